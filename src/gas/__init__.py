@@ -1,0 +1,80 @@
+"""gas-solver: learned few-step samplers for pretrained diffusion and flow models.
+
+A solver is a table of numbers (:class:`gas.Table`); :func:`gas.sample` runs every one of them.
+Names load when first used, so that ``import gas`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gas import catalogue, classical, denoise, grids, learned, losses, metrics, model, report, zoo
+    from gas.artefact import Artefact, load, save
+    from gas.catalogue import Classical
+    from gas.compare import compare
+    from gas.fit import PAPER, FitConfig, FitRecord, fit
+    from gas.learned import S4S, GeneralizedSolver
+    from gas.pairs import Pairs, PairsSpec, read_pairs, write_pairs
+    from gas.sample import sample, trajectory
+    from gas.schedule import EDMasVP, Flow, Schedule, VPDiscrete, VPLinear
+    from gas.start import evaluate, rank_classical
+    from gas.table import Table
+
+_HOMES = {
+    "artefact": ["Artefact", "load", "save"],
+    "catalogue": ["Classical"],
+    "compare": ["compare"],
+    "fit": ["PAPER", "FitConfig", "FitRecord", "fit"],
+    "learned": ["S4S", "GeneralizedSolver"],
+    "pairs": ["Pairs", "PairsSpec", "read_pairs", "write_pairs"],
+    "sample": ["sample", "trajectory"],
+    "schedule": ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear"],
+    "start": ["evaluate", "rank_classical"],
+    "table": ["Table"],
+}
+_MODULES = [
+    "catalogue",
+    "classical",
+    "denoise",
+    "grids",
+    "learned",
+    "losses",
+    "metrics",
+    "model",
+    "report",
+    "zoo",
+]
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"gas.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"gas.{name}")
+    else:
+        raise AttributeError(f"module 'gas' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """Keeps ``gas.sample`` and ``gas.fit`` the functions when the import system sets the modules of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,103 @@
+"""The classical solvers and grids by name: what teachers are made of and what learned solvers must beat."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gas import classical
+from gas.grids import GRIDS
+from gas.schedule import Schedule
+from gas.table import Table
+
+__all__ = ["SOLVERS", "Classical", "candidates"]
+
+SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
+    "ddim": classical.ddim,
+    "dpmpp-2m": lambda s, t: classical.dpmpp(s, t, order=2),
+    "dpmpp-3m": lambda s, t: classical.dpmpp(s, t, order=3),
+    "dpmpp-3m-corrected": lambda s, t: classical.dpmpp_corrected(s, t, order=3),
+    "unipc-1-bh1": lambda s, t: classical.unipc(s, t, 1, "bh1"),
+    "unipc-1-bh2": lambda s, t: classical.unipc(s, t, 1, "bh2"),
+    "unipc-2-bh1": lambda s, t: classical.unipc(s, t, 2, "bh1"),
+    "unipc-2-bh2": lambda s, t: classical.unipc(s, t, 2, "bh2"),
+    "unipc-3-bh1": lambda s, t: classical.unipc(s, t, 3, "bh1"),
+    "unipc-3-bh2": lambda s, t: classical.unipc(s, t, 3, "bh2"),
+    "ipndm-2": lambda s, t: classical.ipndm(s, t, order=2),
+    "ipndm-3": lambda s, t: classical.ipndm(s, t, order=3),
+    "ipndm-4": lambda s, t: classical.ipndm(s, t, order=4),
+    "deis-2": lambda s, t: classical.deis(s, t, order=2),
+    "deis-3": lambda s, t: classical.deis(s, t, order=3),
+    "heun": classical.heun,
+}
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A classical solver by name: everything but the schedule.
+
+    Args:
+        solver: a key of :data:`SOLVERS`.
+        grid: a key of :data:`gas.grids.GRIDS`.
+        nfe: network evaluations.
+        t_end: time that sampling ends at, in [0, 1).
+
+    Raises:
+        ValueError: for an unknown solver or grid, with the nearest known name, and for an NFE that the
+            solver cannot have (Heun asks twice a step).
+
+    >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
+    'unipc-3-bh2 / log_snr'
+    """
+
+    solver: str
+    grid: str
+    nfe: int
+    t_end: float
+
+    def __post_init__(self) -> None:
+        _check_name("solver", self.solver, SOLVERS)
+        _check_name("grid", self.grid, GRIDS)
+        if self.nfe < 1:
+            raise ValueError(f"nfe (network evaluations) must be at least 1, got {self.nfe}")
+        if self.solver == "heun" and self.nfe % 2:
+            raise ValueError(f"heun asks the network twice a step, so nfe must be even, got {self.nfe}")
+
+    @property
+    def label(self) -> str:
+        """Solver and grid, for people."""
+        return f"{self.solver} / {self.grid}"
+
+    def table(self, schedule: Schedule) -> Table:
+        """Build the table on a schedule."""
+        steps = self.nfe // 2 if self.solver == "heun" else self.nfe
+        table = SOLVERS[self.solver](schedule, GRIDS[self.grid](schedule, steps, self.t_end))
+        if table.nfe != self.nfe:
+            raise ValueError(f"{self.label} on {schedule} has NFE {table.nfe}, not {self.nfe}")
+        return table
+
+    def config(self) -> dict[str, Any]:
+        """Return the fields in plain JSON values."""
+        return asdict(self)
+
+
+def candidates(
+    schedule: Schedule, nfe: int, t_end: float, *, solvers: Sequence[str] = (), grids: Sequence[str] = ()
+) -> Iterator[tuple[Classical, Table]]:
+    """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table."""
+    for solver in solvers or SOLVERS:
+        for grid in grids or GRIDS:
+            if solver == "heun" and nfe % 2:
+                continue
+            entry = Classical(solver, grid, nfe, t_end)
+            yield entry, entry.table(schedule)
+
+
+def _check_name(kind: str, name: str, known: dict[str, Any]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(f"unknown {kind} {name!r}: did you mean {near[0]!r}? Known: {', '.join(known)}")

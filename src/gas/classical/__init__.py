@@ -1,0 +1,17 @@
+"""Classical solvers: each a pure function from a schedule and a time grid to a table.
+
+Every function takes ``t``, a grid of times from noise to data (see :func:`gas.grids.as_grid`), and is
+differentiable in it. ``alpha, sigma, lam`` are the schedule at ``t``; ``h = lam_{n+1} - lam_n``.
+
+Two ends need a rule, the same for all. Where the half log-SNR is infinite (rectified flow at t = 1,
+any schedule at sigma = 0), the formulas of higher order are 0/0: answers taken there enter no
+derivative estimate, and a step that ends there is of order 1, which is exact in the limit.
+"""
+
+from gas.classical.deis import deis
+from gas.classical.dpmpp import ddim, dpmpp, dpmpp_corrected
+from gas.classical.heun import heun
+from gas.classical.ipndm import ipndm
+from gas.classical.unipc import unipc
+
+__all__ = ["ddim", "deis", "dpmpp", "dpmpp_corrected", "heun", "ipndm", "unipc"]

@@ -1,0 +1,75 @@
+"""DEIS: noise predictions extrapolated by a polynomial in time and integrated exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gas.classical.grid import Grid, Times, check_order, ddim_row, noise_row
+from gas.schedule import Schedule
+from gas.table import Row, Table
+
+__all__ = ["deis"]
+
+
+def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
+    """DEIS (tAB): noise predictions extrapolated by a polynomial in t, integrated exactly in ``sigma/alpha``.
+
+    ``x' = (alpha'/alpha) x + alpha' sum_j eps_j int L_j(t) d(sigma/alpha)`` over the step, with Lagrange's
+    polynomials ``L_j`` through the last ``order`` times. By parts the integral needs no derivative of the
+    schedule; Gauss-Legendre quadrature of 32 points leaves an error near rounding for smooth schedules.
+
+    Args:
+        schedule: the forward process.
+        t: N + 1 times; the table has NFE N.
+        order: answers that a step combines, 1 to 3.
+
+    Raises:
+        ValueError: when ``t`` is not a grid or the order not 1, 2 or 3.
+
+    References:
+        Zhang and Chen, arXiv 2204.13902, equation 15 and appendix.
+    """
+    check_order("deis", order, 3)
+    grid = Grid.of(schedule, t)
+    rows: list[Row] = []
+    for n in range(grid.steps):
+        if float(grid.alpha[n].detach()) == 0:
+            rows.append(ddim_row(grid, n))
+            continue
+        used = [n - i for i in range(min(n + 1, order))]
+        integrals = _lagrange_integrals(schedule, grid, n, used)
+        weights = {j: grid.alpha[n + 1] * integral for j, integral in zip(used, integrals, strict=True)}
+        rows.append(noise_row(grid, n, weights))
+    return Table.from_rows(grid.t[:-1], rows)
+
+
+def _lagrange_integrals(schedule: Schedule, grid: Grid, n: int, used: list[int]) -> list[Tensor]:
+    """``int L_j(t) d rho`` over step n, ``rho = sigma/alpha``: ``[L_j rho] - int rho L_j' dt``."""
+    start, end = grid.t[n], grid.t[n + 1]
+    node, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(32))
+    inner = start + (end - start) * (node + 1) / 2
+    weight = (end - start) / 2 * weight
+    alpha, sigma = schedule(inner)
+    rho = sigma / alpha
+    rho_start, rho_end = grid.sigma[n] / grid.alpha[n], grid.sigma[n + 1] / grid.alpha[n + 1]
+    integrals = []
+    for j in used:
+        others = [grid.t[i] for i in used if i != j]
+        scale = torch.ones((), dtype=torch.float64)
+        for other in others:
+            scale = scale / (grid.t[j] - other)
+        slope = torch.zeros_like(inner)
+        for skipped in range(len(others)):
+            slope = slope + _product(inner, others[:skipped] + others[skipped + 1 :])
+        boundary = _product(end, others) * rho_end - _product(start, others) * rho_start
+        integrals.append(scale * (boundary - (weight * rho * slope).sum()))
+    return integrals
+
+
+def _product(t: Tensor, roots: list[Tensor]) -> Tensor:
+    product = torch.ones_like(t)
+    for root in roots:
+        product = product * (t - root)
+    return product

@@ -1,0 +1,177 @@
+"""The one network contract, and wrappers that turn every kind of network into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gas.schedule import Schedule, VPDiscrete
+
+__all__ = [
+    "ClassifierFreeGuidance",
+    "ConditionalDenoiser",
+    "Denoiser",
+    "DiscreteTime",
+    "DynamicThreshold",
+    "EDMDenoiser",
+    "FlowDenoiser",
+    "NoiseDenoiser",
+    "StaticThreshold",
+    "VelocityDenoiser",
+]
+
+
+class Denoiser(Protocol):
+    """``denoise(x, t) -> x_0`` estimate: shape and dtype of ``x`` ``(B, *)``, ``t`` a scalar float64 tensor."""
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+class ConditionalDenoiser(Protocol):
+    """A denoiser that is also told a condition whose first dimension is the batch."""
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor, /) -> Tensor: ...
+
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NoiseDenoiser:
+    """For a network that predicts the noise: ``x_0 = (x - sigma_t eps(x, t)) / alpha_t``.
+
+    Args:
+        network: ``network(x, t) -> eps``.
+        schedule: of the network's training. Where ``alpha_t = 0`` noise prediction says nothing about x_0.
+    """
+
+    network: Network
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return (x - sigma * self.network(x, t)) / alpha
+
+
+@dataclass(frozen=True)
+class VelocityDenoiser:
+    """For a variance-preserving network that predicts ``v = alpha eps - sigma x_0``: ``x_0 = alpha x - sigma v``.
+
+    References:
+        Salimans and Ho, arXiv 2202.00512, appendix D.
+    """
+
+    network: Network
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return alpha * x - sigma * self.network(x, t)
+
+
+@dataclass(frozen=True)
+class FlowDenoiser:
+    """For a rectified-flow network that predicts ``v = eps - x_0``: ``x_0 = x - t v(x, t)``.
+
+    References:
+        Liu et al., arXiv 2209.03003, equation 1.
+    """
+
+    network: Network
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return x - t * self.network(x, t)
+
+
+@dataclass(frozen=True)
+class EDMDenoiser:
+    """For an EDM network ``D(y; sigma)`` of ``y = x_0 + sigma eps``: asked at ``x / alpha``, ``sigma / alpha``.
+
+    References:
+        Karras et al., arXiv 2206.00364, equation 7 and Table 1 (``s(t) = alpha_t``).
+    """
+
+    network: Network
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return self.network(x / alpha, sigma / alpha)
+
+
+@dataclass(frozen=True)
+class DiscreteTime:
+    """Tell a network its discrete training step, as a float, in place of t: ``(t - 1/M) M``."""
+
+    network: Network
+    schedule: VPDiscrete
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, self.schedule.network_time(t))
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """Guidance in one batched call: ``d = d_null + scale (d_condition - d_null)``.
+
+    On data predictions this equals the usual rule on noise predictions, since both are affine in each
+    other. One such call counts as one network evaluation (NFE).
+
+    Args:
+        denoise: a denoiser that takes a condition.
+        condition: conditions ``(B, *)``.
+        null: what stands for *no condition*, ``(B, *)`` or anything that broadcasts to it.
+        scale: 1 is the plain conditional model, 0 the unconditional one.
+
+    References:
+        Ho and Salimans, arXiv 2207.12598, equation 6 with ``w = scale - 1``.
+    """
+
+    denoise: ConditionalDenoiser
+    condition: Tensor
+    null: Tensor
+    scale: float
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        null = self.null.expand_as(self.condition)
+        both = self.denoise(torch.cat([x, x]), t, torch.cat([self.condition, null]))
+        with_condition, without = both.chunk(2)
+        return torch.lerp(without, with_condition, self.scale)
+
+
+@dataclass(frozen=True)
+class StaticThreshold:
+    """Clip the data prediction to ``[-limit, limit]``."""
+
+    denoise: Denoiser
+    limit: float = 1.0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.denoise(x, t).clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Clip each sample to its own ``quantile`` of absolute values (at least ``limit``), then scale back to ``limit``.
+
+    References:
+        Saharia et al., arXiv 2205.11487, section 2.3.
+    """
+
+    denoise: Denoiser
+    quantile: float = 0.995
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        d = self.denoise(x, t)
+        reach = torch.quantile(d.abs().flatten(1).float(), self.quantile, dim=1).clamp(min=self.limit)
+        reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
+        return torch.minimum(torch.maximum(d, -reach), reach) * (self.limit / reach)

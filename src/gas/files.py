@@ -1,0 +1,97 @@
+"""Files that are whole or absent: write beside, flush to disk, rename; checksums on read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load_state", "save_state", "sha256", "write_bytes", "write_text", "write_with"]
+
+
+def write_with(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
+
+    A reader therefore sees the old file, or none, or the whole new one; a full disk or a killed
+    process leaves at most a ``.tmp`` file behind.
+
+    Raises:
+        OSError: when the folder cannot be written or the disk is full; ``path`` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write ``data`` to ``path`` so that it is whole or absent."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    return write_with(path, write)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 ``text`` to ``path`` so that it is whole or absent."""
+    return write_bytes(path, text.encode())
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of tensors, numbers, strings and plain containers."""
+    return write_with(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of :func:`save_state`; nothing in the file is executed.
+
+    Raises:
+        ValueError: when the file is damaged or holds anything but plain data.
+    """
+    try:
+        state = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"checkpoint {path} cannot be read ({error}); delete it to start afresh") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of named values")
+    return state
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the platform can open a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

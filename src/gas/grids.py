@@ -1,0 +1,119 @@
+"""Time grids: where a solver asks the network, from t = 1 (noise) down to ``t_end`` (data)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gas.schedule import Schedule
+
+__all__ = ["GRIDS", "as_grid", "karras", "log_snr", "time_quadratic", "time_uniform"]
+
+# Where the half log-SNR is infinite (flow at t = 1 and t = 0), spacing in it is measured from this far inside.
+_INSIDE = 1e-3
+
+
+def time_uniform(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
+    """Return ``nfe + 1`` times spaced evenly in t.
+
+    Raises:
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+    """
+    _check(nfe, t_end)
+    return _pinned(torch.linspace(1.0, t_end, nfe + 1, dtype=torch.float64), t_end)
+
+
+def time_quadratic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
+    """Return ``nfe + 1`` times spaced evenly in the square root of t (denser near the data).
+
+    Raises:
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+    """
+    _check(nfe, t_end)
+    return _pinned(torch.linspace(1.0, t_end**0.5, nfe + 1, dtype=torch.float64) ** 2, t_end)
+
+
+def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
+    """Return ``nfe + 1`` times spaced evenly in half log-SNR (arXiv 2206.00927, section 3.3).
+
+    Raises:
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+    """
+    _check(nfe, t_end)
+    first, last = _finite_half_log_snr(schedule, t_end)
+    steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
+    return _pinned(schedule.inverse_half_log_snr(torch.lerp(first, last, steps)), t_end)
+
+
+def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tensor:
+    """Return ``nfe + 1`` times spaced evenly in ``(sigma/alpha)^(1/rho)`` (arXiv 2206.00364, equation 5).
+
+    Raises:
+        ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``rho`` not positive.
+    """
+    _check(nfe, t_end)
+    if not rho > 0:
+        raise ValueError(f"rho must be positive, got {rho}")
+    first, last = _finite_half_log_snr(schedule, t_end)
+    steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
+    root = torch.lerp((-first / rho).exp(), (-last / rho).exp(), steps)
+    return _pinned(schedule.inverse_half_log_snr(-rho * root.log()), t_end)
+
+
+GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {
+    "time_uniform": time_uniform,
+    "time_quadratic": time_quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+}
+
+
+def as_grid(t: Sequence[float] | Tensor) -> Tensor:
+    """Return a user's own times as a checked float64 vector (a tensor keeps its gradient).
+
+    Args:
+        t: at least two times, strictly decreasing, within [0, 1].
+
+    Raises:
+        ValueError: says what is wrong and where.
+    """
+    grid = torch.as_tensor(t, dtype=torch.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a time grid is a list of at least two times, got shape {tuple(grid.shape)}")
+    values = grid.detach()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"a time grid must be finite, got {values.tolist()}")
+    rising = (values.diff() >= 0).nonzero()
+    if len(rising):
+        i = int(rising[0])
+        raise ValueError(
+            f"a time grid must decrease strictly, but time {i + 1} is {float(values[i + 1]):g} "
+            f"after {float(values[i]):g}; list the times from noise (1) to data"
+        )
+    if values[0] > 1 or values[-1] < 0:
+        raise ValueError(f"a time grid lies within [0, 1], got {float(values[0]):g} .. {float(values[-1]):g}")
+    return grid
+
+
+def _check(nfe: int, t_end: float) -> None:
+    if nfe < 1:
+        raise ValueError(f"nfe (network evaluations) must be at least 1, got {nfe}")
+    if not 0 <= t_end < 1:
+        raise ValueError(f"t_end must lie in [0, 1), got {t_end}")
+
+
+def _pinned(t: Tensor, t_end: float) -> Tensor:
+    """Both ends exactly, whatever rounding or clipping the spacing went through."""
+    t[0], t[-1] = 1.0, t_end
+    return t
+
+
+def _finite_half_log_snr(schedule: Schedule, t_end: float) -> tuple[Tensor, Tensor]:
+    first, last = schedule.half_log_snr(1.0), schedule.half_log_snr(t_end)
+    if torch.isinf(first):
+        first = schedule.half_log_snr(1 - _INSIDE)
+    if torch.isinf(last):
+        last = schedule.half_log_snr(_INSIDE)
+    return first, last

@@ -1,0 +1,284 @@
+"""Noise schedules: how much signal and noise a state holds at time t, in float64 and differentiable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear", "schedule_from_config"]
+
+Time = Tensor | float
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """The forward process ``x_t = alpha_t x_0 + sigma_t eps`` for t from 1 (noise) down to 0 (data).
+
+    Every answer is float64 and differentiable in its argument. ``config()`` describes the schedule in
+    plain JSON; :func:`schedule_from_config` reads it back. ``t_max`` is the latest time with a meaning
+    (a VP process goes on beyond 1, rectified flow does not).
+    """
+
+    t_max: ClassVar[float]
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return ``(alpha_t, sigma_t)``, each of the shape of ``t``."""
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        """Return ``lambda_t = log(alpha_t / sigma_t)``, strictly decreasing in ``t``."""
+
+    def inverse_half_log_snr(self, lam: Time) -> Tensor:
+        """Return the time at which the half log-SNR is ``lam``."""
+
+    def config(self) -> dict[str, Any]:
+        """Return ``{"kind": ..., parameters}`` in plain JSON values."""
+
+
+@dataclass(frozen=True)
+class VPLinear:
+    """Variance-preserving schedule with linear beta: ``log alpha = -t^2 (beta_1 - beta_0)/4 - t beta_0/2``.
+
+    Args:
+        beta_0: beta at t = 0, positive.
+        beta_1: beta at t = 1, at least ``beta_0``.
+
+    Raises:
+        ValueError: unless ``0 < beta_0 <= beta_1``, both finite.
+
+    References:
+        Song et al., arXiv 2011.13456, equation 32.
+
+    >>> alpha, sigma = VPLinear(beta_0=0.1, beta_1=20.0)(0.5)
+    >>> round(float(alpha), 4), round(float(alpha**2 + sigma**2), 4)
+    (0.2812, 1.0)
+    """
+
+    t_max: ClassVar[float] = math.inf
+    beta_0: float = 0.1
+    beta_1: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_0 <= self.beta_1 < math.inf:
+            raise ValueError(
+                f"VPLinear needs 0 < beta_0 <= beta_1, got beta_0={self.beta_0}, beta_1={self.beta_1}"
+            )
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        return _vp(self._log_alpha(t))
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        return _vp_half_log_snr(self._log_alpha(t))
+
+    def inverse_half_log_snr(self, lam: Time) -> Tensor:
+        log_alpha = _vp_log_alpha(_float64(lam))
+        a, b = (self.beta_1 - self.beta_0) / 4, self.beta_0 / 2
+        # The root of a t^2 + b t + log_alpha = 0 in the form without cancellation near t = 0.
+        return -2 * log_alpha / (b + (b * b - 4 * a * log_alpha).sqrt())
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "vp_linear", "beta_0": self.beta_0, "beta_1": self.beta_1}
+
+    def _log_alpha(self, t: Time) -> Tensor:
+        t = _float64(t)
+        return -t * t * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2
+
+
+@dataclass(frozen=True)
+class EDMasVP:
+    """Linear VP schedule that covers the noise range an EDM network is sampled over.
+
+    ``sigma/alpha`` runs from ``min(sigma_max, rho(1))`` at t = 1 to ``max(sigma_min, rho(t_end))`` at
+    ``t_end``, where ``rho`` is the standard VP process (beta 0.1 to 20): the network's own limits, and
+    within them EDM's VP defaults.
+
+    Args:
+        t_end: time that the lowest level falls on, in (0, 1).
+        sigma_min: lowest level that the network supports, positive.
+        sigma_max: highest level that the network supports, above ``sigma_min``.
+
+    Raises:
+        ValueError: when a value is outside its range or the two levels allow no increasing beta.
+
+    References:
+        Karras et al., arXiv 2206.00364, Table 1 (VP column) and the sampler of its published code.
+    """
+
+    t_max: ClassVar[float] = math.inf
+    t_end: float = 1e-3
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.t_end < 1 and 0 < self.sigma_min < self.sigma_max < math.inf):
+            raise ValueError(
+                "EDMasVP needs 0 < t_end < 1 and 0 < sigma_min < sigma_max, got "
+                f"t_end={self.t_end}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
+            )
+        _ = self.linear
+
+    @cached_property
+    def linear(self) -> VPLinear:
+        """The same schedule by its betas: ``log(1 + (sigma/alpha)^2) = beta_0 t + (beta_1 - beta_0) t^2 / 2``."""
+        standard = VPLinear(beta_0=0.1, beta_1=20.0)
+        low = max(math.log1p(self.sigma_min**2), -2 * float(standard._log_alpha(self.t_end)))
+        high = min(math.log1p(self.sigma_max**2), -2 * float(standard._log_alpha(1.0)))
+        slope = 2 * (low / self.t_end - high) / (self.t_end - 1)
+        return VPLinear(beta_0=high - slope / 2, beta_1=high + slope / 2)
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        return self.linear(t)
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        return self.linear.half_log_snr(t)
+
+    def inverse_half_log_snr(self, lam: Time) -> Tensor:
+        return self.linear.inverse_half_log_snr(lam)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "edm_vp",
+            "t_end": self.t_end,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+        }
+
+
+@dataclass(frozen=True)
+class VPDiscrete:
+    """Variance-preserving schedule of a network trained on M discrete steps.
+
+    ``log alpha`` is interpolated linearly in t between its values at ``t_i = (i + 1) / M`` and continued
+    linearly outside.
+
+    Args:
+        alphas_cumprod: ``alpha^2`` of the M steps, strictly decreasing, within (0, 1): the array of that
+            name in DDPM-style code.
+
+    Raises:
+        ValueError: when the values are too few, not decreasing, or outside (0, 1).
+
+    References:
+        Lu et al., arXiv 2206.00927, appendix D.4.
+    """
+
+    t_max: ClassVar[float] = math.inf
+    alphas_cumprod: Sequence[float] | Tensor
+
+    def __post_init__(self) -> None:
+        values = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).flatten()
+        if len(values) < 2 or not bool(((values > 0) & (values < 1)).all() and (values.diff() < 0).all()):
+            raise ValueError(
+                "alphas_cumprod must be at least two strictly decreasing numbers within (0, 1), got "
+                f"{len(values)} from {float(values[0]) if len(values) else None} on"
+            )
+        object.__setattr__(self, "alphas_cumprod", tuple(values.tolist()))
+
+    @property
+    def steps(self) -> int:
+        """The number M of training steps."""
+        return len(self.alphas_cumprod)
+
+    def network_time(self, t: Time) -> Tensor:
+        """Return the float time that the network is told: ``(t - 1/M) M``, in [0, M - 1] on the training range."""
+        return (_float64(t) - 1 / self.steps) * self.steps
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        return _vp(self._log_alpha(t))
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        return _vp_half_log_snr(self._log_alpha(t))
+
+    def inverse_half_log_snr(self, lam: Time) -> Tensor:
+        times, log_alpha = self._knots
+        return _interpolate(_vp_log_alpha(_float64(lam)), log_alpha.flip(0), times.flip(0))
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "vp_discrete", "alphas_cumprod": list(self.alphas_cumprod)}
+
+    @cached_property
+    def _knots(self) -> tuple[Tensor, Tensor]:
+        log_alpha = torch.tensor(self.alphas_cumprod, dtype=torch.float64).log() / 2
+        times = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
+        return times, log_alpha
+
+    def _log_alpha(self, t: Time) -> Tensor:
+        return _interpolate(_float64(t), *self._knots)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow: ``alpha = 1 - t``, ``sigma = t``; the half log-SNR is infinite at both ends.
+
+    References:
+        Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747.
+
+    >>> alpha, sigma = Flow()(0.25)
+    >>> float(alpha), float(sigma)
+    (0.75, 0.25)
+    """
+
+    t_max: ClassVar[float] = 1.0
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        t = _float64(t)
+        return 1 - t, t * 1
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        t = _float64(t)
+        return torch.log1p(-t) - t.log()
+
+    def inverse_half_log_snr(self, lam: Time) -> Tensor:
+        return torch.sigmoid(-_float64(lam))
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "flow"}
+
+
+_KINDS = {"vp_linear": VPLinear, "edm_vp": EDMasVP, "vp_discrete": VPDiscrete, "flow": Flow}
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
+    """Build the schedule that ``config()`` described.
+
+    Raises:
+        ValueError: for an unknown kind or parameter.
+    """
+    parameters = dict(config)
+    kind = parameters.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"schedule kind must be one of {sorted(_KINDS)}, got {kind!r}")
+    try:
+        schedule: Schedule = _KINDS[kind](**parameters)
+    except TypeError as error:
+        raise ValueError(f"schedule {kind!r} does not take these parameters: {error}") from error
+    return schedule
+
+
+def _float64(value: Time) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _vp(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+    return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+
+
+def _vp_half_log_snr(log_alpha: Tensor) -> Tensor:
+    return log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
+
+
+def _vp_log_alpha(lam: Tensor) -> Tensor:
+    return -0.5 * softplus(-2 * lam, threshold=700.0)
+
+
+def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear interpolation over increasing ``knots``, continued linearly outside them."""
+    right = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
+    x0, x1, y0, y1 = knots[right - 1], knots[right], values[right - 1], values[right]
+    return y0 + (x - x0) * (y1 - y0) / (x1 - x0)

@@ -1,0 +1,113 @@
+"""The table: three arrays that are a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Row", "Table"]
+
+Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A linear solver of N network evaluations, written out.
+
+    Row n asks the network once and forms the next state from everything seen so far::
+
+        d_n     = denoise(x_n, times[n])
+        x_{n+1} = sum_{j<=n} states[n, j] x_j  +  sum_{j<=n} outputs[n, j] d_j
+
+                 states (N, N)          outputs (N, N)
+                 x_0  x_1  x_2  x_3     d_0  d_1  d_2  d_3
+        x_1   [   *               ]   [  *                ]
+        x_2   [   *    *          ]   [  *    *           ]
+        x_3   [   *    *    *     ]   [  *    *    *      ]
+        x_4   [   *    *    *    *]   [  *    *    *    * ]
+
+    ``d`` are data predictions (estimates of x_0), ``x_0`` of the table is the start ``x_T``. Rows count
+    network evaluations, not time steps, and times may repeat. One solver has many such tables (states
+    are themselves combinations of ``x_T`` and answers): compare solvers by :meth:`unrolled`.
+
+    Args:
+        times: ``(N,)``, what the network is told.
+        states: ``(N, N)`` lower triangular, weights of past states.
+        outputs: ``(N, N)`` lower triangular, weights of past answers.
+
+    Raises:
+        ValueError: when shapes disagree, a value is not finite, or an entry above the diagonal is not zero.
+
+    References:
+        Butcher, "General linear methods", Acta Numerica 15 (2006), for the form.
+    """
+
+    times: Tensor
+    states: Tensor
+    outputs: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("times", "states", "outputs"):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+        n = self.times.numel()
+        if self.times.ndim != 1 or n == 0:
+            raise ValueError(
+                f"times must be a vector of at least one time, got shape {tuple(self.times.shape)}"
+            )
+        for name in ("states", "outputs"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (n, n):
+                raise ValueError(f"{name} must have shape ({n}, {n}) for {n} times, got {shape}")
+        for name in ("times", "states", "outputs"):
+            value = getattr(self, name).detach()
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite, got {value[~torch.isfinite(value)][0].item()}")
+            if value.ndim == 2 and bool(value.triu(1).any()):
+                raise ValueError(f"{name} must be lower triangular: a row cannot use what comes after it")
+
+    @classmethod
+    def from_rows(cls, times: Tensor, rows: Sequence[Row]) -> Table:
+        """Assemble a table from one ``({j: weight of x_j}, {j: weight of d_j})`` pair a row."""
+        zero = torch.zeros((), dtype=torch.float64)
+
+        def matrix(side: int) -> Tensor:
+            return torch.stack(
+                [torch.stack([row[side].get(j, zero) for j in range(len(rows))]) for row in rows]
+            )
+
+        return cls(times, matrix(0), matrix(1))
+
+    @property
+    def nfe(self) -> int:
+        """Number of network evaluations N."""
+        return len(self.times)
+
+    def unrolled(self) -> Tensor:
+        """Return the table as one matrix ``(N + 1, N + 1)``: state n is row n times ``(x_T, d_0, .., d_{N-1})``.
+
+        Two tables are the same solver exactly when their times and this matrix agree.
+        """
+        eye = torch.eye(self.nfe + 1, dtype=torch.float64)
+        rows = [eye[0]]
+        for n in range(self.nfe):
+            rows.append(
+                self.states[n, : n + 1] @ torch.stack(rows) + self.outputs[n, : n + 1] @ eye[1 : n + 2]
+            )
+        return torch.stack(rows)
+
+    def folded(self) -> Table:
+        """Return the same solver with no state but ``x_T`` in it: ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``.
+
+        References:
+            The non-stationary form of arXiv 2403.01329, section 3.
+        """
+        u = self.unrolled()[1:]
+        states = torch.cat([u[:, :1], torch.zeros(self.nfe, self.nfe - 1, dtype=torch.float64)], dim=1)
+        return Table(self.times, states, u[:, 1:])
+
+    def detach(self) -> Table:
+        """Return the same numbers without gradient."""
+        return Table(self.times.detach(), self.states.detach(), self.outputs.detach())

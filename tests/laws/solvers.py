@@ -1,0 +1,38 @@
+"""Every solver, grid and schedule that the laws are tested over."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from gas import grids
+from gas.catalogue import SOLVERS
+from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
+
+
+def scaled_linear():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return VPDiscrete(torch.cumprod(1 - betas, 0))
+
+
+SCHEDULES = {
+    "vp_linear": VPLinear(0.1, 20.0),
+    "vp_discrete": scaled_linear(),
+    "edm_vp": EDMasVP(1e-3),
+    "flow": Flow(),
+}
+GRIDS = grids.GRIDS
+NAMES = list(SOLVERS)
+MULTISTEP = [name for name in NAMES if name != "heun"]
+
+
+def nominal_times(name, schedule, t):
+    """The time each state of a table stands for, ending with the last: Heun's stages repeat the end of a step."""
+    if name != "heun":
+        return t
+    asked = [t[0]]
+    for start, end in pairwise(t):
+        euler = bool(torch.isinf(schedule.half_log_snr(torch.stack([start, end]))).any())
+        asked += [end] if euler else [end, end]
+    return torch.stack(asked)

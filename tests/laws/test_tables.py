@@ -1,0 +1,179 @@
+"""Laws of every classical table: moments, probing, folding, gradients, finite ends."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES, nominal_times
+
+from doubles import Gaussian
+from gas import classical
+from gas.catalogue import SOLVERS
+from gas.sample import sample, trajectory
+from gas.schedule import Flow, VPLinear
+from gas.table import Table
+
+
+def spread(shares):
+    """A strictly decreasing grid from 1 to 1e-3 out of positive shares."""
+    shares = torch.tensor(shares, dtype=torch.float64)
+    gone = torch.cat([torch.zeros(1, dtype=torch.float64), shares.cumsum(0) / shares.sum()])
+    return 1 - gone * (1 - 1e-3)
+
+
+def probed(table):
+    """Read a table's matrix from outside: the network's n-th answer is the n-th unit vector."""
+    n = table.nfe
+    asked = []
+
+    def denoise(x, t):
+        asked.append(float(t))
+        answer = torch.zeros_like(x)
+        answer[:, len(asked)] = 1
+        return answer
+
+    start = torch.zeros(1, n + 1, dtype=torch.float64)
+    start[0, 0] = 1
+    return torch.cat(list(trajectory(denoise, start, table))), asked
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_moments(name, grid, schedule):
+    """Pure noise stays noise and pure signal stays signal: the two consistency conditions of every row."""
+    t = GRIDS[grid](schedule, 6, 1e-3)
+    table = SOLVERS[name](schedule, t)
+    alpha, sigma = schedule(nominal_times(name, schedule, t))
+    torch.testing.assert_close(table.states @ sigma[:-1], sigma[1:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(table.states @ alpha[:-1] + table.outputs.sum(1), alpha[1:], rtol=0, atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(MULTISTEP),
+    shares=st.lists(st.floats(0.05, 1.0), min_size=1, max_size=8),
+)
+def test_moments_hold_on_any_grid(name, shares):
+    schedule, t = VPLinear(), spread(shares)
+    table = SOLVERS[name](schedule, t)
+    alpha, sigma = schedule(t)
+    torch.testing.assert_close(table.states @ sigma[:-1], sigma[1:], rtol=0, atol=1e-10)
+    scale = 1 + float(table.outputs.abs().max())
+    error = table.states @ alpha[:-1] + table.outputs.sum(1) - alpha[1:]
+    assert float(error.abs().max()) < 1e-11 * scale
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probing_reads_the_table(name):
+    schedule = VPLinear()
+    table = SOLVERS[name](schedule, GRIDS["log_snr"](schedule, 5, 1e-3))
+    matrix, asked = probed(table)
+    torch.testing.assert_close(matrix, table.unrolled(), rtol=1e-12, atol=1e-12)
+    assert asked == table.times.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folding_keeps_the_solver_and_needs_only_the_start(name):
+    schedule = VPLinear()
+    table = SOLVERS[name](schedule, GRIDS["time_quadratic"](schedule, 6, 1e-3))
+    folded = table.folded()
+    torch.testing.assert_close(folded.unrolled(), table.unrolled(), rtol=1e-12, atol=1e-12)
+    assert not folded.states[:, 1:].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_in_the_times(name):
+    schedule = VPLinear()
+
+    def build(interior):
+        ends = torch.tensor([1.0, 1e-3], dtype=torch.float64)
+        table = SOLVERS[name](schedule, torch.cat([ends[:1], interior, ends[1:]]))
+        return table.times, table.states, table.outputs
+
+    interior = torch.tensor([0.7, 0.45, 0.2], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(build, interior, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("t_end", [0.0, 1e-3])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_flow_ends_are_finite_with_finite_gradients(name, grid, t_end):
+    t = GRIDS[grid](Flow(), 6, t_end).requires_grad_()
+    ends = torch.tensor([True, *[False] * 5, True])
+    table = SOLVERS[name](
+        Flow(), torch.where(ends, t.detach(), t)
+    )  # the ends are constants, as when learning
+    unrolled = table.unrolled()
+    assert torch.isfinite(unrolled).all()
+    unrolled.square().sum().backward()
+    assert torch.isfinite(t.grad).all()
+    assert t.grad[1:-1].all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flow_reaches_clean_data_exactly(name):
+    """At sigma = 0 the last state is a combination of answers alone: weights of x_T vanish, answers sum to 1."""
+    last = SOLVERS[name](Flow(), GRIDS["time_uniform"](Flow(), 5, 0.0)).unrolled()[-1]
+    assert abs(float(last[0])) < 1e-12
+    assert float(last[1:].sum()) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_all_solvers_converge_to_the_exact_flow(name, schedule):
+    """On a Gaussian the flow is known: 160 steps come close to it, and 4 times as many as 40 come closer."""
+    model = Gaussian(schedule)
+    z = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+
+    def error(steps):
+        t = GRIDS["time_uniform"](schedule, steps, 1e-2)
+        made = sample(model.denoise, model.state(z, t[0]), SOLVERS[name](schedule, t))
+        return float((made - model.state(z, t[-1])).abs().max())
+
+    coarse, fine = error(40), error(160)
+    assert fine < 2e-2
+    assert fine < coarse / 3.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_and_shape_follow_x(dtype):
+    table = classical.unipc(VPLinear(), GRIDS["log_snr"](VPLinear(), 4, 1e-3))
+    for shape in [(2,), (2, 3), (2, 3, 4, 5, 6)]:
+        out = sample(lambda x, t: x / 2, torch.ones(shape, dtype=dtype), table)
+        assert out.dtype == dtype
+        assert out.shape == shape
+
+
+def test_history_is_dropped_once_it_is_not_needed():
+    """Only live states are held: DDIM needs one, whatever the number of steps."""
+    import gc
+    import weakref
+
+    alive = []
+
+    def denoise(x, t):
+        answer = x / 2
+        alive.append(weakref.ref(answer))
+        return answer
+
+    table = classical.ddim(VPLinear(), GRIDS["log_snr"](VPLinear(), 10, 1e-3))
+    for _ in trajectory(denoise, torch.ones(2, dtype=torch.float64), table):
+        gc.collect()
+        assert sum(ref() is not None for ref in alive) <= 2
+
+
+@pytest.mark.parametrize(
+    ("times", "states", "outputs", "message"),
+    [
+        ([], [], [], "at least one time"),
+        ([1.0], [[1.0, 2.0]], [[1.0]], r"states must have shape \(1, 1\)"),
+        ([1.0, 0.5], [[1, 0], [0, 1]], [[1.0]], r"outputs must have shape \(2, 2\)"),
+        ([float("nan")], [[1.0]], [[1.0]], "times must be finite"),
+        ([1.0], [[float("inf")]], [[1.0]], "states must be finite"),
+        ([1.0, 0.5], [[1, 1], [0, 1]], [[1, 0], [0, 1]], "lower triangular"),
+    ],
+)
+def test_bad_tables_are_refused(times, states, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        Table(torch.tensor(times), torch.tensor(states), torch.tensor(outputs))
