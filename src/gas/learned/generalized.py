@@ -1,0 +1,219 @@
+"""The Generalized Solver: theoretical coefficients, learned corrections, learned times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gas import grids
+from gas.classical.dpmpp import difference_basis, dpmpp
+from gas.classical.grid import Grid
+from gas.learned.times import fold_shifts, logits_of_times, shifted_times, times_of_logits, unfold_shifts
+from gas.schedule import Schedule
+from gas.table import Row, Table
+
+__all__ = ["GeneralizedSolver"]
+
+Numbers = Sequence[float] | Tensor
+# How a correction enters the base's weights of (m0), (m0, E0) and (m0, D1, D2): as the published update's signs.
+_SIGNS = {1: (-1.0,), 2: (-1.0, -1.0), 3: (-1.0, 1.0, -1.0)}
+
+
+class GeneralizedSolver(nn.Module):
+    """GS: a lazy table. ``forward()`` returns it, differentiable in four groups of parameters.
+
+    ``x_{n+1} = sum_j (a_{j,n} + a^_{j,n}) x_j + sum_j (c_{j,n} + c^_{j,n}) m_j``, where ``a, c`` are the
+    coefficients of DPM-Solver++(3M) on the learned times and ``m_j`` is the data prediction asked at
+    ``t_j + xi_j``. All corrections and shifts start at zero: a new solver is ``dpmpp(order=3)`` on the
+    time-uniform grid, exactly.
+
+    Args:
+        schedule: the forward process.
+        nfe: network evaluations N, at least 1.
+        t_end: time that sampling ends at, in [0, 1).
+        order: how many past states and answers a step may use; ``None`` means all.
+        theory: ``False`` freezes the base at its values on the first grid, so that coefficients no longer
+            follow the times (the paper's ablation); corrections then act on the answers directly.
+
+    Attributes:
+        theta: ``(N - 1,)`` logits of the times, from data to noise.
+        xi: ``(N,)`` shifts of the times that the network is told.
+        states: ``(K, N)``; entry ``(i, n)`` corrects the weight of ``x_{n-i}`` in step n.
+        outputs: ``(K, N)``; entry ``(i, n)`` corrects step n's weight of derivative estimate i (the base's
+            m0, E0 or D1, D2) and, beyond the base's order, of answer ``m_{n-i}``.
+        t: the N + 1 nominal times, from 1 to ``t_end``.
+
+    Raises:
+        ValueError: when ``nfe``, ``t_end`` or ``order`` is out of range.
+
+    References:
+        arXiv 2510.17699, equations 13, 14 and 20.
+
+    >>> import gas
+    >>> solver = gas.GeneralizedSolver(gas.VPLinear(), nfe=4, t_end=1e-3)
+    >>> [round(float(t), 3) for t in solver.t], solver().nfe
+    ([1.0, 0.75, 0.501, 0.251, 0.001], 4)
+    """
+
+    base_states: Tensor
+    base_outputs: Tensor
+
+    def __init__(
+        self, schedule: Schedule, nfe: int, t_end: float, *, order: int | None = None, theory: bool = True
+    ) -> None:
+        super().__init__()
+        t = grids.time_uniform(schedule, nfe, t_end)
+        order = nfe if order is None else order
+        if order < 1:
+            raise ValueError(
+                f"order (past states and answers a step may use) must be at least 1, got {order}"
+            )
+        self.schedule, self.t_end, self.order, self.theory = schedule, float(t_end), min(order, nfe), theory
+        base = dpmpp(schedule, t, order=min(3, self.order))
+        self.register_buffer("base_states", base.states)
+        self.register_buffer("base_outputs", base.outputs)
+        self.theta = nn.Parameter(logits_of_times(t))
+        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
+        self.states = nn.Parameter(torch.zeros(self.order, nfe, dtype=torch.float64))
+        self.outputs = nn.Parameter(torch.zeros(self.order, nfe, dtype=torch.float64))
+
+    @classmethod
+    def from_official(
+        cls,
+        schedule: Schedule,
+        *,
+        t_end: float,
+        mu_logit: Numbers,
+        t_couple: Numbers,
+        a_diff: Sequence[Numbers],
+        c_diff: Sequence[Numbers],
+    ) -> GeneralizedSolver:
+        """Build the solver of an official checkpoint's numbers (names as there).
+
+        Args:
+            schedule: the forward process.
+            t_end: time that sampling ends at.
+            mu_logit: N - 1 time logits, from data to noise.
+            t_couple: N time shifts.
+            a_diff: K lists of N; ``a_diff[i][n]`` corrects the state i steps back from ``x_n``.
+            c_diff: K lists of N; likewise for derivative estimates and older answers.
+
+        Raises:
+            ValueError: when the lengths do not belong to one N and K.
+        """
+        nfe, order = len(t_couple), len(a_diff)
+        solver = cls(schedule, nfe, t_end, order=order)
+        given = {"theta": mu_logit, "xi": t_couple, "states": a_diff, "outputs": c_diff}
+        with torch.no_grad():
+            for name, value in given.items():
+                parameter = solver.get_parameter(name)
+                tensor = torch.as_tensor(value, dtype=torch.float64)
+                if tensor.shape != parameter.shape:
+                    raise ValueError(
+                        f"{name} of a solver with NFE {nfe} and order {order} has shape "
+                        f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
+                    )
+                parameter.copy_(tensor)
+        return solver
+
+    @classmethod
+    def from_table(
+        cls,
+        schedule: Schedule,
+        table: Table,
+        t_end: float,
+        *,
+        t: Numbers | None = None,
+        theory: bool = True,
+    ) -> GeneralizedSolver:
+        """Build the solver that starts exactly at a given table: same times told, same coefficients.
+
+        Corrections reach every entry, so any table will do. What the nominal times leave to be shifted,
+        the shifts make up for.
+
+        Args:
+            schedule: the forward process.
+            table: where to start.
+            t_end: time that sampling ends at.
+            t: the N + 1 nominal times; by default the table's own where these fall strictly from 1, else
+                (Heun's repeat) the time-uniform ones.
+            theory: as in the constructor.
+
+        Raises:
+            ValueError: when the times are too close together to be learned from, or are not N + 1.
+        """
+        solver = cls(schedule, table.nfe, t_end, theory=theory)
+        table = table.detach()
+        if t is None:
+            t = torch.cat([table.times, torch.tensor([t_end], dtype=torch.float64)])
+            if float(t[0]) != 1.0 or bool((t.diff() >= 0).any()):
+                t = grids.time_uniform(schedule, table.nfe, t_end)
+        t = grids.as_grid(t)
+        if len(t) != table.nfe + 1:
+            raise ValueError(f"t must be {table.nfe + 1} times for a table of NFE {table.nfe}, got {len(t)}")
+        with torch.no_grad():
+            solver.theta.copy_(logits_of_times(t))
+            solver.xi.copy_(table.times - solver.t[:-1])
+            if not theory:
+                base = dpmpp(schedule, solver.t, order=3)
+                solver.base_states.copy_(base.states)
+                solver.base_outputs.copy_(base.outputs)
+            solver._correct_towards(table)
+        return solver
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations N."""
+        return len(self.xi)
+
+    @property
+    def t(self) -> Tensor:
+        """The N + 1 nominal times."""
+        return times_of_logits(self.theta, self.t_end)
+
+    def forward(self) -> Table:
+        """Return the table of the current parameters."""
+        t, nominal = self.t, self.nominal()
+        tau = shifted_times(self.schedule, t, self.xi)
+        return Table(tau, *fold_shifts(self.schedule, t[:-1], tau, nominal.states, nominal.outputs))
+
+    def nominal(self) -> Table:
+        """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
+        grid = Grid.of(self.schedule, self.t)
+        return Table.from_rows(grid.t[:-1], [self._row(grid, n) for n in range(self.nfe)])
+
+    def _row(self, grid: Grid, n: int) -> Row:
+        """Step n in states and shifted data predictions."""
+        reach = min(n + 1, self.order)
+        states = {n - i: self.states[i, n] for i in range(reach)}
+        if not self.theory:
+            outputs = {n - i: self.base_outputs[n, n - i] + self.outputs[i, n] for i in range(reach)}
+            return {j: self.base_states[n, j] + a for j, a in states.items()}, outputs
+        states[n] = states[n] + grid.sigma[n + 1] / grid.sigma[n]
+        weights, basis = difference_basis(grid, n, grid.usable(n, min(3, self.order)))
+        k = len(weights)
+        answers = (weights + torch.tensor(_SIGNS[k], dtype=torch.float64) * self.outputs[:k, n]) @ basis
+        outputs = {n - i: answers[i] if i < k else self.outputs[i, n] for i in range(reach)}
+        return states, outputs
+
+    @torch.no_grad()
+    def _correct_towards(self, table: Table) -> None:
+        """Choose the corrections for which :meth:`forward` gives this table, on the current times."""
+        grid = Grid.of(self.schedule, self.t)
+        tau = shifted_times(self.schedule, self.t, self.xi)
+        states, outputs = unfold_shifts(self.schedule, self.t[:-1], tau, table.states, table.outputs)
+        for n in range(self.nfe):
+            index = torch.arange(n, -1, -1)
+            self.states[: n + 1, n] = states[n, index]
+            self.outputs[: n + 1, n] = outputs[n, index]
+            if not self.theory:
+                self.states[: n + 1, n] -= self.base_states[n, index]
+                self.outputs[: n + 1, n] -= self.base_outputs[n, index]
+                continue
+            self.states[0, n] -= grid.sigma[n + 1] / grid.sigma[n]
+            weights, basis = difference_basis(grid, n, grid.usable(n, min(3, self.order)))
+            k = len(weights)
+            wanted = torch.linalg.solve(basis.T, self.outputs[:k, n].clone())
+            self.outputs[:k, n] = torch.tensor(_SIGNS[k], dtype=torch.float64) * (wanted - weights)

@@ -1,0 +1,119 @@
+"""S4S: learned times and freely learned coefficients, with its predictor-corrector form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gas import grids
+from gas.classical.dpmpp import dpmpp
+from gas.classical.grid import Grid
+from gas.learned.times import fold_shifts, logits_of_times, shifted_times, times_of_logits
+from gas.schedule import Schedule
+from gas.table import Row, Table
+
+__all__ = ["S4S"]
+
+Numbers = Sequence[float] | Tensor
+
+
+class S4S(nn.Module):
+    """A lazy table with free answer weights: ``P(x) = (sigma'/sigma) x - alpha' expm1(-h) sum_j c_{j,n} m_j``.
+
+    With ``corrector`` the step is repeated on the predicted state with a second set of weights b in
+    place of c. Times, shifts and ``m_j`` are those of :class:`gas.GeneralizedSolver`.
+
+    Args:
+        schedule: the forward process.
+        nfe: network evaluations N, at least 1.
+        t_end: time that sampling ends at, in [0, 1).
+        corrector: use the predictor-corrector form.
+
+    Attributes:
+        theta: ``(N - 1,)`` logits of the times, from data to noise.
+        xi: ``(N,)`` shifts of the times that the network is told.
+        predictor: ``(N, N)``; entry ``(i, n)`` is step n's weight of ``m_{n-i}``; starts at DPM-Solver++(3M).
+        correction: ``(N, N)`` likewise, or ``None`` without corrector; starts at zero.
+
+    References:
+        arXiv 2502.17423, equation 7 and appendix C.1.
+    """
+
+    def __init__(self, schedule: Schedule, nfe: int, t_end: float, *, corrector: bool = False) -> None:
+        super().__init__()
+        self.schedule, self.t_end = schedule, float(t_end)
+        t = grids.time_uniform(schedule, nfe, t_end)
+        grid, base = Grid.of(schedule, t), dpmpp(schedule, t, order=3)
+        start = torch.zeros(nfe, nfe, dtype=torch.float64)
+        for n in range(nfe):
+            start[: n + 1, n] = base.outputs[n, : n + 1].flip(0) / _step(grid, n)
+        self.theta = nn.Parameter(logits_of_times(t))
+        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
+        self.predictor = nn.Parameter(start)
+        self.correction = nn.Parameter(torch.zeros_like(start)) if corrector else None
+
+    @classmethod
+    def from_official(
+        cls,
+        schedule: Schedule,
+        *,
+        t_end: float,
+        mu_logit: Numbers,
+        t_couple: Numbers,
+        a_diff: Sequence[Numbers],
+        c_diff: Sequence[Numbers],
+    ) -> S4S:
+        """Build the solver of an official checkpoint trained without theory: ``c_diff`` predicts, ``a_diff`` corrects.
+
+        Raises:
+            ValueError: when the lengths do not belong to one N.
+        """
+        solver = cls(schedule, len(t_couple), t_end, corrector=True)
+        given = {"theta": mu_logit, "xi": t_couple, "predictor": c_diff, "correction": a_diff}
+        with torch.no_grad():
+            for name, value in given.items():
+                parameter = solver.get_parameter(name)
+                tensor = torch.as_tensor(value, dtype=torch.float64)
+                if tensor.shape != parameter.shape:
+                    raise ValueError(
+                        f"{name} of an S4S solver with NFE {solver.nfe} has shape "
+                        f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
+                    )
+                parameter.copy_(tensor)
+        return solver
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations N."""
+        return len(self.xi)
+
+    @property
+    def t(self) -> Tensor:
+        """The N + 1 nominal times."""
+        return times_of_logits(self.theta, self.t_end)
+
+    def forward(self) -> Table:
+        """Return the table of the current parameters."""
+        t, nominal = self.t, self.nominal()
+        tau = shifted_times(self.schedule, t, self.xi)
+        return Table(tau, *fold_shifts(self.schedule, t[:-1], tau, nominal.states, nominal.outputs))
+
+    def nominal(self) -> Table:
+        """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
+        grid = Grid.of(self.schedule, self.t)
+        return Table.from_rows(grid.t[:-1], [self._row(grid, n) for n in range(self.nfe)])
+
+    def _row(self, grid: Grid, n: int) -> Row:
+        ratio, step = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n)
+        predicted = {n - i: step * self.predictor[i, n] for i in range(n + 1)}
+        if self.correction is None:
+            return {n: ratio}, predicted
+        corrected = {n - i: ratio * predicted[n - i] + step * self.correction[i, n] for i in range(n + 1)}
+        return {n: ratio * ratio}, corrected
+
+
+def _step(grid: Grid, n: int) -> Tensor:
+    """``-alpha' expm1(-h)``: the weight of the answer in a first-order step."""
+    return -grid.alpha[n + 1] * torch.expm1(grid.lam[n] - grid.lam[n + 1])

@@ -1,0 +1,93 @@
+"""Learnable times: stick breaking, and the shift between the nominal time and what the network is told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gas.schedule import Schedule
+
+__all__ = ["fold_shifts", "logits_of_times", "shifted_times", "times_of_logits", "unfold_shifts"]
+
+_SQUEEZE = 1e-5
+
+
+def times_of_logits(logits: Tensor, t_end: float) -> Tensor:
+    """Return the N + 1 times of N - 1 logits, strictly decreasing from 1 to ``t_end``.
+
+    With ``m_j = sigmoid(logits_j)`` squeezed into ``[1e-5, 1 - 1e-5]``, the interior times from data to
+    noise are ``1 - (1 - t_end) prod_{i<=j} m_i``: each breaks off a share of what is left up to 1.
+
+    References:
+        arXiv 2510.17699, equation 14; order and squeeze as in the authors' code.
+    """
+    m = torch.sigmoid(logits) * (1 - 2 * _SQUEEZE) + _SQUEEZE
+    interior = (1 - torch.cumprod(m, dim=0)) * (1 - t_end) + t_end
+    ends = torch.tensor([1.0, t_end], dtype=torch.float64)
+    return torch.cat([ends[:1], interior.flip(0), ends[1:]])
+
+
+def logits_of_times(t: Tensor) -> Tensor:
+    """Return the logits that :func:`times_of_logits` maps to ``t`` (N + 1 times from 1 to t_end).
+
+    Raises:
+        ValueError: when a time is closer to its neighbour than the squeeze allows.
+    """
+    left = torch.cat([torch.ones(1, dtype=torch.float64), (1 - t[1:-1].flip(0)) / (1 - t[-1])])
+    share = (left[1:] / left[:-1] - _SQUEEZE) / (1 - 2 * _SQUEEZE)
+    if not bool(((share > 0) & (share < 1)).all()):
+        raise ValueError(f"times are too close together to be learned from: {t.tolist()}")
+    return torch.logit(share)
+
+
+def shifted_times(schedule: Schedule, t: Tensor, xi: Tensor) -> Tensor:
+    """Return ``tau = t + xi``, what the network is told, kept where the schedule means something.
+
+    Where ``alpha_t = 0`` (rectified flow at t = 1) a shift has no finite meaning and is ignored.
+    """
+    alpha, _ = schedule(t.detach())
+    floor = max(float(t[-1].detach()), 2e-4) / 2
+    moved = (t[:-1] + xi).clamp(min=floor, max=schedule.t_max)
+    return torch.where(alpha[:-1] > 0, moved, t[:-1])
+
+
+def fold_shifts(
+    schedule: Schedule, t: Tensor, tau: Tensor, states: Tensor, outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn weights of shifted data predictions into weights of plain denoiser answers.
+
+    GS asks the network at ``tau``, reads a noise estimate there, and turns it into an x_0 estimate with
+    the nominal ``t``: ``m = p x + q D(x, tau)``, ``p = (1 - sigma_t/sigma_tau)/alpha_t``,
+    ``q = sigma_t alpha_tau / (sigma_tau alpha_t)``.
+
+    Args:
+        schedule: the forward process.
+        t: nominal times ``(N,)``.
+        tau: told times ``(N,)``.
+        states: weights of states ``(N, N)``.
+        outputs: weights of shifted data predictions m ``(N, N)``.
+
+    Returns:
+        Weights of states and of denoiser answers, each ``(N, N)``.
+    """
+    p, q = _shift(schedule, t, tau)
+    return states + outputs * p, outputs * q
+
+
+def _shift(schedule: Schedule, t: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, sigma = schedule(t)
+    alpha_tau, sigma_tau = schedule(tau)
+    plain = alpha == 0
+    safe = torch.where(plain, torch.ones_like(alpha), alpha)
+    p = torch.where(plain, torch.zeros_like(alpha), (1 - sigma / sigma_tau) / safe)
+    q = torch.where(plain, torch.ones_like(alpha), sigma * alpha_tau / (sigma_tau * safe))
+    return p, q
+
+
+def unfold_shifts(
+    schedule: Schedule, t: Tensor, tau: Tensor, states: Tensor, outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Undo :func:`fold_shifts`."""
+    p, q = _shift(schedule, t, tau)
+    shifted = outputs / q
+    return states - shifted * p, shifted

@@ -1,0 +1,83 @@
+"""Distances between a student's sample and its teacher's, for tensors of any shape."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "l1", "l2", "loss_by_name"]
+
+
+class Loss(Protocol):
+    """``loss(student, teacher)`` of two tensors ``(B, *)`` -> one value a sample ``(B,)``, differentiable."""
+
+    def __call__(self, student: Tensor, teacher: Tensor, /) -> Tensor: ...
+
+
+def l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean absolute difference of each sample ``(B,)``."""
+    return (student - teacher).abs().flatten(1).mean(1)
+
+
+def l2(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of each sample ``(B,)``."""
+    return (student - teacher).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class PseudoHuber:
+    """``mean(sqrt(d^2 + c^2) - c)`` of the difference d: squared when small against c, absolute when large.
+
+    Args:
+        c: where one turns into the other, in the units of the data, positive.
+
+    Raises:
+        ValueError: when ``c`` is not positive.
+
+    References:
+        Charbonnier et al., 1997; as a distillation loss in Song and Dhariwal, arXiv 2310.14189, section 3.3.
+    """
+
+    c: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise ValueError(f"c of the pseudo-Huber loss must be positive, got {self.c}")
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        # d^2 / (sqrt(d^2 + c^2) + c) is sqrt(d^2 + c^2) - c without the cancellation at small d.
+        square = (student - teacher).square()
+        return (square / ((square + self.c**2).sqrt() + self.c)).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class FeatureLoss:
+    """Mean squared difference in a feature space, for LPIPS-like losses.
+
+    Args:
+        features: ``(B, *) -> (B, F...)``, differentiable and in evaluation mode.
+    """
+
+    features: Callable[[Tensor], Tensor]
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return l2(self.features(student), self.features(teacher))
+
+
+LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "pseudo_huber": PseudoHuber()}
+
+
+def loss_by_name(name: str) -> Loss:
+    """Return a loss of :data:`LOSSES`.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown loss {name!r}: did you mean {near!r}? Known: {', '.join(LOSSES)}")
+    return LOSSES[name]
