@@ -1,0 +1,263 @@
+"""Teacher pairs: noise by seed and where a slow, good solver takes it, in shards that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from gas.files import write_bytes
+from gas.model import Model, labels_of_seeds, noise_of_seeds
+from gas.sample import sample
+from gas.shards import (
+    AGAIN,
+    MANIFEST,
+    RECIPE,
+    Json,
+    checked,
+    differences,
+    is_whole,
+    open_folder,
+    read_manifest,
+    read_shard,
+    shard_index,
+    write_manifest,
+)
+from gas.table import Table
+
+__all__ = ["Pairs", "PairsProgress", "PairsSpec", "join_pairs", "read_pairs", "teach", "write_pairs"]
+
+
+@dataclass(frozen=True)
+class PairsSpec:
+    """What decides the bytes of a set of pairs, beside the model and the teacher's table.
+
+    Args:
+        seeds: one sample each; contiguous.
+        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing).
+        guidance: scale of classifier-free guidance; 1 is the plain conditional model.
+        shard: samples a file.
+        labelled: give a class-conditional model the label ``seed mod classes``.
+
+    Raises:
+        ValueError: for seeds that are empty, negative or not contiguous, and numbers out of range.
+    """
+
+    seeds: range
+    teacher: Mapping[str, Any]
+    guidance: float = 1.0
+    shard: int = 256
+    labelled: bool = True
+
+    def __post_init__(self) -> None:
+        s = self.seeds
+        if not isinstance(s, range) or len(s) == 0 or s.step != 1 or s.start < 0 or s.stop > 2**63:
+            raise ValueError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
+        if self.shard < 1 or not math.isfinite(self.guidance):
+            raise ValueError(f"shard must be 1 or more, guidance finite; got {self.shard}, {self.guidance}")
+
+
+@dataclass(frozen=True)
+class PairsProgress:
+    """How far the writer is, in samples safe on disk; ``resumed`` of them were there when it started."""
+
+    done: int
+    total: int
+    resumed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Noise and the teacher's answers, row by row, on the CPU.
+
+    Args:
+        seeds: ``(S,)`` int64.
+        noise: ``(S, *)`` float32, standard normal, from the seeds alone.
+        target: ``(S, *)`` float32, where the teacher takes the noise.
+        labels: ``(S,)`` int64, or ``None`` when no class was told.
+        manifest: what the folder says about itself.
+    """
+
+    seeds: Tensor
+    noise: Tensor
+    target: Tensor
+    labels: Tensor | None
+    manifest: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def guidance(self) -> float:
+        """Scale of classifier-free guidance that the teacher ran with."""
+        return float(self.manifest["recipe"]["guidance"])
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """Description of the teacher in plain JSON."""
+        return dict(self.manifest["recipe"]["teacher"])
+
+    def subset(self, index: slice | Tensor) -> Pairs:
+        """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions."""
+        labels = None if self.labels is None else self.labels[index]
+        return Pairs(self.seeds[index], self.noise[index], self.target[index], labels, self.manifest)
+
+    def split(self, validation: int) -> tuple[Pairs, Pairs]:
+        """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""
+        if not 0 <= validation < len(self):
+            raise ValueError(f"validation must be from 0 to below {len(self)} pairs, got {validation}")
+        cut = len(self) - validation
+        return self.subset(slice(0, cut)), self.subset(slice(cut, None))
+
+
+def write_pairs(
+    model: Model, table: Table, folder: Path | str, spec: PairsSpec, *, batch: int = 64
+) -> Iterator[PairsProgress]:
+    """Run the teacher from the noise of every seed: ``target_s = sample(model, noise(s), table)``.
+
+    The folder holds ``manifest.json`` (what it is, and a checksum a shard) and one safetensors file a
+    shard: ``target``, ``seeds`` and perhaps ``labels``; noise follows from the seed and is not stored.
+    Killed at any point and called again, this keeps the shards whose checksum holds, makes the rest in
+    the first run's batches, and ends with the same bytes (on like machines: another may round differently).
+
+    Args:
+        model: the model; its noise must be that of :func:`gas.model.noise_of_seeds`.
+        table: the teacher.
+        folder: new, empty or of an earlier run; one writer at a time.
+        spec: seeds, guidance, shard size.
+        batch: samples a call of the model; a resumed run keeps that of the first.
+
+    Yields:
+        :class:`PairsProgress`, once at the start and once a shard written.
+
+    Raises:
+        ValueError: when the folder is not of these settings or is damaged, or a sample is not finite.
+        OSError: when the folder cannot be written or the disk is full; what was written stays valid.
+    """
+    folder, table, total = Path(folder), table.detach(), len(spec.seeds)
+    manifest = open_folder(folder, _recipe(model, table, spec, batch))
+    todo = [entry for entry in manifest["shards"] if not is_whole(folder, entry)]
+    done = resumed = total - sum(entry["count"] for entry in todo)
+    yield PairsProgress(done, total, resumed)
+    for entry in todo:
+        data = save(_shard(model, table, manifest["recipe"], entry), {"recipe": manifest["recipe_sha256"]})
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
+        try:
+            write_bytes(folder / entry["file"], data)
+            write_manifest(folder, manifest)
+        except OSError as error:
+            advice = f"{error.strerror}, with {done} of {total} pairs safe: make room, then {AGAIN}"
+            raise OSError(error.errno, advice, str(folder / entry["file"])) from error
+        done += entry["count"]
+        yield PairsProgress(done, total, resumed)
+
+
+def read_pairs(folder: Path | str, *, model: Model | None = None) -> Pairs:
+    """Read a finished folder of :func:`write_pairs`, every byte checked, and make the noise again.
+
+    Args:
+        folder: where the pairs are.
+        model: when given, the pairs must have been made with this very model and schedule.
+
+    Raises:
+        FileNotFoundError: when the folder has no manifest.
+        ValueError: when the set is unfinished, another model's, or has a missing, damaged or foreign file.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}, so no pairs; make some with `gas pairs`")
+    manifest = read_manifest(folder)
+    recipe, shards = manifest["recipe"], manifest["shards"]
+    here = recipe if model is None else {**recipe, **_source(model)}
+    if other := differences(recipe, here):
+        raise ValueError(f"the pairs in {folder} were made with another model or schedule ({other})")
+    seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
+    if done < len(seeds):
+        raise ValueError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
+    parts = [read_shard(folder, entry, manifest) for entry in shards]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    noise = noise_of_seeds(recipe["shape"], seeds)
+    return Pairs(whole["seeds"], noise, whole["target"], whole.get("labels"), manifest)
+
+
+def teach(
+    model: Model,
+    table: Table,
+    seeds: Sequence[int],
+    *,
+    guidance: float = 1.0,
+    labelled: bool = True,
+    teacher: Mapping[str, Any] | None = None,
+) -> Pairs:
+    """Run the teacher on a few seeds, in one batch and in memory: ``target_s = sample(model, noise(s), table)``.
+
+    Args:
+        model: the model.
+        table: the teacher.
+        seeds: one sample each.
+        guidance: scale of classifier-free guidance; 1 is the plain conditional model.
+        labelled: give a class-conditional model the label ``seed mod classes``.
+        teacher: description of the table in plain JSON.
+    """
+    labels = labels_of_seeds(model.classes if labelled else 0, seeds)
+    noise = model.noise(list(seeds))
+    bound = model.bind(None if labels is None else labels.to(model.device), guidance)
+    with torch.no_grad():
+        target = sample(bound, noise.to(model.device), table.detach().folded())
+    recipe = {"guidance": guidance, "teacher": dict(teacher or {})}
+    target = target.to("cpu", torch.float32)
+    return Pairs(torch.tensor(list(seeds)), noise.cpu(), target, labels, {"recipe": recipe})
+
+
+def join_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """Return pairs of one teacher as one set, in order.
+
+    Raises:
+        ValueError: when there is nothing to join.
+    """
+    if not parts:
+        raise ValueError("join_pairs needs at least one set of pairs, got none")
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Pairs(
+        torch.cat([part.seeds for part in parts]),
+        torch.cat([part.noise for part in parts]),
+        torch.cat([part.target for part in parts]),
+        torch.cat(labels) if labels else None,
+        parts[0].manifest,
+    )
+
+
+def _shard(model: Model, table: Table, recipe: Json, entry: Json) -> dict[str, Tensor]:
+    """Make the tensors of one shard, in batches aligned to its start."""
+    index, parts = shard_index(recipe, entry), []
+    for first in range(0, entry["count"], recipe["batch"]):
+        seeds = index["seeds"][first : first + recipe["batch"]].tolist()
+        parts.append(teach(model, table, seeds, guidance=recipe["guidance"], labelled=recipe["classes"] > 0))
+    tensors = {"target": torch.cat([part.target for part in parts]), **index}
+    return checked("the teacher's answer", tensors, recipe, entry)
+
+
+def _recipe(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
+    """Return everything that decides the bytes, in plain JSON."""
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
+    if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):
+        raise ValueError(f"model.noise({seeds[:1]}) must be gas.model.noise_of_seeds: only the seed is kept")
+    arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
+    digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
+    rest = (shape, digest, dict(spec.teacher), spec.guidance, classes, seeds, spec.shard, batch)
+    return _source(model, **dict(zip(RECIPE[2:], rest, strict=True)))
+
+
+def _source(model: Model, **more: Any) -> dict[str, Any]:
+    source = {"model": dict(model.identity()), "schedule": model.schedule.config(), **more}
+    return dict(json.loads(json.dumps(source, allow_nan=False)))
