@@ -1,0 +1,105 @@
+"""Paired errors: each sample against the teacher's sample of the same seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+__all__ = ["l1", "mean_interval", "mse", "psnr"]
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean squared error of each sample: ``mean_i (a_i - b_i)^2``.
+
+    Args:
+        a: samples, shape ``(B, *)``, any real dtype.
+        b: their references, the same shape; row k is the same seed as row k of ``a``.
+
+    Returns:
+        ``(B,)`` float64; not finite where a sample is not.
+
+    Raises:
+        ValueError: when the shapes differ, or there is no batch dimension, or a dimension is empty.
+
+    >>> mse(torch.tensor([[0.0, 0.0], [1.0, 3.0]]), torch.zeros(2, 2)).tolist()
+    [0.0, 5.0]
+    """
+    return _difference(a, b).square().mean(dim=1)
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean absolute error of each sample: ``mean_i |a_i - b_i|``.
+
+    Arguments, result and errors as in :func:`mse`.
+
+    >>> l1(torch.tensor([[0.0, 0.0], [1.0, -3.0]]), torch.zeros(2, 2)).tolist()
+    [0.0, 2.0]
+    """
+    return _difference(a, b).abs().mean(dim=1)
+
+
+def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
+    """Return the peak signal-to-noise ratio of each sample in dB: ``10 log10(data_range^2 / mse)``.
+
+    Args:
+        a: samples, as in :func:`mse`.
+        b: their references.
+        data_range: largest minus smallest possible value: 2 for images in [-1, 1], 1 for [0, 1].
+
+    Returns:
+        ``(B,)`` float64; infinite where the two are equal.
+
+    Raises:
+        ValueError: as in :func:`mse`, or when ``data_range`` is not a positive number.
+
+    >>> psnr(torch.full((1, 4), 0.2), torch.zeros(1, 4)).round(decimals=4).tolist()
+    [20.0]
+    """
+    if not 0 < data_range < math.inf:
+        raise ValueError(f"data_range must be a positive number (2 for images in [-1, 1]), got {data_range}")
+    return 20 * math.log10(data_range) - 10 * mse(a, b).log10()
+
+
+def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return a mean and the half width of its confidence interval: ``z s / sqrt(n)``.
+
+    ``s^2`` is the unbiased variance and ``z`` the normal quantile of ``(1 + level) / 2``: normal theory,
+    for the tens of independent samples and more that paired errors come in.
+
+    Args:
+        values: ``(n,)`` independent numbers, n >= 2. A value that is not finite is not hidden: it makes
+            the half width NaN.
+        level: coverage, within (0, 1).
+
+    Returns:
+        ``(mean, half_width)``.
+
+    Raises:
+        ValueError: for fewer than two values, another shape, or a level outside (0, 1).
+
+    >>> mean, half_width = mean_interval([1.0, 2.0, 3.0])
+    >>> round(mean, 3), round(half_width, 3)
+    (2.0, 1.132)
+    """
+    numbers = torch.as_tensor(values, dtype=torch.float64).detach()
+    if numbers.ndim != 1 or len(numbers) < 2:
+        raise ValueError(f"values must be a vector of at least two numbers, got shape {tuple(numbers.shape)}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie within (0, 1), for instance 0.95, got {level}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a - b`` as ``(B, D)`` float64, or say why the two cannot be paired."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"a and b must be the same seeds in the same shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if a.ndim < 2 or a.numel() == 0:
+        raise ValueError(f"a and b must be batches (B, *) of at least one value, got shape {tuple(a.shape)}")
+    return (a.to(torch.float64) - b.to(torch.float64)).flatten(1)
