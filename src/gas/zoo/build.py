@@ -1,0 +1,133 @@
+"""From a finished training to a shipped file: classifier, reference statistics, measurements, card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gas.catalogue import Classical
+from gas.files import load_state, write_text, write_with
+from gas.metrics import extract, feature_statistics, frechet_distance
+from gas.model import labels_of_seeds
+from gas.sample import sample
+from gas.zoo.classifier import Classifier
+from gas.zoo.data import Images
+from gas.zoo.model import ZooModel, read_model
+from gas.zoo.train import Recipe, train_classifier
+
+__all__ = ["FINE", "build_model", "measure"]
+
+# The fine-grained run that a model's own quality is measured with.
+FINE = Classical("unipc-3-bh2", "log_snr", nfe=50, t_end=1e-3)
+
+
+def build_model(
+    name: str, images: Images, recipe: Recipe, checkpoint: Path, out: Path, *, samples: int = 5000
+) -> ZooModel:
+    """Write ``<out>/<name>.safetensors`` and its card ``<out>/<name>.md`` from a finished training.
+
+    Weights are stored in float16 and measured after that rounding. The features of the held-out real
+    images are kept as mean and covariance, so that distances can be measured without the images.
+
+    Args:
+        name: the model's name in the zoo.
+        images: what it was trained on.
+        recipe: how.
+        checkpoint: the training's state.
+        out: folder to write to.
+        samples: generated images that quality is measured on.
+
+    Raises:
+        ValueError: when the training has not finished.
+    """
+    state = load_state(checkpoint)
+    if state["step"] < recipe.steps:
+        raise ValueError(
+            f"{checkpoint} is at step {state['step']} of {recipe.steps}: finish the training first"
+        )
+    torch.manual_seed(recipe.seed)
+    classifier = Classifier(size=images.x.shape[-1])
+    accuracy = train_classifier(classifier, images)
+    tensors = {f"network.{k}": v.half() for k, v in state["ema"].items()}
+    tensors |= {f"classifier.{k}": v.half() for k, v in classifier.state_dict().items()}
+    card: dict[str, Any] = {
+        "name": name,
+        "data": f"{images.name}: {len(images.x) - images.held_out} images trained on, {images.held_out} held out",
+        "sample_shape": list(images.x.shape[1:]),
+        "network": recipe.network,
+        "classifier": {"size": images.x.shape[-1]},
+        "parameters": sum(v.numel() for v in state["ema"].values()),
+        "steps": recipe.steps,
+        "batch": recipe.batch,
+        "seconds": round(state["seconds"]),
+        "classifier_accuracy_held_out": accuracy,
+    }
+    path = out / f"{name}.safetensors"
+    _write(path, tensors, card)
+    features = read_model(path).classifier.features  # with the rounding that users get
+    reference = feature_statistics(extract(features, images.test[0]))
+    training = feature_statistics(extract(features, images.train[0]))
+    card["frechet_of_training_images"] = frechet_distance(training, reference)
+    tensors |= {"reference.mean": reference.mean.float(), "reference.cov": reference.cov.float()}
+    tensors["reference.count"] = torch.tensor(reference.count)
+    _write(path, tensors, card)
+    card |= measure(read_model(path), samples=samples)
+    _write(path, tensors, card)
+    write_text(out / f"{name}.md", _card_text(card))
+    return read_model(path)
+
+
+@torch.no_grad()
+def measure(model: ZooModel, *, samples: int, batch: int = 250) -> dict[str, Any]:
+    """Sample finely and report the Frechet distance to held-out real images and the share named right."""
+    table = FINE.table(model.schedule)
+    images, right = [], 0
+    for start in range(0, samples, batch):
+        seeds = range(start, min(start + batch, samples))
+        labels = labels_of_seeds(model.classes, seeds)
+        x = sample(model.bind(labels), model.noise(seeds), table)
+        right += int((model.classifier(x).argmax(dim=1) == labels).sum())
+        images.append(x)
+    if model.reference is None:
+        raise ValueError(f"model {model.name} carries no statistics of real images to measure against")
+    statistics = feature_statistics(extract(model.classifier.features, torch.cat(images)))
+    return {
+        "fine": FINE.config(),
+        "samples": samples,
+        "frechet_to_held_out": frechet_distance(statistics, model.reference),
+        "named_right": right / samples,
+    }
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    write_with(path, lambda temporary: save_file(plain, temporary, metadata={"card": json.dumps(card)}))
+
+
+def _card_text(card: Mapping[str, Any]) -> str:
+    fine = card["fine"]
+    return f"""# {card["name"]}
+
+A class-conditional denoiser of {card["parameters"]:,} parameters (`gas.zoo.unet.EDMUNet`), EDM-preconditioned,
+with a small classifier. Stored in float16; loaded, measured and run in float32.
+
+| | |
+|---|---|
+| data | {card["data"]} |
+| sample shape | {"x".join(map(str, card["sample_shape"]))}, values in [-1, 1] |
+| training | {card["steps"]:,} steps of {card["batch"]} images, EDM's loss, EMA; {card["seconds"]:,} s on one CPU core |
+| fine-grained run | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, seeds 0 to {card["samples"] - 1} |
+| Frechet distance to held-out real images | {card["frechet_to_held_out"]:.3f} |
+| the same for the training images themselves | {card["frechet_of_training_images"]:.3f} |
+| samples that the classifier names right | {card["named_right"]:.2%} |
+| the classifier's accuracy on held-out real images | {card["classifier_accuracy_held_out"]:.2%} |
+
+Frechet distances are measured in the 64 features of the shipped classifier, not in Inception's: compare
+them with each other only. Made by `gas zoo train {card["name"]}`.
+"""

@@ -1,0 +1,101 @@
+"""The real images that the zoo's models are trained on and measured against."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Images", "digits", "mnist", "read_idx"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images ``(N, 1, H, W)`` in [-1, 1] with labels ``(N,)``, the last ``held_out`` never trained on."""
+
+    name: str
+    x: Tensor
+    label: Tensor
+    held_out: int
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        return self.x[: -self.held_out], self.label[: -self.held_out]
+
+    @property
+    def test(self) -> tuple[Tensor, Tensor]:
+        return self.x[-self.held_out :], self.label[-self.held_out :]
+
+
+def digits() -> Images:
+    """UCI handwritten digits: 1,797 images 8x8, as scikit-learn ships them; 297 held out.
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn (``pip install 'gas-solver[test]'``).
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    x = torch.from_numpy(raw.images).float()[:, None] / 8 - 1
+    x, label = _shuffled(x, torch.from_numpy(raw.target).long())
+    return Images("digits", x, label, held_out=297)
+
+
+def mnist(folder: str | Path) -> Images:
+    """MNIST's published 10,000-image set, 28x28 padded to 32x32; 1,000 held out.
+
+    Args:
+        folder: where ``t10k-images-idx3-ubyte[.gz]`` and ``t10k-labels-idx1-ubyte[.gz]`` lie.
+
+    Raises:
+        FileNotFoundError: names the missing file.
+        ValueError: when a file is not IDX or the two disagree.
+    """
+    folder = Path(folder)
+    raw = read_idx(_find(folder, "t10k-images-idx3-ubyte"))
+    label = read_idx(_find(folder, "t10k-labels-idx1-ubyte"))
+    if raw.ndim != 3 or label.shape != raw.shape[:1]:
+        raise ValueError(f"{folder}: images {raw.shape} and labels {label.shape} do not belong together")
+    x = torch.from_numpy(raw.copy()).float()[:, None] / 127.5 - 1
+    x, shuffled = _shuffled(F.pad(x, (2, 2, 2, 2), value=-1.0), torch.from_numpy(label.copy()).long())
+    return Images("mnist", x, shuffled, held_out=1000)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzipped or not.
+
+    Raises:
+        ValueError: when magic number, dimensions or length do not agree.
+    """
+    path = Path(path)
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, ndim = struct.unpack(">HBB", data[:4])
+        shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
+    except (OSError, EOFError, struct.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is not a readable IDX file: {error}") from error
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * ndim)
+    if zero != 0 or kind != 8 or body.size != int(np.prod(shape)):
+        raise ValueError(f"{path} is not an IDX file of bytes: kind {kind}, shape {shape}, {body.size} bytes")
+    return body.reshape(shape)
+
+
+def _shuffled(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """A fixed order, since both sets are sorted by writer: held-out images come from every part."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
+    return x[order], label[order]
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(f"{folder / name}[.gz] is missing: point --data at a folder with the IDX files")

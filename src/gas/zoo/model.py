@@ -1,0 +1,148 @@
+"""A zoo model: shipped weights behind the library's model contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gas.denoise import ClassifierFreeGuidance, Denoiser
+from gas.files import sha256
+from gas.metrics import FeatureStatistics
+from gas.model import noise_of_seeds
+from gas.schedule import EDMasVP
+from gas.zoo.classifier import Classifier
+from gas.zoo.unet import EDMUNet
+
+__all__ = ["ZooModel", "read_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class ZooModel:
+    """A small class-conditional EDM network on digits, with the classifier that measures it.
+
+    Attributes:
+        name: the model's name in the zoo.
+        network: the frozen denoiser ``D(y; sigma, label)``.
+        classifier: names digits; its features are the space of Frechet distances.
+        reference: mean and covariance of the held-out real images' features.
+        card: how the weights were made, and what they measured.
+        path: the file that they came from.
+    """
+
+    name: str
+    network: EDMUNet
+    classifier: Classifier
+    reference: FeatureStatistics | None
+    card: Mapping[str, Any]
+    path: Path
+
+    schedule = EDMasVP(t_end=1e-3, sigma_min=0.002, sigma_max=80.0)
+    t_end = 1e-3
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return tuple(self.card["sample_shape"])
+
+    @property
+    def classes(self) -> int:
+        return self.network.classes
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @cached_property
+    def _sha256(self) -> str:
+        return sha256(self.path)
+
+    def identity(self) -> dict[str, Any]:
+        """Return name, hash, prediction type and shape."""
+        return {
+            "name": self.name,
+            "sha256": self._sha256,
+            "prediction": "edm",
+            "sample_shape": list(self.sample_shape),
+        }
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return the starts ``x_T`` ``(B, 1, H, W)`` of these seeds on the model's device."""
+        return noise_of_seeds(self.sample_shape, seeds).to(self.device)
+
+    def conditional(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Estimate x_0 for classes ``(B,)``; class ``classes`` means none."""
+        alpha, sigma = self.schedule(t)
+        level = (sigma / alpha).to(device=x.device, dtype=x.dtype).expand(len(x))
+        y = (x / alpha).contiguous(memory_format=torch.channels_last)
+        estimate: Tensor = self.network(y, level, labels)
+        return estimate
+
+    def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
+        """Estimate x_0 without a class."""
+        return self.conditional(x, t, self._null(len(x)))
+
+    def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
+        """Return the denoiser for these classes, guided when ``guidance`` is not 1.
+
+        Raises:
+            ValueError: when a label is not in ``[0, classes)``.
+        """
+        if labels is None:
+            return self.denoise
+        labels = torch.as_tensor(labels, dtype=torch.long, device=self.device)
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            raise ValueError(
+                f"label {int(wrong[0])} is out of range: {self.name} knows classes 0 to {self.classes - 1}"
+            )
+        if guidance == 1.0:
+            return lambda x, t: self.conditional(x, t, labels)
+        return ClassifierFreeGuidance(self.conditional, labels, self._null(1), guidance)
+
+    def to(self, device: torch.device | str) -> ZooModel:
+        """Move network and classifier to a device, in place; return the model."""
+        self.network.to(device)
+        self.classifier.to(device)
+        return self
+
+    def _null(self, batch: int) -> Tensor:
+        return torch.full((batch,), self.classes, dtype=torch.long, device=self.device)
+
+
+def read_model(path: str | Path) -> ZooModel:
+    """Read a zoo model's safetensors file; its weights are frozen and in evaluation mode.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is truncated, damaged or not a zoo model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model weights {path} are missing; make them with 'gas zoo train'")
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        network = EDMUNet(**card["network"])
+        network.load_state_dict(_part(tensors, "network."))
+        classifier = Classifier(**card["classifier"])
+        classifier.load_state_dict(_part(tensors, "classifier."))
+        kept = _part(tensors, "reference.")
+        reference = FeatureStatistics(kept["mean"], kept["cov"], int(kept["count"])) if kept else None
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"model weights {path} are damaged or not a zoo model: {line}") from error
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.eval().requires_grad_(False)
+    return ZooModel(card["name"], network, classifier.eval().requires_grad_(False), reference, card, path)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

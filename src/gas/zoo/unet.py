@@ -1,0 +1,174 @@
+"""A small class-conditional U-Net, preconditioned as EDM prescribes (2206.00364, Table 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["EDMUNet"]
+
+
+class _Block(nn.Module):
+    """Residual block: (norm, SiLU, 3x3) twice, modulated by the noise-and-class embedding between."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+        super().__init__()
+        self.norm0 = nn.GroupNorm(_groups(inputs), inputs)
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulate = nn.Linear(embedding, 2 * outputs)
+        self.norm1 = nn.GroupNorm(_groups(outputs), outputs)
+        self.conv1 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(torch.addcmul(shift, self.norm1(h), scale + 1)))
+        skip: Tensor = self.skip(x)
+        return torch.add(skip, h)
+
+
+class _Attention(nn.Module):
+    """Single-head self-attention over the positions of a feature map, with a residual connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(_groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return torch.add(x, self.out(h))
+
+
+class EDMUNet(nn.Module):
+    """Denoiser ``D(x; sigma, label) = c_skip x + c_out F(c_in x; c_noise, label)``.
+
+    The stem moves ``patch x patch`` squares of pixels into channels (space to depth), so every layer
+    works on a map ``patch^2`` times smaller; the head moves them back. Self-attention sits at the
+    lowest resolution. Class ``classes`` (one past the last) means *no class* and is trained by label
+    dropout, for classifier-free guidance.
+
+    Args:
+        channels: image channels.
+        width: feature channels at the highest resolution.
+        multipliers: feature channels of each resolution, in units of ``width``; each next is half as wide.
+        blocks: residual blocks a resolution.
+        patch: side of the space-to-depth squares.
+        classes: number of classes.
+        sigma_data: standard deviation of the data, in the units of ``x``.
+
+    References:
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
+        arXiv 2206.00364, Table 1 and appendix B.6.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        *,
+        channels: int = 1,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        patch: int = 1,
+        classes: int = 10,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.classes, self.patch, self.sigma_data = classes, patch, sigma_data
+        embedding = 4 * width
+        self.register_buffer("frequencies", _frequencies(width), persistent=False)
+        self.label = nn.Embedding(classes + 1, embedding)
+        self.noise = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        pixels = channels * patch * patch
+        self.stem = nn.Conv2d(pixels, width, 3, padding=1)
+
+        features, skips = width, [width]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(_Block(features, width * multiplier, embedding))
+                features = width * multiplier
+                skips.append(features)
+            self.down.append(stage)
+            if level + 1 < len(multipliers):
+                skips.append(features)
+
+        self.middle = nn.ModuleList(
+            [
+                _Block(features, features, embedding),
+                _Attention(features),
+                _Block(features, features, embedding),
+            ]
+        )
+        self.up = nn.ModuleList()
+        for multiplier in reversed(multipliers):
+            stage = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stage.append(_Block(features + skips.pop(), width * multiplier, embedding))
+                features = width * multiplier
+            self.up.append(stage)
+        self.norm = nn.GroupNorm(_groups(features), features)
+        self.head = _zeroed(nn.Conv2d(features, pixels, 3, padding=1))
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        """Return the denoised image.
+
+        Args:
+            x: noisy images ``(B, C, H, W)`` at noise level ``sigma``, i.e. ``x_0 + sigma eps``.
+            sigma: noise levels ``(B,)``, positive.
+            label: classes ``(B,)``, integers in ``[0, classes]``; ``classes`` means no class.
+        """
+        c, s = self.sigma_data, sigma.to(x.dtype)[:, None, None, None]
+        total = (s * s + c * c).sqrt()
+        raw = self._network(x / total, sigma.to(x.dtype).log() / 4, label)
+        return x * (c * c / (s * s + c * c)) + raw * (s * c / total)
+
+    def _network(self, x: Tensor, noise: Tensor, label: Tensor) -> Tensor:
+        angles = noise[:, None] * self.frequencies
+        e = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label(label)
+        e = F.silu(e)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = [h]
+        for level, stage in enumerate(cast("Iterable[nn.ModuleList]", self.down)):
+            if level:
+                h = F.avg_pool2d(h, 2)
+                skips.append(h)
+            for block in stage:
+                h = block(h, e)
+                skips.append(h)
+        first, attention, second = self.middle
+        h = second(attention(first(h, e)), e)
+        for level, stage in enumerate(cast("Iterable[nn.ModuleList]", self.up)):
+            if level:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            for block in stage:
+                h = block(torch.cat([h, skips.pop()], dim=1), e)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
+
+
+def _frequencies(width: int) -> Tensor:
+    """Angular frequencies of the noise embedding, geometric from 1 to 1000."""
+    return torch.exp(torch.linspace(0.0, math.log(1000.0), width // 2))
+
+
+def _groups(channels: int) -> int:
+    return max(1, channels // 16)
+
+
+def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """Start a residual branch at zero, so that every block begins as the identity."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
