@@ -1,0 +1,316 @@
+"""The artefact: one readable JSON file that holds a family of tables and says when it applies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from gas.files import write_text
+from gas.grids import as_grid
+from gas.learned import GeneralizedSolver
+from gas.model import Model
+from gas.schedule import Schedule, schedule_from_config
+from gas.table import Table
+
+__all__ = ["Artefact", "load", "save"]
+
+Solver = Table | nn.Module
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Entry(_Strict):
+    """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
+
+    nfe: int = Field(ge=1)
+    kind: str
+    times: list[float]
+    states: list[list[float]]
+    outputs: list[list[float]]
+    nominal: list[float] | None = None
+    """The N + 1 nominal times of a Generalized Solver; with the table they determine its parameters."""
+    start: str | None = None
+    measured: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Entry:
+        n = self.nfe
+        if len(self.times) != n:
+            raise ValueError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
+        for name in ("states", "outputs"):
+            lengths = [len(row) for row in getattr(self, name)]
+            if lengths != list(range(1, n + 1)):
+                raise ValueError(
+                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {lengths}"
+                )
+        if self.nominal is not None:
+            if len(self.nominal) != n + 1:
+                raise ValueError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
+            as_grid(self.nominal)
+        return self
+
+
+class Document(_Strict):
+    """The whole file, version 1."""
+
+    format: Literal["gas-solver"] = "gas-solver"
+    version: Literal[1] = 1
+    schedule: dict[str, Any] | None = None
+    t_end: float | None = None
+    model: dict[str, Any] | None = None
+    guidance: float = 1.0
+    teacher: dict[str, Any] | None = None
+    loss: str | None = None
+    training: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    solvers: list[Entry] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Document:
+        listed = [entry.nfe for entry in self.solvers]
+        if len(set(listed)) != len(listed):
+            raise ValueError(f"each NFE may have one table, got NFE {sorted(listed)}")
+        if self.schedule is not None:
+            schedule_from_config(self.schedule)
+        return self
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A family of tables as read from a file.
+
+    Attributes:
+        document: every field of the file.
+        source: where it was read from, for messages.
+    """
+
+    document: Document
+    source: str
+
+    @property
+    def nfes(self) -> list[int]:
+        """The NFE that have a table, ascending."""
+        return sorted(entry.nfe for entry in self.document.solvers)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The forward process that the tables are for, if the file says."""
+        return None if self.document.schedule is None else schedule_from_config(self.document.schedule)
+
+    def entry(self, nfe: int) -> Entry:
+        """Return everything the file says of one NFE.
+
+        Raises:
+            ValueError: when the file has no table for it; lists those it has.
+        """
+        for entry in self.document.solvers:
+            if entry.nfe == nfe:
+                return entry
+        raise ValueError(
+            f"{self.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, self.nfes))}"
+        )
+
+    def table(self, nfe: int) -> Table:
+        """Return the table of one NFE.
+
+        Raises:
+            ValueError: when the file has no table for it; lists those it has.
+        """
+        entry = self.entry(nfe)
+        return Table(
+            torch.tensor(entry.times, dtype=torch.float64), _square(entry.states), _square(entry.outputs)
+        )
+
+    def solver(self, nfe: int) -> GeneralizedSolver:
+        """Return the table as a Generalized Solver, to look into or to train on.
+
+        Raises:
+            ValueError: when there is no such table or the file does not say which schedule it is for.
+        """
+        schedule, t_end, entry = self.schedule, self.document.t_end, self.entry(nfe)
+        if schedule is None or t_end is None:
+            raise ValueError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
+        return GeneralizedSolver.from_table(schedule, self.table(nfe), t_end, t=entry.nominal)
+
+    def check(self, model: Model, guidance: float = 1.0) -> None:
+        """Refuse a model that the tables were not made for.
+
+        Raises:
+            ValueError: names each thing that differs: model, weights, shape, schedule or guidance.
+        """
+        document, wrong = self.document, []
+        here = dict(model.identity())
+        for key, there in (document.model or {}).items():
+            if key in here and here[key] != there:
+                wrong.append(f"{key} {_short(there)} (this model: {_short(here[key])})")
+        if document.schedule is not None and document.schedule != model.schedule.config():
+            wrong.append(f"schedule {document.schedule['kind']} with other parameters than this model's")
+        if document.guidance != guidance:
+            wrong.append(f"guidance {document.guidance:g} (asked for: {guidance:g})")
+        if wrong:
+            raise ValueError(f"{self.source} was made for another model or use: {'; '.join(wrong)}")
+
+
+def save(
+    path: str | Path,
+    solvers: Solver | Sequence[Solver] | Mapping[int, Solver],
+    *,
+    model: Model | None = None,
+    guidance: float = 1.0,
+    teacher: Mapping[str, Any] | None = None,
+    loss: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    starts: Mapping[int, str] | None = None,
+    measured: Mapping[int, Mapping[str, float]] | None = None,
+) -> Artefact:
+    """Write a table, a solver or a family of them (one for each NFE) to a JSON file; return what was written.
+
+    Numbers keep all their bits. The file appears whole or not at all.
+
+    Args:
+        path: the file, usually ``*.json``.
+        solvers: one table or solver module, or several of different NFE.
+        model: the model they are for; the file will refuse others.
+        guidance: the guidance scale they are for.
+        teacher: description of the teacher in plain JSON.
+        loss: name of the loss they were trained with.
+        training: settings of the training in plain JSON.
+        starts: by NFE, the classical solver that training started from.
+        measured: by NFE, named measurements.
+
+    Raises:
+        ValueError: when two have the same NFE, or a value is not finite.
+    """
+    family = _family(solvers)
+    learned = next((s for s in family.values() if isinstance(s, GeneralizedSolver)), None)
+    schedule = model.schedule if model else learned.schedule if learned else None
+    document = Document(
+        schedule=schedule.config() if schedule else None,
+        t_end=model.t_end if model else learned.t_end if learned else None,
+        model=dict(model.identity()) if model else None,
+        guidance=guidance,
+        teacher=dict(teacher) if teacher else None,
+        loss=loss,
+        training=dict(training or {}),
+        versions={"gas-solver": _own_version(), "torch": torch.__version__},
+        solvers=[
+            _entry(family[nfe], (starts or {}).get(nfe), (measured or {}).get(nfe, {}))
+            for nfe in sorted(family)
+        ],
+    )
+    write_text(path, _compact(document.model_dump(mode="json", exclude_none=True)))
+    return Artefact(document, str(path))
+
+
+def load(path: str | Path) -> Artefact:
+    """Read a solver file; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for anything but a well-formed file of a known version: one line that says what and where.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"solver file {path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != "gas-solver":
+        raise ValueError(f'{path} is not a solver file: it lacks "format": "gas-solver"')
+    if content.get("version") != 1:
+        raise ValueError(
+            f"solver file {path} has version {content.get('version')!r}, this library reads version 1: "
+            "upgrade gas-solver or export the file again"
+        )
+    try:
+        artefact = Artefact(Document.model_validate(content), str(path))
+        for nfe in artefact.nfes:
+            artefact.table(nfe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ValueError(f"solver file {path}: {where}: {first['msg']}") from error
+    return artefact
+
+
+def _family(solvers: Solver | Sequence[Solver] | Mapping[int, Solver]) -> dict[int, Solver]:
+    if isinstance(solvers, (Table, nn.Module)):
+        listed: list[Solver] = [solvers]
+    else:
+        listed = list(solvers.values()) if isinstance(solvers, Mapping) else list(solvers)
+    family = {_table(solver).nfe: solver for solver in listed}
+    if len(family) != len(listed) or not family:
+        raise ValueError(
+            f"a solver file holds one table for each NFE, got NFE {[_table(s).nfe for s in listed]}"
+        )
+    return family
+
+
+def _table(solver: Solver) -> Table:
+    with torch.no_grad():
+        table: Table = solver if isinstance(solver, Table) else solver()
+    return table.detach()
+
+
+def _entry(solver: Solver, start: str | None, measured: Mapping[str, float]) -> Entry:
+    table = _table(solver)
+    return Entry(
+        nfe=table.nfe,
+        kind="table" if isinstance(solver, Table) else type(solver).__name__,
+        times=table.times.tolist(),
+        states=_ragged(table.states),
+        outputs=_ragged(table.outputs),
+        nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,
+        start=start,
+        measured=dict(measured),
+    )
+
+
+def _ragged(matrix: Tensor) -> list[list[float]]:
+    return [row[: n + 1] for n, row in enumerate(matrix.tolist())]
+
+
+def _square(rows: list[list[float]]) -> Tensor:
+    square = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for n, row in enumerate(rows):
+        square[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
+    return square
+
+
+def _compact(value: Any, depth: int = 0) -> str:
+    """JSON with one line a list of numbers: short, and readable in a diff."""
+    inner = "  " * (depth + 1)
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(k)}: {_compact(v, depth + 1)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(items) + "\n" + "  " * depth + "}"
+    if isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        items = [inner + _compact(v, depth + 1) for v in value]
+        return "[\n" + ",\n".join(items) + "\n" + "  " * depth + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _own_version() -> str:
+    try:
+        return version("gas-solver")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."

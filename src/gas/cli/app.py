@@ -1,0 +1,77 @@
+"""The application: its commands, and how errors reach people."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
+
+import typer
+
+__all__ = ["app", "command", "main"]
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="gas",
+    help="Learned few-step samplers for pretrained diffusion and flow models.\n\n"
+    "Start with [bold]gas demo[/bold]. The main job is [bold]gas pairs[/bold], then "
+    "[bold]gas train[/bold], then [bold]gas sample[/bold] and [bold]gas evaluate[/bold].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+_debug = False
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+def command(example: str, name: str | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a command: its help ends with an example, its errors are one line and exit code 2.
+
+    Bad input (ValueError, OSError, ArithmeticError, a missing optional package) is reported without a
+    traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
+    """
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt as stop:
+                if _debug:
+                    raise
+                _say(f"interrupted. {stop}".rstrip())
+                raise typer.Exit(130) from None
+            except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+                if _debug:
+                    raise
+                _say("error: " + " ".join(str(error).split()))
+                raise typer.Exit(2) from None
+
+        guarded.__doc__ = f"{function.__doc__}\n\nExample: [cyan]{example}[/cyan]"
+        return app.command(name=name)(guarded)
+
+    return register
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+from gas.cli import demo, evaluate, inspect, pairs, sample, train, zoo  # noqa: E402 (they register themselves)
+
+_ = (demo, evaluate, inspect, pairs, sample, train, zoo)

@@ -1,0 +1,120 @@
+"""``gas demo``: the main job from end to end, on a real model, in three minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Device, ModelName, load_model
+from gas.cli.screen import note
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gas.catalogue import Classical
+    from gas.compare import Comparison
+    from gas.pairs import Pairs
+    from gas.table import Table
+    from gas.zoo import ZooModel
+
+__all__ = ["demo"]
+
+TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
+
+
+@command("gas demo --nfe 4 --out demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pairs, solver and pictures.")] = Path("demo"),
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
+    iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
+    model: ModelName = "mnist",
+    device: Device = "cpu",
+) -> None:
+    """Learn a solver for a pretrained model and show it beside the classical ones.
+
+    Teacher pairs, the best classical start, training, the solver file, samples of unseen seeds, figures.
+    """
+    from gas.artefact import load, save
+    from gas.catalogue import Classical
+    from gas.cli.evaluate import best_on, print_comparisons, taught
+    from gas.cli.pairs import run_teacher
+    from gas.cli.train import train_one
+    from gas.fit import FitConfig
+    from gas.pairs import read_pairs
+
+    began = time.perf_counter()
+    loaded = load_model(model, device)
+    teacher = Classical("unipc-3-bh2", "log_snr", 20, loaded.t_end)
+    note(f"[bold]1. Teacher[/bold]: {teacher.label}, {teacher.nfe} network calls a sample")
+    folder = out / f"pairs-{loaded.name}"
+    run_teacher(loaded, teacher, folder, range(TRAINED + VALIDATED))
+    kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
+
+    note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
+    config = FitConfig(iterations=iterations, batch=16, validate_every=25)
+    result = train_one(loaded, kept, held, nfe, config, loss="l1", first=16)
+    path = out / f"{loaded.name}-{nfe}.json"
+    save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l1", starts={nfe: result.start})
+    artefact = load(path)
+    artefact.check(loaded)
+
+    note(f"[bold]3. Unseen seeds[/bold] {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}")
+    unseen = taught(loaded, teacher, range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED))
+    tables: dict[str, tuple[str, Table]] = {}
+    common = Classical("dpmpp-3m", "log_snr", nfe, loaded.t_end)
+    tables["DPM-Solver++(3M)"] = (common.label, common.table(loaded.schedule))
+    for name, solver in (("iPNDM", "ipndm-3"), ("UniPC", "unipc-3-bh2")):
+        classical, table = best_on(loaded, unseen, nfe, [solver])
+        tables[name] = (classical.label, table)
+    tables["GS"] = ("learned", artefact.table(nfe))
+    rows = _show(out, loaded, unseen, tables, teacher)
+    print_comparisons(f"{loaded.name}, {len(unseen)} unseen seeds", rows)
+    note(
+        f"solver {path} ({path.stat().st_size / 1000:.1f} kB), pictures {out}/samples.png and {out}/times.png"
+    )
+    note(f"done in {time.perf_counter() - began:.0f} s")
+
+
+def _show(
+    out: Path,
+    model: ZooModel,
+    pairs: Pairs,
+    tables: dict[str, tuple[str, Table]],
+    teacher: Classical,
+    columns: int = 10,
+) -> list[Comparison]:
+    """Measure every table, draw the first seeds of each and where each asks; return the measurements."""
+    from gas.compare import compare, run
+    from gas.report import sample_grid, times_plot
+
+    rows: list[Comparison] = []
+    images: list[tuple[str, Tensor]] = []
+    features, reference = model.classifier.features, model.reference
+    for name, (detail, table) in tables.items():
+        made = run(model, pairs, table)
+        row = compare(name, made, pairs, table.nfe, features=features, reference=reference)
+        rows.append(row)
+        images.append(
+            (f"{name}\n{detail}\n{table.nfe} calls, MSE {row.mse:.4f}", made[:columns].clamp(-1, 1))
+        )
+    rows.append(compare("teacher", pairs.target, pairs, teacher.nfe, features=features, reference=reference))
+    images.append((f"Teacher\n{teacher.label}\n{teacher.nfe} calls", pairs.target[:columns].clamp(-1, 1)))
+    nfe = rows[0].nfe
+    sample_grid(
+        out / "samples.png",
+        images,
+        title=f"The same network, the same noise, {nfe} network calls",
+        note=f"{model.name}: the first {columns} unseen seeds; MSE to the teacher over {len(pairs)}.",
+        highlight=list(tables).index("GS"),
+    )
+    times_plot(
+        out / "times.png",
+        [(name, table.times.tolist(), []) for name, (_, table) in tables.items()],
+        model.schedule,
+        highlight=list(tables).index("GS"),
+    )
+    return rows

@@ -1,0 +1,172 @@
+"""``gas evaluate``: a solver file against the classical solvers and the teacher, on unseen seeds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Device, Json, ModelName, SolverFile, load_model, parse_nfes, parse_seeds
+from gas.cli.screen import bar, note, print_json, print_table, tracked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gas.artefact import Artefact
+    from gas.catalogue import Classical
+    from gas.compare import Comparison
+    from gas.pairs import Pairs
+    from gas.table import Table
+    from gas.zoo import ZooModel
+
+__all__ = ["best_on", "evaluate", "print_comparisons", "taught"]
+
+BASELINES = ("dpmpp-3m", "unipc-3-bh2", "ipndm-3")
+
+
+@command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512")
+def evaluate(
+    solver: SolverFile,
+    model: ModelName = "mnist",
+    nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10; default: all in the file.")] = "",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, as N or FIRST:LAST; not those trained on.")
+    ] = "50000:50512",
+    teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "unipc-3-bh2",
+    grid: Annotated[str, typer.Option(help="The teacher's time grid.")] = "log_snr",
+    teacher_nfe: Annotated[int, typer.Option(help="The teacher's network evaluations.")] = 20,
+    baselines: Annotated[
+        str, typer.Option(help="Classical solvers, comma-separated, each on its best grid.")
+    ] = (",".join(BASELINES)),
+    every: Annotated[
+        bool, typer.Option("--every", help="Also find the best of all classical solvers.")
+    ] = False,
+    picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Measure solvers from the same noise: error to the teacher and Frechet distances.
+
+    Each baseline runs on whichever grid is best for it on these very seeds, which favours it.
+    """
+    from gas.artefact import load
+    from gas.catalogue import Classical
+
+    loaded, artefact = load_model(model, device), load(solver)
+    artefact.check(loaded, artefact.document.guidance)
+    nfes = parse_nfes(nfe) if nfe else artefact.nfes
+    for n in nfes:
+        artefact.entry(n)
+    chosen = parse_seeds(seeds)
+    pairs = taught(
+        loaded, Classical(teacher, grid, teacher_nfe, loaded.t_end), chosen, artefact.document.guidance
+    )
+    rows: list[Comparison] = []
+    names = [name.strip() for name in baselines.split(",") if name.strip()]
+    for n in nfes:
+        rows += _measure(loaded, pairs, n, artefact, names, every)
+    rows.append(_teacher_row(loaded, pairs, f"{teacher} / {grid} (teacher)", teacher_nfe))
+    if picture is not None:
+        _draw(picture, rows, loaded.name, len(pairs))
+        note(f"wrote {picture}")
+    if json:
+        print_json(
+            {"model": loaded.name, "seeds": [chosen.start, chosen.stop], "rows": [asdict(r) for r in rows]}
+        )
+    else:
+        print_comparisons(
+            f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}", rows
+        )
+
+
+def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
+    """Run the teacher on seeds, in memory, with a bar."""
+    from gas.pairs import join_pairs, teach
+
+    table = teacher.table(model.schedule)
+    starts = range(seeds.start, seeds.stop, 64)
+    parts = [
+        teach(model, table, range(start, min(start + 64, seeds.stop)), guidance=guidance)
+        for start in tracked("teacher", starts, len(starts))
+    ]
+    return join_pairs(parts)
+
+
+def best_on(model: ZooModel, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
+    """Return the best of some classical solvers over all grids, in mean squared error on these pairs."""
+    from gas.catalogue import candidates
+    from gas.losses import l2
+    from gas.start import rank_classical
+
+    entries = list(candidates(model.schedule, nfe, model.t_end, solvers=solvers))
+    ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=min(64, len(pairs)), kept=2))
+    best = min((m for m in ranked if m.pairs == len(pairs)), key=lambda m: m.loss)
+    return best.classical, best.table
+
+
+def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
+    """Print comparisons as a table."""
+    columns = ["solver", "NFE", "MSE to teacher", "PSNR dB", "Frechet to data", "to teacher"]
+    print_table(title, columns, [_cells(row) for row in rows], strong=strong)
+
+
+def _measure(
+    model: ZooModel, pairs: Pairs, nfe: int, artefact: Artefact, names: list[str], every: bool
+) -> list[Comparison]:
+    from gas.catalogue import SOLVERS
+
+    tables: dict[str, Table] = {}
+    for name in names:
+        classical, table = best_on(model, pairs, nfe, [name])
+        tables[classical.label] = table
+    if every:
+        classical, table = best_on(model, pairs, nfe, list(SOLVERS))
+        tables[f"{classical.label} (best of all)"] = table
+    tables["GS"] = artefact.table(nfe)
+    rows = []
+    with bar(f"NFE {nfe}", len(tables)) as running:
+        for done, (name, table) in enumerate(tables.items(), start=1):
+            rows.append(_compare(model, pairs, name, table))
+            running.at(done, name)
+    return rows
+
+
+def _compare(
+    model: ZooModel, pairs: Pairs, name: str, table: Table, made: Tensor | None = None
+) -> Comparison:
+    from gas.compare import compare, run
+
+    made = run(model, pairs, table) if made is None else made
+    return compare(
+        name, made, pairs, table.nfe, features=model.classifier.features, reference=model.reference
+    )
+
+
+def _teacher_row(model: ZooModel, pairs: Pairs, name: str, nfe: int) -> Comparison:
+    from gas.compare import compare
+
+    return compare(
+        name, pairs.target, pairs, nfe, features=model.classifier.features, reference=model.reference
+    )
+
+
+def _cells(row: Comparison) -> list[str]:
+    same = row.mse == 0
+    data = "" if row.frechet_data is None else f"{row.frechet_data:.2f}"
+    teacher = "" if row.frechet_teacher is None or same else f"{row.frechet_teacher:.2f}"
+    error = "" if same else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
+    return [row.name, str(row.nfe), error, "" if same else f"{row.psnr:.1f}", data, teacher]
+
+
+def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:
+    from gas.report import error_plot
+
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.mse > 0 and "best of all" not in row.name:
+            curves.setdefault(row.name.split(" / ")[0], {})[row.nfe] = row.mse
+    note_text = f"{model}, {samples} unseen seeds. Every classical solver on its best grid at each NFE."
+    error_plot(path, curves, note=note_text, highlight="GS")

@@ -1,0 +1,81 @@
+"""``gas inspect``: what is in a solver file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Json
+from gas.cli.screen import note, print_json, print_table
+
+__all__ = ["inspect"]
+
+
+@command("gas inspect runs/mnist.json --nfe 4")
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A solver file.")],
+    nfe: Annotated[int | None, typer.Option(help="Show the table of this NFE.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="A .png of the learned times.")] = None,
+    json: Json = False,
+) -> None:
+    """Check a solver file and say what it is for, how it was made and what it measured."""
+    from gas.artefact import load
+
+    artefact = load(file)
+    document = artefact.document
+    if nfe is not None:
+        artefact.entry(nfe)
+    if json:
+        print_json(document.model_dump(mode="json", exclude_none=True))
+    elif nfe is not None:
+        _print_entry(
+            artefact.entry(nfe).times,
+            artefact.table(nfe).states.tolist(),
+            artefact.table(nfe).outputs.tolist(),
+        )
+    else:
+        model = document.model or {}
+        facts = [
+            ["model", str(model.get("name", "any"))],
+            ["weights", str(model.get("sha256", "any"))[:16]],
+            ["shape", "x".join(map(str, model.get("sample_shape", []))) or "any"],
+            ["schedule", str((document.schedule or {}).get("kind", "any"))],
+            ["guidance", f"{document.guidance:g}"],
+            ["teacher", ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said"],
+            ["loss", document.loss or "not said"],
+            ["made with", ", ".join(f"{k} {v}" for k, v in document.versions.items())],
+        ]
+        print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)
+        rows = [
+            [str(e.nfe), e.kind, e.start or "", ", ".join(f"{k} {v:.5g}" for k, v in e.measured.items())]
+            for e in sorted(document.solvers, key=lambda entry: entry.nfe)
+        ]
+        print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
+    if picture is not None:
+        _draw(picture, file)
+
+
+def _print_entry(times: list[float], states: list[list[float]], outputs: list[list[float]]) -> None:
+    indices = [str(j) for j in range(len(times))]
+    rows = [
+        [f"x_{n + 1}", f"{times[n]:.4f}", *(f"{w:.4f}" if w else "" for w in [*states[n], *outputs[n]])]
+        for n in range(len(times))
+    ]
+    columns = ["row", "time", *(f"x_{j}" for j in indices), *(f"d_{j}" for j in indices)]
+    print_table("x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j", columns, rows)
+
+
+def _draw(picture: Path, file: Path) -> None:
+    from gas.artefact import load
+    from gas.report import times_plot
+
+    artefact = load(file)
+    schedule = artefact.schedule
+    if schedule is None:
+        raise ValueError(f"{file} does not say its schedule, which the picture's axis needs")
+    series = [(f"NFE {e.nfe}", e.times, e.nominal or []) for e in artefact.document.solvers]
+    times_plot(picture, series, schedule, highlight=None)
+    note(f"wrote {picture}")

@@ -1,0 +1,88 @@
+"""What people see in the terminal: progress bars on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Bar", "bar", "note", "print_json", "print_table", "tracked"]
+
+_console = Console(stderr=True, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="dim")
+
+
+class Bar:
+    """A running progress bar."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def at(self, done: float, detail: str = "") -> None:
+        """Show how much is done, and a short word on it."""
+        self._progress.update(self._task, completed=done, detail=detail)
+
+
+@contextmanager
+def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
+    """Show a bar with count, rate and time left; ``done`` was there before and does not count as speed."""
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=_console) as progress:
+        yield Bar(progress, progress.add_task(name, total=total, completed=done, detail=""))
+
+
+def tracked(name: str, items: Iterable[Any], total: int) -> Iterator[Any]:
+    """Iterate with a bar."""
+    with bar(name, total) as running:
+        for done, item in enumerate(items, start=1):
+            yield item
+            running.at(done)
+
+
+def note(text: str) -> None:
+    """Say one line on standard error."""
+    _console.print(text, soft_wrap=True)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, strong: str = ""
+) -> None:
+    """Print a table on standard output; rows whose first cell is ``strong`` stand out."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row, style="bold green" if strong and row[0] == strong else None)
+    Console(highlight=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

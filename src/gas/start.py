@@ -1,0 +1,114 @@
+"""Where training starts: every classical solver and grid, measured on the validation pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gas.catalogue import Classical, candidates
+from gas.denoise import Denoiser
+from gas.losses import Loss
+from gas.model import Model
+from gas.pairs import Pairs
+from gas.sample import sample
+from gas.table import Table
+
+__all__ = ["Measured", "evaluate", "rank_classical"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A classical solver with its mean loss against the teacher on ``pairs`` pairs."""
+
+    classical: Classical
+    table: Table
+    loss: float
+    pairs: int
+
+
+def rank_classical(
+    model: Model,
+    pairs: Pairs,
+    nfe: int,
+    loss: Loss,
+    *,
+    entries: Iterable[tuple[Classical, Table]] | None = None,
+    first: int = 32,
+    kept: int = 6,
+    batch: int = 64,
+) -> Iterator[Measured]:
+    """Measure every classical solver on every grid; the last ones yielded are the finalists, best first.
+
+    All run on the first ``first`` pairs, then the best ``kept`` of them on all pairs. The answer at
+    x_T is the same for all and asked once.
+
+    Args:
+        model: whose denoiser to ask.
+        pairs: teacher pairs for validation.
+        nfe: network evaluations.
+        loss: distance to the teacher.
+        entries: solvers to measure; by default the whole catalogue.
+        first: pairs that all are measured on.
+        kept: finalists.
+        batch: samples a network call.
+
+    Yields:
+        Measured: as many as there are solvers, then ``kept`` finalists in order of their loss.
+    """
+    entries = candidates(model.schedule, nfe, model.t_end) if entries is None else entries
+    some = _Runner(model, pairs.subset(slice(0, first)), loss, batch)
+    measured = []
+    for classical, table in entries:
+        measured.append(Measured(classical, table, some.mean_loss(table), len(some.pairs)))
+        yield measured[-1]
+    measured.sort(key=lambda m: m.loss)
+    every = _Runner(model, pairs, loss, batch)
+    finalists = [
+        Measured(m.classical, m.table, every.mean_loss(m.table), len(pairs)) for m in measured[:kept]
+    ]
+    yield from sorted(finalists, key=lambda m: m.loss)
+
+
+def evaluate(
+    model: Model, pairs: Pairs, table: Table, loss: Callable[[Tensor, Tensor], Tensor], *, batch: int = 64
+) -> Tensor:
+    """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's."""
+    return _Runner(model, pairs, loss, batch).losses(table)
+
+
+@dataclass
+class _Runner:
+    """Runs tables on the same pairs, remembering the first answer, which all that start at x_T share."""
+
+    model: Model
+    pairs: Pairs
+    loss: Callable[[Tensor, Tensor], Tensor]
+    batch: int
+    _first: dict[int, Tensor] = field(default_factory=dict)
+
+    def mean_loss(self, table: Table) -> float:
+        return float(self.losses(table).mean())
+
+    @torch.no_grad()
+    def losses(self, table: Table) -> Tensor:
+        losses = []
+        for start in range(0, len(self.pairs), self.batch):
+            part = self.pairs.subset(slice(start, start + self.batch))
+            noise = part.noise.to(self.model.device)
+            denoise = self._remembering(self.model.bind(part.labels, self.pairs.guidance), noise, start)
+            made = sample(denoise, noise, table.folded())
+            losses.append(self.loss(made, part.target.to(made)).double().cpu())
+        return torch.cat(losses)
+
+    def _remembering(self, denoise: Denoiser, noise: Tensor, start: int) -> Denoiser:
+        def asked(x: Tensor, t: Tensor) -> Tensor:
+            if x is not noise or float(t) != 1.0:
+                return denoise(x, t)
+            if start not in self._first:
+                self._first[start] = denoise(x, t)
+            return self._first[start]
+
+        return asked
