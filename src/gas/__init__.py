@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gas import catalogue, classical, denoise, grids, learned, losses, metrics, model, report, zoo
+    from gas import catalogue, classical, denoise, grids, learned, losses, metrics, model, pairs, report, zoo
     from gas.artefact import Artefact, load, save
     from gas.catalogue import Classical
     from gas.compare import compare
@@ -45,6 +45,7 @@ _MODULES = [
     "losses",
     "metrics",
     "model",
+    "pairs",
     "report",
     "zoo",
 ]

@@ -68,7 +68,7 @@ class Document(_Strict):
     format: Literal["gas-solver"] = "gas-solver"
     version: Literal[1] = 1
     schedule: dict[str, Any] | None = None
-    t_end: float | None = None
+    t_end: float | None = Field(default=None, ge=0, lt=1)
     model: dict[str, Any] | None = None
     guidance: float = 1.0
     teacher: dict[str, Any] | None = None
@@ -84,6 +84,7 @@ class Document(_Strict):
             raise ValueError(f"each NFE may have one table, got NFE {sorted(listed)}")
         if self.schedule is not None:
             schedule_from_config(self.schedule)
+        json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
         return self
 
 
@@ -223,8 +224,8 @@ def load(path: str | Path) -> Artefact:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError) as error:
+        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"solver file {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != "gas-solver":
         raise ValueError(f'{path} is not a solver file: it lacks "format": "gas-solver"')
@@ -237,10 +238,13 @@ def load(path: str | Path) -> Artefact:
         artefact = Artefact(Document.model_validate(content), str(path))
         for nfe in artefact.nfes:
             artefact.table(nfe)
+    except RecursionError as error:
+        raise ValueError(f"solver file {path} is nested too deeply") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ValueError(f"solver file {path}: {where}: {first['msg']}") from error
+        what = " ".join(f"{where}: {first['msg']}".split())
+        raise ValueError(f"solver file {path}: {what}") from error
     return artefact
 
 

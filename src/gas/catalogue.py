@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gas import classical
-from gas.grids import GRIDS
+from gas.grids import GRIDS, as_grid
 from gas.schedule import Schedule
 from gas.table import Table
 
@@ -42,13 +42,13 @@ class Classical:
 
     Args:
         solver: a key of :data:`SOLVERS`.
-        grid: a key of :data:`gas.grids.GRIDS`.
+        grid: a key of :data:`gas.grids.GRIDS`, or the times themselves, comma-separated from 1 down to ``t_end``.
         nfe: network evaluations.
         t_end: time that sampling ends at, in [0, 1).
 
     Raises:
-        ValueError: for an unknown solver or grid, with the nearest known name, and for an NFE that the
-            solver cannot have (Heun asks twice a step).
+        ValueError: for an unknown solver or grid, with the nearest known name, times that are no grid or
+            do not fit, and for an NFE that the solver cannot have (Heun asks twice a step).
 
     >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
     'unipc-3-bh2 / log_snr'
@@ -61,7 +61,8 @@ class Classical:
 
     def __post_init__(self) -> None:
         _check_name("solver", self.solver, SOLVERS)
-        _check_name("grid", self.grid, GRIDS)
+        if "," not in self.grid:
+            _check_name("grid", self.grid, GRIDS)
         if self.nfe < 1:
             raise ValueError(f"nfe (network evaluations) must be at least 1, got {self.nfe}")
         if self.solver == "heun" and self.nfe % 2:
@@ -74,11 +75,23 @@ class Classical:
 
     def table(self, schedule: Schedule) -> Table:
         """Build the table on a schedule."""
-        steps = self.nfe // 2 if self.solver == "heun" else self.nfe
-        table = SOLVERS[self.solver](schedule, GRIDS[self.grid](schedule, steps, self.t_end))
+        table = SOLVERS[self.solver](schedule, self.times(schedule))
         if table.nfe != self.nfe:
             raise ValueError(f"{self.label} on {schedule} has NFE {table.nfe}, not {self.nfe}")
         return table
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """Return the time grid on a schedule: one step more than the solver takes."""
+        steps = self.nfe // 2 if self.solver == "heun" else self.nfe
+        if "," not in self.grid:
+            return GRIDS[self.grid](schedule, steps, self.t_end)
+        t = as_grid([_number(part) for part in self.grid.split(",")])
+        if len(t) != steps + 1 or float(t[0]) != 1 or float(t[-1]) != self.t_end:
+            raise ValueError(
+                f"a grid for {self.solver} at NFE {self.nfe} is {steps + 1} times from 1 to {self.t_end:g}, "
+                f"got {len(t)} from {float(t[0]):g} to {float(t[-1]):g}"
+            )
+        return t
 
     def config(self) -> dict[str, Any]:
         """Return the fields in plain JSON values."""
@@ -95,6 +108,13 @@ def candidates(
                 continue
             entry = Classical(solver, grid, nfe, t_end)
             yield entry, entry.table(schedule)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"a grid of times is numbers separated by commas, got {text.strip()!r}") from None
 
 
 def _check_name(kind: str, name: str, known: dict[str, Any]) -> None:

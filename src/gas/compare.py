@@ -26,7 +26,7 @@ class Comparison:
         nfe: network evaluations a sample.
         mse: mean squared error to the teacher, and half the width of its 95% interval.
         l1: mean absolute error to the teacher.
-        psnr: peak signal-to-noise ratio to the teacher in dB, range 2, of the mean squared error over all pairs.
+        psnr: peak signal-to-noise ratio to the teacher in dB, range 2, of ``mse``; none where that is zero.
         frechet_data: Frechet distance to real data, where the model has statistics of it.
         frechet_teacher: Frechet distance to the teacher's samples, where the model has features.
         samples: pairs measured on.
@@ -37,7 +37,7 @@ class Comparison:
     mse: float
     mse_half_width: float
     l1: float
-    psnr: float
+    psnr: float | None
     frechet_data: float | None
     frechet_teacher: float | None
     samples: int
@@ -88,7 +88,7 @@ def compare(
         mse=error,
         mse_half_width=half_width,
         l1=float(paired.l1(made, pairs.target).mean()),
-        psnr=float(paired.psnr(made.flatten()[None], pairs.target.flatten()[None])[0]),
+        psnr=float(paired.psnr(made.flatten()[None], pairs.target.flatten()[None])[0]) if error else None,
         frechet_data=to_data,
         frechet_teacher=to_teacher,
         samples=len(pairs),

@@ -145,10 +145,17 @@ class ClassifierFreeGuidance:
 
 @dataclass(frozen=True)
 class StaticThreshold:
-    """Clip the data prediction to ``[-limit, limit]``."""
+    """Clip the data prediction to ``[-limit, limit]``.
+
+    Raises:
+        ValueError: when ``limit`` is not positive.
+    """
 
     denoise: Denoiser
     limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.denoise(x, t).clamp(-self.limit, self.limit)
@@ -157,6 +164,9 @@ class StaticThreshold:
 @dataclass(frozen=True)
 class DynamicThreshold:
     """Clip each sample to its own ``quantile`` of absolute values (at least ``limit``), then scale back to ``limit``.
+
+    Raises:
+        ValueError: when ``quantile`` is outside (0, 1] or ``limit`` not positive.
 
     References:
         Saharia et al., arXiv 2205.11487, section 2.3.
@@ -169,9 +179,15 @@ class DynamicThreshold:
     def __post_init__(self) -> None:
         if not 0 < self.quantile <= 1:
             raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
+        _check_limit(self.limit)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         d = self.denoise(x, t)
         reach = torch.quantile(d.abs().flatten(1).float(), self.quantile, dim=1).clamp(min=self.limit)
         reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
         return torch.minimum(torch.maximum(d, -reach), reach) * (self.limit / reach)
+
+
+def _check_limit(limit: float) -> None:
+    if not limit > 0:
+        raise ValueError(f"limit must be positive, got {limit}")

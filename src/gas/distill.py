@@ -57,7 +57,7 @@ def distill(
     validation: Pairs,
     nfe: int,
     *,
-    loss: str = "l2",
+    loss: str = "l1",
     config: FitConfig | None = None,
     start: str = "best",
     theory: bool = True,

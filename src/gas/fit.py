@@ -51,13 +51,13 @@ class FitConfig:
         ValueError: names the setting that is out of range.
     """
 
-    iterations: int = 400
+    iterations: int = 1000
     batch: int = 24
-    learning_rate: float = 2e-2
+    learning_rate: float = 1e-2
     decay: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0
-    ema: float = 0.95
-    validate_every: int = 25
+    ema: float = 0.98
+    validate_every: int = 50
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ def fit(
     pairs: Pairs,
     *,
     validation: Pairs,
-    loss: str | Loss = "l2",
+    loss: str | Loss = "l1",
     config: FitConfig | None = None,
     checkpoint: str | Path | None = None,
 ) -> Iterator[FitRecord]:

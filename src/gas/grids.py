@@ -114,6 +114,8 @@ def _finite_half_log_snr(schedule: Schedule, t_end: float) -> tuple[Tensor, Tens
     first, last = schedule.half_log_snr(1.0), schedule.half_log_snr(t_end)
     if torch.isinf(first):
         first = schedule.half_log_snr(1 - _INSIDE)
-    if torch.isinf(last):
+    if not torch.isfinite(last):
         last = schedule.half_log_snr(_INSIDE)
+    if not torch.isfinite(last):
+        raise ValueError(f"the schedule has no noise left at t_end={t_end:g}: choose a later t_end")
     return first, last

@@ -127,8 +127,8 @@ class EDMasVP:
     def linear(self) -> VPLinear:
         """The same schedule by its betas: ``log(1 + (sigma/alpha)^2) = beta_0 t + (beta_1 - beta_0) t^2 / 2``."""
         standard = VPLinear(beta_0=0.1, beta_1=20.0)
-        low = max(math.log1p(self.sigma_min**2), -2 * float(standard._log_alpha(self.t_end)))
-        high = min(math.log1p(self.sigma_max**2), -2 * float(standard._log_alpha(1.0)))
+        low = max(math.log1p(self.sigma_min * self.sigma_min), -2 * float(standard._log_alpha(self.t_end)))
+        high = min(math.log1p(self.sigma_max * self.sigma_max), -2 * float(standard._log_alpha(1.0)))
         slope = 2 * (low / self.t_end - high) / (self.t_end - 1)
         return VPLinear(beta_0=high - slope / 2, beta_1=high + slope / 2)
 
@@ -252,11 +252,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     """
     parameters = dict(config)
     kind = parameters.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"schedule kind must be one of {sorted(_KINDS)}, got {kind!r}")
     try:
         schedule: Schedule = _KINDS[kind](**parameters)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"schedule {kind!r} does not take these parameters: {error}") from error
     return schedule
 

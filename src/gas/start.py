@@ -105,7 +105,7 @@ class _Runner:
 
     def _remembering(self, denoise: Denoiser, noise: Tensor, start: int) -> Denoiser:
         def asked(x: Tensor, t: Tensor) -> Tensor:
-            if x is not noise or float(t) != 1.0:
+            if x is not noise or float(t.detach()) != 1.0:
                 return denoise(x, t)
             if start not in self._first:
                 self._first[start] = denoise(x, t)

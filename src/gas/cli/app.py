@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
@@ -57,7 +58,7 @@ def command(example: str, name: str | None = None) -> Callable[[Callable[P, None
                 _say("error: " + " ".join(str(error).split()))
                 raise typer.Exit(2) from None
 
-        guarded.__doc__ = f"{function.__doc__}\n\nExample: [cyan]{example}[/cyan]"
+        guarded.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: [cyan]{example}[/cyan]"
         return app.command(name=name)(guarded)
 
     return register
@@ -72,6 +73,7 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-from gas.cli import demo, evaluate, inspect, pairs, sample, train, zoo  # noqa: E402 (they register themselves)
+from gas.cli import demo, evaluate, pairs, sample, train, zoo  # noqa: E402 (they register themselves)
+from gas.cli import inspect as inspect_  # noqa: E402
 
-_ = (demo, evaluate, inspect, pairs, sample, train, zoo)
+_ = (demo, evaluate, inspect_, pairs, sample, train, zoo)

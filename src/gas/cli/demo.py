@@ -55,7 +55,7 @@ def demo(
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
-    config = FitConfig(iterations=iterations, batch=16, validate_every=25)
+    config = FitConfig(iterations=iterations, batch=16, learning_rate=2e-2, ema=0.95, validate_every=25)
     result = train_one(loaded, kept, held, nfe, config, loss="l1", first=16)
     path = out / f"{loaded.name}-{nfe}.json"
     save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l1", starts={nfe: result.start})

@@ -154,11 +154,10 @@ def _teacher_row(model: ZooModel, pairs: Pairs, name: str, nfe: int) -> Comparis
 
 
 def _cells(row: Comparison) -> list[str]:
-    same = row.mse == 0
     data = "" if row.frechet_data is None else f"{row.frechet_data:.2f}"
-    teacher = "" if row.frechet_teacher is None or same else f"{row.frechet_teacher:.2f}"
-    error = "" if same else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
-    return [row.name, str(row.nfe), error, "" if same else f"{row.psnr:.1f}", data, teacher]
+    teacher = "" if row.frechet_teacher is None or row.psnr is None else f"{row.frechet_teacher:.2f}"
+    error = "" if row.psnr is None else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
+    return [row.name, str(row.nfe), error, "" if row.psnr is None else f"{row.psnr:.1f}", data, teacher]
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:

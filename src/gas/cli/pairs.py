@@ -24,7 +24,9 @@ def pairs(
     model: ModelName = "mnist",
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "1280",
     teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "unipc-3-bh2",
-    grid: Annotated[str, typer.Option(help="The teacher's time grid.")] = "log_snr",
+    grid: Annotated[
+        str, typer.Option(help="The teacher's time grid: a name, or its times as 1,0.5,0.001.")
+    ] = "log_snr",
     nfe: Annotated[int, typer.Option(help="The teacher's network evaluations.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,

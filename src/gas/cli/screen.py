@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 __all__ = ["Bar", "bar", "note", "print_json", "print_table", "tracked"]
@@ -27,6 +29,9 @@ _console = Console(stderr=True, highlight=False)
 
 
 class _Rate(ProgressColumn):
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True, min_width=8))
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.1f}/s", style="dim")
@@ -75,11 +80,13 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, strong: str = ""
 ) -> None:
     """Print a table on standard output; rows whose first cell is ``strong`` stand out."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
+    )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(escape(column), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="bold green" if strong and row[0] == strong else None)
+        table.add_row(*map(escape, row), style="bold green" if strong and row[0] == strong else None)
     Console(highlight=False).print(table)
 
 

@@ -29,7 +29,7 @@ def train(
     model: ModelName = "mnist",
     nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10.")] = "4",
     validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.")] = 256,
-    loss: Annotated[str, typer.Option(help="l1, l2 or pseudo_huber.")] = "l2",
+    loss: Annotated[str, typer.Option(help="l1, l2 or pseudo_huber.")] = "l1",
     preset: Annotated[str, typer.Option(help="Settings to start from: default (ours) or paper.")] = "default",
     start: Annotated[str, typer.Option(help="best, uniform (the paper's), or SOLVER/GRID.")] = "best",
     theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
@@ -96,7 +96,7 @@ def train_one(
         for done, report in enumerate(reports, start=1):
             if isinstance(report, Started):
                 started = report
-                running.at(len(SOLVERS) * len(GRIDS), f"{started.best.label}: {started.best_loss:.5f}")
+                running.at(len(SOLVERS) * len(GRIDS), started.best.label)
                 break
             if isinstance(report, Measured):
                 running.at(min(done, len(SOLVERS) * len(GRIDS)), report.classical.label)

@@ -40,7 +40,7 @@ def times_plot(
 
     Args:
         path: the PNG file to write; whole or absent.
-        series: ``(name, asked, steps)`` from top to bottom: the N times in [0, 1] the network is told
+        series: ``(name, asked, steps)`` from top to bottom: the N times the network is told, in [0, t_max] of the schedule
             (``table.times``), and the N + 1 times of the grid, or ``()`` to draw none.
         schedule: gives the axis ``schedule.half_log_snr(t)``. Times at which it is infinite are drawn
             as arrows at the edge.
@@ -53,11 +53,11 @@ def times_plot(
         ``path``.
 
     Raises:
-        ValueError: for no series, times outside [0, 1] or all at infinity, or a highlight or scale that
+        ValueError: for no series, times outside that or all at infinity, or a highlight or scale that
             does not fit.
         ModuleNotFoundError: when matplotlib is not installed.
     """
-    _check(series, highlight, scale)
+    _check(series, schedule, highlight, scale)
     left = _MARGIN + round(max(text_width(name, 13, bold=True) for name, _, _ in series)) + 24
     under, small = _TOP + _PITCH * len(series), wrap(note, _WIDTH - 2 * _MARGIN, 11)
     sheet = Sheet(_WIDTH, under + 58 + (16 * len(small) + 4 if small else 0), scale)
@@ -78,16 +78,16 @@ def times_plot(
     return sheet.save(path)
 
 
-def _check(series: Sequence[Series], highlight: int | None, scale: int) -> None:
+def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, scale: int) -> None:
     """Refuse what cannot be drawn as it was meant."""
     if not series:
         raise ValueError("series must hold at least one (name, asked, steps) triple, got none")
     for name, asked, steps in series:
         if len(asked) == 0:
             raise ValueError(f"asked times of {name!r} must hold at least one time, got none")
-        outside = [float(t) for t in (*asked, *steps) if not 0 <= t <= 1]
+        outside = [float(t) for t in (*asked, *steps) if not 0 <= t <= schedule.t_max]
         if outside:
-            raise ValueError(f"times of {name!r} must lie in [0, 1], 1 being noise, got {outside[0]:.6g}")
+            raise ValueError(f"times of {name!r} must lie in [0, {schedule.t_max:g}], 1 being noise, got {outside[0]:.6g}")
     if highlight is not None and not 0 <= highlight < len(series):
         raise ValueError(f"highlight must be a series of 0 .. {len(series) - 1} or None, got {highlight}")
     if scale < 1:

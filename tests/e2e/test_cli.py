@@ -1,0 +1,305 @@
+"""The command line from end to end on the digits model, and what it says to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import gas
+from gas.cli import app
+
+SMALL = ["--model", "digits"]
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def refused(*words):
+    """The one line that a bad call is answered with."""
+    result = run(*words, code=2)
+    lines = result.stderr.strip().splitlines()
+    message = [line for line in lines if line.startswith("error: ")]
+    assert len(message) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return message[0]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with pairs and a solver file for NFE 2 and 3."""
+    folder = tmp_path_factory.mktemp("work")
+    run("pairs", *SMALL, "--seeds", 96, "--out", folder / "pairs", "--nfe", 8)
+    words = [
+        "--pairs",
+        folder / "pairs",
+        "--validation",
+        32,
+        "--iterations",
+        6,
+        "--out",
+        folder / "digits.json",
+    ]
+    result = run("train", *SMALL, *words, "--nfe", "2-3", "--json")
+    (folder / "train.out").write_text(result.stdout)
+    return folder
+
+
+def test_train_reports_and_cleans_up(work):
+    rows = json.loads((work / "train.out").read_text())
+    assert [row["nfe"] for row in rows] == [2, 3]
+    for row in rows:
+        assert row["validation_loss"] <= row["best_classical_loss"]
+        assert row["training_evaluations"] == 6 * 24 * row["nfe"]
+    assert not (work / "digits.json.state").exists()
+    document = gas.load(work / "digits.json").document
+    assert document.teacher == {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 8, "t_end": 1e-3}
+    assert document.training["pairs"] == 64
+
+
+def test_sample_is_gas_sample_in_every_format(work, tmp_path):
+    words = ["sample", *SMALL, "--solver", work / "digits.json", "--nfe", 3, "--seeds", "100:105"]
+    for suffix in (".npz", ".safetensors", ".png"):
+        run(*words, "--out", tmp_path / f"s{suffix}", "--batch", 2)
+    model = gas.zoo.load("digits")
+    seeds = range(100, 105)
+    labels = torch.tensor([s % 10 for s in seeds])
+    with torch.no_grad():
+        expected = gas.sample(model.bind(labels), model.noise(seeds), gas.load(work / "digits.json").table(3))
+    made = torch.from_numpy(np.load(tmp_path / "s.npz")["samples"])
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(load_file(tmp_path / "s.safetensors")["samples"], made)
+    assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_evaluate_measures_what_it_says(work):
+    words = ["evaluate", *SMALL, "--solver", work / "digits.json", "--seeds", "500:548", "--teacher-nfe", 8]
+    report = json.loads(run(*words, "--json", "--every").stdout)
+    rows = {(row["name"], row["nfe"]): row for row in report["rows"]}
+    assert {nfe for _, nfe in rows} == {2, 3, 8}
+    assert {row["samples"] for row in report["rows"]} == {48}
+    assert rows["unipc-3-bh2 / log_snr (teacher)", 8]["mse"] == 0
+    best = [row for name, row in rows.items() if "best of all" in name[0] and name[1] == 3]
+    others = [row["mse"] for name, row in rows.items() if name[1] == 3 and name[0] != "GS"]
+    assert best[0]["mse"] == min(others)
+
+    model = gas.zoo.load("digits")
+    teacher = gas.Classical("unipc-3-bh2", "log_snr", 8, model.t_end)
+    pairs = gas.pairs.teach(model, teacher.table(model.schedule), range(500, 548))
+    error = gas.evaluate(model, pairs, gas.load(work / "digits.json").table(3), gas.losses.l2)
+    assert rows["GS", 3]["mse"] == pytest.approx(float(error.mean()), rel=1e-4)
+
+
+def test_a_table_for_people(work, tmp_path):
+    words = [
+        "evaluate",
+        *SMALL,
+        "--solver",
+        work / "digits.json",
+        "--seeds",
+        "500:516",
+        "--teacher-nfe",
+        8,
+        "--nfe",
+        3,
+    ]
+    shown = run(*words, "--picture", tmp_path / "e.png").stdout
+    assert "digits: 16 samples, seeds 500 to 515" in shown
+    assert "GS" in shown
+    assert (tmp_path / "e.png").exists()
+
+
+def test_inspect_shows_what_is_in_the_file(work, tmp_path):
+    assert json.loads(run("inspect", work / "digits.json", "--json").stdout)["format"] == "gas-solver"
+    shown = run("inspect", work / "digits.json").stdout
+    for word in ("digits", "1x8x8", "edm_vp", "unipc-3-bh2"):
+        assert word in shown
+    table = run("inspect", work / "digits.json", "--nfe", 2, "--picture", tmp_path / "t.png").stdout
+    assert "sum_j states[n, j] x_j" in table
+    assert f"{gas.load(work / 'digits.json').table(2).outputs[1, 1]:.4f}" in table
+    assert (tmp_path / "t.png").exists()
+
+
+def test_zoo_lists_the_cards():
+    cards = json.loads(run("zoo", "--json").stdout)
+    assert cards["digits"]["sample_shape"] == [1, 8, 8]
+    assert "digits" in run("zoo", "list").stdout
+
+
+def test_demo_runs_on_digits(tmp_path):
+    shown = run("demo", *SMALL, "--out", tmp_path, "--iterations", 3, "--nfe", 2).output
+    assert "done in" in shown
+    for name in ("samples.png", "times.png", "digits-2.json"):
+        assert (tmp_path / name).exists()
+
+
+def test_missing_and_truncated_weights(tmp_path, work):
+    words = ["--solver", work / "digits.json", "--nfe", 3, "--out", tmp_path / "s.png"]
+    assert "missing" in refused("sample", "--model", tmp_path / "no.safetensors", *words)
+    whole = gas.zoo.load("digits").path.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
+    assert "cut.safetensors are damaged" in refused("sample", "--model", tmp_path / "cut.safetensors", *words)
+    assert "did you mean 'digits'" in refused("sample", "--model", "digit", *words)
+
+
+def test_a_flipped_byte_in_a_shard(tmp_path):
+    run("pairs", *SMALL, "--seeds", 40, "--out", tmp_path / "p", "--nfe", 2)
+    shard = next((tmp_path / "p").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    words = ["train", *SMALL, "--pairs", tmp_path / "p", "--validation", 8, "--out", tmp_path / "d.json"]
+    assert shard.name in refused(*words)
+    assert not (tmp_path / "d.json").exists()
+
+
+def test_a_solver_of_another_model(tmp_path, work):
+    other = json.loads((work / "digits.json").read_text())
+    other["model"]["sample_shape"] = [1, 16, 16]
+    other["model"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    line = refused(
+        "sample", *SMALL, "--solver", tmp_path / "other.json", "--nfe", 3, "--out", tmp_path / "s.png"
+    )
+    assert "made for another model" in line
+    assert "sample_shape [1, 16, 16]" in line
+    assert "sha256" in line
+
+
+def test_numbers_that_are_not(tmp_path, work):
+    text = (work / "digits.json").read_text()
+    document = json.loads(text)
+    document["solvers"][0]["times"][0] = float("nan")
+    (tmp_path / "nan.json").write_text(json.dumps(document))
+    assert "NaN is not a number" in refused("inspect", tmp_path / "nan.json")
+    document["solvers"][0]["times"][0] = 1.0
+    document["solvers"][0]["nominal"] = [1.0, 0.2, 0.3]
+    (tmp_path / "rising.json").write_text(json.dumps(document))
+    assert "must decrease strictly" in refused("inspect", tmp_path / "rising.json")
+
+
+def test_names_numbers_and_lists_out_of_range(tmp_path, work):
+    sample = ["sample", *SMALL, "--solver", work / "digits.json", "--out", tmp_path / "s.png"]
+    assert "no table for NFE 7; it has NFE 2, 3" in refused(*sample, "--nfe", 7)
+    assert "label 10 is out of range" in refused(*sample, "--nfe", 3, "--label", 10)
+    assert "seeds must be like" in refused(*sample, "--nfe", 3, "--seeds", "5:2")
+    assert ".png, .npz, .safetensors" in refused(*sample[:-1], tmp_path / "s.gif", "--nfe", 3)
+    assert "device 'tpu9' cannot be used" in refused(*sample, "--nfe", 3, "--device", "tpu9")
+    pairs = ["pairs", *SMALL, "--out", tmp_path / "p"]
+    assert "did you mean 'unipc-3-bh2'" in refused(*pairs, "--teacher", "unipc-3-bh")
+    assert "did you mean 'log_snr'" in refused(*pairs, "--grid", "logsnr")
+    assert "must decrease strictly" in refused(*pairs, "--grid", "1,0.4,0.5,0.001", "--nfe", 3)
+    assert "is 3 times from 1 to 0.001" in refused(*pairs, "--grid", "1,0.001", "--nfe", 2)
+    assert "nfe must be even" in refused(*pairs, "--teacher", "heun", "--nfe", 3)
+    train = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "d.json"]
+    assert "nfe must be like" in refused(*train, "--nfe", "6-3")
+    assert "did you mean 'l2'" in refused(*train, "--loss", "L2", "--validation", 32)
+    assert "validation must be from" in refused(*train, "--validation", 96)
+    assert "has no manifest.json" in refused(*train[:-4], "--pairs", tmp_path, "--out", tmp_path / "d.json")
+    assert "action must be" in refused("zoo", "paint")
+
+
+def test_errors_show_their_traceback_on_request(work, tmp_path):
+    words = [
+        "--debug",
+        "sample",
+        *SMALL,
+        "--solver",
+        work / "digits.json",
+        "--nfe",
+        7,
+        "--out",
+        tmp_path / "s.png",
+    ]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, ValueError)
+
+
+def gas_command(*words, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", "from gas.cli import main; main()", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    words = ["pairs", *SMALL, "--seeds", 128, "--nfe", 2, "--out", tmp_path / "p"]
+    process = gas_command(*words, preexec_fn=limit)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2, stderr
+    assert "error: " in stderr
+    assert "make room" in stderr
+    assert [p.name for p in (tmp_path / "p").iterdir()] == ["manifest.json"]
+    run(*words)
+    assert len(gas.read_pairs(tmp_path / "p")) == 128
+
+
+def test_an_interrupt_says_how_to_go_on_and_the_same_command_does(tmp_path, work):
+    words = [
+        "train",
+        *SMALL,
+        "--pairs",
+        work / "pairs",
+        "--validation",
+        32,
+        "--nfe",
+        2,
+        "--out",
+        tmp_path / "d.json",
+    ]
+    process = gas_command(*words, "--iterations", 100_000)
+    state = tmp_path / "d.json.state" / "nfe-2.pt"
+    waited = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < waited:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"State is in {state.parent}; the same command goes on from there." in " ".join(stderr.split())
+    assert not (tmp_path / "d.json").exists()
+    assert "other settings" in refused(*words, "--iterations", 7)
+
+
+def test_help_is_light_and_shows_an_example():
+    """No heavy import on the way to help: that is what keeps it quick."""
+    code = (
+        "import sys\nfrom gas.cli import app\nheavy = {'torch', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    for name in ("demo", "zoo", "pairs", "train", "sample", "evaluate", "inspect"):
+        assert f"Example: gas {name}" in run(name, "--help").stdout
+
+
+def test_the_package_is_light_and_names_stay_functions():
+    code = "import sys, gas\nassert 'torch' not in sys.modules\nimport gas.fit, gas.sample, gas.compare\n"
+    code += "print(callable(gas.sample), callable(gas.fit), callable(gas.compare), gas.VPLinear().beta_0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True", "0.1"]
+    for name in gas.__all__:
+        assert getattr(gas, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gas.nothing
+    assert Path(gas.__file__).with_name("py.typed").exists()

@@ -1,0 +1,174 @@
+"""Learning: it gets better, never worse than it came, resumes to the same bits, and reports divergence."""
+
+import itertools
+
+import pytest
+import torch
+
+from doubles import Mixture
+from gas.catalogue import Classical, candidates
+from gas.distill import Distilled, Started, distill
+from gas.fit import Diverged, FitConfig, fit
+from gas.learned import GeneralizedSolver
+from gas.losses import FeatureLoss, l2
+from gas.pairs import teach
+from gas.start import Measured, evaluate, rank_classical
+
+MODEL = Mixture()
+TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
+NFE = 4
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return teach(MODEL, TEACHER.table(MODEL.schedule), range(128), labelled=False)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return teach(MODEL, TEACHER.table(MODEL.schedule), range(1000, 1064), labelled=False)
+
+
+def new():
+    table = Classical("unipc-2-bh2", "log_snr", NFE, MODEL.t_end).table(MODEL.schedule)
+    return GeneralizedSolver.from_table(MODEL.schedule, table, MODEL.t_end)
+
+
+def loss_of(solver, pairs):
+    with torch.no_grad():
+        return float(evaluate(MODEL, pairs, solver(), l2).mean())
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "pseudo_huber", FeatureLoss(lambda x: torch.cat([x, x**2], 1))])
+def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
+    solver = new()
+    config = FitConfig(iterations=60, validate_every=20)
+    records = list(fit(solver, MODEL, pairs, validation=validation, loss=loss, config=config))
+    assert [r.iteration for r in records] == [0, 20, 40, 60]
+    assert records[-1].best_loss < 0.7 * records[0].validation_loss
+    assert records[-1].evaluations == 60 * 24 * NFE
+
+
+def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
+    solver = new()
+    config = FitConfig(iterations=200, validate_every=10, learning_rate=0.1, ema=0.0)
+    running = fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config)
+    records = list(itertools.islice(running, 12))
+    running.close()
+    best = min(r.validation_loss for r in records)
+    assert records[-1].best_loss == best
+    assert loss_of(solver, validation) == pytest.approx(best, rel=1e-6)
+
+
+def test_divergence_is_reported_and_loses_nothing(pairs, validation):
+    solver = new()
+    before = loss_of(solver, validation)
+    config = FitConfig(iterations=200, validate_every=50, learning_rate=1e3, ema=0.0)
+    with pytest.raises(Diverged, match=r"iteration .*; lower learning_rate"):
+        list(fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config))
+    assert loss_of(solver, validation) <= before
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path):
+    config = FitConfig(iterations=30, validate_every=10)
+
+    def run(solver, checkpoint=None, reports=None):
+        running = fit(solver, MODEL, pairs, validation=validation, config=config, checkpoint=checkpoint)
+        records = list(itertools.islice(running, reports))
+        running.close()
+        return records
+
+    whole, broken, resumed = new(), new(), new()
+    expected = run(whole, tmp_path / "whole.pt")
+    run(broken, tmp_path / "broken.pt", reports=3)  # stops after the checkpoint of iteration 10
+    rest = run(resumed, tmp_path / "broken.pt")
+    assert rest[-1] == expected[-1]
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_of_other_settings_is_refused(pairs, validation, tmp_path):
+    first = FitConfig(iterations=2, validate_every=1)
+    list(fit(new(), MODEL, pairs, validation=validation, config=first, checkpoint=tmp_path / "c.pt"))
+    other = FitConfig(iterations=2, validate_every=1, seed=1)
+    with pytest.raises(ValueError, match="other settings or pairs"):
+        list(fit(new(), MODEL, pairs, validation=validation, config=other, checkpoint=tmp_path / "c.pt"))
+    (tmp_path / "c.pt").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(fit(new(), MODEL, pairs, validation=validation, config=first, checkpoint=tmp_path / "c.pt"))
+
+
+def test_seeds_may_not_be_shared_and_sets_may_not_be_empty(pairs, validation):
+    with pytest.raises(ValueError, match="share seeds"):
+        next(fit(new(), MODEL, pairs, validation=pairs.subset(slice(0, 3))))
+    with pytest.raises(ValueError, match="got 0 and 64"):
+        next(fit(new(), MODEL, pairs.subset(slice(0, 0)), validation=validation))
+    with pytest.raises(ValueError, match="did you mean 'l1'"):
+        next(fit(new(), MODEL, pairs, validation=validation, loss="L1"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("batch", 0),
+        ("learning_rate", -1.0),
+        ("clip", float("nan")),
+        ("ema", 1.0),
+        ("iterations", -1),
+        ("decay", "x"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} must"):
+        FitConfig(**{setting: value})
+
+
+def test_the_ranking_is_what_running_each_one_gives(validation):
+    ranked = list(rank_classical(MODEL, validation, NFE, l2, first=16, kept=5))
+    finalists = ranked[-5:]
+    assert [m.loss for m in finalists] == sorted(m.loss for m in finalists)
+    for m in finalists:
+        assert m.pairs == len(validation)
+        assert m.loss == pytest.approx(float(evaluate(MODEL, validation, m.table, l2).mean()), rel=1e-5)
+    assert len(ranked) - 5 == len(list(candidates(MODEL.schedule, NFE, MODEL.t_end)))
+    true = {
+        c.label: float(evaluate(MODEL, validation, t, l2).mean())
+        for c, t in candidates(MODEL.schedule, NFE, 1e-3)
+    }
+    assert finalists[0].loss == pytest.approx(min(true.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("start", ["best", "uniform", "ddim/karras"])
+def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation, start):
+    reports = list(
+        distill(
+            MODEL,
+            pairs,
+            validation,
+            NFE,
+            start=start,
+            config=FitConfig(iterations=3, validate_every=3),
+            first=8,
+        )
+    )
+    started = next(r for r in reports if isinstance(r, Started))
+    result = reports[-1]
+    assert isinstance(result, Distilled)
+    assert isinstance(reports[0], Measured)
+    assert result.loss <= started.best_loss * (1 + 1e-6)
+    assert result.table().nfe == NFE
+    assert started.start == (started.best.label if start == "best" else start)
+
+
+def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
+    config = FitConfig(iterations=20, validate_every=10)
+    expected = list(distill(MODEL, pairs, validation, NFE, config=config, first=8))[-1]
+    running = distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path)
+    for report in running:
+        if getattr(report, "iteration", 0) == 10:
+            break
+    next(running)  # the report of iteration 20: the checkpoint of iteration 10 is written by then
+    running.close()
+    rest = list(distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path))
+    assert isinstance(rest[0], Started)  # the ranking is not run again
+    assert torch.equal(rest[-1].table().unrolled(), expected.table().unrolled())

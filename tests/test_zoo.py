@@ -1,0 +1,177 @@
+"""The zoo: shipped models are what their cards say; recipes resume to the same bits; bad files are refused."""
+
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gas import zoo
+from gas.metrics import extract, feature_statistics, frechet_distance
+from gas.model import Model, labels_of_seeds
+from gas.sample import sample
+from gas.zoo import data
+from gas.zoo.build import FINE, build_model, measure
+from gas.zoo.train import RECIPES, Recipe, train_classifier, train_denoiser
+from gas.zoo.unet import EDMUNet
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return zoo.load("digits")
+
+
+def test_shipped_models_are_models(digits):
+    assert isinstance(digits, Model)
+    for name in zoo.names():
+        model = zoo.load(name)
+        assert model.card["named_right"] >= 0.95
+        assert model.path.stat().st_size < 10e6
+        assert model.path.with_suffix(".md").is_file()
+        assert not any(p.requires_grad for p in model.network.parameters())
+    assert sum(zoo.load(name).path.stat().st_size for name in zoo.names()) < 12e6
+
+
+def test_the_card_repeats(digits):
+    """Fewer samples than the card's, so a wider tolerance; but from the same seeds and solver."""
+    measured = measure(digits, samples=300)
+    assert measured["named_right"] == pytest.approx(digits.card["named_right"], abs=0.015)
+    assert measured["frechet_to_held_out"] == pytest.approx(digits.card["frechet_to_held_out"], abs=1.0)
+    noise = digits.noise(range(300))
+    assert (
+        frechet_distance(feature_statistics(extract(digits.classifier.features, noise)), digits.reference)
+        > 10 * (measured["frechet_to_held_out"])
+    )
+
+
+def test_the_classifier_reads_held_out_images(digits):
+    x, label = data.digits().test
+    assert float((digits.classifier(x).argmax(1) == label).double().mean()) >= 0.97
+
+
+def test_noise_of_a_seed_does_not_depend_on_its_batch(digits):
+    alone = digits.noise([7])
+    assert torch.equal(digits.noise([3, 7, 9])[1:2], alone)
+    assert torch.equal(digits.noise(range(7, 8)), alone)
+
+
+def test_classes_guidance_and_their_errors(digits):
+    x, t = digits.noise(range(4)), torch.tensor(0.5, dtype=torch.float64)
+    labels = labels_of_seeds(10, range(4))
+    plain, null = digits.bind(labels)(x, t), digits.denoise(x, t)
+    assert (plain - null).abs().max() > 0.01
+    torch.testing.assert_close(digits.bind(None)(x, t), null)
+    guided = digits.bind(labels, 2.0)(x, t)
+    torch.testing.assert_close(guided, 2 * plain - null, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="label 10 is out of range: digits knows classes 0 to 9"):
+        digits.bind(torch.tensor([0, 10]))
+    with pytest.raises(ValueError, match="label -1 is out of range"):
+        digits.bind(torch.tensor([-1]))
+
+
+def test_guidance_sharpens_the_class(digits):
+    labels = labels_of_seeds(10, range(50))
+    with torch.no_grad():
+        table = replace(FINE, nfe=10).table(digits.schedule)
+        logits = [
+            digits.classifier(sample(digits.bind(labels, scale), digits.noise(range(50)), table)).softmax(1)
+            for scale in (0.0, 1.0)
+        ]
+    right = [float(p[range(50), labels].mean()) for p in logits]
+    assert right[0] < 0.4 < 0.9 < right[1]
+
+
+def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
+    recipe = Recipe(network={**RECIPES["digits"].network, "width": 16}, steps=13, batch=4)
+    images = data.digits()
+    list(train_denoiser(recipe, images, tmp_path / "whole.pt", every=1))
+    broken = train_denoiser(recipe, images, tmp_path / "broken.pt", every=1)
+    for _ in range(12):  # the state is written every ten reports: two steps are lost and done again
+        next(broken)
+    broken.close()
+    list(train_denoiser(recipe, images, tmp_path / "broken.pt", every=1))
+    whole, resumed = (
+        torch.load(tmp_path / "whole.pt", weights_only=True),
+        torch.load(tmp_path / "broken.pt", weights_only=True),
+    )
+    for name, value in whole["ema"].items():
+        assert torch.equal(value, resumed["ema"][name]), name
+
+    small = data.Images("digits", images.x[:400], images.label[:400], held_out=100)
+    model = build_model("tiny", small, recipe, tmp_path / "whole.pt", tmp_path, samples=80)
+    assert model.card["steps"] == 13
+    assert "| training | 13 steps of 4 images" in (tmp_path / "tiny.md").read_text()
+    with pytest.raises(ValueError, match="at step 13 of 14"):
+        build_model("tiny", small, replace(recipe, steps=14), tmp_path / "whole.pt", tmp_path)
+
+
+def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
+    recipe = Recipe(network={**RECIPES["digits"].network, "width": 16}, steps=60, batch=32, warmup=5)
+    losses = [p.loss for p in train_denoiser(recipe, data.digits(), tmp_path / "s.pt", every=20)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_the_network_is_preconditioned(size):
+    """At the start the last layer is zero: D is c_skip x, the best linear guess for data of std sigma_data."""
+    network = EDMUNet(patch=size // 8, sigma_data=0.5)
+    x, sigma = torch.randn(3, 1, size, size), torch.tensor([0.01, 0.5, 10.0])
+    made = network(x, sigma, torch.tensor([0, 1, 10]))
+    c_skip = 0.25 / (sigma**2 + 0.25)
+    torch.testing.assert_close(made, x * c_skip[:, None, None, None])
+
+
+def test_the_classifier_learns(digits):
+    torch.manual_seed(0)
+    fresh = type(digits.classifier)(size=8)
+    assert train_classifier(fresh, data.digits(), epochs=3) > 0.85
+
+
+def test_idx_files(tmp_path):
+    import gzip
+
+    raw = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+    body = struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28) + raw.tobytes()
+    (tmp_path / "a.gz").write_bytes(gzip.compress(body))
+    (tmp_path / "b").write_bytes(body)
+    for name in ("a.gz", "b"):
+        assert np.array_equal(data.read_idx(tmp_path / name), raw)
+    (tmp_path / "short").write_bytes(body[:-1])
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(body)[:-20])
+    for name in ("short", "empty", "broken.gz"):
+        with pytest.raises(ValueError, match=name):
+            data.read_idx(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="t10k-images"):
+        data.mnist(tmp_path)
+
+
+def test_mnist_pads_and_scales(tmp_path):
+    raw = np.zeros((1100, 28, 28), np.uint8)
+    raw[:, 0, 0] = 255
+    head = struct.pack(">HBB3I", 0, 8, 3, *raw.shape)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(head + raw.tobytes())
+    labels = (np.arange(1100) % 10).astype(np.uint8)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 1100) + labels.tobytes())
+    images = data.mnist(tmp_path)
+    assert images.x.shape == (1100, 1, 32, 32)
+    assert images.x[0, 0, 2, 2] == 1
+    assert float(images.x.sum()) == 1100 * (2 - 32 * 32)
+    assert len(images.train[0]) == 100
+
+
+def test_missing_truncated_and_foreign_weights(digits, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors are missing"):
+        zoo.load(tmp_path / "nowhere.safetensors")
+    whole = digits.path.read_bytes()
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut.safetensors are damaged or not a zoo model"):
+            zoo.load(tmp_path / "cut.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors are damaged or not a zoo model"):
+        zoo.load(str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match="unknown model 'digit': did you mean 'digits'"):
+        zoo.load("digit")
