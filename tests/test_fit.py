@@ -172,3 +172,6 @@ def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, t
     rest = list(distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path))
     assert isinstance(rest[0], Started)  # the ranking is not run again
     assert torch.equal(rest[-1].table().unrolled(), expected.table().unrolled())
+    again = list(distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path))
+    assert again[-1].loss == rest[-1].loss  # a finished member of a family is not trained again, nor lost
+    assert torch.equal(again[-1].table().unrolled(), expected.table().unrolled())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -93,18 +93,3 @@ def compare(
         frechet_teacher=to_teacher,
         samples=len(pairs),
     )
-
-
-def measure_all(
-    model: Model,
-    pairs: Pairs,
-    tables: Mapping[str, Table],
-    *,
-    features: Callable[[Tensor], Tensor] | None = None,
-    reference: FeatureStatistics | None = None,
-) -> list[Comparison]:
-    """Run and measure every table, by name, on the same pairs."""
-    return [
-        compare(name, run(model, pairs, table), pairs, table.nfe, features=features, reference=reference)
-        for name, table in tables.items()
-    ]

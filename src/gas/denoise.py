@@ -183,7 +183,8 @@ class DynamicThreshold:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         d = self.denoise(x, t)
-        reach = torch.quantile(d.abs().flatten(1).float(), self.quantile, dim=1).clamp(min=self.limit)
+        size = d.abs().flatten(1).to(torch.promote_types(d.dtype, torch.float32))
+        reach = torch.quantile(size, self.quantile, dim=1).clamp(min=self.limit)
         reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
         return torch.minimum(torch.maximum(d, -reach), reach) * (self.limit / reach)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -98,18 +99,16 @@ def distill(
 
     solver = _solver_at(model, nfe, chosen, start, theory)
     checkpoint = None if state is None else state / f"nfe-{nfe}.pt"
-    record = None
+    best_loss, evaluations = math.inf, 0
     for record in fit(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
     ):
+        best_loss, evaluations = record.best_loss, record.evaluations
         yield record
-    if record is None:
-        raise ValueError(f"the state in {state} is of a finished training: delete it to train again")
     shipped: nn.Module | Table = solver
-    best_loss = record.best_loss
     if best_loss > chosen.best_loss:
         shipped, best_loss = chosen.best.table(model.schedule), chosen.best_loss
-    yield Distilled(nfe, shipped, chosen.start, chosen.best, chosen.best_loss, best_loss, record.evaluations)
+    yield Distilled(nfe, shipped, chosen.start, chosen.best, chosen.best_loss, best_loss, evaluations)
 
 
 def _solver_at(model: Model, nfe: int, chosen: Started, start: str, theory: bool) -> GeneralizedSolver:

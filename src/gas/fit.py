@@ -94,7 +94,7 @@ def fit(
     model: Model,
     pairs: Pairs,
     *,
-    validation: Pairs,
+    validation: Pairs | None = None,
     loss: str | Loss = "l1",
     config: FitConfig | None = None,
     checkpoint: str | Path | None = None,
@@ -110,7 +110,8 @@ def fit(
         solver: a module whose ``forward()`` returns a :class:`gas.Table`, changed in place.
         model: whose denoiser to ask.
         pairs: teacher pairs to train on.
-        validation: teacher pairs to choose by, of other seeds.
+        validation: teacher pairs to choose by, of other seeds; by default the last quarter of ``pairs``, at
+            most 256, which are then not trained on.
         loss: a name of :data:`gas.losses.LOSSES`, or any callable ``(B, *), (B, *) -> (B,)``.
         config: settings.
         checkpoint: file of the resumable state, written at every report; if it exists, training goes on
@@ -127,6 +128,8 @@ def fit(
         arXiv 2510.17699, equation 15 and section 5.
     """
     config = config or FitConfig()
+    if validation is None:
+        pairs, validation = pairs.split(min(256, len(pairs) // 4))
     if not len(pairs) or not len(validation):
         raise ValueError(
             f"fit needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
@@ -243,7 +246,8 @@ class _Run:
             state["best_iteration"],
         )
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
-        self.validated = self.iteration
+        # A finished run reports once more, so that whoever resumes a family learns how this member ended.
+        self.validated = -1 if self.iteration == self.config.iterations else self.iteration
 
     def _batch(self) -> Pairs:
         """The batch of an iteration depends on the seed and the iteration alone; each epoch visits every pair once."""

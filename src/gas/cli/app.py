@@ -71,9 +71,3 @@ def main() -> None:
 
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-from gas.cli import demo, evaluate, pairs, sample, train, zoo  # noqa: E402 (they register themselves)
-from gas.cli import inspect as inspect_  # noqa: E402
-
-_ = (demo, evaluate, inspect_, pairs, sample, train, zoo)

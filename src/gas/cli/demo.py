@@ -40,7 +40,7 @@ def demo(
     """
     from gas.artefact import load, save
     from gas.catalogue import Classical
-    from gas.cli.evaluate import best_on, print_comparisons, taught
+    from gas.cli.evaluate import print_comparisons, taught
     from gas.cli.pairs import run_teacher
     from gas.cli.train import train_one
     from gas.fit import FitConfig
@@ -64,19 +64,25 @@ def demo(
 
     note(f"[bold]3. Unseen seeds[/bold] {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}")
     unseen = taught(loaded, teacher, range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED))
-    tables: dict[str, tuple[str, Table]] = {}
-    common = Classical("dpmpp-3m", "log_snr", nfe, loaded.t_end)
-    tables["DPM-Solver++(3M)"] = (common.label, common.table(loaded.schedule))
-    for name, solver in (("iPNDM", "ipndm-3"), ("UniPC", "unipc-3-bh2")):
-        classical, table = best_on(loaded, unseen, nfe, [solver])
-        tables[name] = (classical.label, table)
-    tables["GS"] = ("learned", artefact.table(nfe))
-    rows = _show(out, loaded, unseen, tables, teacher)
+    rows = _show(out, loaded, unseen, _contestants(loaded, unseen, artefact.table(nfe)), teacher)
     print_comparisons(f"{loaded.name}, {len(unseen)} unseen seeds", rows)
     note(
         f"solver {path} ({path.stat().st_size / 1000:.1f} kB), pictures {out}/samples.png and {out}/times.png"
     )
     note(f"done in {time.perf_counter() - began:.0f} s")
+
+
+def _contestants(model: ZooModel, pairs: Pairs, learned: Table) -> dict[str, tuple[str, Table]]:
+    """The solvers of the picture, by name, with the classical ones' grids and their tables."""
+    from gas.catalogue import Classical
+    from gas.cli.evaluate import best_on
+
+    common = Classical("dpmpp-3m", "log_snr", learned.nfe, model.t_end)
+    tables = {"DPM-Solver++(3M)": (common.label, common.table(model.schedule))}
+    for name, solver in (("iPNDM", "ipndm-3"), ("UniPC", "unipc-3-bh2")):
+        classical, table = best_on(model, pairs, learned.nfe, [solver])
+        tables[name] = (classical.label, table)
+    return {**tables, "GS": ("learned", learned)}
 
 
 def _show(

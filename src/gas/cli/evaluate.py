@@ -60,26 +60,20 @@ def evaluate(
     nfes = parse_nfes(nfe) if nfe else artefact.nfes
     for n in nfes:
         artefact.entry(n)
-    chosen = parse_seeds(seeds)
-    pairs = taught(
-        loaded, Classical(teacher, grid, teacher_nfe, loaded.t_end), chosen, artefact.document.guidance
-    )
-    rows: list[Comparison] = []
+    chosen, guidance = parse_seeds(seeds), artefact.document.guidance
+    pairs = taught(loaded, Classical(teacher, grid, teacher_nfe, loaded.t_end), chosen, guidance)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
-    for n in nfes:
-        rows += _measure(loaded, pairs, n, artefact, names, every)
-    rows.append(_teacher_row(loaded, pairs, f"{teacher} / {grid} (teacher)", teacher_nfe))
+    rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefact, names, every)]
+    rows.append(_compare(loaded, pairs, f"{teacher} / {grid} (teacher)", teacher_nfe, pairs.target))
     if picture is not None:
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
     if json:
-        print_json(
-            {"model": loaded.name, "seeds": [chosen.start, chosen.stop], "rows": [asdict(r) for r in rows]}
-        )
+        seeds_used = [chosen.start, chosen.stop]
+        print_json({"model": loaded.name, "seeds": seeds_used, "rows": [asdict(r) for r in rows]})
     else:
-        print_comparisons(
-            f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}", rows
-        )
+        title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
+        print_comparisons(title, rows)
 
 
 def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
@@ -117,6 +111,7 @@ def _measure(
     model: ZooModel, pairs: Pairs, nfe: int, artefact: Artefact, names: list[str], every: bool
 ) -> list[Comparison]:
     from gas.catalogue import SOLVERS
+    from gas.compare import run
 
     tables: dict[str, Table] = {}
     for name in names:
@@ -129,28 +124,16 @@ def _measure(
     rows = []
     with bar(f"NFE {nfe}", len(tables)) as running:
         for done, (name, table) in enumerate(tables.items(), start=1):
-            rows.append(_compare(model, pairs, name, table))
+            rows.append(_compare(model, pairs, name, nfe, run(model, pairs, table)))
             running.at(done, name)
     return rows
 
 
-def _compare(
-    model: ZooModel, pairs: Pairs, name: str, table: Table, made: Tensor | None = None
-) -> Comparison:
-    from gas.compare import compare, run
-
-    made = run(model, pairs, table) if made is None else made
-    return compare(
-        name, made, pairs, table.nfe, features=model.classifier.features, reference=model.reference
-    )
-
-
-def _teacher_row(model: ZooModel, pairs: Pairs, name: str, nfe: int) -> Comparison:
+def _compare(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
     from gas.compare import compare
 
-    return compare(
-        name, pairs.target, pairs, nfe, features=model.classifier.features, reference=model.reference
-    )
+    features, reference = model.classifier.features, model.reference
+    return compare(name, made, pairs, nfe, features=features, reference=reference)
 
 
 def _cells(row: Comparison) -> list[str]:

@@ -45,39 +45,47 @@ def train(
     Interrupted, the same command goes on where it stopped. What is written is the best on the validation
     pairs and never worse there than the best classical solver.
     """
-    from gas.artefact import save
     from gas.pairs import read_pairs
 
-    loaded = load_model(model, device)
-    nfes = parse_nfes(nfe)
+    loaded, nfes = load_model(model, device), parse_nfes(nfe)
     config = _config(preset, iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed)
-    read = read_pairs(pairs, model=loaded)
-    kept, held = read.split(validation)
+    kept, held = read_pairs(pairs, model=loaded).split(validation)
     state = out.with_name(out.name + ".state")
-    results: list[Distilled] = []
+    options = {"loss": loss, "start": start, "theory": theory, "state": state}
     try:
-        for n in nfes:
-            results.append(
-                train_one(loaded, kept, held, n, config, loss=loss, start=start, theory=theory, state=state)
-            )
+        results = [train_one(loaded, kept, held, n, config, **options) for n in nfes]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
+    _save(out, results, loaded, kept, held, loss, config)
+    shutil.rmtree(state, ignore_errors=True)
+    _report(results, loss, len(held), json)
+    note(f"wrote {out}")
+
+
+def _save(
+    out: Path,
+    results: list[Distilled],
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    loss: str,
+    config: FitConfig,
+) -> None:
+    from gas.artefact import save
+
     save(
         out,
         {r.nfe: r.solver for r in results},
-        model=loaded,
-        guidance=read.guidance,
-        teacher=read.teacher,
+        model=model,
+        guidance=pairs.guidance,
+        teacher=pairs.teacher,
         loss=loss,
-        training={"pairs": len(kept), "validation": len(held), **asdict(config)},
+        training={"pairs": len(pairs), "validation": len(validation), **asdict(config)},
         starts={r.nfe: r.start for r in results},
         measured={
             r.nfe: {"validation_loss": r.loss, "best_classical_loss": r.best_classical_loss} for r in results
         },
     )
-    shutil.rmtree(state, ignore_errors=True)
-    _report(results, loss, len(held), json)
-    note(f"wrote {out}")
 
 
 def train_one(

@@ -40,8 +40,9 @@ def times_plot(
 
     Args:
         path: the PNG file to write; whole or absent.
-        series: ``(name, asked, steps)`` from top to bottom: the N times the network is told, in [0, t_max] of the schedule
-            (``table.times``), and the N + 1 times of the grid, or ``()`` to draw none.
+        series: ``(name, asked, steps)`` from top to bottom: the N times the network is told
+            (``table.times``, from 0 to the schedule's ``t_max``), and the N + 1 times of the grid, or
+            ``()`` to draw none.
         schedule: gives the axis ``schedule.half_log_snr(t)``. Times at which it is infinite are drawn
             as arrows at the edge.
         title: heading; the NFE is added (", NFE 4").
@@ -87,7 +88,9 @@ def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, 
             raise ValueError(f"asked times of {name!r} must hold at least one time, got none")
         outside = [float(t) for t in (*asked, *steps) if not 0 <= t <= schedule.t_max]
         if outside:
-            raise ValueError(f"times of {name!r} must lie in [0, {schedule.t_max:g}], 1 being noise, got {outside[0]:.6g}")
+            raise ValueError(
+                f"times of {name!r} must lie in [0, {schedule.t_max:g}], 1 being noise, got {outside[0]:.6g}"
+            )
     if highlight is not None and not 0 <= highlight < len(series):
         raise ValueError(f"highlight must be a series of 0 .. {len(series) - 1} or None, got {highlight}")
     if scale < 1:

@@ -51,9 +51,10 @@ def build_model(
         raise ValueError(
             f"{checkpoint} is at step {state['step']} of {recipe.steps}: finish the training first"
         )
-    torch.manual_seed(recipe.seed)
-    classifier = Classifier(size=images.x.shape[-1])
-    accuracy = train_classifier(classifier, images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        classifier = Classifier(size=images.x.shape[-1])
+    accuracy = train_classifier(classifier, images, seed=recipe.seed)
     tensors = {f"network.{k}": v.half() for k, v in state["ema"].items()}
     tensors |= {f"classifier.{k}": v.half() for k, v in classifier.state_dict().items()}
     card: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gas.denoise import ClassifierFreeGuidance, Denoiser
-from gas.files import sha256
 from gas.metrics import FeatureStatistics
 from gas.model import noise_of_seeds
 from gas.schedule import EDMasVP
@@ -61,10 +61,14 @@ class ZooModel:
 
     @cached_property
     def _sha256(self) -> str:
-        return sha256(self.path)
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} ".encode())
+            digest.update(value.cpu().half().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return name, hash, prediction type and shape."""
+        """Return name, hash of the network's weights (not of card or classifier), prediction type and shape."""
         return {
             "name": self.name,
             "sha256": self._sha256,

@@ -78,50 +78,67 @@ def train_denoiser(
     References:
         arXiv 2206.00364, equations 8 and 108 and Table 1.
     """
-    torch.manual_seed(recipe.seed)
-    model = EDMUNet(**recipe.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(model, multi_avg_fn=None, avg_fn=_ema_rule(recipe))
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    step, seconds = 0, 0.0
+    training = _Training(recipe, images)
     if checkpoint.exists():
-        state = load_state(checkpoint)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-
-    x_all, label_all = images.train
-    total, start = 0.0, time.perf_counter()
-    while step < recipe.steps:
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        chosen = torch.randint(len(x_all), (recipe.batch,), generator=generator)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _ramp(step, recipe)
-        loss = _edm_loss(model, x_all[chosen], label_all[chosen], recipe.label_dropout, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        step, total = step + 1, total + loss.item()
-        last = step == recipe.steps
-        if step % every == 0 or last:
-            seconds += time.perf_counter() - start
+        training.restore(load_state(checkpoint))
+    losses, start = 0.0, time.perf_counter()
+    while training.step < recipe.steps:
+        losses += training.advance()
+        last = training.step == recipe.steps
+        if training.step % every == 0 or last:
+            training.seconds += time.perf_counter() - start
             start = time.perf_counter()
-            if step % (10 * every) == 0 or last:
-                save_state(
-                    checkpoint,
-                    {
-                        "model": model.state_dict(),
-                        "average": average.state_dict(),
-                        "ema": average.module.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "step": step,
-                        "seconds": seconds,
-                    },
-                )
-            yield Progress(step, recipe.steps, total / every, seconds)
-            total = 0.0
+            if training.step % (10 * every) == 0 or last:
+                save_state(checkpoint, training.state())
+            yield Progress(training.step, recipe.steps, losses / every, training.seconds)
+            losses = 0.0
+
+
+class _Training:
+    """Model, average and optimiser of one training, and how far it is."""
+
+    def __init__(self, recipe: Recipe, images: Images) -> None:
+        self.recipe, (self.x, self.label) = recipe, images.train
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.model = EDMUNet(**recipe.network)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = AveragedModel(self.model, avg_fn=_ema_rule(recipe))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
+        self.step, self.seconds = 0, 0.0
+
+    def advance(self) -> float:
+        """Take one step and return its loss."""
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+        chosen = torch.randint(len(self.x), (recipe.batch,), generator=generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * _ramp(self.step, recipe)
+        x, label = self.x[chosen], self.label[chosen]
+        loss = _edm_loss(self.model, x, label, recipe.label_dropout, generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "ema": self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 def train_classifier(
@@ -134,13 +151,16 @@ def train_classifier(
     steps = epochs * len(x) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     model.train()
-    for _ in range(steps):
-        chosen = torch.randint(len(x), (batch,), generator=generator)
-        loss = F.cross_entropy(model(_shifted(x[chosen], generator)), label[chosen], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            chosen = torch.randint(len(x), (batch,), generator=generator)
+            shifted = _shifted(x[chosen], generator)
+            loss = F.cross_entropy(model(shifted), label[chosen], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     model.eval()
     with torch.no_grad():
         x, label = images.test

@@ -92,32 +92,22 @@ class EDMUNet(nn.Module):
         pixels = channels * patch * patch
         self.stem = nn.Conv2d(pixels, width, 3, padding=1)
 
+        widths = [width * multiplier for multiplier in multipliers]
         features, skips = width, [width]
         self.down = nn.ModuleList()
-        for level, multiplier in enumerate(multipliers):
-            stage = nn.ModuleList()
-            for _ in range(blocks):
-                stage.append(_Block(features, width * multiplier, embedding))
-                features = width * multiplier
-                skips.append(features)
-            self.down.append(stage)
-            if level + 1 < len(multipliers):
-                skips.append(features)
-
-        self.middle = nn.ModuleList(
-            [
-                _Block(features, features, embedding),
-                _Attention(features),
-                _Block(features, features, embedding),
-            ]
-        )
+        for level, to in enumerate(widths):
+            if level:
+                skips.append(features)  # what is kept before each halving
+            self.down.append(_stage([features] + [to] * (blocks - 1), to, embedding))
+            features = to
+            skips += [to] * blocks
+        middle = [_Block(features, features, embedding), _Attention(features)]
+        self.middle = nn.ModuleList([*middle, _Block(features, features, embedding)])
         self.up = nn.ModuleList()
-        for multiplier in reversed(multipliers):
-            stage = nn.ModuleList()
-            for _ in range(blocks + 1):
-                stage.append(_Block(features + skips.pop(), width * multiplier, embedding))
-                features = width * multiplier
-            self.up.append(stage)
+        for to in reversed(widths):
+            joined = [features, *[to] * blocks]
+            self.up.append(_stage([inputs + skips.pop() for inputs in joined], to, embedding))
+            features = to
         self.norm = nn.GroupNorm(_groups(features), features)
         self.head = _zeroed(nn.Conv2d(features, pixels, 3, padding=1))
 
@@ -155,6 +145,10 @@ class EDMUNet(nn.Module):
             for block in stage:
                 h = block(torch.cat([h, skips.pop()], dim=1), e)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
+
+
+def _stage(inputs: Sequence[int], outputs: int, embedding: int) -> nn.ModuleList:
+    return nn.ModuleList([_Block(channels, outputs, embedding) for channels in inputs])
 
 
 def _frequencies(width: int) -> Tensor:
