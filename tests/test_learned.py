@@ -105,6 +105,28 @@ def test_gradients_flow_through_the_whole_run():
         assert parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_shift_changes_what_the_network_is_told_not_the_algebra(schedule):
+    """The table, against the method's own words: ask at tau, read a noise estimate there, and turn it into an
+    estimate of x_0 at the nominal time."""
+    solver = randomised(GeneralizedSolver(schedule, 5, 1e-2), size=0.05)
+    table, nominal, t = solver().detach(), solver.nominal().detach(), solver.t.detach()
+    model = Gaussian(schedule)
+    x = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    states, estimates = [x], []
+    for n in range(5):
+        tau = table.times[n]
+        assert (float(tau) == float(t[n])) == (isinstance(schedule, Flow) and n == 0)
+        (alpha, sigma), (alpha_tau, sigma_tau) = schedule(t[n]), schedule(tau)
+        answer = model.denoise(states[n], tau)
+        noise = (states[n] - alpha_tau * answer) / sigma_tau
+        estimates.append((states[n] - sigma * noise) / alpha if alpha > 0 else answer)
+        states.append(
+            sum(nominal.states[n, j] * states[j] + nominal.outputs[n, j] * estimates[j] for j in range(n + 1))
+        )
+    torch.testing.assert_close(sample(model.denoise, x, table), states[-1], rtol=1e-10, atol=1e-11)
+
+
 @settings(max_examples=50, deadline=None)
 @given(logits=st.lists(st.floats(-8, 8), max_size=19), t_end=st.sampled_from([0.0, 1e-4, 1e-3, 0.1]))
 def test_any_logits_are_a_grid_and_back(logits, t_end):

@@ -146,21 +146,23 @@ def test_dtype_and_shape_follow_x(dtype):
 
 
 def test_history_is_dropped_once_it_is_not_needed():
-    """Only live states are held: DDIM needs one, whatever the number of steps."""
+    """Only live states and answers are held: DDIM needs one of each, whatever the number of steps."""
     import gc
     import weakref
 
-    alive = []
+    answers, states = [], []
 
     def denoise(x, t):
         answer = x / 2
-        alive.append(weakref.ref(answer))
+        answers.append(weakref.ref(answer))
+        states.append(weakref.ref(x))
         return answer
 
     table = classical.ddim(VPLinear(), GRIDS["log_snr"](VPLinear(), 10, 1e-3))
     for _ in trajectory(denoise, torch.ones(2, dtype=torch.float64), table):
         gc.collect()
-        assert sum(ref() is not None for ref in alive) <= 2
+        for alive in (answers, states):
+            assert sum(ref() is not None for ref in alive) <= 2
 
 
 @pytest.mark.parametrize(
@@ -177,3 +179,34 @@ def test_history_is_dropped_once_it_is_not_needed():
 def test_bad_tables_are_refused(times, states, outputs, message):
     with pytest.raises(ValueError, match=message):
         Table(torch.tensor(times), torch.tensor(states), torch.tensor(outputs))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_integrates_its_polynomials_exactly(order):
+    """Against adaptive quadrature of the definition: int L_j(t) (d rho / dt) dt, rho = sigma / alpha."""
+    from scipy.integrate import quad
+
+    schedule = VPLinear()
+    t = GRIDS["time_quadratic"](schedule, 5, 1e-3)
+    table, n = classical.deis(schedule, t, order), 3
+    alpha, sigma = schedule(t)
+    used = [n - i for i in range(order)]
+
+    def rho_slope(time):
+        time = torch.tensor(time, dtype=torch.float64, requires_grad=True)
+        a, s = schedule(time)
+        (slope,) = torch.autograd.grad(s / a, time)
+        return float(slope)
+
+    for j in used:
+
+        def integrand(time, j=j):
+            lagrange = 1.0
+            for i in used:
+                if i != j:
+                    lagrange *= float((time - t[i]) / (t[j] - t[i]))
+            return lagrange * rho_slope(time)
+
+        integral, _ = quad(integrand, float(t[n]), float(t[n + 1]), epsabs=1e-12)
+        expected = -float(alpha[n + 1] * alpha[j] / sigma[j]) * integral
+        assert float(table.outputs[n, j]) == pytest.approx(expected, rel=1e-9)

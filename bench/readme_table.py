@@ -1,0 +1,54 @@
+"""Print the README's table from JSON of ``gas evaluate``: ``python bench/readme_table.py docs/results/*.json``."""
+
+import json
+import sys
+from pathlib import Path
+
+NAMES = {"dpmpp-3m": "DPM-Solver++(3M)", "unipc-3-bh2": "UniPC-3", "ipndm-3": "iPNDM-3", "GS": "**GS**"}
+
+
+def main(paths: list[str]) -> None:
+    """Print one Markdown table a model: mean squared error to the teacher over NFE."""
+    for path in paths:
+        report = json.loads(Path(path).read_text())
+        rows = report["rows"]
+        teacher = next(row for row in rows if row["name"].endswith("(teacher)"))
+        nfes = sorted({row["nfe"] for row in rows if row is not teacher})
+        first, stop = report["seeds"]
+        print(f"`{report['model']}`, {rows[0]['samples']} samples, seeds {first} to {stop - 1}\n")
+        print("| MSE to the teacher, x 1000 | " + " | ".join(f"{n} calls" for n in nfes) + " |")
+        print("|---|" + "---|" * len(nfes))
+        found = {}
+        for row in rows:
+            name = "best of all classical" if "best of all" in row["name"] else row["name"].split(" / ")[0]
+            found.setdefault(name, {})[row["nfe"]] = row
+        found.pop(teacher["name"], None)
+        for key in [*NAMES, "best of all classical"]:
+            if key in found and key != "GS":
+                print(line(NAMES.get(key, key), [found[key].get(n) for n in nfes]))
+        print(line(NAMES["GS"], [found["GS"][n] for n in nfes], bold=True))
+        distances = [found["GS"][n]["frechet_data"] for n in nfes]
+        print("| Frechet distance to data, GS | " + " | ".join(f"{d:.2f}" for d in distances) + " |")
+        best = [
+            min((r[n] for k, r in found.items() if k != "GS" and n in r), key=lambda r: r["mse"])
+            for n in nfes
+        ]
+        print(
+            "| the same, best classical | " + " | ".join(f"{row['frechet_data']:.2f}" for row in best) + " |"
+        )
+        print(
+            f"\nThe teacher ({teacher['name'].removesuffix(' (teacher)')}, {teacher['nfe']} calls) "
+            f"has a Frechet distance to data of {teacher['frechet_data']:.2f}.\n"
+        )
+
+
+def line(name: str, cells: list[dict | None], bold: bool = False) -> str:
+    """One row of the table."""
+    mark = "**" if bold else ""
+    return (
+        f"| {name} | " + " | ".join(f"{mark}{1000 * c['mse']:.2f}{mark}" if c else "" for c in cells) + " |"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
