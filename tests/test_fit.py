@@ -91,7 +91,7 @@ def test_a_checkpoint_of_other_settings_is_refused(pairs, validation, tmp_path):
     first = FitConfig(iterations=2, validate_every=1)
     list(fit(new(), MODEL, pairs, validation=validation, config=first, checkpoint=tmp_path / "c.pt"))
     other = FitConfig(iterations=2, validate_every=1, seed=1)
-    with pytest.raises(ValueError, match="other settings or pairs"):
+    with pytest.raises(ValueError, match="other settings, solver, model or pairs"):
         list(fit(new(), MODEL, pairs, validation=validation, config=other, checkpoint=tmp_path / "c.pt"))
     (tmp_path / "c.pt").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="cannot be read"):

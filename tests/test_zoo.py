@@ -14,7 +14,7 @@ from gas.model import Model, labels_of_seeds
 from gas.sample import sample
 from gas.zoo import data
 from gas.zoo.build import FINE, build_model, measure
-from gas.zoo.train import RECIPES, Recipe, train_classifier, train_denoiser
+from gas.zoo.train import RECIPES, Phase, Recipe, train_classifier, train_denoiser
 from gas.zoo.unet import EDMUNet
 
 
@@ -84,11 +84,15 @@ def test_guidance_sharpens_the_class(digits):
 
 
 def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
-    recipe = Recipe(network={**RECIPES["digits"].network, "width": 16}, steps=13, batch=4)
+    recipe = Recipe(
+        network={**RECIPES["digits"].network, "width": 16},
+        phases=(Phase(5), Phase(8, log_sigma=0.0)),
+        batch=4,
+    )
     images = data.digits()
     list(train_denoiser(recipe, images, tmp_path / "whole.pt", every=1))
     broken = train_denoiser(recipe, images, tmp_path / "broken.pt", every=1)
-    for _ in range(12):  # the state is written every ten reports: two steps are lost and done again
+    for _ in range(7):
         next(broken)
     broken.close()
     list(train_denoiser(recipe, images, tmp_path / "broken.pt", every=1))
@@ -104,11 +108,13 @@ def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     assert model.card["steps"] == 13
     assert "| training | 13 steps of 4 images" in (tmp_path / "tiny.md").read_text()
     with pytest.raises(ValueError, match="at step 13 of 14"):
-        build_model("tiny", small, replace(recipe, steps=14), tmp_path / "whole.pt", tmp_path)
+        build_model("tiny", small, replace(recipe, phases=(Phase(14),)), tmp_path / "whole.pt", tmp_path)
 
 
 def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
-    recipe = Recipe(network={**RECIPES["digits"].network, "width": 16}, steps=60, batch=32, warmup=5)
+    recipe = Recipe(
+        network={**RECIPES["digits"].network, "width": 16}, phases=(Phase(60),), batch=32, warmup=5
+    )
     losses = [p.loss for p in train_denoiser(recipe, data.digits(), tmp_path / "s.pt", every=20)]
     assert losses[-1] < 0.9 * losses[0]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gas.artefact import Artefact, load, save
     from gas.catalogue import Classical
     from gas.compare import compare
+    from gas.distill import Distilled, distill
     from gas.fit import PAPER, FitConfig, FitRecord, fit
     from gas.learned import S4S, GeneralizedSolver
     from gas.pairs import Pairs, PairsSpec, read_pairs, write_pairs
@@ -28,6 +29,7 @@ _HOMES = {
     "artefact": ["Artefact", "load", "save"],
     "catalogue": ["Classical"],
     "compare": ["compare"],
+    "distill": ["Distilled", "distill"],
     "fit": ["PAPER", "FitConfig", "FitRecord", "fit"],
     "learned": ["S4S", "GeneralizedSolver"],
     "pairs": ["Pairs", "PairsSpec", "read_pairs", "write_pairs"],

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from gas.document import Document, Entry
 from gas.files import write_text
-from gas.grids import as_grid
-from gas.learned import GeneralizedSolver
+from gas.learned import S4S, GeneralizedSolver
 from gas.model import Model
 from gas.schedule import Schedule, schedule_from_config
 from gas.table import Table
@@ -23,69 +23,6 @@ from gas.table import Table
 __all__ = ["Artefact", "load", "save"]
 
 Solver = Table | nn.Module
-
-
-class _Strict(BaseModel):
-    """Refuses unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Entry(_Strict):
-    """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
-
-    nfe: int = Field(ge=1)
-    kind: str
-    times: list[float]
-    states: list[list[float]]
-    outputs: list[list[float]]
-    nominal: list[float] | None = None
-    """The N + 1 nominal times of a Generalized Solver; with the table they determine its parameters."""
-    start: str | None = None
-    measured: dict[str, float] = {}
-
-    @model_validator(mode="after")
-    def _shapes(self) -> Entry:
-        n = self.nfe
-        if len(self.times) != n:
-            raise ValueError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
-        for name in ("states", "outputs"):
-            lengths = [len(row) for row in getattr(self, name)]
-            if lengths != list(range(1, n + 1)):
-                raise ValueError(
-                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {lengths}"
-                )
-        if self.nominal is not None:
-            if len(self.nominal) != n + 1:
-                raise ValueError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
-            as_grid(self.nominal)
-        return self
-
-
-class Document(_Strict):
-    """The whole file, version 1."""
-
-    format: Literal["gas-solver"] = "gas-solver"
-    version: Literal[1] = 1
-    schedule: dict[str, Any] | None = None
-    t_end: float | None = Field(default=None, ge=0, lt=1)
-    model: dict[str, Any] | None = None
-    guidance: float = 1.0
-    teacher: dict[str, Any] | None = None
-    loss: str | None = None
-    training: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    solvers: list[Entry] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Document:
-        listed = [entry.nfe for entry in self.solvers]
-        if len(set(listed)) != len(listed):
-            raise ValueError(f"each NFE may have one table, got NFE {sorted(listed)}")
-        if self.schedule is not None:
-            schedule_from_config(self.schedule)
-        json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
-        return self
 
 
 @dataclass(frozen=True)
@@ -143,7 +80,9 @@ class Artefact:
         schedule, t_end, entry = self.schedule, self.document.t_end, self.entry(nfe)
         if schedule is None or t_end is None:
             raise ValueError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
-        return GeneralizedSolver.from_table(schedule, self.table(nfe), t_end, t=entry.nominal)
+        return GeneralizedSolver.from_table(
+            schedule, self.table(nfe), t_end, t=entry.nominal, theory=entry.theory
+        )
 
     def check(self, model: Model, guidance: float = 1.0) -> None:
         """Refuse a model that the tables were not made for.
@@ -192,14 +131,14 @@ def save(
         measured: by NFE, named measurements.
 
     Raises:
-        ValueError: when two have the same NFE, or a value is not finite.
+        ValueError: when two have the same NFE, a key is not its solver's NFE, solvers and model disagree on
+            schedule or t_end, or a value is not finite.
     """
     family = _family(solvers)
-    learned = next((s for s in family.values() if isinstance(s, GeneralizedSolver)), None)
-    schedule = model.schedule if model else learned.schedule if learned else None
+    schedule, t_end = _setting(family, model)
     document = Document(
         schedule=schedule.config() if schedule else None,
-        t_end=model.t_end if model else learned.t_end if learned else None,
+        t_end=t_end,
         model=dict(model.identity()) if model else None,
         guidance=guidance,
         teacher=dict(teacher) if teacher else None,
@@ -258,7 +197,23 @@ def _family(solvers: Solver | Sequence[Solver] | Mapping[int, Solver]) -> dict[i
         raise ValueError(
             f"a solver file holds one table for each NFE, got NFE {[_table(s).nfe for s in listed]}"
         )
+    if isinstance(solvers, Mapping) and dict(solvers) != family:
+        raise ValueError(f"solvers are keyed by their NFE, got keys {list(solvers)} for NFE {list(family)}")
     return family
+
+
+def _setting(family: Mapping[int, Solver], model: Model | None) -> tuple[Schedule | None, float | None]:
+    """The one schedule and t_end that all learned solvers and the model share."""
+    settings = [(s.schedule, s.t_end) for s in family.values() if isinstance(s, (GeneralizedSolver, S4S))]
+    if model is not None:
+        settings.append((model.schedule, model.t_end))
+    for schedule, t_end in settings[1:]:
+        if (schedule.config(), t_end) != (settings[0][0].config(), settings[0][1]):
+            raise ValueError(
+                "the solvers of one file and their model share schedule and t_end, got "
+                f"{settings[0][0]} to {settings[0][1]:g} and {schedule} to {t_end:g}"
+            )
+    return settings[0] if settings else (None, None)
 
 
 def _table(solver: Solver) -> Table:
@@ -275,6 +230,7 @@ def _entry(solver: Solver, start: str | None, measured: Mapping[str, float]) -> 
         times=table.times.tolist(),
         states=_ragged(table.states),
         outputs=_ragged(table.outputs),
+        theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,
         start=start,
         measured=dict(measured),

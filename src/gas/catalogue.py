@@ -104,10 +104,15 @@ def candidates(
     """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table."""
     for solver in solvers or SOLVERS:
         for grid in grids or GRIDS:
-            if solver == "heun" and nfe % 2:
+            if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):
                 continue
             entry = Classical(solver, grid, nfe, t_end)
             yield entry, entry.table(schedule)
+
+
+def _euler_steps(schedule: Schedule, t_end: float) -> bool:
+    """Whether Heun takes Euler steps at an infinite end, so that its NFE is not twice its steps."""
+    return bool(schedule.half_log_snr(1.0).isinf() or schedule.half_log_snr(t_end).isinf())
 
 
 def _number(text: str) -> float:

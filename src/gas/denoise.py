@@ -37,6 +37,8 @@ class ConditionalDenoiser(Protocol):
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor, /) -> Tensor: ...
 
 
+# A user's network: ``network(x, t)`` with t one value a sample, ``(B,)``, on the device of x, in the dtype of x or
+# float32 where that has fewer bits.
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -54,7 +56,7 @@ class NoiseDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return (x - sigma * self.network(x, t)) / alpha
+        return (x - sigma * self.network(x, _per_sample(t, x))) / alpha
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class VelocityDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return alpha * x - sigma * self.network(x, t)
+        return alpha * x - sigma * self.network(x, _per_sample(t, x))
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class FlowDenoiser:
     network: Network
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return x - t * self.network(x, t)
+        return x - t * self.network(x, _per_sample(t, x))
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class EDMDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return self.network(x / alpha, sigma / alpha)
+        return self.network(x / alpha, _per_sample(sigma / alpha, x))
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class DiscreteTime:
     schedule: VPDiscrete
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, self.schedule.network_time(t))
+        return self.network(x, self.schedule.network_time(t).to(t.dtype))
 
 
 @dataclass(frozen=True)
@@ -192,3 +194,8 @@ class DynamicThreshold:
 def _check_limit(limit: float) -> None:
     if not limit > 0:
         raise ValueError(f"limit must be positive, got {limit}")
+
+
+def _per_sample(t: Tensor, x: Tensor) -> Tensor:
+    """What networks expect in place of a scalar time: one value a sample, beside x."""
+    return t.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)).expand(len(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -62,7 +62,7 @@ def distill(
     config: FitConfig | None = None,
     start: str = "best",
     theory: bool = True,
-    first: int = 32,
+    first: int = 64,
     state: Path | None = None,
 ) -> Iterator[Measured | Started | FitRecord | Distilled]:
     """Learn a Generalized Solver of one NFE, reporting all the way; the last thing yielded is the result.
@@ -86,6 +86,8 @@ def distill(
     Raises:
         ValueError: for unknown names, or a state that belongs to another run.
     """
+    if start not in ("best", "uniform"):
+        _named(start, nfe, model.t_end)  # a wrong name is refused before the long measuring
     chosen = _read_choice(state, nfe)
     if chosen is None:
         ranked: list[Measured] = []
@@ -116,10 +118,14 @@ def _solver_at(model: Model, nfe: int, chosen: Started, start: str, theory: bool
         return GeneralizedSolver(model.schedule, nfe, model.t_end, theory=theory)
     classical = chosen.best
     if start != "best":
-        name, _, grid = start.partition("/")
-        classical = replace(Classical(name.strip(), grid.strip() or "log_snr", nfe, model.t_end))
+        classical = _named(start, nfe, model.t_end)
     table = classical.table(model.schedule)
     return GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
+
+
+def _named(start: str, nfe: int, t_end: float) -> Classical:
+    name, _, grid = start.partition("/")
+    return Classical(name.strip(), grid.strip() or "log_snr", nfe, t_end)
 
 
 def _read_choice(state: Path | None, nfe: int) -> Started | None:

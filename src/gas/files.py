@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ def write_with(path: str | Path, write: Callable[[Path], None]) -> Path:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -58,7 +59,9 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:
     """Write a checkpoint of tensors, numbers, strings and plain containers."""
-    return write_with(path, lambda temporary: torch.save(dict(state), temporary))
+    buffer = io.BytesIO()  # written by ourselves: torch reports a full disk as a RuntimeError
+    torch.save(dict(state), buffer)
+    return write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -85,6 +88,13 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The process's file creation mask; mkstemp ignores it and makes private files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -139,15 +141,17 @@ def fit(
             "training and validation pairs share seeds: validate on seeds that were not trained on"
         )
     run = _Run(solver, model, pairs, loss_by_name(loss) if isinstance(loss, str) else loss, config)
+    run.identity = _identity(solver, model, pairs, validation, loss, config)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         run.restore(load_state(path), path)
     try:
         while True:
             if run.due():
-                yield run.validate(validation)
+                record = run.validate(validation)
                 if path is not None:
                     save_state(path, run.state())
+                yield record
             if run.iteration >= config.iterations:
                 return
             run.step()
@@ -166,6 +170,7 @@ class _Run:
         self.iteration, self.evaluations, self.validated = 0, 0, -1
         self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
         self.losses: list[float] = []
+        self.identity = ""
 
     def due(self) -> bool:
         """Whether a report is due and has not been made."""
@@ -219,8 +224,7 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         return {
-            "config": asdict(self.config),
-            "seeds": self.pairs.seeds,
+            "identity": self.identity,
             "solver": self.solver.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -232,10 +236,10 @@ class _Run:
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        same = state.get("config") == asdict(self.config) and torch.equal(state["seeds"], self.pairs.seeds)
-        if not same:
+        if state.get("identity") != self.identity:
             raise ValueError(
-                f"checkpoint {path} is of a run with other settings or pairs: delete it or name another"
+                f"checkpoint {path} is of a run with other settings, solver, model or pairs: "
+                "delete it or name another"
             )
         self.solver.load_state_dict(state["solver"])
         self.average.load_state_dict(state["average"])
@@ -262,6 +266,28 @@ class _Run:
         if self.config.decay == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self.iteration / self.config.iterations))
+
+
+def _identity(
+    solver: nn.Module, model: Model, pairs: Pairs, validation: Pairs, loss: str | Loss, config: FitConfig
+) -> str:
+    """A digest of everything that decides the bits of a run: a checkpoint of another must not be continued."""
+    told = {
+        "config": asdict(config),
+        "loss": loss if isinstance(loss, str) else repr(loss),
+        "solver": [type(solver).__name__, str(getattr(solver, "theory", ""))],
+        "schedule": model.schedule.config(),
+        "model": dict(model.identity()),
+        "guidance": pairs.guidance,
+    }
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, value in solver.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    for part in (pairs, validation):
+        for tensor in (part.seeds, part.target):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _copy(solver: nn.Module) -> dict[str, Tensor]:

@@ -20,12 +20,12 @@ class Loss(Protocol):
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean absolute difference of each sample ``(B,)``."""
-    return (student - teacher).abs().flatten(1).mean(1)
+    return _mean((student - teacher).abs())
 
 
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of each sample ``(B,)``."""
-    return (student - teacher).square().flatten(1).mean(1)
+    return _mean((student - teacher).square())
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PseudoHuber:
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         # d^2 / (sqrt(d^2 + c^2) + c) is sqrt(d^2 + c^2) - c without the cancellation at small d.
         square = (student - teacher).square()
-        return (square / ((square + self.c**2).sqrt() + self.c)).flatten(1).mean(1)
+        return _mean(square / ((square + self.c**2).sqrt() + self.c))
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class FeatureLoss:
 
 
 LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "pseudo_huber": PseudoHuber()}
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean of each sample, whatever its shape."""
+    return values.reshape(len(values), -1).mean(1)
 
 
 def loss_by_name(name: str) -> Loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -36,7 +37,7 @@ def rank_classical(
     loss: Loss,
     *,
     entries: Iterable[tuple[Classical, Table]] | None = None,
-    first: int = 32,
+    first: int = 64,
     kept: int = 6,
     batch: int = 64,
 ) -> Iterator[Measured]:
@@ -64,12 +65,12 @@ def rank_classical(
     for classical, table in entries:
         measured.append(Measured(classical, table, some.mean_loss(table), len(some.pairs)))
         yield measured[-1]
-    measured.sort(key=lambda m: m.loss)
+    measured.sort(key=_finite_loss)
     every = _Runner(model, pairs, loss, batch)
     finalists = [
         Measured(m.classical, m.table, every.mean_loss(m.table), len(pairs)) for m in measured[:kept]
     ]
-    yield from sorted(finalists, key=lambda m: m.loss)
+    yield from sorted(finalists, key=_finite_loss)
 
 
 def evaluate(
@@ -77,6 +78,11 @@ def evaluate(
 ) -> Tensor:
     """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's."""
     return _Runner(model, pairs, loss, batch).losses(table)
+
+
+def _finite_loss(measured: Measured) -> float:
+    """A solver that blows up comes last, not wherever NaN happens to sort."""
+    return measured.loss if math.isfinite(measured.loss) else math.inf
 
 
 @dataclass

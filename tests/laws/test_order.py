@@ -12,6 +12,7 @@ import torch
 
 from doubles import Gaussian
 from gas import classical
+from gas.sample import sample
 from gas.schedule import VPLinear
 
 # Local slope expected: order + 1. UniPC's row carries the corrector of the step before, which on exact history
@@ -40,7 +41,11 @@ def local_error(build, h, *, rows=9, row=5):
     z = torch.linspace(-2, 2, 5, dtype=torch.float64)
     lam = -2.0 + h * (torch.arange(rows + 1, dtype=torch.float64) - row)
     t = schedule.inverse_half_log_snr(lam)
-    table = build(schedule, t)
+    return row_error(build(schedule, t), model, z, t, row)
+
+
+def row_error(table, model, z, t, row):
+    """Error of one row that is fed exact states and exact answers."""
     states = torch.stack([model.state(z, time) for time in t])
     answers = torch.stack([model.denoise(x, time) for x, time in zip(states, t, strict=True)])
     made = table.states[row] @ states[:-1] + table.outputs[row] @ answers[:-1]
@@ -51,6 +56,33 @@ def slope(build):
     steps = [0.08, 0.04, 0.02]
     errors = [local_error(build, h) for h in steps]
     return [math.log(a / b, 2) for a, b in pairwise(errors)]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_local_order_of_ipndm(order):
+    """Adams-Bashforth's weights are those of even spacing in sigma / alpha: there its order is as named."""
+    schedule, model = VPLinear(), Gaussian(VPLinear())
+    z = torch.linspace(-2, 2, 5, dtype=torch.float64)
+
+    def error(h, row=5):
+        rho = 0.6 - h * (torch.arange(row + 2, dtype=torch.float64) - row)
+        t = schedule.inverse_half_log_snr(-rho.log())
+        return row_error(classical.ipndm(schedule, t, order), model, z, t, row)
+
+    assert math.log(error(0.02) / error(0.01), 2) == pytest.approx(order + 1, abs=0.3)
+
+
+def test_local_order_of_heun():
+    """Both rows of a step, from an exact start: the second stage is the first row's own answer."""
+    schedule, model = VPLinear(), Gaussian(VPLinear())
+    z = torch.linspace(-2, 2, 5, dtype=torch.float64)
+
+    def error(h):
+        t = schedule.inverse_half_log_snr(torch.tensor([-0.5, -0.5 + h], dtype=torch.float64))
+        made = sample(model.denoise, model.state(z, t[0]), classical.heun(schedule, t))
+        return float((made - model.state(z, t[1])).abs().max())
+
+    assert math.log(error(0.04) / error(0.02), 2) == pytest.approx(3, abs=0.3)
 
 
 @pytest.mark.parametrize("name", SLOPES)

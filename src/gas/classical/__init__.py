@@ -5,7 +5,8 @@ differentiable in it. ``alpha, sigma, lam`` are the schedule at ``t``; ``h = lam
 
 Two ends need a rule, the same for all. Where the half log-SNR is infinite (rectified flow at t = 1,
 any schedule at sigma = 0), the formulas of higher order are 0/0: answers taken there enter no
-derivative estimate, and a step that ends there is of order 1, which is exact in the limit.
+derivative estimate of DPM-Solver++ and UniPC, and a step of theirs that ends there is of order 1, which is exact in the
+limit. iPNDM and DEIS combine noise estimates, which stay finite; a first step from alpha = 0 is DDIM for all.
 """
 
 from gas.classical.deis import deis

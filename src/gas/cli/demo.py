@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,8 +46,10 @@ def demo(
     from gas.cli.train import train_one
     from gas.fit import FitConfig
     from gas.pairs import read_pairs
+    from gas.report import require_matplotlib
 
     began = time.perf_counter()
+    require_matplotlib()
     loaded = load_model(model, device)
     teacher = Classical("unipc-3-bh2", "log_snr", 20, loaded.t_end)
     note(f"[bold]1. Teacher[/bold]: {teacher.label}, {teacher.nfe} network calls a sample")
@@ -56,7 +59,12 @@ def demo(
 
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
     config = FitConfig(iterations=iterations, batch=16, learning_rate=2e-2, ema=0.95, validate_every=25)
-    result = train_one(loaded, kept, held, nfe, config, loss="l1", first=16)
+    state = out / f"{loaded.name}-{nfe}.state"
+    try:
+        result = train_one(loaded, kept, held, nfe, config, loss="l1", first=16, state=state)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
+    shutil.rmtree(state)
     path = out / f"{loaded.name}-{nfe}.json"
     save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l1", starts={nfe: result.start})
     artefact = load(path)
@@ -99,7 +107,7 @@ def _show(
 
     rows: list[Comparison] = []
     images: list[tuple[str, Tensor]] = []
-    features, reference = model.classifier.features, model.reference
+    features, reference = model.features, model.reference
     for name, (detail, table) in tables.items():
         made = run(model, pairs, table)
         row = compare(name, made, pairs, table.nfe, features=features, reference=reference)

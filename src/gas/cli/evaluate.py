@@ -35,9 +35,9 @@ def evaluate(
     seeds: Annotated[
         str, typer.Option(help="Seeds, as N or FIRST:LAST; not those trained on.")
     ] = "50000:50512",
-    teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "unipc-3-bh2",
-    grid: Annotated[str, typer.Option(help="The teacher's time grid.")] = "log_snr",
-    teacher_nfe: Annotated[int, typer.Option(help="The teacher's network evaluations.")] = 20,
+    teacher: Annotated[str | None, typer.Option(help="The teacher's solver; default: the file's.")] = None,
+    grid: Annotated[str | None, typer.Option(help="The teacher's time grid; default: the file's.")] = None,
+    teacher_nfe: Annotated[int | None, typer.Option(help="The teacher's NFE; default: the file's.")] = None,
     baselines: Annotated[
         str, typer.Option(help="Classical solvers, comma-separated, each on its best grid.")
     ] = (",".join(BASELINES)),
@@ -53,7 +53,6 @@ def evaluate(
     Each baseline runs on whichever grid is best for it on these very seeds, which favours it.
     """
     from gas.artefact import load
-    from gas.catalogue import Classical
 
     loaded, artefact = load_model(model, device), load(solver)
     artefact.check(loaded, artefact.document.guidance)
@@ -61,10 +60,14 @@ def evaluate(
     for n in nfes:
         artefact.entry(n)
     chosen, guidance = parse_seeds(seeds), artefact.document.guidance
-    pairs = taught(loaded, Classical(teacher, grid, teacher_nfe, loaded.t_end), chosen, guidance)
+    if len(chosen) < 2:
+        raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
+    _warn_of_known_seeds(artefact, chosen)
+    master = _teacher(artefact, loaded.t_end, solver=teacher, grid=grid, nfe=teacher_nfe)
+    pairs = taught(loaded, master, chosen, guidance)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefact, names, every)]
-    rows.append(_compare(loaded, pairs, f"{teacher} / {grid} (teacher)", teacher_nfe, pairs.target))
+    rows.append(_compare(loaded, pairs, f"{master.label} (teacher)", master.nfe, pairs.target))
     if picture is not None:
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
@@ -74,6 +77,21 @@ def evaluate(
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
         print_comparisons(title, rows)
+
+
+def _teacher(artefact: Artefact, t_end: float, **asked: str | int | None) -> Classical:
+    """The teacher that was asked for, in what it leaves open the file's own, in what that leaves open UniPC-3."""
+    from gas.catalogue import Classical
+
+    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, "t_end": t_end}
+    told = {name: value for name, value in asked.items() if value is not None}
+    return Classical(**{**usual, **(artefact.document.teacher or {}), **told})
+
+
+def _warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
+    first, stop = artefact.document.training.get("seeds", [0, 0])
+    if max(first, chosen.start) < min(stop, chosen.stop):
+        note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")
 
 
 def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
@@ -97,13 +115,15 @@ def best_on(model: ZooModel, pairs: Pairs, nfe: int, solvers: list[str]) -> tupl
 
     entries = list(candidates(model.schedule, nfe, model.t_end, solvers=solvers))
     ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=min(64, len(pairs)), kept=2))
-    best = min((m for m in ranked if m.pairs == len(pairs)), key=lambda m: m.loss)
+    if not ranked:
+        raise ValueError(f"none of {', '.join(solvers)} exists at NFE {nfe}")
+    best = ranked[-min(2, len(entries))]  # the finalists come last, best first
     return best.classical, best.table
 
 
 def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
     """Print comparisons as a table."""
-    columns = ["solver", "NFE", "MSE to teacher", "PSNR dB", "Frechet to data", "to teacher"]
+    columns = ["solver", "NFE", "MSE to teacher", "L1", "PSNR dB", "Frechet to data", "to teacher"]
     print_table(title, columns, [_cells(row) for row in rows], strong=strong)
 
 
@@ -132,7 +152,7 @@ def _measure(
 def _compare(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
     from gas.compare import compare
 
-    features, reference = model.classifier.features, model.reference
+    features, reference = model.features, model.reference
     return compare(name, made, pairs, nfe, features=features, reference=reference)
 
 
@@ -140,7 +160,16 @@ def _cells(row: Comparison) -> list[str]:
     data = "" if row.frechet_data is None else f"{row.frechet_data:.2f}"
     teacher = "" if row.frechet_teacher is None or row.psnr is None else f"{row.frechet_teacher:.2f}"
     error = "" if row.psnr is None else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
-    return [row.name, str(row.nfe), error, "" if row.psnr is None else f"{row.psnr:.1f}", data, teacher]
+    error_l1 = "" if row.psnr is None else f"{row.l1:.4f}"
+    return [
+        row.name,
+        str(row.nfe),
+        error,
+        error_l1,
+        "" if row.psnr is None else f"{row.psnr:.1f}",
+        data,
+        teacher,
+    ]
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:

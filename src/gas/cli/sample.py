@@ -32,6 +32,8 @@ def sample(
     from gas.model import labels_of_seeds
     from gas.sample import sample as run
 
+    if batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {batch}")
     suffixes = (".png", ".npz", ".safetensors")
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
@@ -54,11 +56,13 @@ def sample(
 
 
 def _write(out: Path, x: object, seeds: range, title: str) -> None:
+    import io
+
     import numpy as np
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    from gas.files import write_with
+    from gas.files import write_bytes
     from gas.report import sample_grid
 
     if not isinstance(x, torch.Tensor):
@@ -72,11 +76,8 @@ def _write(out: Path, x: object, seeds: range, title: str) -> None:
             out, [(f"seed {seeds.start + i * columns}", page) for i, page in enumerate(pages)], title=title
         )
     elif out.suffix == ".npz":
-
-        def save(path: Path) -> None:
-            with open(path, "wb") as file:
-                np.savez(file, samples=x.numpy(), seeds=numbers.numpy())
-
-        write_with(out, save)
+        buffer = io.BytesIO()
+        np.savez(buffer, samples=x.numpy(), seeds=numbers.numpy())
+        write_bytes(out, buffer.getvalue())
     else:
-        write_with(out, lambda path: save_file({"samples": x.contiguous(), "seeds": numbers}, path))
+        write_bytes(out, save({"samples": x.contiguous(), "seeds": numbers}))

@@ -84,10 +84,15 @@ def print_table(
         title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
     )
     for i, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(
+            escape(column), justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0
+        )
     for row in rows:
         table.add_row(*map(escape, row), style="bold green" if strong and row[0] == strong else None)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe or a file has no edge to cut numbers off at
+    console.print(table)
 
 
 def print_json(value: Any) -> None:

@@ -80,7 +80,12 @@ def _save(
         guidance=pairs.guidance,
         teacher=pairs.teacher,
         loss=loss,
-        training={"pairs": len(pairs), "validation": len(validation), **asdict(config)},
+        training={
+            "pairs": len(pairs),
+            "validation": len(validation),
+            "seeds": [int(pairs.seeds[0]), int(validation.seeds[-1]) + 1],
+            **asdict(config),
+        },
         starts={r.nfe: r.start for r in results},
         measured={
             r.nfe: {"validation_loss": r.loss, "best_classical_loss": r.best_classical_loss} for r in results
@@ -149,7 +154,7 @@ def _report(results: list[Distilled], loss: str, pairs: int, json: bool) -> None
             r.best_classical.label,
             f"{r.best_classical_loss:.5f}",
             f"{r.loss:.5f}",
-            f"{r.best_classical_loss / r.loss:.1f}x",
+            f"{r.best_classical_loss / max(r.loss, 1e-300):.1f}x",
         ]
         for r in results
     ]

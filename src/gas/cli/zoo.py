@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Json
+from gas.cli.options import Device, Json
 from gas.cli.screen import bar, note, print_json, print_table
 
 __all__ = ["zoo"]
@@ -23,13 +23,14 @@ def zoo(
         Path, typer.Option(help="Folder for the weights, the card and the resumable state.")
     ] = Path("runs/zoo"),
     samples: Annotated[int, typer.Option(help="Samples that the card's quality is measured on.")] = 5000,
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """List the shipped models with their measured quality, or train one by its recipe."""
     if action == "list":
         _list(json)
     elif action == "train":
-        _train(name, data, out, samples)
+        _train(name, data, out, samples, device)
     else:
         raise ValueError(f"action must be 'list' or 'train', got {action!r}")
 
@@ -55,7 +56,7 @@ def _list(json: bool) -> None:
     print_table("Zoo", columns, rows)
 
 
-def _train(name: str, data: Path, out: Path, samples: int) -> None:
+def _train(name: str, data: Path, out: Path, samples: int, device: str) -> None:
     from gas.zoo.build import build_model
     from gas.zoo.data import digits, mnist
     from gas.zoo.train import RECIPES, train_denoiser
@@ -66,7 +67,7 @@ def _train(name: str, data: Path, out: Path, samples: int) -> None:
     recipe, checkpoint = RECIPES[name], out / f"{name}.state.pt"
     try:
         with bar(name, recipe.steps) as running:
-            for progress in train_denoiser(recipe, images, checkpoint):
+            for progress in train_denoiser(recipe, images, checkpoint, device=device):
                 running.at(progress.step, f"loss {progress.loss:.4f}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {checkpoint}; the same command goes on from there.") from None

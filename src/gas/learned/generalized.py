@@ -53,7 +53,7 @@ class GeneralizedSolver(nn.Module):
 
     >>> import gas
     >>> solver = gas.GeneralizedSolver(gas.VPLinear(), nfe=4, t_end=1e-3)
-    >>> [round(float(t), 3) for t in solver.t], solver().nfe
+    >>> [round(t, 3) for t in solver.t.tolist()], solver().nfe
     ([1.0, 0.75, 0.501, 0.251, 0.001], 4)
     """
 

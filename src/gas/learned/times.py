@@ -46,7 +46,7 @@ def shifted_times(schedule: Schedule, t: Tensor, xi: Tensor) -> Tensor:
     Where ``alpha_t = 0`` (rectified flow at t = 1) a shift has no finite meaning and is ignored.
     """
     alpha, _ = schedule(t.detach())
-    floor = max(float(t[-1].detach()), 2e-4) / 2
+    floor = float(t[-1].detach()) / 2 or 1e-4
     moved = (t[:-1] + xi).clamp(min=floor, max=schedule.t_max)
     return torch.where(alpha[:-1] > 0, moved, t[:-1])
 
@@ -89,5 +89,6 @@ def unfold_shifts(
 ) -> tuple[Tensor, Tensor]:
     """Undo :func:`fold_shifts`."""
     p, q = _shift(schedule, t, tau)
-    shifted = outputs / q
+    # Where q = 0 (told the time of pure noise of a flow) the answer does not depend on d: any weight will do.
+    shifted = torch.where(q == 0, torch.zeros_like(outputs), outputs / q)
     return states - shifted * p, shifted

@@ -26,6 +26,11 @@ _FONT = "DejaVu Sans"  # ships with matplotlib, so a picture looks the same on e
 _POINTS = 0.72  # points in one CSS pixel, as a sheet holds 100 of them in an inch
 
 
+def require_matplotlib() -> None:
+    """Raise ModuleNotFoundError, with advice, where pictures cannot be drawn: before long work, not after it."""
+    _matplotlib("figure")
+
+
 class Sheet:
     """A white page of ``width x height`` CSS pixels with its origin in the upper left corner.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gas.catalogue import Classical
-from gas.files import load_state, write_text, write_with
+from gas.files import load_state, write_bytes, write_text
 from gas.metrics import extract, feature_statistics, frechet_distance
 from gas.model import labels_of_seeds
 from gas.sample import sample
@@ -67,6 +67,7 @@ def build_model(
         "steps": recipe.steps,
         "batch": recipe.batch,
         "seconds": round(state["seconds"]),
+        "device": state["device"],
         "classifier_accuracy_held_out": accuracy,
     }
     path = out / f"{name}.safetensors"
@@ -97,7 +98,7 @@ def measure(model: ZooModel, *, samples: int, batch: int = 250) -> dict[str, Any
         images.append(x)
     if model.reference is None:
         raise ValueError(f"model {model.name} carries no statistics of real images to measure against")
-    statistics = feature_statistics(extract(model.classifier.features, torch.cat(images)))
+    statistics = feature_statistics(extract(model.features, torch.cat(images)))
     return {
         "fine": FINE.config(),
         "samples": samples,
@@ -108,7 +109,7 @@ def measure(model: ZooModel, *, samples: int, batch: int = 250) -> dict[str, Any
 
 def _write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     plain = {name: value.contiguous() for name, value in tensors.items()}
-    write_with(path, lambda temporary: save_file(plain, temporary, metadata={"card": json.dumps(card)}))
+    write_bytes(path, save(plain, metadata={"card": json.dumps(card)}))
 
 
 def _card_text(card: Mapping[str, Any]) -> str:
@@ -122,7 +123,8 @@ with a small classifier. Stored in float16; loaded, measured and run in float32.
 |---|---|
 | data | {card["data"]} |
 | sample shape | {"x".join(map(str, card["sample_shape"]))}, values in [-1, 1] |
-| training | {card["steps"]:,} steps of {card["batch"]} images, EDM's loss, EMA; {card["seconds"]:,} s on one CPU core |
+| training | {card["steps"]:,} steps of {card["batch"]} images, EDM's loss, EMA |
+| time | {card["seconds"]:,} s on {card["device"]} |
 | fine-grained run | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, seeds 0 to {card["samples"] - 1} |
 | Frechet distance to held-out real images | {card["frechet_to_held_out"]:.3f} |
 | the same for the training images themselves | {card["frechet_of_training_images"]:.3f} |

@@ -37,9 +37,14 @@ def digits() -> Images:
     """UCI handwritten digits: 1,797 images 8x8, as scikit-learn ships them; 297 held out.
 
     Raises:
-        ModuleNotFoundError: without scikit-learn (``pip install 'gas-solver[test]'``).
+        ModuleNotFoundError: without scikit-learn (``pip install 'gas-solver[zoo]'``).
     """
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the digits images need scikit-learn: pip install 'gas-solver[zoo]'"
+        ) from error
 
     raw = load_digits()
     x = torch.from_numpy(raw.images).float()[:, None] / 8 - 1

@@ -99,6 +99,8 @@ class ZooModel:
             ValueError: when a label is not in ``[0, classes)``.
         """
         if labels is None:
+            if guidance != 1.0:
+                raise ValueError(f"guidance {guidance:g} needs labels to guide towards, got none")
             return self.denoise
         labels = torch.as_tensor(labels, dtype=torch.long, device=self.device)
         wrong = labels[(labels < 0) | (labels >= self.classes)]
@@ -109,6 +111,10 @@ class ZooModel:
         if guidance == 1.0:
             return lambda x, t: self.conditional(x, t, labels)
         return ClassifierFreeGuidance(self.conditional, labels, self._null(1), guidance)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map samples ``(B, 1, H, W)``, wherever they lie, to the classifier's features ``(B, F)``."""
+        return self.classifier.features(x.to(self.device))
 
     def to(self, device: torch.device | str) -> ZooModel:
         """Move network and classifier to a device, in place; return the model."""
@@ -133,6 +139,7 @@ def read_model(path: str | Path) -> ZooModel:
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["card"])
+            name, shape = str(card["name"]), tuple(card["sample_shape"])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         network = EDMUNet(**card["network"])
         network.load_state_dict(_part(tensors, "network."))
@@ -140,12 +147,15 @@ def read_model(path: str | Path) -> ZooModel:
         classifier.load_state_dict(_part(tensors, "classifier."))
         kept = _part(tensors, "reference.")
         reference = FeatureStatistics(kept["mean"], kept["cov"], int(kept["count"])) if kept else None
+        bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+        if bad or len(shape) != 3:
+            raise ValueError(f"{bad[0]} is not finite" if bad else f"sample_shape is {shape}")
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise ValueError(f"model weights {path} are damaged or not a zoo model: {line}") from error
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.eval().requires_grad_(False)
-    return ZooModel(card["name"], network, classifier.eval().requires_grad_(False), reference, card, path)
+    return ZooModel(name, network, classifier.eval().requires_grad_(False), reference, card, path)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

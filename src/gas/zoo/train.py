@@ -18,7 +18,22 @@ from gas.files import load_state, save_state
 from gas.zoo.data import Images
 from gas.zoo.unet import EDMUNet
 
-__all__ = ["RECIPES", "Progress", "Recipe", "train_classifier", "train_denoiser"]
+__all__ = ["RECIPES", "Phase", "Progress", "Recipe", "train_classifier", "train_denoiser"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: Adam with a linear warm-up and a cosine decay to zero.
+
+    Args:
+        steps: optimiser steps.
+        learning_rate: the highest.
+        log_sigma: mean of the normal distribution (of standard deviation 1.2) that log sigma is drawn from.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    log_sigma: float = -1.2
 
 
 @dataclass(frozen=True)
@@ -26,23 +41,36 @@ class Recipe:
     """Everything that decides a zoo model's weights, given its images."""
 
     network: dict[str, Any]
-    steps: int
+    phases: tuple[Phase, ...]
     batch: int = 64
-    learning_rate: float = 1e-3
     warmup: int = 200
     label_dropout: float = 0.1
     ema_images: int = 30_000
     seed: int = 0
 
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase(self, step: int) -> tuple[Phase, int]:
+        """Return the phase that a step belongs to, and its number within it."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        raise ValueError(f"the recipe has {self.steps} steps, there is none {step} after the last")
+
 
 RECIPES = {
     "digits": Recipe(
         network={"width": 32, "multipliers": [1, 2], "blocks": 1, "patch": 1, "sigma_data": 0.75},
-        steps=5_000,
+        phases=(Phase(5_000),),
     ),
     "mnist": Recipe(
         network={"width": 32, "multipliers": [1, 2, 4], "blocks": 1, "patch": 2, "sigma_data": 0.55},
-        steps=8_000,
+        # The second phase dwells on high noise, where it is decided which digit an image becomes.
+        phases=(Phase(8_000), Phase(1_500, learning_rate=5e-4, log_sigma=0.0)),
     ),
 }
 
@@ -58,19 +86,20 @@ class Progress:
 
 
 def train_denoiser(
-    recipe: Recipe, images: Images, checkpoint: Path, *, every: int = 100
+    recipe: Recipe, images: Images, checkpoint: Path, *, every: int = 100, device: str = "cpu"
 ) -> Iterator[Progress]:
     """Minimise EDM's weighted denoising error; continue from ``checkpoint`` if it exists.
 
     ``E |D(x_0 + sigma eps; sigma) - x_0|^2 (sigma^2 + c^2) / (sigma c)^2`` with
-    ``log sigma ~ N(-1.2, 1.2^2)`` and ``c = sigma_data``. Noise and order of step ``k`` depend on the
+    ``log sigma ~ N(log_sigma, 1.2^2)`` and ``c = sigma_data``. Noise and order of step ``k`` depend on the
     seed and ``k`` alone, so an interrupted run ends with the weights of an uninterrupted one.
 
     Args:
         recipe: network sizes and optimiser settings.
         images: what to learn; the held-out part is not touched.
         checkpoint: file of the resumable state; its ``ema`` entry ends as the weights to ship.
-        every: steps between reports; the checkpoint is written every ten reports and at the end.
+        device: where to train.
+        every: steps between reports; the checkpoint is written at each.
 
     Yields:
         Progress: after every ``every`` steps.
@@ -78,7 +107,7 @@ def train_denoiser(
     References:
         arXiv 2206.00364, equations 8 and 108 and Table 1.
     """
-    training = _Training(recipe, images)
+    training = _Training(recipe, images, device)
     if checkpoint.exists():
         training.restore(load_state(checkpoint))
     losses, start = 0.0, time.perf_counter()
@@ -88,8 +117,7 @@ def train_denoiser(
         if training.step % every == 0 or last:
             training.seconds += time.perf_counter() - start
             start = time.perf_counter()
-            if training.step % (10 * every) == 0 or last:
-                save_state(checkpoint, training.state())
+            save_state(checkpoint, training.state())
             yield Progress(training.step, recipe.steps, losses / every, training.seconds)
             losses = 0.0
 
@@ -97,25 +125,26 @@ def train_denoiser(
 class _Training:
     """Model, average and optimiser of one training, and how far it is."""
 
-    def __init__(self, recipe: Recipe, images: Images) -> None:
+    def __init__(self, recipe: Recipe, images: Images, device: str) -> None:
         self.recipe, (self.x, self.label) = recipe, images.train
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.model = EDMUNet(**recipe.network)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
         self.average = AveragedModel(self.model, avg_fn=_ema_rule(recipe))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.phases[0].learning_rate)
         self.step, self.seconds = 0, 0.0
 
     def advance(self) -> float:
         """Take one step and return its loss."""
-        recipe = self.recipe
+        recipe, (phase, step) = self.recipe, self.recipe.phase(self.step)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
         chosen = torch.randint(len(self.x), (recipe.batch,), generator=generator)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _ramp(self.step, recipe)
+            group["lr"] = phase.learning_rate * _ramp(step, phase, recipe.warmup)
         x, label = self.x[chosen], self.label[chosen]
-        loss = _edm_loss(self.model, x, label, recipe.label_dropout, generator)
+        loss = _edm_loss(self.model, x, label, phase.log_sigma, recipe.label_dropout, generator, self.device)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -126,6 +155,8 @@ class _Training:
 
     def state(self) -> dict[str, Any]:
         return {
+            "recipe": repr(self.recipe),
+            "device": self.device,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "ema": self.average.module.state_dict(),
@@ -135,6 +166,8 @@ class _Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        if state.get("recipe") != repr(self.recipe):
+            raise ValueError("the checkpoint is of another recipe: delete it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -168,24 +201,31 @@ def train_classifier(
 
 
 def _edm_loss(
-    model: nn.Module, x: Tensor, label: Tensor, label_dropout: float, generator: torch.Generator
+    model: nn.Module,
+    x: Tensor,
+    label: Tensor,
+    log_sigma: float,
+    label_dropout: float,
+    generator: torch.Generator,
+    device: str,
 ) -> Tensor:
     c = float(model.sigma_data)  # type: ignore[arg-type]
-    sigma = torch.exp(torch.randn(len(x), generator=generator) * 1.2 - 1.2)
+    sigma = torch.exp(torch.randn(len(x), generator=generator) * 1.2 + log_sigma)
     noise = torch.randn(x.shape, generator=generator)
     dropped = torch.rand(len(x), generator=generator) < label_dropout
     label = torch.where(dropped, torch.full_like(label, int(model.classes)), label)  # type: ignore[arg-type]
     noisy = (x + sigma[:, None, None, None] * noise).contiguous(memory_format=torch.channels_last)
+    noisy, x, sigma, label = (part.to(device) for part in (noisy, x, sigma, label))
     weight = (sigma**2 + c**2) / (sigma * c) ** 2
     error = (model(noisy, sigma, label) - x).square().mean(dim=(1, 2, 3))
     loss: Tensor = (weight * error).mean()
     return loss
 
 
-def _ramp(step: int, recipe: Recipe) -> float:
+def _ramp(step: int, phase: Phase, warmup: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    warm = min(1.0, (step + 1) / warmup)
+    return warm * 0.5 * (1 + math.cos(math.pi * step / phase.steps))
 
 
 def _ema_rule(recipe: Recipe) -> Any:

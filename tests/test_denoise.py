@@ -1,0 +1,438 @@
+"""Every wrapper against its definition, on a mixture whose networks of all kinds are known exactly."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from solvers import SCHEDULES
+
+from doubles import Gaussian, Mixture
+from gas.denoise import (
+    ClassifierFreeGuidance,
+    DiscreteTime,
+    DynamicThreshold,
+    EDMDenoiser,
+    FlowDenoiser,
+    NoiseDenoiser,
+    StaticThreshold,
+    VelocityDenoiser,
+)
+from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
+
+VP = {name: schedule for name, schedule in SCHEDULES.items() if name != "flow"}
+TIMES = [1.0, 0.9, 0.5, 0.1, 0.001]
+
+
+def f64(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# --- exact networks, from the mixture alone ---------------------------------------------------------------
+#
+# The score of x_t is a formula of its own; by Tweedie it gives eps = -sigma * score, and from x and eps every
+# other prediction. The double's denoiser, written from the other side, is what the wrappers must recover.
+
+
+def told_one_time(network):
+    """A network is told one time a sample, beside x; here they are all the same, and the formulas take one."""
+
+    def told(x, t):
+        assert t.shape == (len(x),)
+        assert t.dtype == x.dtype
+        assert bool((t == t[0]).all())
+        return network(x, t[0])
+
+    return told
+
+
+def noise_network(model):
+    """The best estimate of the noise given x and t, by automatic differentiation of the log-density."""
+
+    def eps(x, t):
+        alpha, sigma = model.schedule(t)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            offset = x[:, None] - alpha * model.modes(x.dtype)
+            log_density = torch.logsumexp(
+                -offset.square().sum(2) / (2 * (alpha**2 * model.std**2 + sigma**2)), 1
+            )
+            (score,) = torch.autograd.grad(log_density.sum(), x)
+        return -sigma * score
+
+    return told_one_time(eps)
+
+
+def velocity_network(model):
+    """``v = alpha eps - sigma x_0`` with ``x_0 = (x - sigma eps)/alpha``: of x and eps, ``(eps - sigma x)/alpha``."""
+
+    def v(x, t):
+        alpha, sigma = model.schedule(t)
+        return (noise_network(model)(x, t.expand(len(x))) - sigma * x) / alpha
+
+    return told_one_time(v)
+
+
+def flow_network(model):
+    """``E[eps - x_0 | x]`` on the straight path."""
+
+    def v(x, t):
+        eps = noise_network(model)(x, t.expand(len(x)))
+        return eps - (x - t * eps) / (1 - t)
+
+    return told_one_time(v)
+
+
+def edm_network(model):
+    """``D(y; sigma)`` of ``y = x_0 + sigma eps``: the mean of x_0 given y, written without any schedule."""
+
+    def network(y, sigma):
+        modes, total = model.modes(y.dtype), model.std**2 + sigma**2
+        offset = y[:, None] - modes
+        weight = torch.softmax(-offset.square().sum(2) / (2 * total), 1)
+        return (weight[..., None] * (modes + model.std**2 / total * offset)).sum(1)
+
+    return told_one_time(network)
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("schedule", VP.values(), ids=VP)
+@pytest.mark.parametrize("kind", ["noise", "velocity", "edm"])
+def test_the_exact_network_gives_the_exact_estimate(kind, schedule, t):
+    model, t = Mixture(schedule), f64(t)
+    wrapped = {
+        "noise": NoiseDenoiser(noise_network(model), schedule),
+        "velocity": VelocityDenoiser(velocity_network(model), schedule),
+        "edm": EDMDenoiser(edm_network(model), schedule),
+    }[kind]
+    alpha, sigma = schedule(t)
+    clean = model.modes(torch.float64).repeat(4, 1)
+    x = alpha * clean + sigma * normal(20, 2)
+    # A noise prediction is divided by alpha: its rounding error is too.
+    tolerance = 1e-12 if kind == "edm" else 1e-12 / float(alpha)
+    torch.testing.assert_close(wrapped(x, t), model.denoise(x, t), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("t", [0.999, 0.9, 0.5, 0.1, 0.001])
+def test_the_exact_flow_network_gives_the_exact_estimate(t):
+    model, t = Mixture(Flow()), f64(t)
+    x = (1 - t) * model.modes(torch.float64).repeat(4, 1) + t * normal(20, 2)
+    expected = model.denoise(x, t)
+    torch.testing.assert_close(
+        FlowDenoiser(flow_network(model))(x, t), expected, rtol=0, atol=1e-12 / float(1 - t)
+    )
+    torch.testing.assert_close(
+        NoiseDenoiser(noise_network(model), Flow())(x, t), expected, rtol=0, atol=1e-12 / float(1 - t)
+    )
+    torch.testing.assert_close(EDMDenoiser(edm_network(model), Flow())(x, t), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_what_made_the_state_is_recovered(t):
+    """With the true noise in place of a network every wrapper returns the true x_0."""
+    clean, eps, t = normal(3, 4), normal(3, 4, seed=1), f64(t)
+    for schedule in VP.values():
+        alpha, sigma = schedule(t)
+        x = alpha * clean + sigma * eps
+        made = [
+            NoiseDenoiser(lambda x, t: eps, schedule)(x, t),
+            VelocityDenoiser(lambda x, t, a=alpha, s=sigma: a * eps - s * clean, schedule)(x, t),
+        ]
+        for estimate in made:
+            torch.testing.assert_close(estimate, clean, rtol=0, atol=1e-12)
+    x = (1 - t) * clean + t * eps
+    torch.testing.assert_close(FlowDenoiser(lambda x, t: eps - clean)(x, t), clean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_an_edm_network_is_asked_in_its_own_variables(schedule):
+    asked = []
+    x, t = normal(2, 3), f64(0.3)
+    EDMDenoiser(lambda y, sigma: asked.append((y, sigma)) or y, schedule)(x, t)
+    alpha, sigma = schedule(t)
+    assert torch.equal(asked[0][0], x / alpha)
+    assert torch.equal(asked[0][1], (sigma / alpha).expand(2))
+    assert float((-schedule.half_log_snr(t)).exp()) == pytest.approx(float(asked[0][1][0]), rel=1e-12)
+
+
+@pytest.mark.parametrize("wrap", [NoiseDenoiser, VelocityDenoiser])
+@pytest.mark.parametrize(
+    ("dtype", "told"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_the_network_is_told_x_as_it_is_and_one_time_a_sample(wrap, dtype, told):
+    asked = []
+    x, t = normal(2, 3, dtype=dtype), f64(0.3)
+    wrap(lambda *args: asked.append(args) or args[0], VPLinear())(x, t)
+    FlowDenoiser(lambda *args: asked.append(args) or args[0])(x, t)
+    assert all(a is x and b.tolist() == [float(t.to(told))] * 2 and b.dtype == told for a, b in asked)
+    assert len(asked) == 2
+
+
+# --- discrete time ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2, 10, 1000])
+def test_a_discrete_network_is_told_its_training_step_as_a_float(steps):
+    schedule = VPDiscrete(torch.linspace(0.99, 0.01, steps, dtype=torch.float64))
+    told = []
+    network = DiscreteTime(lambda x, t: told.append(t) or 2 * x, schedule)
+    x = normal(2, 3)
+    for t in [1.0, 1 / steps, 0.5, 0.123, (steps - 1) / steps]:
+        assert torch.equal(network(x, f64(t)), 2 * x)
+    values = [float(t) for t in told]
+    assert values == pytest.approx(
+        [steps - 1, 0, steps / 2 - 1, 0.123 * steps - 1, steps - 2], abs=1e-12 * steps
+    )
+    assert values[1] == 0
+    assert all(t.dtype == torch.float64 and t.shape == () for t in told)
+
+
+def test_a_discrete_network_is_asked_where_its_own_table_of_noise_is():
+    """At training step i the state is scaled by exactly the i-th alpha."""
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 50, dtype=torch.float64), 0)
+    schedule = VPDiscrete(alphas)
+    clean, eps = normal(4, 2), normal(4, 2, seed=1)
+
+    def network(x, step):
+        alpha = alphas[round(float(step[0]))].sqrt()
+        return (x - alpha * clean) / (1 - alpha**2).sqrt()
+
+    denoise = NoiseDenoiser(DiscreteTime(network, schedule), schedule)
+    for i in [0, 1, 25, 49]:
+        x = alphas[i].sqrt() * clean + (1 - alphas[i]).sqrt() * eps
+        torch.testing.assert_close(denoise(x, f64((i + 1) / 50)), clean, rtol=0, atol=1e-11)
+
+
+# --- guidance ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Conditional:
+    """A Gaussian whose mean is the condition; counts its calls."""
+
+    schedule: object = field(default_factory=VPLinear)
+    calls: list = field(default_factory=list)
+
+    def __call__(self, x, t, condition):
+        self.calls.append((x, t, condition))
+        gain = Gaussian(self.schedule, mean=0.0).denoise(x, t)
+        alpha, sigma = self.schedule(t)
+        return gain + sigma**2 / (alpha**2 / 4 + sigma**2) * condition
+
+
+X, CONDITION, NULL, HALF = normal(3, 4), normal(3, 4, seed=1), normal(4, seed=2), f64(0.5)
+
+
+def test_scale_1_is_the_conditional_model_and_0_the_unconditional_one():
+    network = Conditional()
+    for scale, condition in [
+        (1, CONDITION),
+        (1.0, CONDITION),
+        (0, NULL.expand(3, 4)),
+        (0.0, NULL.expand(3, 4)),
+    ]:
+        made = ClassifierFreeGuidance(network, CONDITION, NULL, scale)(X, HALF)
+        assert torch.equal(made, network(X, HALF, condition))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scale=st.floats(-3, 15),
+    t=st.floats(0.01, 0.99),
+    schedule=st.sampled_from([VPLinear(), Flow(), EDMasVP()]),
+)
+def test_any_scale_is_the_usual_rule_on_noise_predictions(scale, t, schedule):
+    """``eps = (1 + w) eps_condition - w eps_null`` with ``w = scale - 1``."""
+    network, t = Conditional(schedule), f64(t)
+    alpha, sigma = schedule(t)
+
+    def eps(condition):
+        return (X - alpha * network(X, t, condition)) / sigma
+
+    w = scale - 1
+    guided = NoiseDenoiser(lambda x, t: (1 + w) * eps(CONDITION) - w * eps(NULL), schedule)
+    made = ClassifierFreeGuidance(network, CONDITION, NULL, scale)(X, t)
+    size = 1 + abs(scale) / float(alpha)
+    torch.testing.assert_close(made, guided(X, t), rtol=0, atol=1e-12 * size)
+
+
+def test_guidance_is_one_batched_call():
+    network = Conditional()
+    ClassifierFreeGuidance(network, CONDITION, NULL, 3.0)(X, HALF)
+    ((x, t, condition),) = network.calls
+    assert torch.equal(x, torch.cat([X, X]))
+    assert t is HALF
+    assert torch.equal(condition, torch.cat([CONDITION, NULL.expand(3, 4)]))
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 4), (1, 1), ()])
+def test_what_stands_for_no_condition_broadcasts(shape):
+    null = normal(*shape) if shape else f64(0.7)
+    made = ClassifierFreeGuidance(Conditional(), CONDITION, null, 2.0)(X, HALF)
+    expected = ClassifierFreeGuidance(Conditional(), CONDITION, null.expand(3, 4).clone(), 2.0)(X, HALF)
+    assert torch.equal(made, expected)
+
+
+def test_classes_are_conditions_too():
+    table = normal(6, 4)  # five classes, and the last row for none
+    labels = torch.tensor([0, 4, 2])
+    network = Conditional()
+
+    def classes(x, t, label):
+        return network(x, t, table[label])
+
+    made = ClassifierFreeGuidance(classes, labels, torch.tensor(5), 2.0)(X, HALF)
+    expected = 2 * network(X, HALF, table[labels]) - network(X, HALF, table[5])
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-13)
+
+
+# --- thresholds -------------------------------------------------------------------------------------------
+
+
+def answer(value):
+    """A denoiser of a fixed answer."""
+    return lambda x, t: value
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 2])
+def test_the_static_threshold_clips(limit):
+    d = 3 * normal(2, 3, 4)
+    made = StaticThreshold(answer(d), limit)(d, HALF)
+    assert torch.equal(made, torch.where(d.abs() > limit, d.sign() * limit, d))
+    assert (d.abs() > limit).any() and (d.abs() < limit).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    quantile=st.floats(0.05, 1.0),
+    limit=st.floats(0.25, 4.0),
+    size=st.floats(0.1, 20.0),
+    seed=st.integers(0, 1000),
+)
+def test_the_dynamic_threshold_clips_each_sample_at_its_own_quantile(quantile, limit, size, seed):
+    d = size * normal(3, 2, 5, seed=seed)
+    made = DynamicThreshold(answer(d), quantile, limit)(d, HALF)
+    for sample, out in zip(d, made, strict=True):
+        ordered = sample.abs().flatten().sort().values  # linear interpolation between the order statistics
+        place = quantile * (len(ordered) - 1)
+        low = min(int(place), len(ordered) - 2)
+        reach = max(float(torch.lerp(ordered[low], ordered[low + 1], place - low)), limit)
+        torch.testing.assert_close(
+            out, sample.clamp(-reach, reach) * limit / reach, rtol=0, atol=1e-12 * limit
+        )
+        assert float(out.abs().max()) <= limit * (1 + 1e-12)
+
+
+def test_a_sample_within_the_limit_is_unchanged():
+    within, beyond = normal(1, 8).clamp(-0.9, 0.9), 5 * normal(1, 8, seed=1)
+    made = DynamicThreshold(answer(torch.cat([within, beyond])))(X, HALF)
+    assert torch.equal(made[:1], within)
+    assert float(made[1:].abs().max()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("wrap", [StaticThreshold, DynamicThreshold])
+def test_no_sample_depends_on_the_rest_of_its_batch(wrap):
+    d = torch.logspace(-1, 2, 6)[:, None, None] * normal(6, 3, 3).float()
+    together = wrap(answer(d))(d, HALF)
+    for i in range(6):
+        assert torch.equal(wrap(answer(d[i : i + 1]))(d, HALF), together[i : i + 1])
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert torch.equal(wrap(answer(d[order]))(d, HALF), together[order])
+
+
+def test_the_two_thresholds_agree_where_the_quantile_is_within_the_limit():
+    d = normal(2, 100).clamp(-0.9, 0.9)
+    d[:, 0] = 7.0
+    assert torch.equal(DynamicThreshold(answer(d), 0.9)(d, HALF), StaticThreshold(answer(d))(d, HALF))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DynamicThreshold(answer(X), quantile=0.0), r"quantile must lie in \(0, 1\], got 0\.0"),
+        (lambda: DynamicThreshold(answer(X), quantile=99.5), r"quantile must lie in \(0, 1\], got 99\.5"),
+        (lambda: DynamicThreshold(answer(X), quantile=float("nan")), "quantile must .* got nan"),
+        (lambda: DynamicThreshold(answer(X), limit=0.0), r"limit must be positive, got 0\.0"),
+        (lambda: StaticThreshold(answer(X), limit=-1.0), r"limit must be positive, got -1\.0"),
+        (lambda: StaticThreshold(answer(X), limit=float("nan")), "limit must be positive, got nan"),
+    ],
+)
+def test_a_threshold_out_of_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- what all have in common ------------------------------------------------------------------------------
+
+
+def half(x, *_):
+    return x / 2
+
+
+DISCRETE = SCHEDULES["vp_discrete"]
+WRAPPERS = {
+    "noise": NoiseDenoiser(half, VPLinear()),
+    "noise of flow": NoiseDenoiser(half, Flow()),
+    "velocity": VelocityDenoiser(half, EDMasVP()),
+    "flow": FlowDenoiser(half),
+    "edm": EDMDenoiser(half, EDMasVP()),
+    "discrete": NoiseDenoiser(DiscreteTime(half, DISCRETE), DISCRETE),
+    "guidance": ClassifierFreeGuidance(half, torch.zeros(3, 2), torch.zeros(2), 7.5),
+    "static": StaticThreshold(half),
+    "dynamic": DynamicThreshold(half, 0.7, 0.5),
+    "nested": DynamicThreshold(NoiseDenoiser(half, VPLinear())),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+def test_shape_and_dtype_follow_x(wrapper, dtype):
+    for shape in [(3, 2), (3, 2, 4, 5)]:
+        x = normal(*shape, dtype=dtype)
+        made = wrapper(x, HALF)
+        assert (made.shape, made.dtype) == (x.shape, dtype)
+        assert torch.isfinite(made).all()
+        exact = wrapper(x.double(), HALF)
+        error = 16 * torch.finfo(dtype).eps * float(exact.abs().max() + x.double().abs().max() * 20)
+        torch.testing.assert_close(made.double(), exact, rtol=0, atol=max(error, 1e-6))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+def test_gradients_flow_into_x(wrapper):
+    x = 0.3 * normal(3, 2)
+    assert torch.autograd.gradcheck(lambda x: wrapper(x, HALF), x.requires_grad_(), atol=1e-5)
+    (gradient,) = torch.autograd.grad(wrapper(x, HALF).sum(), x)
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("name", ["noise", "velocity", "flow", "edm", "discrete"])
+def test_gradients_flow_into_the_time(name):
+    """Learned times need them: through the schedule and through what the network is told."""
+    x = normal(3, 2)
+
+    def network(x, t):
+        return torch.sin(x + t[:, None] / 10)
+
+    wrapper = {
+        "noise": NoiseDenoiser(network, VPLinear()),
+        "velocity": VelocityDenoiser(network, VPLinear()),
+        "flow": FlowDenoiser(network),
+        "edm": EDMDenoiser(network, VPLinear()),
+        "discrete": NoiseDenoiser(DiscreteTime(network, DISCRETE), DISCRETE),
+    }[name]
+    t = f64(0.4567).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: wrapper(x, t), t, atol=1e-5)
+
+
+def test_gradients_flow_into_the_condition():
+    condition = CONDITION.clone().requires_grad_()
+    guided = ClassifierFreeGuidance(Conditional(), condition, NULL, 4.0)(X, HALF)
+    (gradient,) = torch.autograd.grad(guided.sum(), condition)
+    (plain,) = torch.autograd.grad(Conditional()(X, HALF, condition).sum(), condition)
+    torch.testing.assert_close(gradient, 4 * plain)
