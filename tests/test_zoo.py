@@ -14,7 +14,7 @@ from gas.model import Model, labels_of_seeds
 from gas.sample import sample
 from gas.zoo import data
 from gas.zoo.build import FINE, build_model, measure
-from gas.zoo.train import RECIPES, Phase, Recipe, train_classifier, train_denoiser
+from gas.zoo.train import RECIPES, Recipe, train_classifier, train_denoiser
 from gas.zoo.unet import EDMUNet
 
 
@@ -86,7 +86,8 @@ def test_guidance_sharpens_the_class(digits):
 def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     recipe = Recipe(
         network={**RECIPES["digits"].network, "width": 16},
-        phases=(Phase(5), Phase(8, log_sigma=0.0)),
+        steps=13,
+        label_spread=2.0,
         batch=4,
     )
     images = data.digits()
@@ -106,15 +107,16 @@ def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     small = data.Images("digits", images.x[:400], images.label[:400], held_out=100)
     model = build_model("tiny", small, recipe, tmp_path / "whole.pt", tmp_path, samples=80)
     assert model.card["steps"] == 13
+    shipped, trained = model.network.label.weight, whole["ema"]["label.weight"]
+    torch.testing.assert_close(shipped[-1], trained[-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(shipped - shipped[-1], 2 * (trained - trained[-1]), rtol=1e-2, atol=5e-3)
     assert "| training | 13 steps of 4 images" in (tmp_path / "tiny.md").read_text()
     with pytest.raises(ValueError, match="at step 13 of 14"):
-        build_model("tiny", small, replace(recipe, phases=(Phase(14),)), tmp_path / "whole.pt", tmp_path)
+        build_model("tiny", small, replace(recipe, steps=14), tmp_path / "whole.pt", tmp_path)
 
 
 def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
-    recipe = Recipe(
-        network={**RECIPES["digits"].network, "width": 16}, phases=(Phase(60),), batch=32, warmup=5
-    )
+    recipe = Recipe(network={**RECIPES["digits"].network, "width": 16}, steps=60, batch=32, warmup=5)
     losses = [p.loss for p in train_denoiser(recipe, data.digits(), tmp_path / "s.pt", every=20)]
     assert losses[-1] < 0.9 * losses[0]
 

@@ -55,7 +55,8 @@ def build_model(
         torch.manual_seed(recipe.seed)
         classifier = Classifier(size=images.x.shape[-1])
     accuracy = train_classifier(classifier, images, seed=recipe.seed)
-    tensors = {f"network.{k}": v.half() for k, v in state["ema"].items()}
+    weights = _spread(state["ema"], recipe.label_spread)
+    tensors = {f"network.{k}": v.half() for k, v in weights.items()}
     tensors |= {f"classifier.{k}": v.half() for k, v in classifier.state_dict().items()}
     card: dict[str, Any] = {
         "name": name,
@@ -65,6 +66,7 @@ def build_model(
         "classifier": {"size": images.x.shape[-1]},
         "parameters": sum(v.numel() for v in state["ema"].values()),
         "steps": recipe.steps,
+        "label_spread": recipe.label_spread,
         "batch": recipe.batch,
         "seconds": round(state["seconds"]),
         "device": state["device"],
@@ -107,6 +109,12 @@ def measure(model: ZooModel, *, samples: int, batch: int = 250) -> dict[str, Any
     }
 
 
+def _spread(weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Move every class embedding away from the *no class* one, which is the last, by a factor."""
+    label = weights["label.weight"]
+    return {**weights, "label.weight": torch.lerp(label[-1:], label, factor)}
+
+
 def _write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     plain = {name: value.contiguous() for name, value in tensors.items()}
     write_bytes(path, save(plain, metadata={"card": json.dumps(card)}))
@@ -124,6 +132,7 @@ with a small classifier. Stored in float16; loaded, measured and run in float32.
 | data | {card["data"]} |
 | sample shape | {"x".join(map(str, card["sample_shape"]))}, values in [-1, 1] |
 | training | {card["steps"]:,} steps of {card["batch"]} images, EDM's loss, EMA |
+| class embeddings | moved away from the no-class one by a factor of {card["label_spread"]} |
 | time | {card["seconds"]:,} s on {card["device"]} |
 | fine-grained run | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, seeds 0 to {card["samples"] - 1} |
 | Frechet distance to held-out real images | {card["frechet_to_held_out"]:.3f} |
