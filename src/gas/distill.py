@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,13 @@ from gas.table import Table
 
 __all__ = ["Distilled", "Started", "distill"]
 
+# Classical solvers that are measured on all validation pairs after a first round on some.
+FINALISTS = 6
+
 
 @dataclass(frozen=True)
 class Started:
-    """The best classical solver on the validation pairs, and where training starts (the same by default)."""
+    """The best classical solver on the validation pairs, and where training starts."""
 
     best: Classical
     best_loss: float
@@ -63,6 +67,7 @@ def distill(
     start: str = "best",
     theory: bool = True,
     first: int = 64,
+    race: int = 3,
     state: Path | None = None,
 ) -> Iterator[Measured | Started | FitRecord | Distilled]:
     """Learn a Generalized Solver of one NFE, reporting all the way; the last thing yielded is the result.
@@ -74,29 +79,40 @@ def distill(
         nfe: network evaluations.
         loss: a name of :data:`gas.losses.LOSSES`.
         config: settings of the training.
-        start: ``"best"`` (the best classical table on the validation pairs), ``"uniform"`` (the paper's:
+        start: ``"best"`` (one of the best classical tables on the validation pairs), ``"uniform"`` (the paper's:
             DPM-Solver++(3M) on the time-uniform grid), or ``"SOLVER/GRID"`` by name.
         theory: as in :class:`gas.GeneralizedSolver`.
         first: validation pairs that every classical solver is measured on before the finalists.
+        race: finalists that are trained for a tenth of the iterations each; the one that then validates best
+            is the start. Solvers close together at first can end far apart.
         state: folder of the resumable state; an interrupted run goes on from it to the same bits.
 
     Yields:
-        Measured: for each classical solver. Started: once. FitRecord: through training. Distilled: last.
+        Measured: for each classical solver. FitRecord: through the race. Started: once. FitRecord: through
+        training. Distilled: last.
 
     Raises:
         ValueError: for unknown names, or a state that belongs to another run.
     """
     if start not in ("best", "uniform"):
         _named(start, nfe, model.t_end)  # a wrong name is refused before the long measuring
-    chosen = _read_choice(state, nfe)
+    asked = {"start": start, "loss": loss, "validation": [int(seed) for seed in validation.seeds[[0, -1]]]}
+    chosen = _read_choice(state, nfe, asked)
     if chosen is None:
         ranked: list[Measured] = []
-        for measured in rank_classical(model, validation, nfe, loss_by_name(loss), first=first):
+        for measured in rank_classical(
+            model, validation, nfe, loss_by_name(loss), first=first, kept=FINALISTS
+        ):
             ranked.append(measured)
             yield measured
-        best = min((m for m in ranked if m.pairs == len(validation)), key=lambda m: m.loss)
-        chosen = Started(best.classical, best.loss, best.classical.label if start == "best" else start)
-        _write_choice(state, nfe, chosen)
+        finalists = ranked[-min(FINALISTS, len(ranked) // 2) :]
+        best = finalists[0]
+        if start == "best":
+            raced = yield from _race(finalists[:race], model, pairs, validation, loss, config or FitConfig())
+            chosen = Started(best.classical, best.loss, raced.classical.label)
+        else:
+            chosen = Started(best.classical, best.loss, start)
+        _write_choice(state, nfe, chosen, asked)
     yield chosen
 
     solver = _solver_at(model, nfe, chosen, start, theory)
@@ -113,13 +129,29 @@ def distill(
     yield Distilled(nfe, shipped, chosen.start, chosen.best, chosen.best_loss, best_loss, evaluations)
 
 
+def _race(
+    finalists: Sequence[Measured],
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    loss: str,
+    config: FitConfig,
+) -> Generator[FitRecord, None, Measured]:
+    """Train each finalist a little and return the one that validates best."""
+    short = replace(config, iterations=config.iterations // 10, validate_every=config.iterations // 10 or 1)
+    reached: list[float] = []
+    for measured in finalists if len(finalists) > 1 else ():
+        solver = GeneralizedSolver.from_table(model.schedule, measured.table, model.t_end)
+        for record in fit(solver, model, pairs, validation=validation, loss=loss, config=short):
+            yield record
+        reached.append(record.best_loss)
+    return finalists[reached.index(min(reached))] if reached else finalists[0]
+
+
 def _solver_at(model: Model, nfe: int, chosen: Started, start: str, theory: bool) -> GeneralizedSolver:
     if start == "uniform":
         return GeneralizedSolver(model.schedule, nfe, model.t_end, theory=theory)
-    classical = chosen.best
-    if start != "best":
-        classical = _named(start, nfe, model.t_end)
-    table = classical.table(model.schedule)
+    table = _named(chosen.start, nfe, model.t_end).table(model.schedule)
     return GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
 
 
@@ -128,17 +160,19 @@ def _named(start: str, nfe: int, t_end: float) -> Classical:
     return Classical(name.strip(), grid.strip() or "log_snr", nfe, t_end)
 
 
-def _read_choice(state: Path | None, nfe: int) -> Started | None:
+def _read_choice(state: Path | None, nfe: int, asked: Mapping[str, Any]) -> Started | None:
     path = None if state is None else state / f"nfe-{nfe}.start.json"
     if path is None or not path.exists():
         return None
     try:
         found = json.loads(path.read_text())
+        if found["asked"] != asked:
+            raise ValueError(f"it is of a run with {found['asked']}, not {dict(asked)}")
         return Started(Classical(**found["best"]), float(found["best_loss"]), str(found["start"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {state} to train afresh") from error
+        raise ValueError(f"{path} cannot be continued ({error}): delete {state} to train afresh") from error
 
 
-def _write_choice(state: Path | None, nfe: int, chosen: Started) -> None:
+def _write_choice(state: Path | None, nfe: int, chosen: Started, asked: Mapping[str, Any]) -> None:
     if state is not None:
-        write_text(state / f"nfe-{nfe}.start.json", json.dumps(asdict(chosen)))
+        write_text(state / f"nfe-{nfe}.start.json", json.dumps({**asdict(chosen), "asked": asked}))
