@@ -268,7 +268,12 @@ def test_an_interrupt_says_how_to_go_on_and_the_same_command_does(tmp_path, work
         "--out",
         tmp_path / "d.json",
     ]
-    process = gas_command(*words, "--iterations", 100_000)
+    words += ["--start", "ddim/log_snr"]
+
+    def interruptible():  # a shell's background job, and so its children, may be born deaf to SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = gas_command(*words, "--iterations", 100_000, preexec_fn=interruptible)
     state = tmp_path / "d.json.state" / "nfe-2.pt"
     waited = time.monotonic() + 120
     while not state.exists() and time.monotonic() < waited:

@@ -53,8 +53,8 @@ class GeneralizedSolver(nn.Module):
 
     >>> import gas
     >>> solver = gas.GeneralizedSolver(gas.VPLinear(), nfe=4, t_end=1e-3)
-    >>> [round(t, 3) for t in solver.t.tolist()], solver().nfe
-    ([1.0, 0.75, 0.501, 0.251, 0.001], 4)
+    >>> [round(t, 2) for t in solver.t.tolist()], solver().nfe
+    ([1.0, 0.75, 0.5, 0.25, 0.0], 4)
     """
 
     base_states: Tensor
