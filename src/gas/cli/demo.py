@@ -31,7 +31,7 @@ TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pairs, solver and pictures.")] = Path("demo"),
     nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
-    iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = 220,
+    iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = 150,
     model: ModelName = "mnist",
     device: Device = "cpu",
 ) -> None:
