@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from gas import grids
 from gas.classical.dpmpp import difference_basis, dpmpp
 from gas.classical.grid import Grid
-from gas.learned.times import fold_shifts, logits_of_times, shifted_times, times_of_logits, unfold_shifts
+from gas.learned.official import Numbers, put_numbers
+from gas.learned.times import logits_of_times, shifted_times, times_of_logits, told_table, unfold_shifts
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
 __all__ = ["GeneralizedSolver"]
 
-Numbers = Sequence[float] | Tensor
 # How a correction enters the base's weights of (m0), (m0, E0) and (m0, D1, D2): as the published update's signs.
 _SIGNS = {1: (-1.0,), 2: (-1.0, -1.0), 3: (-1.0, 1.0, -1.0)}
 
@@ -106,16 +106,7 @@ class GeneralizedSolver(nn.Module):
         nfe, order = len(t_couple), len(a_diff)
         solver = cls(schedule, nfe, t_end, order=order)
         given = {"theta": mu_logit, "xi": t_couple, "states": a_diff, "outputs": c_diff}
-        with torch.no_grad():
-            for name, value in given.items():
-                parameter = solver.get_parameter(name)
-                tensor = torch.as_tensor(value, dtype=torch.float64)
-                if tensor.shape != parameter.shape:
-                    raise ValueError(
-                        f"{name} of a solver with NFE {nfe} and order {order} has shape "
-                        f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
-                    )
-                parameter.copy_(tensor)
+        put_numbers(solver, given, f"a solver with NFE {nfe} and order {order}")
         return solver
 
     @classmethod
@@ -175,9 +166,7 @@ class GeneralizedSolver(nn.Module):
 
     def forward(self) -> Table:
         """Return the table of the current parameters."""
-        t, nominal = self.t, self.nominal()
-        tau = shifted_times(self.schedule, t, self.xi)
-        return Table(tau, *fold_shifts(self.schedule, t[:-1], tau, nominal.states, nominal.outputs))
+        return told_table(self.schedule, self.t, self.xi, self.nominal())
 
     def nominal(self) -> Table:
         """Return the table in shifted data predictions m, before the shifts are folded into its weights."""

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from gas import grids
 from gas.classical.dpmpp import dpmpp
-from gas.classical.grid import Grid
-from gas.learned.times import fold_shifts, logits_of_times, shifted_times, times_of_logits
+from gas.classical.grid import Grid, ddim_row
+from gas.learned.official import Numbers, put_numbers
+from gas.learned.times import logits_of_times, times_of_logits, told_table
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
 __all__ = ["S4S"]
-
-Numbers = Sequence[float] | Tensor
 
 
 class S4S(nn.Module):
@@ -72,16 +71,7 @@ class S4S(nn.Module):
         """
         solver = cls(schedule, len(t_couple), t_end, corrector=True)
         given = {"theta": mu_logit, "xi": t_couple, "predictor": c_diff, "correction": a_diff}
-        with torch.no_grad():
-            for name, value in given.items():
-                parameter = solver.get_parameter(name)
-                tensor = torch.as_tensor(value, dtype=torch.float64)
-                if tensor.shape != parameter.shape:
-                    raise ValueError(
-                        f"{name} of an S4S solver with NFE {solver.nfe} has shape "
-                        f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
-                    )
-                parameter.copy_(tensor)
+        put_numbers(solver, given, f"an S4S solver with NFE {solver.nfe}")
         return solver
 
     @property
@@ -96,9 +86,7 @@ class S4S(nn.Module):
 
     def forward(self) -> Table:
         """Return the table of the current parameters."""
-        t, nominal = self.t, self.nominal()
-        tau = shifted_times(self.schedule, t, self.xi)
-        return Table(tau, *fold_shifts(self.schedule, t[:-1], tau, nominal.states, nominal.outputs))
+        return told_table(self.schedule, self.t, self.xi, self.nominal())
 
     def nominal(self) -> Table:
         """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
@@ -116,4 +104,4 @@ class S4S(nn.Module):
 
 def _step(grid: Grid, n: int) -> Tensor:
     """``-alpha' expm1(-h)``: the weight of the answer in a first-order step."""
-    return -grid.alpha[n + 1] * torch.expm1(grid.lam[n] - grid.lam[n + 1])
+    return ddim_row(grid, n)[1][n]

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from gas.schedule import Schedule
+from gas.table import Table
 
-__all__ = ["fold_shifts", "logits_of_times", "shifted_times", "times_of_logits", "unfold_shifts"]
+__all__ = [
+    "fold_shifts",
+    "logits_of_times",
+    "shifted_times",
+    "times_of_logits",
+    "told_table",
+    "unfold_shifts",
+]
 
 _SQUEEZE = 1e-5
 
@@ -49,6 +57,19 @@ def shifted_times(schedule: Schedule, t: Tensor, xi: Tensor) -> Tensor:
     floor = float(t[-1].detach()) / 2 or 1e-4
     moved = (t[:-1] + xi).clamp(min=floor, max=schedule.t_max)
     return torch.where(alpha[:-1] > 0, moved, t[:-1])
+
+
+def told_table(schedule: Schedule, t: Tensor, xi: Tensor, nominal: Table) -> Table:
+    """Return the table that asks at the shifted times, of one in shifted data predictions at the nominal ones.
+
+    Args:
+        schedule: the forward process.
+        t: the N + 1 nominal times.
+        xi: the N shifts.
+        nominal: weights of states and of shifted data predictions.
+    """
+    tau = shifted_times(schedule, t, xi)
+    return Table(tau, *fold_shifts(schedule, t[:-1], tau, nominal.states, nominal.outputs))
 
 
 def fold_shifts(
