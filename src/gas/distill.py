@@ -108,7 +108,9 @@ def distill(
         finalists = ranked[-min(FINALISTS, len(ranked) // 2) :]
         best = finalists[0]
         if start == "best":
-            raced = yield from _race(finalists[:race], model, pairs, validation, loss, config or FitConfig())
+            raced = yield from _race(
+                finalists[:race], model, pairs, validation, loss, config or FitConfig(), theory
+            )
             chosen = Started(best.classical, best.loss, raced.classical.label)
         else:
             chosen = Started(best.classical, best.loss, start)
@@ -136,12 +138,13 @@ def _race(
     validation: Pairs,
     loss: str,
     config: FitConfig,
+    theory: bool,
 ) -> Generator[FitRecord, None, Measured]:
     """Train each finalist a little and return the one that validates best."""
     short = replace(config, iterations=config.iterations // 10, validate_every=config.iterations // 10 or 1)
     reached: list[float] = []
     for measured in finalists if len(finalists) > 1 else ():
-        solver = GeneralizedSolver.from_table(model.schedule, measured.table, model.t_end)
+        solver = GeneralizedSolver.from_table(model.schedule, measured.table, model.t_end, theory=theory)
         for record in fit(solver, model, pairs, validation=validation, loss=loss, config=short):
             yield record
         reached.append(record.best_loss)
