@@ -14,6 +14,7 @@ from gas.model import Model, labels_of_seeds
 from gas.sample import sample
 from gas.zoo import data
 from gas.zoo.build import FINE, build_model, measure
+from gas.zoo.smooth import MAX_FREQUENCY, smoothed
 from gas.zoo.train import RECIPES, Recipe, train_classifier, train_denoiser
 from gas.zoo.unet import EDMUNet
 
@@ -44,6 +45,46 @@ def test_the_card_repeats(digits):
         frechet_distance(feature_statistics(extract(digits.classifier.features, noise)), digits.reference)
         > 10 * (measured["frechet_to_held_out"])
     )
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+@pytest.mark.parametrize("level", [-2.0, 0.0, 2.0])
+def test_answers_are_smooth_in_time(name, level):
+    """A derivative over a small piece of time is the one over a larger: else nothing can be learned from it."""
+    model = zoo.load(name)
+    seeds = range(4)
+    denoise = model.bind(labels_of_seeds(model.classes, seeds))
+    alpha, sigma = model.schedule(model.schedule.inverse_half_log_snr(torch.tensor(level)))
+    x = sample(denoise, model.noise(seeds), FINE.table(model.schedule).folded()) * alpha.float()
+    x = x + sigma.float() * model.noise(seeds)
+
+    def slope(reach):
+        ends = (model.schedule.inverse_half_log_snr(torch.tensor(level + side)) for side in (reach, -reach))
+        after, before = (denoise(x, t) for t in ends)
+        return (after - before) / (2 * reach)
+
+    fine, coarse = slope(0.005), slope(0.05)
+    assert float((fine - coarse).norm()) < 0.1 * float(coarse.norm())
+
+
+def test_the_embedding_is_regressed_on_low_frequencies_only():
+    rough = {**RECIPES["digits"].network, "width": 16}
+    torch.manual_seed(0)
+    before = EDMUNet(**rough)
+    with torch.no_grad():  # a curve that low frequencies can follow, heard through high ones too
+        before.noise[0].weight[:, 3:8] = 0
+        before.noise[0].weight[:, 11:] = 0
+    weights, network = smoothed(before.state_dict(), rough, steps=600)
+    after = EDMUNet(**network)
+    after.load_state_dict(weights)
+    assert float(after.frequencies.max()) == pytest.approx(MAX_FREQUENCY)
+    assert {k for k, v in weights.items() if not torch.equal(v, before.state_dict()[k])} == {
+        f"noise.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
+    noise = torch.linspace(-1.5, 1.0, 50)
+    with torch.no_grad():
+        wanted, made = before.noise_embedding(noise), after.noise_embedding(noise)
+    assert float((made - wanted).square().mean()) < 0.1 * float(wanted.var(dim=0).mean())
 
 
 def test_the_classifier_reads_held_out_images(digits):

@@ -19,6 +19,7 @@ from gas.sample import sample
 from gas.zoo.classifier import Classifier
 from gas.zoo.data import Images
 from gas.zoo.model import ZooModel, read_model
+from gas.zoo.smooth import smoothed
 from gas.zoo.train import Recipe, train_classifier
 
 __all__ = ["FINE", "build_model", "measure"]
@@ -55,14 +56,14 @@ def build_model(
         torch.manual_seed(recipe.seed)
         classifier = Classifier(size=images.x.shape[-1])
     accuracy = train_classifier(classifier, images, seed=recipe.seed)
-    weights = _spread(state["ema"], recipe.label_spread)
+    weights, network = smoothed(_spread(state["ema"], recipe.label_spread), recipe.network)
     tensors = {f"network.{k}": v.half() for k, v in weights.items()}
     tensors |= {f"classifier.{k}": v.half() for k, v in classifier.state_dict().items()}
     card: dict[str, Any] = {
         "name": name,
         "data": f"{images.name}: {len(images.x) - images.held_out} images trained on, {images.held_out} held out",
         "sample_shape": list(images.x.shape[1:]),
-        "network": recipe.network,
+        "network": network,
         "classifier": {"size": images.x.shape[-1]},
         "parameters": sum(v.numel() for v in state["ema"].values()),
         "steps": recipe.steps,
@@ -132,6 +133,7 @@ with a small classifier. Stored in float16; loaded, measured and run in float32.
 | data | {card["data"]} |
 | sample shape | {"x".join(map(str, card["sample_shape"]))}, values in [-1, 1] |
 | training | {card["steps"]:,} steps of {card["batch"]} images, EDM's loss, EMA |
+| noise embedding | regressed on frequencies up to {card["network"]["max_frequency"]:g} after training |
 | class embeddings | moved away from the no-class one by a factor of {card["label_spread"]} |
 | time | {card["seconds"]:,} s on {card["device"]} |
 | fine-grained run | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, seeds 0 to {card["samples"] - 1} |

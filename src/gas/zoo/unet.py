@@ -64,6 +64,7 @@ class EDMUNet(nn.Module):
         patch: side of the space-to-depth squares.
         classes: number of classes.
         sigma_data: standard deviation of the data, in the units of ``x``.
+        max_frequency: highest angular frequency of the noise embedding, in ``log(sigma) / 4``.
 
     References:
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
@@ -82,11 +83,12 @@ class EDMUNet(nn.Module):
         patch: int = 1,
         classes: int = 10,
         sigma_data: float = 0.5,
+        max_frequency: float = 1000.0,
     ) -> None:
         super().__init__()
         self.classes, self.patch, self.sigma_data = classes, patch, sigma_data
         embedding = 4 * width
-        self.register_buffer("frequencies", _frequencies(width), persistent=False)
+        self.register_buffer("frequencies", _frequencies(width, max_frequency), persistent=False)
         self.label = nn.Embedding(classes + 1, embedding)
         self.noise = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         pixels = channels * patch * patch
@@ -124,10 +126,14 @@ class EDMUNet(nn.Module):
         raw = self._network(x / total, sigma.to(x.dtype).log() / 4, label)
         return x * (c * c / (s * s + c * c)) + raw * (s * c / total)
 
-    def _network(self, x: Tensor, noise: Tensor, label: Tensor) -> Tensor:
+    def noise_embedding(self, noise: Tensor) -> Tensor:
+        """Return what the blocks hear of the noise levels ``log(sigma) / 4``, ``(B,)`` -> ``(B, embedding)``."""
         angles = noise[:, None] * self.frequencies
-        e = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label(label)
-        e = F.silu(e)
+        embedding: Tensor = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return embedding
+
+    def _network(self, x: Tensor, noise: Tensor, label: Tensor) -> Tensor:
+        e = F.silu(self.noise_embedding(noise) + self.label(label))
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for level, stage in enumerate(cast("Iterable[nn.ModuleList]", self.down)):
@@ -151,9 +157,9 @@ def _stage(inputs: Sequence[int], outputs: int, embedding: int) -> nn.ModuleList
     return nn.ModuleList([_Block(channels, outputs, embedding) for channels in inputs])
 
 
-def _frequencies(width: int) -> Tensor:
-    """Angular frequencies of the noise embedding, geometric from 1 to 1000."""
-    return torch.exp(torch.linspace(0.0, math.log(1000.0), width // 2))
+def _frequencies(width: int, highest: float) -> Tensor:
+    """Angular frequencies of the noise embedding, geometric from 1."""
+    return torch.exp(torch.linspace(0.0, math.log(highest), width // 2))
 
 
 def _groups(channels: int) -> int:
