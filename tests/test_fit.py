@@ -6,13 +6,18 @@ import pytest
 import torch
 
 from doubles import Mixture
-from gas.catalogue import Classical, candidates
-from gas.distill import Distilled, Started, distill
-from gas.fit import Diverged, FitConfig, fit
+from gas.catalogue import SOLVERS, Classical, candidates
+from gas.distill import Distilled, Raced, Started, distill
+from gas.family import distill_family, neighbour_grid
+from gas.fit import fit
+from gas.grids import GRIDS, as_grid
 from gas.learned import GeneralizedSolver
 from gas.losses import FeatureLoss, l2
+from gas.optimizers import Adam, Diverged, GaussNewton
 from gas.pairs import teach
+from gas.schedule import Flow
 from gas.start import Measured, evaluate, rank_classical
+from gas.table import Table
 
 MODEL = Mixture()
 TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
@@ -42,16 +47,16 @@ def loss_of(solver, pairs):
 @pytest.mark.parametrize("loss", ["l1", "l2", "pseudo_huber", FeatureLoss(lambda x: torch.cat([x, x**2], 1))])
 def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
     solver = new()
-    config = FitConfig(iterations=60, validate_every=20)
+    config = Adam(iterations=60, validate_every=20)
     records = list(fit(solver, MODEL, pairs, validation=validation, loss=loss, config=config))
     assert [r.iteration for r in records] == [0, 20, 40, 60]
     assert records[-1].best_loss < 0.7 * records[0].validation_loss
-    assert records[-1].evaluations == 60 * 24 * NFE
+    assert records[-1].evaluations == 60 * 24 * NFE * 3
 
 
 def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
     solver = new()
-    config = FitConfig(iterations=200, validate_every=10, learning_rate=0.1, ema=0.0)
+    config = Adam(iterations=200, validate_every=10, learning_rate=0.1, ema=0.0)
     running = fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config)
     records = list(itertools.islice(running, 12))
     running.close()
@@ -63,14 +68,14 @@ def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
 def test_divergence_is_reported_and_loses_nothing(pairs, validation):
     solver = new()
     before = loss_of(solver, validation)
-    config = FitConfig(iterations=200, validate_every=50, learning_rate=1e3, ema=0.0)
+    config = Adam(iterations=200, validate_every=50, learning_rate=1e3, ema=0.0)
     with pytest.raises(Diverged, match=r"iteration .*; lower learning_rate"):
         list(fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config))
     assert loss_of(solver, validation) <= before
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path):
-    config = FitConfig(iterations=30, validate_every=10)
+    config = Adam(iterations=30, validate_every=10)
 
     def run(solver, checkpoint=None, reports=None):
         running = fit(solver, MODEL, pairs, validation=validation, config=config, checkpoint=checkpoint)
@@ -88,9 +93,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(pairs, validation, tmp_path):
-    first = FitConfig(iterations=2, validate_every=1)
+    first = Adam(iterations=2, validate_every=1)
     list(fit(new(), MODEL, pairs, validation=validation, config=first, checkpoint=tmp_path / "c.pt"))
-    other = FitConfig(iterations=2, validate_every=1, seed=1)
+    other = Adam(iterations=2, validate_every=1, seed=1)
     with pytest.raises(ValueError, match="other settings, solver, model or pairs"):
         list(fit(new(), MODEL, pairs, validation=validation, config=other, checkpoint=tmp_path / "c.pt"))
     (tmp_path / "c.pt").write_bytes(b"nonsense")
@@ -120,7 +125,23 @@ def test_seeds_may_not_be_shared_and_sets_may_not_be_empty(pairs, validation):
 )
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ValueError, match=f"{setting} must"):
-        FitConfig(**{setting: value})
+        Adam(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("batch", 0),
+        ("largest", 0),
+        ("damping", float("nan")),
+        ("growth", 0.9),
+        ("memory", 1.0),
+        ("iterations", -1),
+    ],
+)
+def test_settings_of_gauss_newton_out_of_range_are_refused(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} must"):
+        GaussNewton(**{setting: value})
 
 
 def test_the_ranking_is_what_running_each_one_gives(validation):
@@ -147,7 +168,7 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
             validation,
             NFE,
             start=start,
-            config=FitConfig(iterations=3, validate_every=3),
+            config=Adam(iterations=3, validate_every=3),
             first=8,
         )
     )
@@ -158,24 +179,69 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
     assert result.loss <= started.best_loss * (1 + 1e-6)
     assert result.table().nfe == NFE
     finalists = [r.classical.label for r in reports if isinstance(r, Measured)][-6:]
-    assert started.start in (finalists[:3] if start == "best" else [start])
+    raced = [r for r in reports if isinstance(r, Raced)]
+    assert [r.place for r in raced] == list(range(1, 5 if start == "best" else 1))
+    winner = min(raced, key=lambda r: r.loss).classical.spec if raced else start
+    assert started.start == winner
     assert started.best.label == finalists[0]
 
 
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
-    config = FitConfig(iterations=20, validate_every=10)
-    expected = list(distill(MODEL, pairs, validation, NFE, config=config, first=8))[-1]
-    running = distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path)
+    config = {
+        "config": Adam(iterations=20, validate_every=10),
+        "race": GaussNewton(iterations=2),
+        "starts": 2,
+    }
+    expected = list(distill(MODEL, pairs, validation, NFE, **config, first=8))[-1]
+    running = distill(MODEL, pairs, validation, NFE, **config, first=8, state=tmp_path)
     for report in running:
         if getattr(report, "iteration", 0) == 10:
             break
     next(running)  # the report of iteration 20: the checkpoint of iteration 10 is written by then
     running.close()
-    rest = list(distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path))
+    rest = list(distill(MODEL, pairs, validation, NFE, **config, first=8, state=tmp_path))
     assert isinstance(rest[0], Started)  # the ranking is not run again
     assert torch.equal(rest[-1].table().unrolled(), expected.table().unrolled())
     with pytest.raises(ValueError, match=r"cannot be continued .* delete"):
-        list(distill(MODEL, pairs, validation, NFE, config=config, start="uniform", state=tmp_path))
-    again = list(distill(MODEL, pairs, validation, NFE, config=config, first=8, state=tmp_path))
+        list(distill(MODEL, pairs, validation, NFE, **config, start="uniform", state=tmp_path))
+    again = list(distill(MODEL, pairs, validation, NFE, **config, first=8, state=tmp_path))
     assert again[-1].loss == rest[-1].loss  # a finished member of a family is not trained again, nor lost
     assert torch.equal(again[-1].table().unrolled(), expected.table().unrolled())
+
+
+@pytest.mark.parametrize("schedule", [MODEL.schedule, Flow()], ids=["vp", "flow"])
+@pytest.mark.parametrize("nfe", [1, 2, 4, 5, 9])
+def test_a_neighbours_grid_has_the_neighbours_spacing(schedule, nfe):
+    t_end = 1e-3
+    for name in ("karras", "time_uniform"):
+        t = GRIDS[name](schedule, 4, t_end)
+        near = neighbour_grid(schedule, SOLVERS["ddim"](schedule, t), nfe, t_end)
+        as_grid(near)
+        assert near[0] == 1
+        assert near[-1] == t_end
+        if nfe == 4:
+            middle = schedule.half_log_snr(near[1:-1]) - schedule.half_log_snr(t[1:-1])
+            assert float(middle.abs().max()) < 0.02 * 20  # two parts in a hundred of the whole way
+
+
+def test_a_neighbours_grid_mends_told_times_that_fall_back():
+    table = Table([0.9, 0.95, 0.3, 0.3], torch.zeros(4, 4), torch.eye(4))
+    as_grid(neighbour_grid(MODEL.schedule, table, 6, MODEL.t_end))
+
+
+def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
+    options = {"config": GaussNewton(iterations=2), "race": GaussNewton(iterations=2), "first": 8}
+    reports = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
+    members = [r for r in reports if isinstance(r, Distilled)]
+    assert [m.nfe for m in members] == [1, 2, 3]
+    raced = [r for r in reports if isinstance(r, Raced)]
+    assert [r.starts for r in raced] == [4] * 4 + [3] * 6
+    assert [("," in r.classical.grid) for r in raced] == [False] * 4 + [True, False, False] * 2
+    assert all("," not in m.best_classical.grid for m in members)
+    assert all(m.loss <= m.best_classical_loss for m in members)
+    again = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
+    ended = [r for r in again if isinstance(r, Distilled)]
+    assert not any(isinstance(r, Raced) for r in again)  # what was finished is not done again
+    for member, other in zip(members, ended, strict=True):
+        assert torch.equal(member.table().unrolled(), other.table().unrolled())
+        assert member.evaluations == other.evaluations

@@ -273,6 +273,7 @@ def test_a_grid_falls_strictly_from_exactly_1_to_exactly_t_end(grid, schedule):
 VARIABLE = {
     "time_uniform": lambda schedule, t: t,
     "time_quadratic": lambda schedule, t: t.sqrt(),
+    "time_cubic": lambda schedule, t: t ** (1 / 3),
     "log_snr": lambda schedule, t: schedule.half_log_snr(t),
     "karras": lambda schedule, t: (schedule(t)[1] / schedule(t)[0]) ** (1 / 7),
 }

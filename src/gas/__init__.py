@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from gas.catalogue import Classical
     from gas.compare import compare
     from gas.distill import Distilled, distill
-    from gas.fit import PAPER, FitConfig, FitRecord, fit
+    from gas.family import distill_family
+    from gas.fit import FitRecord, fit
     from gas.learned import S4S, GeneralizedSolver
+    from gas.optimizers import PAPER, Adam, Diverged, GaussNewton
     from gas.pairs import Pairs, PairsSpec, read_pairs, write_pairs
     from gas.sample import sample, trajectory
     from gas.schedule import EDMasVP, Flow, Schedule, VPDiscrete, VPLinear
@@ -30,8 +32,10 @@ _HOMES = {
     "catalogue": ["Classical"],
     "compare": ["compare"],
     "distill": ["Distilled", "distill"],
-    "fit": ["PAPER", "FitConfig", "FitRecord", "fit"],
+    "family": ["distill_family"],
+    "fit": ["FitRecord", "fit"],
     "learned": ["S4S", "GeneralizedSolver"],
+    "optimizers": ["PAPER", "Adam", "Diverged", "GaussNewton"],
     "pairs": ["Pairs", "PairsSpec", "read_pairs", "write_pairs"],
     "sample": ["sample", "trajectory"],
     "schedule": ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear"],

@@ -71,7 +71,13 @@ class Classical:
     @property
     def label(self) -> str:
         """Solver and grid, for people."""
-        return f"{self.solver} / {self.grid}"
+        grid = "own times" if "," in self.grid else self.grid
+        return f"{self.solver} / {grid}"
+
+    @property
+    def spec(self) -> str:
+        """Solver and grid, as the command line takes them: ``SOLVER/GRID``."""
+        return f"{self.solver}/{self.grid}"
 
     def table(self, schedule: Schedule) -> Table:
         """Build the table on a schedule."""
@@ -99,11 +105,25 @@ class Classical:
 
 
 def candidates(
-    schedule: Schedule, nfe: int, t_end: float, *, solvers: Sequence[str] = (), grids: Sequence[str] = ()
+    schedule: Schedule,
+    nfe: int,
+    t_end: float,
+    *,
+    solvers: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    own: Tensor | None = None,
 ) -> Iterator[tuple[Classical, Table]]:
-    """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table."""
+    """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table.
+
+    ``own`` is one more grid, of ``nfe + 1`` times, for the solvers that take a step a time.
+    """
+    named = list(grids or GRIDS)
+    if own is not None:
+        named.append(",".join(map(repr, own.tolist())))
     for solver in solvers or SOLVERS:
-        for grid in grids or GRIDS:
+        for grid in named:
+            if solver == "heun" and "," in grid:
+                continue
             if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):
                 continue
             entry = Classical(solver, grid, nfe, t_end)

@@ -5,41 +5,62 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gas.catalogue import Classical
+from gas.catalogue import Classical, candidates
 from gas.files import write_text
-from gas.fit import FitConfig, FitRecord, fit
+from gas.fit import FitRecord, fit
 from gas.learned import GeneralizedSolver
-from gas.losses import loss_by_name
+from gas.losses import is_sum_of_squares, loss_by_name
 from gas.model import Model
+from gas.optimizers import Adam, GaussNewton
 from gas.pairs import Pairs
-from gas.start import Measured, rank_classical
+from gas.start import Measured, evaluate, finite_loss, rank_classical
 from gas.table import Table
 
-__all__ = ["Distilled", "Started", "distill"]
+__all__ = ["FINISH", "RACE", "Distilled", "Raced", "Report", "Started", "distill"]
 
 # Classical solvers that are measured on all validation pairs after a first round on some.
 FINALISTS = 6
 
+# What every start is trained for in the race, and the winner after it.
+RACE = GaussNewton(iterations=6, batch=12, validate_every=6)
+FINISH = GaussNewton(iterations=12, batch=64, growth=1.0)
+
 
 @dataclass(frozen=True)
 class Started:
-    """The best classical solver on the validation pairs, and where training starts."""
+    """The best classical solver on the validation pairs, where training starts, and what the race left."""
 
     best: Classical
     best_loss: float
     start: str
+    numbers: Mapping[str, Any] | None = None
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Raced:
+    """A start of the race, with the validation loss that a little training brought it to."""
+
+    classical: Classical
+    loss: float
+    place: int
+    starts: int
+    evaluations: int
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """The result: a learned solver, or the best classical table if nothing learned validated better."""
+    """The result: a learned solver, or the best classical table if nothing learned validated better.
+
+    ``evaluations`` are the network evaluations of race and training together, as :class:`gas.fit.FitRecord` counts.
+    """
 
     nfe: int
     solver: nn.Module | Table
@@ -56,20 +77,25 @@ class Distilled:
         return table.detach()
 
 
+Report = Measured | Raced | Started | FitRecord | Distilled
+
+
 def distill(
     model: Model,
     pairs: Pairs,
     validation: Pairs,
     nfe: int,
     *,
-    loss: str = "l1",
-    config: FitConfig | None = None,
+    loss: str = "l2",
+    config: Adam | GaussNewton | None = None,
     start: str = "best",
     theory: bool = True,
     first: int = 64,
-    race: int = 3,
+    starts: int = 4,
+    near: Tensor | None = None,
+    race: GaussNewton = RACE,
     state: Path | None = None,
-) -> Iterator[Measured | Started | FitRecord | Distilled]:
+) -> Iterator[Report]:
     """Learn a Generalized Solver of one NFE, reporting all the way; the last thing yielded is the result.
 
     Args:
@@ -78,17 +104,19 @@ def distill(
         validation: teacher pairs to choose by, of other seeds.
         nfe: network evaluations.
         loss: a name of :data:`gas.losses.LOSSES`.
-        config: settings of the training.
-        start: ``"best"`` (one of the best classical tables on the validation pairs), ``"uniform"`` (the paper's:
-            DPM-Solver++(3M) on the time-uniform grid), or ``"SOLVER/GRID"`` by name.
+        config: settings of the training after the race; by default Gauss-Newton where the loss allows, else Adam.
+        start: ``"best"`` (a race of the best classical tables), ``"uniform"`` (the paper's: DPM-Solver++(3M) on
+            the time-uniform grid), or ``"SOLVER/GRID"`` by name.
         theory: as in :class:`gas.GeneralizedSolver`.
         first: validation pairs that every classical solver is measured on before the finalists.
-        race: finalists that are trained for a tenth of the iterations each; the one that then validates best
-            is the start. Solvers close together at first can end far apart.
+        starts: most entrants of the race: the best solver of each grid. The loss has several minima, and which
+            one is found is a matter of the grid; the best table at first need not lead to the best one.
+        near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
+        race: settings that each entrant is trained with (on squared error); the best on validation wins.
         state: folder of the resumable state; an interrupted run goes on from it to the same bits.
 
     Yields:
-        Measured: for each classical solver. FitRecord: through the race. Started: once. FitRecord: through
+        Measured: for each classical solver. Raced: for each entrant. Started: once. FitRecord: through
         training. Distilled: last.
 
     Raises:
@@ -96,34 +124,41 @@ def distill(
     """
     if start not in ("best", "uniform"):
         _named(start, nfe, model.t_end)  # a wrong name is refused before the long measuring
-    asked = {"start": start, "loss": loss, "validation": [int(seed) for seed in validation.seeds[[0, -1]]]}
+    asked = {
+        "start": start,
+        "loss": loss,
+        "theory": theory,
+        "race": [starts, asdict(race), None if near is None else near.tolist()],
+        "validation": [int(seed) for seed in validation.seeds[[0, -1]]],
+    }
     chosen = _read_choice(state, nfe, asked)
     if chosen is None:
         ranked: list[Measured] = []
+        entries = list(candidates(model.schedule, nfe, model.t_end, own=near))
         for measured in rank_classical(
-            model, validation, nfe, loss_by_name(loss), first=first, kept=FINALISTS
+            model, validation, nfe, loss_by_name(loss), entries=entries, first=first, kept=FINALISTS
         ):
             ranked.append(measured)
             yield measured
-        finalists = ranked[-min(FINALISTS, len(ranked) // 2) :]
-        best = finalists[0]
+        finalists = ranked[-min(FINALISTS, len(entries)) :]
+        best = next((m for m in finalists if "," not in m.classical.grid), ranked[0])
+        chosen = Started(best.classical, best.loss, start)
         if start == "best":
-            raced = yield from _race(
-                finalists[:race], model, pairs, validation, loss, config or FitConfig(), theory
-            )
-            chosen = Started(best.classical, best.loss, raced.classical.label)
-        else:
-            chosen = Started(best.classical, best.loss, start)
+            entrants = _best_of_each_grid(ranked, starts, near)
+            winner, numbers, spent = yield from _race(entrants, model, pairs, validation, loss, race, theory)
+            chosen = Started(best.classical, best.loss, winner.spec, numbers, spent)
         _write_choice(state, nfe, chosen, asked)
     yield chosen
 
     solver = _solver_at(model, nfe, chosen, start, theory)
     checkpoint = None if state is None else state / f"nfe-{nfe}.pt"
-    best_loss, evaluations = math.inf, 0
+    if config is None and start == "best" and is_sum_of_squares(loss_by_name(loss)):
+        config = FINISH
+    best_loss, evaluations = math.inf, chosen.evaluations
     for record in fit(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
     ):
-        best_loss, evaluations = record.best_loss, record.evaluations
+        best_loss, evaluations = record.best_loss, chosen.evaluations + record.evaluations
         yield record
     shipped: nn.Module | Table = solver
     if best_loss > chosen.best_loss:
@@ -131,31 +166,50 @@ def distill(
     yield Distilled(nfe, shipped, chosen.start, chosen.best, chosen.best_loss, best_loss, evaluations)
 
 
+def _best_of_each_grid(ranked: Sequence[Measured], most: int, near: Tensor | None) -> list[Measured]:
+    """The best solver of every grid on the first pairs, best first, but the one on an own grid before all."""
+    first = min(m.pairs for m in ranked)
+    by_grid: dict[str, Measured] = {}
+    for measured in sorted((m for m in ranked if m.pairs == first), key=finite_loss):
+        by_grid.setdefault(measured.classical.grid, measured)
+    own = [] if near is None else [by_grid.pop(grid) for grid in list(by_grid) if "," in grid]
+    return [*own, *by_grid.values()][:most]
+
+
 def _race(
-    finalists: Sequence[Measured],
+    entrants: Sequence[Measured],
     model: Model,
     pairs: Pairs,
     validation: Pairs,
     loss: str,
-    config: FitConfig,
+    config: GaussNewton,
     theory: bool,
-) -> Generator[FitRecord, None, Measured]:
-    """Train each finalist a little and return the one that validates best."""
-    short = replace(config, iterations=config.iterations // 10, validate_every=config.iterations // 10 or 1)
-    reached: list[float] = []
-    for measured in finalists if len(finalists) > 1 else ():
+) -> Generator[Raced, None, tuple[Classical, dict[str, Any], int]]:
+    """Train each entrant a little; return the one that then validates best, its numbers, and all calls spent."""
+    reached: list[tuple[float, Classical, dict[str, Any]]] = []
+    spent = 0
+    for place, measured in enumerate(entrants, start=1):
         solver = GeneralizedSolver.from_table(model.schedule, measured.table, model.t_end, theory=theory)
-        for record in fit(solver, model, pairs, validation=validation, loss=loss, config=short):
-            yield record
-        reached.append(record.best_loss)
-    return finalists[reached.index(min(reached))] if reached else finalists[0]
+        *_, last = fit(solver, model, pairs, validation=validation, loss="l2", config=config)
+        spent += last.evaluations
+        with torch.no_grad():
+            value = float(evaluate(model, validation, solver(), loss_by_name(loss)).mean())
+        numbers = {name: parameter.tolist() for name, parameter in solver.state_dict().items()}
+        reached.append((value, measured.classical, numbers))
+        yield Raced(measured.classical, value, place, len(entrants), last.evaluations)
+    _, winner, numbers = min(reached, key=lambda entry: entry[0])
+    return winner, numbers, spent
 
 
 def _solver_at(model: Model, nfe: int, chosen: Started, start: str, theory: bool) -> GeneralizedSolver:
     if start == "uniform":
         return GeneralizedSolver(model.schedule, nfe, model.t_end, theory=theory)
     table = _named(chosen.start, nfe, model.t_end).table(model.schedule)
-    return GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
+    solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
+    if chosen.numbers is not None:
+        numbers = {name: torch.tensor(value).double() for name, value in chosen.numbers.items()}
+        solver.load_state_dict(numbers)
+    return solver
 
 
 def _named(start: str, nfe: int, t_end: float) -> Classical:
@@ -171,7 +225,9 @@ def _read_choice(state: Path | None, nfe: int, asked: Mapping[str, Any]) -> Star
         found = json.loads(path.read_text())
         if found["asked"] != asked:
             raise ValueError(f"it is of a run with {found['asked']}, not {dict(asked)}")
-        return Started(Classical(**found["best"]), float(found["best_loss"]), str(found["start"]))
+        best = Classical(**found["best"])
+        rest = (found["numbers"], int(found["evaluations"]))
+        return Started(best, float(found["best_loss"]), str(found["start"]), *rest)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be continued ({error}): delete {state} to train afresh") from error
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "l1", "l2", "loss_by_name"]
+__all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "is_sum_of_squares", "l1", "l2", "loss_by_name"]
 
 
 class Loss(Protocol):
@@ -74,6 +74,11 @@ LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "pseudo_huber": PseudoHuber()}
 def _mean(values: Tensor) -> Tensor:
     """Mean of each sample, whatever its shape."""
     return values.reshape(len(values), -1).mean(1)
+
+
+def is_sum_of_squares(loss: Loss) -> bool:
+    """Whether Gauss-Newton can minimise a loss: squared differences of samples or of their features."""
+    return loss is l2 or isinstance(loss, FeatureLoss)
 
 
 def loss_by_name(name: str) -> Loss:

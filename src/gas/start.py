@@ -17,7 +17,7 @@ from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
-__all__ = ["Measured", "evaluate", "rank_classical"]
+__all__ = ["Measured", "evaluate", "finite_loss", "rank_classical"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def rank_classical(
     for classical, table in entries:
         measured.append(Measured(classical, table, some.mean_loss(table), len(some.pairs)))
         yield measured[-1]
-    measured.sort(key=_finite_loss)
+    measured.sort(key=finite_loss)
     every = _Runner(model, pairs, loss, batch)
     finalists = [
         Measured(m.classical, m.table, every.mean_loss(m.table), len(pairs)) for m in measured[:kept]
     ]
-    yield from sorted(finalists, key=_finite_loss)
+    yield from sorted(finalists, key=finite_loss)
 
 
 def evaluate(
@@ -80,8 +80,8 @@ def evaluate(
     return _Runner(model, pairs, loss, batch).losses(table)
 
 
-def _finite_loss(measured: Measured) -> float:
-    """A solver that blows up comes last, not wherever NaN happens to sort."""
+def finite_loss(measured: Measured) -> float:
+    """Return the loss to sort by: a solver that blows up comes last, not wherever NaN happens to sort."""
     return measured.loss if math.isfinite(measured.loss) else math.inf
 
 

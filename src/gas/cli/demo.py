@@ -31,7 +31,7 @@ TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pairs, solver and pictures.")] = Path("demo"),
     nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
-    iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = 150,
+    iterations: Annotated[int, typer.Option(help="Gauss-Newton steps after the race for the start.")] = 8,
     model: ModelName = "mnist",
     device: Device = "cpu",
 ) -> None:
@@ -43,8 +43,9 @@ def demo(
     from gas.catalogue import Classical
     from gas.cli.evaluate import print_comparisons, taught
     from gas.cli.pairs import run_teacher
-    from gas.cli.train import train_one
-    from gas.fit import FitConfig
+    from gas.cli.train import show
+    from gas.distill import distill
+    from gas.optimizers import GaussNewton
     from gas.pairs import read_pairs
     from gas.report import require_matplotlib
 
@@ -58,15 +59,17 @@ def demo(
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
-    config = FitConfig(iterations=iterations, batch=16, learning_rate=2e-2, ema=0.95, validate_every=25)
+    config = GaussNewton(iterations=iterations, batch=32, growth=1.0)
+    race = GaussNewton(iterations=6, batch=10, validate_every=6)
     state = out / f"{loaded.name}-{nfe}.state"
     try:
-        result = train_one(loaded, kept, held, nfe, config, loss="l1", first=16, state=state)
+        reports = distill(loaded, kept, held, nfe, config=config, first=16, starts=3, race=race, state=state)
+        result = show(reports, loaded, nfe, config.iterations)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     shutil.rmtree(state)
     path = out / f"{loaded.name}-{nfe}.json"
-    save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l1", starts={nfe: result.start})
+    save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l2", starts={nfe: result.start})
     artefact = load(path)
     artefact.check(loaded)
 

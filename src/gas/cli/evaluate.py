@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["best_on", "evaluate", "print_comparisons", "taught"]
 
-BASELINES = ("dpmpp-3m", "unipc-3-bh2", "ipndm-3")
+BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
 
 @command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512")
@@ -39,7 +39,7 @@ def evaluate(
     grid: Annotated[str | None, typer.Option(help="The teacher's time grid; default: the file's.")] = None,
     teacher_nfe: Annotated[int | None, typer.Option(help="The teacher's NFE; default: the file's.")] = None,
     baselines: Annotated[
-        str, typer.Option(help="Classical solvers, comma-separated, each on its best grid.")
+        str, typer.Option(help="Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.")
     ] = (",".join(BASELINES)),
     every: Annotated[
         bool, typer.Option("--every", help="Also find the best of all classical solvers.")
@@ -50,7 +50,7 @@ def evaluate(
 ) -> None:
     """Measure solvers from the same noise: error to the teacher and Frechet distances.
 
-    Each baseline runs on whichever grid is best for it on these very seeds, which favours it.
+    A baseline without a grid runs on whichever is best for it on these very seeds, which favours it.
     """
     from gas.artefact import load
 
@@ -108,12 +108,18 @@ def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 
 
 
 def best_on(model: ZooModel, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
-    """Return the best of some classical solvers over all grids, in mean squared error on these pairs."""
+    """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID."""
     from gas.catalogue import candidates
     from gas.losses import l2
     from gas.start import rank_classical
 
-    entries = list(candidates(model.schedule, nfe, model.t_end, solvers=solvers))
+    entries = [
+        entry
+        for solver, _, grid in (name.partition("/") for name in solvers)
+        for entry in candidates(
+            model.schedule, nfe, model.t_end, solvers=[solver], grids=[grid] if grid else ()
+        )
+    ]
     ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=min(64, len(pairs)), kept=2))
     if not ranked:
         raise ValueError(f"none of {', '.join(solvers)} exists at NFE {nfe}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +15,12 @@ from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes
 from gas.cli.screen import bar, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from gas.distill import Distilled
-    from gas.fit import FitConfig
+    from gas.distill import Distilled, Report
     from gas.model import Model
+    from gas.optimizers import Adam, GaussNewton
     from gas.pairs import Pairs
 
-__all__ = ["train", "train_one"]
+__all__ = ["show", "train"]
 
 
 @command("gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json")
@@ -29,13 +30,15 @@ def train(
     model: ModelName = "mnist",
     nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10.")] = "4",
     validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.")] = 256,
-    loss: Annotated[str, typer.Option(help="l1, l2 or pseudo_huber.")] = "l1",
-    preset: Annotated[str, typer.Option(help="Settings to start from: default (ours) or paper.")] = "default",
+    loss: Annotated[str, typer.Option(help="l2, l1 or pseudo_huber.")] = "l2",
+    method: Annotated[
+        str, typer.Option(help="auto, gauss-newton (for l2), adam, or paper (its settings of Adam).")
+    ] = "auto",
     start: Annotated[str, typer.Option(help="best, uniform (the paper's), or SOLVER/GRID.")] = "best",
     theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps for each NFE.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order.")] = 0,
     device: Device = "cpu",
     json: Json = False,
@@ -45,15 +48,17 @@ def train(
     Interrupted, the same command goes on where it stopped. What is written is the best on the validation
     pairs and never worse there than the best classical solver.
     """
+    from gas.family import distill_family
     from gas.pairs import read_pairs
 
     loaded, nfes = load_model(model, device), parse_nfes(nfe)
-    config = _config(preset, iterations=iterations, batch=batch, learning_rate=learning_rate, seed=seed)
+    config = _config(method, loss, start, iterations, batch, learning_rate, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
     state = out.with_name(out.name + ".state")
     options = {"loss": loss, "start": start, "theory": theory, "state": state}
     try:
-        results = [train_one(loaded, kept, held, n, config, **options) for n in nfes]
+        reports = distill_family(loaded, kept, held, nfes, config=config, **options)
+        results = [show(reports, loaded, n, config.iterations) for n in sorted(nfes)]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     _save(out, results, loaded, kept, held, loss, config)
@@ -69,7 +74,7 @@ def _save(
     pairs: Pairs,
     validation: Pairs,
     loss: str,
-    config: FitConfig,
+    config: Adam | GaussNewton,
 ) -> None:
     from gas.artefact import save
 
@@ -93,44 +98,70 @@ def _save(
     )
 
 
-def train_one(
-    model: Model, pairs: Pairs, validation: Pairs, nfe: int, config: FitConfig, **options: Any
-) -> Distilled:
-    """Learn one NFE, with a bar for choosing the start and one for training."""
-    from gas.catalogue import SOLVERS
-    from gas.distill import Distilled, Started, distill
+def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> Distilled:
+    """Follow one member: a bar for measuring the classical solvers, one for the race and one for training."""
+    from gas.catalogue import candidates
+    from gas.distill import FINALISTS, Distilled, Raced, Started
     from gas.fit import FitRecord
-    from gas.grids import GRIDS
     from gas.start import Measured
 
-    reports = distill(model, pairs, validation, nfe, config=config, **options)
-    started = None
-    with bar(f"NFE {nfe}: start", len(SOLVERS) * len(GRIDS)) as running:
-        for done, report in enumerate(reports, start=1):
-            if isinstance(report, Started):
-                started = report
-                running.at(len(SOLVERS) * len(GRIDS), started.best.label)
-                break
-            if isinstance(report, Measured):
-                running.at(min(done, len(SOLVERS) * len(GRIDS)), report.classical.label)
-    with bar(f"NFE {nfe}: train", config.iterations) as running:
+    report = next(reports)
+    count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS
+    with bar(f"NFE {nfe}: classical", count) as running:
+        done = 0
+        while isinstance(report, Measured):
+            done += 1
+            running.at(min(done, count), report.classical.label)
+            report = next(reports)
+    if isinstance(report, Raced):
+        with bar(f"NFE {nfe}: race", report.starts) as running:
+            while isinstance(report, Raced):
+                running.at(report.place, f"{report.classical.label} {report.loss:.5f}")
+                report = next(reports)
+    if not isinstance(report, Started):
+        raise RuntimeError(f"a report of {report} where training should have started")
+    with bar(f"NFE {nfe}: train", iterations) as running:
         for report in reports:
             if isinstance(report, FitRecord):
                 running.at(report.iteration, f"validation {report.validation_loss:.5f}")
             elif isinstance(report, Distilled):
                 return report
-    raise RuntimeError("distill ended without a result")
+    raise RuntimeError("the reports ended without a result")
 
 
-def _config(preset: str, **given: Any) -> FitConfig:
+def _config(
+    method: str,
+    loss: str,
+    start: str,
+    iterations: int | None,
+    batch: int | None,
+    learning_rate: float | None,
+    seed: int,
+) -> Adam | GaussNewton:
     from dataclasses import replace
 
-    from gas.fit import PAPER, FitConfig
+    from gas.distill import FINISH
+    from gas.losses import is_sum_of_squares, loss_by_name
+    from gas.optimizers import PAPER, Adam, GaussNewton
 
-    presets = {"default": FitConfig(), "paper": PAPER}
-    if preset not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}, got {preset!r}")
-    return replace(presets[preset], **{name: value for name, value in given.items() if value is not None})
+    methods: dict[str, Adam | GaussNewton] = {
+        "gauss-newton": FINISH if start == "best" else GaussNewton(),
+        "adam": Adam(),
+        "paper": PAPER,
+    }
+    if method == "auto":
+        method = "gauss-newton" if is_sum_of_squares(loss_by_name(loss)) else "adam"
+    if method not in methods:
+        raise ValueError(f"method must be auto or one of {', '.join(methods)}, got {method!r}")
+    given: dict[str, Any] = {
+        "iterations": iterations,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    if method == "gauss-newton" and given.pop("learning_rate") is not None:
+        raise ValueError("gauss-newton has no learning_rate: choose --method adam or leave it out")
+    return replace(methods[method], **{name: value for name, value in given.items() if value is not None})
 
 
 def _report(results: list[Distilled], loss: str, pairs: int, json: bool) -> None:

@@ -1,0 +1,195 @@
+"""Second-order learning: a solver has a few dozen parameters, so its curvature is small enough to write down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gas.denoise import Denoiser
+from gas.losses import FeatureLoss, Loss, is_sum_of_squares
+from gas.model import Model
+from gas.optimizers.jacobian import normal_equations, numbers
+from gas.optimizers.order import visited
+from gas.pairs import Pairs
+from gas.sample import sample
+from gas.table import Table
+
+__all__ = ["GaussNewton", "GaussNewtonSteps"]
+
+_TRIES = 8
+_DAMPING = (1e-6, 1e6)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """Settings of damped, incremental Gauss-Newton, for losses that are sums of squares.
+
+    Args:
+        iterations: steps; each sees new pairs.
+        batch: pairs of the first step.
+        growth: factor by which every step sees more pairs than the one before.
+        largest: most pairs a step.
+        memory: weight of what is known from earlier steps against the newest, in [0, 1).
+        damping: of the first step, in units of the curvature's diagonal.
+        validate_every: iterations between validations.
+        seed: of the pairs' order.
+
+    Raises:
+        ValueError: names the setting that is out of range.
+    """
+
+    iterations: int = 16
+    batch: int = 24
+    growth: float = 1.15
+    largest: int = 192
+    memory: float = 0.7
+    damping: float = 1e-3
+    validate_every: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "largest", "damping", "validate_every"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {self.iterations}")
+        if not 1 <= self.growth < math.inf:
+            raise ValueError(f"growth must be at least 1, got {self.growth}")
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"memory must lie in [0, 1), got {self.memory}")
+
+    def pairs_of(self, iteration: int, available: int) -> int:
+        """Return how many pairs an iteration sees."""
+        return min(int(self.batch * self.growth**iteration), self.largest, available)
+
+
+class GaussNewtonSteps:
+    """Minimises ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
+
+    Each step linearises the samples of its pairs in the solver's parameters p and adds
+    ``sum |r_k + J_k (p - p_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is
+    that of many more pairs than one step could pay for (an extended Kalman filter, seen from the side
+    of its inverse covariance). The damped minimum is taken if the step's own pairs agree, else damping grows.
+
+    References:
+        Levenberg (1944), Marquardt (1963); Bertsekas, "Incremental least squares methods and the extended
+        Kalman filter", SIAM J. Optim. 6 (1996), equations 8 to 12.
+    """
+
+    def __init__(
+        self, solver: nn.Module, model: Model, pairs: Pairs, loss: Loss, config: GaussNewton
+    ) -> None:
+        if not is_sum_of_squares(loss):
+            raise ValueError(
+                f"Gauss-Newton needs a loss that is a sum of squares (l2 or a FeatureLoss), got {loss}"
+            )
+        self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
+        self.features = loss.features if isinstance(loss, FeatureLoss) else None
+        self.names = [name for name, _ in solver.named_parameters()]
+        size = sum(parameter.numel() for parameter in solver.parameters())
+        self.curvature = torch.zeros(size, size, dtype=torch.float64)
+        self.slope = torch.zeros(size, dtype=torch.float64)
+        self.weight, self.damping = 0.0, config.damping
+        self.iteration, self.evaluations = 0, 0
+
+    def averaged(self) -> nn.Module:
+        """Return the solver to validate: the running model averages already."""
+        return self.solver
+
+    def step(self) -> float:
+        """Take one step; return the loss of its pairs before it."""
+        before = sum(self.config.pairs_of(i, len(self.pairs)) for i in range(self.iteration))
+        count = self.config.pairs_of(self.iteration, len(self.pairs))
+        chosen = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
+        x = chosen.noise.to(self.model.device)
+        p = self._parameters()
+        normal = normal_equations(self._bind(chosen), x, chosen.target, self._table(p), self.features)
+        chain = torch.autograd.functional.jacobian(lambda p: numbers(self._table(p)), p)
+        curvature, gradient = chain.T @ normal.curvature @ chain, chain.T @ normal.gradient
+        self.evaluations += normal.evaluations
+        keep = self.config.memory
+        self.curvature = keep * self.curvature + count * curvature
+        self.slope = keep * self.slope + count * (gradient - curvature @ p)
+        self.weight = keep * self.weight + count
+        self._move(p, chosen, x, normal.loss, gradient, curvature)
+        self.iteration += 1
+        return normal.loss
+
+    def _move(
+        self, p: Tensor, chosen: Pairs, x: Tensor, loss: float, gradient: Tensor, curvature: Tensor
+    ) -> None:
+        """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
+        known = self.curvature / self.weight
+        slope = known @ p + self.slope / self.weight
+        diagonal = known.diagonal()
+        diagonal = diagonal.clamp(min=1e-6 * float(diagonal.max()))
+        for _ in range(_TRIES):
+            step = -torch.linalg.solve(known + self.damping * torch.diag(diagonal), slope)
+            promised = -float(2 * gradient @ step + step @ curvature @ step)
+            reached = self._loss_at(p + step, chosen, x)
+            # What is good for all pairs so far may cost the newest ones a little.
+            if reached < 1.02 * loss:
+                self._put(p + step)
+                if loss - reached > 0.75 * promised:
+                    self.damping = max(self.damping / 5, _DAMPING[0])
+                elif loss - reached < 0.25 * promised:
+                    self.damping = min(self.damping * 2, _DAMPING[1])
+                return
+            self.damping = min(self.damping * 5, _DAMPING[1])
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that :meth:`restore` needs to go on with the same bits."""
+        return {
+            "solver": self.solver.state_dict(),
+            "curvature": self.curvature,
+            "slope": self.slope,
+            "weight": self.weight,
+            "damping": self.damping,
+            "iteration": self.iteration,
+            "evaluations": self.evaluations,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.solver.load_state_dict(state["solver"])
+        self.curvature, self.slope = state["curvature"], state["slope"]
+        self.weight, self.damping = state["weight"], state["damping"]
+        self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+
+    def _bind(self, chosen: Pairs) -> Callable[[slice], Denoiser]:
+        def bind(part: slice) -> Denoiser:
+            return self.model.bind(chosen.subset(part).labels, self.pairs.guidance)
+
+        return bind
+
+    @torch.no_grad()
+    def _loss_at(self, p: Tensor, chosen: Pairs, x: Tensor) -> float:
+        try:
+            table = self._table(p)
+        except ValueError:  # numbers that are no table: as bad as can be
+            return math.inf
+        made = sample(self._bind(chosen)(slice(None)), x, table.folded())
+        self.evaluations += len(chosen) * table.nfe
+        value = float(self.loss(made, chosen.target.to(made)).mean())
+        return value if math.isfinite(value) else math.inf
+
+    def _parameters(self) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in self.solver.parameters()])
+
+    def _table(self, p: Tensor) -> Table:
+        """The solver's table at parameters ``p``, differentiable in them."""
+        shapes = [parameter.shape for parameter in self.solver.parameters()]
+        parts = p.split([shape.numel() for shape in shapes])
+        named = {name: part.view(shape) for name, part, shape in zip(self.names, parts, shapes, strict=True)}
+        table: Table = functional_call(self.solver, named, ())
+        return table
+
+    @torch.no_grad()
+    def _put(self, p: Tensor) -> None:
+        nn.utils.vector_to_parameters(p, self.solver.parameters())

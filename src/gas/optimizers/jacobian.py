@@ -1,0 +1,143 @@
+"""How a sample moves with every number of its solver: Jacobians by differences of the frozen network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gas.denoise import Denoiser
+from gas.table import Table
+
+__all__ = ["Normal", "linearize", "normal_equations", "numbers"]
+
+# Tangents of one batch are held at once; larger batches are split so that they stay below this many bytes.
+_TANGENT_BYTES = 2**28
+
+
+def numbers(table: Table) -> Tensor:
+    """Return what decides a solver's samples ``(P,)``: for each row its time, and its weights of x_T and of d_j.
+
+    The folded table has no state but x_T, so these P = N (N + 5) / 2 numbers are independent.
+    """
+    folded = table.folded()
+    rows = range(folded.nfe)
+    parts = [(folded.times[n : n + 1], folded.states[n, :1], folded.outputs[n, : n + 1]) for n in rows]
+    return torch.cat([part for row in parts for part in row])
+
+
+@torch.no_grad()
+def linearize(denoise: Denoiser, x: Tensor, table: Table) -> tuple[Tensor, Tensor, int]:
+    """Run a table and differentiate its sample in each of its :func:`numbers`.
+
+    A weight of row n moves ``x_{n+1}`` along an answer that is known anyway, so its tangent costs nothing
+    before the next network call; the last row is linear. Every tangent that a call meets costs one
+    more network evaluation: ``(D(x + h v, t) - D(x, t)) / h``. Differences ask nothing of the network
+    but its answers, work where forward-mode derivatives are not implemented, and cost less.
+
+    Args:
+        denoise: the frozen denoiser.
+        x: the start ``(B, *)``, float32 or wider.
+        table: the solver.
+
+    Returns:
+        The sample ``(B, *)``, its derivatives ``(P, B, *)``, and the network evaluations of single samples spent.
+    """
+    folded = table.folded()
+    history, tangents = [x], [x.new_zeros((0, *x.shape))]
+    moved, calls = x.new_zeros((0, *x.shape)), 0
+    for n in range(folded.nfe):
+        answer, derivative, asked = _answer(denoise, x, folded.times[n], moved)
+        calls += asked
+        history.append(answer)
+        tangents.append(derivative)
+        weights = [float(w) for w in (folded.states[n, 0], *folded.outputs[n, : n + 1])]
+        x = torch.stack([w * h for w, h in zip(weights, history, strict=True)]).sum(0)
+        moved = x.new_zeros((len(derivative), *x.shape))
+        for weight, tangent in zip(weights, tangents, strict=True):
+            moved[: len(tangent)] += weight * tangent
+        moved = torch.cat([moved, torch.stack(history)])
+    return x, moved, calls * len(x)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Mean squared residual of a batch to second order: ``loss + 2 gradient . dz + dz . curvature dz``."""
+
+    loss: float
+    gradient: Tensor
+    curvature: Tensor
+    evaluations: int
+
+
+@torch.no_grad()
+def normal_equations(
+    bind: Callable[[slice], Denoiser],
+    x: Tensor,
+    target: Tensor,
+    table: Table,
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> Normal:
+    """Linearise ``mean |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
+
+    Args:
+        bind: the denoiser for a part of the batch.
+        x: starts ``(B, *)``.
+        target: the teacher's samples ``(B, *)``.
+        table: the solver.
+        features: f, ``(B, *) -> (B, F...)``; by default the samples themselves.
+    """
+    count = len(numbers(table.detach()))
+    size = max(1, _TANGENT_BYTES // (2 * count * x[0].numel() * x.element_size()))
+    loss, evaluations = 0.0, 0
+    gradient = torch.zeros(count, dtype=torch.float64)
+    curvature = torch.zeros(count, count, dtype=torch.float64)
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        made, moved, spent = linearize(bind(part), x[part], table)
+        residual, columns = _residual(made, moved, target[part].to(made), features)
+        loss += float(residual @ residual)
+        gradient += (columns @ residual).cpu()
+        curvature += (columns @ columns.T).cpu()
+        evaluations += spent
+    return Normal(loss / len(x), gradient / len(x), curvature / len(x), evaluations)
+
+
+def _residual(
+    made: Tensor, moved: Tensor, target: Tensor, features: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Residuals ``(R,)`` and their derivatives ``(P, R)`` in float64, scaled so that the loss is their square."""
+    if features is not None:
+        seen = features(made)
+        moved = torch.stack([_difference(features, made, seen, v) for v in moved])
+        made, target = seen, features(target)
+    scale = made[0].numel() ** -0.5
+    return (made - target).double().flatten() * scale, moved.double().flatten(1) * scale
+
+
+def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The answer at ``(x, t)``, its derivatives along every tangent of x and, last, in t; calls spent."""
+    answer = denoise(x, t)
+    columns = [_difference(lambda y: denoise(y, t), x, answer, v) for v in moved]
+    # Towards the data from the noisy half and back from the other, so that no schedule is asked outside its range.
+    step = 4 * _relative_step(x) * float(t) * (-1 if float(t) > 0.5 else 1)
+    columns.append((denoise(x, t + step) - answer) / step)
+    return answer, torch.stack(columns), len(columns) + 1
+
+
+def _difference(function: Callable[[Tensor], Tensor], x: Tensor, at: Tensor, v: Tensor) -> Tensor:
+    """Derivative of a function along ``v``, by a step in proportion to ``x``."""
+    size = float(torch.linalg.vector_norm(v))
+    if size == 0:
+        return torch.zeros_like(at)
+    step = _relative_step(x) * float(torch.linalg.vector_norm(x)) / size
+    return (function(x + step * v) - at) / step
+
+
+def _relative_step(x: Tensor) -> float:
+    """Where truncation and rounding errors of a forward difference are about equal: 1e-3 in float32."""
+    eps: float = torch.finfo(x.dtype).eps
+    return math.exp(0.43 * math.log(eps))

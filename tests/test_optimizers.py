@@ -1,0 +1,200 @@
+"""Gauss-Newton: its Jacobian is the true one, its steps are least squares, and it needs far fewer network calls."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from doubles import Mixture
+from gas.catalogue import Classical
+from gas.fit import fit
+from gas.learned import S4S, GeneralizedSolver
+from gas.losses import FeatureLoss, l1
+from gas.optimizers import Adam, GaussNewton, GaussNewtonSteps
+from gas.optimizers.jacobian import linearize, normal_equations, numbers
+from gas.optimizers.order import visited
+from gas.pairs import teach
+from gas.sample import sample, trajectory
+from gas.schedule import Flow
+from gas.table import Table
+
+MODEL = Mixture()
+TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return teach(MODEL, TEACHER.table(MODEL.schedule), range(160), labelled=False)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return teach(MODEL, TEACHER.table(MODEL.schedule), range(1000, 1064), labelled=False)
+
+
+def table_of(z, nfe):
+    """The inverse of ``numbers``."""
+    times, states, outputs, place = [], [], [], 0
+    for n in range(nfe):
+        row = z[place : place + n + 3]
+        place += n + 3
+        times.append(row[0])
+        states.append(torch.cat([row[1:2], torch.zeros(nfe - 1, dtype=z.dtype)]))
+        outputs.append(torch.cat([row[2:], torch.zeros(nfe - n - 1, dtype=z.dtype)]))
+    return Table(torch.stack(times), torch.stack(states), torch.stack(outputs))
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5])
+@pytest.mark.parametrize("solver", ["unipc-3-bh2", "ipndm-3"])
+def test_numbers_are_the_whole_solver(solver, nfe):
+    table = Classical(solver, "karras", nfe, 1e-3).table(MODEL.schedule)
+    z = numbers(table)
+    assert len(z) == nfe * (nfe + 5) // 2
+    again = table_of(z, nfe)
+    torch.testing.assert_close(again.unrolled(), table.unrolled(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(again.times, table.times)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 4])
+def test_the_jacobian_is_the_one_of_automatic_differentiation(nfe):
+    table = Classical("unipc-3-bh2", "karras", nfe, 1e-3).table(MODEL.schedule)
+    x = MODEL.noise(range(6)).double()
+    made, columns, spent = linearize(MODEL.denoise, x, table)
+    exact = torch.autograd.functional.jacobian(
+        lambda z: sample(MODEL.denoise, x, table_of(z, nfe)), numbers(table)
+    ).movedim(-1, 0)
+    torch.testing.assert_close(made, sample(MODEL.denoise, x, table))
+    for column, true in zip(columns, exact, strict=True):
+        assert float((column - true).norm()) <= 2e-5 * float(true.norm()) + 1e-9
+    # One call a row, one for its time, and one for every number of the rows before it.
+    assert spent == len(x) * sum(2 + n * (n + 5) // 2 for n in range(nfe))
+
+
+def test_a_flow_is_differentiated_inside_its_times():
+    schedule, asked = Flow(), []
+
+    def denoise(x, t):
+        asked.append(float(t))
+        return x * (1 - t)
+
+    table = Classical("dpmpp-2m", "time_uniform", 3, 0.0).table(schedule)
+    linearize(denoise, torch.randn(2, 3), table)
+    assert min(asked) > 0
+    assert max(asked) <= 1
+
+
+def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
+    table = Classical("ipndm-2", "log_snr", 3, 1e-3).table(MODEL.schedule)
+    x, target = MODEL.noise(range(10)).double(), torch.randn(10, 2, dtype=torch.float64)
+
+    def normal(features=None):
+        return normal_equations(lambda part: MODEL.denoise, x, target, table, features)
+
+    whole = normal()
+    featured = normal(lambda y: torch.cat([y, y], dim=1))
+    monkeypatch.setattr("gas.optimizers.jacobian._TANGENT_BYTES", 1000)
+    parts = normal()
+    made, columns, _ = linearize(MODEL.denoise, x, table)
+    assert whole.loss == pytest.approx(float((made - target).square().mean()), rel=1e-9)
+    slope = (columns * (made - target)).mean(dim=(1, 2))
+    torch.testing.assert_close(whole.gradient, slope, rtol=1e-6, atol=1e-9)
+    for other, rtol in ((parts, 1e-4), (featured, 1e-4)):  # a difference's step depends on its batch
+        assert other.loss == pytest.approx(whole.loss, rel=1e-9)
+        torch.testing.assert_close(other.gradient, whole.gradient, rtol=rtol, atol=1e-6)
+        torch.testing.assert_close(other.curvature, whole.curvature, rtol=rtol, atol=1e-6)
+
+
+class LastRow(nn.Module):
+    """A solver whose last row alone is learned: its samples are linear in its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        ddim = Classical("ddim", "time_uniform", 3, MODEL.t_end).table(MODEL.schedule).folded()
+        # Asked nearer the data than DDIM would, so that the answers are no multiples of x_T.
+        self.base = Table(torch.tensor([0.6, 0.4, 0.2]), ddim.states, ddim.outputs)
+        self.row = nn.Parameter(torch.cat([self.base.states[2, :1], self.base.outputs[2]]))
+
+    def forward(self):
+        states = torch.cat([self.base.states[:2], nn.functional.pad(self.row[:1], (0, 2))[None]])
+        return Table(self.base.times, states, torch.cat([self.base.outputs[:2], self.row[None, 1:]]))
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.6])
+def test_with_linear_samples_every_step_ends_at_the_least_squares_of_all_pairs_so_far(pairs, memory):
+    solver = LastRow()
+    config = GaussNewton(batch=20, growth=1.0, memory=memory, damping=1e-12, seed=3)
+    steps = GaussNewtonSteps(solver, MODEL, pairs, FeatureLoss(lambda x: x), config)
+    steps.damping = 0.0
+    rows, targets = [], []
+    for k in range(4):
+        chosen = pairs.subset(visited(len(pairs), 20 * k, 20, 3))
+        history = [chosen.noise]
+        states = itertools.islice(trajectory(MODEL.denoise, chosen.noise, solver.base), 3)
+        for state, t in zip(states, solver.base.times, strict=True):
+            history.append(MODEL.denoise(state, t))
+        fade = memory**0.5 if k else 1.0
+        rows = [fade * r for r in rows] + [torch.stack(history, -1).flatten(0, 1).double()]
+        targets = [fade * t for t in targets] + [chosen.target.flatten().double()]
+        steps.step()
+        steps.damping = 0.0
+        matrix, wanted = torch.cat(rows), torch.cat(targets)
+        least = (matrix @ torch.linalg.lstsq(matrix, wanted).solution - wanted).square().sum()
+        reached = (matrix @ solver.row.detach() - wanted).square().sum()
+        assert float(least) <= float(reached) <= 1.003 * float(least)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda: GeneralizedSolver(MODEL.schedule, 4, MODEL.t_end),
+        lambda: GeneralizedSolver(MODEL.schedule, 4, MODEL.t_end, theory=False),
+        lambda: S4S(MODEL.schedule, 4, MODEL.t_end),
+    ],
+    ids=["GS", "GS without theory", "S4S"],
+)
+def test_it_reaches_with_a_fifth_of_the_network_calls_what_adam_reaches(pairs, validation, new):
+    first = list(fit(new(), MODEL, pairs, validation=validation, config=GaussNewton(iterations=8)))
+    adam = Adam(iterations=300, validate_every=300)
+    slow = list(fit(new(), MODEL, pairs, validation=validation, loss="l2", config=adam))
+    assert first[-1].best_loss < 1.25 * slow[-1].best_loss
+    assert first[-1].evaluations < slow[-1].evaluations / 5
+    assert first[-1].best_loss < 0.2 * first[0].validation_loss
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path):
+    def run(checkpoint, reports=None):
+        solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
+        config = GaussNewton(iterations=6)
+        running = fit(solver, MODEL, pairs, validation=validation, config=config, checkpoint=checkpoint)
+        records = list(itertools.islice(running, reports))
+        running.close()
+        return solver, records[-1]
+
+    whole, expected = run(tmp_path / "whole.pt")
+    run(tmp_path / "broken.pt", reports=3)
+    resumed, last = run(tmp_path / "broken.pt")
+    assert last == expected
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_loss_that_is_no_sum_of_squares_is_refused(pairs):
+    solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
+    with pytest.raises(ValueError, match="sum of squares"):
+        GaussNewtonSteps(solver, MODEL, pairs, l1, GaussNewton())
+
+
+def test_numbers_that_are_no_table_are_as_bad_as_can_be(pairs):
+    solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
+    steps = GaussNewtonSteps(solver, MODEL, pairs, FeatureLoss(lambda x: x), GaussNewton())
+    p = torch.full_like(steps._parameters(), float("nan"))
+    assert steps._loss_at(p, pairs, pairs.noise) == float("inf")
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_a_walk_visits_every_pair_once_an_epoch(count):
+    walk = torch.cat([visited(10, before, count, 5) for before in range(0, 30, count)])[:30]
+    for epoch in walk.split(10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(walk[:10], walk[10:20])
