@@ -1,0 +1,424 @@
+"""Laws of the distances between distributions: closed forms, brute force, recorded oracles, invariances."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gas.metrics import (
+    PRDC,
+    Bootstrap,
+    FeatureStatistics,
+    bootstrap,
+    feature_statistics,
+    frechet_distance,
+    kernel_distance,
+    mean_interval,
+    prdc,
+    seed_interval,
+)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def kid(fake: torch.Tensor, real: torch.Tensor, degree: int = 3) -> float:
+    """The estimate from all samples; the subsets are as small as they can be, to cost nothing."""
+    return kernel_distance(fake, real, degree=degree, subsets=2, subset_size=2).estimate
+
+
+def orthogonal(size: int) -> torch.Tensor:
+    return torch.linalg.qr(normal(99, size, size)).Q
+
+
+def fields(result: PRDC) -> list[float]:
+    return [result.precision, result.recall, result.density, result.coverage]
+
+
+# --- kernel distance: closed forms and unbiasedness ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize(("m", "n", "size"), [(2, 2, 1), (5, 9, 3), (12, 4, 7)])
+def test_kernel_distance_is_its_double_loop(degree, m, n, size):
+    x, y = normal(1, m, size).tolist(), (normal(2, n, size) * 1.5 + 0.3).tolist()
+
+    def k(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / size + 1) ** degree
+
+    within_x = sum(k(x[i], x[j]) for i, j in product(range(m), repeat=2) if i != j) / (m * (m - 1))
+    within_y = sum(k(y[i], y[j]) for i, j in product(range(n), repeat=2) if i != j) / (n * (n - 1))
+    across = sum(k(a, b) for a, b in product(x, y)) / (m * n)
+    got = kid(torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64), degree)
+    assert got == pytest.approx(within_x + within_y - 2 * across, rel=1e-12, abs=1e-13)
+
+
+def test_kernel_distance_of_points_by_hand():
+    # Kernels: (0, 0) 1, (1, 2) 27, (0, 1) 1, (0, 2) 1, hence 1 + 27 - 2.
+    assert kid(torch.tensor([[0.0], [0.0]]), torch.tensor([[1.0], [2.0]])) == pytest.approx(26, rel=1e-14)
+    # Kernels: (1, -1) 0, (2, 2) 125, (1, 2) 27, (-1, 2) -1, hence 0 + 125 - 2 * 13.
+    assert kid(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [2.0]])) == pytest.approx(99, rel=1e-14)
+    # F divides the product: (2, 0).(2, 2) / 2 = 2.
+    fake, real = torch.tensor([[2.0, 0.0]] * 2), torch.tensor([[2.0, 2.0]] * 2)
+    assert kid(fake, real) == pytest.approx(27 + 125 - 2 * 27, rel=1e-14)
+
+
+def test_kernel_distance_of_degree_one_is_the_unbiased_distance_of_means():
+    x, y = normal(3, 30, 5), normal(4, 50, 5) + 1
+    gap = (x.mean(0) - y.mean(0)).square().sum() - x.var(0).sum() / 30 - y.var(0).sum() / 50
+    assert kid(x, y, degree=1) == pytest.approx(float(gap) / 5, rel=1e-12)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.4, 0.7)])
+def test_kernel_distance_is_unbiased_at_any_count(shift, scale):
+    """In one dimension the truth is ``sum_c binom(3, c) (E x^c - E y^c)^2``: zero for one law."""
+    draws = torch.tensor([kid(normal(s, 5, 1), shift + scale * normal(9000 + s, 8, 1)) for s in range(1500)])
+    square, cube = shift**2 + scale**2 - 1, shift**3 + 3 * shift * scale**2
+    truth = 3 * shift**2 + 3 * square**2 + cube**2
+    error = float(draws.std()) / math.sqrt(len(draws))
+    assert abs(float(draws.mean()) - truth) < 3.5 * error
+    # The diagonal would be seen: E k(x, x) - E k(x, x') = 28 - 4 over the 5 rows of x alone.
+    assert 10 * error < 24 / 5
+
+
+def test_kernel_distance_grows_with_the_gap_and_is_symmetric():
+    x, y = normal(5, 200, 4), normal(6, 150, 4)
+    distances = [kid(x, y + gap) for gap in (0.0, 0.5, 1.0, 2.0)]
+    assert distances == sorted(distances) and distances[1] > 10 * abs(distances[0])
+    assert kid(y + 1, x) == pytest.approx(kid(x, y + 1), rel=1e-12)
+
+
+def test_kernel_distance_of_subsets():
+    x, y = normal(7, 40, 3), normal(8, 40, 3) + 0.2
+    whole = kernel_distance(x, y, subsets=3, subset_size=40)
+    assert whole.mean == pytest.approx(whole.estimate, rel=1e-10)  # no row twice: each subset is everything
+    assert whole.std == pytest.approx(0, abs=1e-12)
+    first, again, other = (kernel_distance(x, y, subsets=9, subset_size=10, seed=s) for s in (0, 0, 1))
+    assert first == again and first.mean != other.mean and first.estimate == other.estimate
+    assert (first.subsets, first.subset_size) == (9, 10)
+
+
+def test_mean_and_std_over_subsets_are_those_of_small_samples():
+    x, y = normal(9, 4000, 2), normal(10, 4000, 2) + 0.5
+    result = kernel_distance(x, y, subsets=400, subset_size=20)
+    fresh = torch.tensor([kid(normal(2 * s, 20, 2), normal(2 * s + 1, 20, 2) + 0.5) for s in range(400)])
+    assert result.std == pytest.approx(float(fresh.std()), rel=0.25)
+    assert abs(result.mean - result.estimate) < 4 * result.std / math.sqrt(400)
+
+
+# --- precision, recall, density, coverage: definitions and oracles ------------------------------------------
+
+
+def brute_force(fake: torch.Tensor, real: torch.Tensor, k: int) -> list[float]:
+    """The definitions in words, on differences of coordinates."""
+
+    def balls(points):
+        return [(p, sorted(math.dist(p, q) for q in points[:i] + points[i + 1 :])[k - 1]) for i, p in
+                enumerate(points)]  # fmt: skip
+
+    xs, ys = real.tolist(), fake.tolist()
+    in_real = [[math.dist(x, y) <= r for y in ys] for x, r in balls(xs)]
+    in_fake = [[math.dist(x, y) <= r for y, r in balls(ys)] for x in xs]
+    return [
+        sum(any(row[j] for row in in_real) for j in range(len(ys))) / len(ys),
+        sum(any(row) for row in in_fake) / len(xs),
+        sum(sum(row) for row in in_real) / (k * len(ys)),
+        sum(any(row) for row in in_real) / len(xs),
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize(("m", "n", "size"), [(6, 6, 1), (30, 50, 2), (45, 20, 8)])
+def test_prdc_is_its_definition(k, m, n, size):
+    fake, real = 0.7 * normal(k, m, size) + 0.4, normal(100 + k, n, size)
+    assert fields(prdc(fake, real, k)) == pytest.approx(brute_force(fake, real, k), abs=1e-15)
+
+
+def test_prdc_is_its_definition_where_distances_tie():
+    grid = torch.tensor(list(product(range(6), repeat=2)), dtype=torch.float64)
+    fake = grid[::2] + torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert fields(prdc(fake, grid, 3)) == pytest.approx(brute_force(fake, grid, 3), abs=1e-15)
+    # Rounding must not decide the ties: 1/3 is no binary number, and 2^25 + 1/4 is one whose square is not.
+    for change in (lambda f: f / 3, lambda f: f / 4 + 2**25):
+        assert prdc(change(fake), change(grid), 3) == prdc(fake, grid, 3)
+
+
+def waves(count: int, size: int, shift: float, scale: float, frequency: float) -> torch.Tensor:
+    i, j = np.arange(count)[:, None], np.arange(size)[None]
+    angle = frequency * (i + 1) * (j + 1) ** 0.5 + (i * i % 17) * 0.37 * (j + 2)
+    return torch.from_numpy(shift + scale * np.sin(angle))
+
+
+# Made by `prdc.compute_prdc(real, fake, nearest_k=k)` of the package prdc 0.2 (Naeem et al.'s own) on the sets
+# `fake = waves(m, size, shift, scale, 1.3)` and `real = waves(n, size, 0.0, 1.0, 0.7)`.
+RECORDED = [
+    ((60, 80, 3, 0.3, 0.8, 3), [0.95, 0.6125, 0.9277777777777777, 0.6125]),
+    ((60, 80, 3, 0.3, 0.8, 5), [1.0, 0.775, 0.9533333333333334, 0.8]),
+    ((40, 120, 6, 0.0, 1.3, 5), [0.825, 1.0, 0.41500000000000004, 0.4666666666666667]),
+    ((200, 150, 2, 0.5, 0.6, 1), [0.585, 0.14666666666666667, 0.84, 0.19333333333333333]),
+]
+
+
+@pytest.mark.parametrize(("case", "expected"), RECORDED)
+def test_prdc_agrees_with_the_published_package(case, expected):
+    m, n, size, shift, scale, k = case
+    got = prdc(waves(m, size, shift, scale, 1.3), waves(n, size, 0.0, 1.0, 0.7), k)
+    assert fields(got) == pytest.approx(expected, abs=1e-14)
+
+
+def test_expected_density_and_coverage_of_one_law_do_not_depend_on_it():
+    """Among M + N - 1 others the k nearest of a datum are all data with the probability in the docstring."""
+    m, n, k = 12, 20, 3
+    results = [prdc(normal(s, m, 3).exp(), normal(7000 + s, n, 3).exp(), k) for s in range(300)]
+    missed = math.prod((n - step) / (m + n - step) for step in range(1, k + 1))
+    for values, truth in (([r.density for r in results], 1.0), ([r.coverage for r in results], 1 - missed)):
+        error = float(np.std(values)) / math.sqrt(len(values))
+        assert abs(float(np.mean(values)) - truth) < 3.5 * error and error < 0.02
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_identical_sets_are_fully_precise_and_covered(copies):
+    """With four copies of each row and k = 3 every ball is a point, and still holds its centre."""
+    x = normal(11, 50, 16).repeat(copies, 1) + 100
+    result = prdc(x, x.clone(), k=3)
+    assert (result.precision, result.recall, result.coverage) == (1, 1, 1)
+    assert result.density == pytest.approx(4 / 3)
+
+
+def test_disjoint_sets_share_nothing():
+    assert prdc(normal(12, 30, 4), normal(13, 40, 4) + 100) == PRDC(0, 0, 0, 0)
+
+
+def modes(seed: int, counts: list[int]) -> torch.Tensor:
+    """A mixture of unit Gaussians, twenty apart, with so many samples of each."""
+    return torch.cat([normal(seed + i, c, 2) + 20 * i for i, c in enumerate(counts)])
+
+
+def test_mode_dropping_lowers_recall_and_coverage_but_not_precision():
+    real = modes(20, [100] * 4)
+    full, dropped = prdc(modes(30, [100] * 4), real), prdc(modes(40, [200, 200]), real)
+    assert full.recall > 0.9 and full.coverage > 0.9 and full.precision > 0.9
+    assert dropped.recall < 0.55 and dropped.coverage < 0.55
+    assert dropped.precision == pytest.approx(full.precision, abs=0.03)
+
+
+def test_mode_invention_lowers_precision_and_density_but_not_recall():
+    real = modes(20, [200, 200])
+    full, invented = prdc(modes(30, [200, 200]), real), prdc(modes(40, [100] * 4), real)
+    assert full.precision > 0.9 and full.density > 0.9
+    assert invented.precision < 0.55 and invented.density < 0.6
+    assert invented.recall == pytest.approx(full.recall, abs=0.05)
+
+
+def test_an_outlier_of_the_data_raises_precision_but_hardly_density():
+    real, good, junk = normal(50, 300, 2), normal(51, 150, 2), 0.5 * normal(52, 150, 2) + 15
+    fake, outlier = torch.cat([good, junk]), torch.full((1, 2), 20.0, dtype=torch.float64)
+    clean, spoiled = prdc(fake, real), prdc(fake, torch.cat([real, outlier]))
+    assert clean.precision < 0.51 and spoiled.precision > 0.98
+    # All the junk lies in one ball: half of the samples, a k-th each.
+    assert spoiled.density - clean.density == pytest.approx(0.5 / 5, abs=0.005)
+    assert spoiled.coverage - clean.coverage < 0.005
+
+
+def test_precision_and_recall_change_places_with_the_sets():
+    x, y = normal(14, 40, 3), 0.6 * normal(15, 70, 3)
+    forth, back = prdc(x, y), prdc(y, x)
+    assert (forth.precision, forth.recall) == (back.recall, back.precision)
+    assert forth.precision != forth.recall
+
+
+# --- what both share: invariances, precision, memory, errors ------------------------------------------------
+
+
+def test_permutations_and_rotations_change_nothing():
+    x, y = normal(16, 60, 5), 1.2 * normal(17, 90, 5) + 0.3
+    order, turn = torch.randperm(60, generator=torch.Generator().manual_seed(0)), orthogonal(5)
+    for fake, real in ((x[order], y), (x @ turn, y @ turn)):
+        assert fields(prdc(fake, real)) == fields(prdc(x, y))
+        assert kid(fake, real) == pytest.approx(kid(x, y), rel=1e-11)
+    assert kid(x @ turn, y) != pytest.approx(kid(x, y), rel=1e-3)  # one set alone: it would be seen
+
+
+def test_shifts_and_scales_change_no_neighbours():
+    x, y = normal(18, 60, 5), 1.2 * normal(19, 90, 5) + 0.3
+    assert fields(prdc(3 * x + 50, 3 * y + 50)) == fields(prdc(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_features_of_any_precision_are_compared_in_float64(dtype):
+    x, y = normal(1, 30, 4).to(dtype).requires_grad_(), (normal(2, 30, 4) + 0.1).to(dtype)
+    assert kid(x, y) == kid(x.detach().double(), y.double())
+    assert prdc(x, y) == prdc(x.double(), y.double())
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.count = max([self.count, *sizes])
+        return out
+
+
+@pytest.mark.parametrize("measure", [kid, prdc])
+def test_blocks_bound_the_memory_and_change_nothing(measure, monkeypatch):
+    x, y = normal(21, 90, 3), normal(22, 110, 3) + 0.5
+    whole = measure(x, y)
+    for name in ("kernel", "coverage"):
+        monkeypatch.setattr(f"gas.metrics.{name}._BLOCK", 700)
+    with Largest() as largest:
+        blocked = measure(x, y)
+    assert largest.count <= 700
+    assert blocked == (pytest.approx(whole, rel=1e-12) if measure is kid else whole)
+
+
+GOOD = torch.zeros(6, 3)
+
+
+@pytest.mark.parametrize("measure", [kid, prdc])
+@pytest.mark.parametrize(
+    ("fake", "real", "text"),
+    [
+        (torch.zeros(6), GOOD, r"fake must have shape \(S, F\).*got \(6,\); flatten or pool"),
+        (GOOD, torch.zeros(6, 3, 2), r"real must have shape \(S, F\).*got \(6, 3, 2\)"),
+        (torch.zeros(6, 0), torch.zeros(6, 0), r"fake must have shape \(S, F\).*got \(6, 0\)"),
+        (GOOD, torch.zeros(6, 4), "fake and real must come from one feature network, got 3 and 4"),
+        (torch.zeros(1, 3), GOOD, r"fake must hold at least \d samples, got 1; draw more"),
+        (GOOD, torch.zeros(1, 3), r"real must hold at least \d samples, got 1"),
+        (GOOD, GOOD.clone().index_fill_(0, torch.tensor([1, 4]), math.nan), "real must be finite, got 2 samples"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_set_and_what_came(measure, fake, real, text):
+    with pytest.raises(ValueError, match=text):
+        measure(fake, real)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: kernel_distance(GOOD, GOOD),
+            "subset_size must be from 2 to 6.*got 1000; pass a smaller one",
+        ),
+        (lambda: kernel_distance(GOOD, GOOD[:4], subset_size=5), "from 2 to 4, the samples of the smaller"),
+        (lambda: kernel_distance(GOOD, GOOD, subset_size=1), "subset_size must be from 2 to 6.*got 1"),
+        (lambda: kernel_distance(GOOD, GOOD, subset_size=2, subsets=1), "subsets must be at least 2.*got 1"),
+        (lambda: kernel_distance(GOOD, GOOD, degree=0), "degree must be at least 1.*got 0"),
+        (lambda: prdc(GOOD, GOOD, k=0), "k must be at least 1, got 0"),
+        (lambda: prdc(GOOD, GOOD[:5]), "real must hold at least 6 samples, got 5"),
+        (lambda: bootstrap(torch.mean, GOOD[:1]), r"features must hold at least 2 rows.*\(1, 3\)"),
+        (lambda: bootstrap(torch.mean, torch.tensor(1.0)), r"features must hold at least 2 rows.*\(\)"),
+        (lambda: bootstrap(torch.mean, GOOD, resamples=1), "resamples must be at least 2.*got 1"),
+        (lambda: bootstrap(torch.mean, GOOD, level=95), r"level must lie within \(0, 1\).*got 95"),
+        (lambda: bootstrap(lambda f: f.mean(0), GOOD), r"statistic must return one number, got shape \(3,\)"),
+        (lambda: seed_interval([1.0]), r"values must be a vector of at least two.*\(1,\)"),
+        (lambda: seed_interval(GOOD), r"values must be a vector of at least two.*\(6, 3\)"),
+        (lambda: seed_interval([1.0, 2.0], level=1.0), r"level must lie within \(0, 1\).*got 1.0"),
+    ],
+)
+def test_errors_teach(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+# --- bootstrap ----------------------------------------------------------------------------------------------
+
+
+def share_inside(intervals: list[tuple[float, float]], truth: float) -> float:
+    return sum(low <= truth <= high for low, high in intervals) / len(intervals)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_bootstrap_covers_the_mean_as_often_as_it_says(level):
+    results = [bootstrap(torch.mean, normal(s, 80), seed=s, level=level) for s in range(400)]
+    for kind in ("percentile", "basic"):
+        # Three standard errors of a share of 400, and a little for S = 80 and R = 200 being finite.
+        tolerance = 3 * math.sqrt(level * (1 - level) / 400) + 0.005
+        assert share_inside([getattr(r, kind) for r in results], 0.0) == pytest.approx(level, abs=tolerance)
+    assert np.mean([r.std for r in results]) == pytest.approx(1 / math.sqrt(80), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "basic"])
+def test_bootstrap_agrees_with_scipy_on_a_skew_statistic(kind):
+    x = (normal(60, 60) / 2).exp()
+    result = bootstrap(torch.var, x, resamples=9000, level=0.9)
+    oracle = scipy.stats.bootstrap(
+        (x.numpy(),), lambda a, axis: np.var(a, axis=axis, ddof=1), n_resamples=9000, method=kind,
+        confidence_level=0.9, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert getattr(result, kind) == pytest.approx(tuple(oracle.confidence_interval), rel=0.04)
+    assert result.std == pytest.approx(float(oracle.standard_error), rel=0.04)
+
+
+def test_bootstrap_of_a_frechet_distance_doubles_its_bias_and_the_basic_interval_takes_it_away():
+    size, count = 8, 150
+    reference = FeatureStatistics(torch.zeros(size), torch.eye(size), count=10**9)
+    mean = torch.zeros(size, dtype=torch.float64)
+    mean[0] = 0.5
+    truth = 0.25  # the covariances agree
+
+    def distance(features):
+        return frechet_distance(feature_statistics(features), reference)
+
+    results = [bootstrap(distance, normal(s, count, size) + mean, resamples=100, seed=s) for s in range(60)]
+    bias = float(np.mean([r.estimate for r in results])) - truth
+    assert bias > 0.05  # a mean over 60, of standard error 0.01
+    assert np.mean([r.bias for r in results]) == pytest.approx(bias, rel=0.35)
+    assert share_inside([r.percentile for r in results], truth) < 0.5
+    assert share_inside([r.basic for r in results], truth) > 0.8
+
+
+def test_resampled_rows_take_repeats_for_neighbours():
+    """What the docstring warns of: no interval repairs statistics that compare rows of the resample."""
+    x, y = normal(61, 60, 2), normal(62, 60, 2)
+    recall = bootstrap(lambda f: prdc(f, y, k=3).recall, x, resamples=50)
+    assert recall.percentile[1] < recall.estimate
+    assert bootstrap(lambda f: kid(f, y), x, resamples=200).bias > 0.01
+    assert abs(bootstrap(lambda f: prdc(f, y, k=3).precision, x, resamples=200).bias) < 0.01
+
+
+def test_bootstrap_intervals_mirror_each_other_and_repeat_with_the_seed():
+    x = normal(63, 30, 4)
+    first, again, other = (bootstrap(lambda f: f.square().mean(), x, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first.replicates, again.replicates)
+    assert not torch.equal(first.replicates, other.replicates)
+    assert first.replicates.shape == (200,) and first.replicates.dtype == torch.float64
+    assert first.estimate == other.estimate == float(x.square().mean())
+    by_hand = Bootstrap(10.0, torch.arange(101, dtype=torch.float64), level=0.9)
+    assert by_hand.percentile == pytest.approx((5.0, 95.0)) and by_hand.basic == pytest.approx((-75.0, 15.0))
+    assert by_hand.bias == 40.0 and by_hand.std == pytest.approx(float(torch.arange(101.0).std()))
+
+
+def test_a_resample_that_is_not_finite_shows():
+    low, high = bootstrap(lambda f: 1 / (f.mean() - f.mean()), GOOD).percentile
+    assert math.isnan(low) and math.isnan(high)
+
+
+# --- seeds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 11, 30, 101])
+def test_seed_interval_is_student_s(count, level):
+    values = normal(count, count) + 3
+    mean, half_width = seed_interval(values, level)
+    low, high = scipy.stats.t.interval(
+        level, count - 1, loc=float(values.mean()), scale=float(values.std()) / math.sqrt(count)
+    )
+    assert (mean - half_width, mean + half_width) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+def test_seed_interval_tends_to_normal_theory_and_shows_nan():
+    values = normal(64, 20_000)
+    assert seed_interval(values) == pytest.approx(mean_interval(values), rel=1e-3)
+    assert seed_interval([1.0, 2.0, 3.0])[1] > 2 * mean_interval([1.0, 2.0, 3.0])[1]
+    assert math.isnan(seed_interval([1.0, math.inf])[1])
