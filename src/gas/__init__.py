@@ -12,7 +12,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gas import catalogue, classical, denoise, grids, learned, losses, metrics, model, pairs, report, zoo
+    from gas import (
+        catalogue,
+        classical,
+        denoise,
+        discriminator,
+        grids,
+        learned,
+        losses,
+        metrics,
+        model,
+        pairs,
+        report,
+        zoo,
+    )
+    from gas.adversarial import Critic
+    from gas.adversary import Adversary, adversary_for
     from gas.artefact import Artefact, load, save
     from gas.catalogue import Classical
     from gas.compare import compare
@@ -28,6 +43,8 @@ if TYPE_CHECKING:
     from gas.table import Table
 
 _HOMES = {
+    "adversarial": ["Critic"],
+    "adversary": ["Adversary", "adversary_for"],
     "artefact": ["Artefact", "load", "save"],
     "catalogue": ["Classical"],
     "compare": ["compare"],
@@ -46,6 +63,7 @@ _MODULES = [
     "catalogue",
     "classical",
     "denoise",
+    "discriminator",
     "grids",
     "learned",
     "losses",

@@ -115,13 +115,11 @@ def candidates(
 ) -> Iterator[tuple[Classical, Table]]:
     """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table.
 
-    ``own`` is one more grid, of ``nfe + 1`` times, for the solvers that take a step a time.
+    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead.
     """
-    named = list(grids or GRIDS)
-    if own is not None:
-        named.append(",".join(map(repr, own.tolist())))
+    told = None if own is None else [",".join(map(repr, own.tolist()))]
     for solver in solvers or SOLVERS:
-        for grid in named:
+        for grid in told or grids or GRIDS:
             if solver == "heun" and "," in grid:
                 continue
             if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas.adversary import Adversary
 from gas.catalogue import Classical, candidates
 from gas.files import write_text
 from gas.fit import FitRecord, fit
 from gas.learned import GeneralizedSolver
 from gas.losses import is_sum_of_squares, loss_by_name
 from gas.model import Model
-from gas.optimizers import Adam, GaussNewton
+from gas.optimizers import Adam, Diverged, GaussNewton
 from gas.pairs import Pairs
 from gas.start import Measured, evaluate, finite_loss, rank_classical
 from gas.table import Table
@@ -59,7 +60,8 @@ class Raced:
 class Distilled:
     """The result: a learned solver, or the best classical table if nothing learned validated better.
 
-    ``evaluations`` are the network evaluations of race and training together, as :class:`gas.fit.FitRecord` counts.
+    ``evaluations`` are the network evaluations of race and training together, as :class:`gas.fit.FitRecord` counts;
+    ``stopped`` says why adversarial training ended early, if it did.
     """
 
     nfe: int
@@ -69,6 +71,7 @@ class Distilled:
     best_classical_loss: float
     loss: float
     evaluations: int
+    stopped: str = ""
 
     def table(self) -> Table:
         """Return the table to sample with, without gradient."""
@@ -94,6 +97,7 @@ def distill(
     starts: int = 4,
     near: Tensor | None = None,
     race: GaussNewton = RACE,
+    adversary: Adversary | None = None,
     state: Path | None = None,
 ) -> Iterator[Report]:
     """Learn a Generalized Solver of one NFE, reporting all the way; the last thing yielded is the result.
@@ -113,6 +117,8 @@ def distill(
             one is found is a matter of the grid; the best table at first need not lead to the best one.
         near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
         race: settings that each entrant is trained with (on squared error); the best on validation wins.
+        adversary: with it, the solver goes on to learn from critics: GAS. What is best then is a matter of the
+            adversary's criterion; the paired loss may well be larger.
         state: folder of the resumable state; an interrupted run goes on from it to the same bits.
 
     Yields:
@@ -133,20 +139,9 @@ def distill(
     }
     chosen = _read_choice(state, nfe, asked)
     if chosen is None:
-        ranked: list[Measured] = []
-        entries = list(candidates(model.schedule, nfe, model.t_end, own=near))
-        for measured in rank_classical(
-            model, validation, nfe, loss_by_name(loss), entries=entries, first=first, kept=FINALISTS
-        ):
-            ranked.append(measured)
-            yield measured
-        finalists = ranked[-min(FINALISTS, len(entries)) :]
-        best = next((m for m in finalists if "," not in m.classical.grid), ranked[0])
-        chosen = Started(best.classical, best.loss, start)
-        if start == "best":
-            entrants = _best_of_each_grid(ranked, starts, near)
-            winner, numbers, spent = yield from _race(entrants, model, pairs, validation, loss, race, theory)
-            chosen = Started(best.classical, best.loss, winner.spec, numbers, spent)
+        chosen = yield from _choose(
+            model, pairs, validation, nfe, loss, start, theory, first, starts, near, race
+        )
         _write_choice(state, nfe, chosen, asked)
     yield chosen
 
@@ -154,26 +149,90 @@ def distill(
     checkpoint = None if state is None else state / f"nfe-{nfe}.pt"
     if config is None and start == "best" and is_sum_of_squares(loss_by_name(loss)):
         config = FINISH
-    best_loss, evaluations = math.inf, chosen.evaluations
+    best_loss, evaluations, stopped = math.inf, chosen.evaluations, ""
     for record in fit(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
     ):
         best_loss, evaluations = record.best_loss, chosen.evaluations + record.evaluations
         yield record
-    shipped: nn.Module | Table = solver
     if best_loss > chosen.best_loss:
-        shipped, best_loss = chosen.best.table(model.schedule), chosen.best_loss
-    yield Distilled(nfe, shipped, chosen.start, chosen.best, chosen.best_loss, best_loss, evaluations)
+        table, best_loss = chosen.best.table(model.schedule), chosen.best_loss
+        if adversary is None:
+            yield Distilled(nfe, table, chosen.start, chosen.best, chosen.best_loss, best_loss, evaluations)
+            return
+        solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
+    if adversary is not None:
+        try:
+            for record in _against(adversary, solver, model, pairs, validation, loss, state):
+                yield record
+            evaluations += record.evaluations
+        except Diverged as error:  # the solver holds the best numbers before it
+            stopped = str(error)
+        best_loss = float(evaluate(model, validation, solver().detach(), loss_by_name(loss)).mean())
+    classical = (chosen.best, chosen.best_loss)
+    yield Distilled(nfe, solver, chosen.start, *classical, best_loss, evaluations, stopped)
 
 
-def _best_of_each_grid(ranked: Sequence[Measured], most: int, near: Tensor | None) -> list[Measured]:
-    """The best solver of every grid on the first pairs, best first, but the one on an own grid before all."""
+def _choose(
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    nfe: int,
+    loss: str,
+    start: str,
+    theory: bool,
+    first: int,
+    starts: int,
+    near: Tensor | None,
+    race: GaussNewton,
+) -> Generator[Measured | Raced, None, Started]:
+    """Measure every classical solver; where the start is left open, race the best of each grid."""
+    ranked = []
+    for measured in rank_classical(model, validation, nfe, loss_by_name(loss), first=first, kept=FINALISTS):
+        ranked.append(measured)
+        yield measured
+    best = ranked[-min(FINALISTS, len(ranked) // 2)]
+    if start != "best":
+        return Started(best.classical, best.loss, start)
+    entrants = _best_of_each_grid(ranked, starts)
+    if near is not None:
+        own = candidates(model.schedule, nfe, model.t_end, own=near)
+        there = rank_classical(model, validation, nfe, loss_by_name(loss), entries=own, first=first, kept=0)
+        entrants = [*_best_of_each_grid(list(there), 1), *entrants][:starts]
+    winner, numbers, spent = yield from _race(entrants, model, pairs, validation, loss, race, theory)
+    return Started(best.classical, best.loss, winner.spec, numbers, spent)
+
+
+def _against(
+    adversary: Adversary,
+    solver: GeneralizedSolver,
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    loss: str,
+    state: Path | None,
+) -> Iterator[FitRecord]:
+    return fit(
+        solver,
+        model,
+        pairs,
+        validation=validation,
+        loss=loss,
+        config=adversary.config,
+        checkpoint=None if state is None else state / f"nfe-{solver.nfe}-gas.pt",
+        critics=adversary.critics(),
+        pairing=adversary.pairing,
+        criterion=adversary.criterion,
+    )
+
+
+def _best_of_each_grid(ranked: Sequence[Measured], most: int) -> list[Measured]:
+    """The best solver of every grid on the first pairs, best first."""
     first = min(m.pairs for m in ranked)
     by_grid: dict[str, Measured] = {}
     for measured in sorted((m for m in ranked if m.pairs == first), key=finite_loss):
         by_grid.setdefault(measured.classical.grid, measured)
-    own = [] if near is None else [by_grid.pop(grid) for grid in list(by_grid) if "," in grid]
-    return [*own, *by_grid.values()][:most]
+    return list(by_grid.values())[:most]
 
 
 def _race(

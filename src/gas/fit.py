@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gas.adversarial import Critic
+from gas.compare import run
 from gas.files import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.model import Model
-from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps
+from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
 from gas.pairs import Pairs
 from gas.start import evaluate
 from gas.table import Table
 
-__all__ = ["FitRecord", "LearnedSolver", "Steps", "fit"]
+__all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
+
+
+# What to choose the best solver by: its samples of the validation pairs' noise ``(S, *)`` -> smaller is better.
+Criterion = Callable[[Tensor], float]
 
 
 class LearnedSolver(Protocol):
@@ -45,6 +51,9 @@ class Steps(Protocol):
     def averaged(self) -> nn.Module:
         """Return the solver to validate."""
 
+    def report(self) -> dict[str, float]:
+        """Return means of what was logged since the last report."""
+
     def state(self) -> dict[str, Any]:
         """Return what :meth:`restore` needs to go on with the same bits."""
 
@@ -65,6 +74,9 @@ class FitRecord:
     evaluations: int
     """Network evaluations of single samples in training so far: a gradient through one call counts as three, a
     derivative along one direction as one. Validation is not counted."""
+    logs: Mapping[str, float] = field(default_factory=dict)
+    """Means since the last report of what the optimiser says of itself, a critic's as ``critic.quantity``: its and the
+    generator's losses, R1 and R2, and the share of reals ranked above fakes."""
 
 
 def fit(
@@ -76,6 +88,9 @@ def fit(
     loss: str | Loss = "l2",
     config: Adam | GaussNewton | None = None,
     checkpoint: str | Path | None = None,
+    critics: Sequence[Critic] = (),
+    pairing: str = "independent",
+    criterion: Criterion | None = None,
 ) -> Iterator[FitRecord]:
     """Minimise ``E loss(student(x_T), teacher(x_T))`` over a solver's parameters.
 
@@ -95,16 +110,21 @@ def fit(
             the latter where it can be used.
         checkpoint: file of the resumable state, written at every report; if it exists, training goes on
             from it and ends with the same bits as an uninterrupted run.
+        critics: adversaries for Adam: with them this trains a Generalized *Adversarial* Solver.
+        pairing: of fakes and reals, as in :class:`gas.optimizers.AdamSteps`.
+        criterion: what is validated and chosen by instead of the mean loss, smaller being better. Critics move
+            samples away from the teacher's on purpose, so with them choose by a distance of distributions:
+            :class:`gas.metrics.FrechetCriterion`.
 
     Yields:
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
 
     Raises:
         ValueError: when the pairs are empty, overlap the validation pairs or the checkpoint is of another run.
-        Diverged: when a loss or gradient is not finite.
+        Diverged: when a loss or gradient is not finite, or a critic wins outright.
 
     References:
-        arXiv 2510.17699, equation 15 and section 5.
+        arXiv 2510.17699, equations 15 and 22, section 5.
     """
     if validation is None:
         pairs, validation = pairs.split(min(256, len(pairs) // 4))
@@ -117,34 +137,36 @@ def fit(
             "training and validation pairs share seeds: validate on seeds that were not trained on"
         )
     asked = loss_by_name(loss) if isinstance(loss, str) else loss
-    steps = _steps_of(config, solver, model, pairs, asked)
-    run = _Run(solver, steps, asked, steps.config.iterations, steps.config.validate_every)
-    identity = _identity(solver, model, pairs, validation, loss, steps.config)
+    steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
+    training = _Run(solver, steps, asked, criterion)
+    identity = _identity(solver, model, pairs, validation, loss, steps.config, critics, pairing)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
-        run.restore(_checked(load_state(path), identity, path))
+        training.restore(_checked(load_state(path), identity, path))
     try:
         while True:
-            if run.due():
-                record = run.validate(validation)
+            if training.due():
+                record = training.validate(validation)
                 if path is not None:
-                    save_state(path, {"identity": identity, **run.state()})
+                    save_state(path, {"identity": identity, **training.state()})
                 yield record
-            if steps.iteration >= run.iterations:
+            if steps.iteration >= training.iterations:
                 return
-            run.advance()
+            training.advance()
     finally:
-        solver.load_state_dict(run.best)
+        solver.load_state_dict(training.best)
 
 
 class _Run:
     """The state of one training: where its optimiser is, and the best numbers so far."""
 
-    def __init__(self, solver: nn.Module, steps: Steps, loss: Loss, iterations: int, every: int) -> None:
-        self.steps, self.model, self.loss = steps, steps.model, loss
-        self.iterations, self.every, self.validated = iterations, every, -1
+    def __init__(self, solver: nn.Module, steps: Steps, loss: Loss, criterion: Criterion | None) -> None:
+        self.steps, self.model, self.loss, self.criterion = steps, steps.model, loss, criterion
+        self.iterations, self.every = steps.config.iterations, steps.config.validate_every
+        self.validated = -1
         self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
         self.losses: list[float] = []
+        self.winners: set[str] = set()
 
     def due(self) -> bool:
         """Whether a report is due and has not been made."""
@@ -160,33 +182,59 @@ class _Run:
         average, iteration = self.steps.averaged(), self.steps.iteration
         with torch.no_grad():
             table: Table = average()
-        value = float(evaluate(self.model, validation, table, self.loss).mean())
+        value = self._measure(validation, table)
         if value < self.best_loss:
             self.best, self.best_loss, self.best_iteration = _copy(average), value, iteration
         train = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses, self.validated = [], iteration
         best = (self.best_loss, self.best_iteration)
-        return FitRecord(iteration, self.iterations, train, value, *best, self.steps.evaluations)
+        logs = self._checked_logs()
+        return FitRecord(iteration, self.iterations, train, value, *best, self.steps.evaluations, logs)
+
+    def _checked_logs(self) -> dict[str, float]:
+        """What the optimiser logged; a critic that ranks every real above every fake, twice running, has won."""
+        logs = self.steps.report()
+        winners = {name for name, value in logs.items() if name.endswith(".ranks") and value == 1.0}
+        again, self.winners = winners & self.winners, winners
+        if again:
+            raise Diverged(
+                f"iteration {self.steps.iteration}: critic {min(again).removesuffix('.ranks')!r} wins outright; "
+                "lower its learning_rate or raise its penalty"
+            )
+        return logs
+
+    def _measure(self, validation: Pairs, table: Table) -> float:
+        if self.criterion is None:
+            return float(evaluate(self.model, validation, table, self.loss).mean())
+        return self.criterion(run(self.model, validation, table))
 
     def state(self) -> dict[str, Any]:
         best = {"best": self.best, "best_loss": self.best_loss, "best_iteration": self.best_iteration}
-        return {**best, "steps": self.steps.state()}
+        return {**best, "winners": sorted(self.winners), "steps": self.steps.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.best, self.best_loss = state["best"], state["best_loss"]
-        self.best_iteration = state["best_iteration"]
+        self.best_iteration, self.winners = state["best_iteration"], set(state["winners"])
         self.steps.restore(state["steps"])
         # A finished run reports once more, so that whoever resumes a family learns how this member ended.
         self.validated = -1 if self.steps.iteration == self.iterations else self.steps.iteration
 
 
 def _steps_of(
-    config: Adam | GaussNewton | None, solver: nn.Module, model: Model, pairs: Pairs, loss: Loss
+    config: Adam | GaussNewton | None,
+    solver: nn.Module,
+    model: Model,
+    pairs: Pairs,
+    loss: Loss,
+    critics: Sequence[Critic],
+    pairing: str,
 ) -> Steps:
     if config is None:
-        config = GaussNewton() if is_sum_of_squares(loss) else Adam()
+        config = GaussNewton() if is_sum_of_squares(loss) and not critics else Adam()
     if isinstance(config, Adam):
-        return AdamSteps(solver, model, pairs, loss, config)
+        return AdamSteps(solver, model, pairs, loss, config, critics, pairing)
+    if critics:
+        raise ValueError("critics need config=gas.Adam(...): Gauss-Newton minimises sums of squares only")
     return GaussNewtonSteps(solver, model, pairs, loss, config)
 
 
@@ -206,6 +254,8 @@ def _identity(
     validation: Pairs,
     loss: str | Loss,
     config: Adam | GaussNewton,
+    critics: Sequence[Critic],
+    pairing: str,
 ) -> str:
     """A digest of everything that decides the bits of a run: a checkpoint of another must not be continued."""
     told = {
@@ -215,6 +265,8 @@ def _identity(
         "schedule": model.schedule.config(),
         "model": dict(model.identity()),
         "guidance": pairs.guidance,
+        "critics": [[critic.name, critic.weight, critic.objective, critic.penalty] for critic in critics],
+        "pairing": pairing if critics else "",
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name, value in solver.state_dict().items():

@@ -68,6 +68,23 @@ def test_train_reports_and_cleans_up(work):
     assert document.training["pairs"] == 64
 
 
+def test_train_against_a_critic(work, tmp_path):
+    words = ["--pairs", work / "pairs", "--validation", 30, "--nfe", 2, "--start", "ddim/log_snr"]
+    words += ["--iterations", 2, "--objective", "gas", "--gas-iterations", 4]
+    run("train", *SMALL, *words, "--out", tmp_path / "gas.json")
+    document = gas.load(tmp_path / "gas.json").document
+    assert document.training["objective"] == "gas"
+    plain = gas.load(work / "digits.json").document  # the same kind of file, so the same cost when sampling
+    assert type(document.solvers[0]) is type(plain.solvers[0])
+    assert set(document.model_dump()) == set(plain.model_dump())
+    out = ["--out", tmp_path / "x.json"]
+    assert "weight of critic 'samples' must be at least 0" in refused(
+        "train", *SMALL, *words, *out, "--weight", -1
+    )
+    assert "objective must be gs or gas" in refused("train", *SMALL, *words, *out, "--objective", "gan")
+    assert "did you mean 'relativistic'" in refused("train", *SMALL, *words, *out, "--critic", "relativist")
+
+
 def test_sample_is_gas_sample_in_every_format(work, tmp_path):
     words = ["sample", *SMALL, "--solver", work / "digits.json", "--nfe", 3, "--seeds", "100:105"]
     for suffix in (".npz", ".safetensors", ".png"):

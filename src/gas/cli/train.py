@@ -15,6 +15,7 @@ from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes
 from gas.cli.screen import bar, note, print_json, print_table
 
 if TYPE_CHECKING:
+    from gas.adversary import Adversary
     from gas.distill import Distilled, Report
     from gas.model import Model
     from gas.optimizers import Adam, GaussNewton
@@ -39,11 +40,20 @@ def train(
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps for each NFE.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the batches' order.")] = 0,
+    objective: Annotated[str, typer.Option(help="gs, or gas: then learn from a critic too.")] = "gs",
+    weight: Annotated[float, typer.Option(help="Of the critic in the solver's loss (gas).")] = 1.0,
+    critic: Annotated[
+        str, typer.Option(help="The critic's loss (gas): relativistic or classic.")
+    ] = "relativistic",
+    pairing: Annotated[
+        str, typer.Option(help="Fakes and reals (gas): independent noises, or paired as the authors' code.")
+    ] = "independent",
+    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 400,
+    seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Learn a Generalized Solver for each NFE and write them all to one file.
+    """Learn a Generalized Solver for each NFE, with --objective gas an adversarial one, and write them to one file.
 
     Interrupted, the same command goes on where it stopped. What is written is the best on the validation
     pairs and never worse there than the best classical solver.
@@ -55,13 +65,18 @@ def train(
     config = _config(method, loss, start, iterations, batch, learning_rate, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
     state = out.with_name(out.name + ".state")
-    options = {"loss": loss, "start": start, "theory": theory, "state": state}
+    adversary = _adversary(
+        objective, loaded, read_pairs(pairs, model=loaded), weight, critic, pairing, gas_iterations, seed
+    )
+    options = {"loss": loss, "start": start, "theory": theory, "adversary": adversary, "state": state}
     try:
         reports = distill_family(loaded, kept, held, nfes, config=config, **options)
-        results = [show(reports, loaded, n, config.iterations) for n in sorted(nfes)]
+        total = config.iterations + (0 if adversary is None else adversary.config.iterations)
+        results = [show(reports, loaded, n, total) for n in sorted(nfes)]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-    _save(out, results, loaded, kept, held, loss, config)
+    told = {**asdict(config), **({} if adversary is None else {"objective": "gas", "weight": weight})}
+    _save(out, results, loaded, kept, held, loss, told)
     shutil.rmtree(state, ignore_errors=True)
     _report(results, loss, len(held), json)
     note(f"wrote {out}")
@@ -74,7 +89,7 @@ def _save(
     pairs: Pairs,
     validation: Pairs,
     loss: str,
-    config: Adam | GaussNewton,
+    settings: dict[str, Any],
 ) -> None:
     from gas.artefact import save
 
@@ -89,7 +104,7 @@ def _save(
             "pairs": len(pairs),
             "validation": len(validation),
             "seeds": [int(pairs.seeds[0]), int(validation.seeds[-1]) + 1],
-            **asdict(config),
+            **settings,
         },
         starts={r.nfe: r.start for r in results},
         measured={
@@ -121,12 +136,43 @@ def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> 
     if not isinstance(report, Started):
         raise RuntimeError(f"a report of {report} where training should have started")
     with bar(f"NFE {nfe}: train", iterations) as running:
+        before = 0
         for report in reports:
             if isinstance(report, FitRecord):
-                running.at(report.iteration, f"validation {report.validation_loss:.5f}")
+                running.at(before + report.iteration, f"validation {report.validation_loss:.5f}")
+                if report.iteration == report.iterations and not before:
+                    before = report.iterations  # critics go on where the first training ends
             elif isinstance(report, Distilled):
+                if report.stopped:
+                    note(f"[yellow]adversarial training stopped early[/yellow]: {report.stopped}")
                 return report
     raise RuntimeError("the reports ended without a result")
+
+
+def _adversary(
+    objective: str,
+    model: Model,
+    pairs: Pairs,
+    weight: float,
+    critic: str,
+    pairing: str,
+    iterations: int,
+    seed: int,
+) -> Adversary | None:
+    from dataclasses import replace
+
+    from gas.adversary import GAS, adversary_for
+
+    if objective not in ("gs", "gas"):
+        raise ValueError(f"objective must be gs or gas, got {objective!r}")
+    if objective == "gs":
+        return None
+    config = replace(
+        GAS, seed=seed, iterations=iterations, validate_every=min(GAS.validate_every, iterations)
+    )
+    return adversary_for(
+        model, pairs, weight=weight, objective=critic, pairing=pairing, config=config, seed=seed
+    )
 
 
 def _config(

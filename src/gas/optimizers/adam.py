@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gas.adversarial import Critic
 from gas.losses import Loss
 from gas.model import Model
+from gas.optimizers.critics import CriticSteps
 from gas.optimizers.order import visited
 from gas.pairs import Pairs
 from gas.sample import sample
@@ -67,9 +70,40 @@ PAPER = Adam(iterations=10_000, learning_rate=1e-3, decay="constant", ema=0.999,
 
 
 class AdamSteps:
-    """Minimises ``E loss(student, teacher)`` by Adam on gradients through the whole run of the solver."""
+    """Minimises ``E loss(student, teacher)``, and what critics say, by Adam on gradients through the whole run.
 
-    def __init__(self, solver: nn.Module, model: Model, pairs: Pairs, loss: Loss, config: Adam) -> None:
+    Args:
+        solver: changed in place.
+        model: whose denoiser to ask.
+        pairs: teacher pairs.
+        loss: distance of paired samples.
+        config: settings.
+        critics: adversaries, trained in place; their reals are other pairs' than the batch's.
+        pairing: ``"independent"`` (the paper's: fakes and reals of different noise) or ``"paired"`` (the authors'
+            code's: a critic learns on students of fresh noise, and the solver on the batch's own teachers).
+
+    References:
+        arXiv 2510.17699, equations 15 and 22, section 4.
+    """
+
+    def __init__(
+        self,
+        solver: nn.Module,
+        model: Model,
+        pairs: Pairs,
+        loss: Loss,
+        config: Adam,
+        critics: Sequence[Critic] = (),
+        pairing: str = "independent",
+    ) -> None:
+        if pairing not in ("independent", "paired"):
+            raise ValueError(f"pairing must be 'independent' or 'paired', got {pairing!r}")
+        if critics and 2 * config.batch > len(pairs):
+            raise ValueError(
+                f"critics need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
+                "lower batch or make more pairs"
+            )
+        self.critics, self.pairing = CriticSteps(critics), pairing
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.average = AveragedModel(solver, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
@@ -90,8 +124,7 @@ class AdamSteps:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self._decay()
-        size = min(config.batch, len(self.pairs))
-        chosen = self.pairs.subset(visited(len(self.pairs), self.iteration * size, size, config.seed))
+        chosen = self._batch()
         noise = chosen.noise.to(self.model.device)
         try:
             table: Table = self.solver()
@@ -99,6 +132,9 @@ class AdamSteps:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
         made = sample(self.model.bind(chosen.labels, self.pairs.guidance), noise, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()
+        adversarial = self._adversarial(made, chosen, table)
+        if adversarial is not None:
+            loss = loss + adversarial
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.solver.parameters(), config.clip)
@@ -111,12 +147,46 @@ class AdamSteps:
         self.evaluations += 3 * len(chosen) * table.nfe
         return float(loss.detach())
 
+    def _batch(self) -> Pairs:
+        """The iteration's pairs."""
+        size = min(self.config.batch, len(self.pairs))
+        return self.pairs.subset(visited(len(self.pairs), self.iteration * size, size, self.config.seed))
+
+    def _others(self, chosen: Pairs) -> Pairs:
+        """As many other pairs, so that no real is the teacher's answer to a fake's noise."""
+        others = (~torch.isin(self.pairs.seeds, chosen.seeds)).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.iteration)
+        return self.pairs.subset(others[torch.randperm(len(others), generator=generator)[: len(chosen)]])
+
+    def _adversarial(self, made: Tensor, chosen: Pairs, table: Table) -> Tensor | None:
+        """Let the critics learn, then return what they say of the samples."""
+        if not self.critics.critics:
+            return None
+        other = chosen if self.pairing == "paired" else self._others(chosen)
+        real, labels = other.target.to(made), (chosen.labels, other.labels)
+        fake = made.detach() if self.pairing == "independent" else self._fresh(chosen, table)
+        self.critics.learn(fake, real, labels)
+        return self.critics.generator_loss(self.iteration, made, real, labels)
+
+    @torch.no_grad()
+    def _fresh(self, like: Pairs, table: Table) -> Tensor:
+        """The student's samples of noise that is in no pair, for the labels of the batch."""
+        first = int(self.pairs.seeds.max()) + 1 + (self.config.seed * 1_000_003 + self.iteration) * len(like)
+        noise = self.model.noise(range(first, first + len(like)))
+        self.evaluations += len(like) * table.nfe
+        return sample(self.model.bind(like.labels, self.pairs.guidance), noise, table.folded())
+
+    def report(self) -> dict[str, float]:
+        """Return what the critics logged since the last report."""
+        return self.critics.report()
+
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
         return {
             "solver": self.solver.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "critics": self.critics.state(),
             "iteration": self.iteration,
             "evaluations": self.evaluations,
         }
@@ -126,6 +196,7 @@ class AdamSteps:
         self.solver.load_state_dict(state["solver"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.critics.restore(state["critics"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
 
     def _decay(self) -> float:

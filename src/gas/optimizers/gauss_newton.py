@@ -143,6 +143,10 @@ class GaussNewtonSteps:
                 return
             self.damping = min(self.damping * 5, _DAMPING[1])
 
+    def report(self) -> dict[str, float]:
+        """Return the damping, in units of the curvature's diagonal."""
+        return {"damping": self.damping}
+
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
         return {

@@ -1,0 +1,112 @@
+"""What turns GS into GAS: critics of the right size, how the solver learns from them, and what it is chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gas.adversarial import Critic
+from gas.fit import Criterion
+from gas.metrics import FrechetCriterion
+from gas.model import Model
+from gas.optimizers import Adam
+from gas.pairs import Pairs
+
+__all__ = ["GAS", "Adversary", "adversary_for"]
+
+# Ours: the solver has converged before a critic speaks, so small steps of a well-averaged solver.
+GAS = Adam(iterations=400, batch=32, learning_rate=2e-3, ema=0.98, validate_every=50)
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Adversarial training of one solver.
+
+    Args:
+        critics: makes fresh critics, one set a solver.
+        criterion: what the best solver is chosen by; see :class:`gas.metrics.FrechetCriterion` for why not by the
+            paired error.
+        config: settings of Adam.
+        pairing: of fakes and reals, as in :class:`gas.optimizers.AdamSteps`.
+    """
+
+    critics: Callable[[], Sequence[Critic]]
+    criterion: Criterion
+    config: Adam = GAS
+    pairing: str = "independent"
+
+
+def adversary_for(
+    model: Model,
+    pairs: Pairs,
+    *,
+    weight: float = 1.0,
+    objective: Any = "relativistic",
+    pairing: str = "independent",
+    config: Adam = GAS,
+    learning_rate: float = 3e-4,
+    warmup: int = 100,
+    penalty: float = 0.2,
+    seed: int = 0,
+) -> Adversary:
+    """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
+
+    Args:
+        model: with ``features(x) -> (B, F)``, the space of the criterion.
+        pairs: whose teacher's samples the criterion takes for the truth.
+        weight: w of the adversarial loss, at least 0.
+        objective: ``"relativistic"`` or ``"classic"``.
+        pairing: ``"independent"`` or ``"paired"``.
+        config: settings of Adam.
+        learning_rate: of the critic. The paper's 1e-5 is for critics that were pretrained; these are not.
+        warmup: iterations in which the critic alone learns.
+        penalty: gamma of R1 and R2.
+        seed: of the critic's first weights.
+
+    Raises:
+        ValueError: for a shape no critic is known for, or a model without features.
+    """
+    from gas.discriminator import R3GANDiscriminator
+
+    sizes = _sizes(tuple(model.sample_shape))
+    features = getattr(model, "features", None)
+    if features is None:
+        raise ValueError(
+            f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
+        )
+
+    def critics() -> list[Critic]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = R3GANDiscriminator(**sizes).to(model.device)
+        settings = {
+            "objective": objective,
+            "penalty": penalty,
+            "learning_rate": learning_rate,
+            "warmup": warmup,
+        }
+        return [Critic("samples", network, weight, **settings)]
+
+    return Adversary(critics, FrechetCriterion(features, pairs.target), config, pairing)
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
+    from gas import discriminator
+
+    known = {
+        (1, 8, 8): discriminator.DIGITS,
+        (1, 32, 32): discriminator.MNIST,
+        (3, 32, 32): discriminator.CIFAR10,
+        (3, 64, 64): discriminator.FFHQ64,
+        (4, 64, 64): discriminator.latent(4),
+    }
+    if shape not in known:
+        shapes = ", ".join("x".join(map(str, s)) for s in known)
+        raise ValueError(
+            f"no critic is known for samples of shape {'x'.join(map(str, shape))} (only {shapes}): "
+            "build a gas.Adversary with critics of your own"
+        )
+    return known[shape]

@@ -1,0 +1,107 @@
+"""Critics at work: one step each against the student's samples, and their share of the student's loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas.adversarial import Critic, gradient_penalty, objective_by_name
+
+__all__ = ["CriticSteps"]
+
+
+class CriticSteps:
+    """The optimisers and logs of several critics.
+
+    Args:
+        critics: each with its own weight, view and optimiser; those of weight 0 are left alone, so that
+            training without them is training without any, bit for bit.
+    """
+
+    def __init__(self, critics: Sequence[Critic]) -> None:
+        names = [critic.name for critic in critics]
+        if len(set(names)) != len(names):
+            raise ValueError(f"critics must have different names, got {', '.join(names)}")
+        self.critics = [critic for critic in critics if critic.weight > 0]
+        self.optimizers = [
+            torch.optim.Adam(critic.network.parameters(), lr=critic.learning_rate, betas=(0.0, 0.99))
+            for critic in self.critics
+        ]
+        self.logs: dict[str, list[float]] = {}
+
+    def learn(self, fake: Tensor, real: Tensor, labels: tuple[Tensor | None, Tensor | None]) -> None:
+        """Take one step of every critic.
+
+        Args:
+            fake: the student's samples ``(B, *)``; no gradient flows into them.
+            real: the teacher's ``(B, *)``, as many.
+            labels: the classes of both.
+        """
+        for critic, optimizer in zip(self.critics, self.optimizers, strict=True):
+            critic.network.requires_grad_(True)
+            penalised = critic.penalty > 0
+            seen = [critic.seen(x.detach()).detach().requires_grad_(penalised) for x in (fake, real)]
+            logits = [critic.logits(x, y) for x, y in zip(seen, labels, strict=True)]
+            _, adversarial = objective_by_name(critic.objective)(*logits)
+            loss = adversarial.mean()
+            if penalised:
+                r2, r1 = (gradient_penalty(answer, x).mean() for answer, x in zip(logits, seen, strict=True))
+                loss = loss + critic.penalty / 2 * (r1 + r2)
+                self._log(critic, {"r1": r1, "r2": r2})
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            # Which share of reals the critic places above the fakes: 1 is a critic that wins outright.
+            ranks = (logits[1] > logits[0]).double().mean()
+            self._log(critic, {"critic": adversarial.mean(), "ranks": ranks})
+
+    def generator_loss(
+        self,
+        iteration: int,
+        fake: Tensor,
+        real: Tensor,
+        labels: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor | None:
+        """Return ``sum_critics w L_adv`` for the student, or ``None`` while no critic has a say.
+
+        Arguments as in :meth:`learn`; gradients flow into ``fake``.
+        """
+        total: Tensor | None = None
+        for critic in self.critics:
+            if iteration < critic.warmup:
+                continue
+            critic.network.requires_grad_(False)
+            with torch.no_grad():
+                of_real = critic.logits(critic.seen(real), labels[1])
+            of_fake = critic.logits(critic.seen(fake), labels[0])
+            loss = objective_by_name(critic.objective)(of_fake, of_real)[0].mean()
+            self._log(critic, {"generator": loss})
+            total = critic.weight * loss if total is None else total + critic.weight * loss
+        return total
+
+    def report(self) -> dict[str, float]:
+        """Return the means of what was logged since the last report, as ``critic.quantity``."""
+        means = {name: math.fsum(values) / len(values) for name, values in self.logs.items()}
+        self.logs = {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Return networks and optimisers."""
+        return {
+            critic.name: {"network": critic.network.state_dict(), "optimizer": optimizer.state_dict()}
+            for critic, optimizer in zip(self.critics, self.optimizers, strict=True)
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        for critic, optimizer in zip(self.critics, self.optimizers, strict=True):
+            critic.network.load_state_dict(state[critic.name]["network"])
+            optimizer.load_state_dict(state[critic.name]["optimizer"])
+
+    def _log(self, critic: Critic, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.logs.setdefault(f"{critic.name}.{name}", []).append(float(value.detach()))
