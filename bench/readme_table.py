@@ -1,6 +1,7 @@
 """Print the README's table from JSON of ``gas evaluate``: ``python bench/readme_table.py docs/results/*.json``."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -42,12 +43,16 @@ def main(paths: list[str]) -> None:
         )
 
 
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
 def line(name: str, cells: list[dict | None], bold: bool = False) -> str:
     """One row of the table."""
     mark = "**" if bold else ""
-    return (
-        f"| {name} | " + " | ".join(f"{mark}{1000 * c['mse']:.2f}{mark}" if c else "" for c in cells) + " |"
-    )
+    shown = [f"{mark}{significant(1000 * c['mse'])}{mark}" if c else "" for c in cells]
+    return f"| {name} | " + " | ".join(shown) + " |"
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, ModelName, load_model
-from gas.cli.screen import note
+from gas.cli.options import Device, Json, ModelName, load_model
+from gas.cli.screen import note, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,9 @@ def demo(
     nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
     iterations: Annotated[int, typer.Option(help="Gauss-Newton steps after the race for the start.")] = 8,
     model: ModelName = "mnist",
+    seed: Annotated[int, typer.Option(help="Of the pairs' order in training.")] = 0,
     device: Device = "cpu",
+    json: Json = False,
 ) -> None:
     """Learn a solver for a pretrained model and show it beside the classical ones.
 
@@ -59,8 +62,8 @@ def demo(
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
-    config = GaussNewton(iterations=iterations, batch=32, growth=1.0)
-    race = GaussNewton(iterations=6, batch=10, validate_every=6)
+    config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
+    race = GaussNewton(iterations=6, batch=10, validate_every=6, seed=seed)
     state = out / f"{loaded.name}-{nfe}.state"
     try:
         reports = distill(loaded, kept, held, nfe, config=config, first=16, starts=3, race=race, state=state)
@@ -76,7 +79,11 @@ def demo(
     note(f"[bold]3. Unseen seeds[/bold] {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}")
     unseen = taught(loaded, teacher, range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED))
     rows = _show(out, loaded, unseen, _contestants(loaded, unseen, artefact.table(nfe)), teacher)
-    print_comparisons(f"{loaded.name}, {len(unseen)} unseen seeds", rows)
+    if json:
+        seeds = [FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED]
+        print_json({"model": loaded.name, "seeds": seeds, "rows": [asdict(row) for row in rows]})
+    else:
+        print_comparisons(f"{loaded.name}, {len(unseen)} unseen seeds", rows)
     note(
         f"solver {path} ({path.stat().st_size / 1000:.1f} kB), pictures {out}/samples.png and {out}/times.png"
     )

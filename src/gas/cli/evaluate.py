@@ -182,8 +182,12 @@ def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:
     from gas.report import error_plot
 
     curves: dict[str, dict[int, float]] = {}
+    grids: dict[str, set[str]] = {}
     for row in rows:
         if row.mse > 0 and "best of all" not in row.name:
-            curves.setdefault(row.name.split(" / ")[0], {})[row.nfe] = row.mse
-    note_text = f"{model}, {samples} unseen seeds. Every classical solver on its best grid at each NFE."
+            solver, _, used = row.name.partition(" / ")
+            curves.setdefault(solver, {})[row.nfe] = row.mse
+            grids.setdefault(solver, set()).add(used)
+    told = [f"{solver} on {', '.join(sorted(used))}" for solver, used in grids.items() if any(used)]
+    note_text = f"{model}, {samples} unseen seeds; {'; '.join(told)}."
     error_plot(path, curves, note=note_text, highlight="GS")

@@ -50,12 +50,23 @@ def inspect(
         ]
         print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)
         rows = [
-            [str(e.nfe), e.kind, e.start or "", ", ".join(f"{k} {v:.5g}" for k, v in e.measured.items())]
+            [
+                str(e.nfe),
+                e.kind,
+                _short(e.start or ""),
+                ", ".join(f"{k} {v:.5g}" for k, v in e.measured.items()),
+            ]
             for e in sorted(document.solvers, key=lambda entry: entry.nfe)
         ]
         print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
     if picture is not None:
         _draw(picture, file)
+
+
+def _short(start: str) -> str:
+    """A start on times of its own, without the times."""
+    solver, _, grid = start.partition("/")
+    return f"{solver}/own times" if "," in grid else start
 
 
 def _print_entry(times: list[float], states: list[list[float]], outputs: list[list[float]]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, ModelName, load_model, parse_seeds
-from gas.cli.screen import bar, note
+from gas.cli.options import Device, Json, ModelName, load_model, parse_seeds
+from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
     from gas.catalogue import Classical
@@ -31,6 +31,7 @@ def pairs(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
     device: Device = "cpu",
+    json: Json = False,
 ) -> None:
     """Write teacher pairs: noise by seed and the teacher's samples, in checksummed shards.
 
@@ -39,8 +40,13 @@ def pairs(
     from gas.catalogue import Classical
 
     loaded = load_model(model, device)
-    run_teacher(loaded, Classical(teacher, grid, nfe, loaded.t_end), out, parse_seeds(seeds), guidance, batch)
+    master, chosen = Classical(teacher, grid, nfe, loaded.t_end), parse_seeds(seeds)
+    run_teacher(loaded, master, out, chosen, guidance, batch)
     note(f"teacher pairs are in {out}")
+    if json:
+        print_json(
+            {"out": str(out), "model": loaded.name, "seeds": [chosen.start, chosen.stop], **master.config()}
+        )
 
 
 def run_teacher(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, ModelName, SolverFile, load_model, parse_seeds
-from gas.cli.screen import note
+from gas.cli.options import Device, Json, ModelName, SolverFile, load_model, parse_seeds
+from gas.cli.screen import note, print_json, tracked
 
 __all__ = ["sample"]
 
@@ -24,6 +24,7 @@ def sample(
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
     device: Device = "cpu",
+    json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
     import torch
@@ -43,7 +44,8 @@ def sample(
     table = artefact.table(nfe).folded()
     made = []
     with torch.no_grad():
-        for start in range(chosen.start, chosen.stop, batch):
+        starts = range(chosen.start, chosen.stop, batch)
+        for start in tracked("samples", starts, len(starts)):
             part = range(start, min(start + batch, chosen.stop))
             labels = labels_of_seeds(loaded.classes, part)
             if labels is not None and label is not None:
@@ -53,6 +55,8 @@ def sample(
         out, torch.cat(made), chosen, f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
     )
     note(f"wrote {len(chosen)} samples to {out}")
+    if json:
+        print_json({"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": [chosen.start, chosen.stop]})
 
 
 def _write(out: Path, x: object, seeds: range, title: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ def zoo(
         Path, typer.Option(help="Folder for the weights, the card and the resumable state.")
     ] = Path("runs/zoo"),
     samples: Annotated[int, typer.Option(help="Samples that the card's quality is measured on.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -30,7 +32,7 @@ def zoo(
     if action == "list":
         _list(json)
     elif action == "train":
-        _train(name, data, out, samples, device)
+        _train(name, data, out, samples, seed, device)
     else:
         raise ValueError(f"action must be 'list' or 'train', got {action!r}")
 
@@ -56,7 +58,7 @@ def _list(json: bool) -> None:
     print_table("Zoo", columns, rows)
 
 
-def _train(name: str, data: Path, out: Path, samples: int, device: str) -> None:
+def _train(name: str, data: Path, out: Path, samples: int, seed: int, device: str) -> None:
     from gas.zoo.build import build_model
     from gas.zoo.data import digits, mnist
     from gas.zoo.train import RECIPES, train_denoiser
@@ -64,7 +66,7 @@ def _train(name: str, data: Path, out: Path, samples: int, device: str) -> None:
     if name not in RECIPES:
         raise ValueError(f"name the model to train: one of {', '.join(RECIPES)}, got {name!r}")
     images = digits() if name == "digits" else mnist(data)
-    recipe, checkpoint = RECIPES[name], out / f"{name}.state.pt"
+    recipe, checkpoint = replace(RECIPES[name], seed=seed), out / f"{name}.state.pt"
     try:
         with bar(name, recipe.steps) as running:
             for progress in train_denoiser(recipe, images, checkpoint, device=device):
