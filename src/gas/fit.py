@@ -259,7 +259,7 @@ def _identity(
 ) -> str:
     """A digest of everything that decides the bits of a run: a checkpoint of another must not be continued."""
     told = {
-        "config": [type(config).__name__, asdict(config)],
+        "config": [type(config).__name__, {k: v for k, v in asdict(config).items() if k != "memory"}],
         "loss": loss if isinstance(loss, str) else repr(loss),
         "solver": [type(solver).__name__, str(getattr(solver, "theory", ""))],
         "schedule": model.schedule.config(),

@@ -221,6 +221,7 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
     assert "nfe must be even" in refused(*pairs, "--teacher", "heun", "--nfe", 3)
     train = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "d.json"]
     assert "nfe must be like" in refused(*train, "--nfe", "6-3")
+    assert "memory must be" in refused(*train, "--validation", 32, "--method", "adam", "--memory", "tiny")
     assert "did you mean 'l2'" in refused(*train, "--loss", "L2", "--validation", 32)
     assert "validation must be from" in refused(*train, "--validation", 96)
     assert "has no manifest.json" in refused(*train[:-4], "--pairs", tmp_path, "--out", tmp_path / "d.json")

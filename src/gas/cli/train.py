@@ -50,6 +50,9 @@ def train(
     ] = "independent",
     gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 400,
     seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
+    memory: Annotated[
+        str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
+    ] = "auto",
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -62,7 +65,7 @@ def train(
     from gas.pairs import read_pairs
 
     loaded, nfes = load_model(model, device), parse_nfes(nfe)
-    config = _config(method, loss, start, iterations, batch, learning_rate, seed)
+    config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
     state = out.with_name(out.name + ".state")
     adversary = _adversary(
@@ -182,6 +185,7 @@ def _config(
     iterations: int | None,
     batch: int | None,
     learning_rate: float | None,
+    memory: str,
     seed: int,
 ) -> Adam | GaussNewton:
     from dataclasses import replace
@@ -205,6 +209,8 @@ def _config(
         "learning_rate": learning_rate,
         "seed": seed,
     }
+    if method != "gauss-newton":  # which keeps no graph
+        given["memory"] = memory
     if method == "gauss-newton" and given.pop("learning_rate") is not None:
         raise ValueError("gauss-newton has no learning_rate: choose --method adam or leave it out")
     return replace(methods[method], **{name: value for name, value in given.items() if value is not None})

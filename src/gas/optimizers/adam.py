@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gas.adversarial import Critic
 from gas.losses import Loss
+from gas.memory import Recomputed, fits
 from gas.model import Model
 from gas.optimizers.critics import CriticSteps
 from gas.optimizers.order import visited
@@ -40,6 +41,8 @@ class Adam:
         ema: decay of the averaged solver, which is what is validated and kept.
         validate_every: iterations between validations.
         seed: of the batches' order.
+        memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` asks the network again in the backward pass
+            (:class:`gas.memory.Recomputed`); ``"auto"`` does so where the graph would not fit.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -53,8 +56,11 @@ class Adam:
     ema: float = 0.98
     validate_every: int = 50
     seed: int = 0
+    memory: Literal["auto", "flat", "fast"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.memory not in ("auto", "flat", "fast"):
+            raise ValueError(f"memory must be 'auto', 'flat' or 'fast', got {self.memory!r}")
         for name in ("batch", "validate_every", "learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -109,6 +115,7 @@ class AdamSteps:
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
         self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate)
         self.iteration, self.evaluations = 0, 0
+        self.flat: bool | None = {"flat": True, "fast": False}.get(config.memory)
 
     def averaged(self) -> nn.Module:
         """Return the averaged solver, which is what is validated."""
@@ -130,7 +137,10 @@ class AdamSteps:
             table: Table = self.solver()
         except ValueError as error:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
-        made = sample(self.model.bind(chosen.labels, self.pairs.guidance), noise, table.folded())
+        denoise = self.model.bind(chosen.labels, self.pairs.guidance)
+        if self.flat is None:
+            self.flat = not fits(denoise, noise, table.times[0], table.nfe)
+        made = sample(Recomputed(denoise) if self.flat else denoise, noise, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()
         adversarial = self._adversarial(made, chosen, table)
         if adversarial is not None:
@@ -143,8 +153,8 @@ class AdamSteps:
         self.optimizer.step()
         self.average.update_parameters(self.solver)
         self.iteration += 1
-        # A gradient through a call costs about two more calls.
-        self.evaluations += 3 * len(chosen) * table.nfe
+        # A gradient through a call costs about two more calls, and one more where it is made again.
+        self.evaluations += (4 if self.flat else 3) * len(chosen) * table.nfe
         return float(loss.detach())
 
     def _batch(self) -> Pairs:
