@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gas.fit import FitRecord, fit
     from gas.learned import S4S, GeneralizedSolver
     from gas.optimizers import PAPER, Adam, Diverged, GaussNewton
+    from gas.own import OwnModel
     from gas.pairs import Pairs, PairsSpec, read_pairs, write_pairs
     from gas.sample import sample, trajectory
     from gas.schedule import EDMasVP, Flow, Schedule, VPDiscrete, VPLinear
@@ -53,6 +54,7 @@ _HOMES = {
     "fit": ["FitRecord", "fit"],
     "learned": ["S4S", "GeneralizedSolver"],
     "optimizers": ["PAPER", "Adam", "Diverged", "GaussNewton"],
+    "own": ["OwnModel"],
     "pairs": ["Pairs", "PairsSpec", "read_pairs", "write_pairs"],
     "sample": ["sample", "trajectory"],
     "schedule": ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear"],

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gas.denoise import Denoiser
 from gas.schedule import Schedule
 
-__all__ = ["Model", "labels_of_seeds", "noise_of_seeds"]
+__all__ = ["Model", "labels_of_seeds", "noise_of_seeds", "weights_hash"]
 
 
 @runtime_checkable
@@ -69,3 +70,12 @@ def noise_of_seeds(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
 def labels_of_seeds(classes: int, seeds: Sequence[int]) -> Tensor | None:
     """Return the balanced labels ``seed mod classes`` ``(B,)``, or ``None`` for a model without classes."""
     return torch.tensor([int(s) % classes for s in seeds], dtype=torch.long) if classes else None
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's state, names, shapes and values as float16: what identifies a model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gas.denoise import ClassifierFreeGuidance, Denoiser
 from gas.metrics import FeatureStatistics
-from gas.model import noise_of_seeds
+from gas.model import noise_of_seeds, weights_hash
 from gas.schedule import EDMasVP
 from gas.zoo.classifier import Classifier
 from gas.zoo.unet import EDMUNet
@@ -61,11 +60,7 @@ class ZooModel:
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} ".encode())
-            digest.update(value.cpu().half().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_hash(self.network)
 
     def identity(self) -> dict[str, Any]:
         """Return name, hash of the network's weights (not of card or classifier), prediction type and shape."""
