@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gas.names import named
 
 __all__ = [
     "OBJECTIVES",
@@ -59,10 +60,7 @@ def objective_by_name(name: str) -> Objective:
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    if name not in OBJECTIVES:
-        near = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown objective {name!r}: did you mean {near!r}? Known: {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name]
+    return named("objective", name, OBJECTIVES)
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:

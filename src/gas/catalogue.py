@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gas import classical
 from gas.grids import GRIDS, as_grid
+from gas.names import named
 from gas.schedule import Schedule
 from gas.table import Table
 
@@ -60,9 +60,9 @@ class Classical:
     t_end: float
 
     def __post_init__(self) -> None:
-        _check_name("solver", self.solver, SOLVERS)
+        named("solver", self.solver, SOLVERS)
         if "," not in self.grid:
-            _check_name("grid", self.grid, GRIDS)
+            named("grid", self.grid, GRIDS)
         if self.nfe < 1:
             raise ValueError(f"nfe (network evaluations) must be at least 1, got {self.nfe}")
         if self.solver == "heun" and self.nfe % 2:
@@ -138,9 +138,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"a grid of times is numbers separated by commas, got {text.strip()!r}") from None
-
-
-def _check_name(kind: str, name: str, known: dict[str, Any]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ValueError(f"unknown {kind} {name!r}: did you mean {near[0]!r}? Known: {', '.join(known)}")

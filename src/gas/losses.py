@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from gas.names import named
 
 __all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "is_sum_of_squares", "l1", "l2", "loss_by_name"]
 
@@ -87,7 +88,4 @@ def loss_by_name(name: str) -> Loss:
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown loss {name!r}: did you mean {near!r}? Known: {', '.join(LOSSES)}")
-    return LOSSES[name]
+    return named("loss", name, LOSSES)

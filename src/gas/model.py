@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gas.denoise import Denoiser
+from gas.denoise import ClassifierFreeGuidance, ConditionalDenoiser, Denoiser
 from gas.schedule import Schedule
 
-__all__ = ["Model", "labels_of_seeds", "noise_of_seeds", "weights_hash"]
+__all__ = ["Model", "bind_labels", "labels_of_seeds", "noise_of_seeds", "weights_hash"]
 
 
 @runtime_checkable
@@ -79,3 +79,46 @@ def weights_hash(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def bind_labels(
+    conditional: ConditionalDenoiser,
+    labels: Tensor | None,
+    *,
+    classes: int,
+    null: int | None,
+    guidance: float,
+    name: str,
+    device: torch.device,
+) -> Denoiser:
+    """Return the denoiser for these classes ``(B,)``, guided where ``guidance`` is not 1, or the one for no class.
+
+    Args:
+        conditional: ``denoise(x, t, labels)``.
+        labels: classes, or ``None`` for none.
+        classes: how many there are.
+        null: the label that means *no class*, if there is one.
+        guidance: scale of classifier-free guidance.
+        name: the model's, for messages.
+        device: where it samples.
+
+    Raises:
+        ValueError: when a label is not in ``[0, classes)``, or guidance or no class is asked where there is no null.
+    """
+    if labels is None and guidance != 1.0:
+        raise ValueError(f"guidance {guidance:g} needs labels to guide towards, got none")
+    if labels is not None:
+        labels = torch.as_tensor(labels, dtype=torch.long, device=device)
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise ValueError(
+                f"label {int(wrong[0])} is out of range: {name} knows classes 0 to {classes - 1}"
+            )
+        if guidance == 1.0:
+            return lambda x, t: conditional(x, t, labels)
+    if null is None:
+        raise ValueError(f"{name} was given no null label, which guidance and sampling without a class need")
+    empty = torch.tensor([null], device=device)
+    if labels is None:
+        return lambda x, t: conditional(x, t, empty.expand(len(x)))
+    return ClassifierFreeGuidance(conditional, labels, empty, guidance)

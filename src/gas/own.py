@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gas.denoise import ClassifierFreeGuidance, Denoiser
-from gas.model import noise_of_seeds, weights_hash
+from gas.denoise import Denoiser
+from gas.model import bind_labels, noise_of_seeds, weights_hash
 from gas.schedule import Schedule
 
 __all__ = ["OwnModel"]
@@ -103,22 +103,12 @@ class OwnModel:
                     f"guidance {guidance:g} needs classes to guide towards; {self.name} has none"
                 )
             return self.denoiser
-        if labels is not None:
-            labels = torch.as_tensor(labels, dtype=torch.long, device=self.device)
-            wrong = labels[(labels < 0) | (labels >= self.classes)]
-            if len(wrong):
-                raise ValueError(
-                    f"label {int(wrong[0])} is out of range: {self.name} knows classes 0 to {self.classes - 1}"
-                )
-            if guidance == 1.0:
-                return lambda x, t: self.denoiser(x, t, labels)
-        if self.null is None:
-            raise ValueError(
-                f"{self.name} was given no null label, which guidance and sampling without a class need"
-            )
-        null = torch.tensor([self.null], device=self.device)
-        if labels is None:
-            if guidance != 1.0:
-                raise ValueError(f"guidance {guidance:g} needs labels to guide towards, got none")
-            return lambda x, t: self.denoiser(x, t, null.expand(len(x)))
-        return ClassifierFreeGuidance(self.denoiser, labels, null, guidance)
+        return bind_labels(
+            self.denoiser,
+            labels,
+            classes=self.classes,
+            null=self.null,
+            guidance=guidance,
+            name=self.name,
+            device=self.device,
+        )

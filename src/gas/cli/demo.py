@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from gas.catalogue import Classical
     from gas.compare import Comparison
+    from gas.distill import Distilled
     from gas.pairs import Pairs
     from gas.table import Table
     from gas.zoo import ZooModel
@@ -46,9 +47,6 @@ def demo(
     from gas.catalogue import Classical
     from gas.cli.evaluate import print_comparisons, taught
     from gas.cli.pairs import run_teacher
-    from gas.cli.train import show
-    from gas.distill import distill
-    from gas.optimizers import GaussNewton
     from gas.pairs import read_pairs
     from gas.report import require_matplotlib
 
@@ -62,15 +60,7 @@ def demo(
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
-    config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
-    race = GaussNewton(iterations=6, batch=10, validate_every=6, seed=seed)
-    state = out / f"{loaded.name}-{nfe}.state"
-    try:
-        reports = distill(loaded, kept, held, nfe, config=config, first=16, starts=3, race=race, state=state)
-        result = show(reports, loaded, nfe, config.iterations)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-    shutil.rmtree(state)
+    result = _learn(loaded, kept, held, nfe, iterations, seed, out / f"{loaded.name}-{nfe}.state")
     path = out / f"{loaded.name}-{nfe}.json"
     save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l2", starts={nfe: result.start})
     artefact = load(path)
@@ -88,6 +78,27 @@ def demo(
         f"solver {path} ({path.stat().st_size / 1000:.1f} kB), pictures {out}/samples.png and {out}/times.png"
     )
     note(f"done in {time.perf_counter() - began:.0f} s")
+
+
+def _learn(
+    model: ZooModel, pairs: Pairs, validation: Pairs, nfe: int, iterations: int, seed: int, state: Path
+) -> Distilled:
+    """Learn within a demo's time: three entrants, few pairs a step."""
+    from gas.cli.train import show
+    from gas.distill import distill
+    from gas.optimizers import GaussNewton
+
+    config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
+    race = GaussNewton(iterations=6, batch=10, validate_every=6, seed=seed)
+    try:
+        reports = distill(
+            model, pairs, validation, nfe, config=config, first=16, starts=3, race=race, state=state
+        )
+        result = show(reports, model, nfe, config.iterations)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
+    shutil.rmtree(state)
+    return result
 
 
 def _contestants(model: ZooModel, pairs: Pairs, learned: Table) -> dict[str, tuple[str, Table]]:

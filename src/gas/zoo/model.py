@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gas.denoise import ClassifierFreeGuidance, Denoiser
+from gas.denoise import Denoiser
 from gas.metrics import FeatureStatistics
-from gas.model import noise_of_seeds, weights_hash
+from gas.model import bind_labels, noise_of_seeds, weights_hash
 from gas.schedule import EDMasVP
 from gas.zoo.classifier import Classifier
 from gas.zoo.unet import EDMUNet
@@ -85,7 +85,7 @@ class ZooModel:
 
     def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
         """Estimate x_0 without a class."""
-        return self.conditional(x, t, self._null(len(x)))
+        return self.bind(None)(x, t)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the denoiser for these classes, guided when ``guidance`` is not 1.
@@ -93,19 +93,15 @@ class ZooModel:
         Raises:
             ValueError: when a label is not in ``[0, classes)``.
         """
-        if labels is None:
-            if guidance != 1.0:
-                raise ValueError(f"guidance {guidance:g} needs labels to guide towards, got none")
-            return self.denoise
-        labels = torch.as_tensor(labels, dtype=torch.long, device=self.device)
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            raise ValueError(
-                f"label {int(wrong[0])} is out of range: {self.name} knows classes 0 to {self.classes - 1}"
-            )
-        if guidance == 1.0:
-            return lambda x, t: self.conditional(x, t, labels)
-        return ClassifierFreeGuidance(self.conditional, labels, self._null(1), guidance)
+        return bind_labels(
+            self.conditional,
+            labels,
+            classes=self.classes,
+            null=self.classes,
+            guidance=guidance,
+            name=self.name,
+            device=self.device,
+        )
 
     def features(self, x: Tensor) -> Tensor:
         """Map samples ``(B, 1, H, W)``, wherever they lie, to the classifier's features ``(B, F)``."""
@@ -116,9 +112,6 @@ class ZooModel:
         self.network.to(device)
         self.classifier.to(device)
         return self
-
-    def _null(self, batch: int) -> Tensor:
-        return torch.full((batch,), self.classes, dtype=torch.long, device=self.device)
 
 
 def read_model(path: str | Path) -> ZooModel:
