@@ -187,7 +187,7 @@ def test_a_discrete_network_is_told_its_training_step_as_a_float(steps):
         assert torch.equal(network(x, f64(t)), 2 * x)
     values = [float(t) for t in told]
     assert values == pytest.approx(
-        [steps - 1, 0, steps / 2 - 1, 0.123 * steps - 1, steps - 2], abs=1e-12 * steps
+        [steps - 1, 0, steps / 2 - 1, max(0.0, 0.123 * steps - 1), steps - 2], abs=1e-12 * steps
     )
     assert values[1] == 0
     assert all(t.dtype == torch.float64 and t.shape == () for t in told)
@@ -436,3 +436,11 @@ def test_gradients_flow_into_the_condition():
     (gradient,) = torch.autograd.grad(guided.sum(), condition)
     (plain,) = torch.autograd.grad(Conditional()(X, HALF, condition).sum(), condition)
     torch.testing.assert_close(gradient, 4 * plain)
+
+
+def test_a_discrete_network_is_never_asked_outside_its_steps():
+    schedule, asked = VPDiscrete(torch.linspace(0.9999, 0.005, 100, dtype=torch.float64)), []
+    network = DiscreteTime(lambda x, t: asked.append(t) or x, schedule)
+    for t in (1.3, 1.0, 0.5, 0.001):
+        network(torch.zeros(2, 3), torch.full((2,), t))
+    assert [float(t[0]) for t in asked] == pytest.approx([99.0, 99.0, 49.0, 0.0], abs=1e-4)

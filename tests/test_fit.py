@@ -251,3 +251,21 @@ def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, 
     for member, other in zip(members, ended, strict=True):
         assert torch.equal(member.table().unrolled(), other.table().unrolled())
         assert member.evaluations == other.evaluations
+
+
+def test_a_solver_of_another_schedule_is_refused(pairs, validation):
+    solver = GeneralizedSolver(Flow(), NFE, MODEL.t_end)
+    with pytest.raises(ValueError, match=r"of schedule .*flow.*build the solver from model\.schedule"):
+        next(fit(solver, MODEL, pairs, validation=validation))
+
+
+def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation, tmp_path):
+    options = {
+        "race": GaussNewton(iterations=1),
+        "config": GaussNewton(iterations=1),
+        "starts": 1,
+        "first": 8,
+    }
+    list(distill(MODEL, pairs, validation, 2, **options, state=tmp_path))
+    with pytest.raises(ValueError, match=r"of another run: loss was l2, is l1\): delete"):
+        list(distill(MODEL, pairs, validation, 2, **options, loss="l1", state=tmp_path))

@@ -90,6 +90,7 @@ def adversary_for(
         }
         return [Critic("samples", network, weight, **settings)]
 
+    critics()  # settings out of range are refused before any work
     return Adversary(critics, FrechetCriterion(features, pairs.target), config, pairing)
 
 

@@ -107,13 +107,16 @@ class EDMDenoiser:
 
 @dataclass(frozen=True)
 class DiscreteTime:
-    """Tell a network its discrete training step, as a float, in place of t: ``(t - 1/M) M``."""
+    """Tell a network its discrete training step, as a float, in place of t: ``(t - 1/M) M``, within ``[0, M - 1]``.
+
+    A learned solver may ask a little before t = 1 or after 1/M, where an embedding table has no entry.
+    """
 
     network: Network
     schedule: VPDiscrete
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, self.schedule.network_time(t).to(t.dtype))
+        return self.network(x, self.schedule.network_time(t).clamp(0, self.schedule.steps - 1).to(t.dtype))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class Distilled:
     """The result: a learned solver, or the best classical table if nothing learned validated better.
 
     ``evaluations`` are the network evaluations of race and training together, as :class:`gas.fit.FitRecord` counts;
-    ``stopped`` says why adversarial training ended early, if it did.
+    ``stopped`` says why adversarial training ended early, if it did, and ``criterion`` what the adversary's criterion
+    was for GS and is for the solver: equal where nothing it learned from critics came nearer.
     """
 
     nfe: int
@@ -72,6 +73,7 @@ class Distilled:
     loss: float
     evaluations: int
     stopped: str = ""
+    criterion: tuple[float, float] | None = None
 
     def table(self) -> Table:
         """Return the table to sample with, without gradient."""
@@ -149,7 +151,7 @@ def distill(
     checkpoint = None if state is None else state / f"nfe-{nfe}.pt"
     if config is None and start == "best" and is_sum_of_squares(loss_by_name(loss)):
         config = FINISH
-    best_loss, evaluations, stopped = math.inf, chosen.evaluations, ""
+    best_loss, evaluations, stopped, nearer = math.inf, chosen.evaluations, "", None
     for record in fit(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
     ):
@@ -164,13 +166,14 @@ def distill(
     if adversary is not None:
         try:
             for record in _against(adversary, solver, model, pairs, validation, loss, state):
+                nearer = (nearer[0] if nearer else record.validation_loss, record.best_loss)
                 yield record
             evaluations += record.evaluations
         except Diverged as error:  # the solver holds the best numbers before it
             stopped = str(error)
         best_loss = float(evaluate(model, validation, solver().detach(), loss_by_name(loss)).mean())
     classical = (chosen.best, chosen.best_loss)
-    yield Distilled(nfe, solver, chosen.start, *classical, best_loss, evaluations, stopped)
+    yield Distilled(nfe, solver, chosen.start, *classical, best_loss, evaluations, stopped, nearer)
 
 
 def _choose(
@@ -266,7 +269,7 @@ def _solver_at(model: Model, nfe: int, chosen: Started, start: str, theory: bool
     table = _named(chosen.start, nfe, model.t_end).table(model.schedule)
     solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
     if chosen.numbers is not None:
-        numbers = {name: torch.tensor(value).double() for name, value in chosen.numbers.items()}
+        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in chosen.numbers.items()}
         solver.load_state_dict(numbers)
     return solver
 
@@ -283,7 +286,9 @@ def _read_choice(state: Path | None, nfe: int, asked: Mapping[str, Any]) -> Star
     try:
         found = json.loads(path.read_text())
         if found["asked"] != asked:
-            raise ValueError(f"it is of a run with {found['asked']}, not {dict(asked)}")
+            other = [name for name, value in asked.items() if found["asked"].get(name) != value]
+            told = "; ".join(f"{name} was {found['asked'].get(name)}, is {asked[name]}" for name in other)
+            raise ValueError(f"it is of another run: {told}")
         best = Classical(**found["best"])
         rest = (found["numbers"], int(found["evaluations"]))
         return Started(best, float(found["best_loss"]), str(found["start"]), *rest)

@@ -136,6 +136,12 @@ def fit(
         raise ValueError(
             "training and validation pairs share seeds: validate on seeds that were not trained on"
         )
+    schedule = getattr(solver, "schedule", model.schedule)
+    if schedule.config() != model.schedule.config():
+        raise ValueError(
+            f"the solver is of schedule {schedule.config()}, the model {model.name} of {model.schedule.config()}: "
+            "build the solver from model.schedule"
+        )
     asked = loss_by_name(loss) if isinstance(loss, str) else loss
     steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
     training = _Run(solver, steps, asked, criterion)

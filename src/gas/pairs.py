@@ -105,6 +105,10 @@ class Pairs:
         """Description of the teacher in plain JSON."""
         return dict(self.manifest["recipe"]["teacher"])
 
+    def __repr__(self) -> str:
+        """Return how many there are, and of what; their values would fill pages."""
+        return f"<{len(self)} pairs of shape {'x'.join(map(str, self.noise.shape[1:]))}>"
+
     def subset(self, index: slice | Tensor) -> Pairs:
         """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions."""
         labels = None if self.labels is None else self.labels[index]

@@ -81,6 +81,9 @@ def test_train_against_a_critic(work, tmp_path):
     assert "weight of critic 'samples' must be at least 0" in refused(
         "train", *SMALL, *words, *out, "--weight", -1
     )
+    assert "--weight is a setting of --objective gas" in refused(
+        "train", *SMALL, *words[:8], *out, "--weight", 2
+    )
     assert "objective must be gs or gas" in refused("train", *SMALL, *words, *out, "--objective", "gan")
     assert "did you mean 'relativistic'" in refused("train", *SMALL, *words, *out, "--critic", "relativist")
 

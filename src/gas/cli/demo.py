@@ -108,7 +108,7 @@ def _contestants(model: ZooModel, pairs: Pairs, learned: Table) -> dict[str, tup
 
     common = Classical("dpmpp-3m", "log_snr", learned.nfe, model.t_end)
     tables = {"DPM-Solver++(3M)": (common.label, common.table(model.schedule))}
-    for name, solver in (("iPNDM", "ipndm-3"), ("UniPC", "unipc-3-bh2")):
+    for name, solver in (("UniPC-3", "unipc-3-bh2"), ("iPNDM-3", "ipndm-3")):
         classical, table = best_on(model, pairs, learned.nfe, [solver])
         tables[name] = (classical.label, table)
     return {**tables, "GS": ("learned", learned)}

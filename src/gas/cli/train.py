@@ -41,14 +41,21 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
     objective: Annotated[str, typer.Option(help="gs, or gas: then learn from a critic too.")] = "gs",
-    weight: Annotated[float, typer.Option(help="Of the critic in the solver's loss (gas).")] = 1.0,
+    weight: Annotated[
+        float | None, typer.Option(help="Of the critic in the solver's loss (gas); default 1.")
+    ] = None,
     critic: Annotated[
-        str, typer.Option(help="The critic's loss (gas): relativistic or classic.")
-    ] = "relativistic",
+        str | None, typer.Option(help="The critic's loss (gas): relativistic (default) or classic.")
+    ] = None,
     pairing: Annotated[
-        str, typer.Option(help="Fakes and reals (gas): independent noises, or paired as the authors' code.")
-    ] = "independent",
-    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 400,
+        str | None,
+        typer.Option(
+            help="Fakes and reals (gas): independent noises (default), or paired as the authors' code."
+        ),
+    ] = None,
+    gas_iterations: Annotated[
+        int | None, typer.Option(help="Steps of Adam against the critic (gas); default 400.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
     memory: Annotated[
         str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
@@ -68,9 +75,11 @@ def train(
     config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
     state = out.with_name(out.name + ".state")
-    adversary = _adversary(
-        objective, loaded, read_pairs(pairs, model=loaded), weight, critic, pairing, gas_iterations, seed
-    )
+    given = {"weight": weight, "critic": critic, "pairing": pairing, "gas_iterations": gas_iterations}
+    told_gas = _adversarial_settings(objective, given)
+    adversary = None
+    if told_gas is not None:
+        adversary = _adversary(loaded, read_pairs(pairs, model=loaded), told_gas, seed)
     options = {"loss": loss, "start": start, "theory": theory, "adversary": adversary, "state": state}
     try:
         reports = distill_family(loaded, kept, held, nfes, config=config, **options)
@@ -78,7 +87,7 @@ def train(
         results = [show(reports, loaded, n, total) for n in sorted(nfes)]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-    told = {**asdict(config), **({} if adversary is None else {"objective": "gas", "weight": weight})}
+    told = {**asdict(config), **({} if told_gas is None else {"objective": "gas", **told_gas})}
     _save(out, results, loaded, kept, held, loss, told)
     shutil.rmtree(state, ignore_errors=True)
     _report(results, loss, len(held), json)
@@ -148,33 +157,49 @@ def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> 
             elif isinstance(report, Distilled):
                 if report.stopped:
                     note(f"[yellow]adversarial training stopped early[/yellow]: {report.stopped}")
+                if report.criterion is not None:
+                    before_gas, after = report.criterion
+                    kept = "" if after < before_gas else ": nothing came nearer, GS is kept"
+                    note(
+                        f"NFE {nfe}: Frechet distance to the teacher's samples {before_gas:.4f} by GS, "
+                        f"{after:.4f} by GAS, on validation noise{kept}"
+                    )
                 return report
     raise RuntimeError("the reports ended without a result")
 
 
-def _adversary(
-    objective: str,
-    model: Model,
-    pairs: Pairs,
-    weight: float,
-    critic: str,
-    pairing: str,
-    iterations: int,
-    seed: int,
-) -> Adversary | None:
+def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings of GAS, or ``None`` for GS, which has none of them."""
+    named = [name for name, value in given.items() if value is not None]
+    if objective not in ("gs", "gas"):
+        raise ValueError(f"objective must be gs or gas, got {objective!r}")
+    if objective == "gs":
+        if named:
+            raise ValueError(
+                f"--{named[0].replace('_', '-')} is a setting of --objective gas: add that or leave it out"
+            )
+        return None
+    usual = {"weight": 1.0, "critic": "relativistic", "pairing": "independent", "gas_iterations": 400}
+    return {**usual, **{name: given[name] for name in named}}
+
+
+def _adversary(model: Model, pairs: Pairs, settings: dict[str, Any], seed: int) -> Adversary:
     from dataclasses import replace
 
     from gas.adversary import GAS, adversary_for
 
-    if objective not in ("gs", "gas"):
-        raise ValueError(f"objective must be gs or gas, got {objective!r}")
-    if objective == "gs":
-        return None
+    iterations = settings["gas_iterations"]
     config = replace(
         GAS, seed=seed, iterations=iterations, validate_every=min(GAS.validate_every, iterations)
     )
     return adversary_for(
-        model, pairs, weight=weight, objective=critic, pairing=pairing, config=config, seed=seed
+        model,
+        pairs,
+        weight=settings["weight"],
+        objective=settings["critic"],
+        pairing=settings["pairing"],
+        config=config,
+        seed=seed,
     )
 
 
