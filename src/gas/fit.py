@@ -265,7 +265,7 @@ def _identity(
 ) -> str:
     """A digest of everything that decides the bits of a run: a checkpoint of another must not be continued."""
     told = {
-        "config": [type(config).__name__, {k: v for k, v in asdict(config).items() if k != "memory"}],
+        "config": [type(config).__name__, _deciding(config)],
         "loss": loss if isinstance(loss, str) else repr(loss),
         "solver": [type(solver).__name__, str(getattr(solver, "theory", ""))],
         "schedule": model.schedule.config(),
@@ -282,6 +282,14 @@ def _identity(
         for tensor in (part.seeds, part.target):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _deciding(config: Adam | GaussNewton) -> dict[str, Any]:
+    """The settings that decide a run's bits: how Adam keeps its graph does not."""
+    settings = asdict(config)
+    if isinstance(config, Adam):
+        del settings["memory"]
+    return settings
 
 
 def _copy(solver: nn.Module) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ class AdamSteps:
     @torch.no_grad()
     def _fresh(self, like: Pairs, table: Table) -> Tensor:
         """The student's samples of noise that is in no pair, for the labels of the batch."""
-        first = int(self.pairs.seeds.max()) + 1 + (self.config.seed * 1_000_003 + self.iteration) * len(like)
+        first = 2**40 + (self.config.seed * 1_000_003 + self.iteration) * len(like)
         noise = self.model.noise(range(first, first + len(like)))
         self.evaluations += len(like) * table.nfe
         return sample(self.model.bind(like.labels, self.pairs.guidance), noise, table.folded())
