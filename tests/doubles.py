@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gas.catalogue import Classical
 from gas.model import noise_of_seeds
+from gas.pairs import teach
 from gas.schedule import Schedule, VPLinear
 
 
@@ -76,3 +78,12 @@ class Mixture:
             return mode + gain * (x - alpha * mode)
 
         return denoise
+
+
+MIXTURE = Mixture()
+
+
+def taught(seeds, *, labelled=False):
+    """Pairs of the mixture's usual teacher."""
+    teacher = Classical("unipc-3-bh2", "log_snr", 20, MIXTURE.t_end)
+    return teach(MIXTURE, teacher.table(MIXTURE.schedule), seeds, labelled=labelled)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from doubles import Mixture
+from doubles import MIXTURE as MODEL
+from doubles import Mixture, taught
 from gas import zoo
 from gas.adversarial import Critic, classic, gradient_penalty, objective_by_name, relativistic
 from gas.adversary import Adversary, adversary_for
@@ -20,24 +21,22 @@ from gas.metrics import FrechetCriterion
 from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton
 from gas.optimizers.critics import CriticSteps
 from gas.pairs import teach
-
-MODEL = Mixture()
-TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
+from gas.race import Race
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(400), labelled=False)
+    return taught(range(400))
 
 
 @pytest.fixture(scope="module")
 def validation():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(1000, 1200), labelled=False)
+    return taught(range(1000, 1200))
 
 
 @pytest.fixture(scope="module")
 def labelled():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(60))
+    return taught(range(60), labelled=True)
 
 
 def new(nfe=2):
@@ -334,12 +333,8 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
         nearness,
         Adam(iterations=6, batch=16, validate_every=3),
     )
-    options = {
-        "race": GaussNewton(iterations=2),
-        "config": GaussNewton(iterations=3),
-        "starts": 1,
-        "first": 16,
-    }
+    race = Race(first=16, starts=1, sprint=GaussNewton(iterations=2))
+    options = {"race": race, "config": GaussNewton(iterations=3)}
     gs = list(distill(MODEL, pairs, validation, 3, **options))[-1]
     gas = list(distill(MODEL, pairs, validation, 3, **options, adversary=adversary))[-1]
     if network is None:
@@ -363,6 +358,10 @@ def test_critics_of_their_own_size_are_made_afresh_for_every_solver():
     assert adversary.criterion(pairs.target) == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(ValueError, match=r"no critic is known for samples of shape 2 \(only 1x8x8"):
         adversary_for(MODEL, pairs)
+    with pytest.raises(ValueError, match="warmup must be below the 400 iterations, got 400"):
+        adversary_for(model, pairs, warmup=400)
+    assert first.warmup == 100
+    assert not adversary_for(model, pairs, weight=0.0).speaks()
 
 
 def test_the_criterion_is_a_distance_of_distributions(validation):

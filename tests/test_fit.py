@@ -5,33 +5,33 @@ import itertools
 import pytest
 import torch
 
-from doubles import Mixture
+from doubles import MIXTURE as MODEL
+from doubles import taught
+from gas.adversarial import Critic
 from gas.catalogue import SOLVERS, Classical, candidates
-from gas.distill import Distilled, Raced, Started, distill
+from gas.distill import Distilled, distill
 from gas.family import distill_family, neighbour_grid
 from gas.fit import fit
 from gas.grids import GRIDS, as_grid
 from gas.learned import GeneralizedSolver
 from gas.losses import FeatureLoss, l2
-from gas.optimizers import Adam, Diverged, GaussNewton
-from gas.pairs import teach
+from gas.optimizers import Adam, Diverged, GaussNewton, GaussNewtonSteps
+from gas.race import Race, Raced, Started
 from gas.schedule import Flow
 from gas.start import Measured, evaluate, rank_classical
 from gas.table import Table
 
-MODEL = Mixture()
-TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
 NFE = 4
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(128), labelled=False)
+    return taught(range(128))
 
 
 @pytest.fixture(scope="module")
 def validation():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(1000, 1064), labelled=False)
+    return taught(range(1000, 1064))
 
 
 def new():
@@ -167,9 +167,8 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
             pairs,
             validation,
             NFE,
-            start=start,
+            race=Race(start, first=8),
             config=Adam(iterations=3, validate_every=3),
-            first=8,
         )
     )
     started = next(r for r in reports if isinstance(r, Started))
@@ -187,24 +186,21 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
 
 
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
-    config = {
-        "config": Adam(iterations=20, validate_every=10),
-        "race": GaussNewton(iterations=2),
-        "starts": 2,
-    }
-    expected = list(distill(MODEL, pairs, validation, NFE, **config, first=8))[-1]
-    running = distill(MODEL, pairs, validation, NFE, **config, first=8, state=tmp_path)
+    race = Race(first=8, starts=2, sprint=GaussNewton(iterations=2))
+    config = {"config": Adam(iterations=20, validate_every=10), "race": race}
+    expected = list(distill(MODEL, pairs, validation, NFE, **config))[-1]
+    running = distill(MODEL, pairs, validation, NFE, **config, state=tmp_path)
     for report in running:
         if getattr(report, "iteration", 0) == 10:
             break
     next(running)  # the report of iteration 20: the checkpoint of iteration 10 is written by then
     running.close()
-    rest = list(distill(MODEL, pairs, validation, NFE, **config, first=8, state=tmp_path))
+    rest = list(distill(MODEL, pairs, validation, NFE, **config, state=tmp_path))
     assert isinstance(rest[0], Started)  # the ranking is not run again
     assert torch.equal(rest[-1].table().unrolled(), expected.table().unrolled())
     with pytest.raises(ValueError, match=r"cannot be continued .* delete"):
-        list(distill(MODEL, pairs, validation, NFE, **config, start="uniform", state=tmp_path))
-    again = list(distill(MODEL, pairs, validation, NFE, **config, first=8, state=tmp_path))
+        list(distill(MODEL, pairs, validation, NFE, **{**config, "race": Race("uniform")}, state=tmp_path))
+    again = list(distill(MODEL, pairs, validation, NFE, **config, state=tmp_path))
     assert again[-1].loss == rest[-1].loss  # a finished member of a family is not trained again, nor lost
     assert torch.equal(again[-1].table().unrolled(), expected.table().unrolled())
 
@@ -230,7 +226,8 @@ def test_a_neighbours_grid_mends_told_times_that_fall_back():
 
 
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
-    options = {"config": GaussNewton(iterations=2), "race": GaussNewton(iterations=2), "first": 8}
+    sprint = GaussNewton(iterations=2)
+    options = {"config": GaussNewton(iterations=2), "race": Race(first=8, sprint=sprint)}
     reports = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
     members = [r for r in reports if isinstance(r, Distilled)]
     assert [m.nfe for m in members] == [1, 2, 3]
@@ -240,7 +237,7 @@ def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, 
     for member in members:  # what counts as the best classical solver knows nothing of neighbours
         alone = next(
             r
-            for r in distill(MODEL, pairs, validation, member.nfe, start="ddim", first=8)
+            for r in distill(MODEL, pairs, validation, member.nfe, race=Race("ddim", first=8))
             if isinstance(r, Started)
         )
         assert member.best_classical == alone.best
@@ -260,12 +257,52 @@ def test_a_solver_of_another_schedule_is_refused(pairs, validation):
 
 
 def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation, tmp_path):
-    options = {
-        "race": GaussNewton(iterations=1),
-        "config": GaussNewton(iterations=1),
-        "starts": 1,
-        "first": 8,
-    }
+    race = Race(first=8, starts=1, sprint=GaussNewton(iterations=1))
+    options = {"race": race, "config": GaussNewton(iterations=1)}
     list(distill(MODEL, pairs, validation, 2, **options, state=tmp_path))
     with pytest.raises(ValueError, match=r"of another run: loss was l2, is l1\): delete"):
         list(distill(MODEL, pairs, validation, 2, **options, loss="l1", state=tmp_path))
+
+
+def test_an_entrant_that_blows_up_does_not_win(pairs, validation, monkeypatch):
+    steps, calls = GaussNewtonSteps.step, []
+
+    def fails_at_first(self):
+        calls.append(self)
+        if len(calls) == 1:
+            raise Diverged("as if the samples were not finite")
+        return steps(self)
+
+    monkeypatch.setattr(GaussNewtonSteps, "step", fails_at_first)
+    race = Race(first=8, starts=2, sprint=GaussNewton(iterations=2))
+    reports = list(distill(MODEL, pairs, validation, 2, race=race, config=GaussNewton(iterations=1)))
+    raced = [r for r in reports if isinstance(r, Raced)]
+    assert raced[0].evaluations == 0 < raced[1].evaluations
+    started = next(r for r in reports if isinstance(r, Started))
+    assert started.start == min(raced, key=lambda r: r.loss).classical.spec
+
+
+@pytest.mark.parametrize("change", ["loss", "criterion", "critic", "weights", "seed"])
+def test_a_checkpoint_is_of_one_run_only(pairs, validation, tmp_path, change):
+    def run(**other):
+        told = {"loss": "l2", "criterion": None, "rate": 1e-3, "init": 0, "seed": 0, **other}
+        torch.manual_seed(told["init"])
+        network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+        config = Adam(iterations=1, batch=8, validate_every=1, seed=told["seed"])
+        critic = Critic("plane", network, learning_rate=told["rate"])
+        solver = GeneralizedSolver(MODEL.schedule, 2, MODEL.t_end)
+        shared = {"validation": validation, "checkpoint": tmp_path / "state.pt"}
+        kind = {"loss": told["loss"], "criterion": told["criterion"]}
+        return list(fit(solver, MODEL, pairs, config=config, critics=[critic], **shared, **kind))
+
+    run()
+    run()
+    other = {
+        "loss": {"loss": "l1"},
+        "criterion": {"criterion": lambda made: float(made.square().mean())},
+        "critic": {"rate": 2e-3},
+        "weights": {"init": 1},
+        "seed": {"seed": 1},
+    }
+    with pytest.raises(ValueError, match="of a run with other settings"):
+        run(**other[change])

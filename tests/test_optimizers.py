@@ -1,36 +1,34 @@
 """Gauss-Newton: its Jacobian is the true one, its steps are least squares, and it needs far fewer network calls."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from doubles import Mixture
+from doubles import MIXTURE as MODEL
+from doubles import taught
 from gas.catalogue import Classical
 from gas.fit import fit
 from gas.learned import S4S, GeneralizedSolver
-from gas.losses import FeatureLoss, l1
-from gas.optimizers import Adam, GaussNewton, GaussNewtonSteps
+from gas.losses import FeatureLoss, l1, l2
+from gas.optimizers import Adam, Diverged, GaussNewton, GaussNewtonSteps
 from gas.optimizers.jacobian import linearize, normal_equations, numbers
 from gas.optimizers.order import visited
-from gas.pairs import teach
 from gas.sample import sample, trajectory
 from gas.schedule import Flow
 from gas.table import Table
 
-MODEL = Mixture()
-TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
-
 
 @pytest.fixture(scope="module")
 def pairs():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(160), labelled=False)
+    return taught(range(160))
 
 
 @pytest.fixture(scope="module")
 def validation():
-    return teach(MODEL, TEACHER.table(MODEL.schedule), range(1000, 1064), labelled=False)
+    return taught(range(1000, 1064))
 
 
 def table_of(z, nfe):
@@ -198,3 +196,24 @@ def test_a_walk_visits_every_pair_once_an_epoch(count):
     for epoch in walk.split(10):
         assert sorted(epoch.tolist()) == list(range(10))
     assert not torch.equal(walk[:10], walk[10:20])
+
+
+def test_the_number_of_pairs_grows_and_never_overflows():
+    config = GaussNewton(batch=24, growth=1.15, largest=192)
+    assert [config.pairs_of(i, 10_000) for i in (0, 1, 5, 14, 15, 10**9)] == [24, 27, 48, 169, 192, 192]
+    assert config.pairs_of(0, 10) == 10
+
+
+def test_gauss_newton_says_when_samples_are_not_finite_and_leaves_what_is_frozen(pairs):
+    solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
+    solver.theta.requires_grad_(False)
+    before = solver.theta.clone()
+    steps = GaussNewtonSteps(solver, MODEL, pairs, l2, GaussNewton())
+    steps.step()
+    assert torch.equal(solver.theta, before)
+    assert float(solver.xi.detach().abs().max()) > 0
+    curvature = steps.curvature.clone()
+    steps.pairs = replace(pairs, noise=pairs.noise * float("nan"))
+    with pytest.raises(Diverged, match=r"iteration 1: .* not finite"):
+        steps.step()
+    assert torch.equal(steps.curvature, curvature)

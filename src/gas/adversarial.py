@@ -90,8 +90,8 @@ class Critic:
         conditional: whether it is told the labels.
         objective: a name of :data:`OBJECTIVES`.
         penalty: gamma, weight of ``(R1 + R2) / 2``, at least 0.
-        learning_rate: of its Adam, betas (0, 0.99).
-        warmup: iterations in which it alone learns, before the solver hears of it.
+        learning_rate: of its Adam; betas (0, 0.99) are ours.
+        warmup: iterations in which it learns and the solver, on its paired loss, does not hear of it.
 
     Raises:
         ValueError: names the setting that is out of range.

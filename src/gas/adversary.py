@@ -38,6 +38,10 @@ class Adversary:
     config: Adam = GAS
     pairing: str = "independent"
 
+    def speaks(self) -> bool:
+        """Return whether any critic has weight; without, this is GS training and there is nothing to do."""
+        return any(critic.weight > 0 for critic in self.critics())
+
 
 def adversary_for(
     model: Model,
@@ -48,7 +52,7 @@ def adversary_for(
     pairing: str = "independent",
     config: Adam = GAS,
     learning_rate: float = 3e-4,
-    warmup: int = 100,
+    warmup: int | None = None,
     penalty: float = 0.2,
     seed: int = 0,
 ) -> Adversary:
@@ -56,18 +60,18 @@ def adversary_for(
 
     Args:
         model: with ``features(x) -> (B, F)``, the space of the criterion.
-        pairs: whose teacher's samples the criterion takes for the truth.
+        pairs: of training; their teacher's samples are what the criterion takes for the truth.
         weight: w of the adversarial loss, at least 0.
         objective: ``"relativistic"`` or ``"classic"``.
         pairing: ``"independent"`` or ``"paired"``.
         config: settings of Adam.
         learning_rate: of the critic. The paper's 1e-5 is for critics that were pretrained; these are not.
-        warmup: iterations in which the critic alone learns.
+        warmup: iterations before the solver hears of the critic, fewer than there are; by default a quarter of them.
         penalty: gamma of R1 and R2.
         seed: of the critic's first weights.
 
     Raises:
-        ValueError: for a shape no critic is known for, or a model without features.
+        ValueError: for a shape no critic is known for, a model without features, or settings out of range.
     """
     from gas.discriminator import R3GANDiscriminator
 
@@ -78,6 +82,10 @@ def adversary_for(
             f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
         )
 
+    unheard = config.iterations // 4 if warmup is None else warmup
+    if unheard >= config.iterations:
+        raise ValueError(f"warmup must be below the {config.iterations} iterations, got {unheard}")
+
     def critics() -> list[Critic]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -86,7 +94,7 @@ def adversary_for(
             "objective": objective,
             "penalty": penalty,
             "learning_rate": learning_rate,
-            "warmup": warmup,
+            "warmup": unheard,
         }
         return [Critic("samples", network, weight, **settings)]
 

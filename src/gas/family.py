@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from gas.distill import Distilled, Report, distill
 from gas.model import Model
 from gas.pairs import Pairs
+from gas.race import Race
 from gas.schedule import Schedule
 from gas.table import Table
 
@@ -22,7 +24,13 @@ _STARTS = 3
 
 
 def distill_family(
-    model: Model, pairs: Pairs, validation: Pairs, nfes: Sequence[int], **options: Any
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    nfes: Sequence[int],
+    *,
+    race: Race | None = None,
+    **options: Any,
 ) -> Iterator[Report]:
     """Learn a Generalized Solver for each NFE, the smallest first, with fewer network calls than one by one.
 
@@ -34,18 +42,20 @@ def distill_family(
         pairs: teacher pairs to train on.
         validation: teacher pairs to choose by, of other seeds.
         nfes: network evaluations of each member.
+        race: how the start of each member is chosen.
         options: as for :func:`gas.distill`, for every member.
 
     Yields:
         The reports of :func:`gas.distill` for each member, each ended by its :class:`gas.Distilled`.
     """
     last: Table | None = None
+    race = Race() if race is None else race
     for nfe in sorted(set(nfes)):
-        told = dict(options)
+        entered = race
         if last is not None:
             near = neighbour_grid(model.schedule, last, nfe, model.t_end)
-            told = {"starts": _STARTS, "near": near, **options}
-        for report in distill(model, pairs, validation, nfe, **told):
+            entered = replace(race, starts=min(_STARTS, race.starts), near=near)
+        for report in distill(model, pairs, validation, nfe, race=entered, **options):
             yield report
             if isinstance(report, Distilled):
                 last = report.table()

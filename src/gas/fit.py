@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from gas.compare import run
 from gas.files import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.model import Model
+from gas.names import origin
 from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
 from gas.pairs import Pairs
 from gas.start import evaluate
@@ -54,6 +55,9 @@ class Steps(Protocol):
     def report(self) -> dict[str, float]:
         """Return means of what was logged since the last report."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the bits of its steps, in plain JSON."""
+
     def state(self) -> dict[str, Any]:
         """Return what :meth:`restore` needs to go on with the same bits."""
 
@@ -63,12 +67,13 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class FitRecord:
-    """One report: mean training loss since the last report, validation losses, and whether it is the best yet."""
+    """One report: mean training loss since the last report, and validation losses now, at the start and at best."""
 
     iteration: int
     iterations: int
     train_loss: float
     validation_loss: float
+    start_loss: float
     best_loss: float
     best_iteration: int
     evaluations: int
@@ -145,7 +150,7 @@ def fit(
     asked = loss_by_name(loss) if isinstance(loss, str) else loss
     steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
     training = _Run(solver, steps, asked, criterion)
-    identity = _identity(solver, model, pairs, validation, loss, steps.config, critics, pairing)
+    identity = _identity(solver, steps, pairs, validation, asked, criterion)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         training.restore(_checked(load_state(path), identity, path))
@@ -171,6 +176,7 @@ class _Run:
         self.iterations, self.every = steps.config.iterations, steps.config.validate_every
         self.validated = -1
         self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
+        self.start_loss = math.nan
         self.losses: list[float] = []
         self.winners: set[str] = set()
 
@@ -189,13 +195,15 @@ class _Run:
         with torch.no_grad():
             table: Table = average()
         value = self._measure(validation, table)
+        if iteration == 0:
+            self.start_loss = value
         if value < self.best_loss:
             self.best, self.best_loss, self.best_iteration = _copy(average), value, iteration
         train = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses, self.validated = [], iteration
-        best = (self.best_loss, self.best_iteration)
-        logs = self._checked_logs()
-        return FitRecord(iteration, self.iterations, train, value, *best, self.steps.evaluations, logs)
+        losses = (value, self.start_loss, self.best_loss)
+        spent, logs = self.steps.evaluations, self._checked_logs()
+        return FitRecord(iteration, self.iterations, train, *losses, self.best_iteration, spent, logs)
 
     def _checked_logs(self) -> dict[str, float]:
         """What the optimiser logged; a critic that ranks every real above every fake, twice running, has won."""
@@ -215,12 +223,13 @@ class _Run:
         return self.criterion(run(self.model, validation, table))
 
     def state(self) -> dict[str, Any]:
-        best = {"best": self.best, "best_loss": self.best_loss, "best_iteration": self.best_iteration}
-        return {**best, "winners": sorted(self.winners), "steps": self.steps.state()}
+        kept = {name: getattr(self, name) for name in ("best", "best_loss", "best_iteration", "start_loss")}
+        return {**kept, "winners": sorted(self.winners), "steps": self.steps.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.best, self.best_loss = state["best"], state["best_loss"]
-        self.best_iteration, self.winners = state["best_iteration"], set(state["winners"])
+        for name in ("best", "best_loss", "best_iteration", "start_loss"):
+            setattr(self, name, state[name])
+        self.winners = set(state["winners"])
         self.steps.restore(state["steps"])
         # A finished run reports once more, so that whoever resumes a family learns how this member ended.
         self.validated = -1 if self.steps.iteration == self.iterations else self.steps.iteration
@@ -254,25 +263,17 @@ def _checked(state: dict[str, Any], identity: str, path: Path) -> dict[str, Any]
 
 
 def _identity(
-    solver: nn.Module,
-    model: Model,
-    pairs: Pairs,
-    validation: Pairs,
-    loss: str | Loss,
-    config: Adam | GaussNewton,
-    critics: Sequence[Critic],
-    pairing: str,
+    solver: nn.Module, steps: Steps, pairs: Pairs, validation: Pairs, loss: Loss, criterion: Criterion | None
 ) -> str:
     """A digest of everything that decides the bits of a run: a checkpoint of another must not be continued."""
     told = {
-        "config": [type(config).__name__, _deciding(config)],
-        "loss": loss if isinstance(loss, str) else repr(loss),
+        "steps": steps.identity(),
+        "loss": origin(loss),
+        "criterion": origin(criterion),
         "solver": [type(solver).__name__, str(getattr(solver, "theory", ""))],
-        "schedule": model.schedule.config(),
-        "model": dict(model.identity()),
+        "schedule": steps.model.schedule.config(),
+        "model": dict(steps.model.identity()),
         "guidance": pairs.guidance,
-        "critics": [[critic.name, critic.weight, critic.objective, critic.penalty] for critic in critics],
-        "pairing": pairing if critics else "",
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name, value in solver.state_dict().items():
@@ -282,14 +283,6 @@ def _identity(
         for tensor in (part.seeds, part.target):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _deciding(config: Adam | GaussNewton) -> dict[str, Any]:
-    """The settings that decide a run's bits: how Adam keeps its graph does not."""
-    settings = asdict(config)
-    if isinstance(config, Adam):
-        del settings["memory"]
-    return settings
 
 
 def _copy(solver: nn.Module) -> dict[str, Tensor]:

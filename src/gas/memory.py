@@ -56,11 +56,14 @@ def saved_bytes(denoise: Denoiser, x: Tensor, t: Tensor) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the free memory of a CUDA device, or of this machine."""
+    """Return the free memory of a CUDA device, or of this machine; 4 GiB where the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, macOS not these names
+        return 2**32
 
 
 def fits(denoise: Denoiser, x: Tensor, t: Tensor, nfe: int) -> bool:

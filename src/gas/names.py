@@ -1,12 +1,12 @@
-"""Things chosen by name: a wrong one is answered with the nearest right one."""
+"""Names of things: what is chosen by name, and what a callable is called."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["named"]
+__all__ = ["named", "origin"]
 
 T = TypeVar("T")
 
@@ -21,3 +21,11 @@ def named(kind: str, name: str, known: Mapping[str, T]) -> T:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown {kind} {name!r}: did you mean {near!r}? Known: {', '.join(known)}")
     return known[name]
+
+
+def origin(thing: Any) -> str:
+    """Return where a callable was defined, ``module.name``: the same in every process, unlike its ``repr``."""
+    if thing is None:
+        return ""
+    home = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{home.__module__}.{home.__qualname__}"

@@ -87,13 +87,13 @@ def _learn(
     from gas.cli.train import show
     from gas.distill import distill
     from gas.optimizers import GaussNewton
+    from gas.race import Race
 
     config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
-    race = GaussNewton(iterations=6, batch=10, validate_every=6, seed=seed)
+    sprint = GaussNewton(iterations=6, batch=10, validate_every=6, seed=seed)
+    race = Race(first=16, starts=3, sprint=sprint)
     try:
-        reports = distill(
-            model, pairs, validation, nfe, config=config, first=16, starts=3, race=race, state=state
-        )
+        reports = distill(model, pairs, validation, nfe, config=config, race=race, state=state)
         result = show(reports, model, nfe, config.iterations)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None

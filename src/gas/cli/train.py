@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,23 +66,36 @@ def train(
     """Learn a Generalized Solver for each NFE, with --objective gas an adversarial one, and write them to one file.
 
     Interrupted, the same command goes on where it stopped. What is written is the best on the validation
-    pairs and never worse there than the best classical solver.
+    pairs; for gs, whose measure is the loss, never worse there than the best classical solver. For gas the
+    measure is the Frechet distance to the teacher's samples, and the loss may well be larger.
     """
     from gas.family import distill_family
     from gas.pairs import read_pairs
+    from gas.race import Race
 
     loaded, nfes = load_model(model, device), parse_nfes(nfe)
     config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
+    if not len(held):
+        raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
     state = out.with_name(out.name + ".state")
     given = {"weight": weight, "critic": critic, "pairing": pairing, "gas_iterations": gas_iterations}
     told_gas = _adversarial_settings(objective, given)
     adversary = None
     if told_gas is not None:
-        adversary = _adversary(loaded, read_pairs(pairs, model=loaded), told_gas, seed)
-    options = {"loss": loss, "start": start, "theory": theory, "adversary": adversary, "state": state}
+        adversary = _adversary(loaded, kept, told_gas, seed=seed, memory=memory, batch=batch)
+    options = {"loss": loss, "theory": theory, "adversary": adversary, "state": state}
+    race = Race(start)
     try:
-        reports = distill_family(loaded, kept, held, nfes, config=config, **options)
+        reports = distill_family(
+            loaded,
+            kept,
+            held,
+            nfes,
+            config=config,
+            race=replace(race, sprint=replace(race.sprint, seed=seed)),
+            **options,
+        )
         total = config.iterations + (0 if adversary is None else adversary.config.iterations)
         results = [show(reports, loaded, n, total) for n in sorted(nfes)]
     except KeyboardInterrupt:
@@ -90,7 +103,7 @@ def train(
     told = {**asdict(config), **({} if told_gas is None else {"objective": "gas", **told_gas})}
     _save(out, results, loaded, kept, held, loss, told)
     shutil.rmtree(state, ignore_errors=True)
-    _report(results, loss, len(held), json)
+    _report(results, loss, len(held), "GS" if told_gas is None else "GAS", json)
     note(f"wrote {out}")
 
 
@@ -128,8 +141,9 @@ def _save(
 def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> Distilled:
     """Follow one member: a bar for measuring the classical solvers, one for the race and one for training."""
     from gas.catalogue import candidates
-    from gas.distill import FINALISTS, Distilled, Raced, Started
+    from gas.distill import Distilled
     from gas.fit import FitRecord
+    from gas.race import FINALISTS, Raced, Started
     from gas.start import Measured
 
     report = next(reports)
@@ -183,15 +197,17 @@ def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, An
     return {**usual, **{name: given[name] for name in named}}
 
 
-def _adversary(model: Model, pairs: Pairs, settings: dict[str, Any], seed: int) -> Adversary:
-    from dataclasses import replace
-
+def _adversary(
+    model: Model, pairs: Pairs, settings: dict[str, Any], *, seed: int, memory: str, batch: int | None
+) -> Adversary:
     from gas.adversary import GAS, adversary_for
 
     iterations = settings["gas_iterations"]
-    config = replace(
-        GAS, seed=seed, iterations=iterations, validate_every=min(GAS.validate_every, iterations)
-    )
+    every = min(GAS.validate_every, iterations)
+    told: dict[str, Any] = {"seed": seed, "iterations": iterations, "validate_every": every, "memory": memory}
+    if batch is not None:
+        told["batch"] = batch
+    config = replace(GAS, **told)
     return adversary_for(
         model,
         pairs,
@@ -213,8 +229,6 @@ def _config(
     memory: str,
     seed: int,
 ) -> Adam | GaussNewton:
-    from dataclasses import replace
-
     from gas.distill import FINISH
     from gas.losses import is_sum_of_squares, loss_by_name
     from gas.optimizers import PAPER, Adam, GaussNewton
@@ -236,12 +250,18 @@ def _config(
     }
     if method != "gauss-newton":  # which keeps no graph
         given["memory"] = memory
-    if method == "gauss-newton" and given.pop("learning_rate") is not None:
-        raise ValueError("gauss-newton has no learning_rate: choose --method adam or leave it out")
+    if method == "gauss-newton":
+        if given.pop("learning_rate") is not None:
+            raise ValueError("gauss-newton has no learning_rate: choose --method adam or leave it out")
+        if not is_sum_of_squares(loss_by_name(loss)):
+            raise ValueError(
+                f"gauss-newton needs --loss l2, a sum of squares, got {loss}: choose --method adam"
+            )
+        given["largest"] = None if batch is None else max(batch, GaussNewton().largest)
     return replace(methods[method], **{name: value for name, value in given.items() if value is not None})
 
 
-def _report(results: list[Distilled], loss: str, pairs: int, json: bool) -> None:
+def _report(results: list[Distilled], loss: str, pairs: int, name: str, json: bool) -> None:
     if json:
         print_json(
             [
@@ -266,5 +286,5 @@ def _report(results: list[Distilled], loss: str, pairs: int, json: bool) -> None
         ]
         for r in results
     ]
-    columns = ["NFE", "best classical", "its loss", "GS", "better by"]
+    columns = ["NFE", "best classical", "its loss", name, "better by"]
     print_table(f"{loss} to the teacher on {pairs} validation pairs", columns, rows)

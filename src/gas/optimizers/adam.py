@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,16 +16,13 @@ from gas.losses import Loss
 from gas.memory import Recomputed, fits
 from gas.model import Model
 from gas.optimizers.critics import CriticSteps
+from gas.optimizers.diverged import Diverged
 from gas.optimizers.order import visited
 from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
-__all__ = ["PAPER", "Adam", "AdamSteps", "Diverged"]
-
-
-class Diverged(ArithmeticError):
-    """Training produced a value that is not finite; the solver holds the best numbers seen before."""
+__all__ = ["PAPER", "Adam", "AdamSteps"]
 
 
 @dataclass(frozen=True)
@@ -104,12 +101,12 @@ class AdamSteps:
     ) -> None:
         if pairing not in ("independent", "paired"):
             raise ValueError(f"pairing must be 'independent' or 'paired', got {pairing!r}")
-        if critics and 2 * config.batch > len(pairs):
+        self.critics, self.pairing = CriticSteps(critics), pairing
+        if self.critics.critics and 2 * config.batch > len(pairs):
             raise ValueError(
                 f"critics need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
                 "lower batch or make more pairs"
             )
-        self.critics, self.pairing = CriticSteps(critics), pairing
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.average = AveragedModel(solver, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
@@ -173,10 +170,14 @@ class AdamSteps:
         if not self.critics.critics:
             return None
         other = chosen if self.pairing == "paired" else self._others(chosen)
-        real, labels = other.target.to(made), (chosen.labels, other.labels)
+        real = other.target.to(made)
+        labels = (self._here(chosen.labels), self._here(other.labels))
         fake = made.detach() if self.pairing == "independent" else self._fresh(chosen, table)
         self.critics.learn(fake, real, labels)
         return self.critics.generator_loss(self.iteration, made, real, labels)
+
+    def _here(self, labels: Tensor | None) -> Tensor | None:
+        return None if labels is None else labels.to(self.model.device)
 
     @torch.no_grad()
     def _fresh(self, like: Pairs, table: Table) -> Tensor:
@@ -189,6 +190,12 @@ class AdamSteps:
     def report(self) -> dict[str, float]:
         """Return what the critics logged since the last report."""
         return self.critics.report()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides this training's bits; how the graph is kept does not."""
+        settings = {name: value for name, value in asdict(self.config).items() if name != "memory"}
+        pairing = self.pairing if self.critics.critics else ""
+        return {"Adam": settings, "pairing": pairing, "critics": self.critics.identity()}
 
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gas.adversarial import Critic, gradient_penalty, objective_by_name
+from gas.model import weights_hash
+from gas.names import origin
 
 __all__ = ["CriticSteps"]
 
@@ -88,6 +90,17 @@ class CriticSteps:
         means = {name: math.fsum(values) / len(values) for name, values in self.logs.items()}
         self.logs = {}
         return means
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Return what decides the critics' bits: their settings and their weights as they came."""
+        return [
+            {
+                **{name: value for name, value in vars(critic).items() if name not in ("network", "view")},
+                "view": origin(critic.view),
+                "weights": weights_hash(critic.network),
+            }
+            for critic in self.critics
+        ]
 
     def state(self) -> dict[str, Any]:
         """Return networks and optimisers."""

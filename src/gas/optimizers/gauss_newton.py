@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
+from gas.optimizers.diverged import Diverged
 from gas.optimizers.jacobian import normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.pairs import Pairs
@@ -66,7 +67,11 @@ class GaussNewton:
 
     def pairs_of(self, iteration: int, available: int) -> int:
         """Return how many pairs an iteration sees."""
-        return min(int(self.batch * self.growth**iteration), self.largest, available)
+        most = min(self.largest, available)
+        # Compared as logarithms: the power itself leaves the range of floats after some thousand iterations.
+        if math.log(self.batch) + iteration * math.log(self.growth) >= math.log(most):
+            return most
+        return int(self.batch * self.growth**iteration)
 
 
 class GaussNewtonSteps:
@@ -91,8 +96,8 @@ class GaussNewtonSteps:
             )
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
-        self.names = [name for name, _ in solver.named_parameters()]
-        size = sum(parameter.numel() for parameter in solver.parameters())
+        self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
+        size = sum(parameter.numel() for parameter in self.learned.values())
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
         self.slope = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
@@ -110,6 +115,11 @@ class GaussNewtonSteps:
         x = chosen.noise.to(self.model.device)
         p = self._parameters()
         normal = normal_equations(self._bind(chosen), x, chosen.target, self._table(p), self.features)
+        if not math.isfinite(normal.loss) or not bool(normal.curvature.isfinite().all()):
+            raise Diverged(
+                f"iteration {self.iteration}: the samples, or how they move, are not finite (loss {normal.loss:g}); "
+                "start from another solver"
+            )
         chain = torch.autograd.functional.jacobian(lambda p: numbers(self._table(p)), p)
         curvature, gradient = chain.T @ normal.curvature @ chain, chain.T @ normal.gradient
         self.evaluations += normal.evaluations
@@ -146,6 +156,10 @@ class GaussNewtonSteps:
     def report(self) -> dict[str, float]:
         """Return the damping, in units of the curvature's diagonal."""
         return {"damping": self.damping}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides this training's bits."""
+        return {"GaussNewton": asdict(self.config)}
 
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
@@ -184,16 +198,17 @@ class GaussNewtonSteps:
         return value if math.isfinite(value) else math.inf
 
     def _parameters(self) -> Tensor:
-        return torch.cat([parameter.detach().flatten() for parameter in self.solver.parameters()])
+        return nn.utils.parameters_to_vector(self.learned.values()).detach()
 
     def _table(self, p: Tensor) -> Table:
         """The solver's table at parameters ``p``, differentiable in them."""
-        shapes = [parameter.shape for parameter in self.solver.parameters()]
-        parts = p.split([shape.numel() for shape in shapes])
-        named = {name: part.view(shape) for name, part, shape in zip(self.names, parts, shapes, strict=True)}
+        parts = p.split([parameter.numel() for parameter in self.learned.values()])
+        named = {
+            name: part.view_as(old) for (name, old), part in zip(self.learned.items(), parts, strict=True)
+        }
         table: Table = functional_call(self.solver, named, ())
         return table
 
     @torch.no_grad()
     def _put(self, p: Tensor) -> None:
-        nn.utils.vector_to_parameters(p, self.solver.parameters())
+        nn.utils.vector_to_parameters(p, self.learned.values())
