@@ -15,8 +15,10 @@ from gas.metrics import (
     Bootstrap,
     FeatureStatistics,
     bootstrap,
+    distribution,
     feature_statistics,
     frechet_distance,
+    frechet_interval,
     kernel_distance,
     mean_interval,
     prdc,
@@ -422,3 +424,22 @@ def test_seed_interval_tends_to_normal_theory_and_shows_nan():
     assert seed_interval(values) == pytest.approx(mean_interval(values), rel=1e-3)
     assert seed_interval([1.0, 2.0, 3.0])[1] > 2 * mean_interval([1.0, 2.0, 3.0])[1]
     assert math.isnan(seed_interval([1.0, math.inf])[1])
+
+
+def test_a_comparison_of_distributions_is_its_parts():
+    fake, real = normal(1, 60, 3) + 0.4, normal(2, 80, 3)
+    found, reference = distribution(fake, real, resamples=60), feature_statistics(real)
+    assert found.frechet == frechet_distance(feature_statistics(fake), reference)
+    assert found.frechet_interval == frechet_interval(fake, reference, resamples=60)
+    assert found.frechet_interval[0] < found.frechet_interval[1]
+    assert found.kernel == pytest.approx(kid(fake, real))
+    assert found.prdc == prdc(fake, real)
+    assert distribution(fake[:5], real).prdc is None  # a ball to the fifth neighbour needs a sixth sample
+
+
+def test_the_interval_of_a_frechet_distance_is_of_the_distance_without_its_bias():
+    # Equal laws: the distance of a few samples is all bias, and an interval about it would miss the truth.
+    reference = FeatureStatistics(torch.zeros(4), torch.eye(4), 10**9)
+    held = [frechet_interval(normal(s, 60, 4), reference, resamples=100)[0] for s in range(20)]
+    assert sum(low < 0.01 for low in held) >= 17
+    assert all(frechet_distance(feature_statistics(normal(s, 60, 4)), reference) > 0.02 for s in range(20))

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gas.metrics import FeatureStatistics, extract, feature_statistics, frechet_distance, paired
+from gas.metrics import (
+    Distribution,
+    FeatureStatistics,
+    distribution,
+    extract,
+    feature_statistics,
+    frechet_distance,
+    frechet_interval,
+    paired,
+)
 from gas.model import Model
 from gas.pairs import Pairs
 from gas.sample import sample
@@ -28,7 +37,8 @@ class Comparison:
         l1: mean absolute error to the teacher.
         psnr: peak signal-to-noise ratio to the teacher in dB, range 2, of ``mse``; none where that is zero.
         frechet_data: Frechet distance to real data, where the model has statistics of it.
-        frechet_teacher: Frechet distance to the teacher's samples, where the model has features.
+        frechet_data_interval: its 95% interval, bias taken away.
+        to_teacher: distances to the distribution of the teacher's samples, where the model has features.
         samples: pairs measured on.
     """
 
@@ -39,7 +49,8 @@ class Comparison:
     l1: float
     psnr: float | None
     frechet_data: float | None
-    frechet_teacher: float | None
+    frechet_data_interval: tuple[float, float] | None
+    to_teacher: Distribution | None
     samples: int
 
 
@@ -70,18 +81,20 @@ def compare(
         made: its samples ``(S, *)``, as :func:`run` returns them.
         pairs: the teacher's.
         nfe: network evaluations that a sample took.
-        features: ``(B, *) -> (B, F)``, the space of Frechet distances; without it there are none.
+        features: ``(B, *) -> (B, F)``, the space that distributions are compared in; without it they are not.
         reference: statistics of real data in that space.
 
     Raises:
         ValueError: when the shapes disagree.
     """
     error, half_width = paired.mean_interval(paired.mse(made, pairs.target))
-    to_data, to_teacher = None, None
+    to_data, interval, to_teacher = None, None, None
     if features is not None:
-        statistics = feature_statistics(extract(features, made))
-        to_teacher = frechet_distance(statistics, feature_statistics(extract(features, pairs.target)))
-        to_data = None if reference is None else frechet_distance(statistics, reference)
+        seen = extract(features, made)
+        to_teacher = distribution(seen, extract(features, pairs.target))
+        if reference is not None:
+            to_data = frechet_distance(feature_statistics(seen), reference)
+            interval = frechet_interval(seen, reference)
     return Comparison(
         name=name,
         nfe=nfe,
@@ -90,6 +103,7 @@ def compare(
         l1=float(paired.l1(made, pairs.target).mean()),
         psnr=float(paired.psnr(made.flatten()[None], pairs.target.flatten()[None])[0]) if error else None,
         frechet_data=to_data,
-        frechet_teacher=to_teacher,
+        frechet_data_interval=interval,
+        to_teacher=to_teacher,
         samples=len(pairs),
     )

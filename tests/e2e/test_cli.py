@@ -121,6 +121,16 @@ def test_evaluate_measures_what_it_says(work):
     assert rows["GS", 3]["mse"] == pytest.approx(float(error.mean()), rel=1e-4)
 
 
+def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
+    words = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "s.json", "--nfe", 2]
+    refused = {
+        "--validation must be at least 1": ["--validation", 0],
+        "gauss-newton needs --loss l2": ["--loss", "l1", "--method", "gauss-newton"],
+    }
+    for told, more in refused.items():
+        assert told in run(*words, *more, code=2).output
+
+
 def test_a_table_for_people(work, tmp_path):
     words = [
         "evaluate",
@@ -137,7 +147,28 @@ def test_a_table_for_people(work, tmp_path):
     shown = run(*words, "--picture", tmp_path / "e.png").stdout
     assert "digits: 16 samples, seeds 500 to 515" in shown
     assert "GS" in shown
+    assert "recall" in shown
     assert (tmp_path / "e.png").exists()
+
+
+def test_evaluate_compares_several_files(work, tmp_path):
+    path, other = work / "digits.json", json.loads((work / "digits.json").read_text())
+    other["training"]["objective"] = "gas"
+    other["solvers"] = [entry for entry in other["solvers"] if entry["nfe"] == 2]
+    (tmp_path / "digits.json").write_text(json.dumps(other))
+    words = ["evaluate", *SMALL, "--seeds", "500:516", "--teacher-nfe", 8, "--baselines", "ddim/log_snr"]
+    files = ["--solver", path, "--solver", tmp_path / "digits.json"]
+    rows = json.loads(run(*words, *files, "--json").stdout)["rows"]
+    found = {(row["name"], row["nfe"]): row for row in rows}
+    assert {key for key in found if key[0] in ("GS", "GAS")} == {("GS", 2), ("GS", 3), ("GAS", 2)}
+    assert found["GS", 2]["to_teacher"] == found["GAS", 2]["to_teacher"]
+    shares = found["GS", 2]["to_teacher"]["prdc"]
+    assert set(shares) == {"precision", "recall", "density", "coverage"}
+    low, high = found["GS", 2]["to_teacher"]["frechet_interval"]
+    assert 0 <= low <= high
+    assert found["GS", 2]["to_teacher"]["frechet"] > 0
+    assert "NFE 3" in run(*words, *files, "--nfe", 3, code=2).output
+    assert "rename one" in run(*words, *[w for _ in range(3) for w in ("--solver", path)], code=2).output
 
 
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):

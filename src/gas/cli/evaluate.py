@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, SolverFile, load_model, parse_nfes, parse_seeds
+from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes, parse_seeds
 from gas.cli.screen import bar, note, print_json, print_table, tracked
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
 @command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512")
 def evaluate(
-    solver: SolverFile,
+    solver: Annotated[
+        list[Path], typer.Option("--solver", "-s", help="A solver file; repeat it to compare several.")
+    ],
     model: ModelName = "mnist",
     nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10; default: all in the file.")] = "",
     seeds: Annotated[
@@ -48,25 +50,27 @@ def evaluate(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Measure solvers from the same noise: error to the teacher and Frechet distances.
+    """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
 
-    A baseline without a grid runs on whichever is best for it on these very seeds, which favours it.
+    A baseline without a grid runs on whichever is best for it on the first 64 of these very seeds (the best
+    two on all), which favours it. The first file names the teacher.
     """
-    from gas.artefact import load
-
-    loaded, artefact = load_model(model, device), load(solver)
-    artefact.check(loaded, artefact.document.guidance)
-    nfes = parse_nfes(nfe) if nfe else artefact.nfes
-    for n in nfes:
-        artefact.entry(n)
+    loaded = load_model(model, device)
+    artefacts = _load_named(solver, loaded)
+    artefact = next(iter(artefacts.values()))
+    nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
+    for n in nfes if nfe else ():
+        for one in artefacts.values():
+            one.entry(n)
     chosen, guidance = parse_seeds(seeds), artefact.document.guidance
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
-    _warn_of_known_seeds(artefact, chosen)
+    for one in artefacts.values():
+        _warn_of_known_seeds(one, chosen)
     master = _teacher(artefact, loaded.t_end, solver=teacher, grid=grid, nfe=teacher_nfe)
     pairs = taught(loaded, master, chosen, guidance)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
-    rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefact, names, every)]
+    rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefacts, names, every)]
     rows.append(_compare(loaded, pairs, f"{master.label} (teacher)", master.nfe, pairs.target))
     if picture is not None:
         _draw(picture, rows, loaded.name, len(pairs))
@@ -76,7 +80,25 @@ def evaluate(
         print_json({"model": loaded.name, "seeds": seeds_used, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
-        print_comparisons(title, rows)
+        strong = list(artefacts)[-1]
+        print_comparisons(title, rows, strong=strong)
+        _print_distributions("the same, as distributions of features; 95% intervals", rows, strong)
+
+
+def _load_named(paths: list[Path], model: ZooModel) -> dict[str, Artefact]:
+    """Solver files by what they hold, GS or GAS, and by their file's name where that is not enough."""
+    from gas.artefact import load
+
+    named: dict[str, Artefact] = {}
+    for path in paths:
+        artefact = load(path)
+        artefact.check(model, artefact.document.guidance)
+        name = "GAS" if artefact.document.training.get("objective") == "gas" else "GS"
+        name = f"{name} ({path.stem})" if name in named else name
+        if name in named:
+            raise ValueError(f"--solver {path} is named like another one: rename one of the files")
+        named[name] = artefact
+    return named
 
 
 def _teacher(artefact: Artefact, t_end: float, **asked: str | int | None) -> Classical:
@@ -108,7 +130,10 @@ def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 
 
 
 def best_on(model: ZooModel, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
-    """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID."""
+    """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID.
+
+    All are measured on the first 64, the best two of them on all.
+    """
     from gas.catalogue import candidates
     from gas.losses import l2
     from gas.start import rank_classical
@@ -134,7 +159,7 @@ def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS")
 
 
 def _measure(
-    model: ZooModel, pairs: Pairs, nfe: int, artefact: Artefact, names: list[str], every: bool
+    model: ZooModel, pairs: Pairs, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
     from gas.catalogue import SOLVERS
     from gas.compare import run
@@ -146,7 +171,7 @@ def _measure(
     if every:
         classical, table = best_on(model, pairs, nfe, list(SOLVERS))
         tables[f"{classical.label} (best of all)"] = table
-    tables["GS"] = artefact.table(nfe)
+    tables.update({name: one.table(nfe) for name, one in artefacts.items() if nfe in one.nfes})
     rows = []
     with bar(f"NFE {nfe}", len(tables)) as running:
         for done, (name, table) in enumerate(tables.items(), start=1):
@@ -164,7 +189,7 @@ def _compare(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -
 
 def _cells(row: Comparison) -> list[str]:
     data = "" if row.frechet_data is None else f"{row.frechet_data:.2f}"
-    teacher = "" if row.frechet_teacher is None or row.psnr is None else f"{row.frechet_teacher:.2f}"
+    teacher = "" if row.to_teacher is None or row.psnr is None else f"{row.to_teacher.frechet:.2f}"
     error = "" if row.psnr is None else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
     error_l1 = "" if row.psnr is None else f"{row.l1:.4f}"
     return [
@@ -176,6 +201,29 @@ def _cells(row: Comparison) -> list[str]:
         data,
         teacher,
     ]
+
+
+def _print_distributions(title: str, rows: list[Comparison], strong: str) -> None:
+    """Print what tells distributions apart; nothing where the model has no features."""
+    if all(row.to_teacher is None for row in rows):
+        return
+    columns = ["solver", "NFE", "Frechet to data", "Frechet to teacher", "kernel x 1000"]
+    columns += ["precision", "recall", "density", "coverage"]
+    print_table(title, columns, [_distribution_cells(row) for row in rows], strong=strong)
+
+
+def _distribution_cells(row: Comparison) -> list[str]:
+    data = ""
+    if row.frechet_data is not None and row.frechet_data_interval is not None:
+        low, high = row.frechet_data_interval
+        data = f"{row.frechet_data:.2f} [{low:.2f}, {high:.2f}]"
+    found = row.to_teacher
+    if found is None or row.psnr is None:  # the teacher against itself says nothing
+        return [row.name, str(row.nfe), data, *[""] * 6]
+    low, high = found.frechet_interval
+    kernel = f"{1000 * found.kernel:.2f} ± {1000 * found.kernel_std:.2f}"
+    shares = [""] * 4 if found.prdc is None else [f"{value:.3f}" for value in vars(found.prdc).values()]
+    return [row.name, str(row.nfe), data, f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:

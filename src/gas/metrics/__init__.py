@@ -3,6 +3,7 @@
 from gas.metrics.bootstrap import Bootstrap, bootstrap, seed_interval
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.criterion import FrechetCriterion
+from gas.metrics.distribution import Distribution, distribution, frechet_interval
 from gas.metrics.frechet import FeatureStatistics, extract, feature_statistics, frechet_distance, merge
 from gas.metrics.kernel import KernelDistance, kernel_distance
 from gas.metrics.paired import l1, mean_interval, mse, psnr
@@ -10,13 +11,16 @@ from gas.metrics.paired import l1, mean_interval, mse, psnr
 __all__ = [
     "PRDC",
     "Bootstrap",
+    "Distribution",
     "FeatureStatistics",
     "FrechetCriterion",
     "KernelDistance",
     "bootstrap",
+    "distribution",
     "extract",
     "feature_statistics",
     "frechet_distance",
+    "frechet_interval",
     "kernel_distance",
     "l1",
     "mean_interval",

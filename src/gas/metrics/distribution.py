@@ -1,0 +1,69 @@
+"""Two sets of features compared in every way we know, with how sure each number is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gas.metrics.bootstrap import bootstrap
+from gas.metrics.coverage import PRDC, prdc
+from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from gas.metrics.kernel import kernel_distance
+
+__all__ = ["Distribution", "distribution", "frechet_interval"]
+
+_NEIGHBOURS = 5
+_SUBSET = 1000
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How far samples are from a reference as a distribution.
+
+    Args:
+        frechet: Frechet distance, with the bias of its number of samples.
+        frechet_interval: 95% interval of the distance, the bias taken away (:attr:`gas.metrics.Bootstrap.basic`), so
+            that it may lie below ``frechet``; it stands for the samples' share of the chance, not the reference's.
+        kernel: unbiased kernel distance (KID where features are Inception's).
+        kernel_std: its standard deviation over subsets of at most 1,000 samples.
+        prdc: precision, recall, density and coverage at k = 5; none with 5 samples or fewer.
+    """
+
+    frechet: float
+    frechet_interval: tuple[float, float]
+    kernel: float
+    kernel_std: float
+    prdc: PRDC | None
+
+
+def frechet_interval(
+    features: Tensor, reference: FeatureStatistics, *, resamples: int = 100
+) -> tuple[float, float]:
+    """Return the basic 95% bootstrap interval of the Frechet distance of features ``(S, F)`` to a reference."""
+    low, high = bootstrap(
+        lambda rows: frechet_distance(feature_statistics(rows), reference), features, resamples=resamples
+    ).basic
+    return max(0.0, low), max(0.0, high)
+
+
+def distribution(fake: Tensor, real: Tensor, *, resamples: int = 100) -> Distribution:
+    """Compare features of samples ``(M, F)`` with those of a reference ``(N, F)``.
+
+    Args:
+        fake: of the samples, M >= 2.
+        real: of the teacher or of real data, N >= 2.
+        resamples: of the bootstrap.
+
+    Raises:
+        ValueError: for features that are not two finite matrices of one width.
+    """
+    reference, fewer = feature_statistics(real), min(len(fake), len(real))
+    kernel = kernel_distance(fake, real, subset_size=min(_SUBSET, fewer), subsets=20)
+    return Distribution(
+        frechet_distance(feature_statistics(fake), reference),
+        frechet_interval(fake, reference, resamples=resamples),
+        kernel.estimate,
+        kernel.std,
+        prdc(fake, real, k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
+    )
