@@ -14,6 +14,7 @@ from gas.adversarial import Critic, classic, gradient_penalty, objective_by_name
 from gas.adversary import Adversary, adversary_for
 from gas.catalogue import Classical
 from gas.compare import run
+from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
 from gas.distill import distill
 from gas.fit import fit
 from gas.learned import GeneralizedSolver
@@ -372,3 +373,38 @@ def test_the_criterion_is_a_distance_of_distributions(validation):
     )  # another sample for every noise, the same set
     assert criterion(x * 0.5) > 0.01
     assert criterion(torch.full_like(x, float("nan"))) == float("inf")
+
+
+def test_a_critic_may_take_several_steps_for_one_of_the_solver(pairs):
+    class Recorder(CriticSteps):
+        def learn(self, fake, real, labels, turn=0):
+            seen.append((fake, real, turn))
+            super().learn(fake, real, labels, turn)
+
+    seen, critics = [], [Critic("slow", Logit()), Critic("fast", Logit(1), steps=3, learning_rate=1e-3)]
+    for pairing in ("independent", "paired"):
+        seen.clear()
+        config = Adam(iterations=2, batch=16)
+        steps = AdamSteps(new(), MODEL, pairs, F.mse_loss, config, critics, pairing)
+        steps.critics = Recorder(critics)
+        steps.step()
+        assert [turn for *_, turn in seen] == [0, 1, 2]
+        changing = 0 if pairing == "paired" else 1  # fresh fakes, or other reals
+        assert not torch.equal(seen[0][changing], seen[1][changing])
+        taken = [len(steps.critics.logs[f"{name}.critic"]) for name in ("slow", "fast")]
+        assert taken == [1, 3]
+    with pytest.raises(ValueError, match="steps of critic 'none' must be at least 1, got 0"):
+        Critic("none", Logit(), steps=0)
+
+
+def test_a_pretrained_critic_is_copied_and_must_fit_the_samples():
+    model = zoo.load("digits")
+    pairs = teach(model, Classical("ddim", "log_snr", 2, 1e-3).table(model.schedule), range(20))
+    network = R3GANDiscriminator(**DIGITS)
+    adversary = adversary_for(model, pairs, network=network, steps=2)
+    (critic,) = adversary.critics()
+    assert critic.steps == 2
+    assert critic.network is not network
+    assert torch.equal(parameters(critic.network), parameters(network))
+    with pytest.raises(ValueError, match=r"takes x of shape \(B, 1, 32, 32\), got \(1, 1, 8, 8\)"):
+        adversary_for(model, pairs, network=R3GANDiscriminator(**MNIST))

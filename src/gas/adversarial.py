@@ -91,6 +91,7 @@ class Critic:
         objective: a name of :data:`OBJECTIVES`.
         penalty: gamma, weight of ``(R1 + R2) / 2``, at least 0.
         learning_rate: of its Adam; betas (0, 0.99) are ours.
+        steps: of it for one step of the solver, at least 1, each against other reals.
         warmup: iterations in which it learns and the solver, on its paired loss, does not hear of it.
 
     Raises:
@@ -108,6 +109,7 @@ class Critic:
     objective: Literal["relativistic", "classic"] = "relativistic"
     penalty: float = 0.2
     learning_rate: float = 1e-5
+    steps: int = 1
     warmup: int = 0
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class Critic:
             raise ValueError(
                 f"learning_rate of critic {self.name!r} must be positive, got {self.learning_rate}"
             )
+        if self.steps < 1:
+            raise ValueError(f"steps of critic {self.name!r} must be at least 1, got {self.steps}")
         objective_by_name(self.objective)
 
     def logits(self, x: Tensor, labels: Tensor | None) -> Tensor:

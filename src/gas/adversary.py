@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from gas.adversarial import Critic
 from gas.fit import Criterion
@@ -54,6 +56,8 @@ def adversary_for(
     learning_rate: float = 3e-4,
     warmup: int | None = None,
     penalty: float = 0.2,
+    steps: int = 1,
+    network: nn.Module | None = None,
     seed: int = 0,
 ) -> Adversary:
     """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
@@ -68,6 +72,9 @@ def adversary_for(
         learning_rate: of the critic. The paper's 1e-5 is for critics that were pretrained; these are not.
         warmup: iterations before the solver hears of the critic, fewer than there are; by default a quarter of them.
         penalty: gamma of R1 and R2.
+        steps: of the critic for one of the solver.
+        network: a critic to start from, left as it is, for instance :func:`gas.discriminator.load_discriminator`'s; by
+            default one of random weights.
         seed: of the critic's first weights.
 
     Raises:
@@ -75,7 +82,7 @@ def adversary_for(
     """
     from gas.discriminator import R3GANDiscriminator
 
-    sizes = _sizes(tuple(model.sample_shape))
+    sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
     features = getattr(model, "features", None)
     if features is None:
         raise ValueError(
@@ -89,16 +96,19 @@ def adversary_for(
     def critics() -> list[Critic]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = R3GANDiscriminator(**sizes).to(model.device)
+            critic = R3GANDiscriminator(**sizes) if network is None else copy.deepcopy(network)
         settings = {
             "objective": objective,
             "penalty": penalty,
             "learning_rate": learning_rate,
             "warmup": unheard,
+            "steps": steps,
         }
-        return [Critic("samples", network, weight, **settings)]
+        return [Critic("samples", critic.to(model.device), weight, **settings)]
 
-    critics()  # settings out of range are refused before any work
+    (first,) = critics()  # settings out of range, or another shape, are refused before any work
+    with torch.no_grad():
+        first.logits(pairs.target[:1].to(model.device), None)
     return Adversary(critics, FrechetCriterion(features, pairs.target), config, pairing)
 
 

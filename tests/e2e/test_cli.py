@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import gas
 from gas.cli import app
+from gas.discriminator import MNIST, R3GANDiscriminator
 
 SMALL = ["--model", "digits"]
 
@@ -127,6 +128,17 @@ def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
         "--validation must be at least 1": ["--validation", 0],
         "gauss-newton needs --loss l2": ["--loss", "l1", "--method", "gauss-newton"],
     }
+    gas = ["--objective", "gas", "--validation", 32]
+    save_file(R3GANDiscriminator(**MNIST).state_dict(), tmp_path / "mnist.safetensors")
+    refused["this discriminator takes x of shape"] = [
+        *gas,
+        "--critic-weights",
+        tmp_path / "mnist.safetensors",
+    ]
+    refused["no R3GAN discriminator"] = [*gas, "--critic-weights", tmp_path / "other.safetensors"]
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    refused["--critic-steps is a setting of --objective gas"] = ["--critic-steps", 2]
+    refused["weight of critic"] = [*gas, "--weight", -1]
     for told, more in refused.items():
         assert told in run(*words, *more, code=2).output
 

@@ -56,6 +56,15 @@ def train(
     gas_iterations: Annotated[
         int | None, typer.Option(help="Steps of Adam against the critic (gas); default 400.", min=1)
     ] = None,
+    critic_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A critic to start from (gas): R3GAN's published pickle, not executed, or safetensors."
+        ),
+    ] = None,
+    critic_steps: Annotated[
+        int | None, typer.Option(help="Of the critic for one of the solver (gas); default 1.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
     memory: Annotated[
         str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
@@ -79,7 +88,14 @@ def train(
     if not len(held):
         raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
     state = out.with_name(out.name + ".state")
-    given = {"weight": weight, "critic": critic, "pairing": pairing, "gas_iterations": gas_iterations}
+    given = {
+        "weight": weight,
+        "critic": critic,
+        "pairing": pairing,
+        "gas_iterations": gas_iterations,
+        "critic_weights": None if critic_weights is None else str(critic_weights),
+        "critic_steps": critic_steps,
+    }
     told_gas = _adversarial_settings(objective, given)
     adversary = None
     if told_gas is not None:
@@ -193,7 +209,14 @@ def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, An
                 f"--{named[0].replace('_', '-')} is a setting of --objective gas: add that or leave it out"
             )
         return None
-    usual = {"weight": 1.0, "critic": "relativistic", "pairing": "independent", "gas_iterations": 400}
+    usual = {
+        "weight": 1.0,
+        "critic": "relativistic",
+        "pairing": "independent",
+        "gas_iterations": 400,
+        "critic_weights": None,
+        "critic_steps": 1,
+    }
     return {**usual, **{name: given[name] for name in named}}
 
 
@@ -201,7 +224,9 @@ def _adversary(
     model: Model, pairs: Pairs, settings: dict[str, Any], *, seed: int, memory: str, batch: int | None
 ) -> Adversary:
     from gas.adversary import GAS, adversary_for
+    from gas.discriminator import load_discriminator
 
+    weights = settings["critic_weights"]
     iterations = settings["gas_iterations"]
     every = min(GAS.validate_every, iterations)
     told: dict[str, Any] = {"seed": seed, "iterations": iterations, "validate_every": every, "memory": memory}
@@ -215,6 +240,8 @@ def _adversary(
         objective=settings["critic"],
         pairing=settings["pairing"],
         config=config,
+        steps=settings["critic_steps"],
+        network=None if weights is None else load_discriminator(weights),
         seed=seed,
     )
 

@@ -159,30 +159,35 @@ class AdamSteps:
         size = min(self.config.batch, len(self.pairs))
         return self.pairs.subset(visited(len(self.pairs), self.iteration * size, size, self.config.seed))
 
-    def _others(self, chosen: Pairs) -> Pairs:
+    def _others(self, chosen: Pairs, turn: int = 0) -> Pairs:
         """As many other pairs, so that no real is the teacher's answer to a fake's noise."""
         others = (~torch.isin(self.pairs.seeds, chosen.seeds)).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.iteration)
+        generator = torch.Generator().manual_seed(self._draw(turn))
         return self.pairs.subset(others[torch.randperm(len(others), generator=generator)[: len(chosen)]])
 
     def _adversarial(self, made: Tensor, chosen: Pairs, table: Table) -> Tensor | None:
         """Let the critics learn, then return what they say of the samples."""
         if not self.critics.critics:
             return None
-        other = chosen if self.pairing == "paired" else self._others(chosen)
-        real = other.target.to(made)
-        labels = (self._here(chosen.labels), self._here(other.labels))
-        fake = made.detach() if self.pairing == "independent" else self._fresh(chosen, table)
-        self.critics.learn(fake, real, labels)
+        for turn in range(self.critics.rounds):
+            other = chosen if self.pairing == "paired" else self._others(chosen, turn)
+            fake = made.detach() if self.pairing == "independent" else self._fresh(chosen, table, turn)
+            real = other.target.to(made)
+            labels = (self._here(chosen.labels), self._here(other.labels))
+            self.critics.learn(fake, real, labels, turn)
         return self.critics.generator_loss(self.iteration, made, real, labels)
+
+    def _draw(self, turn: int) -> int:
+        """A number of its own for every turn of every iteration of every seed."""
+        return turn * 1_000_000_007 + self.config.seed * 1_000_003 + self.iteration
 
     def _here(self, labels: Tensor | None) -> Tensor | None:
         return None if labels is None else labels.to(self.model.device)
 
     @torch.no_grad()
-    def _fresh(self, like: Pairs, table: Table) -> Tensor:
+    def _fresh(self, like: Pairs, table: Table, turn: int) -> Tensor:
         """The student's samples of noise that is in no pair, for the labels of the batch."""
-        first = 2**40 + (self.config.seed * 1_000_003 + self.iteration) * len(like)
+        first = 2**40 + self._draw(turn) * len(like)
         noise = self.model.noise(range(first, first + len(like)))
         self.evaluations += len(like) * table.nfe
         return sample(self.model.bind(like.labels, self.pairs.guidance), noise, table.folded())

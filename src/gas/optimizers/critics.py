@@ -35,15 +35,25 @@ class CriticSteps:
         ]
         self.logs: dict[str, list[float]] = {}
 
-    def learn(self, fake: Tensor, real: Tensor, labels: tuple[Tensor | None, Tensor | None]) -> None:
-        """Take one step of every critic.
+    @property
+    def rounds(self) -> int:
+        """Most steps that a critic takes for one of the solver."""
+        return max((critic.steps for critic in self.critics), default=0)
+
+    def learn(
+        self, fake: Tensor, real: Tensor, labels: tuple[Tensor | None, Tensor | None], turn: int = 0
+    ) -> None:
+        """Take one step of every critic that takes more than ``turn`` steps for one of the solver.
 
         Args:
             fake: the student's samples ``(B, *)``; no gradient flows into them.
             real: the teacher's ``(B, *)``, as many.
             labels: the classes of both.
+            turn: how many steps were taken before.
         """
         for critic, optimizer in zip(self.critics, self.optimizers, strict=True):
+            if turn >= critic.steps:
+                continue
             critic.network.requires_grad_(True)
             penalised = critic.penalty > 0
             seen = [critic.seen(x.detach()).detach().requires_grad_(penalised) for x in (fake, real)]
