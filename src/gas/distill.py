@@ -22,7 +22,7 @@ from gas.race import Race, Raced, Started
 from gas.start import Measured, evaluate
 from gas.table import Table
 
-__all__ = ["FINISH", "Distilled", "Report", "distill"]
+__all__ = ["FINISH", "Distilled", "Heard", "Report", "against", "distill"]
 
 # What the winner of the race is trained for after it.
 FINISH = GaussNewton(iterations=12, batch=64, growth=1.0)
@@ -119,13 +119,13 @@ def distill(
         return
     if isinstance(result, Table):
         solver = GeneralizedSolver.from_table(model.schedule, result, model.t_end, theory=theory)
-    heard = yield from _against(adversary, solver, model, pairs, validation, loss, _file(state, nfe, "-gas"))
+    heard = yield from against(adversary, solver, model, pairs, validation, loss, _file(state, nfe, "-gas"))
     best_loss = float(evaluate(model, validation, solver().detach(), loss_by_name(loss)).mean())
     evaluations += heard.evaluations
     yield Distilled(nfe, solver, *known, best_loss, evaluations, heard.stopped, heard.criterion)
 
 
-class _Heard(NamedTuple):
+class Heard(NamedTuple):
     """What came of training against critics."""
 
     evaluations: int
@@ -133,17 +133,30 @@ class _Heard(NamedTuple):
     stopped: str
 
 
-def _against(
+def against(
     adversary: Adversary,
     solver: GeneralizedSolver,
     model: Model,
     pairs: Pairs,
     validation: Pairs,
-    loss: str,
-    checkpoint: Path | None,
-) -> Generator[FitRecord, None, _Heard]:
-    """Train against the critics; where that fails, the solver is left at its best before."""
-    heard = _Heard(0, None, "")
+    loss: str = "l2",
+    checkpoint: Path | None = None,
+) -> Generator[FitRecord, None, Heard]:
+    """Train a solver in place against critics; where that fails, it is left at its best before.
+
+    Args:
+        adversary: critics, and what is best.
+        solver: as it came from training without critics.
+        model: whose denoiser to ask.
+        pairs: teacher pairs to train on.
+        validation: teacher pairs to choose by.
+        loss: a name of :data:`gas.losses.LOSSES`.
+        checkpoint: as for :func:`gas.fit`.
+
+    Yields:
+        FitRecord: as :func:`gas.fit` does.
+    """
+    heard = Heard(0, None, "")
     try:
         for record in fit(
             solver,
@@ -157,7 +170,7 @@ def _against(
             pairing=adversary.pairing,
             criterion=adversary.criterion,
         ):
-            heard = _Heard(record.evaluations, (record.start_loss, record.best_loss), "")
+            heard = Heard(record.evaluations, (record.start_loss, record.best_loss), "")
             yield record
     except Diverged as error:
         return heard._replace(stopped=str(error))

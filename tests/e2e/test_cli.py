@@ -124,23 +124,37 @@ def test_evaluate_measures_what_it_says(work):
 
 def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
     words = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "s.json", "--nfe", 2]
-    refused = {
+    words += ["--validation", 32]
+    cases = {
         "--validation must be at least 1": ["--validation", 0],
         "gauss-newton needs --loss l2": ["--loss", "l1", "--method", "gauss-newton"],
     }
-    gas = ["--objective", "gas", "--validation", 32]
+    gas = ["--objective", "gas"]
     save_file(R3GANDiscriminator(**MNIST).state_dict(), tmp_path / "mnist.safetensors")
-    refused["this discriminator takes x of shape"] = [
+    cases["this discriminator takes x of shape"] = [
         *gas,
         "--critic-weights",
         tmp_path / "mnist.safetensors",
     ]
-    refused["no R3GAN discriminator"] = [*gas, "--critic-weights", tmp_path / "other.safetensors"]
+    cases["no R3GAN discriminator"] = [*gas, "--critic-weights", tmp_path / "other.safetensors"]
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    refused["--critic-steps is a setting of --objective gas"] = ["--critic-steps", 2]
-    refused["weight of critic"] = [*gas, "--weight", -1]
-    for told, more in refused.items():
-        assert told in run(*words, *more, code=2).output
+    cases["--critic-steps is a setting of --objective gas"] = ["--critic-steps", 2]
+    cases["weight of critic"] = [*gas, "--weight", -1]
+    for told, more in cases.items():
+        assert told in refused(*words, *more)
+
+
+def test_an_ablation_is_one_command(work):
+    words = [*SMALL, "--pairs", work / "pairs", "--validation", 32, "--nfe", 2, "--seeds", "500:516"]
+    quick = ["--gas-iterations", 2, "--batch", 8]
+    report = json.loads(run("ablate", "objective", *words, *quick, "--json").stdout)
+    assert [row["name"] for row in report["rows"]] == ["relativistic", "classic"]
+    assert {row["samples"] for row in report["rows"]} == {16}
+    shown = run("ablate", "transfer", *words, *quick, "--onto", "digits").stdout
+    assert "GAS" in shown
+    assert "recall" in shown
+    assert "belong together" in refused("ablate", "transfer", *words)
+    assert "did you mean 'weight'" in refused("ablate", "weigth", *words)
 
 
 def test_a_table_for_people(work, tmp_path):
@@ -179,8 +193,8 @@ def test_evaluate_compares_several_files(work, tmp_path):
     low, high = found["GS", 2]["to_teacher"]["frechet_interval"]
     assert 0 <= low <= high
     assert found["GS", 2]["to_teacher"]["frechet"] > 0
-    assert "NFE 3" in run(*words, *files, "--nfe", 3, code=2).output
-    assert "rename one" in run(*words, *[w for _ in range(3) for w in ("--solver", path)], code=2).output
+    assert "NFE 3" in refused(*words, *files, "--nfe", 3)
+    assert "rename one" in refused(*words, *[w for _ in range(3) for w in ("--solver", path)])
 
 
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):
@@ -358,7 +372,7 @@ def test_help_is_light_and_shows_an_example():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    for name in ("demo", "zoo", "pairs", "train", "sample", "evaluate", "inspect"):
+    for name in ("demo", "zoo", "pairs", "train", "sample", "evaluate", "ablate", "inspect"):
         assert f"Example: gas {name}" in run(name, "--help").stdout
 
 

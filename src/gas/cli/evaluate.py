@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gas.table import Table
     from gas.zoo import ZooModel
 
-__all__ = ["best_on", "evaluate", "print_comparisons", "taught"]
+__all__ = ["best_on", "evaluate", "measure", "print_comparisons", "print_distributions", "taught"]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
@@ -71,7 +71,7 @@ def evaluate(
     pairs = taught(loaded, master, chosen, guidance)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefacts, names, every)]
-    rows.append(_compare(loaded, pairs, f"{master.label} (teacher)", master.nfe, pairs.target))
+    rows.append(measure(loaded, pairs, f"{master.label} (teacher)", master.nfe, pairs.target))
     if picture is not None:
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
@@ -82,7 +82,7 @@ def evaluate(
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
         strong = list(artefacts)[-1]
         print_comparisons(title, rows, strong=strong)
-        _print_distributions("the same, as distributions of features; 95% intervals", rows, strong)
+        print_distributions("the same, as distributions of features; 95% intervals", rows, strong=strong)
 
 
 def _load_named(paths: list[Path], model: ZooModel) -> dict[str, Artefact]:
@@ -175,12 +175,13 @@ def _measure(
     rows = []
     with bar(f"NFE {nfe}", len(tables)) as running:
         for done, (name, table) in enumerate(tables.items(), start=1):
-            rows.append(_compare(model, pairs, name, nfe, run(model, pairs, table)))
+            rows.append(measure(model, pairs, name, nfe, run(model, pairs, table)))
             running.at(done, name)
     return rows
 
 
-def _compare(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
+def measure(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
+    """Measure samples in the model's features."""
     from gas.compare import compare
 
     features, reference = model.features, model.reference
@@ -203,7 +204,7 @@ def _cells(row: Comparison) -> list[str]:
     ]
 
 
-def _print_distributions(title: str, rows: list[Comparison], strong: str) -> None:
+def print_distributions(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
     """Print what tells distributions apart; nothing where the model has no features."""
     if all(row.to_teacher is None for row in rows):
         return

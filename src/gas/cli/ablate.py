@@ -1,0 +1,73 @@
+"""``gas ablate``: what each choice in training is worth, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.evaluate import measure, print_comparisons, print_distributions, taught
+from gas.cli.options import Device, Json, ModelName, load_model, parse_seeds
+from gas.cli.screen import bar, print_json
+
+__all__ = ["ablate"]
+
+
+@command("gas ablate weight --model mnist --pairs runs/mnist-pairs --nfe 2")
+def ablate(
+    question: Annotated[
+        str, typer.Argument(help="objective, weight, pairs, pairing, theory, or transfer (with --onto).")
+    ],
+    pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
+    model: ModelName = "mnist",
+    nfe: Annotated[int, typer.Option(help="Network evaluations.", min=1)] = 2,
+    validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2)] = 256,
+    seeds: Annotated[str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST.")] = "50000:50512",
+    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic.", min=1)] = 400,
+    batch: Annotated[int | None, typer.Option(help="Pairs a step against the critic.", min=1)] = None,
+    onto: Annotated[str, typer.Option(help="The model that a transfer is measured on.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train the same solver with one thing changed at a time, and measure each on the same unseen noise.
+
+    A transfer trains GS and GAS on --model and measures both on the model --onto.
+    """
+    from gas.ablation import Variant, ablation_by_name
+    from gas.ablation import ablate as run_ablation
+    from gas.adversary import GAS
+    from gas.catalogue import Classical
+    from gas.compare import run
+    from gas.pairs import read_pairs
+
+    transfer = question == "transfer"
+    if transfer != bool(onto):
+        raise ValueError("--onto MODEL and the question transfer belong together")
+    variants = (Variant("GS", None), Variant("GAS")) if transfer else ablation_by_name(question)
+    loaded = load_model(model, device)
+    measured = load_model(onto, device) if transfer else loaded
+    if measured.schedule.config() != loaded.schedule.config():
+        raise ValueError(f"{onto} has another schedule than {model}: their solvers are not each other's")
+    kept, held = read_pairs(pairs, model=loaded).split(validation)
+    every = min(GAS.validate_every, gas_iterations)
+    config = replace(
+        GAS, iterations=gas_iterations, validate_every=every, seed=seed, batch=batch or GAS.batch
+    )
+    teacher = Classical(**{"t_end": loaded.t_end, **kept.teacher})
+    unseen = taught(measured, teacher, parse_seeds(seeds), kept.guidance)
+    rows = []
+    with bar(f"{question}, NFE {nfe}", len(variants)) as running:
+        trained = run_ablation(loaded, kept, held, nfe, variants, config=config, seed=seed)
+        for done, (variant, table) in enumerate(trained, start=1):
+            rows.append(measure(measured, unseen, variant.label, nfe, run(measured, unseen, table)))
+            running.at(done, variant.label)
+    if json:
+        print_json({"question": question, "model": measured.name, "rows": [asdict(row) for row in rows]})
+        return
+    title = f"{question}: {measured.name}, NFE {nfe}, {len(unseen)} unseen seeds"
+    print_comparisons(title, rows)
+    print_distributions("the same, as distributions of features; 95% intervals", rows)
