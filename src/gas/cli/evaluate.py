@@ -208,7 +208,7 @@ def print_distributions(title: str, rows: list[Comparison], *, strong: str = "GS
     """Print what tells distributions apart; nothing where the model has no features."""
     if all(row.to_teacher is None for row in rows):
         return
-    columns = ["solver", "NFE", "Frechet to data", "Frechet to teacher", "kernel x 1000"]
+    columns = ["solver", "NFE", "Frechet to data", "Frechet to teacher", "kernel distance"]
     columns += ["precision", "recall", "density", "coverage"]
     print_table(title, columns, [_distribution_cells(row) for row in rows], strong=strong)
 
@@ -222,7 +222,7 @@ def _distribution_cells(row: Comparison) -> list[str]:
     if found is None or row.psnr is None:  # the teacher against itself says nothing
         return [row.name, str(row.nfe), data, *[""] * 6]
     low, high = found.frechet_interval
-    kernel = f"{1000 * found.kernel:.2f} ± {1000 * found.kernel_std:.2f}"
+    kernel = f"{found.kernel:.2f} ± {found.kernel_std:.2f}"
     shares = [""] * 4 if found.prdc is None else [f"{value:.3f}" for value in vars(found.prdc).values()]
     return [row.name, str(row.nfe), data, f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]
 
