@@ -84,7 +84,7 @@ def _learn(
     model: ZooModel, pairs: Pairs, validation: Pairs, nfe: int, iterations: int, seed: int, state: Path
 ) -> Distilled:
     """Learn within a demo's time: three entrants, few pairs a step."""
-    from gas.cli.train import show
+    from gas.cli.follow import show
     from gas.distill import distill
     from gas.optimizers import GaussNewton
     from gas.race import Race

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gas.cli.app import command
+from gas.cli.follow import show
 from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes
-from gas.cli.screen import bar, note, print_json, print_table
+from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
     from gas.adversary import Adversary
-    from gas.distill import Distilled, Report
+    from gas.distill import Distilled
     from gas.model import Model
     from gas.optimizers import Adam, GaussNewton
     from gas.pairs import Pairs
 
-__all__ = ["show", "train"]
+__all__ = ["train"]
 
 
 @command("gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json")
@@ -152,50 +152,6 @@ def _save(
             r.nfe: {"validation_loss": r.loss, "best_classical_loss": r.best_classical_loss} for r in results
         },
     )
-
-
-def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> Distilled:
-    """Follow one member: a bar for measuring the classical solvers, one for the race and one for training."""
-    from gas.catalogue import candidates
-    from gas.distill import Distilled
-    from gas.fit import FitRecord
-    from gas.race import FINALISTS, Raced, Started
-    from gas.start import Measured
-
-    report = next(reports)
-    count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS
-    with bar(f"NFE {nfe}: classical", count) as running:
-        done = 0
-        while isinstance(report, Measured):
-            done += 1
-            running.at(min(done, count), report.classical.label)
-            report = next(reports)
-    if isinstance(report, Raced):
-        with bar(f"NFE {nfe}: race", report.starts) as running:
-            while isinstance(report, Raced):
-                running.at(report.place, f"{report.classical.label} {report.loss:.5f}")
-                report = next(reports)
-    if not isinstance(report, Started):
-        raise RuntimeError(f"a report of {report} where training should have started")
-    with bar(f"NFE {nfe}: train", iterations) as running:
-        before = 0
-        for report in reports:
-            if isinstance(report, FitRecord):
-                running.at(before + report.iteration, f"validation {report.validation_loss:.5f}")
-                if report.iteration == report.iterations and not before:
-                    before = report.iterations  # critics go on where the first training ends
-            elif isinstance(report, Distilled):
-                if report.stopped:
-                    note(f"[yellow]adversarial training stopped early[/yellow]: {report.stopped}")
-                if report.criterion is not None:
-                    before_gas, after = report.criterion
-                    kept = "" if after < before_gas else ": nothing came nearer, GS is kept"
-                    note(
-                        f"NFE {nfe}: Frechet distance to the teacher's samples {before_gas:.4f} by GS, "
-                        f"{after:.4f} by GAS, on validation noise{kept}"
-                    )
-                return report
-    raise RuntimeError("the reports ended without a result")
 
 
 def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any] | None:
