@@ -1,0 +1,86 @@
+"""Validation loss over network evaluations of one recipe: ``python bench/cost_to_quality.py --help``.
+
+The official recipe (arXiv 2510.17699, section 5) starts at DPM-Solver++(3M) on the time-uniform grid and takes
+10,000 steps of Adam; ours is what ``gas train`` does. Both see the same pairs. Interrupted, it goes on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import gas
+from gas.distill import distill
+from gas.fit import FitRecord
+from gas.optimizers import PAPER
+from gas.race import Raced
+
+RECIPES = ("official", "ours")
+
+
+def main() -> None:
+    """Train by one recipe and write its curve."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--nfe", type=int, default=4)
+    parser.add_argument("--recipe", choices=RECIPES, default="ours")
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--validation", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/cost"))
+    options = parser.parse_args()
+    model = gas.zoo.load(options.model)
+    pairs, validation = gas.pairs.read_pairs(options.pairs, model=model).split(options.validation)
+    out = options.out / f"{options.model}-{options.nfe}-{options.recipe}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    state = Path("runs/cost") / out.stem
+    state.mkdir(parents=True, exist_ok=True)
+    curve = json.loads(out.read_text())["curve"] if out.exists() else []
+    spent, started = (curve[-1]["cpu_seconds"] if curve else 0.0), time.process_time()
+    for evaluations, loss, best in _training(options.recipe, model, pairs, validation, options.nfe, state):
+        if curve and evaluations <= curve[-1]["evaluations"]:
+            continue
+        seconds = round(spent + time.process_time() - started, 1)
+        curve.append({"evaluations": evaluations, "loss": loss, "best": best, "cpu_seconds": seconds})
+        told = {"model": options.model, "nfe": options.nfe, "recipe": options.recipe, "pairs": len(pairs)}
+        told |= {"validation": len(validation), "command": _command(options), "machine": _machine()}
+        out.write_text(json.dumps({**told, "curve": curve}, indent=1))
+        print(f"{evaluations:10d} evaluations {seconds:8.1f} s  loss {loss:.6f}  best {best:.6f}", flush=True)
+
+
+def _training(
+    recipe: str, model: gas.model.Model, pairs: gas.Pairs, validation: gas.Pairs, nfe: int, state: Path
+) -> Iterator[tuple[int, float, float]]:
+    """Yield network evaluations so far, the validation loss now and the best so far."""
+    if recipe == "official":
+        solver = gas.GeneralizedSolver(model.schedule, nfe, model.t_end)
+        for record in gas.fit(
+            solver, model, pairs, validation=validation, config=PAPER, checkpoint=state / "adam.pt"
+        ):
+            yield record.evaluations, record.validation_loss, record.best_loss
+        return
+    raced, best = 0, float("inf")
+    for report in distill(model, pairs, validation, nfe, state=state):
+        if isinstance(report, Raced):
+            raced, best = raced + report.evaluations, min(best, report.loss)
+            yield raced, report.loss, best
+        elif isinstance(report, FitRecord) and report.iteration:
+            best = min(best, report.best_loss)
+            yield raced + report.evaluations, report.validation_loss, best
+
+
+def _command(options: argparse.Namespace) -> str:
+    given = ("model", "nfe", "recipe", "pairs", "validation")
+    return "python bench/cost_to_quality.py " + " ".join(f"--{n} {getattr(options, n)}" for n in given)
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
