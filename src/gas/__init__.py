@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gas.distill import Distilled, distill
     from gas.family import distill_family
     from gas.fit import FitRecord, fit
-    from gas.learned import S4S, GeneralizedSolver
+    from gas.learned import BNS, LD3, S4S, GeneralizedSolver
     from gas.optimizers import PAPER, Adam, Diverged, GaussNewton
     from gas.own import OwnModel
     from gas.pairs import Pairs, PairsSpec, read_pairs, write_pairs
@@ -52,7 +52,7 @@ _HOMES = {
     "distill": ["Distilled", "distill"],
     "family": ["distill_family"],
     "fit": ["FitRecord", "fit"],
-    "learned": ["S4S", "GeneralizedSolver"],
+    "learned": ["BNS", "LD3", "S4S", "GeneralizedSolver"],
     "optimizers": ["PAPER", "Adam", "Diverged", "GaussNewton"],
     "own": ["OwnModel"],
     "pairs": ["Pairs", "PairsSpec", "read_pairs", "write_pairs"],

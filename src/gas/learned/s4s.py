@@ -33,8 +33,11 @@ class S4S(nn.Module):
     Attributes:
         theta: ``(N - 1,)`` logits of the times, from data to noise.
         xi: ``(N,)`` shifts of the times that the network is told.
-        predictor: ``(N, N)``; entry ``(i, n)`` is step n's weight of ``m_{n-i}``; starts at DPM-Solver++(3M).
-        correction: ``(N, N)`` likewise, or ``None`` without corrector; starts at zero.
+        predictor: ``(N, N)``; entry ``(i, n)`` is step n's weight of ``m_{n-i}``; starts at DPM-Solver++(3M)'s.
+        correction: ``(N, N)`` likewise, or ``None`` without corrector.
+
+    The corrector squares ``sigma'/sigma``, so that with it no weights make a classical solver: it starts with
+    a classical solver's weights of answers and less noise in its states than the network is told.
 
     References:
         arXiv 2502.17423, equation 7 and appendix C.1.
@@ -44,14 +47,42 @@ class S4S(nn.Module):
         super().__init__()
         self.schedule, self.t_end = schedule, float(t_end)
         t = grids.time_uniform(schedule, nfe, t_end)
-        grid, base = Grid.of(schedule, t), dpmpp(schedule, t, order=3)
-        start = torch.zeros(nfe, nfe, dtype=torch.float64)
-        for n in range(nfe):
-            start[: n + 1, n] = base.outputs[n, : n + 1].flip(0) / _step(grid, n)
         self.theta = nn.Parameter(logits_of_times(t))
         self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
-        self.predictor = nn.Parameter(start)
-        self.correction = nn.Parameter(torch.zeros_like(start)) if corrector else None
+        self.predictor = nn.Parameter(torch.zeros(nfe, nfe, dtype=torch.float64))
+        self.correction = nn.Parameter(torch.zeros_like(self.predictor)) if corrector else None
+        self._start_at(dpmpp(schedule, t, order=3))
+
+    @classmethod
+    def from_table(cls, schedule: Schedule, table: Table, t_end: float, *, corrector: bool = False) -> S4S:
+        """Build the solver that starts at a given classical table: exactly so without corrector.
+
+        Every classical solver passes on the noise of ``x_T`` as the schedule says, ``sigma_n / sigma_T``, and is
+        therefore of this form once its past states are written out.
+
+        Args:
+            schedule: the forward process.
+            table: where to start.
+            t_end: time that sampling ends at.
+            corrector: use the predictor-corrector form.
+
+        Raises:
+            ValueError: when times repeat (Heun's) or are too close together, or the noise is another's.
+        """
+        solver, table = cls(schedule, table.nfe, t_end, corrector=corrector), table.detach()
+        t = torch.cat([table.times, table.times.new_tensor([t_end])])
+        if float(t[0]) != 1.0 or bool((t.diff() >= 0).any()):
+            raise ValueError(
+                f"table asks at {[round(x, 4) for x in table.times.tolist()]}, but S4S takes a step a time, from 1 "
+                f"down to {t_end:g}: start from a solver with one evaluation a step"
+            )
+        _, sigma = schedule(t)
+        if not torch.allclose(table.unrolled()[:, 0], sigma / sigma[0], rtol=1e-6, atol=1e-9):
+            raise ValueError("table's weights of x_T are not sigma_n / sigma_T, which S4S cannot change")
+        with torch.no_grad():
+            solver.theta.copy_(logits_of_times(t))
+        solver._start_at(table)
+        return solver
 
     @classmethod
     def from_official(
@@ -92,6 +123,16 @@ class S4S(nn.Module):
         """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
         grid = Grid.of(self.schedule, self.t)
         return Table.from_rows(grid.t[:-1], [self._row(grid, n) for n in range(self.nfe)])
+
+    @torch.no_grad()
+    def _start_at(self, table: Table) -> None:
+        """Choose the weights for which every state has this table's weights of answers."""
+        grid, answers = Grid.of(self.schedule, self.t), table.unrolled()[:, 1:]
+        for n in range(self.nfe):
+            ratio, step, index = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n), torch.arange(n, -1, -1)
+            self.predictor[: n + 1, n] = ((answers[n + 1] - ratio * answers[n]) / step)[index]
+            if self.correction is not None:
+                self.correction[: n + 1, n] = ((1 - ratio) * answers[n + 1] / step)[index]
 
     def _row(self, grid: Grid, n: int) -> Row:
         ratio, step = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n)

@@ -1,0 +1,71 @@
+"""LD3: learned times, theoretical coefficients of a classical solver."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gas.catalogue import SOLVERS, Classical
+from gas.learned.times import logits_of_times, times_of_logits, told_table
+from gas.schedule import Schedule
+from gas.table import Table
+
+__all__ = ["LD3"]
+
+
+class LD3(nn.Module):
+    """A lazy table that is a classical solver on learned times: coefficients follow the times and nothing else.
+
+    ``forward()`` is ``base(schedule, t)`` with the network asked at ``t_n + xi_n``; times and shifts are
+    those of :class:`gas.GeneralizedSolver`. A new solver is the base on its grid, exactly.
+
+    Args:
+        schedule: the forward process.
+        nfe: network evaluations N, at least 1.
+        t_end: time that sampling ends at, in [0, 1).
+        base: a key of :data:`gas.catalogue.SOLVERS`; Heun's has one nominal time for two evaluations.
+        grid: where the times start, as :class:`gas.Classical` takes it.
+
+    Attributes:
+        theta: logits of the times between the ends, from data to noise: one less than the base takes steps.
+        xi: ``(N,)`` shifts of the times that the network is told.
+
+    Raises:
+        ValueError: for unknown names, or an NFE that the base cannot have.
+
+    References:
+        Tong et al., arXiv 2405.15506, equation 6 (the times) and section 4 (the shifts).
+
+    >>> import gas
+    >>> gas.LD3(gas.VPLinear(), nfe=4, t_end=1e-3, base="ipndm-2", grid="log_snr")().nfe
+    4
+    """
+
+    def __init__(
+        self, schedule: Schedule, nfe: int, t_end: float, *, base: str = "dpmpp-3m", grid: str = "time_uniform"
+    ) -> None:
+        super().__init__()
+        start = Classical(base, grid, nfe, t_end)
+        start.table(schedule)  # refuses an NFE that the base has not on this schedule
+        self.schedule, self.t_end, self.base = schedule, float(t_end), base
+        self.theta = nn.Parameter(logits_of_times(start.times(schedule)))
+        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations N."""
+        return len(self.xi)
+
+    @property
+    def t(self) -> Tensor:
+        """The nominal times, one more than the base takes steps."""
+        return times_of_logits(self.theta, self.t_end)
+
+    def forward(self) -> Table:
+        """Return the table of the current parameters."""
+        t, nominal = self.t, self.nominal()
+        return told_table(self.schedule, torch.cat([nominal.times, t[-1:]]), self.xi, nominal)
+
+    def nominal(self) -> Table:
+        """Return the base's table, in shifted data predictions m."""
+        return SOLVERS[self.base](self.schedule, self.t)
