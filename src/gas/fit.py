@@ -270,7 +270,7 @@ def _identity(
         "steps": steps.identity(),
         "loss": origin(loss),
         "criterion": origin(criterion),
-        "solver": [type(solver).__name__, str(getattr(solver, "theory", ""))],
+        "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
         "schedule": steps.model.schedule.config(),
         "model": dict(steps.model.identity()),
         "guidance": pairs.guidance,

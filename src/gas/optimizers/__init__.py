@@ -3,5 +3,6 @@
 from gas.optimizers.adam import PAPER, Adam, AdamSteps
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.optimizers.relaxed import RelaxedStarts
 
-__all__ = ["PAPER", "Adam", "AdamSteps", "Diverged", "GaussNewton", "GaussNewtonSteps"]
+__all__ = ["PAPER", "Adam", "AdamSteps", "Diverged", "GaussNewton", "GaussNewtonSteps", "RelaxedStarts"]

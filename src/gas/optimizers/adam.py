@@ -18,6 +18,8 @@ from gas.model import Model
 from gas.optimizers.critics import CriticSteps
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.order import visited
+from gas.optimizers.relaxed import RelaxedStarts
+from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
@@ -40,6 +42,10 @@ class Adam:
         seed: of the batches' order.
         memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` asks the network again in the backward pass
             (:class:`gas.memory.Recomputed`); ``"auto"`` does so where the graph would not fit.
+        alternate: iterations after which times and coefficients take turns; 0 learns all at once.
+        relax: radius of the ball that a pair's start may move in (:class:`gas.optimizers.RelaxedStarts`), in
+            standard deviations; 0 keeps the starts.
+        relax_rate: of those moves, as a share of the radius.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -54,15 +60,19 @@ class Adam:
     validate_every: int = 50
     seed: int = 0
     memory: Literal["auto", "flat", "fast"] = "auto"
+    alternate: int = 0
+    relax: float = 0.0
+    relax_rate: float = 0.1
 
     def __post_init__(self) -> None:
         if self.memory not in ("auto", "flat", "fast"):
             raise ValueError(f"memory must be 'auto', 'flat' or 'fast', got {self.memory!r}")
-        for name in ("batch", "validate_every", "learning_rate", "clip"):
+        for name in ("batch", "validate_every", "learning_rate", "clip", "relax_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.iterations < 0:
-            raise ValueError(f"iterations must not be negative, got {self.iterations}")
+        for name in ("iterations", "alternate", "relax"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.decay not in ("cosine", "constant"):
@@ -112,6 +122,8 @@ class AdamSteps:
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
         self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate)
         self.iteration, self.evaluations = 0, 0
+        check_turns((name for name, _ in solver.named_parameters()), config.alternate)
+        self.relaxed = RelaxedStarts(pairs.noise, config.relax, config.relax_rate) if config.relax else None
         self.flat: bool | None = {"flat": True, "fast": False}.get(config.memory)
 
     def averaged(self) -> nn.Module:
@@ -128,8 +140,10 @@ class AdamSteps:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self._decay()
-        chosen = self._batch()
+        indices = self._batch()
+        chosen = self.pairs.subset(indices)
         noise = chosen.noise.to(self.model.device)
+        start = noise if self.relaxed is None else self.relaxed.of(indices, noise)
         try:
             table: Table = self.solver()
         except ValueError as error:
@@ -137,27 +151,36 @@ class AdamSteps:
         denoise = self.model.bind(chosen.labels, self.pairs.guidance)
         if self.flat is None:
             self.flat = not fits(denoise, noise, table.times[0], table.nfe)
-        made = sample(Recomputed(denoise) if self.flat else denoise, noise, table.folded())
+        made = sample(Recomputed(denoise) if self.flat else denoise, start, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()
         adversarial = self._adversarial(made, chosen, table)
         if adversarial is not None:
             loss = loss + adversarial
         self.optimizer.zero_grad()
         loss.backward()
+        self._wait_for_turn()
         norm = nn.utils.clip_grad_norm_(self.solver.parameters(), config.clip)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss.detach())):
             raise Diverged(f"iteration {self.iteration}: loss {float(loss.detach()):g}; lower learning_rate")
         self.optimizer.step()
+        if self.relaxed is not None:
+            self.relaxed.move(indices, noise, start)
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
         self.evaluations += (4 if self.flat else 3) * len(chosen) * table.nfe
         return float(loss.detach())
 
-    def _batch(self) -> Pairs:
-        """The iteration's pairs."""
+    def _batch(self) -> Tensor:
+        """Indices of the iteration's pairs."""
         size = min(self.config.batch, len(self.pairs))
-        return self.pairs.subset(visited(len(self.pairs), self.iteration * size, size, self.config.seed))
+        return visited(len(self.pairs), self.iteration * size, size, self.config.seed)
+
+    def _wait_for_turn(self) -> None:
+        """Take the gradient, and with it the step, from parameters whose turn it is not."""
+        for name, parameter in self.solver.named_parameters():
+            if not in_turn(name, self.iteration, self.config.alternate):
+                parameter.grad = None
 
     def _others(self, chosen: Pairs, turn: int = 0) -> Pairs:
         """As many other pairs, so that no real is the teacher's answer to a fake's noise."""
@@ -211,6 +234,7 @@ class AdamSteps:
             "critics": self.critics.state(),
             "iteration": self.iteration,
             "evaluations": self.evaluations,
+            "offsets": None if self.relaxed is None else self.relaxed.offsets,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -220,6 +244,8 @@ class AdamSteps:
         self.optimizer.load_state_dict(state["optimizer"])
         self.critics.restore(state["critics"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+        if self.relaxed is not None:
+            self.relaxed.offsets = state["offsets"]
 
     def _decay(self) -> float:
         if self.config.decay == "constant":

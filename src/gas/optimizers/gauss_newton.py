@@ -17,6 +17,7 @@ from gas.model import Model
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.jacobian import normal_equations, numbers
 from gas.optimizers.order import visited
+from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
@@ -40,6 +41,7 @@ class GaussNewton:
         damping: of the first step, in units of the curvature's diagonal.
         validate_every: iterations between validations.
         seed: of the pairs' order.
+        alternate: iterations after which times and coefficients take turns; 0 learns all at once.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -53,13 +55,15 @@ class GaussNewton:
     damping: float = 1e-3
     validate_every: int = 2
     seed: int = 0
+    alternate: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "largest", "damping", "validate_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.iterations < 0:
-            raise ValueError(f"iterations must not be negative, got {self.iterations}")
+        for name in ("iterations", "alternate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 1 <= self.growth < math.inf:
             raise ValueError(f"growth must be at least 1, got {self.growth}")
         if not 0 <= self.memory < 1:
@@ -97,6 +101,7 @@ class GaussNewtonSteps:
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
+        check_turns(self.learned, config.alternate)
         size = sum(parameter.numel() for parameter in self.learned.values())
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
         self.slope = torch.zeros(size, dtype=torch.float64)
@@ -139,8 +144,10 @@ class GaussNewtonSteps:
         slope = known @ p + self.slope / self.weight
         diagonal = known.diagonal()
         diagonal = diagonal.clamp(min=1e-6 * float(diagonal.max()))
+        free, step = self._free(), torch.zeros_like(p)
         for _ in range(_TRIES):
-            step = -torch.linalg.solve(known + self.damping * torch.diag(diagonal), slope)
+            damped = known + self.damping * torch.diag(diagonal)
+            step[free] = -torch.linalg.solve(damped[free][:, free], slope[free])
             promised = -float(2 * gradient @ step + step @ curvature @ step)
             reached = self._loss_at(p + step, chosen, x)
             # What is good for all pairs so far may cost the newest ones a little.
@@ -152,6 +159,14 @@ class GaussNewtonSteps:
                     self.damping = min(self.damping * 2, _DAMPING[1])
                 return
             self.damping = min(self.damping * 5, _DAMPING[1])
+
+    def _free(self) -> Tensor:
+        """Indices of the numbers whose turn it is."""
+        turns = [
+            torch.full((parameter.numel(),), in_turn(name, self.iteration, self.config.alternate))
+            for name, parameter in self.learned.items()
+        ]
+        return torch.cat(turns).nonzero()[:, 0]
 
     def report(self) -> dict[str, float]:
         """Return the damping, in units of the curvature's diagonal."""
