@@ -42,7 +42,13 @@ class LD3(nn.Module):
     """
 
     def __init__(
-        self, schedule: Schedule, nfe: int, t_end: float, *, base: str = "dpmpp-3m", grid: str = "time_uniform"
+        self,
+        schedule: Schedule,
+        nfe: int,
+        t_end: float,
+        *,
+        base: str = "dpmpp-3m",
+        grid: str = "time_uniform",
     ) -> None:
         super().__init__()
         start = Classical(base, grid, nfe, t_end)
