@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gas.document import Document, Entry
 from gas.files import write_text
-from gas.learned import S4S, GeneralizedSolver
+from gas.learned import GeneralizedSolver
 from gas.model import Model
 from gas.schedule import Schedule, schedule_from_config
 from gas.table import Table
@@ -204,7 +204,8 @@ def _family(solvers: Solver | Sequence[Solver] | Mapping[int, Solver]) -> dict[i
 
 def _setting(family: Mapping[int, Solver], model: Model | None) -> tuple[Schedule | None, float | None]:
     """The one schedule and t_end that all learned solvers and the model share."""
-    settings = [(s.schedule, s.t_end) for s in family.values() if isinstance(s, (GeneralizedSolver, S4S))]
+    learned = [s for s in family.values() if isinstance(s, nn.Module) and hasattr(s, "schedule")]
+    settings: list[tuple[Any, Any]] = [(s.schedule, s.t_end) for s in learned]
     if model is not None:
         settings.append((model.schedule, model.t_end))
     for schedule, t_end in settings[1:]:

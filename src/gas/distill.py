@@ -13,7 +13,7 @@ from torch import nn
 from gas.adversary import Adversary
 from gas.catalogue import Classical
 from gas.fit import FitRecord, fit
-from gas.learned import GeneralizedSolver
+from gas.learned import GeneralizedSolver, kind_by_name
 from gas.losses import is_sum_of_squares, loss_by_name
 from gas.model import Model
 from gas.optimizers import Adam, Diverged, GaussNewton
@@ -66,11 +66,12 @@ def distill(
     loss: str = "l2",
     config: Adam | GaussNewton | None = None,
     race: Race | None = None,
+    solver: str = "gs",
     theory: bool = True,
     adversary: Adversary | None = None,
     state: Path | None = None,
 ) -> Iterator[Report]:
-    """Learn a Generalized Solver of one NFE, reporting all the way; the last thing yielded is the result.
+    """Learn a solver of one NFE, reporting all the way; the last thing yielded is the result.
 
     Args:
         model: whose denoiser to ask.
@@ -80,7 +81,8 @@ def distill(
         loss: a name of :data:`gas.losses.LOSSES`.
         config: settings of the training after the race; by default Gauss-Newton where the loss allows, else Adam.
         race: how the start is chosen; by default the best of each grid race.
-        theory: as in :class:`gas.GeneralizedSolver`.
+        solver: what is learned, a Generalized Solver by default: a key of :data:`gas.learned.SOLVERS`.
+        theory: as in :func:`gas.learned.kind_by_name`.
         adversary: with it, the solver goes on to learn from critics: GAS. What is best then is a matter of the
             adversary's criterion; the paired loss may well be larger, even than the best classical solver's. Without
             weight on any critic this is training without one, bit for bit.
@@ -93,24 +95,25 @@ def distill(
     Raises:
         ValueError: for unknown names, settings out of range, or a state that belongs to another run.
     """
-    race = Race() if race is None else race
+    race, kind = Race() if race is None else race, kind_by_name(solver, theory=theory)
     if len(pairs) == 0 or len(validation) == 0:
         raise ValueError(
             f"distill needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
         )
-    chosen = yield from race.run(model, pairs, validation, nfe, loss=loss, theory=theory, state=state)
+    chosen = yield from race.run(
+        model, pairs, validation, nfe, loss=loss, solver=solver, theory=theory, state=state
+    )
     yield chosen
-    solver = chosen.solver(model.schedule, theory=theory)
-    if config is None and race.start == "best" and is_sum_of_squares(loss_by_name(loss)):
-        config = FINISH
+    learned = chosen.solver(model.schedule, kind)
+    config = kind.training(_usual(race, loss) if config is None else config)
     best_loss, evaluations = chosen.best_loss, chosen.evaluations
     for record in fit(
-        solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=_file(state, nfe)
+        learned, model, pairs, validation=validation, loss=loss, config=config, checkpoint=_file(state, nfe)
     ):
         best_loss, spent = record.best_loss, record.evaluations
         yield record
     evaluations += spent
-    result: nn.Module | Table = solver
+    result: nn.Module | Table = learned
     if best_loss > chosen.best_loss:
         result, best_loss = chosen.best.table(model.schedule), chosen.best_loss
     known = (chosen.start, chosen.best, chosen.best_loss)
@@ -118,11 +121,11 @@ def distill(
         yield Distilled(nfe, result, *known, best_loss, evaluations)
         return
     if isinstance(result, Table):
-        solver = GeneralizedSolver.from_table(model.schedule, result, model.t_end, theory=theory)
-    heard = yield from against(adversary, solver, model, pairs, validation, loss, _file(state, nfe, "-gas"))
-    best_loss = float(evaluate(model, validation, solver().detach(), loss_by_name(loss)).mean())
+        learned = GeneralizedSolver.from_table(model.schedule, result, model.t_end, theory=theory)
+    heard = yield from against(adversary, learned, model, pairs, validation, loss, _file(state, nfe, "-gas"))
+    best_loss = float(evaluate(model, validation, learned().detach(), loss_by_name(loss)).mean())
     evaluations += heard.evaluations
-    yield Distilled(nfe, solver, *known, best_loss, evaluations, heard.stopped, heard.criterion)
+    yield Distilled(nfe, learned, *known, best_loss, evaluations, heard.stopped, heard.criterion)
 
 
 class Heard(NamedTuple):
@@ -135,7 +138,7 @@ class Heard(NamedTuple):
 
 def against(
     adversary: Adversary,
-    solver: GeneralizedSolver,
+    solver: nn.Module,
     model: Model,
     pairs: Pairs,
     validation: Pairs,
@@ -175,6 +178,13 @@ def against(
     except Diverged as error:
         return heard._replace(stopped=str(error))
     return heard
+
+
+def _usual(race: Race, loss: str) -> Adam | GaussNewton:
+    """How a training is done that does not say."""
+    if not is_sum_of_squares(loss_by_name(loss)):
+        return Adam()
+    return FINISH if race.start == "best" else GaussNewton()
 
 
 def _file(state: Path | None, nfe: int, stage: str = "") -> Path | None:

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gas.catalogue import Classical, candidates
 from gas.files import write_text
 from gas.fit import fit
-from gas.learned import GeneralizedSolver
+from gas.learned import Kind, kind_by_name
 from gas.losses import loss_by_name
 from gas.model import Model
 from gas.optimizers import Diverged, GaussNewton
 from gas.pairs import Pairs
+from gas.schedule import Schedule
 from gas.start import Measured, evaluate, finite_loss, rank_classical
 
 __all__ = ["FINALISTS", "Race", "Raced", "Started"]
@@ -42,13 +43,9 @@ class Started:
     numbers: Mapping[str, Any] | None = None
     evaluations: int = 0
 
-    def solver(self, schedule: Any, *, theory: bool) -> GeneralizedSolver:
+    def solver(self, schedule: Schedule, kind: Kind) -> nn.Module:
         """Return the solver to train, at its start."""
-        nfe, t_end = self.best.nfe, self.best.t_end
-        if self.start == "uniform":
-            return GeneralizedSolver(schedule, nfe, t_end, theory=theory)
-        table = named_start(self.start, nfe, t_end).table(schedule)
-        solver = GeneralizedSolver.from_table(schedule, table, t_end, theory=theory)
+        solver = kind.build(schedule, named_start(self.start, self.best.nfe, self.best.t_end))
         if self.numbers is not None:
             numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.numbers.items()}
             solver.load_state_dict(numbers)
@@ -94,6 +91,7 @@ class Race:
         nfe: int,
         *,
         loss: str,
+        solver: str,
         theory: bool,
         state: Path | None,
     ) -> Generator[Measured | Raced, None, Started]:
@@ -105,7 +103,8 @@ class Race:
             validation: teacher pairs to choose by.
             nfe: network evaluations.
             loss: a name of :data:`gas.losses.LOSSES`.
-            theory: as in :class:`gas.GeneralizedSolver`.
+            solver: a key of :data:`gas.learned.SOLVERS`: what enters the race.
+            theory: as in :func:`gas.learned.kind_by_name`.
             state: folder that the choice is kept in.
 
         Yields:
@@ -114,12 +113,14 @@ class Race:
         Raises:
             ValueError: for unknown names, or a state that belongs to another run.
         """
-        if self.start not in ("best", "uniform"):
-            named_start(self.start, nfe, model.t_end)  # a wrong name is refused before the long measuring
+        kind = kind_by_name(solver, theory=theory)
+        if self.start != "best":  # what is wrong is refused before the long measuring
+            kind.build(model.schedule, named_start(self.start, nfe, model.t_end))
         asked = {
             **{name: value for name, value in asdict(self).items() if name != "near"},
             "near": None if self.near is None else self.near.tolist(),
             "loss": loss,
+            "solver": solver,
             "theory": theory,
             "model": dict(model.identity()),
             "pairs": _ends(pairs),
@@ -128,13 +129,13 @@ class Race:
         path = None if state is None else state / f"nfe-{nfe}.start.json"
         if path is not None and path.exists():
             return _read(path, asked)
-        chosen = yield from self._choose(model, pairs, validation, nfe, loss, theory)
+        chosen = yield from self._choose(model, pairs, validation, nfe, loss, kind)
         if path is not None:
             write_text(path, json.dumps({**asdict(chosen), "asked": asked}))
         return chosen
 
     def _choose(
-        self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, loss: str, theory: bool
+        self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, loss: str, kind: Kind
     ) -> Generator[Measured | Raced, None, Started]:
         """Measure every classical solver; where the start is left open, race the best of each grid."""
         ranked, distance = [], loss_by_name(loss)
@@ -144,16 +145,16 @@ class Race:
         best = ranked[-min(FINALISTS, len(ranked) // 2)]
         if self.start != "best":
             return Started(best.classical, best.loss, self.start)
-        entrants = _best_of_each_grid(ranked, self.starts)
+        entrants = _best_of_each_grid(ranked, self.starts, kind)
         if self.near is not None:
             own = candidates(model.schedule, nfe, model.t_end, own=self.near)
             there = rank_classical(model, validation, nfe, distance, entries=own, first=self.first, kept=0)
-            entrants = [*_best_of_each_grid(list(there), 1), *entrants][: self.starts]
+            entrants = [*_best_of_each_grid(list(there), 1, kind), *entrants][: self.starts]
         reached: list[tuple[float, Classical, dict[str, Any]]] = []
         spent = 0
         for place, entrant in enumerate(entrants, start=1):
-            solver = GeneralizedSolver.from_table(model.schedule, entrant.table, model.t_end, theory=theory)
-            calls = self._sprint(solver, model, pairs, validation)
+            solver = kind.build(model.schedule, entrant.classical)
+            calls = self._sprint(solver, model, pairs, validation, kind.training(self.sprint))
             value = float(evaluate(model, validation, solver().detach(), distance).mean())
             numbers = {name: parameter.tolist() for name, parameter in solver.state_dict().items()}
             reached.append((value if math.isfinite(value) else math.inf, entrant.classical, numbers))
@@ -162,23 +163,28 @@ class Race:
         _, winner, numbers = min(reached, key=lambda entry: entry[0])
         return Started(best.classical, best.loss, winner.spec, numbers, spent)
 
-    def _sprint(self, solver: GeneralizedSolver, model: Model, pairs: Pairs, validation: Pairs) -> int:
+    def _sprint(
+        self, solver: nn.Module, model: Model, pairs: Pairs, validation: Pairs, config: GaussNewton
+    ) -> int:
         """Train an entrant a little; return the network evaluations. One that blows up stays where it was best."""
         spent = 0
         with contextlib.suppress(Diverged):
-            for record in fit(solver, model, pairs, validation=validation, loss="l2", config=self.sprint):
+            for record in fit(solver, model, pairs, validation=validation, loss="l2", config=config):
                 spent = record.evaluations
         return spent
 
 
 def named_start(start: str, nfe: int, t_end: float) -> Classical:
-    """Return the classical solver of ``"SOLVER/GRID"``; the grid may be left out."""
+    """Return the classical solver of ``"SOLVER/GRID"``; the grid may be left out. ``"uniform"`` is the paper's."""
+    if start == "uniform":
+        return Classical("dpmpp-3m", "time_uniform", nfe, t_end)
     name, _, grid = start.partition("/")
     return Classical(name.strip(), grid.strip() or "log_snr", nfe, t_end)
 
 
-def _best_of_each_grid(ranked: Sequence[Measured], most: int) -> list[Measured]:
-    """The best solver of every grid on the first pairs, best first."""
+def _best_of_each_grid(ranked: Sequence[Measured], most: int, kind: Kind) -> list[Measured]:
+    """The best solver of every grid on the first pairs that this kind can start at, best first."""
+    ranked = [m for m in ranked if kind.starts_at(m.classical)]
     first = min(m.pairs for m in ranked)
     by_grid: dict[str, Measured] = {}
     for measured in sorted((m for m in ranked if m.pairs == first), key=finite_loss):
