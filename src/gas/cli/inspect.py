@@ -46,6 +46,7 @@ def inspect(
             ["guidance", f"{document.guidance:g}"],
             ["teacher", ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said"],
             ["loss", document.loss or "not said"],
+            ["learned", str(document.training.get("solver", "not said"))],
             ["made with", ", ".join(f"{k} {v}" for k, v in document.versions.items())],
         ]
         print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)

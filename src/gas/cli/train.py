@@ -36,10 +36,19 @@ def train(
         str, typer.Option(help="auto, gauss-newton (for l2), adam, or paper (its settings of Adam).")
     ] = "auto",
     start: Annotated[str, typer.Option(help="best, uniform (the paper's), or SOLVER/GRID.")] = "best",
+    solver: Annotated[
+        str, typer.Option(help="What is learned: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns.")
+    ] = "gs",
     theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps for each NFE.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
+    relax: Annotated[
+        float | None,
+        typer.Option(
+            help="Radius that a pair's noise may move in (adam, paper), as LD3 and S4S do; default 0."
+        ),
+    ] = None,
     objective: Annotated[str, typer.Option(help="gs, or gas: then learn from a critic too.")] = "gs",
     weight: Annotated[
         float | None, typer.Option(help="Of the critic in the solver's loss (gas); default 1.")
@@ -72,7 +81,7 @@ def train(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Learn a Generalized Solver for each NFE, with --objective gas an adversarial one, and write them to one file.
+    """Learn a solver for each NFE, with --objective gas an adversarial one, and write them to one file.
 
     Interrupted, the same command goes on where it stopped. What is written is the best on the validation
     pairs; for gs, whose measure is the loss, never worse there than the best classical solver. For gas the
@@ -83,7 +92,7 @@ def train(
     from gas.race import Race
 
     loaded, nfes = load_model(model, device), parse_nfes(nfe)
-    config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
+    config = _config(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
     if not len(held):
         raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
@@ -100,7 +109,7 @@ def train(
     adversary = None
     if told_gas is not None:
         adversary = _adversary(loaded, kept, told_gas, seed=seed, memory=memory, batch=batch)
-    options = {"loss": loss, "theory": theory, "adversary": adversary, "state": state}
+    options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
     race = Race(start)
     try:
         reports = distill_family(
@@ -116,10 +125,14 @@ def train(
         results = [show(reports, loaded, n, total) for n in sorted(nfes)]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-    told = {**asdict(config), **({} if told_gas is None else {"objective": "gas", **told_gas})}
+    told = {
+        "solver": solver,
+        **asdict(config),
+        **({} if told_gas is None else {"objective": "gas", **told_gas}),
+    }
     _save(out, results, loaded, kept, held, loss, told)
     shutil.rmtree(state, ignore_errors=True)
-    _report(results, loss, len(held), "GS" if told_gas is None else "GAS", json)
+    _report(results, loss, len(held), solver.upper() if told_gas is None else "GAS", json)
     note(f"wrote {out}")
 
 
@@ -209,6 +222,7 @@ def _config(
     iterations: int | None,
     batch: int | None,
     learning_rate: float | None,
+    relax: float | None,
     memory: str,
     seed: int,
 ) -> Adam | GaussNewton:
@@ -229,13 +243,15 @@ def _config(
         "iterations": iterations,
         "batch": batch,
         "learning_rate": learning_rate,
+        "relax": relax,
         "seed": seed,
     }
     if method != "gauss-newton":  # which keeps no graph
         given["memory"] = memory
     if method == "gauss-newton":
-        if given.pop("learning_rate") is not None:
-            raise ValueError("gauss-newton has no learning_rate: choose --method adam or leave it out")
+        for name in ("learning_rate", "relax"):
+            if given.pop(name) is not None:
+                raise ValueError(f"gauss-newton has no {name}: choose --method adam or leave it out")
         if not is_sum_of_squares(loss_by_name(loss)):
             raise ValueError(
                 f"gauss-newton needs --loss l2, a sum of squares, got {loss}: choose --method adam"
