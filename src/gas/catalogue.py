@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from gas import classical
+from gas.error_bound import dmn
 from gas.grids import GRIDS, as_grid
 from gas.names import named
+from gas.published import PUBLISHED
 from gas.schedule import Schedule
 from gas.table import Table
 
-__all__ = ["SOLVERS", "Classical", "candidates"]
+__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "own_grid"]
 
 SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
     "ddim": classical.ddim,
@@ -35,6 +37,9 @@ SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
     "heun": classical.heun,
 }
 
+# Every grid that can be asked for; those not in GRIDS are for one model, or slow, and enter no measuring unasked.
+NAMED_GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {**GRIDS, "dmn": dmn, **PUBLISHED}
+
 
 @dataclass(frozen=True)
 class Classical:
@@ -42,7 +47,7 @@ class Classical:
 
     Args:
         solver: a key of :data:`SOLVERS`.
-        grid: a key of :data:`gas.grids.GRIDS`, or the times themselves, comma-separated from 1 down to ``t_end``.
+        grid: a key of :data:`NAMED_GRIDS`, or the times themselves, comma-separated from 1 down to ``t_end``.
         nfe: network evaluations.
         t_end: time that sampling ends at, in [0, 1).
 
@@ -62,7 +67,7 @@ class Classical:
     def __post_init__(self) -> None:
         named("solver", self.solver, SOLVERS)
         if "," not in self.grid:
-            named("grid", self.grid, GRIDS)
+            named("grid", self.grid, NAMED_GRIDS)
         if self.nfe < 1:
             raise ValueError(f"nfe (network evaluations) must be at least 1, got {self.nfe}")
         if self.solver == "heun" and self.nfe % 2:
@@ -90,7 +95,7 @@ class Classical:
         """Return the time grid on a schedule: one step more than the solver takes."""
         steps = self.nfe // 2 if self.solver == "heun" else self.nfe
         if "," not in self.grid:
-            return GRIDS[self.grid](schedule, steps, self.t_end)
+            return NAMED_GRIDS[self.grid](schedule, steps, self.t_end)
         t = as_grid([_number(part) for part in self.grid.split(",")])
         if len(t) != steps + 1 or float(t[0]) != 1 or float(t[-1]) != self.t_end:
             raise ValueError(
@@ -102,6 +107,11 @@ class Classical:
     def config(self) -> dict[str, Any]:
         """Return the fields in plain JSON values."""
         return asdict(self)
+
+
+def own_grid(t: Tensor) -> str:
+    """Return times as :class:`Classical` takes a grid of one's own: to the last bit, separated by commas."""
+    return ",".join(map(repr, t.tolist()))
 
 
 def candidates(
@@ -117,7 +127,7 @@ def candidates(
 
     With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead.
     """
-    told = None if own is None else [",".join(map(repr, own.tolist()))]
+    told = None if own is None else [own_grid(own)]
     for solver in solvers or SOLVERS:
         for grid in told or grids or GRIDS:
             if solver == "heun" and "," in grid:

@@ -52,7 +52,7 @@ def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
         ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
     """
     _check(nfe, t_end)
-    first, last = _finite_half_log_snr(schedule, t_end)
+    first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
     return _pinned(schedule.inverse_half_log_snr(torch.lerp(first, last, steps)), t_end)
 
@@ -66,7 +66,7 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
     _check(nfe, t_end)
     if not rho > 0:
         raise ValueError(f"rho must be positive, got {rho}")
-    first, last = _finite_half_log_snr(schedule, t_end)
+    first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
     root = torch.lerp((-first / rho).exp(), (-last / rho).exp(), steps)
     return _pinned(schedule.inverse_half_log_snr(-rho * root.log()), t_end)
@@ -121,7 +121,8 @@ def _pinned(t: Tensor, t_end: float) -> Tensor:
     return t
 
 
-def _finite_half_log_snr(schedule: Schedule, t_end: float) -> tuple[Tensor, Tensor]:
+def finite_half_log_snr(schedule: Schedule, t_end: float) -> tuple[Tensor, Tensor]:
+    """Return the half log-SNR of both ends, where infinite from a little inside."""
     first, last = schedule.half_log_snr(1.0), schedule.half_log_snr(t_end)
     if torch.isinf(first):
         first = schedule.half_log_snr(1 - _INSIDE)
