@@ -40,7 +40,7 @@ class BNS(nn.Module):
         self.schedule, self.t_end = schedule, float(t_end)
         self.times = nn.Parameter(start.times)
         self.alpha = nn.Parameter(start.states[:, 0].clone())
-        self.beta = nn.Parameter(start.outputs)
+        self.beta = nn.Parameter(start.outputs.contiguous())
 
     @classmethod
     def from_table(cls, schedule: Schedule, table: Table, t_end: float) -> BNS:
