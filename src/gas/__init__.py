@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gas.distill import Distilled, distill
     from gas.family import distill_family
     from gas.fit import FitRecord, fit
+    from gas.gits import gits
     from gas.learned import BNS, LD3, S4S, GeneralizedSolver
     from gas.optimizers import PAPER, Adam, Diverged, GaussNewton
     from gas.own import OwnModel
@@ -52,6 +53,7 @@ _HOMES = {
     "distill": ["Distilled", "distill"],
     "family": ["distill_family"],
     "fit": ["FitRecord", "fit"],
+    "gits": ["gits"],
     "learned": ["BNS", "LD3", "S4S", "GeneralizedSolver"],
     "optimizers": ["PAPER", "Adam", "Diverged", "GaussNewton"],
     "own": ["OwnModel"],

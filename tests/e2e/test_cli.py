@@ -57,6 +57,32 @@ def work(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("solver", ["s4s-alt", "gs-free"])
+def test_a_kind_of_solver_trains_samples_and_is_told(work, tmp_path, solver):
+    words = ["--pairs", work / "pairs", "--validation", 32, "--nfe", 2, "--out", tmp_path / "s.json"]
+    start = ["--start", "ipndm-2/dmn", "--iterations", 2]
+    run("train", *SMALL, *words, *start, "--solver", solver)
+    told = run("inspect", tmp_path / "s.json").output
+    assert "learned" in told
+    assert solver in told
+    entry = gas.load(tmp_path / "s.json").entry(2)
+    assert entry.kind in ("S4S", "GeneralizedSolver", "table")
+    assert entry.theory == (solver != "gs-free" or entry.kind == "table")
+    out = tmp_path / "x.safetensors"
+    run("sample", *SMALL, "--solver", tmp_path / "s.json", "--nfe", 2, "--seeds", "500:502", "--out", out)
+    assert all(len(part) == 2 for part in load_file(out).values())
+
+
+def test_kinds_of_solver_and_their_settings_are_checked(work, tmp_path):
+    given = ["--pairs", work / "pairs", "--validation", 32, "--nfe", 2, "--out", tmp_path / "s.json"]
+    words = ["train", *SMALL, *given]
+    assert "did you mean 's4s'" in refused(*words, "--solver", "S4S")
+    assert "gauss-newton has no relax" in refused(*words, "--relax", 0.1)
+    assert "relax must not be negative" in refused(*words, "--relax", -0.1, "--method", "adam")
+    run(*words, "--start", "ddim", "--solver", "ld3", "--method", "adam", "--relax", 0.1, "--iterations", 2)
+    assert gas.load(tmp_path / "s.json").document.training["relax"] == 0.1
+
+
 def test_train_reports_and_cleans_up(work):
     rows = json.loads((work / "train.out").read_text())
     assert [row["nfe"] for row in rows] == [2, 3]
