@@ -140,10 +140,9 @@ class AdamSteps:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self._decay()
-        indices = self._batch()
-        chosen = self.pairs.subset(indices)
+        chosen = self._batch()
         noise = chosen.noise.to(self.model.device)
-        start = noise if self.relaxed is None else self.relaxed.of(indices, noise)
+        start = noise if self.relaxed is None else self.relaxed.of(self._indices(), noise)
         try:
             table: Table = self.solver()
         except ValueError as error:
@@ -164,15 +163,19 @@ class AdamSteps:
             raise Diverged(f"iteration {self.iteration}: loss {float(loss.detach()):g}; lower learning_rate")
         self.optimizer.step()
         if self.relaxed is not None:
-            self.relaxed.move(indices, noise, start)
+            self.relaxed.move(self._indices(), noise, start)
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
         self.evaluations += (4 if self.flat else 3) * len(chosen) * table.nfe
         return float(loss.detach())
 
-    def _batch(self) -> Tensor:
-        """Indices of the iteration's pairs."""
+    def _batch(self) -> Pairs:
+        """The iteration's pairs."""
+        return self.pairs.subset(self._indices())
+
+    def _indices(self) -> Tensor:
+        """Which they are."""
         size = min(self.config.batch, len(self.pairs))
         return visited(len(self.pairs), self.iteration * size, size, self.config.seed)
 
