@@ -93,7 +93,7 @@ class Table:
         # States 1 .. N are rows of ``X = E x_T + L X + C d`` with L strictly lower triangular: one substitution.
         start = torch.eye(1, self.nfe + 1, dtype=torch.float64)
         past = torch.eye(self.nfe, dtype=torch.float64) - nn.functional.pad(self.states[:, 1:], (0, 1))
-        known = torch.cat([self.states[:, :1], self.outputs], dim=1)
+        known = torch.cat([self.states[:, :1], self.outputs.tril()], dim=1)
         rows = torch.linalg.solve_triangular(past, known, upper=False, unitriangular=True)
         return torch.cat([start, rows])
 
