@@ -14,7 +14,7 @@ from gas.fit import fit
 from gas.learned import S4S, GeneralizedSolver
 from gas.losses import FeatureLoss, l1, l2
 from gas.optimizers import Adam, Diverged, GaussNewton, GaussNewtonSteps
-from gas.optimizers.jacobian import linearize, normal_equations, numbers
+from gas.optimizers.jacobian import evaluations_of, linearize, normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.sample import sample, trajectory
 from gas.schedule import Flow
@@ -66,7 +66,7 @@ def test_the_jacobian_is_the_one_of_automatic_differentiation(nfe):
     for column, true in zip(columns, exact, strict=True):
         assert float((column - true).norm()) <= 2e-5 * float(true.norm()) + 1e-9
     # One call a row, one for its time, and one for every number of the rows before it.
-    assert spent == len(x) * sum(2 + n * (n + 5) // 2 for n in range(nfe))
+    assert spent == len(x) * sum(2 + n * (n + 5) // 2 for n in range(nfe)) == len(x) * evaluations_of(nfe)
 
 
 def test_a_flow_is_differentiated_inside_its_times():

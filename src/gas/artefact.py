@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gas.document import Document, Entry
 from gas.files import write_text
+from gas.interpolate import interpolated
 from gas.learned import GeneralizedSolver
 from gas.model import Model
 from gas.schedule import Schedule, schedule_from_config
@@ -60,16 +61,36 @@ class Artefact:
             f"{self.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, self.nfes))}"
         )
 
-    def table(self, nfe: int) -> Table:
+    def table(self, nfe: int, *, interpolate: bool = False) -> Table:
         """Return the table of one NFE.
 
+        Args:
+            nfe: network evaluations.
+            interpolate: make one of its neighbours' where the file has none (:func:`gas.interpolate.interpolated`).
+
         Raises:
-            ValueError: when the file has no table for it; lists those it has.
+            ValueError: when the file has no table for it, nor two around it to interpolate; lists those it has.
         """
+        around = self.neighbours(nfe) if interpolate else None
+        if around is not None:
+            schedule, t_end = self._setting()
+            return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
         entry = self.entry(nfe)
         return Table(
             torch.tensor(entry.times, dtype=torch.float64), _square(entry.states), _square(entry.outputs)
         )
+
+    def neighbours(self, nfe: int) -> tuple[int, int] | None:
+        """Return the nearest NFE below and above one that the file has no table for, ``None`` where it has.
+
+        Raises:
+            ValueError: when it lies outside of those it has.
+        """
+        below, above = [n for n in self.nfes if n < nfe], [n for n in self.nfes if n > nfe]
+        if nfe in self.nfes or not below or not above:
+            self.entry(nfe)
+            return None
+        return below[-1], above[0]
 
     def solver(self, nfe: int) -> GeneralizedSolver:
         """Return the table as a Generalized Solver, to look into or to train on.
@@ -77,12 +98,15 @@ class Artefact:
         Raises:
             ValueError: when there is no such table or the file does not say which schedule it is for.
         """
-        schedule, t_end, entry = self.schedule, self.document.t_end, self.entry(nfe)
-        if schedule is None or t_end is None:
-            raise ValueError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
+        (schedule, t_end), entry = self._setting(), self.entry(nfe)
         return GeneralizedSolver.from_table(
             schedule, self.table(nfe), t_end, t=entry.nominal, theory=entry.theory
         )
+
+    def _setting(self) -> tuple[Schedule, float]:
+        if self.schedule is None or self.document.t_end is None:
+            raise ValueError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
+        return self.schedule, self.document.t_end
 
     def check(self, model: Model, guidance: float = 1.0) -> None:
         """Refuse a model that the tables were not made for.

@@ -18,19 +18,19 @@ from gas.losses import is_sum_of_squares, loss_by_name
 from gas.model import Model
 from gas.optimizers import Adam, Diverged, GaussNewton
 from gas.pairs import Pairs
-from gas.race import Race, Raced, Started
-from gas.start import Measured, evaluate
+from gas.race import ROUNDING, Race, Raced, Started
+from gas.start import Measured, evaluate, surely_better
 from gas.table import Table
 
 __all__ = ["FINISH", "Distilled", "Heard", "Report", "against", "distill"]
 
 # What the winner of the race is trained for after it.
-FINISH = GaussNewton(iterations=12, batch=64, growth=1.0)
+FINISH = GaussNewton(iterations=12, batch=64, growth=1.1, memory=0.8)
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """The result: a learned solver, or the best classical table if nothing learned validated better.
+    """The result: a learned solver, or the best classical table where none surely validated better.
 
     ``evaluations`` are the network evaluations of race and training together, as :class:`gas.fit.FitRecord` counts.
     With an adversary, ``criterion`` is its criterion before it and at the best after, equal where nothing came nearer;
@@ -104,6 +104,10 @@ def distill(
         model, pairs, validation, nfe, loss=loss, solver=solver, theory=theory, state=state
     )
     yield chosen
+    known = (chosen.start, chosen.best, chosen.best_loss)
+    if chosen.best_loss < ROUNDING:
+        yield Distilled(nfe, chosen.best.table(model.schedule), *known, chosen.best_loss, chosen.evaluations)
+        return
     learned = chosen.solver(model.schedule, kind)
     config = kind.training(_usual(race, loss) if config is None else config)
     best_loss, evaluations = chosen.best_loss, chosen.evaluations
@@ -114,9 +118,9 @@ def distill(
         yield record
     evaluations += spent
     result: nn.Module | Table = learned
-    if best_loss > chosen.best_loss:
-        result, best_loss = chosen.best.table(model.schedule), chosen.best_loss
-    known = (chosen.start, chosen.best, chosen.best_loss)
+    classical = chosen.best.table(model.schedule)
+    if not surely_better(model, validation, learned().detach(), classical, loss_by_name(loss)):
+        result, best_loss = classical, chosen.best_loss
     if adversary is None or not adversary.speaks():
         yield Distilled(nfe, result, *known, best_loss, evaluations)
         return

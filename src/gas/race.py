@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -15,22 +14,28 @@ from torch import Tensor, nn
 
 from gas.catalogue import Classical, candidates
 from gas.files import write_text
-from gas.fit import fit
 from gas.learned import Kind, kind_by_name
-from gas.losses import loss_by_name
+from gas.losses import Loss, l2, loss_by_name
 from gas.model import Model
-from gas.optimizers import Diverged, GaussNewton
+from gas.optimizers import Diverged, GaussNewton, GaussNewtonSteps
 from gas.pairs import Pairs
 from gas.schedule import Schedule
 from gas.start import Measured, evaluate, finite_loss, rank_classical
+from gas.table import Table
 
-__all__ = ["FINALISTS", "Race", "Raced", "Started"]
+__all__ = ["FINALISTS", "ROUNDING", "SHORTLIST", "Race", "Raced", "Started"]
 
 # Classical solvers that are measured on all validation pairs after a first round on some.
-FINALISTS = 6
+FINALISTS = 4
 
-# What every entrant is trained for.
-_SPRINT = GaussNewton(iterations=6, batch=12, validate_every=6)
+# Classical solvers that are measured a second time, on more pairs.
+SHORTLIST = 16
+
+# A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
+ROUNDING = 1e-11
+
+# What every entrant is trained for in a round of the race.
+_SPRINT = GaussNewton(iterations=3, batch=12, validate_every=3)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Raced:
-    """A start of the race, with the validation loss that a little training brought it to."""
+    """A start of the race, with the loss that a little training brought it to on some of the validation pairs.
+
+    ``place`` counts what the race has trained so far, of ``starts`` in all its rounds.
+    """
 
     classical: Classical
     loss: float
@@ -70,14 +78,17 @@ class Race:
     Args:
         start: ``"best"`` (a race of the best classical tables), ``"uniform"`` (the paper's: DPM-Solver++(3M) on
             the time-uniform grid), or ``"SOLVER/GRID"`` by name.
-        first: validation pairs that every classical solver is measured on before the finalists.
+        rank: validation pairs that every classical solver is measured on; the best of each grid enter the race.
+        first: validation pairs that the best :data:`SHORTLIST` of them, and every entrant, are measured on.
         starts: most entrants of the race: the best solver of each grid. The loss has several minima, and which
             one is found is a matter of the grid; the best table at first need not lead to the best one.
         near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
-        sprint: settings that each entrant is trained with (on squared error); the best on validation wins.
+        sprint: settings that each entrant is trained with in a round (on squared error). The better half of a first
+            round is trained for a second one, and the one that then validates best wins.
     """
 
     start: str = "best"
+    rank: int = 16
     first: int = 64
     starts: int = 4
     near: Tensor | None = None
@@ -138,40 +149,100 @@ class Race:
         self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, loss: str, kind: Kind
     ) -> Generator[Measured | Raced, None, Started]:
         """Measure every classical solver; where the start is left open, race the best of each grid."""
-        ranked, distance = [], loss_by_name(loss)
-        for measured in rank_classical(model, validation, nfe, distance, first=self.first, kept=FINALISTS):
-            ranked.append(measured)
-            yield measured
-        best = ranked[-min(FINALISTS, len(ranked) // 2)]
-        if self.start != "best":
-            return Started(best.classical, best.loss, self.start)
+        distance = loss_by_name(loss)
+        ranked, best, spent = yield from self._rank(model, validation, nfe, distance)
+        if self.start != "best" or best.loss < ROUNDING:
+            start = best.classical.spec if self.start == "best" else self.start
+            return Started(best.classical, best.loss, start, evaluations=spent)
         entrants = _best_of_each_grid(ranked, self.starts, kind)
         if self.near is not None:
-            own = candidates(model.schedule, nfe, model.t_end, own=self.near)
-            there = rank_classical(model, validation, nfe, distance, entries=own, first=self.first, kept=0)
-            entrants = [*_best_of_each_grid(list(there), 1, kind), *entrants][: self.starts]
-        reached: list[tuple[float, Classical, dict[str, Any]]] = []
-        spent = 0
-        for place, entrant in enumerate(entrants, start=1):
-            solver = kind.build(model.schedule, entrant.classical)
-            calls = self._sprint(solver, model, pairs, validation, kind.training(self.sprint))
-            value = float(evaluate(model, validation, solver().detach(), distance).mean())
-            numbers = {name: parameter.tolist() for name, parameter in solver.state_dict().items()}
-            reached.append((value if math.isfinite(value) else math.inf, entrant.classical, numbers))
-            spent += calls
-            yield Raced(entrant.classical, value, place, len(entrants), calls)
-        _, winner, numbers = min(reached, key=lambda entry: entry[0])
-        return Started(best.classical, best.loss, winner.spec, numbers, spent)
+            own = list(candidates(model.schedule, nfe, model.t_end, own=self.near))
+            there = rank_classical(model, validation, nfe, distance, entries=own, first=self.rank, kept=0)
+            measured = list(there)
+            entrants = [*_best_of_each_grid(measured, 1, kind), *entrants][: self.starts]
+            spent += sum(m.pairs * nfe for m in measured)
+        winner, cost = yield from self._rounds(entrants, model, pairs, validation, distance, kind)
+        numbers = winner.numbers() if math.isfinite(winner.loss) else None
+        return Started(best.classical, best.loss, winner.classical.spec, numbers, spent + cost)
 
-    def _sprint(
-        self, solver: nn.Module, model: Model, pairs: Pairs, validation: Pairs, config: GaussNewton
-    ) -> int:
-        """Train an entrant a little; return the network evaluations. One that blows up stays where it was best."""
-        spent = 0
-        with contextlib.suppress(Diverged):
-            for record in fit(solver, model, pairs, validation=validation, loss="l2", config=config):
-                spent = record.evaluations
-        return spent
+    def _rounds(
+        self,
+        entrants: Sequence[Measured],
+        model: Model,
+        pairs: Pairs,
+        validation: Pairs,
+        distance: Loss,
+        kind: Kind,
+    ) -> Generator[Raced, None, tuple[_Entrant, int]]:
+        """Train all for a round and the better half for another; return the winner and what it cost."""
+        running = [
+            _Entrant.of(entrant, model, pairs, kind, kind.training(self.sprint)) for entrant in entrants
+        ]
+        some, spent, place = validation.subset(slice(0, self.first)), 0, 0
+        better = (len(running) + 1) // 2
+        rounds = (running,) if len(running) == 1 else (running, running[:better])
+        trainings = sum(map(len, rounds))
+        for one in rounds:
+            running = running[: len(one)]
+            for entrant in running:
+                place += 1
+                cost = entrant.sprint(some, distance)
+                spent += cost
+                yield Raced(entrant.classical, entrant.loss, place, trainings, cost)
+            running.sort(key=lambda entrant: entrant.loss)
+        return running[0], spent
+
+    def _rank(
+        self, model: Model, validation: Pairs, nfe: int, distance: Loss
+    ) -> Generator[Measured, None, tuple[list[Measured], Measured, int]]:
+        """Measure all on some pairs and fewer on more; return the first round, the best and what it cost.
+
+        Finding the finalists' place on all validation pairs is validation, and is not counted.
+        """
+        ranked = []
+        for measured in rank_classical(model, validation, nfe, distance, first=self.rank, kept=0):
+            ranked.append(measured)
+            yield measured
+        hopeful = [(m.classical, m.table) for m in sorted(ranked, key=finite_loss)[:SHORTLIST]]
+        again = []
+        for measured in rank_classical(
+            model, validation, nfe, distance, entries=hopeful, first=self.first, kept=FINALISTS
+        ):
+            again.append(measured)
+            yield measured
+        spent = sum(m.pairs * nfe for m in (*ranked, *again[: len(hopeful)]))
+        return ranked, again[len(hopeful)], spent
+
+
+@dataclass
+class _Entrant:
+    """A start in the race: what it has learned so far."""
+
+    classical: Classical
+    steps: GaussNewtonSteps
+    loss: float = math.inf
+
+    @classmethod
+    def of(cls, measured: Measured, model: Model, pairs: Pairs, kind: Kind, sprint: GaussNewton) -> _Entrant:
+        solver = kind.build(model.schedule, measured.classical)
+        return cls(measured.classical, GaussNewtonSteps(solver, model, pairs, l2, sprint))
+
+    def sprint(self, validation: Pairs, distance: Loss) -> int:
+        """Train a little and measure; return the network evaluations. One that blows up falls out."""
+        before, self.loss = self.steps.evaluations, math.inf
+        try:
+            for _ in range(self.steps.config.iterations):
+                self.steps.step()
+        except Diverged:
+            return self.steps.evaluations - before
+        table: Table = self.steps.solver().detach()
+        value = float(evaluate(self.steps.model, validation, table, distance).mean())
+        self.loss = value if math.isfinite(value) else math.inf
+        return self.steps.evaluations - before + len(validation) * table.nfe
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the solver's parameters in plain JSON."""
+        return {name: parameter.tolist() for name, parameter in self.steps.solver.state_dict().items()}
 
 
 def named_start(start: str, nfe: int, t_end: float) -> Classical:

@@ -17,7 +17,7 @@ from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
-__all__ = ["Measured", "evaluate", "finite_loss", "rank_classical"]
+__all__ = ["Measured", "evaluate", "finite_loss", "rank_classical", "surely_better"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,24 @@ def evaluate(
 ) -> Tensor:
     """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's."""
     return _Runner(model, pairs, loss, batch).losses(table)
+
+
+def surely_better(
+    model: Model,
+    pairs: Pairs,
+    table: Table,
+    other: Table,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    errors: float = 2.0,
+) -> bool:
+    """Whether a solver's mean loss is below another's by more than chance: pair by pair, ``errors`` standard errors.
+
+    What is better by less on some pairs may well be worse on others.
+    """
+    gain = evaluate(model, pairs, other, loss) - evaluate(model, pairs, table, loss)
+    spread = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return float(gain.mean()) > errors * spread
 
 
 def finite_loss(measured: Measured) -> float:

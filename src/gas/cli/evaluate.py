@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes, parse_seeds
+from gas.cli.options import Device, Json, ModelName, interpolation, load_model, parse_nfes, parse_seeds
 from gas.cli.screen import bar, note, print_json, print_table, tracked
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ def evaluate(
 ) -> None:
     """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
 
-    A baseline without a grid runs on whichever is best for it on the first 64 of these very seeds (the best
-    two on all), which favours it. The first file names the teacher.
+    An NFE of --nfe between two of the file's gets a table interpolated from them, named so. A baseline without a
+    grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
+    it. The first file names the teacher.
     """
     loaded = load_model(model, device)
     artefacts = _load_named(solver, loaded)
@@ -61,7 +62,7 @@ def evaluate(
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if nfe else ():
         for one in artefacts.values():
-            one.entry(n)
+            one.neighbours(n)  # refuses what is neither trained nor between two that are
     chosen, guidance = parse_seeds(seeds), artefact.document.guidance
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
@@ -71,6 +72,7 @@ def evaluate(
     pairs = taught(loaded, master, chosen, guidance)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefacts, names, every)]
+    _warn_of_interpolation(rows)
     rows.append(measure(loaded, pairs, f"{master.label} (teacher)", master.nfe, pairs.target))
     if picture is not None:
         _draw(picture, rows, loaded.name, len(pairs))
@@ -108,6 +110,15 @@ def _teacher(artefact: Artefact, t_end: float, **asked: str | int | None) -> Cla
     usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, "t_end": t_end}
     told = {name: value for name, value in asked.items() if value is not None}
     return Classical(**{**usual, **(artefact.document.teacher or {}), **told})
+
+
+def _warn_of_interpolation(rows: list[Comparison]) -> None:
+    for row in rows:
+        others = [other for other in rows if other.nfe == row.nfe and other.mse < row.mse]
+        if "interpolated" in row.name and others:
+            best = min(others, key=lambda other: other.mse)
+            told = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or take that"
+            note(f"[yellow]warning[/yellow]: {told}")
 
 
 def _warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
@@ -171,7 +182,13 @@ def _measure(
     if every:
         classical, table = best_on(model, pairs, nfe, list(SOLVERS))
         tables[f"{classical.label} (best of all)"] = table
-    tables.update({name: one.table(nfe) for name, one in artefacts.items() if nfe in one.nfes})
+    for name, one in artefacts.items():
+        if one.nfes[0] <= nfe <= one.nfes[-1]:
+            around = one.neighbours(nfe)
+            if around is not None:
+                tables[f"{name}, NFE {around[0]} instead"] = one.table(around[0])
+                name = f"{name}, {interpolation(around)}"
+            tables[name] = one.table(nfe, interpolate=True)
     rows = []
     with bar(f"NFE {nfe}", len(tables)) as running:
         for done, (name, table) in enumerate(tables.items(), start=1):
@@ -233,8 +250,8 @@ def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:
     curves: dict[str, dict[int, float]] = {}
     grids: dict[str, set[str]] = {}
     for row in rows:
-        if row.mse > 0 and "best of all" not in row.name:
-            solver, _, used = row.name.partition(" / ")
+        if row.mse > 0 and not row.name.endswith(("(best of all)", " instead")):
+            solver, _, used = row.name.split(" from NFE ")[0].partition(" / ")
             curves.setdefault(solver, {})[row.nfe] = row.mse
             grids.setdefault(solver, set()).add(used)
     told = [f"{solver} on {', '.join(sorted(used))}" for solver, used in grids.items() if any(used)]

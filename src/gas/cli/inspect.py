@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Json
+from gas.cli.options import Json, interpolation
 from gas.cli.screen import note, print_json, print_table
 
 __all__ = ["inspect"]
@@ -26,16 +26,14 @@ def inspect(
 
     artefact = load(file)
     document = artefact.document
-    if nfe is not None:
-        artefact.entry(nfe)
+    around = None if nfe is None else artefact.neighbours(nfe)
     if json:
         print_json(document.model_dump(mode="json", exclude_none=True))
     elif nfe is not None:
-        _print_entry(
-            artefact.entry(nfe).times,
-            artefact.table(nfe).states.tolist(),
-            artefact.table(nfe).outputs.tolist(),
-        )
+        table = artefact.table(nfe, interpolate=True)
+        if around is not None:
+            note(f"{file} has no table for NFE {nfe}: this one is {interpolation(around)}")
+        _print_entry(table.times.tolist(), table.states.tolist(), table.outputs.tolist())
     else:
         model = document.model or {}
         facts = [

@@ -10,7 +10,16 @@ import typer
 if TYPE_CHECKING:
     from gas.zoo import ZooModel
 
-__all__ = ["Device", "Json", "ModelName", "SolverFile", "load_model", "parse_nfes", "parse_seeds"]
+__all__ = [
+    "Device",
+    "Json",
+    "ModelName",
+    "SolverFile",
+    "interpolation",
+    "load_model",
+    "parse_nfes",
+    "parse_seeds",
+]
 
 ModelName = Annotated[
     str,
@@ -53,6 +62,11 @@ def parse_nfes(text: str) -> list[int]:
     except ValueError:
         raise ValueError(f"nfe must be like 4 or 3-6,8,10 with numbers from 1 up, got {text!r}") from None
     return sorted(nfes)
+
+
+def interpolation(around: tuple[int, int]) -> str:
+    """Say which two trained NFE a table was made of."""
+    return f"interpolated from NFE {around[0]} and {around[1]}"
 
 
 def load_model(name: str, device: str) -> ZooModel:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, SolverFile, load_model, parse_seeds
+from gas.cli.options import Device, Json, ModelName, SolverFile, interpolation, load_model, parse_seeds
 from gas.cli.screen import note, print_json, tracked
 
 __all__ = ["sample"]
@@ -19,7 +19,9 @@ def sample(
     solver: SolverFile,
     out: Annotated[Path, typer.Option(help="A .png picture, or .npz or .safetensors arrays.")],
     model: ModelName = "mnist",
-    nfe: Annotated[int, typer.Option(help="Network evaluations a sample.")] = 4,
+    nfe: Annotated[
+        int | None, typer.Option(help="Network evaluations a sample; default: the file's, or 4 of several.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "24",
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
@@ -41,7 +43,12 @@ def sample(
     loaded, artefact, chosen = load_model(model, device), load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
-    table = artefact.table(nfe).folded()
+    if nfe is None:
+        nfe = artefact.nfes[0] if len(artefact.nfes) == 1 else 4
+    table = artefact.table(nfe, interpolate=True).folded()
+    around = artefact.neighbours(nfe)
+    if around is not None:
+        note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     made = []
     with torch.no_grad():
         starts = range(chosen.start, chosen.stop, batch)
@@ -56,7 +63,8 @@ def sample(
     )
     note(f"wrote {len(chosen)} samples to {out}")
     if json:
-        print_json({"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": [chosen.start, chosen.stop]})
+        told = {"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": [chosen.start, chosen.stop]}
+        print_json({**told, "interpolated_from": around})
 
 
 def _write(out: Path, x: object, seeds: range, title: str) -> None:

@@ -78,6 +78,9 @@ def train(
     memory: Annotated[
         str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
     ] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that --out names.")
+    ] = False,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -91,6 +94,8 @@ def train(
     from gas.pairs import read_pairs
     from gas.race import Race
 
+    if out.exists() and not overwrite:
+        raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
     loaded, nfes = load_model(model, device), parse_nfes(nfe)
     config = _config(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
@@ -162,7 +167,12 @@ def _save(
         },
         starts={r.nfe: r.start for r in results},
         measured={
-            r.nfe: {"validation_loss": r.loss, "best_classical_loss": r.best_classical_loss} for r in results
+            r.nfe: {
+                "validation_loss": r.loss,
+                "best_classical_loss": r.best_classical_loss,
+                "evaluations": float(r.evaluations),
+            }
+            for r in results
         },
     )
 
@@ -281,9 +291,11 @@ def _report(results: list[Distilled], loss: str, pairs: int, name: str, json: bo
             r.best_classical.label,
             f"{r.best_classical_loss:.5f}",
             f"{r.loss:.5f}",
-            f"{r.best_classical_loss / max(r.loss, 1e-300):.1f}x",
+            f"{r.best_classical_loss / r.loss:.1f}x" if r.loss < r.best_classical_loss else "is kept",
+            f"{r.evaluations:,}",
         ]
         for r in results
     ]
-    columns = ["NFE", "best classical", "its loss", name, "better by"]
+    rows.append(["all", "", "", "", "", f"{sum(r.evaluations for r in results):,}"])
+    columns = ["NFE", "best classical", "its loss", name, "better by", "network evaluations"]
     print_table(f"{loss} to the teacher on {pairs} validation pairs", columns, rows)

@@ -15,7 +15,7 @@ from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
 from gas.optimizers.diverged import Diverged
-from gas.optimizers.jacobian import normal_equations, numbers
+from gas.optimizers.jacobian import evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
@@ -25,6 +25,7 @@ from gas.table import Table
 __all__ = ["GaussNewton", "GaussNewtonSteps"]
 
 _TRIES = 8
+_FEWEST = 8
 _DAMPING = (1e-6, 1e6)
 
 
@@ -37,6 +38,8 @@ class GaussNewton:
         batch: pairs of the first step.
         growth: factor by which every step sees more pairs than the one before.
         largest: most pairs a step.
+        budget: most network evaluations that a step's Jacobian may take, while it sees at least 8 pairs: with many
+            NFE, whose columns are many, steps see fewer pairs.
         memory: weight of what is known from earlier steps against the newest, in [0, 1).
         damping: of the first step, in units of the curvature's diagonal.
         validate_every: iterations between validations.
@@ -51,6 +54,7 @@ class GaussNewton:
     batch: int = 24
     growth: float = 1.15
     largest: int = 192
+    budget: int = 12_000
     memory: float = 0.7
     damping: float = 1e-3
     validate_every: int = 2
@@ -58,7 +62,7 @@ class GaussNewton:
     alternate: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "largest", "damping", "validate_every"):
+        for name in ("batch", "largest", "budget", "damping", "validate_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("iterations", "alternate"):
@@ -69,9 +73,9 @@ class GaussNewton:
         if not 0 <= self.memory < 1:
             raise ValueError(f"memory must lie in [0, 1), got {self.memory}")
 
-    def pairs_of(self, iteration: int, available: int) -> int:
-        """Return how many pairs an iteration sees."""
-        most = min(self.largest, available)
+    def pairs_of(self, iteration: int, available: int, cost: int = 0) -> int:
+        """Return how many pairs an iteration sees, each of which costs so many network evaluations."""
+        most = min(self.largest, available, max(_FEWEST, self.budget // max(cost, 1)))
         # Compared as logarithms: the power itself leaves the range of floats after some thousand iterations.
         if math.log(self.batch) + iteration * math.log(self.growth) >= math.log(most):
             return most
@@ -107,6 +111,7 @@ class GaussNewtonSteps:
         self.slope = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
         self.iteration, self.evaluations = 0, 0
+        self.cost = evaluations_of(solver().nfe)
 
     def averaged(self) -> nn.Module:
         """Return the solver to validate: the running model averages already."""
@@ -114,8 +119,8 @@ class GaussNewtonSteps:
 
     def step(self) -> float:
         """Take one step; return the loss of its pairs before it."""
-        before = sum(self.config.pairs_of(i, len(self.pairs)) for i in range(self.iteration))
-        count = self.config.pairs_of(self.iteration, len(self.pairs))
+        before = sum(self.config.pairs_of(i, len(self.pairs), self.cost) for i in range(self.iteration))
+        count = self.config.pairs_of(self.iteration, len(self.pairs), self.cost)
         chosen = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
         x = chosen.noise.to(self.model.device)
         p = self._parameters()

@@ -12,7 +12,7 @@ from torch import Tensor
 from gas.denoise import Denoiser
 from gas.table import Table
 
-__all__ = ["Normal", "linearize", "normal_equations", "numbers"]
+__all__ = ["Normal", "evaluations_of", "linearize", "normal_equations", "numbers"]
 
 # Tangents of one batch are held at once; larger batches are split so that they stay below this many bytes.
 _TANGENT_BYTES = 2**28
@@ -27,6 +27,11 @@ def numbers(table: Table) -> Tensor:
     rows = range(folded.nfe)
     parts = [(folded.times[n : n + 1], folded.states[n, :1], folded.outputs[n, : n + 1]) for n in rows]
     return torch.cat([part for row in parts for part in row])
+
+
+def evaluations_of(nfe: int) -> int:
+    """Return what :func:`linearize` asks of the network for each sample: N calls, N for times, the rest for weights."""
+    return sum(2 + n * (n + 5) // 2 for n in range(nfe))
 
 
 @torch.no_grad()
