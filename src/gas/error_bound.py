@@ -28,7 +28,7 @@ def error_bound(lam: Tensor, power: int = 2) -> Tensor:
         power: p, at least 1.
 
     References:
-        Xue et al., arXiv 2402.17376, section 3; the first three steps apart, as in the authors' code.
+        Xue et al., arXiv 2402.17376; errors, orders and the first three steps apart as in the authors' code.
     """
     steps = len(lam) - 1
     error = torch.sigmoid(-2 * lam) ** (power / 2) / torch.sigmoid(2 * lam) ** 0.5
@@ -77,7 +77,7 @@ def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
         ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``power`` below 1.
 
     References:
-        Xue et al., arXiv 2402.17376, algorithm 1: there by a constrained trust region, here over shares of the
+        Xue et al., arXiv 2402.17376: there by a constrained trust region, here over shares of the
         log-SNR range, which need no constraints.
     """
     if power < 1:

@@ -49,7 +49,7 @@ def gits(
         ValueError: names the setting that is out of range.
 
     References:
-        Chen et al., arXiv 2405.11326, algorithm 1 and section 4; both measures as in the authors' code.
+        Chen et al., arXiv 2405.11326; the path, its discount and both measures as in the authors' code.
     """
     if measure not in ("deviation", "distance"):
         raise ValueError(f"measure must be 'deviation' or 'distance', got {measure!r}")

@@ -30,7 +30,7 @@ class BNS(nn.Module):
         beta: ``(N, N)``; entry ``(n, j)`` is step n's weight of ``d_j``, of no effect above the diagonal.
 
     References:
-        Shaul et al., arXiv 2403.01329, equation 12 (the form), in data predictions in place of velocities:
+        Shaul et al., arXiv 2403.01329, section 3 (the form), in data predictions in place of velocities:
         velocities are combinations of ``x_t`` and ``d``, so that the solvers are the same.
     """
 

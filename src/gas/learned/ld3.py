@@ -34,7 +34,7 @@ class LD3(nn.Module):
         ValueError: for unknown names, or an NFE that the base cannot have.
 
     References:
-        Tong et al., arXiv 2405.15506, equation 6 (the times) and section 4 (the shifts).
+        Tong et al., arXiv 2405.15506.
 
     >>> import gas
     >>> gas.LD3(gas.VPLinear(), nfe=4, t_end=1e-3, base="ipndm-2", grid="log_snr")().nfe
