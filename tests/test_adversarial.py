@@ -12,18 +12,21 @@ from doubles import Mixture, taught
 from gas import zoo
 from gas.ablation import ABLATIONS, Variant, ablate, ablation_by_name
 from gas.adversarial import Critic, classic, gradient_penalty, objective_by_name, relativistic
-from gas.adversary import Adversary, adversary_for
+from gas.adversary import Adversary, Watched, adversary_for
 from gas.catalogue import Classical
 from gas.compare import run
 from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
-from gas.distill import distill
+from gas.distill import against, distill
 from gas.fit import fit
 from gas.learned import GeneralizedSolver
+from gas.losses import loss_by_name
 from gas.metrics import FrechetCriterion
 from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton
 from gas.optimizers.critics import CriticSteps
 from gas.pairs import teach
 from gas.race import Race
+from gas.sample import sample
+from gas.start import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +312,11 @@ def test_the_solver_goes_where_its_critics_point(pairs, validation, objective):
 
     def place(critics):
         numbers, _ = trained(
-            pairs, validation, critics, iterations=30, criterion=lambda made: -float(made.mean())
+            pairs,
+            validation,
+            critics,
+            iterations=30,
+            criterion=lambda table: -float(run(MODEL, validation, table).mean()),
         )
         solver = new()
         nn.utils.vector_to_parameters(numbers, solver.parameters())
@@ -325,8 +332,8 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
         def forward(self, x):
             return super().forward(x) * float("nan")
 
-    def nearness(made):
-        seen.append(float((made - validation.target).square().mean()))
+    def nearness(table):
+        seen.append(float((run(MODEL, validation, table) - validation.target).square().mean()))
         return -seen[-1]  # farther is better: what the paired loss would never choose
 
     seen = []
@@ -357,7 +364,8 @@ def test_critics_of_their_own_size_are_made_afresh_for_every_solver():
     assert first.network is not second.network
     assert torch.equal(parameters(first.network), parameters(second.network))
     assert first.logits(pairs.target, None).shape == (20,)
-    assert adversary.criterion(pairs.target) == pytest.approx(0.0, abs=1e-9)
+    assert adversary.criterion.measure(pairs.target) == pytest.approx(0.0, abs=1e-9)
+    assert (adversary.criterion.labelled, adversary.criterion.guidance) == (True, 1.0)
     with pytest.raises(ValueError, match=r"no critic is known for samples of shape 2 \(only 1x8x8"):
         adversary_for(MODEL, pairs)
     with pytest.raises(ValueError, match="warmup must be below the 400 iterations, got 400"):
@@ -374,6 +382,41 @@ def test_the_criterion_is_a_distance_of_distributions(validation):
     )  # another sample for every noise, the same set
     assert criterion(x * 0.5) > 0.01
     assert criterion(torch.full_like(x, float("nan"))) == float("inf")
+
+
+def test_a_criterion_watches_the_same_fresh_noise_of_every_solver(labelled):
+    table = new()().detach()
+    seeds = range(2**41, 2**41 + 70)  # more than a batch
+    labels = torch.arange(2**41, 2**41 + 70) % MODEL.classes
+    with torch.no_grad():
+        expected = sample(MODEL.bind(labels), MODEL.noise(seeds), table)
+    watched = Watched(MODEL, lambda x: x, samples=70)
+    torch.testing.assert_close(watched(table), expected)
+    torch.testing.assert_close(watched(table.folded()), expected)
+    unlabelled = Watched(MODEL, lambda x: x, samples=70, labelled=False)
+    torch.testing.assert_close(unlabelled(table), sample(MODEL.bind(None), MODEL.noise(seeds), table))
+
+
+def test_weights_in_units_of_the_paired_loss_do_not_change_with_its_scale(pairs, validation):
+    critic = [Critic("plane", Logit(), weight=40.0), Critic("other", Logit(1), weight=1.0)]
+    relative = Adversary(lambda: critic, lambda table: 0.0, unit="paired")
+    assert [c.weight for c in relative.weighed(0.01)] == pytest.approx([0.4, 0.01])
+    absolute = Adversary(lambda: critic, lambda table: 0.0)
+    assert [c.weight for c in absolute.weighed(0.01)] == [40.0, 1.0]
+    with pytest.raises(ValueError, match="unit must be 'absolute' or 'paired', got 'pairs'"):
+        Adversary(lambda: critic, lambda table: 0.0, unit="pairs")
+
+    # What is told to the critics' optimiser is the weight times what GS ends with.
+    def after(unit, weight):
+        solver, config = new(), Adam(iterations=2, batch=16, validate_every=1)
+        adversary = Adversary(
+            lambda: [Critic("plane", Logit(), weight=weight)], lambda table: 0.0, config, unit=unit
+        )
+        last = [record.train_loss for record in against(adversary, solver, MODEL, pairs, validation)][-1]
+        return last
+
+    start = float(evaluate(MODEL, validation, new()().detach(), loss_by_name("l2")).mean())
+    assert after("paired", 40.0) == after("absolute", 40.0 * start) != after("absolute", 40.0)
 
 
 def test_a_critic_may_take_several_steps_for_one_of_the_solver(pairs):

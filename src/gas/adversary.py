@@ -1,31 +1,71 @@
-"""What turns GS into GAS: critics of the right size, how the solver learns from them, and what it is chosen by."""
+"""What turns GS into GAS: critics of the right size, what they weigh, and what a solver is chosen by."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gas.adversarial import Critic
+from gas.compare import fresh
 from gas.fit import Criterion
 from gas.metrics import FrechetCriterion
 from gas.model import Model
 from gas.optimizers import Adam
 from gas.pairs import Pairs
+from gas.table import Table
 
-__all__ = ["GAS", "Adversary", "adversary_for"]
+__all__ = ["BALANCE", "GAS", "WATCHED", "Adversary", "Watched", "adversary_for"]
+
+# Weight of the adversarial loss in units of the paired loss that GS ends with.
+BALANCE = 40.0
+
+# Samples that candidates are compared on. No teacher runs for them, and their seeds are far from any pair's.
+WATCHED = 1024
+_FIRST_WATCHED = 2**41
 
 # Ours: the solver has converged before a critic speaks, so small steps of a well-averaged solver.
-GAS = Adam(iterations=400, batch=32, learning_rate=2e-3, ema=0.98, validate_every=50)
+GAS = Adam(iterations=400, batch=24, learning_rate=2e-3, ema=0.98, validate_every=100)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A criterion: a measure of a solver's samples of the same fresh noise throughout.
+
+    A distance of distributions needs no pairs, so that this noise costs no teacher and may be plenty: the chance in
+    what is chosen falls with the number of samples.
+
+    Args:
+        model: whose denoiser to ask.
+        measure: samples ``(S, *)`` -> smaller is better, such as :class:`gas.metrics.FrechetCriterion`.
+        samples: their number S.
+        guidance: scale of classifier-free guidance.
+        labelled: give a class-conditional model the label ``seed mod classes``.
+    """
+
+    model: Model
+    measure: Callable[[Tensor], float]
+    samples: int = WATCHED
+    guidance: float = 1.0
+    labelled: bool = True
+
+    def __call__(self, table: Table) -> float:
+        """Return the measure of a solver."""
+        seeds = range(_FIRST_WATCHED, _FIRST_WATCHED + self.samples)
+        return self.measure(fresh(self.model, table, seeds, guidance=self.guidance, labelled=self.labelled))
 
 
 @dataclass(frozen=True)
 class Adversary:
     """Adversarial training of one solver.
+
+    The gradient of the paired loss vanishes where GS ends, so a critic moves the solver until the paired loss pushes
+    back as hard. That loss falls by an order of magnitude from 2 calls to 4, and with it what pushes back: a fixed
+    weight that helps at 2 calls leads astray at 4. Weights in units of the paired loss do not change with its scale.
 
     Args:
         critics: makes fresh critics, one set a solver.
@@ -33,12 +73,27 @@ class Adversary:
             paired error.
         config: settings of Adam.
         pairing: of fakes and reals, as in :class:`gas.optimizers.AdamSteps`.
+        unit: what the critics' weights are measured in: ``"absolute"``, as the paper's w; or ``"paired"``, the mean
+            paired loss on the validation pairs of the solver as it comes.
+
+    Raises:
+        ValueError: for another unit.
     """
 
     critics: Callable[[], Sequence[Critic]]
     criterion: Criterion
     config: Adam = GAS
     pairing: str = "independent"
+    unit: Literal["absolute", "paired"] = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("absolute", "paired"):
+            raise ValueError(f"unit must be 'absolute' or 'paired', got {self.unit!r}")
+
+    def weighed(self, paired_loss: float) -> list[Critic]:
+        """Return fresh critics with their weights as w, for a solver that comes with this paired loss."""
+        scale = paired_loss if self.unit == "paired" else 1.0
+        return [replace(critic, weight=scale * critic.weight) for critic in self.critics()]
 
     def speaks(self) -> bool:
         """Return whether any critic has weight; without, this is GS training and there is nothing to do."""
@@ -49,7 +104,8 @@ def adversary_for(
     model: Model,
     pairs: Pairs,
     *,
-    weight: float = 1.0,
+    weight: float | None = None,
+    balance: float = BALANCE,
     objective: Any = "relativistic",
     pairing: str = "independent",
     config: Adam = GAS,
@@ -65,7 +121,8 @@ def adversary_for(
     Args:
         model: with ``features(x) -> (B, F)``, the space of the criterion.
         pairs: of training; their teacher's samples are what the criterion takes for the truth.
-        weight: w of the adversarial loss, at least 0.
+        weight: w of the adversarial loss as in the paper, at least 0; by default it follows from ``balance``.
+        balance: the same in units of the paired loss that the solver comes with, at least 0.
         objective: ``"relativistic"`` or ``"classic"``.
         pairing: ``"independent"`` or ``"paired"``.
         config: settings of Adam.
@@ -104,12 +161,15 @@ def adversary_for(
             "warmup": unheard,
             "steps": steps,
         }
-        return [Critic("samples", critic.to(model.device), weight, **settings)]
+        told = balance if weight is None else weight
+        return [Critic("samples", critic.to(model.device), told, **settings)]
 
     (first,) = critics()  # settings out of range, or another shape, are refused before any work
     with torch.no_grad():
         first.logits(pairs.target[:1].to(model.device), None)
-    return Adversary(critics, FrechetCriterion(features, pairs.target), config, pairing)
+    measure = FrechetCriterion(features, pairs.target)
+    criterion = Watched(model, measure, guidance=pairs.guidance, labelled=pairs.labels is not None)
+    return Adversary(critics, criterion, config, pairing, "paired" if weight is None else "absolute")
 
 
 def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:

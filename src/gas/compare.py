@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,17 +14,15 @@ from gas.metrics import (
     FeatureStatistics,
     distribution,
     extract,
-    feature_statistics,
-    frechet_distance,
     frechet_interval,
     paired,
 )
-from gas.model import Model
+from gas.model import Model, labels_of_seeds
 from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
-__all__ = ["Comparison", "compare", "run"]
+__all__ = ["Comparison", "Yardstick", "compare", "fresh", "run"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Comparison:
         frechet_data: Frechet distance to real data, where the model has statistics of it.
         frechet_data_interval: its 95% interval, bias taken away.
         to_teacher: distances to the distribution of the teacher's samples, where the model has features.
+        to_data: the same to real images, where they were given; statistics alone tell no more than ``frechet_data``.
         samples: pairs measured on.
     """
 
@@ -52,6 +52,7 @@ class Comparison:
     frechet_data_interval: tuple[float, float] | None
     to_teacher: Distribution | None
     samples: int
+    to_data: Distribution | None = None
 
 
 @torch.no_grad()
@@ -65,6 +66,91 @@ def run(model: Model, pairs: Pairs, table: Table, *, batch: int = 64) -> Tensor:
     return torch.cat(made)
 
 
+@torch.no_grad()
+def fresh(
+    model: Model,
+    table: Table,
+    seeds: Sequence[int],
+    *,
+    guidance: float = 1.0,
+    labelled: bool = True,
+    batch: int = 64,
+) -> Tensor:
+    """Return a solver's samples ``(S, *)`` from the noise of seeds that no teacher need have seen, on the CPU."""
+    made = []
+    for start in range(0, len(seeds), batch):
+        part = seeds[start : start + batch]
+        labels = labels_of_seeds(model.classes if labelled else 0, part)
+        noise = model.noise(part).to(model.device)
+        made.append(sample(model.bind(labels, guidance), noise, table.folded()).cpu())
+    return torch.cat(made)
+
+
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What samples are measured against, its features taken once for all that are measured.
+
+    Args:
+        pairs: the teacher's.
+        features: ``(B, *) -> (B, F)``, the space that distributions are compared in; without it they are not.
+        reference: statistics of real data in that space.
+        real: real samples ``(R, *)`` themselves, for what statistics cannot tell.
+    """
+
+    pairs: Pairs
+    features: Callable[[Tensor], Tensor] | None = None
+    reference: FeatureStatistics | None = None
+    real: Tensor | None = None
+
+    @cached_property
+    def _teacher(self) -> Tensor:
+        return self._seen(self.pairs.target)
+
+    @cached_property
+    def _real(self) -> Tensor | None:
+        return None if self.real is None else self._seen(self.real)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        if self.features is None:
+            raise ValueError("a Yardstick needs features to compare distributions in")
+        return extract(self.features, x)
+
+    def measure(self, name: str, made: Tensor, nfe: int) -> Comparison:
+        """Measure samples against the teacher's, pair by pair and as a distribution.
+
+        Args:
+            name: what the solver is called.
+            made: its samples ``(S, *)`` of the pairs' noise, as :func:`run` returns them.
+            nfe: network evaluations that a sample took.
+
+        Raises:
+            ValueError: when the shapes disagree.
+        """
+        pairs = self.pairs
+        error, half_width = paired.mean_interval(paired.mse(made, pairs.target))
+        distance, interval, to_teacher, to_data = None, None, None, None
+        if self.features is not None:
+            seen = self._seen(made)
+            to_teacher = distribution(seen, self._teacher)
+            if self.reference is not None:
+                distance, interval = frechet_interval(seen, self.reference)
+            if self._real is not None:
+                to_data = distribution(seen, self._real)
+        return Comparison(
+            name=name,
+            nfe=nfe,
+            mse=error,
+            mse_half_width=half_width,
+            l1=float(paired.l1(made, pairs.target).mean()),
+            psnr=float(paired.psnr(made.flatten()[None], pairs.target.flatten()[None])[0]) if error else None,
+            frechet_data=distance,
+            frechet_data_interval=interval,
+            to_teacher=to_teacher,
+            samples=len(pairs),
+            to_data=to_data,
+        )
+
+
 def compare(
     name: str,
     made: Tensor,
@@ -74,36 +160,5 @@ def compare(
     features: Callable[[Tensor], Tensor] | None = None,
     reference: FeatureStatistics | None = None,
 ) -> Comparison:
-    """Measure samples against the teacher's, pair by pair and as a distribution.
-
-    Args:
-        name: what the solver is called.
-        made: its samples ``(S, *)``, as :func:`run` returns them.
-        pairs: the teacher's.
-        nfe: network evaluations that a sample took.
-        features: ``(B, *) -> (B, F)``, the space that distributions are compared in; without it they are not.
-        reference: statistics of real data in that space.
-
-    Raises:
-        ValueError: when the shapes disagree.
-    """
-    error, half_width = paired.mean_interval(paired.mse(made, pairs.target))
-    to_data, interval, to_teacher = None, None, None
-    if features is not None:
-        seen = extract(features, made)
-        to_teacher = distribution(seen, extract(features, pairs.target))
-        if reference is not None:
-            to_data = frechet_distance(feature_statistics(seen), reference)
-            interval = frechet_interval(seen, reference)
-    return Comparison(
-        name=name,
-        nfe=nfe,
-        mse=error,
-        mse_half_width=half_width,
-        l1=float(paired.l1(made, pairs.target).mean()),
-        psnr=float(paired.psnr(made.flatten()[None], pairs.target.flatten()[None])[0]) if error else None,
-        frechet_data=to_data,
-        frechet_data_interval=interval,
-        to_teacher=to_teacher,
-        samples=len(pairs),
-    )
+    """Measure the samples of one solver; of several, by one :class:`Yardstick`, whose arguments these are."""
+    return Yardstick(pairs, features, reference).measure(name, made, nfe)

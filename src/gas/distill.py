@@ -164,6 +164,9 @@ def against(
         FitRecord: as :func:`gas.fit` does.
     """
     heard = Heard(0, None, "")
+    with torch.no_grad():
+        table: Table = solver()
+    start = float(evaluate(model, validation, table, loss_by_name(loss)).mean())
     try:
         for record in fit(
             solver,
@@ -173,7 +176,7 @@ def against(
             loss=loss,
             config=adversary.config,
             checkpoint=checkpoint,
-            critics=adversary.critics(),
+            critics=adversary.weighed(start),
             pairing=adversary.pairing,
             criterion=adversary.criterion,
         ):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from gas.adversarial import Critic
-from gas.compare import run
 from gas.files import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.model import Model
@@ -27,8 +26,8 @@ from gas.table import Table
 __all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
 
 
-# What to choose the best solver by: its samples of the validation pairs' noise ``(S, *)`` -> smaller is better.
-Criterion = Callable[[Tensor], float]
+# What to choose the best solver by: its table -> smaller is better.
+Criterion = Callable[[Table], float]
 
 
 class LearnedSolver(Protocol):
@@ -118,8 +117,8 @@ def fit(
         critics: adversaries for Adam: with them this trains a Generalized *Adversarial* Solver.
         pairing: of fakes and reals, as in :class:`gas.optimizers.AdamSteps`.
         criterion: what is validated and chosen by instead of the mean loss, smaller being better. Critics move
-            samples away from the teacher's on purpose, so with them choose by a distance of distributions:
-            :class:`gas.metrics.FrechetCriterion`.
+            samples away from the teacher's on purpose, so with them choose by a distance of distributions, of
+            samples of the same noise throughout: :class:`gas.adversary.Watched`.
 
     Yields:
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
@@ -220,7 +219,7 @@ class _Run:
     def _measure(self, validation: Pairs, table: Table) -> float:
         if self.criterion is None:
             return float(evaluate(self.model, validation, table, self.loss).mean())
-        return self.criterion(run(self.model, validation, table))
+        return self.criterion(table)
 
     def state(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("best", "best_loss", "best_iteration", "start_loss")}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.evaluate import measure, print_comparisons, print_distributions, taught
+from gas.cli.evaluate import print_comparisons, print_distributions, taught, yardstick
 from gas.cli.options import Device, Json, ModelName, load_model, parse_seeds
 from gas.cli.screen import bar, print_json
 
@@ -19,7 +19,8 @@ __all__ = ["ablate"]
 @command("gas ablate weight --model mnist --pairs runs/mnist-pairs --nfe 2")
 def ablate(
     question: Annotated[
-        str, typer.Argument(help="objective, weight, pairs, pairing, theory, or transfer (with --onto).")
+        str,
+        typer.Argument(help="objective, weight, balance, pairs, pairing, theory, or transfer (with --onto)."),
     ],
     pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
     model: ModelName = "mnist",
@@ -59,11 +60,11 @@ def ablate(
     )
     teacher = Classical(**{"t_end": loaded.t_end, **kept.teacher})
     unseen = taught(measured, teacher, parse_seeds(seeds), kept.guidance)
-    rows = []
+    ruler, rows = yardstick(measured, unseen), []
     with bar(f"{question}, NFE {nfe}", len(variants)) as running:
         trained = run_ablation(loaded, kept, held, nfe, variants, config=config, seed=seed)
         for done, (variant, table) in enumerate(trained, start=1):
-            rows.append(measure(measured, unseen, variant.label, nfe, run(measured, unseen, table)))
+            rows.append(ruler.measure(variant.label, run(measured, unseen, table), nfe))
             running.at(done, variant.label)
     if json:
         print_json({"question": question, "model": measured.name, "rows": [asdict(row) for row in rows]})

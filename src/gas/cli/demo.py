@@ -123,20 +123,21 @@ def _show(
     columns: int = 10,
 ) -> list[Comparison]:
     """Measure every table, draw the first seeds of each and where each asks; return the measurements."""
-    from gas.compare import compare, run
+    from gas.cli.evaluate import yardstick
+    from gas.compare import run
     from gas.report import sample_grid, times_plot
 
     rows: list[Comparison] = []
     images: list[tuple[str, Tensor]] = []
-    features, reference = model.features, model.reference
+    ruler = yardstick(model, pairs)
     for name, (detail, table) in tables.items():
         made = run(model, pairs, table)
-        row = compare(name, made, pairs, table.nfe, features=features, reference=reference)
+        row = ruler.measure(name, made, table.nfe)
         rows.append(row)
         images.append(
             (f"{name}\n{detail}\n{table.nfe} calls, MSE {row.mse:.4f}", made[:columns].clamp(-1, 1))
         )
-    rows.append(compare("teacher", pairs.target, pairs, teacher.nfe, features=features, reference=reference))
+    rows.append(ruler.measure("teacher", pairs.target, teacher.nfe))
     images.append((f"Teacher\n{teacher.label}\n{teacher.nfe} calls", pairs.target[:columns].clamp(-1, 1)))
     nfe = rows[0].nfe
     sample_grid(

@@ -17,12 +17,21 @@ if TYPE_CHECKING:
 
     from gas.artefact import Artefact
     from gas.catalogue import Classical
-    from gas.compare import Comparison
+    from gas.compare import Comparison, Yardstick
+    from gas.metrics import Distribution
     from gas.pairs import Pairs
     from gas.table import Table
     from gas.zoo import ZooModel
 
-__all__ = ["best_on", "evaluate", "measure", "print_comparisons", "print_distributions", "taught"]
+__all__ = [
+    "best_on",
+    "evaluate",
+    "held_out",
+    "print_comparisons",
+    "print_distributions",
+    "taught",
+    "yardstick",
+]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
@@ -46,6 +55,12 @@ def evaluate(
     every: Annotated[
         bool, typer.Option("--every", help="Also find the best of all classical solvers.")
     ] = False,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."
+        ),
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     device: Device = "cpu",
     json: Json = False,
@@ -69,11 +84,13 @@ def evaluate(
     for one in artefacts.values():
         _warn_of_known_seeds(one, chosen)
     master = _teacher(artefact, loaded.t_end, solver=teacher, grid=grid, nfe=teacher_nfe)
+    images = None if real is None else held_out(loaded, real)
     pairs = taught(loaded, master, chosen, guidance)
+    ruler = yardstick(loaded, pairs, images)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
-    rows = [row for n in nfes for row in _measure(loaded, pairs, n, artefacts, names, every)]
+    rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
-    rows.append(measure(loaded, pairs, f"{master.label} (teacher)", master.nfe, pairs.target))
+    rows.append(ruler.measure(f"{master.label} (teacher)", pairs.target, master.nfe))
     if picture is not None:
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
@@ -85,6 +102,7 @@ def evaluate(
         strong = list(artefacts)[-1]
         print_comparisons(title, rows, strong=strong)
         print_distributions("the same, as distributions of features; 95% intervals", rows, strong=strong)
+        print_distributions("the same, against real images", rows, strong=strong, data=True)
 
 
 def _load_named(paths: list[Path], model: ZooModel) -> dict[str, Artefact]:
@@ -170,12 +188,13 @@ def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS")
 
 
 def _measure(
-    model: ZooModel, pairs: Pairs, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
+    model: ZooModel, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
     from gas.catalogue import SOLVERS
     from gas.compare import run
 
     tables: dict[str, Table] = {}
+    pairs = ruler.pairs
     for name in names:
         classical, table = best_on(model, pairs, nfe, [name])
         tables[classical.label] = table
@@ -192,17 +211,30 @@ def _measure(
     rows = []
     with bar(f"NFE {nfe}", len(tables)) as running:
         for done, (name, table) in enumerate(tables.items(), start=1):
-            rows.append(measure(model, pairs, name, nfe, run(model, pairs, table)))
+            rows.append(ruler.measure(name, run(model, pairs, table), nfe))
             running.at(done, name)
     return rows
 
 
-def measure(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
-    """Measure samples in the model's features."""
-    from gas.compare import compare
+def yardstick(model: ZooModel, pairs: Pairs, real: Tensor | None = None) -> Yardstick:
+    """Measure in the model's features, against its reference, and real images where there are."""
+    from gas.compare import Yardstick
 
-    features, reference = model.features, model.reference
-    return compare(name, made, pairs, nfe, features=features, reference=reference)
+    return Yardstick(pairs, model.features, model.reference, real)
+
+
+def held_out(model: ZooModel, folder: Path) -> Tensor:
+    """Return the real images ``(R, 1, H, W)`` that neither network nor classifier of a zoo model was trained on.
+
+    Raises:
+        ValueError: when the folder's images are not of this model.
+    """
+    from gas.zoo.data import mnist
+
+    images, _ = mnist(folder).test
+    if model.name != "mnist" or tuple(images.shape[1:]) != model.sample_shape:
+        raise ValueError(f"--real takes MNIST's IDX files, which model {model.name} is not of: leave it out")
+    return images
 
 
 def _cells(row: Comparison) -> list[str]:
@@ -221,13 +253,17 @@ def _cells(row: Comparison) -> list[str]:
     ]
 
 
-def print_distributions(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
-    """Print what tells distributions apart; nothing where the model has no features."""
-    if all(row.to_teacher is None for row in rows):
+def print_distributions(
+    title: str, rows: list[Comparison], *, strong: str = "GS", data: bool = False
+) -> None:
+    """Print what tells distributions from the teacher's apart, or from the data's; nothing where that is unknown."""
+    if all((row.to_data if data else row.to_teacher) is None for row in rows):
         return
-    columns = ["solver", "NFE", "Frechet to data", "Frechet to teacher", "kernel distance"]
+    columns = ["solver", "NFE", *([] if data else ["Frechet to data"])]
+    columns += [f"Frechet to {'real images' if data else 'teacher'}", "kernel distance"]
     columns += ["precision", "recall", "density", "coverage"]
-    print_table(title, columns, [_distribution_cells(row) for row in rows], strong=strong)
+    cells = [_data_cells(row) if data else _distribution_cells(row) for row in rows]
+    print_table(title, columns, cells, strong=strong)
 
 
 def _distribution_cells(row: Comparison) -> list[str]:
@@ -235,13 +271,21 @@ def _distribution_cells(row: Comparison) -> list[str]:
     if row.frechet_data is not None and row.frechet_data_interval is not None:
         low, high = row.frechet_data_interval
         data = f"{row.frechet_data:.2f} [{low:.2f}, {high:.2f}]"
-    found = row.to_teacher
-    if found is None or row.psnr is None:  # the teacher against itself says nothing
-        return [row.name, str(row.nfe), data, *[""] * 6]
+    # The teacher against itself says nothing.
+    return [row.name, str(row.nfe), data, *_figures(None if row.psnr is None else row.to_teacher)]
+
+
+def _data_cells(row: Comparison) -> list[str]:
+    return [row.name, str(row.nfe), *_figures(row.to_data)]
+
+
+def _figures(found: Distribution | None) -> list[str]:
+    if found is None:
+        return [""] * 6
     low, high = found.frechet_interval
     kernel = f"{found.kernel:.2f} ± {found.kernel_std:.2f}"
     shares = [""] * 4 if found.prdc is None else [f"{value:.3f}" for value in vars(found.prdc).values()]
-    return [row.name, str(row.nfe), data, f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]
+    return [f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:

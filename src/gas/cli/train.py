@@ -51,7 +51,11 @@ def train(
     ] = None,
     objective: Annotated[str, typer.Option(help="gs, or gas: then learn from a critic too.")] = "gs",
     weight: Annotated[
-        float | None, typer.Option(help="Of the critic in the solver's loss (gas); default 1.")
+        float | None, typer.Option(help="Of the critic in the solver's loss, the paper's w (gas).")
+    ] = None,
+    balance: Annotated[
+        float | None,
+        typer.Option(help="The same in units of the loss that GS ends with (gas); the default, 40."),
     ] = None,
     critic: Annotated[
         str | None, typer.Option(help="The critic's loss (gas): relativistic (default) or classic.")
@@ -104,6 +108,7 @@ def train(
     state = out.with_name(out.name + ".state")
     given = {
         "weight": weight,
+        "balance": balance,
         "critic": critic,
         "pairing": pairing,
         "gas_iterations": gas_iterations,
@@ -179,6 +184,8 @@ def _save(
 
 def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of GAS, or ``None`` for GS, which has none of them."""
+    from gas.adversary import BALANCE
+
     named = [name for name, value in given.items() if value is not None]
     if objective not in ("gs", "gas"):
         raise ValueError(f"objective must be gs or gas, got {objective!r}")
@@ -188,8 +195,11 @@ def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, An
                 f"--{named[0].replace('_', '-')} is a setting of --objective gas: add that or leave it out"
             )
         return None
+    if given["weight"] is not None and given["balance"] is not None:
+        raise ValueError("--weight and --balance are two measures of one thing: leave one out")
     usual = {
-        "weight": 1.0,
+        "weight": None,
+        "balance": None if given["weight"] is not None else BALANCE,
         "critic": "relativistic",
         "pairing": "independent",
         "gas_iterations": 400,
@@ -216,6 +226,7 @@ def _adversary(
         model,
         pairs,
         weight=settings["weight"],
+        balance=settings["balance"] or 0.0,
         objective=settings["critic"],
         pairing=settings["pairing"],
         config=config,

@@ -16,8 +16,8 @@ class FrechetCriterion:
 
     A solver that is trained against a critic may make another sample than its teacher from the same noise,
     as long as it is as good: a paired error would call that a loss. The distance of the two distributions
-    does not. On the same validation noise throughout, its bias in the number of samples is the same for every
-    candidate, and differences between candidates are far less noisy than the distances themselves.
+    does not. On the same noise throughout, its bias in the number of samples is the same for every candidate, and
+    differences between candidates are far less noisy than the distances themselves.
 
     Args:
         features: ``(B, *) -> (B, F)``.

@@ -27,7 +27,8 @@ class Distribution:
             that it may lie below ``frechet``; it stands for the samples' share of the chance, not the reference's.
         kernel: unbiased kernel distance (KID where features are Inception's).
         kernel_std: its standard deviation over subsets of at most 1,000 samples.
-        prdc: precision, recall, density and coverage at k = 5; none with 5 samples or fewer.
+        prdc: precision, recall, density and coverage at k = 5, on the first samples of the larger set, as many as the
+            smaller has: they depend on both counts. None with 5 samples or fewer.
     """
 
     frechet: float
@@ -39,12 +40,13 @@ class Distribution:
 
 def frechet_interval(
     features: Tensor, reference: FeatureStatistics, *, resamples: int = 100
-) -> tuple[float, float]:
-    """Return the basic 95% bootstrap interval of the Frechet distance of features ``(S, F)`` to a reference."""
-    low, high = bootstrap(
+) -> tuple[float, tuple[float, float]]:
+    """Return the Frechet distance of features ``(S, F)`` to a reference and its basic 95% bootstrap interval."""
+    found = bootstrap(
         lambda rows: frechet_distance(feature_statistics(rows), reference), features, resamples=resamples
-    ).basic
-    return max(0.0, low), max(0.0, high)
+    )
+    low, high = found.basic
+    return found.estimate, (max(0.0, low), max(0.0, high))
 
 
 def distribution(fake: Tensor, real: Tensor, *, resamples: int = 100) -> Distribution:
@@ -61,9 +63,8 @@ def distribution(fake: Tensor, real: Tensor, *, resamples: int = 100) -> Distrib
     reference, fewer = feature_statistics(real), min(len(fake), len(real))
     kernel = kernel_distance(fake, real, subset_size=min(_SUBSET, fewer), subsets=20)
     return Distribution(
-        frechet_distance(feature_statistics(fake), reference),
-        frechet_interval(fake, reference, resamples=resamples),
+        *frechet_interval(fake, reference, resamples=resamples),
         kernel.estimate,
         kernel.std,
-        prdc(fake, real, k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
+        prdc(fake[:fewer], real[:fewer], k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
     )
