@@ -67,7 +67,10 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
     memory: Annotated[
-        str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
+        str,
+        typer.Option(
+            help="Of Adam's graph: fast (kept), flat (three calls kept, the rest made again), least, or auto."
+        ),
     ] = "auto",
     device: Device = "cpu",
     json: Json = False,

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gas.adversarial import Critic
 from gas.losses import Loss
-from gas.memory import Recomputed, fits
+from gas.memory import MODES, Recomputed, kept_calls
 from gas.model import Model
 from gas.optimizers.critics import CriticSteps
 from gas.optimizers.diverged import Diverged
@@ -38,8 +38,9 @@ class Adam:
         ema: decay of the averaged solver, which is what is validated and kept.
         validate_every: iterations between validations.
         seed: of the batches' order.
-        memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` asks the network again in the backward pass
-            (:class:`gas.memory.Recomputed`); ``"auto"`` does so where the graph would not fit.
+        memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` that of its last three calls and asks the
+            network again for the others (:class:`gas.memory.Recomputed`); ``"least"`` that of one; ``"auto"`` those
+            of as many calls as half of the free memory holds.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -53,11 +54,11 @@ class Adam:
     ema: float = 0.98
     validate_every: int = 50
     seed: int = 0
-    memory: Literal["auto", "flat", "fast"] = "auto"
+    memory: Literal["auto", "fast", "flat", "least"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.memory not in ("auto", "flat", "fast"):
-            raise ValueError(f"memory must be 'auto', 'flat' or 'fast', got {self.memory!r}")
+        if self.memory not in MODES:
+            raise ValueError(f"memory must be one of {', '.join(MODES)}, got {self.memory!r}")
         for name in ("batch", "validate_every", "learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -112,7 +113,7 @@ class AdamSteps:
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
         self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate)
         self.iteration, self.evaluations = 0, 0
-        self.flat: bool | None = {"flat": True, "fast": False}.get(config.memory)
+        self.kept: int | None = None
 
     def averaged(self) -> nn.Module:
         """Return the averaged solver, which is what is validated."""
@@ -135,9 +136,10 @@ class AdamSteps:
         except ValueError as error:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
         denoise = self.model.bind(chosen.labels, self.pairs.guidance)
-        if self.flat is None:
-            self.flat = not fits(denoise, noise, table.times[0], table.nfe)
-        made = sample(Recomputed(denoise) if self.flat else denoise, noise, table.folded())
+        if self.kept is None:
+            self.kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
+        again = table.nfe - self.kept
+        made = sample(Recomputed(denoise, again), noise, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()
         adversarial = self._adversarial(made, chosen, table)
         if adversarial is not None:
@@ -151,7 +153,7 @@ class AdamSteps:
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
-        self.evaluations += (4 if self.flat else 3) * len(chosen) * table.nfe
+        self.evaluations += (3 * table.nfe + again) * len(chosen)
         return float(loss.detach())
 
     def _batch(self) -> Pairs:
@@ -211,6 +213,7 @@ class AdamSteps:
             "critics": self.critics.state(),
             "iteration": self.iteration,
             "evaluations": self.evaluations,
+            "kept": self.kept,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -220,6 +223,8 @@ class AdamSteps:
         self.optimizer.load_state_dict(state["optimizer"])
         self.critics.restore(state["critics"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+        if self.config.memory == "auto":  # free memory may be another today; the bits are not to be
+            self.kept = state["kept"]
 
     def _decay(self) -> float:
         if self.config.decay == "constant":
