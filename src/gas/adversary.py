@@ -12,7 +12,7 @@ from torch import nn
 
 from gas.adversarial import Critic
 from gas.fit import Criterion
-from gas.metrics import FrechetCriterion
+from gas.metrics import FrechetCriterion, extract, feature_statistics
 from gas.model import Model
 from gas.optimizers import Adam
 from gas.pairs import Pairs
@@ -108,8 +108,9 @@ def adversary_for(
 
     (first,) = critics()  # settings out of range, or another shape, are refused before any work
     with torch.no_grad():
-        first.logits(pairs.target[:1].to(model.device), None)
-    return Adversary(critics, FrechetCriterion(features, pairs.target), config, pairing)
+        first.logits(pairs.subset(slice(0, 1)).target.to(model.device), None)
+    seen = torch.cat([extract(features, some.target) for some in pairs.batches()])
+    return Adversary(critics, FrechetCriterion(features, feature_statistics(seen)), config, pairing)
 
 
 def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def train(
 
     loaded, nfes = load_model(model, device), parse_nfes(nfe)
     config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
-    kept, held = read_pairs(pairs, model=loaded).split(validation)
+    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):
         raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
     state = out.with_name(out.name + ".state")
