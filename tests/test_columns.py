@@ -71,12 +71,8 @@ def test_training_from_disk_has_the_bits_of_training_from_memory(folder, tmp_pat
             records = list(fit(solver, MODEL, kept, **given))
             ends.append((solver.state_dict(), records[-1]))
             assert (len(records) > 1) == (number == 0 or state is None)
-    assert ends[0][1].best_loss == ends[1][1].best_loss == ends[2][1].best_loss == ends[3][1].best_loss
-    print(
-        [{n: (v - ends[0][0][n]).abs().max().item() for n, v in e[0].items() if v.numel()} for e in ends],
-        [e[1] for e in ends],
-    )
-    for numbers, _ in ends[1:]:
+    for numbers, record in ends[1:]:
+        assert record.best_loss == ends[0][1].best_loss
         assert all(torch.equal(value, ends[0][0][name]) for name, value in numbers.items())
 
 

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gas.model import noise_of_seeds
-from gas.shards import AGAIN
+from gas.shards import AGAIN, Json, read_shard, shard_index
 
-__all__ = ["Column", "NoiseColumn", "TargetColumn"]
+__all__ = ["Column", "NoiseColumn", "TargetColumn", "open_columns"]
 
 
 class Column(Protocol):
@@ -101,3 +101,22 @@ class TargetColumn:
                     values[destination] = kept[row]
         except Exception as error:  # the reader's own errors have no common class
             raise ValueError(f"shard {path} changed while it was in use ({error}); {AGAIN}") from error
+
+
+def open_columns(folder: Path, manifest: Json) -> tuple[dict[str, Tensor], NoiseColumn, TargetColumn]:
+    """Check every byte of a finished folder, one shard at a time, and return what its pairs are read by.
+
+    Returns:
+        Seeds and perhaps labels, which follow from the recipe; the noise; and the targets.
+
+    Raises:
+        ValueError: when a shard is missing, damaged or foreign.
+    """
+    recipe, shards = manifest["recipe"], []
+    for entry in manifest["shards"]:
+        shards.append((entry["file"], TargetColumn.mark(folder / entry["file"])))
+        read_shard(folder, entry, manifest)
+    first, stop = recipe["seeds"]
+    index, shape = shard_index(recipe, {"first_seed": first, "count": stop - first}), tuple(recipe["shape"])
+    target = TargetColumn(folder, tuple(shards), recipe["shard"], shape, torch.arange(stop - first))
+    return index, NoiseColumn(shape, index["seeds"]), target

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gas.columns import Column, NoiseColumn, TargetColumn
+from gas.columns import Column, open_columns
 from gas.files import write_bytes
 from gas.model import Model, labels_of_seeds, noise_of_seeds
 from gas.sample import sample
@@ -24,6 +24,7 @@ from gas.shards import (
     RECIPE,
     Json,
     checked,
+    comparable,
     differences,
     is_whole,
     open_folder,
@@ -186,7 +187,8 @@ def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = T
 
     Args:
         folder: where the pairs are.
-        model: when given, the pairs must have been made with this very model and schedule.
+        model: when given, the pairs must have been made with this very model and schedule, at its precision or in
+            float32; whether it was or is compiled does not matter.
         hold: keep everything in memory. Else every byte is checked now, one shard at a time, and rows are read when
             they are asked for, to the same bits: training then holds a batch, not the set.
 
@@ -200,29 +202,19 @@ def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = T
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
     here = recipe if model is None else {**recipe, **_source(model)}
+    here = {**here, "model": comparable(recipe["model"], here["model"])}
     if other := differences(recipe, here):
         raise ValueError(f"the pairs in {folder} were made with another model or schedule ({other})")
     seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < len(seeds):
         raise ValueError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
     if not hold:
-        return _unheld(folder, manifest)
+        index, column, target = open_columns(folder, manifest)
+        return Pairs(index["seeds"], column, target, index.get("labels"), manifest)
     parts = [read_shard(folder, entry, manifest) for entry in shards]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     noise = noise_of_seeds(recipe["shape"], seeds)
     return Pairs(whole["seeds"], noise, whole["target"], whole.get("labels"), manifest)
-
-
-def _unheld(folder: Path, manifest: Json) -> Pairs:
-    """Check every shard of a folder, then let it go; seeds and labels follow from the recipe."""
-    recipe, shards = manifest["recipe"], []
-    for entry in manifest["shards"]:
-        shards.append((entry["file"], TargetColumn.mark(folder / entry["file"])))
-        read_shard(folder, entry, manifest)
-    first, stop = recipe["seeds"]
-    whole, shape = shard_index(recipe, {"first_seed": first, "count": stop - first}), tuple(recipe["shape"])
-    target = TargetColumn(folder, tuple(shards), recipe["shard"], shape, torch.arange(stop - first))
-    return Pairs(whole["seeds"], NoiseColumn(shape, whole["seeds"]), target, whole.get("labels"), manifest)
 
 
 def teach(

@@ -11,7 +11,7 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.follow import show
-from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes
+from gas.cli.options import Compile, Device, Json, ModelName, Precision, load_model, parse_nfes
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def train(
         ),
     ] = "auto",
     device: Device = "cpu",
+    precision: Precision = "float32",
+    compiled: Compile = False,
     json: Json = False,
 ) -> None:
     """Learn a Generalized Solver for each NFE, with --objective gas an adversarial one, and write them to one file.
@@ -85,7 +87,7 @@ def train(
     from gas.pairs import read_pairs
     from gas.race import Race
 
-    loaded, nfes = load_model(model, device), parse_nfes(nfe)
+    loaded, nfes = load_model(model, device, precision, compiled), parse_nfes(nfe)
     config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):
