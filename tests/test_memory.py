@@ -1,5 +1,7 @@
 """Flat memory: the same gradients, and a graph that does not grow with the network's activations."""
 
+import gc
+
 import pytest
 import torch
 
@@ -7,10 +9,11 @@ from gas import zoo
 from gas.catalogue import Classical
 from gas.fit import fit
 from gas.learned import GeneralizedSolver
-from gas.memory import Recomputed, available_bytes, fits, saved_bytes
+from gas.memory import Recomputed, available_bytes, kept_calls, saved_bytes
 from gas.optimizers import Adam
 from gas.pairs import teach
 from gas.sample import sample
+from gas.zoo.unet import EDMUNet
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +48,12 @@ def gradients(denoise, pairs, nfe, model):
     return torch.cat([p.grad.flatten() for p in solver.parameters()])
 
 
-@pytest.mark.parametrize("nfe", [1, 4])
-def test_gradients_are_those_of_the_stored_graph(digits, pairs, nfe):
+@pytest.mark.parametrize(("nfe", "again"), [(1, None), (4, None), (4, 1), (4, 0)])
+def test_gradients_are_those_of_the_stored_graph(digits, pairs, nfe, again):
     denoise = digits.bind(pairs.labels)
     stored = gradients(denoise, pairs, nfe, digits)
-    again = gradients(Recomputed(denoise), pairs, nfe, digits)
-    assert float((again - stored).norm()) <= 1e-6 * float(stored.norm())
+    remade = gradients(Recomputed(denoise, again), pairs, nfe, digits)
+    assert float((remade - stored).norm()) <= 1e-6 * float(stored.norm())
 
 
 def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
@@ -63,6 +66,49 @@ def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
     one = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
     assert weights + one + flat[1] < 1.15 * (weights + one + flat[0])
     assert fast[1] - weights > 2 * (fast[0] - weights)
+    assert one == pytest.approx(
+        (fast[1] - weights) / 10, rel=0.1
+    )  # and a call's own share has no weights in it
+
+
+def test_the_calls_kept_are_the_last_ones(digits, pairs):
+    denoise = digits.bind(pairs.labels)
+    one = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
+    weights = sum(p.numel() * p.element_size() for p in digits.network.parameters())
+    some = [kept_bytes(Recomputed(denoise, nfe - 3), pairs.noise, nfe, digits) - weights for nfe in (4, 10)]
+    assert some == pytest.approx([3 * one, 3 * one], rel=0.1)
+    asked = []
+
+    def counted(x, t):
+        asked.append(float(t.detach()))
+        return denoise(x, t)
+
+    gradients(Recomputed(counted, 2), pairs, 4, digits)
+    assert asked[4:] == [asked[1], asked[0]]
+
+
+def test_states_are_kept_in_the_dtype_they_are_computed_in(digits, pairs):
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    solver = GeneralizedSolver(digits.schedule, 6, digits.t_end)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sample(lambda x, t: x / 2, pairs.noise.bfloat16(), solver().folded())
+    assert {tensor.dtype for tensor in kept if tensor.numel() >= pairs.noise.numel()} == {torch.bfloat16}
+
+
+def test_training_makes_no_second_network(digits, pairs):
+    def networks():
+        return sum(type(thing) is EDMUNet for thing in gc.get_objects())
+
+    before, kept = networks(), pairs.split(4)
+    solver = GeneralizedSolver(digits.schedule, 2, digits.t_end)
+    config = Adam(iterations=1, validate_every=1, batch=4, memory="least")
+    for _ in fit(solver, digits, kept[0], validation=kept[1], loss="l1", config=config):
+        assert networks() == before > 0
 
 
 def test_a_denoiser_is_asked_plainly_without_gradients(digits, pairs):
@@ -77,25 +123,30 @@ def test_a_denoiser_is_asked_plainly_without_gradients(digits, pairs):
     assert asked == [False]
 
 
-def test_a_graph_fits_or_it_does_not(digits, pairs, monkeypatch):
+def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
     denoise, t = digits.bind(pairs.labels), torch.tensor(0.5, dtype=torch.float64)
     one = saved_bytes(denoise, pairs.noise, t)
     assert one > 100 * pairs.noise.numel() * 4
     assert available_bytes(torch.device("cpu")) > 2**20
     monkeypatch.setattr("gas.memory.available_bytes", lambda device: 2 * one * 5 + 1)
-    assert fits(denoise, pairs.noise, t, 5)
-    assert not fits(denoise, pairs.noise, t, 6)
+    kept = {nfe: kept_calls("auto", denoise, pairs.noise, t, nfe) for nfe in (1, 5, 6, 20)}
+    assert kept == {1: 1, 5: 5, 6: 5, 20: 5}
+    monkeypatch.setattr("gas.memory.available_bytes", lambda device: 0)
+    assert kept_calls("auto", denoise, pairs.noise, t, 8) == 1
+    modes = ("fast", "flat", "least")
+    assert [kept_calls(mode, denoise, pairs.noise, t, 8) for mode in modes] == [8, 3, 1]
+    assert kept_calls("flat", denoise, pairs.noise, t, 2) == 2
 
 
 def test_training_ends_with_the_same_solver_and_counts_the_calls_made_again(digits, pairs):
     kept, held = pairs.split(4)
     ends = {}
-    for memory in ("fast", "flat"):
+    for memory in ("fast", "least"):
         solver = GeneralizedSolver(digits.schedule, 3, digits.t_end)
         config = Adam(iterations=3, validate_every=3, batch=6, memory=memory)
         *_, last = fit(solver, digits, kept, validation=held, loss="l1", config=config)
         ends[memory] = (torch.cat([p.detach().flatten() for p in solver.parameters()]), last.evaluations)
-    torch.testing.assert_close(ends["flat"][0], ends["fast"][0], rtol=1e-4, atol=1e-6)
-    assert [ends[memory][1] for memory in ("fast", "flat")] == [3 * 6 * 3 * 3, 3 * 6 * 3 * 4]
+    torch.testing.assert_close(ends["least"][0], ends["fast"][0], rtol=1e-4, atol=1e-6)
+    assert [ends[memory][1] for memory in ("fast", "least")] == [3 * 6 * 3 * 3, 3 * 6 * (3 * 3 + 2)]
     with pytest.raises(ValueError, match="memory must be"):
         Adam(memory="small")

@@ -464,12 +464,13 @@ def first_byte(data):
         (lambda data: None, "is missing, truncated or damaged"),
     ],
 )
-def test_a_damaged_shard_is_named(folder, harm, text):
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_damaged_shard_is_named(folder, harm, text, hold):
     path = folder / SHARDS[1]
     data = harm(path.read_bytes())
     path.unlink() if data is None else path.write_bytes(data)
     with pytest.raises(ValueError, match=f"shard .*{SHARDS[1]} .*{text}.*run `gas pairs` again"):
-        read_pairs(folder)
+        read_pairs(folder, hold=hold)
 
 
 def test_a_foreign_shard_is_named(tmp_path, folder):
@@ -511,10 +512,11 @@ def test_a_shard_that_no_manifest_lists_is_named(folder, act):
         (lambda x: x["target"][0, 1].fill_(-math.inf), "not finite for seed 7"),
     ],
 )
-def test_a_forged_shard_is_refused(folder, change, text):
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_forged_shard_is_refused(folder, change, text, hold):
     forge(folder, change)
     with pytest.raises(ValueError, match=f"{SHARDS[1]} .*{text}"):
-        read_pairs(folder)
+        read_pairs(folder, hold=hold)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gas.adversarial import Critic
 from gas.compare import fresh
 from gas.fit import Criterion
-from gas.metrics import FrechetCriterion
+from gas.metrics import FrechetCriterion, extract, feature_statistics
 from gas.model import Model
 from gas.optimizers import Adam
 from gas.pairs import Pairs
@@ -166,8 +166,9 @@ def adversary_for(
 
     (first,) = critics()  # settings out of range, or another shape, are refused before any work
     with torch.no_grad():
-        first.logits(pairs.target[:1].to(model.device), None)
-    measure = FrechetCriterion(features, pairs.target)
+        first.logits(pairs.subset(slice(0, 1)).target.to(model.device), None)
+    seen = torch.cat([extract(features, some.target) for some in pairs.batches()])
+    measure = FrechetCriterion(features, feature_statistics(seen))
     criterion = Watched(model, measure, guidance=pairs.guidance, labelled=pairs.labels is not None)
     return Adversary(critics, criterion, config, pairing, "paired" if weight is None else "absolute")
 

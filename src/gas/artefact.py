@@ -25,6 +25,9 @@ __all__ = ["Artefact", "load", "save"]
 
 Solver = Table | nn.Module
 
+# How a model was asked, not what it is: numbers learned at one precision serve at another.
+_ASKED = ("precision", "compiled")
+
 
 @dataclass(frozen=True)
 class Artefact:
@@ -117,7 +120,7 @@ class Artefact:
         document, wrong = self.document, []
         here = dict(model.identity())
         for key, there in (document.model or {}).items():
-            if key in here and here[key] != there:
+            if key not in _ASKED and key in here and here[key] != there:
                 wrong.append(f"{key} {_short(there)} (this model: {_short(here[key])})")
         if document.schedule is not None and document.schedule != model.schedule.config():
             wrong.append(f"schedule {document.schedule['kind']} with other parameters than this model's")

@@ -279,7 +279,7 @@ def _identity(
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.detach().cpu().numpy().tobytes())
     for part in (pairs, validation):
-        for tensor in (part.seeds, part.target):
+        for tensor in (part.seeds, *(some.target for some in part.batches())):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

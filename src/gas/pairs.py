@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from gas.columns import Column, open_columns
 from gas.files import write_bytes
 from gas.model import Model, labels_of_seeds, noise_of_seeds
 from gas.sample import sample
@@ -23,6 +24,7 @@ from gas.shards import (
     RECIPE,
     Json,
     checked,
+    comparable,
     differences,
     is_whole,
     open_folder,
@@ -76,24 +78,39 @@ class PairsProgress:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Noise and the teacher's answers, row by row, on the CPU.
+    """Noise and the teacher's answers, row by row, on the CPU; in memory, or on disk until they are asked for.
 
     Args:
         seeds: ``(S,)`` int64.
-        noise: ``(S, *)`` float32, standard normal, from the seeds alone.
-        target: ``(S, *)`` float32, where the teacher takes the noise.
+        noise: ``(S, *)`` float32, standard normal, from the seeds alone; a tensor, or a column to read when asked.
+        target: ``(S, *)`` float32, where the teacher takes the noise; likewise.
         labels: ``(S,)`` int64, or ``None`` when no class was told.
         manifest: what the folder says about itself.
     """
 
     seeds: Tensor
-    noise: Tensor
-    target: Tensor
+    _noise: Tensor | Column
+    _target: Tensor | Column
     labels: Tensor | None
     manifest: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    @property
+    def noise(self) -> Tensor:
+        """Where samples start, ``(S, *)``; made anew at every call where it is not held."""
+        return self._noise if isinstance(self._noise, Tensor) else self._noise.read()
+
+    @property
+    def target(self) -> Tensor:
+        """Where the teacher takes them, ``(S, *)``; read anew at every call where it is not held."""
+        return self._target if isinstance(self._target, Tensor) else self._target.read()
+
+    def batches(self, size: int = 256) -> Iterator[Pairs]:
+        """Yield all pairs in order, ``size`` at a time: what reads a set through without holding it."""
+        for start in range(0, len(self), size):
+            yield self.subset(slice(start, start + size))
 
     @property
     def guidance(self) -> float:
@@ -107,12 +124,13 @@ class Pairs:
 
     def __repr__(self) -> str:
         """Return how many there are, and of what; their values would fill pages."""
-        return f"<{len(self)} pairs of shape {'x'.join(map(str, self.noise.shape[1:]))}>"
+        shape = self.subset(slice(0, 1)).target.shape[1:]
+        return f"<{len(self)} pairs of shape {'x'.join(map(str, shape))}>"
 
     def subset(self, index: slice | Tensor) -> Pairs:
         """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions."""
         labels = None if self.labels is None else self.labels[index]
-        return Pairs(self.seeds[index], self.noise[index], self.target[index], labels, self.manifest)
+        return Pairs(self.seeds[index], self._noise[index], self._target[index], labels, self.manifest)
 
     def split(self, validation: int) -> tuple[Pairs, Pairs]:
         """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""
@@ -164,12 +182,15 @@ def write_pairs(
         yield PairsProgress(done, total, resumed)
 
 
-def read_pairs(folder: Path | str, *, model: Model | None = None) -> Pairs:
+def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = True) -> Pairs:
     """Read a finished folder of :func:`write_pairs`, every byte checked, and make the noise again.
 
     Args:
         folder: where the pairs are.
-        model: when given, the pairs must have been made with this very model and schedule.
+        model: when given, the pairs must have been made with this very model and schedule, at its precision or in
+            float32; whether it was or is compiled does not matter.
+        hold: keep everything in memory. Else every byte is checked now, one shard at a time, and rows are read when
+            they are asked for, to the same bits: training then holds a batch, not the set.
 
     Raises:
         FileNotFoundError: when the folder has no manifest.
@@ -181,11 +202,15 @@ def read_pairs(folder: Path | str, *, model: Model | None = None) -> Pairs:
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
     here = recipe if model is None else {**recipe, **_source(model)}
+    here = {**here, "model": comparable(recipe["model"], here["model"])}
     if other := differences(recipe, here):
         raise ValueError(f"the pairs in {folder} were made with another model or schedule ({other})")
     seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < len(seeds):
         raise ValueError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
+    if not hold:
+        index, column, target = open_columns(folder, manifest)
+        return Pairs(index["seeds"], column, target, index.get("labels"), manifest)
     parts = [read_shard(folder, entry, manifest) for entry in shards]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     noise = noise_of_seeds(recipe["shape"], seeds)

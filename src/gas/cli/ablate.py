@@ -53,7 +53,7 @@ def ablate(
     measured = load_model(onto, device) if transfer else loaded
     if measured.schedule.config() != loaded.schedule.config():
         raise ValueError(f"{onto} has another schedule than {model}: their solvers are not each other's")
-    kept, held = read_pairs(pairs, model=loaded).split(validation)
+    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     every = min(GAS.validate_every, gas_iterations)
     config = replace(
         GAS, iterations=gas_iterations, validate_every=every, seed=seed, batch=batch or GAS.batch

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, interpolation, load_model, parse_nfes, parse_seeds
+from gas.cli.options import (
+    Compile,
+    Device,
+    Json,
+    ModelName,
+    Precision,
+    interpolation,
+    load_model,
+    parse_nfes,
+    parse_seeds,
+)
 from gas.cli.screen import bar, note, print_json, print_table, tracked
 
 if TYPE_CHECKING:
@@ -63,6 +73,8 @@ def evaluate(
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     device: Device = "cpu",
+    precision: Precision = "float32",
+    compiled: Compile = False,
     json: Json = False,
 ) -> None:
     """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
@@ -71,7 +83,7 @@ def evaluate(
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
     it. The first file names the teacher.
     """
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, precision, compiled)
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from gas.zoo import ZooModel
 
 __all__ = [
+    "Compile",
     "Device",
     "Json",
     "ModelName",
+    "Precision",
     "SolverFile",
     "interpolation",
     "load_model",
@@ -27,6 +29,13 @@ ModelName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
+Precision = Annotated[
+    str,
+    typer.Option(help="Of the network: float32, bf16 or fp16 (mixed: states and coefficients stay exact)."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Run the network through torch.compile; slow to start.")
+]
 SolverFile = Annotated[Path, typer.Option("--solver", "-s", help="A solver file, as gas train writes it.")]
 
 
@@ -69,18 +78,20 @@ def interpolation(around: tuple[int, int]) -> str:
     return f"interpolated from NFE {around[0]} and {around[1]}"
 
 
-def load_model(name: str, device: str) -> ZooModel:
-    """Load a zoo model onto a device.
+def load_model(name: str, device: str, precision: str = "float32", compiled: bool = False) -> ZooModel:
+    """Load a zoo model onto a device, to be asked at a precision.
 
     Raises:
-        ValueError: for an unknown model, or a device that is not there.
+        ValueError: for an unknown model or precision, or a device that is not there.
     """
     import torch
 
     from gas import zoo
+    from gas.precision import precise
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return zoo.load(name).to(device)
+    model = precise(zoo.load(name).to(device), precision, compiled=compiled)
+    return cast("ZooModel", model)  # a PreciseModel has all that a zoo model has

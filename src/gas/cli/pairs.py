@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, load_model, parse_seeds
+from gas.cli.options import Compile, Device, Json, ModelName, Precision, load_model, parse_seeds
 from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def pairs(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
     device: Device = "cpu",
+    precision: Precision = "float32",
+    compiled: Compile = False,
     json: Json = False,
 ) -> None:
     """Write teacher pairs: noise by seed and the teacher's samples, in checksummed shards.
@@ -39,7 +41,7 @@ def pairs(
     """
     from gas.catalogue import Classical
 
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, precision, compiled)
     master, chosen = Classical(teacher, grid, nfe, loaded.t_end), parse_seeds(seeds)
     run_teacher(loaded, master, out, chosen, guidance, batch)
     note(f"teacher pairs are in {out}")

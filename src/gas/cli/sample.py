@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, SolverFile, interpolation, load_model, parse_seeds
+from gas.cli.options import (
+    Compile,
+    Device,
+    Json,
+    ModelName,
+    Precision,
+    SolverFile,
+    interpolation,
+    load_model,
+    parse_seeds,
+)
 from gas.cli.screen import note, print_json, tracked
 
 __all__ = ["sample"]
@@ -26,6 +36,8 @@ def sample(
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
     device: Device = "cpu",
+    precision: Precision = "float32",
+    compiled: Compile = False,
     json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
@@ -40,7 +52,8 @@ def sample(
     suffixes = (".png", ".npz", ".safetensors")
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
-    loaded, artefact, chosen = load_model(model, device), load(solver), parse_seeds(seeds)
+    loaded = load_model(model, device, precision, compiled)
+    artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
     if nfe is None:

@@ -11,7 +11,7 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.follow import show
-from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes
+from gas.cli.options import Compile, Device, Json, ModelName, Precision, load_model, parse_nfes
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -80,12 +80,17 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
     memory: Annotated[
-        str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
+        str,
+        typer.Option(
+            help="Of Adam's graph: fast (kept), flat (three calls kept, the rest made again), least, or auto."
+        ),
     ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")
     ] = False,
     device: Device = "cpu",
+    precision: Precision = "float32",
+    compiled: Compile = False,
     json: Json = False,
 ) -> None:
     """Learn a solver for each NFE, with --objective gas an adversarial one, and write them to one file.
@@ -100,9 +105,9 @@ def train(
 
     if out.exists() and not overwrite:
         raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
-    loaded, nfes = load_model(model, device), parse_nfes(nfe)
+    loaded, nfes = load_model(model, device, precision, compiled), parse_nfes(nfe)
     config = _config(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
-    kept, held = read_pairs(pairs, model=loaded).split(validation)
+    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):
         raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
     state = out.with_name(out.name + ".state")

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gas.adversarial import Critic
 from gas.losses import Loss
-from gas.memory import Recomputed, fits
+from gas.memory import MODES, Recomputed, kept_calls
 from gas.model import Model
 from gas.optimizers.critics import CriticSteps
 from gas.optimizers.diverged import Diverged
@@ -40,8 +40,9 @@ class Adam:
         ema: decay of the averaged solver, which is what is validated and kept.
         validate_every: iterations between validations.
         seed: of the batches' order.
-        memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` asks the network again in the backward pass
-            (:class:`gas.memory.Recomputed`); ``"auto"`` does so where the graph would not fit.
+        memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` that of its last three calls and asks the
+            network again for the others (:class:`gas.memory.Recomputed`); ``"least"`` that of one; ``"auto"`` those
+            of as many calls as half of the free memory holds.
         alternate: iterations after which times and coefficients take turns; 0 learns all at once.
         relax: radius of the ball that a pair's start may move in (:class:`gas.optimizers.RelaxedStarts`), in
             standard deviations; 0 keeps the starts.
@@ -59,14 +60,14 @@ class Adam:
     ema: float = 0.98
     validate_every: int = 50
     seed: int = 0
-    memory: Literal["auto", "flat", "fast"] = "auto"
+    memory: Literal["auto", "fast", "flat", "least"] = "auto"
     alternate: int = 0
     relax: float = 0.0
     relax_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.memory not in ("auto", "flat", "fast"):
-            raise ValueError(f"memory must be 'auto', 'flat' or 'fast', got {self.memory!r}")
+        if self.memory not in MODES:
+            raise ValueError(f"memory must be one of {', '.join(MODES)}, got {self.memory!r}")
         for name in ("batch", "validate_every", "learning_rate", "clip", "relax_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -124,7 +125,7 @@ class AdamSteps:
         self.iteration, self.evaluations = 0, 0
         check_turns((name for name, _ in solver.named_parameters()), config.alternate)
         self.relaxed = RelaxedStarts(pairs.noise, config.relax, config.relax_rate) if config.relax else None
-        self.flat: bool | None = {"flat": True, "fast": False}.get(config.memory)
+        self.kept: int | None = None
 
     def averaged(self) -> nn.Module:
         """Return the averaged solver, which is what is validated."""
@@ -148,9 +149,10 @@ class AdamSteps:
         except ValueError as error:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
         denoise = self.model.bind(chosen.labels, self.pairs.guidance)
-        if self.flat is None:
-            self.flat = not fits(denoise, noise, table.times[0], table.nfe)
-        made = sample(Recomputed(denoise) if self.flat else denoise, start, table.folded())
+        if self.kept is None:
+            self.kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
+        again = table.nfe - self.kept
+        made = sample(Recomputed(denoise, again), start, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()
         adversarial = self._adversarial(made, chosen, table)
         if adversarial is not None:
@@ -167,7 +169,7 @@ class AdamSteps:
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
-        self.evaluations += (4 if self.flat else 3) * len(chosen) * table.nfe
+        self.evaluations += (3 * table.nfe + again) * len(chosen)
         return float(loss.detach())
 
     def _batch(self) -> Pairs:
@@ -238,6 +240,7 @@ class AdamSteps:
             "iteration": self.iteration,
             "evaluations": self.evaluations,
             "offsets": None if self.relaxed is None else self.relaxed.offsets,
+            "kept": self.kept,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -249,6 +252,8 @@ class AdamSteps:
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
         if self.relaxed is not None:
             self.relaxed.offsets = state["offsets"]
+        if self.config.memory == "auto":  # free memory may be another today; the bits are not to be
+            self.kept = state["kept"]
 
     def _decay(self) -> float:
         if self.config.decay == "constant":

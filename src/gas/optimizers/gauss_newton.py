@@ -19,6 +19,7 @@ from gas.optimizers.jacobian import evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
+from gas.precision import full
 from gas.sample import sample
 from gas.table import Table
 
@@ -89,6 +90,7 @@ class GaussNewtonSteps:
     ``sum |r_k + J_k (p - p_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is
     that of many more pairs than one step could pay for (an extended Kalman filter, seen from the side
     of its inverse covariance). The damped minimum is taken if the step's own pairs agree, else damping grows.
+    Derivatives are differences of answers, so a model of less precision is asked in full.
 
     References:
         Levenberg (1944), Marquardt (1963); Bertsekas, "Incremental least squares methods and the extended
@@ -102,7 +104,7 @@ class GaussNewtonSteps:
             raise ValueError(
                 f"Gauss-Newton needs a loss that is a sum of squares (l2 or a FeatureLoss), got {loss}"
             )
-        self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
+        self.solver, self.model, self.pairs, self.loss, self.config = solver, full(model), pairs, loss, config
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)

@@ -1,0 +1,122 @@
+"""Pairs that stay on disk: columns that are indexed at no cost and read when asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from gas.model import noise_of_seeds
+from gas.shards import AGAIN, Json, read_shard, shard_index
+
+__all__ = ["Column", "NoiseColumn", "TargetColumn", "open_columns"]
+
+
+class Column(Protocol):
+    """One value ``(*)`` a pair, not yet in memory."""
+
+    def __getitem__(self, index: slice | Tensor, /) -> Self:
+        """Return the column of some of the pairs; nothing is read."""
+
+    def read(self) -> Tensor:
+        """Return the values ``(S, *)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseColumn:
+    """Standard normal noise, made from the seeds when asked.
+
+    Args:
+        sample_shape: of one sample.
+        seeds: ``(S,)`` int64.
+    """
+
+    sample_shape: tuple[int, ...]
+    seeds: Tensor
+
+    def __getitem__(self, index: slice | Tensor, /) -> NoiseColumn:
+        return replace(self, seeds=self.seeds[index])
+
+    def read(self) -> Tensor:
+        return noise_of_seeds(self.sample_shape, self.seeds.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class TargetColumn:
+    """The teacher's answers in shards that were checked when the folder was opened.
+
+    A shard is mapped while its rows are copied out and let go, so that no more than what is asked for stays in memory.
+
+    Args:
+        folder: of the shards.
+        shards: name of each file and what :func:`TargetColumn.mark` said when it was checked.
+        size: pairs a shard, the last one apart.
+        sample_shape: of one sample.
+        rows: ``(S,)`` int64, places among all pairs of the folder.
+    """
+
+    folder: Path
+    shards: tuple[tuple[str, tuple[int, int]], ...]
+    size: int
+    sample_shape: tuple[int, ...]
+    rows: Tensor
+
+    @staticmethod
+    def mark(path: Path) -> tuple[int, int]:
+        """Return size and time of change of a file, which differ once it was written again; zeros where none is."""
+        if not path.is_file():
+            return 0, 0
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+
+    def __getitem__(self, index: slice | Tensor, /) -> TargetColumn:
+        return replace(self, rows=self.rows[index])
+
+    def read(self) -> Tensor:
+        """Return the answers ``(S, *)`` float32.
+
+        Raises:
+            ValueError: when a shard is not the file that was checked any more.
+        """
+        values = torch.empty(len(self.rows), *self.sample_shape)
+        places = self.rows // self.size
+        for place in places.unique().tolist():
+            here = (places == place).nonzero()[:, 0]
+            self._copy(place, (self.rows[here] - place * self.size).tolist(), here.tolist(), values)
+        return values
+
+    def _copy(self, place: int, rows: list[int], to: list[int], values: Tensor) -> None:
+        name, mark = self.shards[place]
+        path = self.folder / name
+        try:
+            if TargetColumn.mark(path) != mark:
+                raise ValueError("it was written again since it was checked")
+            with safe_open(path, framework="pt") as file:
+                kept = file.get_slice("target")
+                for row, destination in zip(rows, to, strict=True):
+                    values[destination] = kept[row]
+        except Exception as error:  # the reader's own errors have no common class
+            raise ValueError(f"shard {path} changed while it was in use ({error}); {AGAIN}") from error
+
+
+def open_columns(folder: Path, manifest: Json) -> tuple[dict[str, Tensor], NoiseColumn, TargetColumn]:
+    """Check every byte of a finished folder, one shard at a time, and return what its pairs are read by.
+
+    Returns:
+        Seeds and perhaps labels, which follow from the recipe; the noise; and the targets.
+
+    Raises:
+        ValueError: when a shard is missing, damaged or foreign.
+    """
+    recipe, shards = manifest["recipe"], []
+    for entry in manifest["shards"]:
+        shards.append((entry["file"], TargetColumn.mark(folder / entry["file"])))
+        read_shard(folder, entry, manifest)
+    first, stop = recipe["seeds"]
+    index, shape = shard_index(recipe, {"first_seed": first, "count": stop - first}), tuple(recipe["shape"])
+    target = TargetColumn(folder, tuple(shards), recipe["shard"], shape, torch.arange(stop - first))
+    return index, NoiseColumn(shape, index["seeds"]), target
