@@ -108,7 +108,7 @@ class SongUNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Return ``(B, out_channels, H, W)`` for images, told noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
         h = self.map_noise(c_noise)
-        if self.map_label is not None:
+        if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels * math.sqrt(self.map_label.in_features))
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(h))))
         return self._decode(self._encode(x, embedding), embedding)
@@ -195,7 +195,7 @@ class DhariwalUNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Return ``(B, out_channels, H, W)`` for images, told noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
         h = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
-        if self.map_label is not None:
+        if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels)
         embedding, maps = F.silu(h), []
         for layer in self.enc.values():
