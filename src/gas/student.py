@@ -59,6 +59,12 @@ def read_student(
     logits, shifts, *rest = (value.double().flatten() for value in parameters)
     if (len(rest) // 2) > nfe:
         raise ValueError(f"{path}: {len(rest) // 2} corrections a step are more than the {nfe} steps can use")
+    c_diff, a_diff = rest[0::2], rest[1::2]
     return GeneralizedSolver.from_official(
-        schedule, t_end=t_end, mu_logit=logits, t_couple=shifts, a_diff=rest[1::2], c_diff=rest[0::2]
+        schedule,
+        t_end=t_end,
+        mu_logit=logits,
+        t_couple=shifts,
+        a_diff=[row.tolist() for row in a_diff],
+        c_diff=[row.tolist() for row in c_diff],
     )
