@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gas.model import noise_of_seeds
-from gas.shards import AGAIN, Json, read_shard, shard_index
+from gas.shards import AGAIN, STORED, Json, read_shard
 
-__all__ = ["Column", "NoiseColumn", "TargetColumn", "open_columns"]
+__all__ = ["Column", "NoiseColumn", "StoredColumn", "open_columns"]
 
 
 class Column(Protocol):
@@ -46,17 +46,18 @@ class NoiseColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class TargetColumn:
-    """The teacher's answers in shards that were checked when the folder was opened.
+class StoredColumn:
+    """What shards hold, checked when the folder was opened: the teacher's answers, or noise that was imported.
 
     A shard is mapped while its rows are copied out and let go, so that no more than what is asked for stays in memory.
 
     Args:
         folder: of the shards.
-        shards: name of each file and what :func:`TargetColumn.mark` said when it was checked.
+        shards: name of each file and what :func:`StoredColumn.mark` said when it was checked.
         size: pairs a shard, the last one apart.
         sample_shape: of one sample.
         rows: ``(S,)`` int64, places among all pairs of the folder.
+        name: of the tensor in each shard.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class TargetColumn:
     size: int
     sample_shape: tuple[int, ...]
     rows: Tensor
+    name: str = "target"
 
     @staticmethod
     def mark(path: Path) -> tuple[int, int]:
@@ -73,11 +75,11 @@ class TargetColumn:
         found = path.stat()
         return found.st_size, found.st_mtime_ns
 
-    def __getitem__(self, index: slice | Tensor, /) -> TargetColumn:
+    def __getitem__(self, index: slice | Tensor, /) -> StoredColumn:
         return replace(self, rows=self.rows[index])
 
     def read(self) -> Tensor:
-        """Return the answers ``(S, *)`` float32.
+        """Return the values ``(S, *)`` float32.
 
         Raises:
             ValueError: when a shard is not the file that was checked any more.
@@ -93,30 +95,38 @@ class TargetColumn:
         name, mark = self.shards[place]
         path = self.folder / name
         try:
-            if TargetColumn.mark(path) != mark:
+            if StoredColumn.mark(path) != mark:
                 raise ValueError("it was written again since it was checked")
             with safe_open(path, framework="pt") as file:
-                kept = file.get_slice("target")
+                kept = file.get_slice(self.name)
                 for row, destination in zip(rows, to, strict=True):
                     values[destination] = kept[row]
         except Exception as error:  # the reader's own errors have no common class
             raise ValueError(f"shard {path} changed while it was in use ({error}); {AGAIN}") from error
 
 
-def open_columns(folder: Path, manifest: Json) -> tuple[dict[str, Tensor], NoiseColumn, TargetColumn]:
+def open_columns(folder: Path, manifest: Json) -> tuple[dict[str, Tensor], Column, StoredColumn]:
     """Check every byte of a finished folder, one shard at a time, and return what its pairs are read by.
 
     Returns:
-        Seeds and perhaps labels, which follow from the recipe; the noise; and the targets.
+        Seeds and perhaps labels, held; the noise; and the targets.
 
     Raises:
         ValueError: when a shard is missing, damaged or foreign.
     """
-    recipe, shards = manifest["recipe"], []
+    recipe, shards, held = manifest["recipe"], [], []
     for entry in manifest["shards"]:
-        shards.append((entry["file"], TargetColumn.mark(folder / entry["file"])))
-        read_shard(folder, entry, manifest)
-    first, stop = recipe["seeds"]
-    index, shape = shard_index(recipe, {"first_seed": first, "count": stop - first}), tuple(recipe["shape"])
-    target = TargetColumn(folder, tuple(shards), recipe["shard"], shape, torch.arange(stop - first))
-    return index, NoiseColumn(shape, index["seeds"]), target
+        shards.append((entry["file"], StoredColumn.mark(folder / entry["file"])))
+        held.append(
+            {
+                name: tensor
+                for name, tensor in read_shard(folder, entry, manifest).items()
+                if name in ("seeds", "labels")
+            }
+        )
+    index = {name: torch.cat([part[name] for part in held]) for name in held[0]}
+    shape, rows = tuple(recipe["shape"]), torch.arange(len(index["seeds"]))
+    target = StoredColumn(folder, tuple(shards), recipe["shard"], shape, rows)
+    own = "noise" in recipe.get(STORED, [])
+    noise = replace(target, name="noise") if own else NoiseColumn(shape, index["seeds"])
+    return index, noise, target

@@ -183,7 +183,7 @@ def write_pairs(
 
 
 def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = True) -> Pairs:
-    """Read a finished folder of :func:`write_pairs`, every byte checked, and make the noise again.
+    """Read a finished folder, every byte checked, and make the noise again unless it was imported with its own.
 
     Args:
         folder: where the pairs are.
@@ -213,7 +213,7 @@ def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = T
         return Pairs(index["seeds"], column, target, index.get("labels"), manifest)
     parts = [read_shard(folder, entry, manifest) for entry in shards]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    noise = noise_of_seeds(recipe["shape"], seeds)
+    noise = whole["noise"] if "noise" in whole else noise_of_seeds(recipe["shape"], seeds)
     return Pairs(whole["seeds"], noise, whole["target"], whole.get("labels"), manifest)
 
 

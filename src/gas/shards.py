@@ -27,26 +27,29 @@ __all__ = [
     "open_folder",
     "read_manifest",
 ]
-__all__ += ["read_shard", "shard_index", "write_manifest"]
+__all__ += ["STORED", "read_shard", "shard_index", "write_manifest"]
 
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
 RECIPE = ("model", "schedule", "shape", "table", "teacher", "guidance", "classes", "seeds", "shard", "batch")
+# What an imported set keeps beside the targets because it does not follow from the seeds: noise, labels.
+STORED = "stored"
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
 
 
 def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
-    """Return what a shard says of its seeds: ``seeds (S,)`` and, with classes, ``labels (S,)``."""
+    """Return what a shard says of its seeds: ``seeds (S,)`` and, where they follow from them, ``labels (S,)``."""
     seeds = range(entry["first_seed"], entry["first_seed"] + entry["count"])
-    labels = labels_of_seeds(recipe["classes"], seeds)
+    labels = None if "labels" in recipe.get(STORED, []) else labels_of_seeds(recipe["classes"], seeds)
     return {"seeds": torch.tensor(seeds)} | ({} if labels is None else {"labels": labels})
 
 
 def checked(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) -> dict[str, Tensor]:
     """Return the tensors of a shard if they are what the recipe asks for; ``name`` is for the message."""
     index, target = shard_index(recipe, entry), torch.empty(entry["count"], *recipe["shape"])
-    wanted = {key: (x.dtype, *x.shape) for key, x in {**index, "target": target}.items()}
+    stored = {key: {"noise": target, "labels": index["seeds"]}[key] for key in recipe.get(STORED, [])}
+    wanted = {key: (x.dtype, *x.shape) for key, x in {**index, **stored, "target": target}.items()}
     found = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
     if found != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
         raise ValueError(f"{name} must hold {wanted} from seed {entry['first_seed']} on, got {found}")
@@ -95,7 +98,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         version, implied = manifest["version"], {}
         if version == _VERSION:
-            recipe = {key: manifest["recipe"][key] for key in RECIPE}
+            given = manifest["recipe"]
+            recipe = {key: given[key] for key in [*RECIPE, *([STORED] if STORED in given else [])]}
             implied = _manifest(recipe, [entry["sha256"] for entry in manifest["shards"]])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); choose another folder") from error

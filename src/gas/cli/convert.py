@@ -1,0 +1,96 @@
+"""``gas convert``: published files into ours, once, without executing anything in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Json
+from gas.cli.screen import bar, note, print_json
+
+if TYPE_CHECKING:
+    from gas.model import Model
+
+__all__ = ["convert"]
+
+
+@command("gas convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors")
+def convert(
+    file: Annotated[Path, typer.Argument(help="A published .pkl, .ckpt or .pt file.")],
+    out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="What pairs or a student are for: weights, or a zoo model.")
+    ] = "",
+    schedule: Annotated[
+        str, typer.Option(help="A student's schedule without --model: edm, ldm, sd or vp.")
+    ] = "",
+    t_end: Annotated[float, typer.Option(help="Time that a student's sampling ends at.")] = 1e-3,
+    guidance: Annotated[
+        float, typer.Option(help="Guidance scale that pairs or a student were made with.")
+    ] = 1.0,
+    json: Json = False,
+) -> None:
+    """Turn a published file into ours: weights to safetensors, a GAS student to a solver file, teachers to pairs.
+
+    EDM networks, R3GAN discriminators, CompVis's latent diffusion, GAS students and teacher sets are told apart by
+    what they hold. Everything else, and everything that would run code, is refused.
+    """
+    from gas.convert import KINDS, recognise, weights_to_safetensors
+
+    kind, data = recognise(file)
+    what, suffix = KINDS[kind]
+    if out.suffix != suffix:
+        wanted = f"end in {suffix}" if suffix else "be a folder, without a suffix"
+        raise ValueError(f"{file} holds {what}, so the output should {wanted}, got {str(out)!r}")
+    note(f"{file} holds {what}")
+    report: dict[str, Any] = {"file": str(file), "kind": kind, "out": str(out)}
+    if kind == "student":
+        report |= _student(file, data, out, model, schedule, t_end, guidance)
+    elif kind == "teachers":
+        report |= _teachers(file, data, out, model, t_end, guidance)
+    else:
+        del data  # its small tensors; the weights are read anew, whole
+        report["numbers"] = weights_to_safetensors(kind, file, out)
+    note(f"wrote {out}")
+    if json:
+        print_json(report)
+
+
+def _student(
+    file: Path, data: Any, out: Path, model: str, schedule: str, t_end: float, guidance: float
+) -> dict[str, Any]:
+    from gas.artefact import save
+    from gas.convert import SCHEDULES
+    from gas.files import sha256
+    from gas.names import named
+    from gas.student import read_student
+
+    loaded = _model(model, t_end) if model else None
+    if (loaded is None) == (not schedule):
+        raise ValueError("a student's file does not say what it is for: give --model, or --schedule alone")
+    known = named("schedule", schedule, SCHEDULES)(t_end) if loaded is None else loaded.schedule
+    solver = read_student(file, known, t_end, data)
+    training = {"imported": file.name, "sha256": sha256(file)}
+    save(out, solver, model=loaded, guidance=guidance, training=training)
+    return {"nfe": solver.nfe, "order": solver.order, "t_end": t_end}
+
+
+def _teachers(file: Path, data: Any, out: Path, model: str, t_end: float, guidance: float) -> dict[str, Any]:
+    from gas.teacher_set import import_pairs, read_teacher_set
+
+    loaded = _model(model, t_end) if model else None
+    teachers = read_teacher_set(file, data)
+    with bar("teacher pairs", len(teachers)) as running:
+        for progress in import_pairs(teachers, out, model=loaded, guidance=guidance):
+            running.at(progress.done)
+    return {"pairs": len(teachers), "shape": list(teachers.noise.shape[1:])}
+
+
+def _model(name: str, t_end: float) -> Model:
+    from gas import zoo
+    from gas.backbones import open_model
+
+    return zoo.load(name) if name in zoo.names() else open_model(name, t_end=t_end)
