@@ -11,11 +11,12 @@ from gas.adversarial import Critic
 from gas.catalogue import SOLVERS, Classical, candidates
 from gas.distill import Distilled, distill
 from gas.family import distill_family, neighbour_grid
-from gas.fit import fit
+from gas.fit import FitRecord, fit
 from gas.grids import GRIDS, as_grid
 from gas.learned import GeneralizedSolver
 from gas.losses import FeatureLoss, l2
 from gas.optimizers import Adam, Diverged, GaussNewton, GaussNewtonSteps
+from gas.pairs import teach
 from gas.race import FINALISTS, Race, Raced, Started
 from gas.schedule import Flow
 from gas.start import Measured, evaluate, rank_classical
@@ -185,6 +186,15 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
     assert {r.classical for r in raced[4:]} == best_half
     assert started.start == winner
     assert started.best.label == finalists[0]
+
+
+def test_where_a_classical_solver_is_the_teacher_there_is_nothing_to_learn():
+    teacher = Classical("unipc-3-bh2", "log_snr", 3, MODEL.t_end)
+    own = [teach(MODEL, teacher.table(MODEL.schedule), seeds) for seeds in (range(32), range(100, 132))]
+    reports = list(distill(MODEL, *own, 3))
+    assert not any(isinstance(r, (Raced, FitRecord)) for r in reports)
+    expected = teacher.table(MODEL.schedule).unrolled()
+    torch.testing.assert_close(reports[-1].table().unrolled(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):

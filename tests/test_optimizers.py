@@ -202,6 +202,8 @@ def test_the_number_of_pairs_grows_and_never_overflows():
     config = GaussNewton(batch=24, growth=1.15, largest=192)
     assert [config.pairs_of(i, 10_000) for i in (0, 1, 5, 14, 15, 10**9)] == [24, 27, 48, 169, 192, 192]
     assert config.pairs_of(0, 10) == 10
+    capped = GaussNewton(batch=64, growth=1.0, budget=3000)
+    assert [capped.pairs_of(0, 10_000, cost) for cost in (30, 100, 1000)] == [64, 30, 8]
 
 
 def test_gauss_newton_says_when_samples_are_not_finite_and_leaves_what_is_frozen(pairs):

@@ -227,6 +227,37 @@ def test_evaluate_compares_several_files(work, tmp_path):
     assert "rename one" in refused(*words, *[w for _ in range(3) for w in ("--solver", path)])
 
 
+def test_an_existing_file_is_replaced_only_on_request(work):
+    words = ["train", *SMALL, "--pairs", work / "pairs", "--nfe", 2, "--out", work / "digits.json"]
+    before = (work / "digits.json").read_bytes()
+    assert "exists: name another file, or replace it with --overwrite" in refused(*words)
+    assert (work / "digits.json").read_bytes() == before
+
+
+def test_an_nfe_between_two_trained_ones_says_so(work, tmp_path):
+    artefact = gas.load(work / "digits.json")
+    model = gas.zoo.load("digits")
+    tables = [artefact.table(2), gas.Classical("ipndm-2", "time_cubic", 5, model.t_end).table(model.schedule)]
+    gas.save(tmp_path / "gap.json", tables, model=model)
+    words = [*SMALL, "--solver", tmp_path / "gap.json", "--seeds", "50000:50004"]
+    shown = run("sample", *words, "--nfe", 3, "--out", tmp_path / "s.npz", "--json")
+    assert "NFE 3 is not trained: interpolated from NFE 2 and 5" in shown.stderr
+    assert json.loads(shown.stdout)["interpolated_from"] == [2, 5]
+    assert "interpolated from NFE 2 and 5" in run("inspect", tmp_path / "gap.json", "--nfe", 4).output
+    assert "no table for NFE 6" in refused("sample", *words, "--nfe", 6, "--out", tmp_path / "s.npz")
+    rows = json.loads(run("evaluate", *words, "--nfe", 3, "--baselines", "ddim/karras", "--json").stdout)[
+        "rows"
+    ]
+    names = [row["name"] for row in rows]
+    assert names[1:3] == ["GS, NFE 2 instead", "GS, interpolated from NFE 2 and 5"]
+
+
+def test_a_file_of_one_nfe_is_sampled_at_it(work, tmp_path):
+    gas.save(tmp_path / "one.json", gas.load(work / "digits.json").table(3), model=gas.zoo.load("digits"))
+    words = ["sample", *SMALL, "--solver", tmp_path / "one.json", "--seeds", 2, "--out", tmp_path / "s.npz"]
+    assert json.loads(run(*words, "--json").stdout)["nfe"] == 3
+
+
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):
     assert json.loads(run("inspect", work / "digits.json", "--json").stdout)["format"] == "gas-solver"
     shown = run("inspect", work / "digits.json").stdout

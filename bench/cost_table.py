@@ -1,0 +1,86 @@
+"""What reaching a loss costs, by recipe: ``python bench/cost_table.py docs/results/cost/*.json``.
+
+Reads the curves that ``bench/cost_to_quality.py`` writes and prints, for every model and NFE that has both recipes,
+what the official one ends at and how many network evaluations ours takes to be as good; ``--picture docs/cost.png``
+draws them.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from gas.optimizers import PAPER
+from gas.report.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
+
+
+def main() -> None:
+    """Print the table; draw the picture where one is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("curves", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path, help="A .png of loss over network evaluations.")
+    options = parser.parse_args()
+    found = {}
+    for path in options.curves:
+        read = json.loads(path.read_text())
+        found.setdefault((read["model"], read["nfe"]), {})[read["recipe"]] = read["curve"]
+    both = {key: told for key, told in sorted(found.items()) if {"official", "ours"} <= set(told)}
+    print(
+        "| model, NFE | official: evaluations | its loss | ours: evaluations to that | share | best within 1/10 |"
+    )
+    print("|---|---|---|---|---|---|")
+    for (model, nfe), told in both.items():
+        print("| " + " | ".join([f"`{model}`, {nfe}", *row(told["official"], told["ours"])]) + " |")
+    if options.picture is not None:
+        draw(options.picture, both)
+
+
+def row(official: list[dict], ours: list[dict]) -> list[str]:
+    """The cells of one comparison; the official recipe's loss is that at its end, which its average is at best too."""
+    spent, loss = official[-1]["evaluations"], official[-1]["loss"]
+    if len(official) <= PAPER.iterations // PAPER.validate_every:
+        return [f"{spent:,} so far", f"{1000 * loss:.4g} so far", "", "", ""]
+    reached = next((point["evaluations"] for point in ours if point["best"] <= loss), None)
+    within = [point["best"] for point in ours if point["evaluations"] <= spent / 10]
+    return [
+        f"{spent:,}",
+        f"{1000 * loss:.4g}",
+        "not reached" if reached is None else f"{reached:,}",
+        "" if reached is None else f"1/{spent / reached:.0f}",
+        "" if not within else f"{1000 * min(within):.4g} ({100 * (min(within) / loss - 1):+.0f} %)",
+    ]
+
+
+def draw(path: Path, both: dict) -> None:
+    """Best loss so far over evaluations, both logarithmic: a panel for each model and NFE."""
+    width, height, gap, top, left = 860, 300, 60, 70, 66
+    each = (width - left - 22 - gap * (len(both) - 1)) / max(len(both), 1)
+    note = "The same 1,400 training pairs, loss on 1,000 others. A gradient through a call counts as three. "
+    note += (
+        "Ours begins behind the ranking of the classical solvers and the race, whose evaluations are counted."
+    )
+    small = wrap(note, width - 44, 11)
+    sheet = Sheet(width, top + height + 60 + 16 * len(small))
+    sheet.text(22, 26, "Loss over network evaluations", size=17, bold=True)
+    for place, ((model, nfe), told) in enumerate(both.items()):
+        x = left + place * (each + gap)
+        sheet.text(x, 54, f"{model}, NFE {nfe}", size=12, color=GREY)
+        axes = sheet.axes(x, top, each, height)
+        axes.set(xscale="log", yscale="log")
+        axes.grid(axis="y", color=GRID, linewidth=1)
+        for recipe, color in (("official", MUTED[0]), ("ours", ACCENT)):
+            points = [p for p in told[recipe] if p["evaluations"] and math.isfinite(p["best"])]
+            line = [[p[name] for p in points] for name in ("evaluations", "best")]
+            axes.plot(*line, color=color, marker="o", markersize=3.5, linewidth=2)
+            axes.annotate(
+                recipe, (line[0][0], line[1][0]), (0, 9), textcoords="offset points", color=color, fontsize=9
+            )
+        axes.axhline(told["official"][-1]["loss"], color=MUTED[0], linewidth=1, linestyle=":")
+    sheet.text(left, top + height + 38, "network evaluations", size=11, color=GREY)
+    for i, text in enumerate(small):
+        sheet.text(22, top + height + 62 + 16 * i, text, size=11, color=GREY)
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main()

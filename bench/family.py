@@ -1,0 +1,95 @@
+"""A family of solvers in one training against a training for each: ``python bench/family.py --help``.
+
+Writes network evaluations and validation loss of every member. ``--alone`` trains each by itself on the same pairs,
+in a file of its own; the second of the two runs prints both. Interrupted, it goes on.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import gas
+from gas.cli.options import parse_nfes
+from gas.distill import Distilled, distill
+from gas.family import distill_family
+
+# What the official recipe spends on one NFE: 10,000 steps of 24 pairs, a gradient through each call counted as three.
+OFFICIAL = 10_000 * 24 * 3
+
+
+@dataclass(frozen=True)
+class Told:
+    """One member, as written."""
+
+    nfe: int
+    loss: float
+    best_classical: str
+    best_classical_loss: float
+    evaluations: int
+
+
+def main() -> None:
+    """Train a family, or its members alone, and write what each cost and reached."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--nfe", default="3-10")
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--validation", type=int, default=400)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/family"))
+    parser.add_argument("--solver", type=Path, help="Write the family's solver file here, member by member.")
+    options = parser.parse_args()
+    model, nfes = gas.zoo.load(options.model), parse_nfes(options.nfe)
+    pairs, validation = gas.pairs.read_pairs(options.pairs, model=model).split(options.validation)
+    name = f"{options.model}-{'alone' if options.alone else 'family'}"
+    out, state = options.out / f"{name}.json", Path("runs/family") / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True)
+    if options.alone:
+        reports = (r for n in nfes for r in distill(model, pairs, validation, n, state=state))
+    else:
+        reports = distill_family(model, pairs, validation, nfes, state=state)
+    members: list[Distilled] = []
+    for report in reports:
+        if isinstance(report, Distilled):
+            members.append(report)
+            told = [
+                Told(m.nfe, m.loss, m.best_classical.label, m.best_classical_loss, m.evaluations)
+                for m in members
+            ]
+            setting = {"model": options.model, "pairs": len(pairs), "validation": len(validation)}
+            out.write_text(json.dumps({**setting, "members": [vars(t) for t in told]}, indent=1))
+            if options.solver is not None:
+                gas.save(
+                    options.solver, {m.nfe: m.solver for m in members}, model=model, teacher=pairs.teacher
+                )
+    report_both(options.out, options.model)
+
+
+def report_both(folder: Path, model: str) -> None:
+    """Print the family beside the members alone, as far as there are both."""
+    found = {}
+    for kind in ("family", "alone"):
+        path = folder / f"{model}-{kind}.json"
+        members = json.loads(path.read_text())["members"] if path.exists() else []
+        found[kind] = {m["nfe"]: m for m in members}
+    print("| NFE | best classical | alone | family | family / alone | evaluations alone | in the family |")
+    print("|---|---|---|---|---|---|---|")
+    for nfe, member in sorted(found["family"].items()):
+        alone = found["alone"].get(nfe)
+        beside = f"{member['loss'] / alone['loss']:.3f}" if alone and alone["loss"] else ""
+        cells = [
+            nfe,
+            f"{1000 * member['best_classical_loss']:.4g}",
+            f"{1000 * alone['loss']:.4g}" if alone else "",
+        ]
+        cells += [f"{1000 * member['loss']:.4g}", beside, f"{alone['evaluations']:,}" if alone else ""]
+        print("| " + " | ".join(map(str, [*cells, f"{member['evaluations']:,}"])) + " |")
+    total, least = sum(m["evaluations"] for m in found["family"].values()), min(found["family"], default=1)
+    print(f"\nLosses x 1000. The family took {total:,} network evaluations in all; the official recipe takes")
+    print(f"{OFFICIAL * least:,} for NFE {least} alone and {OFFICIAL * 4:,} for NFE 4.")
+
+
+if __name__ == "__main__":
+    main()
