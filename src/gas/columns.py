@@ -13,7 +13,7 @@ from torch import Tensor
 from gas.model import noise_of_seeds
 from gas.shards import AGAIN, STORED, Json, read_shard
 
-__all__ = ["Column", "NoiseColumn", "StoredColumn", "open_columns"]
+__all__ = ["Column", "NoiseColumn", "StoredColumn", "WhenAsked", "open_columns"]
 
 
 class Column(Protocol):
@@ -24,6 +24,25 @@ class Column(Protocol):
 
     def read(self) -> Tensor:
         """Return the values ``(S, *)``."""
+
+
+class WhenAsked:
+    """A field of a dataclass that is given a tensor or a column, and is always read as a tensor.
+
+    A column is read at every access: what needs it twice keeps it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Tensor:
+        if instance is None:
+            raise AttributeError(self._name)  # which tells the dataclass that there is no default
+        value: Tensor | Column = vars(instance)[self._name]
+        return value if isinstance(value, Tensor) else value.read()
+
+    def __set__(self, instance: object, value: Tensor | Column) -> None:
+        vars(instance)[self._name] = value
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gas.columns import Column, open_columns
+from gas.columns import WhenAsked, open_columns
 from gas.files import write_bytes
 from gas.model import Model, labels_of_seeds, noise_of_seeds
 from gas.sample import sample
@@ -85,27 +85,17 @@ class Pairs:
         noise: ``(S, *)`` float32, standard normal, from the seeds alone; a tensor, or a column to read when asked.
         target: ``(S, *)`` float32, where the teacher takes the noise; likewise.
         labels: ``(S,)`` int64, or ``None`` when no class was told.
-        manifest: what the folder says about itself.
+        manifest: what the folder says about itself; by default, that the teacher ran without guidance.
     """
 
     seeds: Tensor
-    _noise: Tensor | Column
-    _target: Tensor | Column
-    labels: Tensor | None
-    manifest: Mapping[str, Any]
+    noise: WhenAsked = WhenAsked()  # noqa: RUF009 (a descriptor, not a default)
+    target: WhenAsked = WhenAsked()  # noqa: RUF009
+    labels: Tensor | None = None
+    manifest: Mapping[str, Any] = field(default_factory=lambda: {"recipe": {"guidance": 1.0, "teacher": {}}})
 
     def __len__(self) -> int:
         return len(self.seeds)
-
-    @property
-    def noise(self) -> Tensor:
-        """Where samples start, ``(S, *)``; made anew at every call where it is not held."""
-        return self._noise if isinstance(self._noise, Tensor) else self._noise.read()
-
-    @property
-    def target(self) -> Tensor:
-        """Where the teacher takes them, ``(S, *)``; read anew at every call where it is not held."""
-        return self._target if isinstance(self._target, Tensor) else self._target.read()
 
     def batches(self, size: int = 256) -> Iterator[Pairs]:
         """Yield all pairs in order, ``size`` at a time: what reads a set through without holding it."""
@@ -130,7 +120,8 @@ class Pairs:
     def subset(self, index: slice | Tensor) -> Pairs:
         """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions."""
         labels = None if self.labels is None else self.labels[index]
-        return Pairs(self.seeds[index], self._noise[index], self._target[index], labels, self.manifest)
+        noise, target = (vars(self)[name][index] for name in ("noise", "target"))
+        return Pairs(self.seeds[index], noise, target, labels, self.manifest)
 
     def split(self, validation: int) -> tuple[Pairs, Pairs]:
         """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""

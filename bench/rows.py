@@ -1,0 +1,51 @@
+"""What every benchmark writes: rows of name, value, unit, command, machine and date, in one JSON file each."""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+__all__ = ["RESULTS", "command", "machine", "row", "write"]
+
+RESULTS = Path("docs/results/bench")
+
+
+def machine(device: str = "cpu") -> str:
+    """Say what ran: the processor or CUDA device, its threads and torch's version."""
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def command() -> str:
+    """Return the command line that is running, as one would type it in the repository."""
+    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def row(name: str, value: float, unit: str, device: str = "cpu", **more: object) -> dict[str, object]:
+    """Return one measurement; ``more`` says at what (model, nfe, batch, ...)."""
+    told = {"command": command(), "machine": machine(device), "date": datetime.date.today().isoformat()}
+    return {"name": name, "value": float(f"{value:.5g}"), "unit": unit, **told, **more}
+
+
+def write(name: str, rows: list[dict[str, object]]) -> Path:
+    """Write the rows of one benchmark, one a line, and say where they are."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    print(f"wrote {path}")
+    return path
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
