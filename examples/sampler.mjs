@@ -1,0 +1,46 @@
+// A solver file needs no library: this samples from one in plain JavaScript.
+//
+// `node sampler.mjs digits.json` runs every solver of a file of gas.save. To use it elsewhere, import `sample` and
+// hand it your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length.
+import { readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+
+/** Read a solver file and return the entry of one NFE: its times, and its weights of past states and of answers. */
+export function entry(path, nfe) {
+  const file = JSON.parse(readFileSync(path, "utf8"));
+  if (file.format !== "gas-solver" || file.version !== 1) throw new Error(`${path} is not a solver file of version 1`);
+  const found = file.solvers.find((solver) => solver.nfe === nfe);
+  if (!found) throw new Error(`${path} has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
+  return found;
+}
+
+/** sum_j weights[j] history[j] into `out`; an exact zero is not looked at. */
+function accumulate(out, weights, history) {
+  weights.forEach((weight, j) => {
+    if (weight !== 0) for (let i = 0; i < out.length; i++) out[i] += weight * history[j][i];
+  });
+}
+
+/** Run one entry from the start `x`: row n asks the network once and weighs everything seen so far, in float64. */
+export async function sample(denoise, x, solver) {
+  const states = [x], outputs = [];
+  for (let n = 0; n < solver.nfe; n++) {
+    outputs.push(await denoise(states[n], solver.times[n]));
+    const next = new Float64Array(x.length);
+    accumulate(next, solver.states[n], states);
+    accumulate(next, solver.outputs[n], outputs);
+    states.push(x.constructor.from(next));
+  }
+  return states[solver.nfe];
+}
+
+// Run as a program: a denoiser that knows one picture, which every solver must reach.
+if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
+  const path = process.argv[2];
+  const picture = Float64Array.of(-1, -0.5, 0, 0.5, 1), noise = Float64Array.of(0.3, -1.2, 0.8, 2.1, -0.4);
+  for (const { nfe } of JSON.parse(readFileSync(path, "utf8")).solvers) {
+    const x = await sample(() => picture, noise, entry(path, nfe));
+    const farthest = Math.max(...x.map((value, i) => Math.abs(value - picture[i])));
+    console.log(`NFE ${nfe}: farthest from the picture by ${farthest.toExponential(1)}`);
+  }
+}
