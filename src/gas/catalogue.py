@@ -11,7 +11,7 @@ from torch import Tensor
 from gas import classical
 from gas.grids import GRIDS, as_grid
 from gas.names import named
-from gas.schedule import Schedule
+from gas.schedule import Flow, Schedule
 from gas.table import Table
 
 __all__ = ["SOLVERS", "Classical", "candidates"]
@@ -115,11 +115,13 @@ def candidates(
 ) -> Iterator[tuple[Classical, Table]]:
     """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table.
 
-    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead.
+    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead. The grid of a
+    flow's shift is for flows, unless it is named.
     """
+    flows = isinstance(schedule, Flow)
     told = None if own is None else [",".join(map(repr, own.tolist()))]
     for solver in solvers or SOLVERS:
-        for grid in told or grids or GRIDS:
+        for grid in told or grids or [grid for grid in GRIDS if grid != "flow_shifted" or flows]:
             if solver == "heun" and "," in grid:
                 continue
             if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):
