@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gas.distill import Distilled, distill
     from gas.family import distill_family
     from gas.fit import FitRecord, fit
+    from gas.integrations.diffusers.scheduler import GASScheduler
     from gas.learned import S4S, GeneralizedSolver
     from gas.optimizers import PAPER, Adam, Diverged, GaussNewton
     from gas.own import OwnModel
@@ -52,6 +53,7 @@ _HOMES = {
     "distill": ["Distilled", "distill"],
     "family": ["distill_family"],
     "fit": ["FitRecord", "fit"],
+    "integrations.diffusers.scheduler": ["GASScheduler"],
     "learned": ["S4S", "GeneralizedSolver"],
     "optimizers": ["PAPER", "Adam", "Diverged", "GaussNewton"],
     "own": ["OwnModel"],
@@ -75,6 +77,8 @@ _MODULES = [
     "report",
     "zoo",
 ]
+# Diffusers loads a pipeline's scheduler from the module that the pipeline's index names, ``gas``, if that has this too.
+_HIDDEN = {"SchedulerMixin": "integrations.diffusers.scheduler"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
@@ -83,6 +87,8 @@ __all__ = sorted([*_HOME, *_MODULES])
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"gas.{_HOME[name]}"), name)
+    elif name in _HIDDEN:
+        value = getattr(importlib.import_module(f"gas.{_HIDDEN[name]}"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"gas.{name}")
     else:

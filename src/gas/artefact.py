@@ -104,7 +104,7 @@ class Artefact:
 
 
 def save(
-    path: str | Path,
+    path: str | Path | None,
     solvers: Solver | Sequence[Solver] | Mapping[int, Solver],
     *,
     model: Model | None = None,
@@ -120,7 +120,7 @@ def save(
     Numbers keep all their bits. The file appears whole or not at all.
 
     Args:
-        path: the file, usually ``*.json``.
+        path: the file, usually ``*.json``; ``None`` writes none and only returns what would be in it.
         solvers: one table or solver module, or several of different NFE.
         model: the model they are for; the file will refuse others.
         guidance: the guidance scale they are for.
@@ -150,8 +150,9 @@ def save(
             for nfe in sorted(family)
         ],
     )
-    write_text(path, _compact(document.model_dump(mode="json", exclude_none=True)))
-    return Artefact(document, str(path))
+    if path is not None:
+        write_text(path, _compact(document.model_dump(mode="json", exclude_none=True)))
+    return Artefact(document, "this solver" if path is None else str(path))
 
 
 def load(path: str | Path) -> Artefact:

@@ -1,0 +1,109 @@
+"""The configs of diffusers' schedulers, brought to the keys that ours has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["translated"]
+
+_VP = {
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+}
+_EDM = {"CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"}
+_FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
+_OWN = "GASScheduler"
+_EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+_COSINE_DEFAULTS = {
+    "sigma_min": 0.3,
+    "sigma_max": 500.0,
+    "sigma_data": 1.0,
+    "prediction_type": "v_prediction",
+}
+
+
+def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scheduler's config with what its class implies said in our own keys.
+
+    Args:
+        config: as ``pipe.scheduler.config`` or ``scheduler_config.json`` has it, ours included.
+
+    Raises:
+        ValueError: for a scheduler class that samples something else than a diffusion or flow ODE, and for a flow that
+            runs from data to noise.
+    """
+    said = {
+        key: value for key, value in config.items() if key != "_use_default_values"
+    }  # theirs are not ours
+    name = said.get("_class_name") or _class_name(said)
+    if name not in _VP | _EDM | _FLOW | {_OWN}:
+        known = ", ".join(sorted(_VP | _EDM | _FLOW))
+        raise ValueError(
+            f"scheduler {name} is not supported: it does not sample the ODE of a plain diffusion or flow model. "
+            f"Supported are the configs of {known}"
+        )
+    if said.get("invert_sigmas"):
+        raise ValueError(
+            f"scheduler {name} with invert_sigmas=True is not supported: its times run backwards"
+        )
+    if name in _FLOW or said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
+        said.update(prediction_type="flow_prediction", use_flow_sigmas=True)
+        said["shift"] = said.get("flow_shift", 1.0) if said.get("shift") is None else said["shift"]
+    elif name in _EDM:
+        cosine = name.startswith("Cosine")
+        defaults = _COSINE_DEFAULTS if cosine else _EDM_DEFAULTS
+        said = {**defaults, **said, "level_embedding": "atan" if cosine else "log"}
+    elif name == "EulerDiscreteScheduler" and said.get("timestep_type") == "continuous":
+        said.update(_continuous(said))
+    elif name.startswith("CogVideoX"):
+        said.setdefault("snr_shift_scale", 3.0)
+    return said
+
+
+def _class_name(said: Mapping[str, Any]) -> str:
+    """Which class a config is of that does not say so, as that of a scheduler that was never saved does not."""
+    if not said or "solver" in said:
+        return _OWN
+    if "original_inference_steps" in said:
+        return "LCMScheduler"
+    if "sigma_data" in said and "sigma_schedule" in said:
+        cosine = "solver_order" in said and "thresholding" not in said
+        return "CosineDPMSolverMultistepScheduler" if cosine else "EDMEulerScheduler"
+    if "beta_schedule" in said or "trained_betas" in said:
+        cog = "snr_shift_scale" in said
+        return (
+            "CogVideoXDDIMScheduler" if cog else "EulerDiscreteScheduler" if "timestep_type" in said else _OWN
+        )
+    return "FlowMatchEulerDiscreteScheduler" if "shift" in said else "of an unknown class"
+
+
+def _continuous(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Euler's continuous times are EDM's ``log(sigma)/4``, of data with standard deviation 1."""
+    levels = {key: said.get(key) for key in ("sigma_min", "sigma_max")}
+    if said.get("prediction_type") != "v_prediction" or None in levels.values():
+        raise ValueError(
+            "EulerDiscreteScheduler with timestep_type='continuous' is supported with "
+            "prediction_type='v_prediction', sigma_min and sigma_max, got "
+            f"{said.get('prediction_type')!r}, {levels['sigma_min']} and {levels['sigma_max']}"
+        )
+    return {**levels, "sigma_data": 1.0, "level_embedding": "log"}

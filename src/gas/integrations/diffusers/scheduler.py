@@ -1,0 +1,315 @@
+"""Every table as a diffusers scheduler."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas.artefact import Artefact
+from gas.integrations.diffusers.choice import Choice, Policy
+from gas.integrations.diffusers.config import translated
+from gas.integrations.diffusers.plan import Plan
+from gas.integrations.diffusers.process import process_of
+from gas.integrations.diffusers.run import Run
+from gas.integrations.diffusers.solver_config import artefact_of, plain
+from gas.schedule import VPDiscrete
+
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+    from diffusers.utils.outputs import BaseOutput
+except Exception as error:  # a broken torchvision raises RuntimeError
+    raise ImportError(
+        f"gas.GASScheduler needs diffusers ({type(error).__name__}: {error}): pip install 'gas-solver[diffusers]'"
+    ) from error
+
+__all__ = ["GASScheduler", "GASSchedulerOutput", "SchedulerMixin"]
+
+
+@dataclass
+class GASSchedulerOutput(BaseOutput):
+    """What a step returns.
+
+    Attributes:
+        prev_sample: the next state, in the dtype of the last.
+        pred_original_sample: the estimate of the clean sample that this step's answer means.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """Runs any table, artefact or family in a diffusers pipeline: VP, v-prediction, EDM and flow.
+
+    Each step is one row of the table on the states and answers that the pipeline has seen. Make one from a pipeline's
+    own config, ``GASScheduler.from_config(pipe.scheduler.config, solver="solver.json")``, or from a saved one,
+    ``GASScheduler.from_pretrained("folder-or-file")``.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
+            rescale_betas_zero_snr, snr_shift_scale, variance_type: the model's process, as elsewhere in diffusers.
+        sigma_min, sigma_max, sigma_data, level_embedding: an EDM model's; ``sigma_data`` makes it one.
+        shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len, shift_terminal,
+            time_shift_type, use_flow_sigmas: a flow model's, which has ``prediction_type="flow_prediction"``.
+        solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or what a solver file holds; kept in
+            the config as plain lists. ``None`` runs ``base``.
+        missing_nfe: for a number of steps without a table, ``"base"`` runs ``base`` and warns, ``"error"`` refuses.
+        base: a classical ``SOLVER/GRID``, grid ``shifted`` for a flow's own; by default what the nearest table's
+            training started from. It also finishes what starts in the middle (img2img, inpainting).
+        schedule: ``"learned"`` takes only the number of ``sigmas`` or ``timesteps`` that a pipeline hands over,
+            ``"pipeline"`` runs ``base`` at exactly those.
+        timestep_dtype: dtype that told times are rounded to: that of a pipeline that casts them.
+        guidance_scale: what the pipeline will be called with, to be compared with the solver's.
+        strict: refuse a pipeline that the solver was not made for, instead of warning.
+
+    Raises:
+        ValueError: names the argument that is wrong.
+    """
+
+    __module__ = "gas"  # what saved pipelines name: frozen, and loadable after a bare ``import gas``
+    _compatibles = [  # noqa: RUF012 (a list, as in every scheduler there)
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "PNDMScheduler",
+        "LMSDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "DEISMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "DPMSolverSDEScheduler",
+        "EDMEulerScheduler",
+    ]
+    order = 1
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float | None = None,
+        variance_type: str | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        level_embedding: str = "log",
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        time_shift_type: str = "exponential",
+        use_flow_sigmas: bool = False,
+        solver: Any = None,
+        missing_nfe: str = "base",
+        base: str | None = None,
+        schedule: str = "learned",
+        timestep_dtype: str = "float32",
+        guidance_scale: float | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._policy = Policy(missing_nfe, base, schedule, timestep_dtype)
+        if solver is not None:
+            self.register_to_config(solver=plain(solver))  # type: ignore[no-untyped-call]
+        if trained_betas is not None:
+            betas = torch.as_tensor(trained_betas).tolist()
+            self.register_to_config(trained_betas=betas)  # type: ignore[no-untyped-call]
+        self.artefact: Artefact | None = artefact_of(self.config["solver"])
+        self.process = process_of(self.config)
+        if isinstance(self.process.schedule, VPDiscrete):
+            self.alphas_cumprod = torch.tensor(self.process.schedule.alphas_cumprod, dtype=torch.float32)
+            before = torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
+            self.betas = 1 - self.alphas_cumprod / before
+        self._choice = Choice(self.process, self.artefact, self._policy, self.config)
+        self._said: set[str] = set()
+        self._run: Run | None = None
+        self._plan: Plan | None = None
+        self.num_inference_steps: int | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self._times = torch.linspace(1, 1 / self.process.steps, self.process.steps, dtype=torch.float64)
+        self._show(self._times, None)
+        self.init_noise_sigma = float(1 / self.process.schedule(1.0)[0]) if sigma_data is not None else 1.0
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Make a scheduler for the model that ``config``, of this or another scheduler, is for.
+
+        Args:
+            config: ``pipe.scheduler.config``.
+            return_unused_kwargs: as elsewhere in diffusers.
+            **kwargs: any argument of the class, above all ``solver``.
+
+        Raises:
+            ValueError: for a scheduler that samples something else than the ODE of a diffusion or flow model.
+        """
+        said = translated(config) if isinstance(config, Mapping) else {}
+        known = inspect.signature(cls.__init__).parameters
+        ours = {key: value for key, value in said.items() if key in known}
+        made: Any = super().from_config(ours or config, return_unused_kwargs, **kwargs)
+        kept = {key: value for key, value in said.items() if key not in known and not key.startswith("_")}
+        scheduler = made[0] if return_unused_kwargs else made
+        scheduler.register_to_config(**kept)  # so that the next scheduler finds what it said
+        return made
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the next step, ``None`` before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the first step, if the pipeline has said it."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start in the middle, where the pipeline's first state is noised data."""
+        self._begin_index = begin_index
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the table for a number of steps and forget everything of earlier runs.
+
+        Args:
+            num_inference_steps: network evaluations N.
+            device: where ``timesteps`` are wanted.
+            timesteps: the pipeline's own times; what becomes of them ``schedule`` in the config says.
+            sigmas: the pipeline's own levels; likewise.
+            mu: shift of a flow for this resolution, as pipelines compute it.
+
+        Raises:
+            ValueError: when no number of steps is given, or there is no table for it and ``missing_nfe="error"``.
+        """
+        self._plan, notes = self._choice.plan(num_inference_steps, timesteps, sigmas, mu)
+        for note in notes:
+            self._warn(note)
+        self.num_inference_steps = self._plan.table.nfe
+        self._run = self._step_index = self._begin_index = None
+        self._times = self._plan.t
+        self._show(self._times, device)
+        self.init_noise_sigma = self._plan.scale
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """Return what the network is to be given: the state itself, but for EDM."""
+        if self.process.kind != "edm":
+            return sample
+        n = self._step_index
+        n = self._index(timestep) if n is None or n >= len(self._times) else n
+        return sample * float(self.process.input_scale(self._times[n]))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> GASSchedulerOutput | tuple[Tensor, Tensor]:
+        """Run the next row of the table.
+
+        Args:
+            model_output: the network's answer, guided.
+            timestep: which of ``timesteps`` this is; looked at only in the first step of a run.
+            sample: the state that the network was asked at, ``(B, *)``.
+            eta, use_clipped_model_output, generator, variance_noise: for samplers that add noise; no table does.
+            return_dict: whether to return an object with names, or a tuple.
+
+        Returns:
+            The next state and the estimate of the clean sample.
+
+        Raises:
+            ValueError: before :meth:`set_timesteps`, or with ``strict`` when the solver is for another pipeline.
+        """
+        n = self._step_index
+        if n is None or n >= len(self._times) or self._run is None:
+            n = self._begin(timestep, sample, eta)
+        if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
+        following, clean = self._run.step(n, model_output, sample)  # type: ignore[union-attr]
+        self._step_index = n + 1
+        if not return_dict:
+            return following, clean
+        return GASSchedulerOutput(prev_sample=following, pred_original_sample=clean)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return ``a x_0 + s eps``, the pipeline's state at each of ``timesteps`` ``(B,)``."""
+        told = torch.as_tensor(timesteps).detach().to("cpu", torch.float64).flatten()
+        a, s = self.process.form(torch.stack([self._time(value) for value in told]))
+        shape = [-1] + [1] * (original_samples.ndim - 1)
+        a, s = (v.to(original_samples.device, original_samples.dtype).reshape(shape) for v in (a, s))
+        return a * original_samples + s * noise
+
+    def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return :meth:`add_noise` under the name and in the order that flow pipelines call it."""
+        if noise is None:
+            raise ValueError("noise must be a tensor of the shape of sample, got None")
+        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+
+    def _begin(self, timestep: float | Tensor, sample: Tensor, eta: float) -> int:
+        """Start a run: from the first row, or as the base solver from the middle."""
+        if self._plan is None:
+            raise ValueError("call set_timesteps(num_inference_steps) before step")
+        begin = self._begin_index if self._step_index is None else None
+        n = self._index(timestep) if begin is None else begin
+        plan = self._plan
+        if n:
+            plan, note = self._choice.from_the_middle(plan, n)
+            self._warn(note)
+        if eta:
+            self._warn(f"eta={eta:g} has no effect: a table adds no noise")
+        self._run = Run(plan, self.process, first=n)
+        return n
+
+    def _index(self, timestep: float | Tensor | None) -> int:
+        """The step whose told time is nearest."""
+        return int((self._told - torch.as_tensor(timestep).detach().to("cpu", torch.float64)).abs().argmin())
+
+    def _time(self, told: Tensor) -> Tensor:
+        """The time of a told time: exactly a row's where it is one."""
+        match = (self._told == told).nonzero()
+        return self._times[match[0, 0]] if len(match) else self.process.time(told)
+
+    def _show(self, t: Tensor, device: str | torch.device | None) -> None:
+        """Set what pipelines look at: told times, and N + 1 levels of which the last is 0."""
+        told = self.process.told(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
+        self._told = told.to(torch.float64)
+        self.timesteps = told.to(device)
+        alpha, sigma = self.process.form(t)
+        level = sigma if self.process.kind == "flow" else sigma / alpha
+        self.sigmas = torch.cat([level, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+
+    def _warn(self, text: str) -> None:
+        """Say something once."""
+        if text not in self._said:
+            self._said.add(text)
+            warnings.warn(text, stacklevel=3)
