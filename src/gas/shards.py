@@ -19,6 +19,7 @@ from gas.model import labels_of_seeds
 __all__ = [
     "AGAIN",
     "MANIFEST",
+    "OPTIONAL",
     "RECIPE",
     "checked",
     "differences",
@@ -31,6 +32,8 @@ __all__ += ["read_shard", "shard_index", "write_manifest"]
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
 RECIPE = ("model", "schedule", "shape", "table", "teacher", "guidance", "classes", "seeds", "shard", "batch")
+# What labels mean to the model, and the shape of a decoded sample, where these are.
+OPTIONAL = ("conditions", "decoded")
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
 
@@ -46,6 +49,8 @@ def checked(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) ->
     """Return the tensors of a shard if they are what the recipe asks for; ``name`` is for the message."""
     index, target = shard_index(recipe, entry), torch.empty(entry["count"], *recipe["shape"])
     wanted = {key: (x.dtype, *x.shape) for key, x in {**index, "target": target}.items()}
+    if "decoded" in recipe:
+        wanted["decoded"] = (torch.float16, entry["count"], *recipe["decoded"])
     found = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
     if found != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
         raise ValueError(f"{name} must hold {wanted} from seed {entry['first_seed']} on, got {found}")
@@ -94,7 +99,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         version, implied = manifest["version"], {}
         if version == _VERSION:
-            recipe = {key: manifest["recipe"][key] for key in RECIPE}
+            found = manifest["recipe"]
+            recipe = {key: found[key] for key in (*RECIPE, *(key for key in OPTIONAL if key in found))}
             implied = _manifest(recipe, [entry["sha256"] for entry in manifest["shards"]])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); choose another folder") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes, parse_seeds
+from gas.cli.options import Call, Device, Json, ModelName, Prompts, load_model, parse_nfes, parse_seeds
 from gas.cli.screen import bar, note, print_json, print_table, tracked
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from gas.artefact import Artefact
     from gas.catalogue import Classical
     from gas.compare import Comparison
+    from gas.model import Model
     from gas.pairs import Pairs
     from gas.table import Table
-    from gas.zoo import ZooModel
 
 __all__ = ["best_on", "evaluate", "measure", "print_comparisons", "print_distributions", "taught"]
 
@@ -47,6 +47,8 @@ def evaluate(
         bool, typer.Option("--every", help="Also find the best of all classical solvers.")
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
+    prompts: Prompts = None,
+    call: Call = "",
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -55,7 +57,7 @@ def evaluate(
     A baseline without a grid runs on whichever is best for it on the first 64 of these very seeds (the best
     two on all), which favours it. The first file names the teacher.
     """
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, prompts, call)
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
@@ -85,7 +87,7 @@ def evaluate(
         print_distributions("the same, as distributions of features; 95% intervals", rows, strong=strong)
 
 
-def _load_named(paths: list[Path], model: ZooModel) -> dict[str, Artefact]:
+def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
     """Solver files by what they hold, GS or GAS, and by their file's name where that is not enough."""
     from gas.artefact import load
 
@@ -116,7 +118,7 @@ def _warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
         note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")
 
 
-def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
+def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
     """Run the teacher on seeds, in memory, with a bar."""
     from gas.pairs import join_pairs, teach
 
@@ -129,7 +131,7 @@ def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 
     return join_pairs(parts)
 
 
-def best_on(model: ZooModel, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
+def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
     """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID.
 
     All are measured on the first 64, the best two of them on all.
@@ -159,7 +161,7 @@ def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS")
 
 
 def _measure(
-    model: ZooModel, pairs: Pairs, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
+    model: Model, pairs: Pairs, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
     from gas.catalogue import SOLVERS
     from gas.compare import run
@@ -180,11 +182,11 @@ def _measure(
     return rows
 
 
-def measure(model: ZooModel, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
+def measure(model: Model, pairs: Pairs, name: str, nfe: int, made: Tensor) -> Comparison:
     """Measure samples in the model's features."""
     from gas.compare import compare
 
-    features, reference = model.features, model.reference
+    features, reference = getattr(model, "features", None), getattr(model, "reference", None)
     return compare(name, made, pairs, nfe, features=features, reference=reference)
 
 

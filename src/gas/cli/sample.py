@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, SolverFile, load_model, parse_seeds
+from gas.cli.options import Call, Device, Json, ModelName, Prompts, SolverFile, load_model, parse_seeds
 from gas.cli.screen import note, print_json, tracked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gas.model import Model
 
 __all__ = ["sample"]
 
@@ -23,6 +28,8 @@ def sample(
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "24",
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    prompts: Prompts = None,
+    call: Call = "",
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -30,6 +37,7 @@ def sample(
     import torch
 
     from gas.artefact import load
+    from gas.backbones import PipelineModel
     from gas.model import labels_of_seeds
     from gas.sample import sample as run
 
@@ -38,11 +46,14 @@ def sample(
     suffixes = (".png", ".npz", ".safetensors")
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
-    loaded, artefact, chosen = load_model(model, device), load(solver), parse_seeds(seeds)
+    loaded, artefact = load_model(model, device, prompts, call), load(solver)
+    chosen = parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
     table = artefact.table(nfe).folded()
-    made = []
+    if out.suffix == ".png":
+        _check_picture(loaded)
+    made, shown = [], []
     with torch.no_grad():
         starts = range(chosen.start, chosen.stop, batch)
         for start in tracked("samples", starts, len(starts)):
@@ -50,16 +61,34 @@ def sample(
             labels = labels_of_seeds(loaded.classes, part)
             if labels is not None and label is not None:
                 labels = torch.full_like(labels, label)
-            made.append(run(loaded.bind(labels, guidance), loaded.noise(part), table).cpu())
-    _write(
-        out, torch.cat(made), chosen, f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
-    )
+            x = run(loaded.bind(labels, guidance), loaded.noise(part), table)
+            made.append(x.cpu())
+            if isinstance(loaded, PipelineModel):
+                shown.append(loaded.decode(x).cpu())
+    title = f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
+    _write(out, torch.cat(made), torch.cat(shown) if shown else None, chosen, title)
     note(f"wrote {len(chosen)} samples to {out}")
     if json:
         print_json({"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": [chosen.start, chosen.stop]})
 
 
-def _write(out: Path, x: object, seeds: range, title: str) -> None:
+def _check_picture(model: Model) -> None:
+    """Refuse a picture of what is none, before any work."""
+    import torch
+
+    decode = getattr(model, "decode", None)
+    shape = tuple(model.sample_shape)
+    if decode is not None:
+        with torch.no_grad():
+            shape = tuple(decode(model.noise([0])).shape[1:])
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"a .png shows images, the samples of {model.name} are of shape {shape}: use .npz or .safetensors"
+        )
+
+
+def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str) -> None:
+    """Write samples, of a pipeline beside what it decodes them to; a picture is of the latter."""
     import io
 
     import numpy as np
@@ -69,10 +98,11 @@ def _write(out: Path, x: object, seeds: range, title: str) -> None:
     from gas.files import write_bytes
     from gas.report import sample_grid
 
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"samples must be a tensor, got {type(x).__name__}")
-    numbers = torch.arange(seeds.start, seeds.stop)
+    arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
+    if shown is not None:
+        arrays["decoded"] = shown
     if out.suffix == ".png":
+        x = x if shown is None else shown
         columns = min(12, len(x))
         blank = -torch.ones((-len(x)) % columns, *x.shape[1:])
         pages = torch.cat([x.clamp(-1, 1), blank]).split(columns)
@@ -81,7 +111,7 @@ def _write(out: Path, x: object, seeds: range, title: str) -> None:
         )
     elif out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, samples=x.numpy(), seeds=numbers.numpy())
+        np.savez(buffer, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
         write_bytes(out, buffer.getvalue())
     else:
-        write_bytes(out, save({"samples": x.contiguous(), "seeds": numbers}))
+        write_bytes(out, save({name: value.contiguous() for name, value in arrays.items()}))

@@ -11,7 +11,7 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.follow import show
-from gas.cli.options import Device, Json, ModelName, load_model, parse_nfes
+from gas.cli.options import Call, Device, Json, ModelName, Prompts, load_model, parse_nfes
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def train(
     memory: Annotated[
         str, typer.Option(help="Of Adam's graph: flat (calls made again), fast (kept), or auto.")
     ] = "auto",
+    prompts: Prompts = None,
+    call: Call = "",
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -82,7 +84,7 @@ def train(
     from gas.pairs import read_pairs
     from gas.race import Race
 
-    loaded, nfes = load_model(model, device), parse_nfes(nfe)
+    loaded, nfes = load_model(model, device, prompts, call, pairs), parse_nfes(nfe)
     config = _config(method, loss, start, iterations, batch, learning_rate, memory, seed)
     kept, held = read_pairs(pairs, model=loaded).split(validation)
     if not len(held):
