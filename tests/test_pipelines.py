@@ -29,7 +29,7 @@ SIZES = {
 }
 UNPROMPTED = ("ddpm", "ldm", "dit")
 GUIDANCE = {"ddpm": 1.0, "ldm": 1.0, "flux": 3.5}
-NFE = 3
+NFE = 2
 
 
 def model_of(family, **more):
@@ -44,7 +44,7 @@ def guidance_of(family):
 def learn(family, folder):
     """Pairs on disk, 20 steps of Adam on L1, and the file."""
     model = model_of(family)
-    teacher = gas.Classical("unipc-2-bh2", "time_uniform", 6, model.t_end)
+    teacher = gas.Classical("unipc-2-bh2", "time_uniform", 4, model.t_end)
     spec = gas.PairsSpec(range(6), teacher.config(), guidance=guidance_of(family))
     for _ in gas.write_pairs(model, teacher.table(model.schedule), folder / f"{family}-pairs", spec):
         pass
