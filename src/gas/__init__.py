@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gas.sample import sample, trajectory
     from gas.schedule import EDMasVP, Flow, Schedule, VPDiscrete, VPLinear
     from gas.start import evaluate, rank_classical
+    from gas.stepper import Stepper
     from gas.table import Table
 
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "sample": ["sample", "trajectory"],
     "schedule": ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear"],
     "start": ["evaluate", "rank_classical"],
+    "stepper": ["Stepper"],
     "table": ["Table"],
 }
 _MODULES = [

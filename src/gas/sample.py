@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
+from gas.stepper import Stepper
 from gas.table import Table
 
 __all__ = ["sample", "trajectory"]
@@ -43,25 +43,7 @@ def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
     Arguments as in :func:`sample`.
     """
     yield x
-    states, outputs = {0: x}, {0: denoise(x, table.times[0])}
-    for n in range(table.nfe):
-        x = _combine(table.states[n], states, x) + _combine(table.outputs[n], outputs, x)
+    stepper = Stepper(table)
+    for t in stepper.times:
+        x = stepper.step(x, denoise(x, t))
         yield x
-        if n + 1 < table.nfe:
-            states[n + 1], outputs[n + 1] = x, denoise(x, table.times[n + 1])
-            _forget(table.states[n + 1 :], states)
-            _forget(table.outputs[n + 1 :], outputs)
-
-
-def _combine(weights: Tensor, history: dict[int, Tensor], like: Tensor) -> Tensor:
-    """Weighted sum over the history; exact zeros cost nothing unless they are being learned."""
-    learned = weights.requires_grad
-    terms = [weights[j] * history[j] for j in history if learned or weights[j] != 0]
-    return sum(terms[1:], terms[0]) if terms else torch.zeros_like(like)
-
-
-def _forget(weights: Tensor, history: dict[int, Tensor]) -> None:
-    """Drop what no later row uses, so that memory holds only the live history."""
-    if not weights.requires_grad:
-        for j in [j for j in history if not bool(weights[:, j].any())]:
-            del history[j]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Row", "Table"]
 
@@ -90,13 +90,12 @@ class Table:
 
         Two tables are the same solver exactly when their times and this matrix agree.
         """
-        eye = torch.eye(self.nfe + 1, dtype=torch.float64)
-        rows = [eye[0]]
-        for n in range(self.nfe):
-            rows.append(
-                self.states[n, : n + 1] @ torch.stack(rows) + self.outputs[n, : n + 1] @ eye[1 : n + 2]
-            )
-        return torch.stack(rows)
+        # States 1 .. N are rows of ``X = E x_T + L X + C d`` with L strictly lower triangular: one substitution.
+        start = torch.eye(1, self.nfe + 1, dtype=torch.float64)
+        past = torch.eye(self.nfe, dtype=torch.float64) - nn.functional.pad(self.states[:, 1:], (0, 1))
+        known = torch.cat([self.states[:, :1], self.outputs.tril()], dim=1)
+        rows = torch.linalg.solve_triangular(past, known, upper=False, unitriangular=True)
+        return torch.cat([start, rows])
 
     def folded(self) -> Table:
         """Return the same solver with no state but ``x_T`` in it: ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``.
