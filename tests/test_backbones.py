@@ -104,6 +104,28 @@ def test_the_pipeline_is_left_as_it_was(sd):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_half_precision_stays_inside_the_pipeline(family):
+    size = {"height": 16, "width": 16} if family == "flux" else {}
+    full = from_pipeline(pipelines.build(family), PROMPTS, **size)
+    half = from_pipeline(pipelines.build(family).to(torch.bfloat16), PROMPTS, **size)
+    x = full.noise(range(3))
+    expected, made = full.bind(LABELS, 2.0)(x, TIME), half.bind(LABELS, 2.0)(x, TIME)
+    assert made.dtype == torch.float32
+    assert 0 < float((made - expected).abs().mean()) < 0.05
+    assert half.decode(x).dtype == torch.float32
+
+
+def test_weights_that_lie_nowhere_identify_nothing():
+    model = ddpm()
+    model.sample_shape  # noqa: B018 (asks the network)
+    model.network.to("meta")
+    with pytest.raises(
+        ValueError, match=r"weights of DDPMPipeline lie on no device.*enable_model_cpu_offload"
+    ):
+        model.identity()
+
+
 @pytest.mark.parametrize("family", ["sd1", "wan"])
 def test_decoding_is_the_pipelines_own(family):
     size = {"wan": {"height": 16, "width": 16, "num_frames": 5}}.get(family, {})

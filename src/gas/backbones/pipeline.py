@@ -85,6 +85,11 @@ class PipelineModel:
 
     @cached_property
     def _sha256(self) -> str:
+        if any(weight.is_meta for weight in self.network.parameters()):
+            raise ValueError(
+                f"the weights of {self.name} lie on no device, so that nothing says whose they are: "
+                "offload with enable_model_cpu_offload() instead of one by one"
+            )
         return weights_hash(self.network)
 
     @cached_property
