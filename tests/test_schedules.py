@@ -276,6 +276,7 @@ VARIABLE = {
     "time_cubic": lambda schedule, t: t ** (1 / 3),
     "log_snr": lambda schedule, t: schedule.half_log_snr(t),
     "karras": lambda schedule, t: (schedule(t)[1] / schedule(t)[0]) ** (1 / 7),
+    "flow_shifted": lambda schedule, t: t / (3 - 2 * t),
 }
 
 

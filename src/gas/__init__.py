@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gas import (
+        backbones,
         catalogue,
         classical,
         denoise,
@@ -68,6 +69,7 @@ _HOMES = {
     "table": ["Table"],
 }
 _MODULES = [
+    "backbones",
     "catalogue",
     "classical",
     "denoise",

@@ -13,7 +13,7 @@ from gas.error_bound import dmn
 from gas.grids import GRIDS, as_grid
 from gas.names import named
 from gas.published import PUBLISHED
-from gas.schedule import Schedule
+from gas.schedule import Flow, Schedule
 from gas.table import Table
 
 __all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "own_grid"]
@@ -125,11 +125,13 @@ def candidates(
 ) -> Iterator[tuple[Classical, Table]]:
     """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table.
 
-    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead.
+    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead. The grid of a
+    flow's shift is for flows, unless it is named.
     """
+    flows = isinstance(schedule, Flow)
     told = None if own is None else [own_grid(own)]
     for solver in solvers or SOLVERS:
-        for grid in told or grids or GRIDS:
+        for grid in told or grids or [grid for grid in GRIDS if grid != "flow_shifted" or flows]:
             if solver == "heun" and "," in grid:
                 continue
             if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):

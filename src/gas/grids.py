@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,7 +10,17 @@ from torch import Tensor
 
 from gas.schedule import Schedule
 
-__all__ = ["GRIDS", "as_grid", "karras", "log_snr", "time_cubic", "time_quadratic", "time_uniform"]
+__all__ = [
+    "GRIDS",
+    "as_grid",
+    "flow_shifted",
+    "karras",
+    "log_snr",
+    "shift_of_mu",
+    "time_cubic",
+    "time_quadratic",
+    "time_uniform",
+]
 
 # Where the half log-SNR is infinite (flow at t = 1 and t = 0), spacing in it is measured from this far inside.
 _INSIDE = 1e-3
@@ -72,12 +83,48 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
     return _pinned(schedule.inverse_half_log_snr(-rho * root.log()), t_end)
 
 
+def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0) -> Tensor:
+    """Return ``nfe + 1`` times spaced evenly before a flow's resolution shift ``t' = s t / (1 + (s - 1) t)``.
+
+    For a flow, where t is sigma, these are the times of its networks' own samplers. A dynamic shift is given by ``mu``,
+    see :func:`shift_of_mu`.
+
+    Args:
+        schedule: the forward process.
+        nfe: network evaluations, one a step.
+        t_end: time that sampling ends at.
+        shift: s; 1 is the time-uniform grid.
+
+    Raises:
+        ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``shift`` not positive.
+
+    References:
+        Esser et al., arXiv 2403.03206, equation 23.
+    """
+    _check(nfe, t_end)
+    if not shift > 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    last = t_end / (shift - (shift - 1) * t_end)
+    t = torch.linspace(1.0, last, nfe + 1, dtype=torch.float64)
+    return _pinned(shift * t / (1 + (shift - 1) * t), t_end)
+
+
+def shift_of_mu(mu: float) -> float:
+    """Return the shift ``s = exp(mu)`` of a pipeline's exponential dynamic shifting.
+
+    >>> round(shift_of_mu(1.15), 3)
+    3.158
+    """
+    return math.exp(mu)
+
+
 GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {
     "time_uniform": time_uniform,
     "time_quadratic": time_quadratic,
     "time_cubic": time_cubic,
     "log_snr": log_snr,
     "karras": karras,
+    "flow_shifted": flow_shifted,
 }
 
 

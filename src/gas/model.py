@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from gas.denoise import ClassifierFreeGuidance, ConditionalDenoiser, Denoiser
 from gas.schedule import Schedule
 
-__all__ = ["Model", "bind_labels", "labels_of_seeds", "noise_of_seeds", "weights_hash"]
+__all__ = [
+    "Model",
+    "bind_labels",
+    "conditions_of",
+    "decode_all",
+    "labels_of_seeds",
+    "noise_of_seeds",
+    "weights_hash",
+]
 
 
 @runtime_checkable
@@ -70,6 +78,25 @@ def noise_of_seeds(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
 def labels_of_seeds(classes: int, seeds: Sequence[int]) -> Tensor | None:
     """Return the balanced labels ``seed mod classes`` ``(B,)``, or ``None`` for a model without classes."""
     return torch.tensor([int(s) % classes for s in seeds], dtype=torch.long) if classes else None
+
+
+def conditions_of(model: Model) -> dict[str, Any]:
+    """Return ``{"conditions": what labels mean}`` of a model that says so by ``conditions()``, such as prompts."""
+    told: Mapping[str, Any] = getattr(model, "conditions", dict)()
+    return {"conditions": dict(told)} if told else {}
+
+
+def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
+    """Return what a model's ``decode(x)`` makes of batches of samples, as one batch of float16 on the CPU.
+
+    Raises:
+        ValueError: when the model has no decoder.
+    """
+    decode = getattr(model, "decode", None)
+    if decode is None:
+        raise ValueError(f"model {model.name} has no decode(x), so its samples cannot be stored decoded")
+    with torch.no_grad():
+        return torch.cat([decode(x.to(model.device)).to("cpu", torch.float16) for x in samples])
 
 
 def weights_hash(network: nn.Module) -> str:

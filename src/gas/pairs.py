@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gas.columns import WhenAsked, open_columns
 from gas.files import write_bytes
-from gas.model import Model, labels_of_seeds, noise_of_seeds
+from gas.model import Model, conditions_of, decode_all, labels_of_seeds, noise_of_seeds
 from gas.sample import sample
 from gas.shards import (
     AGAIN,
@@ -48,6 +48,7 @@ class PairsSpec:
         guidance: scale of classifier-free guidance; 1 is the plain conditional model.
         shard: samples a file.
         labelled: give a class-conditional model the label ``seed mod classes``.
+        decoded: also store what the model's decoder makes of the samples, as float16.
 
     Raises:
         ValueError: for seeds that are empty, negative or not contiguous, and numbers out of range.
@@ -58,6 +59,7 @@ class PairsSpec:
     guidance: float = 1.0
     shard: int = 256
     labelled: bool = True
+    decoded: bool = False
 
     def __post_init__(self) -> None:
         s = self.seeds
@@ -86,6 +88,7 @@ class Pairs:
         target: ``(S, *)`` float32, where the teacher takes the noise; likewise.
         labels: ``(S,)`` int64, or ``None`` when no class was told.
         manifest: what the folder says about itself; by default, that the teacher ran without guidance.
+        decoded: ``(S, *)`` float16, the decoded targets, where they were stored and asked for.
     """
 
     seeds: Tensor
@@ -93,6 +96,7 @@ class Pairs:
     target: WhenAsked = WhenAsked()  # noqa: RUF009
     labels: Tensor | None = None
     manifest: Mapping[str, Any] = field(default_factory=lambda: {"recipe": {"guidance": 1.0, "teacher": {}}})
+    decoded: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -108,6 +112,14 @@ class Pairs:
         return float(self.manifest["recipe"]["guidance"])
 
     @property
+    def prompts(self) -> list[str] | None:
+        """The prompt of each row, or ``None`` when labels are no prompts or none were told."""
+        known = self.manifest["recipe"].get("conditions", {}).get("prompts")
+        return (
+            None if known is None or self.labels is None else [known[label] for label in self.labels.tolist()]
+        )
+
+    @property
     def teacher(self) -> Mapping[str, Any]:
         """Description of the teacher in plain JSON."""
         return dict(self.manifest["recipe"]["teacher"])
@@ -120,8 +132,9 @@ class Pairs:
     def subset(self, index: slice | Tensor) -> Pairs:
         """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions."""
         labels = None if self.labels is None else self.labels[index]
+        decoded = None if self.decoded is None else self.decoded[index]
         noise, target = (vars(self)[name][index] for name in ("noise", "target"))
-        return Pairs(self.seeds[index], noise, target, labels, self.manifest)
+        return Pairs(self.seeds[index], noise, target, labels, self.manifest, decoded)
 
     def split(self, validation: int) -> tuple[Pairs, Pairs]:
         """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""
@@ -137,7 +150,7 @@ def write_pairs(
     """Run the teacher from the noise of every seed: ``target_s = sample(model, noise(s), table)``.
 
     The folder holds ``manifest.json`` (what it is, and a checksum a shard) and one safetensors file a
-    shard: ``target``, ``seeds`` and perhaps ``labels``; noise follows from the seed and is not stored.
+    shard: ``target``, ``seeds`` and perhaps ``labels`` and ``decoded``; noise follows from the seed and is not stored.
     Killed at any point and called again, this keeps the shards whose checksum holds, makes the rest in
     the first run's batches, and ends with the same bytes (on like machines: another may round differently).
 
@@ -173,15 +186,18 @@ def write_pairs(
         yield PairsProgress(done, total, resumed)
 
 
-def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = True) -> Pairs:
+def read_pairs(
+    folder: Path | str, *, model: Model | None = None, hold: bool = True, decoded: bool = False
+) -> Pairs:
     """Read a finished folder, every byte checked, and make the noise again unless it was imported with its own.
 
     Args:
         folder: where the pairs are.
-        model: when given, the pairs must have been made with this very model and schedule, at its precision or in
-            float32; whether it was or is compiled does not matter.
+        model: when given, the pairs must have been made with this very model, schedule and meaning of labels, at its
+            precision or in float32; whether it was or is compiled does not matter.
         hold: keep everything in memory. Else every byte is checked now, one shard at a time, and rows are read when
             they are asked for, to the same bits: training then holds a batch, not the set.
+        decoded: also return the decoded samples, which are held.
 
     Raises:
         FileNotFoundError: when the folder has no manifest.
@@ -192,20 +208,27 @@ def read_pairs(folder: Path | str, *, model: Model | None = None, hold: bool = T
         raise FileNotFoundError(f"{folder} has no {MANIFEST}, so no pairs; make some with `gas pairs`")
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
-    here = recipe if model is None else {**recipe, **_source(model)}
+    unsaid = {key: value for key, value in recipe.items() if key != "conditions"}
+    here = recipe if model is None else {**unsaid, **_source(model)}
     here = {**here, "model": comparable(recipe["model"], here["model"])}
     if other := differences(recipe, here):
         raise ValueError(f"the pairs in {folder} were made with another model or schedule ({other})")
     seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < len(seeds):
         raise ValueError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
-    if not hold:
+    if decoded and "decoded" not in recipe:
+        raise ValueError(
+            f"the pairs in {folder} were stored without decoded samples; make them with decoded=True"
+        )
+    if not hold and not decoded:
         index, column, target = open_columns(folder, manifest)
         return Pairs(index["seeds"], column, target, index.get("labels"), manifest)
     parts = [read_shard(folder, entry, manifest) for entry in shards]
+    if not decoded:
+        parts = [{name: x for name, x in part.items() if name != "decoded"} for part in parts]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     noise = whole["noise"] if "noise" in whole else noise_of_seeds(recipe["shape"], seeds)
-    return Pairs(whole["seeds"], noise, whole["target"], whole.get("labels"), manifest)
+    return Pairs(whole["seeds"], noise, whole["target"], whole.get("labels"), manifest, whole.get("decoded"))
 
 
 def teach(
@@ -232,7 +255,7 @@ def teach(
     bound = model.bind(None if labels is None else labels.to(model.device), guidance)
     with torch.no_grad():
         target = sample(bound, noise.to(model.device), table.detach().folded())
-    recipe = {"guidance": guidance, "teacher": dict(teacher or {})}
+    recipe = {"guidance": guidance, "teacher": dict(teacher or {}), **conditions_of(model)}
     target = target.to("cpu", torch.float32)
     return Pairs(torch.tensor(list(seeds)), noise.cpu(), target, labels, {"recipe": recipe})
 
@@ -262,6 +285,8 @@ def _shard(model: Model, table: Table, recipe: Json, entry: Json) -> dict[str, T
         seeds = index["seeds"][first : first + recipe["batch"]].tolist()
         parts.append(teach(model, table, seeds, guidance=recipe["guidance"], labelled=recipe["classes"] > 0))
     tensors = {"target": torch.cat([part.target for part in parts]), **index}
+    if "decoded" in recipe:
+        tensors["decoded"] = decode_all(model, [part.target for part in parts])
     return checked("the teacher's answer", tensors, recipe, entry)
 
 
@@ -275,9 +300,17 @@ def _recipe(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str
     arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
     digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
     rest = (shape, digest, dict(spec.teacher), spec.guidance, classes, seeds, spec.shard, batch)
-    return _source(model, **dict(zip(RECIPE[2:], rest, strict=True)))
+    told: dict[str, Any] = dict(zip(RECIPE[2:], rest, strict=True))
+    if spec.decoded:
+        told["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
+    return _source(model, **told)
 
 
 def _source(model: Model, **more: Any) -> dict[str, Any]:
-    source = {"model": dict(model.identity()), "schedule": model.schedule.config(), **more}
+    source = {
+        "model": dict(model.identity()),
+        "schedule": model.schedule.config(),
+        **conditions_of(model),
+        **more,
+    }
     return dict(json.loads(json.dumps(source, allow_nan=False)))

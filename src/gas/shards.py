@@ -19,6 +19,7 @@ from gas.model import labels_of_seeds
 __all__ = [
     "AGAIN",
     "MANIFEST",
+    "OPTIONAL",
     "RECIPE",
     "checked",
     "comparable",
@@ -34,6 +35,8 @@ MANIFEST = "manifest.json"
 RECIPE = ("model", "schedule", "shape", "table", "teacher", "guidance", "classes", "seeds", "shard", "batch")
 # What an imported set keeps beside the targets because it does not follow from the seeds: noise, labels.
 STORED = "stored"
+# What labels mean to the model, and the shape of a decoded sample, where these are.
+OPTIONAL = ("conditions", "decoded", STORED)
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
 
@@ -50,6 +53,8 @@ def checked(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) ->
     index, target = shard_index(recipe, entry), torch.empty(entry["count"], *recipe["shape"])
     stored = {key: {"noise": target, "labels": index["seeds"]}[key] for key in recipe.get(STORED, [])}
     wanted = {key: (x.dtype, *x.shape) for key, x in {**index, **stored, "target": target}.items()}
+    if "decoded" in recipe:
+        wanted["decoded"] = (torch.float16, entry["count"], *recipe["decoded"])
     found = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
     if found != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
         raise ValueError(f"{name} must hold {wanted} from seed {entry['first_seed']} on, got {found}")
@@ -98,8 +103,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         version, implied = manifest["version"], {}
         if version == _VERSION:
-            given = manifest["recipe"]
-            recipe = {key: given[key] for key in [*RECIPE, *([STORED] if STORED in given else [])]}
+            found = manifest["recipe"]
+            recipe = {key: found[key] for key in (*RECIPE, *(key for key in OPTIONAL if key in found))}
             implied = _manifest(recipe, [entry["sha256"] for entry in manifest["shards"]])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); choose another folder") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, load_model
+from gas.cli.options import Device, Json, ModelName, load_zoo
 from gas.cli.screen import note, print_json
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def demo(
 
     began = time.perf_counter()
     require_matplotlib()
-    loaded = load_model(model, device)
+    loaded = load_zoo(model, device)
     teacher = Classical("unipc-3-bh2", "log_snr", 20, loaded.t_end)
     note(f"[bold]1. Teacher[/bold]: {teacher.label}, {teacher.nfe} network calls a sample")
     folder = out / f"pairs-{loaded.name}"

@@ -10,11 +10,13 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.options import (
+    Call,
     Compile,
     Device,
     Json,
     ModelName,
     Precision,
+    Prompts,
     interpolation,
     load_model,
     parse_nfes,
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
     from gas.catalogue import Classical
     from gas.compare import Comparison, Yardstick
     from gas.metrics import Distribution
+    from gas.model import Model
     from gas.pairs import Pairs
     from gas.table import Table
-    from gas.zoo import ZooModel
 
 __all__ = [
     "best_on",
@@ -72,6 +74,8 @@ def evaluate(
         ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
+    prompts: Prompts = None,
+    call: Call = "",
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
@@ -83,7 +87,7 @@ def evaluate(
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
     it. The first file names the teacher.
     """
-    loaded = load_model(model, device, precision, compiled)
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
@@ -117,7 +121,7 @@ def evaluate(
         print_distributions("the same, against real images", rows, strong=strong, data=True)
 
 
-def _load_named(paths: list[Path], model: ZooModel) -> dict[str, Artefact]:
+def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
     """Solver files by what they hold, GS or GAS, and by their file's name where that is not enough."""
     from gas.artefact import load
 
@@ -157,7 +161,7 @@ def _warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
         note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")
 
 
-def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
+def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
     """Run the teacher on seeds, in memory, with a bar."""
     from gas.pairs import join_pairs, teach
 
@@ -170,7 +174,7 @@ def taught(model: ZooModel, teacher: Classical, seeds: range, guidance: float = 
     return join_pairs(parts)
 
 
-def best_on(model: ZooModel, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
+def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
     """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID.
 
     All are measured on the first 64, the best two of them on all.
@@ -200,7 +204,7 @@ def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS")
 
 
 def _measure(
-    model: ZooModel, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
+    model: Model, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
     from gas.catalogue import SOLVERS
     from gas.compare import run
@@ -228,14 +232,14 @@ def _measure(
     return rows
 
 
-def yardstick(model: ZooModel, pairs: Pairs, real: Tensor | None = None) -> Yardstick:
-    """Measure in the model's features, against its reference, and real images where there are."""
+def yardstick(model: Model, pairs: Pairs, real: Tensor | None = None) -> Yardstick:
+    """Measure in the model's features, where it has some, against its reference, and real images where there are."""
     from gas.compare import Yardstick
 
-    return Yardstick(pairs, model.features, model.reference, real)
+    return Yardstick(pairs, getattr(model, "features", None), getattr(model, "reference", None), real)
 
 
-def held_out(model: ZooModel, folder: Path) -> Tensor:
+def held_out(model: Model, folder: Path) -> Tensor:
     """Return the real images ``(R, 1, H, W)`` that neither network nor classifier of a zoo model was trained on.
 
     Raises:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from gas.backbones import PipelineModel
     from gas.zoo import ZooModel
 
 __all__ = [
+    "Call",
     "Compile",
     "Device",
     "Json",
     "ModelName",
     "Precision",
+    "Prompts",
     "SolverFile",
     "interpolation",
     "load_model",
+    "load_zoo",
+    "parse_call",
     "parse_nfes",
     "parse_seeds",
 ]
 
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", help="A zoo model (digits, mnist) or the path of its .safetensors file."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A zoo model (digits, mnist) or the path of its .safetensors file; or diffusers:FOLDER_OR_REPOSITORY, or "
+        "published:FILE, a network of gas convert.",
+    ),
 ]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="A UTF-8 file of one prompt a line, for a pipeline: seed s takes line s mod lines."),
+]
+Call = Annotated[str, typer.Option(help="Arguments of the pipeline's call, as height=512,width=512.")]
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
 Precision = Annotated[
@@ -78,20 +94,97 @@ def interpolation(around: tuple[int, int]) -> str:
     return f"interpolated from NFE {around[0]} and {around[1]}"
 
 
-def load_model(name: str, device: str, precision: str = "float32", compiled: bool = False) -> ZooModel:
-    """Load a zoo model onto a device, to be asked at a precision.
+def load_model(
+    name: str,
+    device: str,
+    precision: str = "float32",
+    compiled: bool = False,
+    *,
+    prompts: Path | None = None,
+    call: str = "",
+    pairs: Path | None = None,
+) -> ZooModel | PipelineModel:
+    """Load a zoo model, or with ``diffusers:`` before its folder or repository a pipeline, onto a device.
+
+    Args:
+        name: as ``--model`` takes it.
+        device: as ``--device`` takes it.
+        precision: as ``--precision`` takes it.
+        compiled: as ``--compile`` takes it.
+        prompts: a prompt file; for pipelines.
+        call: more arguments of the pipeline's call, ``height=512,width=512``.
+        pairs: a folder of pairs, whose prompts and arguments to take where none are given.
 
     Raises:
-        ValueError: for an unknown model or precision, or a device that is not there.
+        ValueError: for an unknown model or precision, a device that is not there, or prompts for a model that takes
+            none.
     """
-    import torch
-
-    from gas import zoo
     from gas.precision import precise
+
+    if name.startswith("diffusers:"):
+        _check_device(device)
+        pipeline = _pipeline(name.removeprefix("diffusers:"), prompts, call, pairs).to(device)
+        return cast("PipelineModel", precise(pipeline, precision, compiled=compiled))
+    if prompts is not None or call:
+        raise ValueError(
+            f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
+        )
+    if name.startswith("published:"):
+        from gas.backbones import open_model
+
+        _check_device(device)
+        published = open_model(name.removeprefix("published:"), device=device)
+        return cast("ZooModel", precise(published, precision, compiled=compiled))
+    # A PreciseModel has all that the model it wraps has.
+    return cast("ZooModel", precise(load_zoo(name, device), precision, compiled=compiled))
+
+
+def load_zoo(name: str, device: str) -> ZooModel:
+    """Load a zoo model onto a device.
+
+    Raises:
+        ValueError: for an unknown model, or a device that is not there.
+    """
+    from gas import zoo
+
+    _check_device(device)
+    return zoo.load(name).to(device)
+
+
+def _check_device(device: str) -> None:
+    import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    model = precise(zoo.load(name).to(device), precision, compiled=compiled)
-    return cast("ZooModel", model)  # a PreciseModel has all that a zoo model has
+
+
+def _pipeline(source: str, prompts: Path | None, call: str, pairs: Path | None) -> PipelineModel:
+    from gas.backbones import from_pipeline, open_pipeline, read_prompts
+    from gas.shards import MANIFEST, read_manifest
+
+    told: dict[str, Any] = {"prompts": [] if prompts is None else read_prompts(prompts), **parse_call(call)}
+    if prompts is None and pairs is not None and (pairs / MANIFEST).is_file():
+        kept = read_manifest(pairs)["recipe"].get("conditions", {})
+        told = {**kept.get("arguments", {}), **told, "prompts": kept.get("prompts", [])}
+        told["negative_prompt"] = kept.get("negative_prompt")
+    return from_pipeline(open_pipeline(source), **told)
+
+
+def parse_call(text: str) -> dict[str, Any]:
+    """Read ``height=512,width=512`` as arguments of a pipeline's call; values are JSON, or else text.
+
+    Raises:
+        ValueError: shows the form.
+    """
+    told: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"--call must be like height=512,width=512, got {text!r}")
+        try:
+            told[name.strip()] = json.loads(value)
+        except ValueError:
+            told[name.strip()] = value.strip()
+    return told

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Compile, Device, Json, ModelName, Precision, load_model, parse_seeds
+from gas.cli.options import (
+    Call,
+    Compile,
+    Device,
+    Json,
+    ModelName,
+    Precision,
+    Prompts,
+    load_model,
+    parse_seeds,
+)
 from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
@@ -30,6 +40,9 @@ def pairs(
     nfe: Annotated[int, typer.Option(help="The teacher's network evaluations.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    prompts: Prompts = None,
+    call: Call = "",
+    decoded: Annotated[bool, typer.Option("--decoded", help="Also store the decoded samples.")] = False,
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
@@ -41,9 +54,9 @@ def pairs(
     """
     from gas.catalogue import Classical
 
-    loaded = load_model(model, device, precision, compiled)
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
     master, chosen = Classical(teacher, grid, nfe, loaded.t_end), parse_seeds(seeds)
-    run_teacher(loaded, master, out, chosen, guidance, batch)
+    run_teacher(loaded, master, out, chosen, guidance, batch, decoded)
     note(f"teacher pairs are in {out}")
     if json:
         print_json(
@@ -52,12 +65,18 @@ def pairs(
 
 
 def run_teacher(
-    model: Model, teacher: Classical, out: Path, seeds: range, guidance: float = 1.0, batch: int = 64
+    model: Model,
+    teacher: Classical,
+    out: Path,
+    seeds: range,
+    guidance: float = 1.0,
+    batch: int = 64,
+    decoded: bool = False,
 ) -> None:
     """Write pairs with a progress bar; an interrupt says how to go on."""
     from gas.pairs import PairsSpec, write_pairs
 
-    spec = PairsSpec(seeds, teacher.config(), guidance)
+    spec = PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
     try:
         with bar("teacher pairs", len(seeds)) as running:
             for progress in write_pairs(model, teacher.table(model.schedule), out, spec, batch=batch):

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gas.cli.app import command
 from gas.cli.options import (
+    Call,
     Compile,
     Device,
     Json,
     ModelName,
     Precision,
+    Prompts,
     SolverFile,
     interpolation,
     load_model,
     parse_seeds,
 )
 from gas.cli.screen import note, print_json, tracked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gas.model import Model
 
 __all__ = ["sample"]
 
@@ -35,6 +42,8 @@ def sample(
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "24",
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    prompts: Prompts = None,
+    call: Call = "",
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
@@ -52,7 +61,7 @@ def sample(
     suffixes = (".png", ".npz", ".safetensors")
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
-    loaded = load_model(model, device, precision, compiled)
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
@@ -62,7 +71,9 @@ def sample(
     around = artefact.neighbours(nfe)
     if around is not None:
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
-    made = []
+    if out.suffix == ".png":
+        _check_picture(loaded)
+    decode, made, shown = getattr(loaded, "decode", None), [], []
     with torch.no_grad():
         starts = range(chosen.start, chosen.stop, batch)
         for start in tracked("samples", starts, len(starts)):
@@ -70,17 +81,35 @@ def sample(
             labels = labels_of_seeds(loaded.classes, part)
             if labels is not None and label is not None:
                 labels = torch.full_like(labels, label)
-            made.append(run(loaded.bind(labels, guidance), loaded.noise(part), table).cpu())
-    _write(
-        out, torch.cat(made), chosen, f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
-    )
+            x = run(loaded.bind(labels, guidance), loaded.noise(part), table)
+            made.append(x.cpu())
+            if decode is not None:
+                shown.append(decode(x).cpu())
+    title = f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
+    _write(out, torch.cat(made), torch.cat(shown) if shown else None, chosen, title)
     note(f"wrote {len(chosen)} samples to {out}")
     if json:
         told = {"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": [chosen.start, chosen.stop]}
         print_json({**told, "interpolated_from": around})
 
 
-def _write(out: Path, x: object, seeds: range, title: str) -> None:
+def _check_picture(model: Model) -> None:
+    """Refuse a picture of what is none, before any work."""
+    import torch
+
+    decode = getattr(model, "decode", None)
+    shape = tuple(model.sample_shape)
+    if decode is not None:
+        with torch.no_grad():
+            shape = tuple(decode(model.noise([0])).shape[1:])
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"a .png shows images, the samples of {model.name} are of shape {shape}: use .npz or .safetensors"
+        )
+
+
+def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str) -> None:
+    """Write samples, of a pipeline beside what it decodes them to; a picture is of the latter."""
     import io
 
     import numpy as np
@@ -90,10 +119,11 @@ def _write(out: Path, x: object, seeds: range, title: str) -> None:
     from gas.files import write_bytes
     from gas.report import sample_grid
 
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"samples must be a tensor, got {type(x).__name__}")
-    numbers = torch.arange(seeds.start, seeds.stop)
+    arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
+    if shown is not None:
+        arrays["decoded"] = shown
     if out.suffix == ".png":
+        x = x if shown is None else shown
         columns = min(12, len(x))
         blank = -torch.ones((-len(x)) % columns, *x.shape[1:])
         pages = torch.cat([x.clamp(-1, 1), blank]).split(columns)
@@ -102,7 +132,7 @@ def _write(out: Path, x: object, seeds: range, title: str) -> None:
         )
     elif out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, samples=x.numpy(), seeds=numbers.numpy())
+        np.savez(buffer, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
         write_bytes(out, buffer.getvalue())
     else:
-        write_bytes(out, save({"samples": x.contiguous(), "seeds": numbers}))
+        write_bytes(out, save({name: value.contiguous() for name, value in arrays.items()}))

@@ -11,7 +11,17 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.follow import show
-from gas.cli.options import Compile, Device, Json, ModelName, Precision, load_model, parse_nfes
+from gas.cli.options import (
+    Call,
+    Compile,
+    Device,
+    Json,
+    ModelName,
+    Precision,
+    Prompts,
+    load_model,
+    parse_nfes,
+)
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -88,6 +98,8 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")
     ] = False,
+    prompts: Prompts = None,
+    call: Call = "",
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
@@ -105,7 +117,8 @@ def train(
 
     if out.exists() and not overwrite:
         raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
-    loaded, nfes = load_model(model, device, precision, compiled), parse_nfes(nfe)
+    nfes = parse_nfes(nfe)
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
     config = _config(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):

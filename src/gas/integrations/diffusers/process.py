@@ -100,7 +100,7 @@ class Process:
 
 @dataclass(frozen=True)
 class ProcessDenoiser:
-    """``denoise(x, t) -> x_0`` of a network that a diffusers pipeline would ask.
+    """``denoise(x, t) -> x_0`` of a network that a diffusers pipeline would ask, differentiable in both.
 
     Args:
         process: what the pipeline's scheduler config says.
@@ -112,12 +112,12 @@ class ProcessDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         process = self.process
-        t = t.detach().to("cpu", torch.float64)
+        t = t.to("cpu", torch.float64)
         if process.kind == "edm":  # x is alpha times the pipeline's state
-            x = x * float(1 / process.schedule(t)[0])
-        p, q = (float(value) for value in process.conversion(t))
+            x = x / process.schedule(t)[0]
+        p, q = process.conversion(t)
         told = process.told(t).to(x.device, torch.float32).expand(len(x))
-        output = self.network(x * float(process.input_scale(t)) if process.kind == "edm" else x, told)
+        output = self.network(x * process.input_scale(t) if process.kind == "edm" else x, told)
         return p * x + q * output
 
 

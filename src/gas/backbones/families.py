@@ -1,0 +1,130 @@
+"""The kinds of diffusers pipelines that the library samples, each a few words of data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gas.backbones.family import Encode, Family
+
+__all__ = ["FAMILIES", "family_of"]
+
+
+def family_of(pipe: Any) -> Family:
+    """Return the family of a pipeline, by the name of its class or of one that it is made from.
+
+    Raises:
+        ValueError: for any other object, with what is supported and what to do instead.
+    """
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    raise ValueError(
+        f"{type(pipe).__name__} is not a pipeline that is supported ({', '.join(FAMILIES)}): "
+        "make a gas.OwnModel of a denoise(x, t) of yours around its network"
+    )
+
+
+def _encoded(*names: str | None) -> Encode:
+    """Encode by the pipeline's ``encode_prompt``, whose answers become its call's arguments of these names."""
+
+    def encode(
+        pipe: Any, prompt: str, negative: str | None, arguments: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        told = {
+            "prompt": [prompt],
+            "negative_prompt": None if negative is None else [negative],
+            "device": pipe._execution_device,
+            "do_classifier_free_guidance": True,
+            "num_images_per_prompt": 1,
+            "num_videos_per_prompt": 1,
+            **arguments,
+        }
+        # Where encoder and call have other defaults (Wan's length of a prompt), the call's are what will be used.
+        called = inspect.signature(type(pipe).__call__).parameters
+        taken = inspect.signature(pipe.encode_prompt).parameters
+        usual = {name: called[name].default for name in taken if name in called}
+        required = {name: None for name, p in taken.items() if p.default is p.empty}
+        told = {**required, **usual, **told}
+        answers = pipe.encode_prompt(**{name: value for name, value in told.items() if name in taken})
+        return {name: x for name, x in zip(names, answers, strict=True) if name is not None and x is not None}
+
+    return encode
+
+
+def _stable_audio(
+    pipe: Any, prompt: str, negative: str | None, arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What its ``encode_prompt`` takes for an encoded prompt, which is not what it returns."""
+
+    def hidden(text: str) -> tuple[Tensor, Tensor]:
+        told = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        tokens = pipe.tokenizer([text], max_length=pipe.tokenizer.model_max_length, **told).to(
+            pipe._execution_device
+        )
+        return pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[
+            0
+        ], tokens.attention_mask
+
+    embeds, mask = hidden(prompt)
+    encoded = {"prompt_embeds": embeds, "attention_mask": mask}
+    if negative is not None:
+        embeds, mask = hidden(negative)
+        encoded["negative_prompt_embeds"] = embeds.where(mask.bool()[..., None], 0.0)
+        encoded["negative_attention_mask"] = mask
+    return encoded
+
+
+def _unscaled(name: str) -> Any:
+    """Decode by the autoencoder of this name, from the scale that its latents are denoised at."""
+
+    def decode(pipe: Any, latents: Tensor) -> Tensor:
+        autoencoder = getattr(pipe, name)
+        image: Tensor = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
+        return image
+
+    return decode
+
+
+_PAIR = ("prompt_embeds", "negative_prompt_embeds")
+_POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+_MASKED = (
+    "prompt_embeds",
+    "prompt_attention_mask",
+    "negative_prompt_embeds",
+    "negative_prompt_attention_mask",
+)
+
+
+def _never(pipe: Any) -> bool:
+    return False
+
+
+def _guidance_embeds(pipe: Any) -> bool:
+    return bool(pipe.transformer.config.guidance_embeds)
+
+
+FAMILIES: dict[str, Family] = {
+    "DDPMPipeline": Family("unet", takes_latents=False, guided=_never, decode=lambda pipe, x: x),
+    "DDIMPipeline": Family("unet", takes_latents=False, guided=_never, decode=lambda pipe, x: x),
+    "LDMPipeline": Family("unet", takes_latents=False, guided=_never, decode=_unscaled("vqvae")),
+    "DiTPipeline": Family(
+        classes=lambda pipe: int(pipe.transformer.config.num_embeds_ada_norm),
+        takes_latents=False,
+        decode=_unscaled("vae"),
+    ),
+    "StableDiffusionPipeline": Family("unet", _encoded(*_PAIR)),
+    "StableDiffusionXLPipeline": Family("unet", _encoded(*_POOLED)),
+    "StableDiffusion3Pipeline": Family(encode=_encoded(*_POOLED)),
+    "FluxPipeline": Family(
+        encode=_encoded("prompt_embeds", "pooled_prompt_embeds", None),
+        guided=_guidance_embeds,
+        embedded=_guidance_embeds,
+    ),
+    "WanPipeline": Family(encode=_encoded(*_PAIR)),
+    "LTXPipeline": Family(encode=_encoded(*_MASKED)),
+    "StableAudioPipeline": Family(encode=_stable_audio, centre=False),
+}
