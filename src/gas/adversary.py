@@ -114,6 +114,7 @@ def adversary_for(
     penalty: float = 0.2,
     steps: int = 1,
     network: nn.Module | None = None,
+    watched: int = WATCHED,
     seed: int = 0,
 ) -> Adversary:
     """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
@@ -132,6 +133,7 @@ def adversary_for(
         steps: of the critic for one of the solver.
         network: a critic to start from, left as it is, for instance :func:`gas.discriminator.load_discriminator`'s; by
             default one of random weights.
+        watched: samples of fresh noise that the best solver is chosen on.
         seed: of the critic's first weights.
 
     Raises:
@@ -168,7 +170,7 @@ def adversary_for(
     with torch.no_grad():
         first.logits(pairs.target[:1].to(model.device), None)
     measure = FrechetCriterion(features, pairs.target)
-    criterion = Watched(model, measure, guidance=pairs.guidance, labelled=pairs.labels is not None)
+    criterion = Watched(model, measure, watched, pairs.guidance, labelled=pairs.labels is not None)
     return Adversary(critics, criterion, config, pairing, "paired" if weight is None else "absolute")
 
 
