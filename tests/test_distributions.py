@@ -71,6 +71,31 @@ def test_kernel_distance_of_points_by_hand():
     assert kid(fake, real) == pytest.approx(27 + 125 - 2 * 27, rel=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all:UserWarning")
+@pytest.mark.parametrize(("degree", "size"), [(3, 7), (2, 1)])
+def test_kernel_and_frechet_distances_agree_with_torchmetrics(degree, size):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Features(torch.nn.Module):
+        """The samples as they come."""
+
+        num_features = size
+
+        def forward(self, x):
+            return x
+
+    fake, real = normal(11, 40, size) * 1.4 + 0.3, normal(12, 40, size)
+    theirs = KernelInceptionDistance(feature=Features(), subsets=1, subset_size=40, degree=degree)
+    frechet = FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64)
+    for metric in (theirs, frechet):
+        metric.update(fake, real=False)
+        metric.update(real, real=True)
+    assert kid(fake, real, degree) == pytest.approx(float(theirs.compute()[0]), rel=1e-5)
+    ours = frechet_distance(feature_statistics(fake), feature_statistics(real))
+    assert ours == pytest.approx(float(frechet.compute()), rel=1e-9)
+
+
 def test_kernel_distance_of_degree_one_is_the_unbiased_distance_of_means():
     x, y = normal(3, 30, 5), normal(4, 50, 5) + 1
     gap = (x.mean(0) - y.mean(0)).square().sum() - x.var(0).sum() / 30 - y.var(0).sum() / 50

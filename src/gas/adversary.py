@@ -114,6 +114,7 @@ def adversary_for(
     penalty: float = 0.2,
     steps: int = 1,
     network: nn.Module | None = None,
+    watched: int = WATCHED,
     seed: int = 0,
 ) -> Adversary:
     """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
@@ -132,6 +133,7 @@ def adversary_for(
         steps: of the critic for one of the solver.
         network: a critic to start from, left as it is, for instance :func:`gas.discriminator.load_discriminator`'s; by
             default one of random weights.
+        watched: samples of fresh noise that the best solver is chosen on.
         seed: of the critic's first weights.
 
     Raises:
@@ -169,7 +171,7 @@ def adversary_for(
         first.logits(pairs.subset(slice(0, 1)).target.to(model.device), None)
     seen = torch.cat([extract(features, some.target) for some in pairs.batches()])
     measure = FrechetCriterion(features, feature_statistics(seen))
-    criterion = Watched(model, measure, guidance=pairs.guidance, labelled=pairs.labels is not None)
+    criterion = Watched(model, measure, watched, pairs.guidance, labelled=pairs.labels is not None)
     return Adversary(critics, criterion, config, pairing, "paired" if weight is None else "absolute")
 
 

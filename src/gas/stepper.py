@@ -53,10 +53,15 @@ class Stepper:
             d: the network's answer to it, of its shape.
 
         Raises:
-            ValueError: when every row has been run.
+            ValueError: when every row has been run, or the answer is of another shape.
         """
         if self._done == len(self._rows):
             raise ValueError(f"all {self._done} rows of the table have been run: start a new Stepper")
+        if d.shape != x.shape:
+            raise ValueError(
+                f"the network's answer must be of the shape of x, {tuple(x.shape)}, got {tuple(d.shape)}: "
+                "a denoiser returns an estimate of x_0"
+            )
         n, self._done = self._done, self._done + 1
         past = self._past
         for key, new in ((2 * n, x), (2 * n + 1, d)):

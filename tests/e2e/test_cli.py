@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 import gas
 from gas.cli import app
 from gas.discriminator import MNIST, R3GANDiscriminator
+from gas.metrics import distribution, extract
+from gas.zoo import data
 
 SMALL = ["--model", "digits"]
 
@@ -258,6 +261,38 @@ def test_a_file_of_one_nfe_is_sampled_at_it(work, tmp_path):
     assert json.loads(run(*words, "--json").stdout)["nfe"] == 3
 
 
+def test_evaluate_against_real_images(work, tmp_path):
+    raw = np.random.default_rng(0).integers(0, 256, (1008, 28, 28), dtype=np.uint8)
+    head = struct.pack(">HBB3I", 0, 8, 3, *raw.shape)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(head + raw.tobytes())
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 1008) + bytes(1008))
+    model = gas.zoo.load("mnist")
+    gas.save(
+        tmp_path / "ddim.json", gas.Classical("ddim", "log_snr", 1, 1e-3).table(model.schedule), model=model
+    )
+    words = ["--model", "mnist", "--solver", tmp_path / "ddim.json", "--seeds", "500:508", "--baselines", ""]
+    words += ["--teacher-nfe", 2, "--real", tmp_path]
+    report = json.loads(run("evaluate", *words, "--json").stdout)
+    held, _ = data.mnist(tmp_path).test
+    with torch.no_grad():
+        made = gas.sample(
+            model.bind(torch.arange(500, 508) % 10),
+            model.noise(range(500, 508)),
+            gas.load(tmp_path / "ddim.json").table(1),
+        )
+    expected = distribution(extract(model.features, made), extract(model.features, held))
+    found = report["rows"][0]["to_data"]
+    assert found["kernel"] == pytest.approx(expected.kernel, rel=1e-3)
+    assert found["frechet"] == pytest.approx(expected.frechet, rel=1e-3)
+    assert report["rows"][-1]["to_data"]["frechet"] > 0  # the teacher's own distance to data is worth knowing
+    assert "against real images" in run("evaluate", *words).stdout
+    small = ["evaluate", *SMALL, "--solver", work / "digits.json", "--seeds", "500:508"]
+    assert "--real takes MNIST's IDX files, which model digits is not of" in refused(
+        *small, "--real", tmp_path
+    )
+    assert "t10k-images-idx3-ubyte" in refused(*small, "--real", tmp_path / "nowhere")
+
+
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):
     assert json.loads(run("inspect", work / "digits.json", "--json").stdout)["format"] == "gas-solver"
     shown = run("inspect", work / "digits.json").stdout
@@ -278,7 +313,8 @@ def test_zoo_lists_the_cards():
 def test_demo_runs_on_digits(tmp_path):
     shown = run("demo", *SMALL, "--out", tmp_path, "--iterations", 3, "--nfe", 2).output
     assert "done in" in shown
-    for name in ("samples.png", "times.png", "digits-2.json"):
+    assert all(name in shown for name in ("GS", "GAS", "teacher"))
+    for name in ("samples.png", "times.png", "digits-2.json", "digits-2-gas.json"):
         assert (tmp_path / name).exists()
 
 

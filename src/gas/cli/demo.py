@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gas.catalogue import Classical
     from gas.compare import Comparison
     from gas.distill import Distilled
+    from gas.learned import GeneralizedSolver
     from gas.pairs import Pairs
     from gas.table import Table
     from gas.zoo import ZooModel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
+STEPS = 120  # against the critic
 
 
 @command("gas demo --nfe 4 --out demo")
@@ -39,9 +41,9 @@ def demo(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Learn a solver for a pretrained model and show it beside the classical ones.
+    """Learn a solver for a pretrained model, without a critic and with one, and show both beside the classical ones.
 
-    Teacher pairs, the best classical start, training, the solver file, samples of unseen seeds, figures.
+    Teacher pairs, the best classical start, training, the solver files, samples of unseen seeds, figures.
     """
     from gas.artefact import load, save
     from gas.catalogue import Classical
@@ -60,22 +62,34 @@ def demo(
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
+    path, adversarial = out / f"{loaded.name}-{nfe}.json", out / f"{loaded.name}-{nfe}-gas.json"
     result = _learn(loaded, kept, held, nfe, iterations, seed, out / f"{loaded.name}-{nfe}.state")
-    path = out / f"{loaded.name}-{nfe}.json"
-    save(path, result.solver, model=loaded, teacher=teacher.config(), loss="l2", starts={nfe: result.start})
-    artefact = load(path)
-    artefact.check(loaded)
+    told: dict[str, Any] = {
+        "model": loaded,
+        "teacher": teacher.config(),
+        "loss": "l2",
+        "starts": {nfe: result.start},
+    }
+    save(path, result.solver, **told)
+    note("[bold]3. Critic[/bold]: the same solver goes on to learn from a discriminator")
+    save(adversarial, _against(loaded, kept, held, result.table(), seed), **told)
+    learned = {}
+    for name, file in (("GS", path), ("GAS", adversarial)):
+        artefact = load(file)
+        artefact.check(loaded)
+        learned[name] = artefact.table(nfe)
 
-    note(f"[bold]3. Unseen seeds[/bold] {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}")
+    note(f"[bold]4. Unseen seeds[/bold] {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}")
     unseen = taught(loaded, teacher, range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED))
-    rows = _show(out, loaded, unseen, _contestants(loaded, unseen, artefact.table(nfe)), teacher)
+    rows = _show(out, loaded, unseen, _contestants(loaded, unseen, nfe, learned), teacher)
     if json:
         seeds = [FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED]
         print_json({"model": loaded.name, "seeds": seeds, "rows": [asdict(row) for row in rows]})
     else:
         print_comparisons(f"{loaded.name}, {len(unseen)} unseen seeds", rows)
     note(
-        f"solver {path} ({path.stat().st_size / 1000:.1f} kB), pictures {out}/samples.png and {out}/times.png"
+        f"solvers {path} and {adversarial} ({path.stat().st_size / 1000:.1f} kB each), "
+        f"pictures {out}/samples.png and {out}/times.png"
     )
     note(f"done in {time.perf_counter() - began:.0f} s")
 
@@ -101,17 +115,35 @@ def _learn(
     return result
 
 
-def _contestants(model: ZooModel, pairs: Pairs, learned: Table) -> dict[str, tuple[str, Table]]:
+def _against(model: ZooModel, pairs: Pairs, validation: Pairs, table: Table, seed: int) -> GeneralizedSolver:
+    """Go on against a critic within a demo's time: a third of the usual steps, on few pairs."""
+    from gas.adversary import GAS, adversary_for
+    from gas.cli.screen import bar
+    from gas.distill import against
+    from gas.learned import GeneralizedSolver
+
+    solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end)
+    config = replace(GAS, iterations=STEPS, batch=16, validate_every=STEPS // 4, seed=seed)
+    adversary = adversary_for(model, pairs, config=config, watched=EVALUATED, seed=seed)
+    with bar("critic", STEPS) as running:
+        for record in against(adversary, solver, model, pairs, validation):
+            running.at(record.iteration, f"Frechet to teacher {record.validation_loss:.3f}")
+    return solver
+
+
+def _contestants(
+    model: ZooModel, pairs: Pairs, nfe: int, learned: dict[str, Table]
+) -> dict[str, tuple[str, Table]]:
     """The solvers of the picture, by name, with the classical ones' grids and their tables."""
     from gas.catalogue import Classical
     from gas.cli.evaluate import best_on
 
-    common = Classical("dpmpp-3m", "log_snr", learned.nfe, model.t_end)
+    common = Classical("dpmpp-3m", "log_snr", nfe, model.t_end)
     tables = {"DPM-Solver++(3M)": (common.label, common.table(model.schedule))}
     for name, solver in (("UniPC-3", "unipc-3-bh2"), ("iPNDM-3", "ipndm-3")):
-        classical, table = best_on(model, pairs, learned.nfe, [solver])
+        classical, table = best_on(model, pairs, nfe, [solver])
         tables[name] = (classical.label, table)
-    return {**tables, "GS": ("learned", learned)}
+    return {**tables, **{name: ("learned", table) for name, table in learned.items()}}
 
 
 def _show(
