@@ -59,6 +59,7 @@ def adversary_for(
     steps: int = 1,
     network: nn.Module | None = None,
     seed: int = 0,
+    precision: str = "float32",
 ) -> Adversary:
     """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
 
@@ -76,6 +77,7 @@ def adversary_for(
         network: a critic to start from, left as it is, for instance :func:`gas.discriminator.load_discriminator`'s; by
             default one of random weights.
         seed: of the critic's first weights.
+        precision: of the critic, as in :class:`gas.Critic`.
 
     Raises:
         ValueError: for a shape no critic is known for, a model without features, or settings out of range.
@@ -103,6 +105,7 @@ def adversary_for(
             "learning_rate": learning_rate,
             "warmup": unheard,
             "steps": steps,
+            "precision": precision,
         }
         return [Critic("samples", critic.to(model.device), weight, **settings)]
 

@@ -15,7 +15,7 @@ from gas.adversarial import Critic
 from gas.losses import Loss
 from gas.memory import MODES, Recomputed, kept_calls
 from gas.model import Model
-from gas.optimizers.critics import CriticSteps
+from gas.optimizers.critics import CriticSteps, scaler_for
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.order import visited
 from gas.pairs import Pairs
@@ -114,6 +114,7 @@ class AdamSteps:
         self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate)
         self.iteration, self.evaluations = 0, 0
         self.kept: int | None = None
+        self.scaler = scaler_for(getattr(model, "precision", "") == "fp16" or self.critics.half)
 
     def averaged(self) -> nn.Module:
         """Return the averaged solver, which is what is validated."""
@@ -145,11 +146,15 @@ class AdamSteps:
         if adversarial is not None:
             loss = loss + adversarial
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.solver.parameters(), config.clip)
-        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss.detach())):
+        # Scaled gradients that overflow are passed over, with a smaller scale from then on.
+        overflow = self.scaler.get_scale() > 1
+        if not (overflow or bool(torch.isfinite(norm))) or not bool(torch.isfinite(loss.detach())):
             raise Diverged(f"iteration {self.iteration}: loss {float(loss.detach()):g}; lower learning_rate")
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
@@ -214,6 +219,7 @@ class AdamSteps:
             "iteration": self.iteration,
             "evaluations": self.evaluations,
             "kept": self.kept,
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -222,6 +228,7 @@ class AdamSteps:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.critics.restore(state["critics"])
+        self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
         if self.config.memory == "auto":  # free memory may be another today; the bits are not to be
             self.kept = state["kept"]
