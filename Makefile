@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/gas demo
@@ -17,6 +17,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# About a quarter of an hour on two cores; on a machine with CUDA: make bench DEVICE=cuda
+DEVICE ?= cpu
+bench: $(STAMP)
+	$(BIN)/python bench/memory.py --device $(DEVICE)
+	$(BIN)/python bench/throughput.py --device $(DEVICE)
+	$(BIN)/python bench/precision.py --device $(DEVICE)
+	$(if $(wildcard bench/sampler_overhead.py),$(BIN)/python bench/sampler_overhead.py)
+	$(BIN)/python bench/page.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

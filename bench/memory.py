@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, nargs="*", default=[1000, 20000], help="Of 3 x 32 x 32, made up."
     )
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _cells(options: argparse.Namespace) -> list[dict[str, object]]:
-    usual = {"batch": options.batch, "size": 0, "steps": options.steps, "device": options.device}
+    usual = {"batch": options.batch, "size": 0, "repeats": options.repeats, "device": options.device}
     over_nfe = [
         {**usual, "model": model, "mode": mode, "nfe": nfe}
         for model in options.models
@@ -73,7 +73,7 @@ def _measured(options: argparse.Namespace, cell: dict[str, object]) -> list[dict
     if done.returncode:
         sys.exit(done.stderr)
     told = json.loads(done.stdout.splitlines()[-1])
-    at = {key: value for key, value in cell.items() if key not in ("device", "steps") and value}
+    at = {key: value for key, value in cell.items() if key not in ("device", "repeats") and value}
     print(at, f"{told['megabytes']:.1f} MB, {told['seconds']:.3f} s a step", flush=True)
     return [
         rows.row("peak training memory", told["megabytes"], "MB", options.device, **at),
@@ -82,22 +82,23 @@ def _measured(options: argparse.Namespace, cell: dict[str, object]) -> list[dict
 
 
 def _cell(
-    model: str, mode: str, nfe: int, batch: int, size: int, steps: int, device: str, pairs: int = 0
+    model: str, mode: str, nfe: int, batch: int, size: int, repeats: int, device: str, pairs: int = 0
 ) -> dict[str, float]:
     """Train a few steps; return megabytes above the start and the least seconds of a step."""
-    loaded = _model(model, size, device)
+    loaded = model_at(model, size, device)
     if pairs:
-        return _reading(loaded, mode, nfe, batch, steps, pairs)
-    known = _pairs(loaded, batch)
-    _steps(loaded, known, "fast", 1, min(batch, 2)).step()
-    solver, begun = _steps(loaded, known, mode, nfe, batch), _used(device)
+        return _reading(loaded, mode, nfe, batch, repeats, pairs)
+    known = made_up(loaded, batch)
+    steps(loaded, known, "fast", 1, min(batch, 2)).step()
+    solver, begun = steps(loaded, known, mode, nfe, batch), _used(device)
     _reset(device)
-    seconds = [_timed(solver.step, device) for _ in range(steps)]
+    times = 1 if mode == "gauss-newton" else repeats  # its step is dozens of others'
+    seconds = [_timed(solver.step, device) for _ in range(times)]
     return {"megabytes": (_peak(device) - begun) / MB, "seconds": min(seconds)}
 
 
 def _reading(
-    model: gas.model.Model, mode: str, nfe: int, batch: int, steps: int, count: int
+    model: gas.model.Model, mode: str, nfe: int, batch: int, repeats: int, count: int
 ) -> dict[str, float]:
     """What the pairs themselves take: made up, of 3 x 32 x 32, read back and trained on."""
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +106,7 @@ def _reading(
         table = gas.classical.ddim(model.schedule, gas.grids.log_snr(model.schedule, 1, model.t_end))
         for _ in gas.write_pairs(wide, table, folder, gas.PairsSpec(range(count), {})):
             pass
-        call = [sys.executable, "-c", _READ, folder, mode, str(nfe), str(batch), str(steps)]
+        call = [sys.executable, "-c", _READ, folder, mode, str(nfe), str(batch), str(repeats)]
         told = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     megabytes, seconds = map(float, told.split())
     return {"megabytes": megabytes, "seconds": seconds}
@@ -133,8 +134,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun) / 1024, min(t
 """
 
 
-def _model(name: str, size: int, device: str) -> gas.model.Model:
-    """A zoo model, or one with its network on images of another size."""
+def model_at(name: str, size: int, device: str) -> gas.model.Model:
+    """Return a zoo model, or one with its network on images of another size."""
     loaded = gas.zoo.load(name).to(device)
     if not size:
         return loaded
@@ -147,16 +148,17 @@ def _model(name: str, size: int, device: str) -> gas.model.Model:
     )
 
 
-def _pairs(model: gas.model.Model, count: int) -> gas.Pairs:
-    """Pairs whose targets are made up: what is measured does not depend on their values."""
+def made_up(model: gas.model.Model, count: int) -> gas.Pairs:
+    """Return pairs whose targets are made up: what is measured does not depend on their values."""
     noise = model.noise(range(count)).cpu()
     labels = gas.model.labels_of_seeds(model.classes, range(count))
     return gas.Pairs(torch.arange(count), noise, noise / 80, labels, {"recipe": {"guidance": 1.0}})
 
 
-def _steps(
+def steps(
     model: gas.model.Model, pairs: gas.Pairs, mode: str, nfe: int, batch: int
 ) -> AdamSteps | GaussNewtonSteps:
+    """Return a training that has not begun."""
     solver = gas.GeneralizedSolver(model.schedule, nfe, model.t_end)
     if mode == "gauss-newton":
         return GaussNewtonSteps(solver, model, pairs, gas.losses.l2, GaussNewton(batch=batch, growth=1.0))

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 import gas
 from gas import zoo
+from gas.adversarial import gradient_penalty
 from gas.catalogue import Classical
 from gas.cli import app
 from gas.cuda_graphs import CudaGraphed
@@ -89,26 +90,6 @@ def test_pairs_know_the_precision_they_were_made_at(digits, table, tmp_path):
         list(write_pairs(rounded, table, tmp_path / "exact", spec))
 
 
-def test_a_training_goes_on_at_its_precision_to_the_same_bits_and_at_no_other(digits, table, tmp_path):
-    kept, held = teach(digits, table, range(6)).split(2)
-    config = Adam(iterations=2, validate_every=1, batch=2)
-
-    def train(model, stop=None, path=None):
-        solver = GeneralizedSolver(digits.schedule, 2, digits.t_end)
-        for record in fit(solver, model, kept, validation=held, loss="l1", config=config, checkpoint=path):
-            if record.iteration == stop:
-                break
-        return torch.cat([p.detach().flatten() for p in solver.parameters()])
-
-    rounded = precise(digits, "bf16")
-    train(rounded, stop=1, path=tmp_path / "state")
-    with pytest.raises(ValueError, match="run with other settings, solver, model or pairs"):
-        train(digits, path=tmp_path / "state")
-    whole = train(rounded)
-    assert torch.equal(train(rounded, path=tmp_path / "state"), whole)
-    assert not torch.equal(train(digits), whole)
-
-
 def test_gauss_newton_asks_in_full_for_its_differences(digits, table):
     kept, held = teach(digits, table, range(16)).split(4)
     ends = []
@@ -118,6 +99,84 @@ def test_gauss_newton_asks_in_full_for_its_differences(digits, table):
         *_, last = fit(solver, model, kept, validation=held, config=config)
         ends.append(last.best_loss)
     assert ends[0] == ends[1]
+
+
+def small():
+    """A model of one layer on images of 8 x 8: half precision is slow on processors without it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layer = torch.nn.Linear(64, 64).requires_grad_(False)
+    return OwnModel(
+        lambda x, t: torch.tanh(layer(x.flatten(1))).view_as(x), gas.VPLinear(), (1, 8, 8), weights=layer
+    )
+
+
+def taught(model, count):
+    teacher = Classical("unipc-3-bh2", "log_snr", 8, model.t_end).table(model.schedule)
+    return teach(model, teacher, range(count))
+
+
+def against_a_critic(model, pairs, precision, path=None, stop=None):
+    """Numbers of a solver and a critic after six steps against each other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(288, 1)
+        )
+    critic = gas.Critic("c", torch.nn.Sequential(network, torch.nn.Flatten(0)), precision=precision)
+    solver, (kept, held) = GeneralizedSolver(model.schedule, 2, model.t_end), pairs.split(4)
+    config = Adam(iterations=6, validate_every=3, batch=4)
+    given = {"validation": held, "config": config, "critics": [critic], "checkpoint": path}
+    for record in fit(solver, model, kept, **given):
+        if record.iteration == stop:
+            break
+    return torch.cat([p.detach().flatten().double() for p in critic.network.parameters()])
+
+
+def test_a_training_goes_on_at_its_precision_to_the_same_bits_and_at_no_other(tmp_path):
+    model = small()
+    kept, held = taught(model, 16).split(4)
+    config = Adam(iterations=4, validate_every=2, batch=4)
+
+    def train(asked, stop=None, path=None):
+        solver = GeneralizedSolver(model.schedule, 2, model.t_end)
+        for record in fit(solver, asked, kept, validation=held, loss="l1", config=config, checkpoint=path):
+            if record.iteration == stop:
+                break
+        return torch.cat([p.detach().flatten() for p in solver.parameters()])
+
+    rounded = precise(model, "bf16")
+    train(rounded, stop=2, path=tmp_path / "state")
+    with pytest.raises(ValueError, match="run with other settings, solver, model or pairs"):
+        train(model, path=tmp_path / "state")
+    whole = train(rounded)
+    assert torch.equal(train(rounded, path=tmp_path / "state"), whole)
+    assert not torch.equal(train(model), whole)
+
+
+@pytest.mark.parametrize("precision", list(ROUNDING))
+def test_a_critic_of_less_precision_learns_the_same_and_goes_on_to_the_same_bits(tmp_path, precision):
+    model = small()
+    pairs, rounding = taught(model, 16), precise(model, precision)
+    exact = against_a_critic(model, pairs, "float32")
+    rounded = against_a_critic(rounding, pairs, precision)
+    moved = float((exact - against_a_critic(model, pairs, "float32", stop=0)).norm())
+    assert 0 < float((rounded - exact).norm()) < 0.25 * moved
+    against_a_critic(rounding, pairs, precision, path=tmp_path / "state", stop=3)
+    assert torch.equal(against_a_critic(rounding, pairs, precision, path=tmp_path / "state"), rounded)
+
+
+def test_scaling_keeps_gradients_that_half_precision_would_lose():
+    x = torch.ones(1, 4, requires_grad=True)
+    weight = torch.full((4, 1), 1e-9)
+
+    def penalty(scale):
+        with torch.autocast("cpu", torch.float16):
+            logits = (x @ weight.mul(1e3))[:, 0] * torch.tensor(1e-3)
+        return float(gradient_penalty(logits.float(), x, scale))
+
+    assert penalty(1.0) < 0.9 * 4e-18
+    assert penalty(4096.0) == pytest.approx(4e-18, rel=0.05)
 
 
 def test_a_solver_file_serves_every_precision(digits, table, tmp_path):

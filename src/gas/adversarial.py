@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.names import named
+from gas.precision import PRECISIONS
 
 __all__ = [
     "OBJECTIVES",
@@ -63,18 +64,19 @@ def objective_by_name(name: str) -> Objective:
     return named("objective", name, OBJECTIVES)
 
 
-def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
+def gradient_penalty(logits: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
     """Return ``|grad_x D(x)|^2``, summed over a sample's dimensions, ``(B,)``: R1 on reals, R2 on fakes.
 
     Args:
         logits: ``D(x)`` of shape ``(B,)``, with the graph that leads to ``x``.
         x: samples ``(B, *)`` that require gradients.
+        scale: of the gradient on its way through a critic of half precision, where small ones would be zero.
 
     References:
         Mescheder et al., arXiv 1801.04406, equation 9; Roth et al., arXiv 1705.09367.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return gradient.flatten(1).square().sum(dim=1)
+    (gradient,) = torch.autograd.grad(scale * logits.sum(), x, create_graph=True)
+    return (gradient / scale).flatten(1).square().sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Critic:
         learning_rate: of its Adam; betas (0, 0.99) are ours.
         steps: of it for one step of the solver, at least 1, each against other reals.
         warmup: iterations in which it learns and the solver, on its paired loss, does not hear of it.
+        precision: a name of :data:`gas.precision.PRECISIONS`, of its network; weights and logits stay float32.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -111,6 +114,7 @@ class Critic:
     learning_rate: float = 1e-5
     steps: int = 1
     warmup: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("weight", "penalty", "warmup"):
@@ -125,6 +129,7 @@ class Critic:
         if self.steps < 1:
             raise ValueError(f"steps of critic {self.name!r} must be at least 1, got {self.steps}")
         objective_by_name(self.objective)
+        named("precision", self.precision, PRECISIONS)
 
     def logits(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return the critic's logits ``(B,)`` of what it sees of samples ``(B, *)``.
@@ -132,12 +137,14 @@ class Critic:
         Raises:
             ValueError: when its answer is not one logit a sample.
         """
-        answer: Tensor = self.network(x, labels) if self.conditional else self.network(x)
+        dtype, mixed = PRECISIONS[self.precision], self.precision != "float32"
+        with torch.autocast(x.device.type, dtype if mixed else torch.bfloat16, enabled=mixed):
+            answer: Tensor = self.network(x, labels) if self.conditional else self.network(x)
         if answer.shape != x.shape[:1]:
             raise ValueError(
                 f"critic {self.name!r} must answer one logit a sample, ({len(x)},), got {tuple(answer.shape)}"
             )
-        return answer
+        return answer.to(x.dtype) if mixed else answer
 
     def seen(self, x: Tensor) -> Tensor:
         """Return what the critic sees of samples ``(B, *)``."""

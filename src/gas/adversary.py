@@ -116,6 +116,7 @@ def adversary_for(
     network: nn.Module | None = None,
     watched: int = WATCHED,
     seed: int = 0,
+    precision: str = "float32",
 ) -> Adversary:
     """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
 
@@ -135,6 +136,7 @@ def adversary_for(
             default one of random weights.
         watched: samples of fresh noise that the best solver is chosen on.
         seed: of the critic's first weights.
+        precision: of the critic, as in :class:`gas.Critic`.
 
     Raises:
         ValueError: for a shape no critic is known for, a model without features, or settings out of range.
@@ -162,6 +164,7 @@ def adversary_for(
             "learning_rate": learning_rate,
             "warmup": unheard,
             "steps": steps,
+            "precision": precision,
         }
         told = balance if weight is None else weight
         return [Critic("samples", critic.to(model.device), told, **settings)]

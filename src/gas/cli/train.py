@@ -136,7 +136,9 @@ def train(
     told_gas = _adversarial_settings(objective, given)
     adversary = None
     if told_gas is not None:
-        adversary = _adversary(loaded, kept, told_gas, seed=seed, memory=memory, batch=batch)
+        adversary = _adversary(
+            loaded, kept, told_gas, seed=seed, memory=memory, batch=batch, precision=precision
+        )
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
     race = Race(start)
     try:
@@ -228,7 +230,14 @@ def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, An
 
 
 def _adversary(
-    model: Model, pairs: Pairs, settings: dict[str, Any], *, seed: int, memory: str, batch: int | None
+    model: Model,
+    pairs: Pairs,
+    settings: dict[str, Any],
+    *,
+    seed: int,
+    memory: str,
+    batch: int | None,
+    precision: str,
 ) -> Adversary:
     from gas.adversary import GAS, adversary_for
     from gas.discriminator import load_discriminator
@@ -251,6 +260,7 @@ def _adversary(
         steps=settings["critic_steps"],
         network=None if weights is None else load_discriminator(weights),
         seed=seed,
+        precision=precision,
     )
 
 

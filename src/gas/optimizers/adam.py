@@ -15,7 +15,7 @@ from gas.adversarial import Critic
 from gas.losses import Loss
 from gas.memory import MODES, Recomputed, kept_calls
 from gas.model import Model
-from gas.optimizers.critics import CriticSteps
+from gas.optimizers.critics import CriticSteps, scaler_for
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.order import visited
 from gas.optimizers.relaxed import RelaxedStarts
@@ -126,6 +126,7 @@ class AdamSteps:
         check_turns((name for name, _ in solver.named_parameters()), config.alternate)
         self.relaxed = RelaxedStarts(pairs.noise, config.relax, config.relax_rate) if config.relax else None
         self.kept: int | None = None
+        self.scaler = scaler_for(getattr(model, "precision", "") == "fp16" or self.critics.half)
 
     def averaged(self) -> nn.Module:
         """Return the averaged solver, which is what is validated."""
@@ -158,12 +159,16 @@ class AdamSteps:
         if adversarial is not None:
             loss = loss + adversarial
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         self._wait_for_turn()
         norm = nn.utils.clip_grad_norm_(self.solver.parameters(), config.clip)
-        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss.detach())):
+        # Scaled gradients that overflow are passed over, with a smaller scale from then on.
+        overflow = self.scaler.get_scale() > 1
+        if not (overflow or bool(torch.isfinite(norm))) or not bool(torch.isfinite(loss.detach())):
             raise Diverged(f"iteration {self.iteration}: loss {float(loss.detach()):g}; lower learning_rate")
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.relaxed is not None:
             self.relaxed.move(self._indices(), noise, start)
         self.average.update_parameters(self.solver)
@@ -241,6 +246,7 @@ class AdamSteps:
             "evaluations": self.evaluations,
             "offsets": None if self.relaxed is None else self.relaxed.offsets,
             "kept": self.kept,
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -249,6 +255,7 @@ class AdamSteps:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.critics.restore(state["critics"])
+        self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
         if self.relaxed is not None:
             self.relaxed.offsets = state["offsets"]

@@ -13,7 +13,14 @@ from gas.adversarial import Critic, gradient_penalty, objective_by_name
 from gas.model import weights_hash
 from gas.names import origin
 
-__all__ = ["CriticSteps"]
+__all__ = ["CriticSteps", "scaler_for"]
+
+
+def scaler_for(half: bool) -> torch.amp.GradScaler:
+    """Return a scaler of losses, so that small gradients survive fp16; without ``half``, one that does nothing."""
+    return torch.amp.GradScaler(
+        "cuda" if torch.cuda.is_available() else "cpu", init_scale=2.0**12, enabled=half
+    )
 
 
 class CriticSteps:
@@ -33,7 +40,13 @@ class CriticSteps:
             torch.optim.Adam(critic.network.parameters(), lr=critic.learning_rate, betas=(0.0, 0.99))
             for critic in self.critics
         ]
+        self.scalers = [scaler_for(critic.precision == "fp16") for critic in self.critics]
         self.logs: dict[str, list[float]] = {}
+
+    @property
+    def half(self) -> bool:
+        """Whether a critic's gradients need scaling on their way to the solver."""
+        return any(critic.precision == "fp16" for critic in self.critics)
 
     @property
     def rounds(self) -> int:
@@ -51,7 +64,7 @@ class CriticSteps:
             labels: the classes of both.
             turn: how many steps were taken before.
         """
-        for critic, optimizer in zip(self.critics, self.optimizers, strict=True):
+        for critic, optimizer, scaler in zip(self.critics, self.optimizers, self.scalers, strict=True):
             if turn >= critic.steps:
                 continue
             critic.network.requires_grad_(True)
@@ -61,12 +74,15 @@ class CriticSteps:
             _, adversarial = objective_by_name(critic.objective)(*logits)
             loss = adversarial.mean()
             if penalised:
-                r2, r1 = (gradient_penalty(answer, x).mean() for answer, x in zip(logits, seen, strict=True))
+                scale = float(scaler.get_scale())
+                both = zip(logits, seen, strict=True)
+                r2, r1 = (gradient_penalty(answer, x, scale).mean() for answer, x in both)
                 loss = loss + critic.penalty / 2 * (r1 + r2)
                 self._log(critic, {"r1": r1, "r2": r2})
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             # Which share of reals the critic places above the fakes: 1 is a critic that wins outright.
             ranks = (logits[1] > logits[0]).double().mean()
             self._log(critic, {"critic": adversarial.mean(), "ranks": ranks})
@@ -115,15 +131,20 @@ class CriticSteps:
     def state(self) -> dict[str, Any]:
         """Return networks and optimisers."""
         return {
-            critic.name: {"network": critic.network.state_dict(), "optimizer": optimizer.state_dict()}
-            for critic, optimizer in zip(self.critics, self.optimizers, strict=True)
+            critic.name: {
+                "network": critic.network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            }
+            for critic, optimizer, scaler in zip(self.critics, self.optimizers, self.scalers, strict=True)
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        for critic, optimizer in zip(self.critics, self.optimizers, strict=True):
+        for critic, optimizer, scaler in zip(self.critics, self.optimizers, self.scalers, strict=True):
             critic.network.load_state_dict(state[critic.name]["network"])
             optimizer.load_state_dict(state[critic.name]["optimizer"])
+            scaler.load_state_dict(state[critic.name]["scaler"])
 
     def _log(self, critic: Critic, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

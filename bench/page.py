@@ -1,0 +1,183 @@
+"""Write docs/benchmarks.md from the JSON of docs/results/bench and docs/results/cost: ``python bench/page.py``."""
+
+import json
+from pathlib import Path
+
+import rows
+
+PAGE = Path("docs/benchmarks.md")
+COST = Path("docs/results/cost")
+HEAD = """# Benchmarks
+
+`make bench` measures all of this, quickly, and writes this page; every script also runs alone (`--help`), and on CUDA
+with `--device cuda`. Numbers are of one machine on one day: compare them with each other. The rows, one by one, are in
+[`results/bench`](results/bench).
+"""
+
+
+def main() -> None:
+    """Write the page from whatever has been measured."""
+    parts = [HEAD, _memory(), _throughput(), _precision(), _sampler(), _cost()]
+    PAGE.write_text("\n".join(filter(None, parts)))
+    print(f"wrote {PAGE}")
+
+
+def _memory() -> str:
+    found = _read("memory")
+    if not found:
+        return ""
+    text = _section("Memory over NFE", found)
+    over_nfe = [row for row in found if not {"pairs", "size"} & set(row) and row["batch"] == 24]
+    for model in dict.fromkeys(row["model"] for row in over_nfe):
+        own = [row for row in over_nfe if row["model"] == model]
+        text += (
+            f"\nPeak memory of training on `{model}`, batch 24, above the loaded model, in MB, and the time of a step: "
+            "flat memory keeps three calls' graphs and makes the rest again, `least` one; Gauss-Newton keeps none.\n\n"
+        )
+        text += _grid(own, "mode", "nfe", "calls", lambda peak, time: f"{peak:.0f} MB, {time:.2f} s")
+    text += _ratio(over_nfe)
+    return text + _growth(found)
+
+
+def _ratio(found: list[dict]) -> str:
+    """What the two promises of flat memory came to, where both ends were measured."""
+    text = ""
+    for model in dict.fromkeys(row["model"] for row in found):
+        at = {(r["name"], r["mode"], r["nfe"]): r["value"] for r in found if r["model"] == model}
+        try:
+            peak = [
+                at["peak training memory", mode, 10] / at["peak training memory", mode, 4]
+                for mode in ("flat", "fast")
+            ]
+            time = at["training step", "flat", 10] / at["training step", "fast", 10]
+        except KeyError:
+            continue
+        text += (
+            f"\n`{model}`: flat memory at 10 calls is {peak[0]:.2f} times that at 4 (the stored graph: {peak[1]:.2f}), "
+            f"in {time:.2f} times the stored graph's time.\n"
+        )
+    return text
+
+
+def _growth(found: list[dict]) -> str:
+    """Memory over batch, resolution and the number of pairs."""
+    text = ""
+    for key, said in (
+        ("size", "the side of the image"),
+        ("pairs", "the number of pairs (3 x 32 x 32, no network)"),
+    ):
+        some = [row for row in found if key in row]
+        if some:
+            text += f"\nThe same over {said}, 4 calls:\n\n"
+            text += _grid(some, "mode", key, key, lambda peak, time: f"{peak:.0f} MB")
+    flat = [r for r in found if r.get("mode") == "flat" and not {"pairs", "size"} & set(r) and r["nfe"] == 4]
+    if len({row["batch"] for row in flat}) > 1:
+        first = [row for row in flat if row["model"] == flat[0]["model"]]
+        text += "\nAnd over the batch:\n\n" + _grid(
+            first, "mode", "batch", "pairs", lambda peak, time: f"{peak:.0f} MB"
+        )
+    return text
+
+
+def _throughput() -> str:
+    found = _read("throughput")
+    if not found:
+        return ""
+    text = _section("Pairs and steps a second", found)
+    usual = {"nfe": 4, "batch": 24, "size": 32}
+    for key, said in (("nfe", "calls"), ("batch", "a batch"), ("size", "pixels a side")):
+        others = {name: value for name, value in usual.items() if name != key}
+        some = [row for row in found if all(row[name] == value for name, value in others.items())]
+        columns = sorted({row[key] for row in some})
+        lines = [
+            "| |" + "".join(f" {column} {said} |" for column in columns),
+            "|---|" + "---|" * len(columns),
+        ]
+        for name in dict.fromkeys(row["name"] for row in some):
+            at = {row[key]: row for row in some if row["name"] == name}
+            lines.append(f"| {name} |" + "".join(f" {at[c]['value']:.3g} {at[c]['unit']} |" for c in columns))
+        told = ", ".join(f"{name} {value}" for name, value in others.items())
+        text += f"\n`{found[0]['model']}` at {told}:\n\n" + "\n".join(lines) + "\n"
+    return text
+
+
+def _precision() -> str:
+    found = _read("precision")
+    if not found:
+        return ""
+    first = found[0]
+    text = _section("Precision", found)
+    text += (
+        f"\nWhat less precision gains, and how far samples of `{first['model']}` (UniPC-3, {first['nfe']} calls, "
+        f"{first['samples']} samples) move from float32's; a processor without such arithmetic only loses.\n\n"
+    )
+    columns = list(dict.fromkeys(row["name"] for row in found))
+    lines = ["| |" + "".join(f" {name} |" for name in columns), "|---|" + "---|" * len(columns)]
+    for way in dict.fromkeys(row["way"] for row in found):
+        at = {row["name"]: row for row in found if row["way"] == way}
+        lines.append(f"| {way} |" + "".join(f" {_shown(at[n])} |" for n in columns))
+    return text + "\n".join(lines) + "\n"
+
+
+def _sampler() -> str:
+    found = _read("sampler")
+    if not found:
+        return ""
+    lines = [
+        "| | |",
+        "|---|---|",
+        *(f"| {row['name']} | {row['value']:.3g} {row['unit']} |" for row in found),
+    ]
+    said = "\nWhat sampling costs beside the network, which here is free.\n\n"
+    return _section("Sampler overhead", found) + said + "\n".join(lines) + "\n"
+
+
+def _cost() -> str:
+    """Where every recipe's curve ended, in network evaluations."""
+    curves = [json.loads(path.read_text()) for path in sorted(COST.glob("*.json"))]
+    curves = [told for told in curves if isinstance(told, dict) and told.get("curve")]
+    if not curves:
+        return ""
+    lines = [
+        "| model | calls | recipe | network evaluations | best validation loss |",
+        "|---|---|---|---|---|",
+    ]
+    for told in curves:
+        last = told["curve"][-1]
+        what = f"| {told['model']} | {told['nfe']} | {told['recipe']} | {last['evaluations']:,} | "
+        lines.append(what + f"{last['best']:.5f} |")
+    said = "How much asking each recipe takes to its end; the curves are in [`results/cost`](results/cost).\n"
+    return "\n## Cost to quality\n\n" + said + f"`{curves[0]['command']}`\n\n" + "\n".join(lines) + "\n"
+
+
+def _grid(found: list[dict], row: str, column: str, unit: str, cell: object) -> str:
+    """A table of peak and time, one row a ``row`` and one column a ``column``."""
+    at = {(r["name"], r[row], r[column]): r["value"] for r in found}
+    columns = sorted({r[column] for r in found})
+    lines = ["| |" + "".join(f" {c} {unit} |" for c in columns), "|---|" + "---|" * len(columns)]
+    for name in dict.fromkeys(r[row] for r in found):
+        keys = [(name, c) for c in columns]
+        cells = [cell(at["peak training memory", *key], at["training step", *key]) for key in keys]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(row: dict) -> str:
+    """Three digits and the unit, if it has one."""
+    value = f"{row['value']:,.0f}" if row["value"] >= 1000 else f"{row['value']:.3g}"
+    return f"{value} {row['unit']}".strip()
+
+
+def _section(title: str, found: list[dict]) -> str:
+    """A heading, and what was run where and when."""
+    first = found[0]
+    return f"\n## {title}\n\n`{first['command']}`, {first['machine']}, {first['date']}\n"
+
+
+def _read(name: str) -> list[dict]:
+    path = rows.RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
