@@ -73,7 +73,7 @@ def classical_plan(
         ValueError: for an unknown name, or an NFE that the solver cannot have.
     """
     solver, _, grid = spec.partition("/")
-    if grid == "shifted":
+    if grid in ("shifted", "flow_shifted"):
         return grid_plan(process, solver, even_times(nfe, shift, terminal), 0.0)
     table = Classical(solver, grid, nfe, t_end).table(process.schedule)
     return _in_form(process, table, process.schedule, t_end, spec)

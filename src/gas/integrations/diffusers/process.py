@@ -175,4 +175,5 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     if "trained_betas" in given:
         given["num_train_timesteps"] = len(given["trained_betas"])
     alphas_cumprod: Tensor = maker(**given).alphas_cumprod.to(torch.float64)
-    return alphas_cumprod.clamp(min=_LEAST_ALPHA_SQUARED)
+    zero = config.get("rescale_betas_zero_snr")
+    return alphas_cumprod.clamp(min=_LEAST_ALPHA_SQUARED) if zero else alphas_cumprod

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +11,17 @@ import torch
 from torch import Tensor
 
 from gas.artefact import Artefact
-from gas.integrations.diffusers.choice import Choice, Policy
-from gas.integrations.diffusers.config import translated
+from gas.integrations.diffusers.choice import Choice, Policy, shift_of
+from gas.integrations.diffusers.fit import misfits
 from gas.integrations.diffusers.plan import Plan
 from gas.integrations.diffusers.process import process_of
 from gas.integrations.diffusers.run import Run
+from gas.integrations.diffusers.saved import SavedScheduler, SchedulerMixin
 from gas.integrations.diffusers.solver_config import artefact_of, plain
 from gas.schedule import VPDiscrete
 
-try:
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin
-    from diffusers.utils.outputs import BaseOutput
-except Exception as error:  # a broken torchvision raises RuntimeError
-    raise ImportError(
-        f"gas.GASScheduler needs diffusers ({type(error).__name__}: {error}): pip install 'gas-solver[diffusers]'"
-    ) from error
+from diffusers.configuration_utils import register_to_config  # isort: skip (saved.py says what is missing)
+from diffusers.utils.outputs import BaseOutput
 
 __all__ = ["GASScheduler", "GASSchedulerOutput", "SchedulerMixin"]
 
@@ -45,7 +39,7 @@ class GASSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class GASScheduler(SavedScheduler):
     """Runs any table, artefact or family in a diffusers pipeline: VP, v-prediction, EDM and flow.
 
     Each step is one row of the table on the states and answers that the pipeline has seen. Make one from a pipeline's
@@ -74,23 +68,6 @@ class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     __module__ = "gas"  # what saved pipelines name: frozen, and loadable after a bare ``import gas``
-    _compatibles = [  # noqa: RUF012 (a list, as in every scheduler there)
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "PNDMScheduler",
-        "LMSDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "DEISMultistepScheduler",
-        "UniPCMultistepScheduler",
-        "DPMSolverSDEScheduler",
-        "EDMEulerScheduler",
-    ]
     order = 1
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -149,27 +126,6 @@ class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._show(self._times, None)
         self.init_noise_sigma = float(1 / self.process.schedule(1.0)[0]) if sigma_data is not None else 1.0
 
-    @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make a scheduler for the model that ``config``, of this or another scheduler, is for.
-
-        Args:
-            config: ``pipe.scheduler.config``.
-            return_unused_kwargs: as elsewhere in diffusers.
-            **kwargs: any argument of the class, above all ``solver``.
-
-        Raises:
-            ValueError: for a scheduler that samples something else than the ODE of a diffusion or flow model.
-        """
-        said = translated(config) if isinstance(config, Mapping) else {}
-        known = inspect.signature(cls.__init__).parameters
-        ours = {key: value for key, value in said.items() if key in known}
-        made: Any = super().from_config(ours or config, return_unused_kwargs, **kwargs)
-        kept = {key: value for key, value in said.items() if key not in known and not key.startswith("_")}
-        scheduler = made[0] if return_unused_kwargs else made
-        scheduler.register_to_config(**kept)  # so that the next scheduler finds what it said
-        return made
-
     @property
     def step_index(self) -> int | None:
         """Index of the next step, ``None`` before the first."""
@@ -215,6 +171,7 @@ class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._times = self._plan.t
         self._show(self._times, device)
         self.init_noise_sigma = self._plan.scale
+        self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """Return what the network is to be given: the state itself, but for EDM."""
@@ -255,7 +212,7 @@ class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             n = self._begin(timestep, sample, eta)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
-        following, clean = self._run.step(n, model_output, sample)  # type: ignore[union-attr]
+        following, clean = self._run.step(model_output, sample)  # type: ignore[union-attr]
         self._step_index = n + 1
         if not return_dict:
             return following, clean
@@ -285,10 +242,37 @@ class GASScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if n:
             plan, note = self._choice.from_the_middle(plan, n)
             self._warn(note)
+        self._check(sample)
         if eta:
             self._warn(f"eta={eta:g} has no effect: a table adds no noise")
-        self._run = Run(plan, self.process, first=n)
+        self._run = Run(plan, self.process)
         return n
+
+    def _check(self, sample: Tensor) -> None:
+        """Say, or refuse, that the solver was made for something else than this pipeline."""
+        wrong = misfits(
+            self.artefact,
+            self.process,
+            guidance=self.config["guidance_scale"],
+            shift=self._shift,
+            sample_shape=sample.shape[1:],
+        )
+        if wrong and self.artefact is not None:
+            text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
+            if self.config["strict"]:
+                raise ValueError(text)
+            self._warn(text)
+        narrow = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(sample.dtype)
+        if narrow is None or self._policy.timestep_dtype == narrow:
+            return
+        moved = (self._told.to(sample.dtype).to(torch.float64) - self._told).abs()
+        if bool(moved.max() > 0):
+            n = int(moved.argmax())
+            self._warn(
+                f"this pipeline computes in {narrow}: if it casts times too, its network is told "
+                f"{float(self._told[n].to(sample.dtype)):g} for {float(self._told[n]):g}; timestep_dtype={narrow!r} "
+                "makes the scheduler round times itself"
+            )
 
     def _index(self, timestep: float | Tensor | None) -> int:
         """The step whose told time is nearest."""

@@ -1,0 +1,53 @@
+"""A ComfyUI node that emits a solver's SAMPLER and its SIGMAS together.
+
+Put a file with ``from gas.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS`` into ComfyUI's
+``custom_nodes`` folder and connect both outputs of *GAS solver* to *SamplerCustom*.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from gas.artefact import load
+from gas.integrations.k_diffusion import sample_gas, sigmas_of
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "GASSolver"]
+
+
+class GASSolver:
+    """Reads a solver file and returns the sampler that runs it with the levels that belong to it."""
+
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    FUNCTION = "load"
+    CATEGORY = "sampling/custom_sampling/samplers"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (the host's name)
+        """Say what the node asks for."""
+        return {
+            "required": {
+                "solver_file": ("STRING", {"default": "solver.json"}),
+                "steps": ("INT", {"default": 4, "min": 1, "max": 100}),
+            }
+        }
+
+    def load(self, solver_file: str, steps: int) -> tuple[Any, Tensor]:
+        """Return SAMPLER and SIGMAS.
+
+        Raises:
+            ValueError: when the file is damaged or has no table of this many steps.
+            ImportError: outside ComfyUI.
+        """
+        try:
+            from comfy.samplers import KSAMPLER  # type: ignore[import-not-found]
+        except Exception as error:
+            raise ImportError("this node runs inside ComfyUI, which brings comfy.samplers") from error
+        artefact = load(solver_file)
+        return KSAMPLER(partial(sample_gas, solver=artefact)), sigmas_of(artefact, steps)
+
+
+NODE_CLASS_MAPPINGS = {"GASSolver": GASSolver}
+NODE_DISPLAY_NAME_MAPPINGS = {"GASSolver": "GAS solver"}

@@ -1,0 +1,101 @@
+"""The model card beside a saved scheduler: what the solver is for, how it was made and measured, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gas.artefact import Artefact
+from gas.integrations.diffusers.process import Process
+
+__all__ = ["model_card"]
+
+_TAGS = ["diffusers", "gas-solver", "scheduler", "few-step-sampling"]
+
+
+def model_card(
+    process: Process,
+    artefact: Artefact | None,
+    *,
+    base_model: str | None = None,
+    picture: str | None = None,
+    name: str = "this-folder",
+) -> str:
+    """Return the text of a ``README.md`` in the hub's form.
+
+    Args:
+        process: of the model that the scheduler is for.
+        artefact: the solver, ``None`` for classical ones only.
+        base_model: name of that model on the hub; by default the one that the solver file names.
+        picture: file name of a picture beside the card.
+        name: what ``from_pretrained`` is told in the three lines.
+    """
+    document = artefact.document if artefact else None
+    model = dict(document.model or {}) if document else {}
+    base_model = base_model or model.get("name")
+    front = [f"base_model: {json.dumps(base_model)}"] if base_model else []
+    front += ["library_name: diffusers", "tags:", *[f"- {tag}" for tag in _TAGS]]
+    parts = [
+        "---\n" + "\n".join(front) + "\n---",
+        f"# {'Few-step solver' if artefact else 'Classical solvers'}{f' for {base_model}' if base_model else ''}",
+        _use(name, artefact),
+        "## When it applies\n\n" + _table(["", "made for"], _applies(process, artefact, model)),
+    ]
+    if picture:
+        parts.insert(2, f"![Samples]({picture})")
+    if document:
+        parts += ["## How it was made\n\n" + _table(["", ""], _made(document.model_dump(mode="json")))]
+        if any(entry.measured for entry in document.solvers):
+            parts += ["## Measured\n\n" + _measured(artefact)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(name: str, artefact: Artefact | None) -> str:
+    nfe = artefact.nfes[0] if artefact else 8
+    return (
+        "```python\nimport gas  # pip install 'gas-solver[diffusers]'\n"
+        f"pipe.scheduler = gas.GASScheduler.from_pretrained({json.dumps(name)})\n"
+        f"image = pipe(prompt, num_inference_steps={nfe}).images[0]\n```"
+    )
+
+
+def _applies(process: Process, artefact: Artefact | None, model: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["process", process.kind], ["prediction", process.prediction]]
+    if artefact:
+        rows.append(["network calls (NFE)", ", ".join(map(str, artefact.nfes))])
+        rows.append(["guidance scale", f"{artefact.document.guidance:g}"])
+    shown = {key: value for key, value in model.items() if key not in ("name", "prediction")}
+    return rows + [[_words(key), _short(value)] for key, value in shown.items()]
+
+
+def _made(document: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["loss", document["loss"]]] if document["loss"] else []
+    for part in ("teacher", "training", "versions"):
+        rows += [[f"{part}: {_words(key)}", _short(value)] for key, value in (document[part] or {}).items()]
+    starts = {entry["nfe"]: entry["start"] for entry in document["solvers"] if entry["start"]}
+    return rows + [[f"started from, NFE {nfe}", start] for nfe, start in starts.items()]
+
+
+def _measured(artefact: Artefact | None) -> str:
+    entries = sorted(artefact.document.solvers, key=lambda entry: entry.nfe) if artefact else []
+    names = sorted({name for entry in entries for name in entry.measured})
+    rows = [
+        [str(entry.nfe), *(f"{entry.measured[name]:.4g}" if name in entry.measured else "" for name in names)]
+        for entry in entries
+    ]
+    return _table(["NFE", *map(_words, names)], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 72 else text[:69] + "..."

@@ -1,0 +1,96 @@
+"""Schedulers and solver files on disk: reading either as a scheduler's config, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gas.artefact import Artefact, load
+from gas.integrations.diffusers.process import PREDICTIONS
+from gas.integrations.diffusers.solver_config import plain
+from gas.schedule import Flow, VPDiscrete
+
+__all__ = ["CONFIG", "SOLVER", "config_of_solver", "local_config"]
+
+CONFIG, SOLVER = "scheduler_config.json", "solver.json"
+
+
+def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> dict[str, Any] | None:
+    """Return the scheduler's config that a file or folder holds, or ``None`` for what may be a name on the hub.
+
+    Args:
+        path: a scheduler's or solver's folder, a ``scheduler_config.json``, or a solver file.
+        subfolder: of a pipeline's folder, usually ``"scheduler"``.
+
+    Raises:
+        FileNotFoundError: when it is meant as a path and there is nothing, or a folder lacks its file.
+        ValueError: when a file is damaged or half downloaded, or a solver file does not say what it is for.
+    """
+    place = Path(path)
+    if place.is_dir():
+        inside = [folder / name for folder in _folders(place, subfolder) for name in (CONFIG, SOLVER)]
+        found = next((file for file in inside if file.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"{place} holds neither {CONFIG} nor {SOLVER} ({_listing(place)}): "
+                "a download that was cut off is mended by downloading again"
+            )
+        place = found
+    elif not place.is_file():
+        if place.suffix or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+            raise FileNotFoundError(f"there is no solver file or folder {path}")
+        return None
+    try:
+        content = json.loads(place.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{place} is not valid JSON ({error}): a download that was cut off is mended by downloading again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{place} holds a {type(content).__name__}, not a scheduler's config or a solver")
+    return config_of_solver(load(place)) if content.get("format") == "gas-solver" else content
+
+
+def config_of_solver(artefact: Artefact) -> dict[str, Any]:
+    """Return the config of a scheduler for the model that a solver file names.
+
+    Raises:
+        ValueError: when the file does not say enough of that model.
+    """
+    schedule = artefact.schedule
+    prediction = (artefact.document.model or {}).get("prediction")
+    told: dict[str, Any] = {"_class_name": "GASScheduler", "solver": plain(artefact)}
+    if isinstance(schedule, Flow):
+        return told | {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    if isinstance(schedule, VPDiscrete) and prediction in PREDICTIONS and not _karras(schedule):
+        alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+        return told | {
+            "prediction_type": prediction,
+            "trained_betas": (1 - alphas / before).tolist(),
+            "num_train_timesteps": schedule.steps,
+        }
+    raise ValueError(
+        f"{artefact.source} does not say how its model is told the time and what it predicts: use "
+        "GASScheduler.from_config(pipe.scheduler.config, solver=...) with the pipeline that it is for"
+    )
+
+
+def _karras(schedule: VPDiscrete) -> bool:
+    """Whether the levels are the ladder that stands for an EDM model, which is told levels and not steps."""
+    alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+    rungs = (1 / alphas - 1) ** (1 / 14)
+    return bool(rungs.diff().diff().abs().max() < 1e-6 * rungs.max())
+
+
+def _folders(place: Path, subfolder: str | None) -> list[Path]:
+    return [place] if subfolder is None else [place / subfolder, place]
+
+
+def _listing(place: Path) -> str:
+    names = sorted(file.name for file in place.iterdir())
+    return f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"

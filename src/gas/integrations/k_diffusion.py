@@ -1,0 +1,142 @@
+"""Every table as a sampler of k-diffusion's form; needs nothing of k-diffusion."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gas.artefact import Artefact, load
+from gas.catalogue import SOLVERS
+from gas.integrations.form import sigma_form
+from gas.names import named
+from gas.schedule import Flow, Schedule
+from gas.stepper import Stepper
+from gas.table import Table
+
+__all__ = ["sample_gas", "sigmas_of"]
+
+Solver = Artefact | Table | str | PathLike[str]
+_ONE_CALL = {name: solver for name, solver in SOLVERS.items() if name != "heun"}
+
+
+@torch.no_grad()
+def sample_gas(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+    disable: bool | None = None,
+    *,
+    solver: Solver,
+    schedule: Schedule | None = None,
+    base: str = "dpmpp-2m",
+) -> Tensor:
+    """Sample with a table where a program expects ``sample_*(model, x, sigmas, ...)``.
+
+    States are ``y = x_0 + sigma eps``, so a table of a VP schedule runs as ``y_n = x_n / alpha_n``, exactly; those of a
+    flow are the flow's own, with sigma = t. A solver has its own levels, :func:`sigmas_of`: hand those over. At others
+    (a part of the ladder, for image to image) ``base`` runs, with a warning: a table is nothing without its times.
+
+    Args:
+        model: ``model(x, sigma, **extra_args) -> x_0`` estimate, ``sigma`` of shape ``(B,)``.
+        x: noise scaled by ``sigmas[0]`` (or a noised image), ``(B, *)``.
+        sigmas: N + 1 levels ending in 0.
+        extra_args: for the model.
+        callback: told ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` after each call of the model.
+        disable: whether to hide the progress bar, which appears where tqdm is installed.
+        solver: an artefact, a solver file, or a table.
+        schedule: of a bare table's times; an artefact says its own.
+        base: classical solver for other levels, a name of :data:`gas.catalogue.SOLVERS` that asks once a step.
+
+    Returns:
+        The sample, in the dtype of ``x``.
+
+    Raises:
+        ValueError: when the schedule is unknown, or ``sigmas`` do not fall to 0.
+    """
+    artefact, schedule = _opened(solver, schedule)
+    table = _table(artefact, schedule, torch.as_tensor(sigmas).detach().to("cpu", torch.float64), base)
+    levels = _levels(schedule, table.times)
+    if not isinstance(schedule, Flow):
+        table = sigma_form(table, schedule(table.times)[0])
+    stepper = Stepper(table, fold=False)  # hosts change states between steps (inpainting)
+    told = [level.to(x.device, torch.promote_types(x.dtype, torch.float32)) for level in levels]
+    for i in _progress(table.nfe, disable):
+        sigma = told[i]
+        denoised = model(x, sigma.to(x.dtype) * x.new_ones(len(x)), **(extra_args or {}))
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = stepper.step(x, denoised)
+    return x
+
+
+def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None = None) -> Tensor:
+    """Return the N + 1 levels that a solver asks at, ending in 0, float32: what to hand to :func:`sample_gas`.
+
+    Args:
+        solver: an artefact, a solver file, or a table.
+        nfe: which table of a family; may be left out where there is one.
+        schedule: of a bare table's times; an artefact says its own.
+
+    Raises:
+        ValueError: when there is no such table or the schedule is unknown.
+    """
+    opened, schedule = _opened(solver, schedule)
+    if isinstance(opened, Artefact):
+        if nfe is None and len(opened.nfes) > 1:
+            raise ValueError(f"nfe must be one of {', '.join(map(str, opened.nfes))}, got None")
+        opened = opened.table(opened.nfes[0] if nfe is None else nfe)
+    return torch.cat([_levels(schedule, opened.times), torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+
+
+def _opened(solver: Solver, schedule: Schedule | None) -> tuple[Artefact | Table, Schedule]:
+    opened = load(Path(solver)) if isinstance(solver, (str, PathLike)) else solver
+    said = opened.schedule if isinstance(opened, Artefact) else None
+    schedule = schedule if said is None else said
+    if schedule is None:
+        raise ValueError("schedule must be given: this solver does not say which schedule its times are of")
+    return opened, schedule
+
+
+def _levels(schedule: Schedule, t: Tensor) -> Tensor:
+    return t if isinstance(schedule, Flow) else (-schedule.half_log_snr(t)).exp()
+
+
+def _table(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base: str) -> Table:
+    """The solver's own table where the levels are its own, else the base solver at the levels that came."""
+    if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[-1]) != 0:
+        raise ValueError(f"sigmas must be at least two levels ending in 0, got {sigmas.tolist()}")
+    nfe, asked = len(sigmas) - 1, sigmas[:-1]
+    own = solver if isinstance(solver, Table) else solver.table(nfe) if nfe in solver.nfes else None
+    if (
+        own is not None
+        and own.nfe == nfe
+        and torch.allclose(_levels(schedule, own.times), asked, rtol=2e-3, atol=1e-6)
+    ):
+        return own
+    warnings.warn(
+        f"these {nfe} sigmas are not the solver's own (sigmas_of(solver, nfe)): {base} runs at them instead",
+        stacklevel=3,
+    )
+    t = asked if isinstance(schedule, Flow) else schedule.inverse_half_log_snr(-asked.log())
+    states, outputs = torch.zeros(2, nfe, nfe, dtype=torch.float64)
+    outputs[-1, -1] = 1.0  # at sigma = 0 the state is the estimate itself, as in k-diffusion
+    if nfe > 1:
+        before = named("solver", base, _ONE_CALL)(schedule, t)
+        states[:-1, :-1], outputs[:-1, :-1] = before.states, before.outputs
+    return Table(t, states, outputs)
+
+
+def _progress(nfe: int, disable: bool | None) -> Any:
+    try:
+        from tqdm.auto import trange  # type: ignore[import-untyped]
+    except Exception:  # no bar, then
+        return range(nfe)
+    return trange(nfe, disable=disable)
