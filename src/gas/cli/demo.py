@@ -64,7 +64,12 @@ def demo(
     note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
     path, adversarial = out / f"{loaded.name}-{nfe}.json", out / f"{loaded.name}-{nfe}-gas.json"
     result = _learn(loaded, kept, held, nfe, iterations, seed, out / f"{loaded.name}-{nfe}.state")
-    told: dict[str, Any] = {"model": loaded, "teacher": teacher.config(), "loss": "l2", "starts": {nfe: result.start}}
+    told: dict[str, Any] = {
+        "model": loaded,
+        "teacher": teacher.config(),
+        "loss": "l2",
+        "starts": {nfe: result.start},
+    }
     save(path, result.solver, **told)
     note("[bold]3. Critic[/bold]: the same solver goes on to learn from a discriminator")
     save(adversarial, _against(loaded, kept, held, result.table(), seed), **told)
