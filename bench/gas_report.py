@@ -39,8 +39,9 @@ def main() -> None:
         f"`{options.model}`, {first['samples']} samples, seeds {first['seeds'][0]} to {first['seeds'][1] - 1}\n"
     )
     for where in ("to_teacher", "to_data"):
-        print_table(cells, nfes, where)
+        print_table(cells, where)
     print_differences(cells, nfes)
+    print_ablations(options.results)
     if options.picture is not None:
         draw(options, nfes)
 
@@ -58,7 +59,7 @@ def read(folder: Path, model: str) -> dict[tuple[int, str], list[dict]]:
     return cells
 
 
-def print_table(cells: dict[tuple[int, str], list[dict]], nfes: list[int], where: str) -> None:
+def print_table(cells: dict[tuple[int, str], list[dict]], where: str) -> None:
     """Print distances to the teacher's samples or to real images."""
     whom = "the teacher" if where == "to_teacher" else "real images"
     print(f"| | calls | MSE to the teacher | Frechet to {whom} | kernel distance | {' | '.join(SHARES)} |")
@@ -91,6 +92,32 @@ def print_differences(cells: dict[tuple[int, str], list[dict]], nfes: list[int])
         ]
         print(f"| {nfe} | {error} | {' | '.join(columns)} |")
     print()
+
+
+def print_ablations(folder: Path) -> None:
+    """Print what ``gas ablate QUESTION --json`` was kept as ``ablate-QUESTION.json``."""
+    for path in sorted(folder.glob("ablate-*.json")):
+        report = json.loads(path.read_text())
+        rows = report["rows"]
+        print(
+            f"{report['question']}: `{report['model']}`, {rows[0]['nfe']} calls, {rows[0]['samples']} samples\n"
+        )
+        print(
+            "| | MSE to the teacher | Frechet to the teacher | Frechet to data | recall | density | coverage |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        for row in rows:
+            seen = row["to_teacher"]
+            distances = [
+                f"{value:.3f} [{low:.2f}, {high:.2f}]"
+                for value, (low, high) in (
+                    (seen["frechet"], seen["frechet_interval"]),
+                    (row["frechet_data"], row["frechet_data_interval"]),
+                )
+            ]
+            shares = [f"{seen['prdc'][share]:.3f}" for share in SHARES[1:]]
+            print(f"| {row['name']} | {row['mse']:.4f} | {' | '.join([*distances, *shares])} |")
+        print()
 
 
 def by_seed(cells: dict[tuple[int, str], list[dict]], nfe: int, kind: str) -> list[dict]:

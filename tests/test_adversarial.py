@@ -368,6 +368,8 @@ def test_critics_of_their_own_size_are_made_afresh_for_every_solver():
     assert (adversary.criterion.labelled, adversary.criterion.guidance) == (True, 1.0)
     with pytest.raises(ValueError, match=r"no critic is known for samples of shape 2 \(only 1x8x8"):
         adversary_for(MODEL, pairs)
+    with pytest.raises(ValueError, match="a critic needs pairs to learn from, got none: make some"):
+        adversary_for(model, pairs.subset(slice(0, 0)))
     with pytest.raises(ValueError, match="warmup must be below the 400 iterations, got 400"):
         adversary_for(model, pairs, warmup=400)
     assert first.warmup == 100

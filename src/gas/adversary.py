@@ -139,10 +139,12 @@ def adversary_for(
         precision: of the critic, as in :class:`gas.Critic`.
 
     Raises:
-        ValueError: for a shape no critic is known for, a model without features, or settings out of range.
+        ValueError: for no pairs, a shape no critic is known for, a model without features, or settings out of range.
     """
     from gas.discriminator import R3GANDiscriminator
 
+    if len(pairs) == 0:
+        raise ValueError("a critic needs pairs to learn from, got none: make some with `gas pairs`")
     sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
     features = getattr(model, "features", None)
     if features is None:

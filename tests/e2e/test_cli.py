@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -155,6 +156,16 @@ def test_evaluate_measures_what_it_says(work):
     assert rows["GS", 3]["mse"] == pytest.approx(float(error.mean()), rel=1e-4)
 
 
+class Hostile:
+    """Touches a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
 def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
     words = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "s.json", "--nfe", 2]
     words += ["--validation", 32]
@@ -171,10 +182,14 @@ def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
     ]
     cases["no R3GAN discriminator"] = [*gas, "--critic-weights", tmp_path / "other.safetensors"]
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    marker = tmp_path / "ran"
+    (tmp_path / "hostile.pkl").write_bytes(pickle.dumps(Hostile(marker)))
+    cases["refused the name 'posix.system'"] = [*gas, "--critic-weights", tmp_path / "hostile.pkl"]
     cases["--critic-steps is a setting of --objective gas"] = ["--critic-steps", 2]
     cases["weight of critic"] = [*gas, "--weight", -1]
     for told, more in cases.items():
         assert told in refused(*words, *more)
+    assert not marker.exists()
 
 
 def test_an_ablation_is_one_command(work):
