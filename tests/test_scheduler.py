@@ -308,6 +308,7 @@ def test_dynamic_shift_and_terminal_are_theirs():
         made.set_timesteps(4)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
 def test_vp_levels_and_times_handed_over():
     other = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear")
     other.set_timesteps(4)
