@@ -100,7 +100,7 @@ def test_other_sigmas_run_the_base_solver():
             use = (1 + 1 / (2 * r)) * d - last / (2 * r)
         y, last = sigmas[i + 1] / sigmas[i] * y - torch.expm1(-h) * use, d
     assert torch.allclose(got, y, atol=1e-10)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="these 1 sigmas"):
         one = sample_gas(denoised, x, sigmas[-2:], solver=artefact, disable=True)
     assert torch.equal(one, denoised(x, sigmas[-2].expand(2)))
     with pytest.raises(ValueError, match=r"sigmas must be at least two levels ending in 0, got \[1.0, 0.5\]"):

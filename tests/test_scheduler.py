@@ -252,6 +252,27 @@ def test_a_start_in_the_middle_is_a_fresh_base_solver(name):
     assert agree(got, x, 1e-10)
 
 
+@pytest.mark.parametrize("name", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("changed", [(1,), (2, 3), (4,)])
+def test_states_that_the_pipeline_changes_count(name, changed):
+    """Inpainting puts known pixels back between steps: every row then weighs the states as they became."""
+    made, table = scheduler(name)
+    made.set_timesteps(5)
+    scales = (
+        1 / made.process.schedule(table.times)[0] if name == "edm" else torch.ones(5, dtype=torch.float64)
+    )
+    y, states, answers = noise(2, 6) * made.init_noise_sigma, [], []
+    for n, t in enumerate(made.timesteps):
+        y = torch.cat([noise(2, 3, seed=n), y[:, 3:]], dim=1) if n in changed else y
+        output = network(made.scale_model_input(y, t), t.expand(2))
+        p, q = made.process.conversion(table.times[n])
+        states.append(y / scales[n])
+        answers.append(p * y + q * output)
+        y = made.step(output, t, y).prev_sample
+        want = sum(table.states[n, j] * states[j] + table.outputs[n, j] * answers[j] for j in range(n + 1))
+        assert agree(y, want * (scales[n + 1] if n < 4 else 1), 1e-11)
+
+
 def test_unsaid_starts_are_found_by_their_time():
     made, _ = scheduler("vp")
     x = noise(2, 5)
@@ -308,6 +329,7 @@ def test_dynamic_shift_and_terminal_are_theirs():
         made.set_timesteps(4)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
 def test_vp_levels_and_times_handed_over():
     other = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear")
     other.set_timesteps(4)

@@ -1,13 +1,33 @@
-"""The same solver on states that other programs scale otherwise."""
+"""Tables in the forms of other programs: states scaled otherwise, ladders of levels that end in data."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from gas.schedule import Schedule
 from gas.table import Table
 
-__all__ = ["rescaled", "sigma_form"]
+__all__ = ["ending_in_data", "rescaled", "sigma_form"]
+
+
+def ending_in_data(solver: Callable[[Schedule, Tensor], Table], schedule: Schedule, t: Tensor) -> Table:
+    """Return a classical table that asks at each of N times and ends with its last estimate, as at ``sigma = 0``.
+
+    Args:
+        solver: one that asks once a step.
+        schedule: the forward process.
+        t: ``(N,)``, strictly decreasing.
+    """
+    n = len(t)
+    states, outputs = torch.zeros(2, n, n, dtype=torch.float64)
+    outputs[-1, -1] = 1.0
+    if n > 1:
+        before = solver(schedule, t)
+        states[:-1, :-1], outputs[:-1, :-1] = before.states, before.outputs
+    return Table(t, states, outputs)
 
 
 def rescaled(table: Table, scales: Tensor) -> Table:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gas.artefact import Artefact, load
 from gas.catalogue import SOLVERS
-from gas.integrations.form import sigma_form
+from gas.integrations.form import ending_in_data, sigma_form
 from gas.names import named
 from gas.schedule import Flow, Schedule
 from gas.stepper import Stepper
@@ -126,12 +126,7 @@ def _table(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base: s
         stacklevel=3,
     )
     t = asked if isinstance(schedule, Flow) else schedule.inverse_half_log_snr(-asked.log())
-    states, outputs = torch.zeros(2, nfe, nfe, dtype=torch.float64)
-    outputs[-1, -1] = 1.0  # at sigma = 0 the state is the estimate itself, as in k-diffusion
-    if nfe > 1:
-        before = named("solver", base, _ONE_CALL)(schedule, t)
-        states[:-1, :-1], outputs[:-1, :-1] = before.states, before.outputs
-    return Table(t, states, outputs)
+    return ending_in_data(named("solver", base, _ONE_CALL), schedule, t)
 
 
 def _progress(nfe: int, disable: bool | None) -> Any:

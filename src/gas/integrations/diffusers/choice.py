@@ -91,7 +91,8 @@ class Choice:
         shift, terminal = shift_of(self.config, mu), self.config.get("shift_terminal") or 0.0
         if given is not None and self.policy.schedule == "pipeline":
             t = self._times(given[:nfe], timesteps is not None, shift, terminal)
-            return grid_plan(self.process, self._base(nfe)[0], t, self.process.t_end), []
+            t_end = 0.0 if self.process.kind == "flow" else None  # as in diffusers, the last level is 0
+            return grid_plan(self.process, self._base(nfe)[0], t, t_end), []
         notes = [] if given is None else self._ignored(given[:nfe], timesteps is not None)
         if self.artefact is not None and nfe in self.artefact.nfes:
             return learned_plan(self.process, self.artefact, nfe), notes

@@ -12,7 +12,7 @@ from gas.artefact import Artefact
 from gas.catalogue import SOLVERS, Classical
 from gas.grids import as_grid
 from gas.integrations.diffusers.process import Process
-from gas.integrations.form import sigma_form
+from gas.integrations.form import ending_in_data, sigma_form
 from gas.names import named
 from gas.schedule import Flow, Schedule
 from gas.table import Table
@@ -79,16 +79,26 @@ def classical_plan(
     return _in_form(process, table, process.schedule, t_end, spec)
 
 
-def grid_plan(process: Process, solver: str, t: Tensor, t_end: float) -> Plan:
+def grid_plan(process: Process, solver: str, t: Tensor, t_end: float | None) -> Plan:
     """Return the plan of a classical solver that asks once at each of these times of the pipeline.
 
+    Args:
+        process: the pipeline's.
+        solver: a name; Heun, which asks twice, is replaced.
+        t: ``(N,)``, strictly decreasing.
+        t_end: time that it ends at; with ``None``, or where the times go as far, at the last estimate itself.
+
     Raises:
-        ValueError: when the times do not fall strictly towards ``t_end``.
+        ValueError: when the times do not fall strictly.
     """
-    solver = _DEFAULT_SOLVER if solver == "heun" else solver  # it asks twice
-    grid = as_grid(torch.cat([t, torch.tensor([t_end], dtype=torch.float64)]))
-    table = named("solver", solver, SOLVERS)(process.schedule, grid)
-    return _in_form(process, table, process.schedule, t_end, f"{solver} on {len(t)} given times")
+    built = named("solver", _DEFAULT_SOLVER if solver == "heun" else solver, SOLVERS)
+    if t_end is None or float(t[-1]) <= t_end:
+        table = ending_in_data(built, process.schedule, t if len(t) == 1 else as_grid(t))
+    else:
+        grid = as_grid(torch.cat([t, torch.tensor([t_end], dtype=torch.float64)]))
+        table = built(process.schedule, grid)
+    end = 0.0 if t_end is None else t_end
+    return _in_form(process, table, process.schedule, end, f"{solver} on {len(t)} given times")
 
 
 def base_of(artefact: Artefact | None, nfe: int, process: Process) -> str:

@@ -172,8 +172,8 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     keys = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"]
     keys += ["rescale_betas_zero_snr", "snr_shift_scale"]
     given = {key: config[key] for key in keys if config.get(key) is not None}
-    if "trained_betas" in given:
-        given["num_train_timesteps"] = len(given["trained_betas"])
-    alphas_cumprod: Tensor = maker(**given).alphas_cumprod.to(torch.float64)
     zero = config.get("rescale_betas_zero_snr")
+    if "trained_betas" in given and not zero and "snr_shift_scale" not in given:
+        return (1 - torch.tensor(given["trained_betas"], dtype=torch.float64)).cumprod(0)
+    alphas_cumprod: Tensor = maker(**given).alphas_cumprod.to(torch.float64)
     return alphas_cumprod.clamp(min=_LEAST_ALPHA_SQUARED) if zero else alphas_cumprod
