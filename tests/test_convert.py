@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 import gas
 from gas.backbones import edm, open_model
 from gas.cli import app
-from gas.lazy import FileTensor, read_lazily
+from gas.official.lazy import FileTensor, read_lazily
+from gas.official.student import read_student
+from gas.official.teacher_set import PROMPTS, import_pairs, read_teacher_set
 from gas.shards import MANIFEST
-from gas.student import read_student
-from gas.teacher_set import PROMPTS, import_pairs, read_teacher_set
 from published import drawn, write_edm
 from test_unpickle import hostile
 
@@ -236,7 +236,7 @@ def test_a_teacher_set_of_another_model(network: Path, tmp_path: Path) -> None:
 
 _PEAK = """
 import sys
-from gas.teacher_set import import_pairs, read_teacher_set
+from gas.official.teacher_set import import_pairs, read_teacher_set
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 def run(name): list(import_pairs(read_teacher_set(name), name + ".pairs"))
 run(sys.argv[1])  # what the first use of the libraries costs is not what is measured

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from gas.unpickle import Persistent, read_pickle, state_dict_of
+from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
 # ---------------------------------------------------------------- a small assembler of pickles
 
@@ -165,8 +165,8 @@ def hostile(touch: str) -> dict[str, tuple[bytes, str]]:
         "numpy.load": (whole(name("numpy", "load")), "'numpy.load'"),
         "numpy testing runstring": (whole(name("numpy.testing._private.utils", "runstring")), "runstring"),
         "this library's own reader": (
-            whole(name("gas.unpickle", "read_pickle")),
-            "'gas.unpickle.read_pickle'",
+            whole(name("gas.official.unpickle", "read_pickle")),
+            "'gas.official.unpickle.read_pickle'",
         ),
         "call of what was called": (
             whole(call(call(name("builtins", "list")), text(touch))),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from gas.unpickle import Persistent, read_pickle, state_dict_of
+from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
 __all__ = ["CIFAR10", "DIGITS", "FFHQ64", "MNIST", "R3GANDiscriminator", "latent", "load_discriminator"]
 

@@ -9,7 +9,9 @@ README = Path(__file__).parents[2] / "README.md"
 def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     *blocks, pipeline = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2 and "from_pipeline(pipe, prompts)" in pipeline  # tests/test_pipelines.py runs those
+    assert (
+        len(blocks) == 2 and "from_pipeline(pipe, prompts)" in pipeline
+    )  # tests/test_pipelines.py runs those
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)

@@ -17,9 +17,9 @@ from gas.backbones.compvis import averaged, first_stage_weights, unet_weights
 from gas.backbones.weights import one_line
 from gas.denoise import DiscreteTime, NoiseDenoiser
 from gas.files import sha256, write_with
+from gas.official.unpickle import read_pickle
 from gas.own import OwnModel
 from gas.schedule import VPDiscrete
-from gas.unpickle import read_pickle
 
 __all__ = ["LatentDiffusion", "build", "is_checkpoint", "is_converted", "load", "of_state", "read", "write"]
 
@@ -54,7 +54,7 @@ def is_checkpoint(data: Any) -> bool:
 
 
 def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = "") -> LatentDiffusion:
-    """Convert what :func:`gas.unpickle.read_pickle` gave for a ``.ckpt``.
+    """Convert what :func:`gas.official.unpickle.read_pickle` gave for a ``.ckpt``.
 
     Args:
         data: the checkpoint, with its ``state_dict``.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gas.files import sha256, write_with
-from gas.unpickle import Persistent, read_pickle, state_dict_of
+from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
 __all__ = ["Weights", "of_pickle", "one_line", "read_weights", "write_weights"]
 
@@ -67,7 +67,7 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def of_pickle(path: Path, data: Any) -> Weights:
-    """Take the network ``ema`` out of what :func:`gas.unpickle.read_pickle` read of a published file.
+    """Take the network ``ema`` out of what :func:`gas.official.unpickle.read_pickle` read of a published file.
 
     Raises:
         ValueError: when there is none.

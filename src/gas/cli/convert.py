@@ -38,7 +38,7 @@ def convert(
     EDM networks, R3GAN discriminators, CompVis's latent diffusion, GAS students and teacher sets are told apart by
     what they hold. Everything else, and everything that would run code, is refused.
     """
-    from gas.convert import KINDS, recognise, weights_to_safetensors
+    from gas.official.convert import KINDS, recognise, weights_to_safetensors
 
     kind, data = recognise(file)
     what, suffix = KINDS[kind]
@@ -63,10 +63,10 @@ def _student(
     file: Path, data: Any, out: Path, model: str, schedule: str, t_end: float, guidance: float
 ) -> dict[str, Any]:
     from gas.artefact import save
-    from gas.convert import SCHEDULES
     from gas.files import sha256
     from gas.names import named
-    from gas.student import read_student
+    from gas.official.convert import SCHEDULES
+    from gas.official.student import read_student
 
     loaded = _model(model, t_end) if model else None
     if (loaded is None) == (not schedule):
@@ -79,7 +79,7 @@ def _student(
 
 
 def _teachers(file: Path, data: Any, out: Path, model: str, t_end: float, guidance: float) -> dict[str, Any]:
-    from gas.teacher_set import import_pairs, read_teacher_set
+    from gas.official.teacher_set import import_pairs, read_teacher_set
 
     loaded = _model(model, t_end) if model else None
     teachers = read_teacher_set(file, data)

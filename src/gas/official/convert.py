@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from gas.files import sha256, write_with
-from gas.lazy import read_lazily
 from gas.names import named
+from gas.official.lazy import read_lazily
+from gas.official.student import is_student
+from gas.official.teacher_set import is_teacher_set
+from gas.official.unpickle import Persistent
 from gas.schedule import EDMasVP, Schedule, VPDiscrete, VPLinear
-from gas.student import is_student
-from gas.teacher_set import is_teacher_set
-from gas.unpickle import Persistent
 
 __all__ = ["KINDS", "SCHEDULES", "recognise", "weights_to_safetensors"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from gas.learned import GeneralizedSolver
+from gas.official.unpickle import read_pickle
 from gas.schedule import Schedule
-from gas.unpickle import read_pickle
 
 __all__ = ["is_student", "read_student"]
 
@@ -36,7 +36,7 @@ def read_student(
         path: the checkpoint; nothing in it is executed.
         schedule: of the model it was trained for, which the file does not say.
         t_end: time that sampling ends at, which the file does not say either.
-        data: what :func:`gas.unpickle.read_pickle` gave for it, if that is at hand.
+        data: what :func:`gas.official.unpickle.read_pickle` gave for it, if that is at hand.
 
     Raises:
         FileNotFoundError: when there is no such file.

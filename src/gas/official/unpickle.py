@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 
-from gas.plain import (
+from gas.official.plain import (
     MODULES,
     NAMES,
     TORCH_MAGIC,

@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gas.files import sha256, write_bytes, write_text
-from gas.lazy import FileTensor, read_lazily
 from gas.model import Model
+from gas.official.lazy import FileTensor, read_lazily
 from gas.pairs import PairsProgress
 from gas.shards import STORED, Json, checked, is_whole, open_folder, shard_index, write_manifest
 
@@ -56,7 +56,7 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
 
     Args:
         path: the file.
-        data: what :func:`gas.lazy.read_lazily` gave for it, if that is at hand.
+        data: what :func:`gas.official.lazy.read_lazily` gave for it, if that is at hand.
 
     Raises:
         FileNotFoundError: when there is no such file.

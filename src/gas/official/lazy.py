@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gas.plain import NAMES, Allowed, Refused, torch_load
-from gas.unpickle import Reader, explained, is_torch_file
+from gas.official.plain import NAMES, Allowed, Refused, torch_load
+from gas.official.unpickle import Reader, explained, is_torch_file
 
 __all__ = ["FileTensor", "read_lazily"]
 
@@ -61,7 +61,7 @@ class FileTensor:
 
 
 def read_lazily(path: str | Path) -> Any:
-    """Read a file as :func:`gas.unpickle.read_pickle` does, but leave large tensors on disk.
+    """Read a file as :func:`gas.official.unpickle.read_pickle` does, but leave large tensors on disk.
 
     Returns:
         What was pickled; a large contiguous tensor of a plain pickle comes back as :class:`FileTensor`, one of
