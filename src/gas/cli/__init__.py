@@ -1,7 +1,19 @@
 """The ``gas`` command. Heavy imports wait until a command runs, so that ``gas --help`` is quick."""
 
 # The commands register themselves with the application when imported.
-from gas.cli import ablate, demo, evaluate, inspect, pairs, sample, train, zoo
+from gas.cli import ablate, demo, evaluate, export, inspect, pairs, sample, train, zoo
 from gas.cli.app import app, main
 
-__all__ = ["ablate", "app", "demo", "evaluate", "inspect", "main", "pairs", "sample", "train", "zoo"]
+__all__ = [
+    "ablate",
+    "app",
+    "demo",
+    "evaluate",
+    "export",
+    "inspect",
+    "main",
+    "pairs",
+    "sample",
+    "train",
+    "zoo",
+]
