@@ -60,7 +60,7 @@ def test_one_row_from_the_command_line(tmp_path, file, table, row):
     out = tmp_path / "row.onnx"
     told = json.loads(run("export", "-s", file, "--onnx", out, "--nfe", 3, "--row", row, "--json").stdout)
     assert told["bytes"] < 10_000
-    states, outputs = torch.randn(2, row + 1, 5, 64)
+    states, outputs = torch.randn(2, row + 1, 1000)
     expected = torch.tensordot(table.states[row, : row + 1].float(), states, 1)
     expected = expected + torch.tensordot(table.outputs[row, : row + 1].float(), outputs, 1)
     given = {"states": states, "outputs": outputs}
@@ -81,7 +81,7 @@ def test_a_network_that_fixes_the_batch_is_not_written(tmp_path, table):
 def test_a_graph_with_other_numbers_is_not_written(tmp_path, table, monkeypatch):
     out = tmp_path / "row.onnx"
     monkeypatch.setattr("gas.integrations.onnx.largest_difference", lambda *given: 1e-3)
-    given = {name: torch.ones(1, 2, 3) for name in ("states", "outputs")}
+    given = {name: torch.ones(1, 6) for name in ("states", "outputs")}
     with pytest.raises(ValueError, match=r"differs from torch by 1\.0e-03, more than 1e-05"):
         export(out, Step(table, 0), given, batch=dict.fromkeys(given, 1))
     assert not out.exists()

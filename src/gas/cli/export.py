@@ -40,7 +40,7 @@ def export(
     """Write a solver as ONNX: the whole sampler with its network, or one row; and check it against torch.
 
     The sampler maps noise x (batch, channels, height, width) and, where the model has them, labels (batch) to samples.
-    A row maps states and outputs so far, each (row + 1, batch, features), to the next state. The file is run by
+    A row maps states and outputs so far, each flattened to (row + 1, elements), to the next state. The file is run by
     onnxruntime at two batch sizes and appears only if it agrees with torch within 1e-5.
     """
     from gas.artefact import load
@@ -88,5 +88,5 @@ def _step(table: Table, row: int) -> Written:
     from gas.integrations.onnx import Step
 
     step, generator = Step(table, row), torch.Generator().manual_seed(0)
-    given = {name: torch.randn(row + 1, 3, 64, generator=generator) for name in ("states", "outputs")}
+    given = {name: torch.randn(row + 1, 64, generator=generator) for name in ("states", "outputs")}
     return step, given, {"states": 1, "outputs": 1}

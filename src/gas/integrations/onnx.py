@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Step(nn.Module):
         self.weights: list[list[float]] = kept.detach().tolist()
 
     def forward(self, states: Tensor, outputs: Tensor) -> Tensor:
-        """Weigh the states so far ``(n + 1, B, *)`` and the answers so far, of the same shape."""
+        """Weigh the states so far ``(n + 1, ..)`` and the answers so far, of the same shape."""
         made = torch.zeros_like(states[0])
         for weights, past in zip(self.weights, (states, outputs), strict=True):
             for j, weight in enumerate(weights):
@@ -109,35 +110,55 @@ def export(
         ValueError: when the graph gives other numbers than torch, or the module cannot be written.
     """
     _need()
-    module = module.eval()
-    size = torch.export.Dim("batch")
-    shapes = [{batch[name]: size} if name in batch else {} for name in given]
-    if isinstance(module, Unrolled):  # its forward takes x, and the rest as one tuple
-        shapes = [shapes[0], tuple(shapes[1:])]  # type: ignore[list-item]
-    noise = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(noise), redirect_stderr(noise), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                module,
-                tuple(given.values()),
-                dynamo=True,
-                input_names=list(given),
-                output_names=["sample" if isinstance(module, Unrolled) else "state"],
-                dynamic_shapes=tuple(shapes),
-                verbose=False,
-            )
-        except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ValueError(f"this network cannot be written as ONNX: {lines[-1]}") from error
-    if program is None:
-        raise ValueError("this network cannot be written as ONNX: no program came back")
-    content: bytes = program.model_proto.SerializeToString()
+    content = _written(module.eval(), given, batch)
     # Twice the batch too: a graph that holds the traced one's size would run on nothing else.
     twice = {name: torch.cat([x, x], batch[name]) if name in batch else x for name, x in given.items()}
     difference = max(_checked(content, module, inputs) for inputs in (given, twice))
     write_bytes(path, content)
     return difference
+
+
+def _written(module: nn.Module, given: Mapping[str, Tensor], batch: Mapping[str, int]) -> bytes:
+    size = torch.export.Dim("batch")
+    shapes = [{batch[name]: size} if name in batch else {} for name in given]
+    if isinstance(module, Unrolled):  # its forward takes x, and the rest as one tuple
+        shapes = [shapes[0], tuple(shapes[1:])]  # type: ignore[list-item]
+    output = "sample" if isinstance(module, Unrolled) else "state"
+    try:
+        with _quietly(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tuple(given.values()),
+                dynamo=True,
+                input_names=list(given),
+                output_names=[output],
+                dynamic_shapes=tuple(shapes),
+                verbose=False,
+            )
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ValueError(f"this network cannot be written as ONNX: {lines[-1]}") from error
+    if program is None:
+        raise ValueError("this network cannot be written as ONNX: no program came back")
+    proto = program.model_proto
+    for graph in (proto.graph, *proto.functions):
+        for part in graph.node:  # each holds the Python stack it was traced at, paths and all
+            del part.metadata_props[:]
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What goes wrong is in the error; the exporter also speaks of packages that nobody asked for."""
+    spoken, before = io.StringIO(), logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(spoken), redirect_stderr(spoken):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _checked(content: bytes, module: nn.Module, given: Mapping[str, Tensor]) -> float:
