@@ -144,8 +144,8 @@ class ClassifierFreeGuidance:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         null = self.null.expand_as(self.condition)
         both = self.denoise(torch.cat([x, x]), t, torch.cat([self.condition, null]))
-        with_condition, without = both.chunk(2)
-        return torch.lerp(without, with_condition, self.scale)
+        size = x.shape[0]  # not len: a batch of any size can be traced
+        return torch.lerp(both[size:], both[:size], self.scale)
 
 
 @dataclass(frozen=True)

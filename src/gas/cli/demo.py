@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
-STEPS = 120  # against the critic
+STEPS = 48  # against the critic
 
 
 @command("gas demo --nfe 4 --out demo")

@@ -78,7 +78,7 @@ class ZooModel:
     def conditional(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Estimate x_0 for classes ``(B,)``; class ``classes`` means none."""
         alpha, sigma = self.schedule(t)
-        level = (sigma / alpha).to(device=x.device, dtype=x.dtype).expand(len(x))
+        level = (sigma / alpha).to(device=x.device, dtype=x.dtype).expand(x.shape[0])
         y = (x / alpha).contiguous(memory_format=torch.channels_last)
         estimate: Tensor = self.network(y, level, labels)
         return estimate

@@ -1,0 +1,92 @@
+"""``gas export``: a solver for runtimes without Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Json, ModelName, SolverFile, load_zoo
+from gas.cli.screen import note, print_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gas.artefact import Artefact
+    from gas.table import Table
+
+    # A module, its inputs by name, and which dimension of each is the batch.
+    Written = tuple[nn.Module, dict[str, Tensor], dict[str, int]]
+
+__all__ = ["export"]
+
+
+@command("gas export --onnx runs/mnist.onnx --model mnist --solver runs/mnist.json --nfe 4")
+def export(
+    solver: SolverFile,
+    onnx: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+    model: ModelName = "mnist",
+    nfe: Annotated[int, typer.Option(help="Network evaluations a sample.")] = 4,
+    row: Annotated[
+        int | None,
+        typer.Option(
+            help="Write this row of the table alone, from 0, without a network; default: the whole sampler."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a solver as ONNX: the whole sampler with its network, or one row; and check it against torch.
+
+    The sampler maps noise x (batch, channels, height, width) and, where the model has them, labels (batch) to samples.
+    A row maps states and outputs so far, each flattened to (row + 1, elements), to the next state. The file is run by
+    onnxruntime at two batch sizes and appears only if it agrees with torch within 1e-5.
+    """
+    from gas.artefact import load
+    from gas.integrations.onnx import export as write
+
+    if onnx.suffix != ".onnx":
+        raise ValueError(f"--onnx must end in .onnx, got {str(onnx)!r}")
+    artefact = load(solver)
+    module, given, batch = _sampler(artefact, model, nfe) if row is None else _step(artefact.table(nfe), row)
+    difference = write(onnx, module, given, batch=batch)
+    size = onnx.stat().st_size
+    what = "the sampler" if row is None else f"row {row}"
+    note(
+        f"wrote {what} of NFE {nfe} to {onnx} ({size / 1000:,.0f} kB); largest difference to torch {difference:.1e}"
+    )
+    if json:
+        told = {"out": str(onnx), "nfe": nfe, "row": row, "bytes": size, "largest_difference": difference}
+        print_json({**told, "inputs": list(given)})
+
+
+def _sampler(artefact: Artefact, name: str, nfe: int) -> Written:
+    """The unrolled sampler with its network, and what to trace it with."""
+    import torch
+
+    from gas.denoise import ClassifierFreeGuidance
+    from gas.integrations.onnx import Unrolled
+
+    table, model, guidance = artefact.table(nfe), load_zoo(name, "cpu"), artefact.document.guidance
+    artefact.check(model, guidance)
+
+    def denoise(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        if guidance == 1:
+            return model.conditional(x, t, labels)
+        null = torch.full_like(labels, model.classes)
+        return ClassifierFreeGuidance(model.conditional, labels, null, guidance)(x, t)
+
+    given = {"x": model.noise(range(3)), "labels": torch.arange(3) % model.classes}
+    return Unrolled(denoise, model.network, table), given, {"x": 0, "labels": 0}
+
+
+def _step(table: Table, row: int) -> Written:
+    """One row, and what to trace it with."""
+    import torch
+
+    from gas.integrations.onnx import Step
+
+    step, generator = Step(table, row), torch.Generator().manual_seed(0)
+    given = {name: torch.randn(row + 1, 64, generator=generator) for name in ("states", "outputs")}
+    return step, given, {"states": 1, "outputs": 1}
