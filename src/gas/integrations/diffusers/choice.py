@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Choice:
     artefact: Artefact | None
     policy: Policy
     config: Mapping[str, Any]
+    _plans: dict[int, Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def plan(
         self,
@@ -95,7 +96,9 @@ class Choice:
             return grid_plan(self.process, self._base(nfe)[0], t, t_end), []
         notes = [] if given is None else self._ignored(given[:nfe], timesteps is not None)
         if self.artefact is not None and nfe in self.artefact.nfes:
-            return learned_plan(self.process, self.artefact, nfe), notes
+            if nfe not in self._plans:  # kept, so that the next run finds its coefficients read
+                self._plans[nfe] = learned_plan(self.process, self.artefact, nfe)
+            return self._plans[nfe], notes
         return self._without_table(nfe, shift, terminal, notes)
 
     def from_the_middle(self, plan: Plan, n: int) -> tuple[Plan, str]:

@@ -117,6 +117,7 @@ class GASScheduler(SavedScheduler):
             self.betas = 1 - self.alphas_cumprod / before
         self._choice = Choice(self.process, self.artefact, self._policy, self.config)
         self._said: set[str] = set()
+        self._checked: set[tuple[Any, ...]] = set()
         self._run: Run | None = None
         self._plan: Plan | None = None
         self.num_inference_steps: int | None = None
@@ -249,19 +250,18 @@ class GASScheduler(SavedScheduler):
         return n
 
     def _check(self, sample: Tensor) -> None:
-        """Say, or refuse, that the solver was made for something else than this pipeline."""
-        wrong = misfits(
-            self.artefact,
-            self.process,
-            guidance=self.config["guidance_scale"],
-            shift=self._shift,
-            sample_shape=sample.shape[1:],
-        )
+        """Say, or refuse, that the solver was made for something else than this pipeline: once for each use."""
+        use = (sample.shape[1:], sample.dtype, self._shift, self.num_inference_steps)
+        if use in self._checked:
+            return
+        guidance, shape = self.config["guidance_scale"], sample.shape[1:]
+        wrong = misfits(self.artefact, self.process, guidance=guidance, shift=self._shift, sample_shape=shape)
         if wrong and self.artefact is not None:
             text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
             if self.config["strict"]:
                 raise ValueError(text)
             self._warn(text)
+        self._checked.add(use)
         narrow = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(sample.dtype)
         if narrow is None or self._policy.timestep_dtype == narrow:
             return
