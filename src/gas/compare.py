@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,18 +55,12 @@ class Comparison:
     to_data: Distribution | None = None
 
 
-@torch.no_grad()
 def run(model: Model, pairs: Pairs, table: Table, *, batch: int = 64) -> Tensor:
     """Return a solver's samples ``(S, *)`` from the noise and labels of the pairs, on the CPU."""
-    made = []
-    for start in range(0, len(pairs), batch):
-        part = pairs.subset(slice(start, start + batch))
-        noise = part.noise.to(model.device)
-        made.append(sample(model.bind(part.labels, pairs.guidance), noise, table.folded()).cpu())
-    return torch.cat(made)
+    parts = ((part.noise, part.labels) for part in pairs.batches(batch))
+    return _samples(model, table, parts, pairs.guidance)
 
 
-@torch.no_grad()
 def fresh(
     model: Model,
     table: Table,
@@ -77,12 +71,22 @@ def fresh(
     batch: int = 64,
 ) -> Tensor:
     """Return a solver's samples ``(S, *)`` from the noise of seeds that no teacher need have seen, on the CPU."""
-    made = []
-    for start in range(0, len(seeds), batch):
-        part = seeds[start : start + batch]
-        labels = labels_of_seeds(model.classes if labelled else 0, part)
-        noise = model.noise(part).to(model.device)
-        made.append(sample(model.bind(labels, guidance), noise, table.folded()).cpu())
+    classes = model.classes if labelled else 0
+    groups = (seeds[start : start + batch] for start in range(0, len(seeds), batch))
+    return _samples(
+        model, table, ((model.noise(part), labels_of_seeds(classes, part)) for part in groups), guidance
+    )
+
+
+@torch.no_grad()
+def _samples(
+    model: Model, table: Table, parts: Iterable[tuple[Tensor, Tensor | None]], guidance: float
+) -> Tensor:
+    """Sample batches of noise and labels; the table is folded, and its coefficients read, once."""
+    folded = table.folded()
+    made = [
+        sample(model.bind(labels, guidance), noise.to(model.device), folded).cpu() for noise, labels in parts
+    ]
     return torch.cat(made)
 
 
