@@ -24,7 +24,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/memory.py --device $(DEVICE)
 	$(BIN)/python bench/throughput.py --device $(DEVICE)
 	$(BIN)/python bench/precision.py --device $(DEVICE)
-	$(if $(wildcard bench/sampler_overhead.py),$(BIN)/python bench/sampler_overhead.py)
+	$(BIN)/python bench/sampler_overhead.py --device $(DEVICE)
 	$(BIN)/python bench/page.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -6,12 +6,11 @@ solvers are chosen on the validation pairs. Interrupted, it goes on.
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import rows
 import torch
 
 import gas
@@ -88,7 +87,7 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(path.read_text()) if path.exists() else {"rows": []}
     report |= {"model": options.model, "pairs": len(train), "validation": len(validation), "test": len(test)}
-    report |= {"command": _command(options), "machine": _machine(), "gauss_newton": asdict(BUDGET)}
+    report |= {"command": rows.command(), "machine": rows.machine(), "gauss_newton": asdict(BUDGET)}
     report |= {"adam": asdict(SLOW), "radius": RADIUS}
     for nfe in options.nfe:
         setting = Setting(model, train, validation, test, nfe)
@@ -197,17 +196,6 @@ def _markdown(report: dict) -> str:
                 f"| {row['name']} | {what} | {1e3 * row['mse']:.3f} ± {1e3 * row['half']:.3f} | {spent} |"
             ]
     return "\n".join(lines) + "\n"
-
-
-def _command(options: argparse.Namespace) -> str:
-    nfes = " ".join(map(str, options.nfe))
-    told = f"--model {options.model} --nfe {nfes} --pairs {options.pairs} --test {options.test}"
-    return f"python bench/baselines.py {told} --validation {options.validation}"
-
-
-def _machine() -> str:
-    threads = torch.get_num_threads()
-    return f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ too. Validation is counted for neither: the loss at each point, and four classic
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import rows
 
 import gas
 from gas.distill import distill
@@ -50,7 +48,7 @@ def main() -> None:
         seconds = round(spent + time.process_time() - started, 1)
         curve.append({"evaluations": evaluations, "loss": loss, "best": best, "cpu_seconds": seconds})
         told = {"model": options.model, "nfe": options.nfe, "recipe": options.recipe, "pairs": len(pairs)}
-        told |= {"validation": len(validation), "command": _command(options), "machine": _machine()}
+        told |= {"validation": len(validation), "command": rows.command(), "machine": rows.machine()}
         out.write_text(json.dumps({**told, "curve": curve}, indent=1))
         print(f"{evaluations:10d} evaluations {seconds:8.1f} s  loss {loss:.6f}  best {best:.6f}", flush=True)
 
@@ -73,16 +71,6 @@ def _training(
         elif isinstance(report, FitRecord):
             best = min(best, report.best_loss)
             yield before + report.evaluations, report.validation_loss, best
-
-
-def _command(options: argparse.Namespace) -> str:
-    given = ("model", "nfe", "recipe", "pairs", "validation")
-    return "python bench/cost_to_quality.py " + " ".join(f"--{n} {getattr(options, n)}" for n in given)
-
-
-def _machine() -> str:
-    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
-    return f"{platform.machine()}, {threads}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

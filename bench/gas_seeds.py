@@ -6,12 +6,11 @@ training goes on. The teacher's samples come from ``gas pairs``. Print the table
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import rows
 import torch
 from safetensors.torch import save_file
 
@@ -86,7 +85,7 @@ class Bench:
             return
         found = make()
         told = {"seeds": [int(self.ruler.pairs.seeds[0]), int(self.ruler.pairs.seeds[-1]) + 1], **found}
-        told |= {"command": _command(self.options), "machine": _machine()}
+        told |= {"command": rows.command(), "machine": rows.machine()}
         path.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
         print(f"{path}: Frechet to data {told['frechet_data']:.3f}, MSE {told['mse']:.5f}", flush=True)
 
@@ -146,16 +145,6 @@ class Bench:
         if samples is not None:
             save_file({"samples": made}, samples)
         return asdict(self.ruler.measure(name, made, table.nfe))
-
-
-def _command(options: argparse.Namespace) -> str:
-    given = ("model", "pairs", "unseen", "real", "nfe", "seeds", "validation", "balance")
-    return "python bench/gas_seeds.py " + " ".join(f"--{n} {getattr(options, n)}" for n in given)
-
-
-def _machine() -> str:
-    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
-    return f"{platform.machine()}, {threads}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":
