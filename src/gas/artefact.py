@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from gas.document import Document, Entry
+from gas.document import Document, Entry, compact
 from gas.files import write_text
 from gas.interpolate import interpolated
 from gas.learned import GeneralizedSolver
@@ -178,7 +178,7 @@ def save(
         ],
     )
     if path is not None:
-        write_text(path, _compact(document.model_dump(mode="json", exclude_none=True)))
+        write_text(path, compact(document.model_dump(mode="json", exclude_none=True)))
     return Artefact(document, "this solver" if path is None else str(path))
 
 
@@ -275,18 +275,6 @@ def _square(rows: list[list[float]]) -> Tensor:
     for n, row in enumerate(rows):
         square[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
     return square
-
-
-def _compact(value: Any, depth: int = 0) -> str:
-    """JSON with one line a list of numbers: short, and readable in a diff."""
-    inner = "  " * (depth + 1)
-    if isinstance(value, dict) and value:
-        items = [f"{inner}{json.dumps(k)}: {_compact(v, depth + 1)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(items) + "\n" + "  " * depth + "}"
-    if isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
-        items = [inner + _compact(v, depth + 1) for v in value]
-        return "[\n" + ",\n".join(items) + "\n" + "  " * depth + "]"
-    return json.dumps(value, allow_nan=False)
 
 
 def _refuse_constant(name: str) -> float:

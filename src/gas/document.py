@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from gas.grids import as_grid
 from gas.schedule import schedule_from_config
 
-__all__ = ["Document", "Entry"]
+__all__ = ["Document", "Entry", "compact"]
 
 
 class _Strict(BaseModel):
@@ -81,3 +81,15 @@ class Document(_Strict):
                 )
         json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
         return self
+
+
+def compact(value: Any, depth: int = 0) -> str:
+    """Return JSON with one line a list of numbers: short, and readable in a diff."""
+    inner = "  " * (depth + 1)
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(k)}: {compact(v, depth + 1)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(items) + "\n" + "  " * depth + "}"
+    if isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        items = [inner + compact(v, depth + 1) for v in value]
+        return "[\n" + ",\n".join(items) + "\n" + "  " * depth + "]"
+    return json.dumps(value, allow_nan=False)

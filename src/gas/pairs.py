@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +15,11 @@ from torch import Tensor
 from gas.columns import WhenAsked, open_columns
 from gas.files import write_bytes
 from gas.model import Model, conditions_of, decode_all, labels_of_seeds, noise_of_seeds
+from gas.recipe import PairsSpec, recipe_of, source_of
 from gas.sample import sample
 from gas.shards import (
     AGAIN,
     MANIFEST,
-    RECIPE,
     Json,
     checked,
     comparable,
@@ -36,37 +34,6 @@ from gas.shards import (
 from gas.table import Table
 
 __all__ = ["Pairs", "PairsProgress", "PairsSpec", "join_pairs", "read_pairs", "teach", "write_pairs"]
-
-
-@dataclass(frozen=True)
-class PairsSpec:
-    """What decides the bytes of a set of pairs, beside the model and the teacher's table.
-
-    Args:
-        seeds: one sample each; contiguous.
-        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing).
-        guidance: scale of classifier-free guidance; 1 is the plain conditional model.
-        shard: samples a file.
-        labelled: give a class-conditional model the label ``seed mod classes``.
-        decoded: also store what the model's decoder makes of the samples, as float16.
-
-    Raises:
-        ValueError: for seeds that are empty, negative or not contiguous, and numbers out of range.
-    """
-
-    seeds: range
-    teacher: Mapping[str, Any]
-    guidance: float = 1.0
-    shard: int = 256
-    labelled: bool = True
-    decoded: bool = False
-
-    def __post_init__(self) -> None:
-        s = self.seeds
-        if not isinstance(s, range) or len(s) == 0 or s.step != 1 or s.start < 0 or s.stop > 2**63:
-            raise ValueError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
-        if self.shard < 1 or not math.isfinite(self.guidance):
-            raise ValueError(f"shard must be 1 or more, guidance finite; got {self.shard}, {self.guidance}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +136,7 @@ def write_pairs(
         OSError: when the folder cannot be written or the disk is full; what was written stays valid.
     """
     folder, table, total = Path(folder), table.detach(), len(spec.seeds)
-    manifest = open_folder(folder, _recipe(model, table, spec, batch))
+    manifest = open_folder(folder, recipe_of(model, table, spec, batch))
     todo = [entry for entry in manifest["shards"] if not is_whole(folder, entry)]
     done = resumed = total - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, total, resumed)
@@ -209,7 +176,7 @@ def read_pairs(
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
     unsaid = {key: value for key, value in recipe.items() if key != "conditions"}
-    here = recipe if model is None else {**unsaid, **_source(model)}
+    here = recipe if model is None else {**unsaid, **source_of(model)}
     here = {**here, "model": comparable(recipe["model"], here["model"])}
     if other := differences(recipe, here):
         raise ValueError(f"the pairs in {folder} were made with another model or schedule ({other})")
@@ -288,29 +255,3 @@ def _shard(model: Model, table: Table, recipe: Json, entry: Json) -> dict[str, T
     if "decoded" in recipe:
         tensors["decoded"] = decode_all(model, [part.target for part in parts])
     return checked("the teacher's answer", tensors, recipe, entry)
-
-
-def _recipe(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
-    """Return everything that decides the bytes, in plain JSON."""
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
-    if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):
-        raise ValueError(f"model.noise({seeds[:1]}) must be gas.model.noise_of_seeds: only the seed is kept")
-    arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
-    digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
-    rest = (shape, digest, dict(spec.teacher), spec.guidance, classes, seeds, spec.shard, batch)
-    told: dict[str, Any] = dict(zip(RECIPE[2:], rest, strict=True))
-    if spec.decoded:
-        told["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
-    return _source(model, **told)
-
-
-def _source(model: Model, **more: Any) -> dict[str, Any]:
-    source = {
-        "model": dict(model.identity()),
-        "schedule": model.schedule.config(),
-        **conditions_of(model),
-        **more,
-    }
-    return dict(json.loads(json.dumps(source, allow_nan=False)))

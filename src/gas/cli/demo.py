@@ -47,7 +47,8 @@ def demo(
     """
     from gas.artefact import load, save
     from gas.catalogue import Classical
-    from gas.cli.evaluate import print_comparisons, taught
+    from gas.cli.comparisons import print_comparisons
+    from gas.cli.evaluate import taught
     from gas.cli.pairs import run_teacher
     from gas.pairs import read_pairs
     from gas.report import require_matplotlib

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
+from gas.cli.comparisons import print_comparisons, print_distributions
 from gas.cli.options import (
     Call,
     Compile,
@@ -22,7 +23,7 @@ from gas.cli.options import (
     parse_nfes,
     parse_seeds,
 )
-from gas.cli.screen import bar, note, print_json, print_table, tracked
+from gas.cli.screen import bar, note, print_json, tracked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gas.artefact import Artefact
     from gas.catalogue import Classical
     from gas.compare import Comparison, Yardstick
-    from gas.metrics import Distribution
     from gas.model import Model
     from gas.pairs import Pairs
     from gas.table import Table
@@ -39,8 +39,6 @@ __all__ = [
     "best_on",
     "evaluate",
     "held_out",
-    "print_comparisons",
-    "print_distributions",
     "taught",
     "yardstick",
 ]
@@ -197,12 +195,6 @@ def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[C
     return best.classical, best.table
 
 
-def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
-    """Print comparisons as a table."""
-    columns = ["solver", "NFE", "MSE to teacher", "L1", "PSNR dB", "Frechet to data", "to teacher"]
-    print_table(title, columns, [_cells(row) for row in rows], strong=strong)
-
-
 def _measure(
     model: Model, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
@@ -251,57 +243,6 @@ def held_out(model: Model, folder: Path) -> Tensor:
     if model.name != "mnist" or tuple(images.shape[1:]) != model.sample_shape:
         raise ValueError(f"--real takes MNIST's IDX files, which model {model.name} is not of: leave it out")
     return images
-
-
-def _cells(row: Comparison) -> list[str]:
-    data = "" if row.frechet_data is None else f"{row.frechet_data:.2f}"
-    teacher = "" if row.to_teacher is None or row.psnr is None else f"{row.to_teacher.frechet:.2f}"
-    error = "" if row.psnr is None else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
-    error_l1 = "" if row.psnr is None else f"{row.l1:.4f}"
-    return [
-        row.name,
-        str(row.nfe),
-        error,
-        error_l1,
-        "" if row.psnr is None else f"{row.psnr:.1f}",
-        data,
-        teacher,
-    ]
-
-
-def print_distributions(
-    title: str, rows: list[Comparison], *, strong: str = "GS", data: bool = False
-) -> None:
-    """Print what tells distributions from the teacher's apart, or from the data's; nothing where that is unknown."""
-    if all((row.to_data if data else row.to_teacher) is None for row in rows):
-        return
-    columns = ["solver", "NFE", *([] if data else ["Frechet to data"])]
-    columns += [f"Frechet to {'real images' if data else 'teacher'}", "kernel distance"]
-    columns += ["precision", "recall", "density", "coverage"]
-    cells = [_data_cells(row) if data else _distribution_cells(row) for row in rows]
-    print_table(title, columns, cells, strong=strong)
-
-
-def _distribution_cells(row: Comparison) -> list[str]:
-    data = ""
-    if row.frechet_data is not None and row.frechet_data_interval is not None:
-        low, high = row.frechet_data_interval
-        data = f"{row.frechet_data:.2f} [{low:.2f}, {high:.2f}]"
-    # The teacher against itself says nothing.
-    return [row.name, str(row.nfe), data, *_figures(None if row.psnr is None else row.to_teacher)]
-
-
-def _data_cells(row: Comparison) -> list[str]:
-    return [row.name, str(row.nfe), *_figures(row.to_data)]
-
-
-def _figures(found: Distribution | None) -> list[str]:
-    if found is None:
-        return [""] * 6
-    low, high = found.frechet_interval
-    kernel = f"{found.kernel:.2f} ± {found.kernel_std:.2f}"
-    shares = [""] * 4 if found.prdc is None else [f"{value:.3f}" for value in vars(found.prdc).values()]
-    return [f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:

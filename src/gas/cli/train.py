@@ -23,12 +23,11 @@ from gas.cli.options import (
     parse_nfes,
 )
 from gas.cli.screen import note, print_json, print_table
+from gas.cli.settings import adversarial_settings, adversary_of, config_of
 
 if TYPE_CHECKING:
-    from gas.adversary import Adversary
     from gas.distill import Distilled
     from gas.model import Model
-    from gas.optimizers import Adam, GaussNewton
     from gas.pairs import Pairs
 
 __all__ = ["train"]
@@ -119,7 +118,7 @@ def train(
         raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes = parse_nfes(nfe)
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
-    config = _config(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
+    config = config_of(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):
         raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
@@ -133,10 +132,10 @@ def train(
         "critic_weights": None if critic_weights is None else str(critic_weights),
         "critic_steps": critic_steps,
     }
-    told_gas = _adversarial_settings(objective, given)
+    told_gas = adversarial_settings(objective, given)
     adversary = None
     if told_gas is not None:
-        adversary = _adversary(
+        adversary = adversary_of(
             loaded, kept, told_gas, seed=seed, memory=memory, batch=batch, precision=precision
         )
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
@@ -200,113 +199,6 @@ def _save(
             for r in results
         },
     )
-
-
-def _adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any] | None:
-    """The settings of GAS, or ``None`` for GS, which has none of them."""
-    from gas.adversary import BALANCE
-
-    named = [name for name, value in given.items() if value is not None]
-    if objective not in ("gs", "gas"):
-        raise ValueError(f"objective must be gs or gas, got {objective!r}")
-    if objective == "gs":
-        if named:
-            raise ValueError(
-                f"--{named[0].replace('_', '-')} is a setting of --objective gas: add that or leave it out"
-            )
-        return None
-    if given["weight"] is not None and given["balance"] is not None:
-        raise ValueError("--weight and --balance are two measures of one thing: leave one out")
-    usual = {
-        "weight": None,
-        "balance": None if given["weight"] is not None else BALANCE,
-        "critic": "relativistic",
-        "pairing": "independent",
-        "gas_iterations": 400,
-        "critic_weights": None,
-        "critic_steps": 1,
-    }
-    return {**usual, **{name: given[name] for name in named}}
-
-
-def _adversary(
-    model: Model,
-    pairs: Pairs,
-    settings: dict[str, Any],
-    *,
-    seed: int,
-    memory: str,
-    batch: int | None,
-    precision: str,
-) -> Adversary:
-    from gas.adversary import GAS, adversary_for
-    from gas.discriminator import load_discriminator
-
-    weights = settings["critic_weights"]
-    iterations = settings["gas_iterations"]
-    every = min(GAS.validate_every, iterations)
-    told: dict[str, Any] = {"seed": seed, "iterations": iterations, "validate_every": every, "memory": memory}
-    if batch is not None:
-        told["batch"] = batch
-    config = replace(GAS, **told)
-    return adversary_for(
-        model,
-        pairs,
-        weight=settings["weight"],
-        balance=settings["balance"] or 0.0,
-        objective=settings["critic"],
-        pairing=settings["pairing"],
-        config=config,
-        steps=settings["critic_steps"],
-        network=None if weights is None else load_discriminator(weights),
-        seed=seed,
-        precision=precision,
-    )
-
-
-def _config(
-    method: str,
-    loss: str,
-    start: str,
-    iterations: int | None,
-    batch: int | None,
-    learning_rate: float | None,
-    relax: float | None,
-    memory: str,
-    seed: int,
-) -> Adam | GaussNewton:
-    from gas.distill import FINISH
-    from gas.losses import is_sum_of_squares, loss_by_name
-    from gas.optimizers import PAPER, Adam, GaussNewton
-
-    methods: dict[str, Adam | GaussNewton] = {
-        "gauss-newton": FINISH if start == "best" else GaussNewton(),
-        "adam": Adam(),
-        "paper": PAPER,
-    }
-    if method == "auto":
-        method = "gauss-newton" if is_sum_of_squares(loss_by_name(loss)) else "adam"
-    if method not in methods:
-        raise ValueError(f"method must be auto or one of {', '.join(methods)}, got {method!r}")
-    given: dict[str, Any] = {
-        "iterations": iterations,
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "relax": relax,
-        "seed": seed,
-    }
-    if method != "gauss-newton":  # which keeps no graph
-        given["memory"] = memory
-    if method == "gauss-newton":
-        for name in ("learning_rate", "relax"):
-            if given.pop(name) is not None:
-                raise ValueError(f"gauss-newton has no {name}: choose --method adam or leave it out")
-        if not is_sum_of_squares(loss_by_name(loss)):
-            raise ValueError(
-                f"gauss-newton needs --loss l2, a sum of squares, got {loss}: choose --method adam"
-            )
-        given["largest"] = None if batch is None else max(batch, GaussNewton().largest)
-    return replace(methods[method], **{name: value for name, value in given.items() if value is not None})
 
 
 def _report(results: list[Distilled], loss: str, pairs: int, name: str, json: bool) -> None:
