@@ -1,5 +1,7 @@
 """GS and GAS over several training seeds, measured on the same unseen seeds: ``python bench/gas_seeds.py --help``.
 
+Between them stands a control: GAS's steps of Adam, batches and choice of the best, but a critic of weight 0. What GAS
+has over GS is the critic's doing only as far as the control does not have it too.
 Every solver is a cell with a JSON file of its own; those that are there are not made again, and an interrupted
 training goes on. The teacher's samples come from ``gas pairs``. Print the table with ``bench/gas_report.py``.
 """
@@ -48,7 +50,7 @@ def main() -> None:
     for nfe in parse_nfes(options.nfe):
         bench.cell(f"{nfe}-classical", lambda nfe=nfe: bench.classical(nfe))
         for seed in range(options.seeds):
-            for kind in ("gs", "gas"):
+            for kind in ("gs", "gas", "control"):
                 bench.cell(
                     f"{nfe}-{kind}-{seed}",
                     lambda nfe=nfe, kind=kind, seed=seed: bench.learned(nfe, kind, seed),
@@ -104,12 +106,13 @@ class Bench:
         """Train a solver, or read the one that an interrupted run has trained, and measure it."""
         path = self.options.work / f"{self.options.model}-{nfe}-{kind}-{seed}.json"
         if not path.exists():
-            gas.save(path, {"gs": self.gs, "gas": self.gas}[kind](nfe, seed), model=self.model)
+            solver = self.gs(nfe, seed) if kind == "gs" else self.gas(nfe, kind, seed)
+            gas.save(path, solver, model=self.model)
         samples = path.with_suffix(".safetensors") if seed == 0 else None
         return {
             **self.measured(kind.upper(), gas.load(path).table(nfe), samples),
             "training_seed": seed,
-            **({"balance": self.options.balance} if kind == "gas" else {}),
+            **({} if kind == "gs" else {"balance": self.balance(kind)}),
         }
 
     def gs(self, nfe: int, seed: int) -> GeneralizedSolver | Table:
@@ -122,19 +125,23 @@ class Bench:
         )
         return last.solver
 
-    def gas(self, nfe: int, seed: int) -> GeneralizedSolver:
-        """GAS, which goes on from GS of the same seed."""
+    def balance(self, kind: str) -> float:
+        """The critic's weight in units of the paired loss: none in the control."""
+        return 0.0 if kind == "control" else float(self.options.balance)
+
+    def gas(self, nfe: int, kind: str, seed: int) -> GeneralizedSolver:
+        """GAS or its control, which go on from GS of the same seed."""
         model, work = self.model, self.options.work
         table = gas.load(work / f"{self.options.model}-{nfe}-gs-{seed}.json").table(nfe)
         solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end)
         adversary = adversary_for(
-            model, self.pairs, balance=self.options.balance, config=replace(GAS, seed=seed), seed=seed
+            model, self.pairs, balance=self.balance(kind), config=replace(GAS, seed=seed), seed=seed
         )
-        checkpoint = work / f"{self.options.model}-{nfe}-gas-{seed}.pt"
+        checkpoint = work / f"{self.options.model}-{nfe}-{kind}-{seed}.pt"
         for record in against(adversary, solver, model, self.pairs, self.validation, checkpoint=checkpoint):
             logs = " ".join(f"{name} {value:.3g}" for name, value in record.logs.items())
             print(
-                f"  NFE {nfe} seed {seed} at {record.iteration}: {record.validation_loss:.4f} {logs}",
+                f"  NFE {nfe} {kind} seed {seed} at {record.iteration}: {record.validation_loss:.4f} {logs}",
                 flush=True,
             )
         return solver
