@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import gas
 from gas.cli import app
-from gas.discriminator import MNIST, R3GANDiscriminator
+from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
 from gas.metrics import distribution, extract
 from gas.zoo import data
 
@@ -179,6 +179,12 @@ def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
         *gas,
         "--critic-weights",
         tmp_path / "mnist.safetensors",
+    ]
+    save_file(R3GANDiscriminator(**{**DIGITS, "in_channels": 3}).state_dict(), tmp_path / "rgb.safetensors")
+    cases["takes x of shape (B, 3, 8, 8), got (1, 1, 8, 8)"] = [
+        *gas,
+        "--critic-weights",
+        tmp_path / "rgb.safetensors",
     ]
     cases["no R3GAN discriminator"] = [*gas, "--critic-weights", tmp_path / "other.safetensors"]
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
