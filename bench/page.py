@@ -17,7 +17,7 @@ with `--device cuda`. Numbers are of one machine on one day: compare them with e
 
 def main() -> None:
     """Write the page from whatever has been measured."""
-    parts = [HEAD, _memory(), _throughput(), _precision(), _sampler(), _cost()]
+    parts = [HEAD, _memory(), _throughput(), _precision(), _sampler(), _scheduler(), _cost()]
     PAGE.write_text("\n".join(filter(None, parts)))
     print(f"wrote {PAGE}")
 
@@ -123,13 +123,36 @@ def _sampler() -> str:
     found = _read("sampler")
     if not found:
         return ""
-    lines = [
-        "| | |",
-        "|---|---|",
-        *(f"| {row['name']} | {row['value']:.3g} {row['unit']} |" for row in found),
-    ]
-    said = "\nWhat sampling costs beside the network, which here is free.\n\n"
-    return _section("Sampler overhead", found) + said + "\n".join(lines) + "\n"
+    said = "\nWhat sampling costs beside the network, which here is free: milliseconds a run, and tensor operations a "
+    said += "step.\n"
+    tables = []
+    for size in dict.fromkeys(row["size"] for row in found):
+        at = {(r["name"], r["way"], r["nfe"]): r["value"] for r in found if r["size"] == size}
+        nfes = sorted({nfe for _, _, nfe in at})
+        lines = [f"| {size} |" + "".join(f" {n} calls |" for n in nfes), "|---|" + "---|" * len(nfes)]
+        for way in dict.fromkeys(way for _, way, _ in at):
+            times = [f"{at['solver time', way, n]:.3g} ms" for n in nfes]
+            counts = [at.get(("tensor operations a step", way, n)) for n in nfes]
+            told = [t if c is None else f"{t}, {c:.3g}" for t, c in zip(times, counts, strict=True)]
+            lines.append(f"| {way} | " + " | ".join(told) + " |")
+        for other in ("diffusers' UniPC", "diffusers' DPM++ multistep", "GS's history read once"):
+            shares = [at["solver time", "GS", n] / at["solver time", other, n] for n in nfes]
+            lines.append(f"| GS / {other} | " + " | ".join(f"{share:.3g}" for share in shares) + " |")
+        tables.append("\n".join(lines) + "\n")
+    return _section("Sampler overhead", found) + said + "\n" + "\n".join(tables)
+
+
+def _scheduler() -> str:
+    found = _read("scheduler")
+    if not found:
+        return ""
+    at = {(r["size"], r["nfe"], r["way"]): r["value"] for r in found}
+    lines = ["| latents | calls | GASScheduler | UniPC | ratio |", "|---|---|---|---|---|"]
+    for size, nfe in dict.fromkeys((size, nfe) for size, nfe, _ in at):
+        mine, theirs = at[size, nfe, "GASScheduler"], at[size, nfe, "UniPC"]
+        lines.append(f"| {size} | {nfe} | {mine:.0f} us | {theirs:.0f} us | {mine / theirs:.3f} |")
+    said = "\nThe same in diffusers: time of one `step()`, median over runs, in turn.\n\n"
+    return _section("Scheduler step", found) + said + "\n".join(lines) + "\n"
 
 
 def _cost() -> str:

@@ -6,18 +6,14 @@ operations a step, and how far each is from memory bandwidth: from reading once 
 """
 
 import argparse
-import datetime
-import json
 import math
-import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import diffusers
+import rows
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,44 +53,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/bench/sampler.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device(options.device)
-    command = f"python bench/sampler_overhead.py --device {device.type} --repeats {options.repeats}"
-    fixed = {"command": command, "machine": machine(device), "date": datetime.date.today().isoformat()}
-    rows = []
+    device, found = torch.device(options.device), []
     for shape in SHAPES:
         for nfe in NFES:
-            for name, value, unit in measured(shape, nfe, device, options.repeats):
-                size = "x".join(map(str, shape))
-                rows.append({"name": f"{name}, NFE {nfe}, {size}", "value": value, "unit": unit, **fixed})
-                print(f"| {rows[-1]['name']} | {value:g} {unit} |", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n")
+            size = "x".join(map(str, shape))
+            for name, way, value, unit in measured(shape, nfe, device, options.repeats):
+                found.append(rows.row(name, value, unit, options.device, way=way, nfe=nfe, size=size))
+                print(f"{way}, {nfe} calls, {size}: {name} {value:.4g} {unit}", flush=True)
+    rows.write("sampler", found)
 
 
 @torch.no_grad()
 def measured(
     shape: tuple[int, ...], nfe: int, device: torch.device, repeats: int
-) -> Iterator[tuple[str, float, str]]:
-    """Yield name, value and unit of every figure of one size."""
+) -> Iterator[tuple[str, str, float, str]]:
+    """Yield what was measured of which way to sample, value and unit: every figure of one size."""
     x, known = torch.randn(shape, device=device), tables(nfe)
     answers = [torch.randn_like(x) for _ in range(nfe)]
     loops = {name: Loop(ours(table, x, answers)) for name, table in known.items()}
     loops |= {f"diffusers' {name}": theirs(kind, x, answers) for name, kind in SCHEDULERS.items()}
-    loops |= {f"{name}'s history read once": Loop(reads(table, answers)) for name, table in known.items()}
-    times = fastest(loops, device, repeats)
-    for name, milliseconds in times.items():
-        yield name, round(milliseconds, 4), "ms"
-    for name in [*known, *(f"diffusers' {name}" for name in SCHEDULERS)]:
-        loops[name].prepare()
+    reading = {f"{name}'s history read once": Loop(reads(table, answers)) for name, table in known.items()}
+    for way, milliseconds in fastest({**loops, **reading}, device, repeats).items():
+        yield "solver time", way, milliseconds, "ms"
+    for way, loop in loops.items():
+        loop.prepare()
         with Counted() as counted:
-            loops[name].run()
-        yield f"{name}, tensor operations a step", counted.calls.total() / nfe, "operations"
-    for name in known:
-        for other in [*(f"diffusers' {other}" for other in SCHEDULERS), f"{name}'s history read once"]:
-            yield f"{name} / {other}", round(times[name] / times[other], 3), "ratio"
+            loop.run()
+        yield "tensor operations a step", way, counted.calls.total() / nfe, ""
 
 
 def tables(nfe: int) -> dict[str, gas.Table]:
@@ -171,12 +158,6 @@ def wait(device: torch.device) -> None:
     """Let a GPU finish what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def machine(device: torch.device) -> str:
-    """What the figures were taken on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{name}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, diffusers {diffusers.__version__}"
 
 
 if __name__ == "__main__":
