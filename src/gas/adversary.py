@@ -22,14 +22,14 @@ from gas.table import Table
 __all__ = ["BALANCE", "GAS", "WATCHED", "Adversary", "Watched", "adversary_for"]
 
 # Weight of the adversarial loss in units of the paired loss that GS ends with.
-BALANCE = 40.0
+BALANCE = 10.0
 
 # Samples that candidates are compared on. No teacher runs for them, and their seeds are far from any pair's.
 WATCHED = 1024
 _FIRST_WATCHED = 2**41
 
 # Ours: the solver has converged before a critic speaks, so small steps of a well-averaged solver.
-GAS = Adam(iterations=400, batch=24, learning_rate=2e-3, ema=0.98, validate_every=100)
+GAS = Adam(iterations=250, batch=24, learning_rate=2e-3, ema=0.98, validate_every=50)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def adversary_for(
     config: Adam = GAS,
     learning_rate: float = 3e-4,
     warmup: int | None = None,
-    penalty: float = 0.2,
+    penalty: float = 2.0,
     steps: int = 1,
     network: nn.Module | None = None,
     watched: int = WATCHED,
@@ -129,8 +129,9 @@ def adversary_for(
         pairing: ``"independent"`` or ``"paired"``.
         config: settings of Adam.
         learning_rate: of the critic. The paper's 1e-5 is for critics that were pretrained; these are not.
-        warmup: iterations before the solver hears of the critic, fewer than there are; by default a quarter of them.
-        penalty: gamma of R1 and R2.
+        warmup: iterations before the solver hears of the critic, fewer than there are; by default two fifths of them.
+        penalty: gamma of R1 and R2. The paper's 0.2 is for pretrained critics; one that learns from nothing on few
+            pairs soon tells every sample apart, and what it then asks for is noise, unless its gradient is held.
         steps: of the critic for one of the solver.
         network: a critic to start from, left as it is, for instance :func:`gas.discriminator.load_discriminator`'s; by
             default one of random weights.
@@ -152,7 +153,7 @@ def adversary_for(
             f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
         )
 
-    unheard = config.iterations // 4 if warmup is None else warmup
+    unheard = 2 * config.iterations // 5 if warmup is None else warmup
     if unheard >= config.iterations:
         raise ValueError(f"warmup must be below the {config.iterations} iterations, got {unheard}")
 

@@ -28,7 +28,7 @@ def ablate(
     nfe: Annotated[int, typer.Option(help="Network evaluations.", min=1)] = 2,
     validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2)] = 256,
     seeds: Annotated[str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST.")] = "50000:50512",
-    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic.", min=1)] = 400,
+    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic.", min=1)] = 250,
     batch: Annotated[int | None, typer.Option(help="Pairs a step against the critic.", min=1)] = None,
     onto: Annotated[str, typer.Option(help="The model that a transfer is measured on.")] = "",
     seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,

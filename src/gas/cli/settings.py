@@ -38,7 +38,7 @@ def adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any
         "balance": None if given["weight"] is not None else BALANCE,
         "critic": "relativistic",
         "pairing": "independent",
-        "gas_iterations": 400,
+        "gas_iterations": GAS.iterations,
         "critic_weights": None,
         "critic_steps": 1,
     }

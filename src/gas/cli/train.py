@@ -76,7 +76,7 @@ def train(
         ),
     ] = None,
     gas_iterations: Annotated[
-        int | None, typer.Option(help="Steps of Adam against the critic (gas); default 400.", min=1)
+        int | None, typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1)
     ] = None,
     critic_weights: Annotated[
         Path | None,
