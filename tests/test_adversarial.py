@@ -370,9 +370,9 @@ def test_critics_of_their_own_size_are_made_afresh_for_every_solver():
         adversary_for(MODEL, pairs)
     with pytest.raises(ValueError, match="a critic needs pairs to learn from, got none: make some"):
         adversary_for(model, pairs.subset(slice(0, 0)))
-    with pytest.raises(ValueError, match="warmup must be below the 400 iterations, got 400"):
+    with pytest.raises(ValueError, match="warmup must be below the 250 iterations, got 400"):
         adversary_for(model, pairs, warmup=400)
-    assert first.warmup == 100
+    assert (first.warmup, first.penalty) == (100, 2.0)
     assert not adversary_for(model, pairs, weight=0.0).speaks()
 
 
@@ -449,7 +449,7 @@ def test_a_pretrained_critic_is_copied_and_must_fit_the_samples():
     network = R3GANDiscriminator(**DIGITS)
     adversary = adversary_for(model, pairs, network=network, steps=2)
     (critic,) = adversary.critics()
-    assert critic.steps == 2
+    assert (critic.steps, critic.penalty) == (2, 0.2)
     assert critic.network is not network
     assert torch.equal(parameters(critic.network), parameters(network))
     with pytest.raises(ValueError, match=r"takes x of shape \(B, 1, 32, 32\), got \(1, 1, 8, 8\)"):

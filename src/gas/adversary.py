@@ -24,6 +24,9 @@ __all__ = ["BALANCE", "GAS", "WATCHED", "Adversary", "Watched", "adversary_for"]
 # Weight of the adversarial loss in units of the paired loss that GS ends with.
 BALANCE = 10.0
 
+# Weight of the critic's gradient penalty: the paper's, and for a critic of random weights.
+PAPER_PENALTY, FRESH_PENALTY = 0.2, 2.0
+
 # Samples that candidates are compared on. No teacher runs for them, and their seeds are far from any pair's.
 WATCHED = 1024
 _FIRST_WATCHED = 2**41
@@ -111,7 +114,7 @@ def adversary_for(
     config: Adam = GAS,
     learning_rate: float = 3e-4,
     warmup: int | None = None,
-    penalty: float = 2.0,
+    penalty: float | None = None,
     steps: int = 1,
     network: nn.Module | None = None,
     watched: int = WATCHED,
@@ -130,8 +133,8 @@ def adversary_for(
         config: settings of Adam.
         learning_rate: of the critic. The paper's 1e-5 is for critics that were pretrained; these are not.
         warmup: iterations before the solver hears of the critic, fewer than there are; by default two fifths of them.
-        penalty: gamma of R1 and R2. The paper's 0.2 is for pretrained critics; one that learns from nothing on few
-            pairs soon tells every sample apart, and what it then asks for is noise, unless its gradient is held.
+        penalty: gamma of R1 and R2; by default the paper's 0.2 for a critic that is given, and 2 for a fresh one, which
+            else soon tells every sample apart, and asks for noise.
         steps: of the critic for one of the solver.
         network: a critic to start from, left as it is, for instance :func:`gas.discriminator.load_discriminator`'s; by
             default one of random weights.
@@ -156,6 +159,9 @@ def adversary_for(
     unheard = 2 * config.iterations // 5 if warmup is None else warmup
     if unheard >= config.iterations:
         raise ValueError(f"warmup must be below the {config.iterations} iterations, got {unheard}")
+
+    if penalty is None:
+        penalty = FRESH_PENALTY if network is None else PAPER_PENALTY
 
     def critics() -> list[Critic]:
         with torch.random.fork_rng(devices=[]):

@@ -105,7 +105,7 @@ def test_train_against_a_critic(work, tmp_path):
     run("train", *SMALL, *words, "--out", tmp_path / "gas.json")
     document = gas.load(tmp_path / "gas.json").document
     assert document.training["objective"] == "gas"
-    assert (document.training["weight"], document.training["balance"]) == (None, 40.0)
+    assert (document.training["weight"], document.training["balance"]) == (None, 10.0)
     plain = gas.load(work / "digits.json").document  # the same kind of file, so the same cost when sampling
     assert type(document.solvers[0]) is type(plain.solvers[0])
     assert set(document.model_dump()) == set(plain.model_dump())

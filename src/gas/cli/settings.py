@@ -20,7 +20,7 @@ def adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any
     Raises:
         ValueError: for another objective, settings of GAS without it, or two measures of one weight.
     """
-    from gas.adversary import BALANCE
+    from gas.adversary import BALANCE, GAS
 
     named = [name for name, value in given.items() if value is not None]
     if objective not in ("gs", "gas"):
