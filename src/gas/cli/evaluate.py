@@ -23,6 +23,7 @@ from gas.cli.options import (
     parse_nfes,
     parse_seeds,
 )
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, model_of, was_given
 from gas.cli.screen import bar, note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
 @command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512")
 def evaluate(
+    context: typer.Context,
     solver: Annotated[
         list[Path], typer.Option("--solver", "-s", help="A solver file; repeat it to compare several.")
     ],
@@ -72,6 +74,9 @@ def evaluate(
         ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
+    preset: PresetName = "",
+    settings: Settings = None,
+    weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -83,9 +88,18 @@ def evaluate(
 
     An NFE of --nfe between two of the file's gets a table interpolated from them, named so. A baseline without a
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
-    it. The first file names the teacher.
+    it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
+    from gas.precision import precise
+
+    setup = chosen_preset(
+        context, preset, settings, ("solver", "nfe", "seeds", "baselines", "every", "picture")
+    )
+    loaded: Model = (
+        load_model(model, device, precision, compiled, prompts=prompts, call=call)
+        if setup is None
+        else precise(model_of(setup, weights, prompts=prompts, device=device), precision, compiled=compiled)
+    )
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
@@ -93,6 +107,8 @@ def evaluate(
         for one in artefacts.values():
             one.neighbours(n)  # refuses what is neither trained nor between two that are
     chosen, guidance = parse_seeds(seeds), artefact.document.guidance
+    if setup is not None and not was_given(context, "seeds"):
+        chosen = range(*setup.evaluation_seeds)
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():
@@ -110,7 +126,12 @@ def evaluate(
         note(f"wrote {picture}")
     if json:
         seeds_used = [chosen.start, chosen.stop]
-        print_json({"model": loaded.name, "seeds": seeds_used, "rows": [asdict(r) for r in rows]})
+        told = {
+            "model": loaded.name,
+            **({} if setup is None else {"preset": setup.name}),
+            "seeds": seeds_used,
+        }
+        print_json({**told, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
         strong = list(artefacts)[-1]

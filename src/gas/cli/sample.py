@@ -21,6 +21,7 @@ from gas.cli.options import (
     load_model,
     parse_seeds,
 )
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, model_of
 from gas.cli.screen import note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = ["sample"]
 
 @command("gas sample --model mnist --solver runs/mnist.json --nfe 4 --seeds 24 --out runs/samples.png")
 def sample(
+    context: typer.Context,
     solver: SolverFile,
     out: Annotated[Path, typer.Option(help="A .png picture, or .npz or .safetensors arrays.")],
     model: ModelName = "mnist",
@@ -42,6 +44,9 @@ def sample(
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "24",
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    preset: PresetName = "",
+    settings: Settings = None,
+    weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -54,6 +59,7 @@ def sample(
 
     from gas.artefact import load
     from gas.model import labels_of_seeds
+    from gas.precision import precise
     from gas.sample import sample as run
 
     if batch < 1:
@@ -61,7 +67,12 @@ def sample(
     suffixes = (".png", ".npz", ".safetensors")
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
+    setup = chosen_preset(context, preset, settings, ("solver", "out", "nfe", "seeds", "label", "batch"))
+    loaded: Model = (
+        load_model(model, device, precision, compiled, prompts=prompts, call=call)
+        if setup is None
+        else precise(model_of(setup, weights, prompts=prompts, device=device), precision, compiled=compiled)
+    )
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)

@@ -1,0 +1,270 @@
+"""The published setups: every setting can be changed, and each runs from its files to a report by real commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import gas
+import standins
+from gas.cli import app
+from gas.presets import PRESETS, Preset, find_files, open_backbone, preset_by_name
+from gas.presets.preset import FIXED
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+SETTINGS = [f.name for f in fields(Preset) if f.name not in FIXED]
+
+
+def run(*words: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def refused(*words: object) -> str:
+    """The one line that a bad call is answered with."""
+    result = run(*words, code=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output, result.output
+    return str(lines[0])
+
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_are_told_as_they_are_set(name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.changed(f"{key}={value}" for key, value in preset.told().items()) == preset
+    assert set(preset.told()) == set(SETTINGS) and preset.name == name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_can_be_changed(name: str) -> None:
+    """To another value of its type, and to nothing of another type; its neighbours stay."""
+    preset = PRESETS["cifar10"]
+    others: dict[str, object] = {
+        "teacher": "ipndm-2", "teacher_grid": "time_uniform", "solver": "ld3", "start": "ipndm-3/log_snr",
+        "decay": "cosine", "memory": "flat", "keep": "last", "keep_gas": "best", "objective": "classic",
+        "pairing": "paired", "loss": "l1", "relax": 0.25, "ema": 0.5, "guidance": 1.5,
+    }  # fmt: skip
+    value = getattr(preset, name)
+    other = others.get(name)
+    if other is None:
+        other = f"{value}x" if isinstance(value, str) else value
+        other = (
+            tuple(2 * x if isinstance(x, int) else x / 2 for x in value)
+            if isinstance(value, tuple)
+            else other
+        )
+        other = value + 1 if isinstance(value, int) else value / 2 if isinstance(value, float) else other
+    text = ",".join(map(str, other)) if isinstance(other, tuple) else str(other)
+    changed = preset.changed([f"{name}={text}"])
+    assert getattr(changed, name) == other != value
+    assert {k: v for k, v in vars(changed).items() if k != name} == {
+        k: v for k, v in vars(preset).items() if k != name
+    }
+    if not isinstance(value, str):
+        with pytest.raises(ValueError, match=f"^{name} must be "):
+            preset.changed([f"{name}=many"])
+    with pytest.raises(ValueError, match=f"unknown setting '{name}q'.*did you mean '{name}'"):
+        preset.changed([f"{name}q=1"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("batch", "a setting must be like batch=8, got 'batch'"),
+        ("batch=0", "batch must be positive, got 0"),
+        ("name=x", "unknown setting 'name'"),
+        ("betas=0.9", "betas must be 2 values separated by a comma, got '0.9'"),
+        ("betas=0.9,2", r"betas must be two numbers in \[0, 1\)"),
+        ("teacher=unipc", "unknown solver 'unipc': did you mean 'unipc-"),
+        ("teacher_grid=logsnr", "unknown grid 'logsnr': did you mean 'log_snr'"),
+        ("solver=gss", "unknown solver 'gss': did you mean 'gs'"),
+        ("keep=worst", "keep must be one of best, last, got 'worst'"),
+        ("weight=-1", "weight of critic 'samples' must be at least 0, got -1"),
+        ("pairs=60000", r"pairs and validation must fit into teacher_seeds, got 60000 \+ 1000"),
+        ("evaluation_seeds=5,5", "evaluation_seeds must be FIRST,LAST"),
+        ("t_end=1", r"t_end must lie in \(0, 1\), got 1"),
+        ("validation=0", "validation must be at least 1"),
+        ("nfes=", "nfes must be numbers from 1 up"),
+    ],
+)
+def test_settings_that_make_no_sense(setting: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PRESETS["ffhq"].changed([setting])
+
+
+def test_the_papers_numbers() -> None:
+    """Of each setup, a few that differ: method.md's table read once more, by hand."""
+    told = {
+        name: (
+            p.t_end,
+            p.batch,
+            p.iterations,
+            p.iterations_gas,
+            p.pairs,
+            p.pairs_gas,
+            p.validation,
+            p.weight,
+            p.guidance,
+        )
+        for name, p in PRESETS.items()
+    }
+    assert told == {
+        "cifar10": (1e-3, 24, 10_000, 10_000, 1400, 1400, 1000, 0.1, 1.0),
+        "ffhq": (1e-4, 24, 10_000, 10_000, 1400, 5000, 1000, 1.0, 1.0),
+        "afhqv2": (1e-4, 24, 10_000, 10_000, 1400, 5000, 1000, 1.0, 1.0),
+        "lsun": (1e-3, 8, 30_000, 30_000, 1400, 5000, 1000, 1.0, 1.0),
+        "imagenet": (1e-3, 8, 30_000, 30_000, 1400, 5000, 1000, 1.0, 2.0),
+        "coco": (1e-3, 4, 1000, 2000, 1400, 5000, 128, 1.0, 7.5),
+    }
+    assert all(
+        (p.learning_rate, p.betas, p.clip, p.ema) == (1e-3, (0.9, 0.999), 1.0, 0.999)
+        for p in PRESETS.values()
+    )
+    assert PRESETS["imagenet"].master(4).nfe == 10 and PRESETS["coco"].master(4).nfe == 5
+    with pytest.raises(ValueError, match="unknown preset 'cifar': did you mean 'cifar10'"):
+        preset_by_name("cifar")
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of weights for each preset."""
+    return {name: tmp_path_factory.mktemp(name) / "weights" for name in PRESETS}
+
+
+def written(name: str, weights: dict[str, Path]) -> Path:
+    folder = weights[name]
+    return folder if folder.exists() else standins.write_weights(PRESETS[name], folder)
+
+
+def test_a_missing_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "--preset", "ffhq", "--nfe", 4, "--set", "loss=l1", "--out", tmp_path / "x.json"]
+    monkeypatch.setenv("GAS_WEIGHTS", str(tmp_path / "here"))
+    line = refused(*words)
+    assert (
+        f"put it at {tmp_path}/here/edm-ffhq-64x64-uncond-vp.pkl" in line
+        and "--weights or GAS_WEIGHTS" in line
+    )
+    assert "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-ffhq-64x64-uncond-vp.pkl" in line
+    assert f"{tmp_path}/there/edm-ffhq" in refused(*words, "--weights", tmp_path / "there")
+
+
+def test_a_network_of_another_size(weights: dict[str, Path]) -> None:
+    folder = written("cifar10", weights)
+    with pytest.raises(
+        ValueError, match=r"is a network for images of 8 x 8, preset cifar10 of 32 x 32.*--set size=8"
+    ):
+        open_backbone(PRESETS["cifar10"], folder)
+
+
+def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> None:
+    source = written("cifar10", weights)
+    preset = PRESETS["cifar10"].changed(["size=8"])
+    for found in find_files(preset, source):
+        assert found.path is not None
+        run("convert", found.path, tmp_path / "cifar10" / f"{found.path.stem}.safetensors")
+    places = [found.path for found in find_files(preset, tmp_path)]
+    assert all(place is not None and place.suffix == ".safetensors" for place in places)
+    x = torch.randn(1, 3, 8, 8)
+    one, two = (open_backbone(preset, folder) for folder in (source, tmp_path))
+    torch.testing.assert_close(one.denoise(x, torch.tensor(0.5)), two.denoise(x, torch.tensor(0.5)))
+
+
+# ---------------------------------------------------------------- from end to end
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' and transformers' own
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_runs_from_its_files_to_a_report(
+    name: str, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pairs, GS, GAS, samples, evaluation, report: the real commands on a stand-in of the right layout."""
+    preset = PRESETS[name]
+    monkeypatch.setenv("GAS_WEIGHTS", str(written(name, weights)))
+    monkeypatch.chdir(tmp_path)
+    nfe, words = 5, ["--preset", name, *standins.small(preset)]
+    made = json.loads(run("pairs", *words, *(["--nfe", nfe] if name == "coco" else []), "--json").stdout)
+    assert made["seeds"] == [0, 6] and made["t_end"] == preset.teacher_t_end
+    assert made["nfe"] == (6 if name == "coco" else preset.teacher_nfe)
+    for objective in ("gs", "gas"):
+        result = run("train", *words, "--nfe", nfe, "--objective", objective, "--json")
+        (row,) = json.loads(result.stdout)
+        assert f"preset {name}: {preset.title}" in result.stderr and "(was 1400)" in result.stderr
+        artefact = gas.load(row["file"])
+        training = artefact.document.training
+        assert (artefact.nfes, training["preset"], training["objective"]) == ([nfe], name, objective)
+        assert artefact.document.guidance == preset.guidance
+        assert artefact.document.teacher is not None and artefact.document.teacher["solver"] == preset.teacher
+    folder = Path("runs") / name
+    assert len(list(folder.glob("pairs*"))) == 1  # what training asked for is what `gas pairs` had made
+    a, b = (gas.load(folder / f"{o}-{nfe}.json").table(nfe) for o in ("gs", "gas"))
+    assert not torch.equal(a.outputs, b.outputs)
+    solver = ["--solver", folder / f"gas-{nfe}.json"]
+    run("sample", *words, *solver, "--seeds", 2, "--out", "x.png")
+    picture = [
+        "--solver",
+        folder / f"gs-{nfe}.json",
+        *solver,
+        "--seeds",
+        "50:54",
+        "--baselines",
+        "ddim/time_uniform",
+    ]
+    report = json.loads(run("evaluate", *words, *picture, "--json").stdout)
+    assert report["preset"] == name and [row["name"] for row in report["rows"]][1:3] == ["GS", "GAS"]
+
+
+@pytest.mark.parametrize("nfe", ["4", "4,6"])
+def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = run(
+        "train", "--preset", "coco", "--nfe", nfe, "--objective", "gas", "--weights", tmp_path, "--dry-run"
+    ).stderr
+    assert "guidance              7.5" in told and "missing, put it at" in told
+    assert "pairs of seeds 0 to 5127 in runs/coco/pairs-nfe4-5128, then runs/coco/gas-4.json" in told.replace(
+        "\n", " "
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]) -> None:
+    line = refused("train", "--preset", "lsun", "--loss", "l2")
+    assert line == (
+        "error: --loss is decided by --preset lsun: leave it out, or change the preset by --set NAME=VALUE"
+    )
+    assert "--set is for --preset" in refused("train", "--set", "batch=8")
+    assert "--pairs and --out are needed" in refused("train", "--model", "digits")
+    assert "--out is needed" in refused("pairs", "--model", "digits")
+    assert "--out names one file" in refused("train", "--preset", "lsun", "--out", tmp_path / "x.json")
+    assert "objective must be gs or gas, got 'lpips'" in refused(
+        "train", "--preset", "lsun", "--objective", "lpips"
+    )
+    assert "learns by LPIPS (VGG)" in refused(
+        "train", "--preset", "ffhq", "--nfe", 4, "--out", tmp_path / "x.json"
+    )
+    assert "depends on the student's: --nfe" in refused("pairs", "--preset", "coco")
+    assert "has its own: --set teacher_nfe" in refused("pairs", "--preset", "lsun", "--nfe", 4)
+    assert "takes no --prompts" in refused(
+        "train",
+        "--preset",
+        "cifar10",
+        "--set",
+        "loss=l1",
+        "--weights",
+        written("cifar10", weights),
+        "--prompts",
+        tmp_path,
+    )
