@@ -86,7 +86,7 @@ def test_the_installation_is_told() -> None:
 def test_files_are_told_apart(tmp_path: Path) -> None:
     preset = PRESETS["cifar10"]
     standins.write_weights(preset, tmp_path)
-    words = ["doctor", "--preset", "cifar10", "--weights", tmp_path, "--nfe", 4]
+    words = ["doctor", "--preset", "cifar10", "--preset-weights", tmp_path, "--nfe", 4]
     network, critic = json.loads(run(*words, "--json").stdout)["files"]
     assert (network["state"], critic["state"]) == ("whole", "whole")
     assert "an EDM network for 8 x 8" in network["holds"] and "an R3GAN discriminator" in critic["holds"]

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import gas
 import standins
 from gas.cli import app
+from gas.paper import TABLES
 from gas.presets import PRESETS, Preset, find_files, open_backbone, preset_by_name
 from gas.presets.preset import FIXED
 
@@ -156,10 +157,10 @@ def test_a_missing_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     line = refused(*words)
     assert (
         f"put it at {tmp_path}/here/edm-ffhq-64x64-uncond-vp.pkl" in line
-        and "--weights or GAS_WEIGHTS" in line
+        and "--preset-weights or GAS_WEIGHTS" in line
     )
     assert "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-ffhq-64x64-uncond-vp.pkl" in line
-    assert f"{tmp_path}/there/edm-ffhq" in refused(*words, "--weights", tmp_path / "there")
+    assert f"{tmp_path}/there/edm-ffhq" in refused(*words, "--preset-weights", tmp_path / "there")
 
 
 def test_a_network_of_another_size(weights: dict[str, Path]) -> None:
@@ -173,10 +174,10 @@ def test_a_network_of_another_size(weights: dict[str, Path]) -> None:
 def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> None:
     source = written("cifar10", weights)
     preset = PRESETS["cifar10"].changed(["size=8"])
-    for found in find_files(preset, source):
+    for found in (one for one in find_files(preset, source) if not one.file.role.startswith("loss")):
         assert found.path is not None
         run("convert", found.path, tmp_path / "cifar10" / f"{found.path.stem}.safetensors")
-    places = [found.path for found in find_files(preset, tmp_path)]
+    places = [found.path for found in find_files(preset, tmp_path)][:2]
     assert all(place is not None and place.suffix == ".safetensors" for place in places)
     x = torch.randn(1, 3, 8, 8)
     one, two = (open_backbone(preset, folder) for folder in (source, tmp_path))
@@ -195,10 +196,10 @@ def test_a_preset_runs_from_its_files_to_a_report(
     preset = PRESETS[name]
     monkeypatch.setenv("GAS_WEIGHTS", str(written(name, weights)))
     monkeypatch.chdir(tmp_path)
-    nfe, words = 5, ["--preset", name, *standins.small(preset)]
+    nfe, words = preset.nfes[1], ["--preset", name, *standins.small(preset)]
     made = json.loads(run("pairs", *words, *(["--nfe", nfe] if name == "coco" else []), "--json").stdout)
     assert made["seeds"] == [0, 6] and made["t_end"] == preset.teacher_t_end
-    assert made["nfe"] == (6 if name == "coco" else preset.teacher_nfe)
+    assert made["nfe"] == (nfe + 1 if name == "coco" else preset.teacher_nfe)
     for objective in ("gs", "gas"):
         result = run("train", *words, "--nfe", nfe, "--objective", objective, "--json")
         (row,) = json.loads(result.stdout)
@@ -219,19 +220,40 @@ def test_a_preset_runs_from_its_files_to_a_report(
         folder / f"gs-{nfe}.json",
         *solver,
         "--seeds",
-        "50:54",
+        "50:52",
         "--baselines",
-        "ddim/time_uniform",
+        "",
     ]
-    report = json.loads(run("evaluate", *words, *picture, "--json").stdout)
-    assert report["preset"] == name and [row["name"] for row in report["rows"]][1:3] == ["GS", "GAS"]
+    printed = run("evaluate", *words, *picture, "--json").stdout
+    report = json.loads(printed)
+    assert report["preset"] == name and [row["name"] for row in report["rows"]][:2] == ["GS", "GAS"]
+    Path("results.json").write_text(printed)
+    (table,) = [
+        key for key, one in TABLES.items() if key.startswith("table2") and one.cells[0].preset == name
+    ]
+    told = json.loads(run("reproduce", table, "--results", ".", "--markdown", "report.md", "--json").stdout)[
+        "cells"
+    ]
+    states = {row["state"] for row in told if row["solver"] in ("GS", "GAS") and row["nfe"] == nfe}
+    measured = {"results.json: no FID in it (--features inception and a reference)"}
+    assert states == measured
+    assert f"gas train --preset {name} --objective gas" in Path("report.md").read_text()
 
 
 @pytest.mark.parametrize("nfe", ["4", "4,6"])
 def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     told = run(
-        "train", "--preset", "coco", "--nfe", nfe, "--objective", "gas", "--weights", tmp_path, "--dry-run"
+        "train",
+        "--preset",
+        "coco",
+        "--nfe",
+        nfe,
+        "--objective",
+        "gas",
+        "--preset-weights",
+        tmp_path,
+        "--dry-run",
     ).stderr
     assert "guidance              7.5" in told and "missing, put it at" in told
     assert "pairs of seeds 0 to 5127 in runs/coco/pairs-nfe4-5128, then runs/coco/gas-4.json" in told.replace(
@@ -252,9 +274,10 @@ def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]
     assert "objective must be gs or gas, got 'lpips'" in refused(
         "train", "--preset", "lsun", "--objective", "lpips"
     )
-    assert "learns by LPIPS (VGG)" in refused(
-        "train", "--preset", "ffhq", "--nfe", 4, "--out", tmp_path / "x.json"
+    line = refused(
+        "train", "--preset", "ffhq", "--nfe", 4, "--out", tmp_path / "x.json", "--preset-weights", tmp_path
     )
+    assert "preset ffhq needs vgg16-397923af.pth (VGG-16 as torchvision has it): put it at" in line
     assert "depends on the student's: --nfe" in refused("pairs", "--preset", "coco")
     assert "has its own: --set teacher_nfe" in refused("pairs", "--preset", "lsun", "--nfe", 4)
     assert "takes no --prompts" in refused(
@@ -263,7 +286,7 @@ def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]
         "cifar10",
         "--set",
         "loss=l1",
-        "--weights",
+        "--preset-weights",
         written("cifar10", weights),
         "--prompts",
         tmp_path,

@@ -25,7 +25,7 @@ def doctor(
     context: typer.Context,
     preset: PresetName = "",
     settings: Settings = None,
-    weights: Weights = None,
+    preset_weights: Weights = None,
     nfe: Annotated[
         str, typer.Option(help="NFE to say the cost of, as 4 or 4-7; default: the preset's.")
     ] = "",
@@ -58,7 +58,7 @@ def doctor(
         nfes = parse_nfes(nfe) if nfe else list(setup.nfes)
         unit = _unit(setup, measure, device, batch, tflops)
         told |= {"preset": setup.name, "settings": setup.told()}
-        told |= {"files": _files(setup, weights, unit.parameters)}
+        told |= {"files": _files(setup, preset_weights, unit.parameters)}
         told |= {"unit": asdict(unit), "cost": _cost(setup, unit, nfes)}
     if json:
         print_json(told)

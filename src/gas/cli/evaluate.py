@@ -76,7 +76,7 @@ def evaluate(
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     preset: PresetName = "",
     settings: Settings = None,
-    weights: Weights = None,
+    preset_weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -98,7 +98,9 @@ def evaluate(
     loaded: Model = (
         load_model(model, device, precision, compiled, prompts=prompts, call=call)
         if setup is None
-        else precise(model_of(setup, weights, prompts=prompts, device=device), precision, compiled=compiled)
+        else precise(
+            model_of(setup, preset_weights, prompts=prompts, device=device), precision, compiled=compiled
+        )
     )
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
@@ -141,14 +143,17 @@ def evaluate(
 
 
 def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
-    """Solver files by what they hold, GS or GAS, and by their file's name where that is not enough."""
+    """Solver files by what they hold, GS, GAS or another, and by their file's name where that is not enough."""
     from gas.artefact import load
+    from gas.learned.kinds import TITLES
 
     named: dict[str, Artefact] = {}
     for path in paths:
         artefact = load(path)
         artefact.check(model, artefact.document.guidance)
-        name = "GAS" if artefact.document.training.get("objective") == "gas" else "GS"
+        training = artefact.document.training
+        name = TITLES.get(str(training.get("solver")), "GS")
+        name = "GAS" if training.get("objective") == "gas" else name
         name = f"{name} ({path.stem})" if name in named else name
         if name in named:
             raise ValueError(f"--solver {path} is named like another one: rename one of the files")

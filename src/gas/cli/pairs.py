@@ -60,7 +60,7 @@ def pairs(
     preset: PresetName = "",
     objective: Annotated[str, typer.Option(help="Of a preset: gs or gas, which decides how many.")] = "gs",
     settings: Settings = None,
-    weights: Weights = None,
+    preset_weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     decoded: Annotated[bool, typer.Option("--decoded", help="Also store the decoded samples.")] = False,
@@ -93,7 +93,7 @@ def pairs(
         if named == bool(setup.teacher_nfe):
             what = "has its own: --set teacher_nfe" if named else "depends on the student's: --nfe"
             raise ValueError(f"the NFE of the teacher of preset {preset} {what}")
-        raw = model_of(setup, weights, prompts=prompts, device=device)
+        raw = model_of(setup, preset_weights, prompts=prompts, device=device)
         loaded = precise(ending_at(raw, setup.teacher_t_end), precision, compiled=compiled)
         chosen = chosen if was_given(context, "seeds") else setup.seeds(kind)
         master, guidance = setup.master(nfe), setup.guidance

@@ -40,7 +40,10 @@ Settings = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="Folder of the preset's files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights."),
+    typer.Option(
+        "--preset-weights",
+        help="Folder of the preset's files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights.",
+    ),
 ]
 
 
@@ -67,12 +70,12 @@ def chosen_preset(
     from gas.presets import preset_by_name
 
     if not name:
-        for alone in ("settings", "weights", "dry_run"):
+        for alone in ("settings", "preset_weights", "dry_run"):
             if was_given(context, alone):
-                option = {"settings": "--set", "dry_run": "--dry-run"}.get(alone, f"--{alone}")
+                option = "--set" if alone == "settings" else f"--{alone.replace('_', '-')}"
                 raise ValueError(f"{option} is for --preset: add that or leave it out")
         return None
-    known = ("preset", "settings", "weights", "device", "precision", "compiled", "prompts", "json")
+    known = ("preset", "settings", "preset_weights", "device", "precision", "compiled", "prompts", "json")
     for parameter in context.command.params:
         if parameter.name and parameter.name not in (*known, *allowed) and was_given(context, parameter.name):
             raise ValueError(

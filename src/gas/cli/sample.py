@@ -46,7 +46,7 @@ def sample(
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
     preset: PresetName = "",
     settings: Settings = None,
-    weights: Weights = None,
+    preset_weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -71,7 +71,9 @@ def sample(
     loaded: Model = (
         load_model(model, device, precision, compiled, prompts=prompts, call=call)
         if setup is None
-        else precise(model_of(setup, weights, prompts=prompts, device=device), precision, compiled=compiled)
+        else precise(
+            model_of(setup, preset_weights, prompts=prompts, device=device), precision, compiled=compiled
+        )
     )
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance

@@ -107,7 +107,7 @@ def train(
     ] = False,
     preset: PresetName = "",
     settings: Settings = None,
-    weights: Weights = None,
+    preset_weights: Weights = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Of a preset: say settings and files, and do nothing.")
     ] = False,
@@ -136,7 +136,7 @@ def train(
     )
     if setup is not None:
         nfes = parse_nfes(nfe) if was_given(context, "nfe") else setup.nfes
-        kind, places = objective_of(objective), (weights, pairs, out, prompts)
+        kind, places = objective_of(objective), (preset_weights, pairs, out, prompts)
         run = PresetRun(setup, kind, tuple(nfes), *places, device, precision, compiled, overwrite)
         train_preset(run, dry=dry_run, json=json)
         return

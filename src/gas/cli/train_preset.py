@@ -65,7 +65,7 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
     for nfe in run.nfes:
         if run.file(nfe).exists() and not run.overwrite:
             raise ValueError(f"{run.file(nfe)} exists: name another by --out, or replace it with --overwrite")
-    loss_of(preset)  # refused before the long loading
+    loss_of(preset, folder)  # refused before the long loading
     raw = model_of(preset, run.weights, prompts=run.prompts, device=run.device)
     model = precise(raw, run.precision, compiled=run.compiled)
     teacher = precise(ending_at(raw, preset.teacher_t_end), run.precision)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from gas.presets.preset import Preset
 
-__all__ = ["ENVIRONMENT", "File", "Found", "files_of", "find_files", "need", "prompts_of", "weights_folder"]
+__all__ = ["ENVIRONMENT", "File", "Found", "files_of", "find_files", "layout", "need", "prompts_of"]
+__all__ += ["weights_folder"]
 
 ENVIRONMENT = "GAS_WEIGHTS"
 
@@ -25,9 +29,13 @@ _SOURCES = {
     "stable-diffusion-v1-5": "Hugging Face stable-diffusion-v1-5/stable-diffusion-v1-5, the folder, as safetensors",
     "R3GAN-CIFAR10.pkl": "Hugging Face brownvc/R3GAN-CIFAR10, its .pkl under this name",
     "R3GAN-FFHQ-64x64.pkl": "Hugging Face brownvc/R3GAN-FFHQ-64x64, its .pkl under this name",
+    "vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "lpips-vgg.pth": "lpips/weights/v0.1/vgg.pth of the package lpips, under this name",
     "prompts.txt": "captions of MS-COCO's validation set, one a line, in the order of the seeds",
 }
 _UNKNOWN = "unknown"
+# torchvision writes the first digits of a file's checksum into its name.
+_CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,11 @@ class File:
 
     Attributes:
         name: under the folder of weights.
-        role: ``"network"``, ``"critic"``, ``"loss"`` or ``"prompts"``.
+        role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``.
         what: it should be, in words.
         needed_for: in words.
         source: where it is published.
-        sha256: its checksum, or ``"unknown"``: none was measured where this library was made.
+        sha256: what is known of its checksum; ``"unknown"`` for most: none was measured where this library was made.
     """
 
     name: str
@@ -77,6 +85,11 @@ def files_of(preset: Preset) -> list[File]:
     if preset.critic_file:
         told = "R3GAN's pickle, or what gas convert makes of it"
         found.append(File(preset.critic_file, "critic", told, "--objective gas", _source(preset.critic_file)))
+    if preset.loss == "lpips":
+        for name, role in (("vgg16-397923af.pth", "loss"), ("lpips-vgg.pth", "loss weights")):
+            told = "VGG-16 as torchvision has it" if role == "loss" else "LPIPS's own weights of channels"
+            checksum = _CHECKSUMS.get(name, _UNKNOWN)
+            found.append(File(name, role, told, "training", _source(name), checksum))
     if preset.kind == "sd":
         told = "a UTF-8 file of one prompt a line"
         found.append(File("prompts.txt", "prompts", told, "everything", _source("prompts.txt")))
@@ -102,7 +115,7 @@ def need(preset: Preset, role: str, folder: Path) -> Path:
     if found.path is None:
         raise FileNotFoundError(
             f"preset {preset.name} needs {found.file.name} ({found.file.what}): put it at {found.looked[0]}, or name "
-            f"its folder by --weights or {ENVIRONMENT}; published at {found.file.source}"
+            f"its folder by --preset-weights or {ENVIRONMENT}; published at {found.file.source}"
         )
     return found.path
 
@@ -140,6 +153,8 @@ def layout(found: Found) -> str:
         from gas.discriminator import load_discriminator
 
         return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
+    if role.startswith("loss"):
+        return _size(_tensors(path).values(), "weights")
     from gas.backbones import edm, ldm
     from gas.backbones.weights import read_weights
 
@@ -165,8 +180,17 @@ def _folder(path: Path) -> str:
     return f"a diffusers folder of {name}"
 
 
-def _size(tensors: object, what: str) -> str:
-    count = sum(tensor.numel() for tensor in tensors)  # type: ignore[attr-defined]
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from gas.official.unpickle import read_pickle
+
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} should hold weights by name")
+    return state
+
+
+def _size(tensors: Iterable[Tensor], what: str) -> str:
+    count = sum(tensor.numel() for tensor in tensors)
     return f"{what}, {count:,} numbers"
 
 

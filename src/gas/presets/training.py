@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,18 +23,30 @@ from gas.race import named_start
 __all__ = ["critic_of", "learn", "loss_of", "paired", "solver_of"]
 
 
-def loss_of(preset: Preset) -> Loss:
+def loss_of(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
     """Return the distillation loss of a preset.
 
+    Args:
+        preset: with the loss's name.
+        folder: of weights, for the networks of LPIPS.
+        device: where they run.
+
     Raises:
-        ValueError: for an unknown loss, or LPIPS, which this version does not have.
+        ValueError: for an unknown loss, or LPIPS where this version does not have it.
+        FileNotFoundError: when LPIPS's weights are missing.
     """
-    if preset.loss == "lpips":
+    if preset.loss != "lpips":
+        return loss_by_name(preset.loss)
+    files = need(preset, "loss", folder), need(preset, "loss weights", folder)
+    try:
+        features = importlib.import_module("gas.features")
+    except ModuleNotFoundError:
         raise ValueError(
             f"preset {preset.name} learns by LPIPS (VGG), which this version does not have: choose another loss by "
             f"--set loss=l1 (known: {', '.join(LOSSES)}); the result is then not the paper's"
-        )
-    return loss_by_name(preset.loss)
+        ) from None
+    loss: Loss = features.LPIPS.read(*files).to(device).loss()
+    return loss
 
 
 def critic_of(preset: Preset, model: Model, folder: Path) -> Critic:
@@ -131,7 +144,7 @@ def learn(
         model,
         pairs[0],
         validation=pairs[1],
-        loss=loss_of(preset),
+        loss=loss_of(preset, folder, model.device),
         config=kind_by_name(preset.solver).training(preset.training(objective)),
         checkpoint=checkpoint,
         critics=critics,
