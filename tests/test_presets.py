@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 import gas
 import standins
 from gas.cli import app
+from gas.discriminator import load_discriminator
 from gas.paper import TABLES
-from gas.presets import PRESETS, Preset, find_files, open_backbone, preset_by_name
+from gas.presets import PRESETS, Preset, critic_of, find_files, open_backbone, preset_by_name
 from gas.presets.preset import FIXED
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -182,6 +183,32 @@ def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> 
     x = torch.randn(1, 3, 8, 8)
     one, two = (open_backbone(preset, folder) for folder in (source, tmp_path))
     torch.testing.assert_close(one.denoise(x, torch.tensor(0.5)), two.denoise(x, torch.tensor(0.5)))
+
+
+def test_the_critic_is_the_published_one_or_drawn_anew(weights: dict[str, Path], tmp_path: Path) -> None:
+    folder, sizes = (
+        written("cifar10", weights),
+        ["critic_widths=8,8", "critic_groups=2,2", "critic_blocks=1,1"],
+    )
+    preset = PRESETS["cifar10"].changed(["size=8", "weight=0.3", *sizes])
+    model = open_backbone(preset, folder)
+    critic = critic_of(preset, model, folder)
+    (found,) = (one.path for one in find_files(preset, folder) if one.file.role == "critic")
+    assert found is not None and critic.weight == 0.3
+    for name, value in load_discriminator(found).state_dict().items():
+        assert torch.equal(value, critic.network.state_dict()[name])
+    with pytest.raises(FileNotFoundError, match=r"preset cifar10 needs R3GAN-CIFAR10\.pkl"):
+        critic_of(preset, model, tmp_path)
+    latent = replace(preset, critic_file="")
+    first, again = (critic_of(latent, model, tmp_path).network.state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    other = critic_of(replace(latent, seed=1), model, tmp_path).network.state_dict()
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+    wide = latent.changed(["critic_widths=8,8,8", "critic_groups=2,2,2", "critic_blocks=1,1,1"])
+    with pytest.raises(
+        ValueError, match=r"sees 3 x 16 x 16, its samples are 3 x 8 x 8: give it another critic_widths"
+    ):
+        critic_of(wide, model, tmp_path)
 
 
 # ---------------------------------------------------------------- from end to end
