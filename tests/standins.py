@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gas.backbones import edm
 from gas.presets import Preset
 from published import drawn, write_edm, write_r3gan
@@ -44,3 +46,15 @@ def write_weights(preset: Preset, folder: Path) -> Path:
         pipelines.build("sd1").save_pretrained(network)
         (folder / "prompts.txt").write_text("a cat\ndog on the mat\nred bell\n")
     return folder
+
+
+def write_lpips(folder: Path) -> None:
+    """VGG-16 of a few channels, and LPIPS's weights of them, under the published names."""
+    state, last = {}, 3
+    for place in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28):
+        convolution = torch.nn.Conv2d(last, 4, 3)
+        state |= {f"features.{place}.{name}": value for name, value in convolution.state_dict().items()}
+        last = 4
+    torch.save(state, folder / "vgg16-397923af.pth")
+    linear = {f"lin{stage}.model.1.weight": torch.rand(1, 4, 1, 1) for stage in range(5)}
+    torch.save(linear, folder / "lpips-vgg.pth")

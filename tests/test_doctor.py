@@ -87,8 +87,11 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
     preset = PRESETS["cifar10"]
     standins.write_weights(preset, tmp_path)
     words = ["doctor", "--preset", "cifar10", "--preset-weights", tmp_path, "--nfe", 4]
-    network, critic = json.loads(run(*words, "--json").stdout)["files"]
-    assert (network["state"], critic["state"]) == ("whole", "whole")
+    standins.write_lpips(tmp_path)
+    network, critic, *loss = json.loads(run(*words, "--json").stdout)["files"]
+    assert {row["state"] for row in (network, critic, *loss)} == {"whole"}
+    assert [row["expected sha256"] for row in loss] == ["begins with 397923af", "unknown"]
+    assert [row["holds"] for row in loss] == ["weights, 1,888 numbers", "weights, 20 numbers"]
     assert "an EDM network for 8 x 8" in network["holds"] and "an R3GAN discriminator" in critic["holds"]
     assert (
         network["expected size"].startswith("55,733,891 parameters, 223 MB") and len(network["sha256"]) == 64
@@ -96,10 +99,23 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
     assert network["expected sha256"] == "unknown"  # none is invented
     (tmp_path / preset.network).write_bytes(pickle.dumps(print))
     (tmp_path / preset.critic_file).unlink()
-    network, critic = json.loads(run(*words, "--json").stdout)["files"]
+    network, critic, *_ = json.loads(run(*words, "--json").stdout)["files"]
     assert network["state"] == "bad" and "refused the name 'builtins.print'" in network["holds"]
     assert critic["state"] == "missing" and critic["place"] == str(tmp_path / preset.critic_file)
     assert critic["source"].startswith("Hugging Face brownvc/R3GAN-CIFAR10")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lsun", "latent diffusion with its first stage, "),
+        ("coco", "a diffusers folder of StableDiffusionPipeline"),
+    ],
+)
+def test_files_of_other_kinds(name: str, words: str, tmp_path: Path) -> None:
+    network, *rest = find_files(PRESETS[name], standins.write_weights(PRESETS[name], tmp_path))
+    assert layout(network).startswith(words)
+    assert [layout(found) for found in rest] == (["3 prompts"] if name == "coco" else [])
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:

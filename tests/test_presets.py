@@ -267,6 +267,17 @@ def test_a_preset_runs_from_its_files_to_a_report(
     assert f"gas train --preset {name} --objective gas" in Path("report.md").read_text()
 
 
+def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset's own loss, from the published layout of its two files."""
+    pytest.importorskip("gas.features")
+    folder = standins.write_weights(PRESETS["cifar10"], tmp_path / "weights")
+    standins.write_lpips(folder)
+    monkeypatch.chdir(tmp_path)
+    words = [*standins.small(PRESETS["cifar10"]), "--set", "loss=lpips"]
+    run("train", "--preset", "cifar10", "--nfe", 4, "--preset-weights", folder, *words)
+    assert gas.load("runs/cifar10/gs-4.json").document.loss == "lpips"
+
+
 @pytest.mark.parametrize("nfe", ["4", "4,6"])
 def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
