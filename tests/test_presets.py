@@ -19,6 +19,7 @@ from gas.discriminator import load_discriminator
 from gas.paper import TABLES
 from gas.presets import PRESETS, Preset, critic_of, find_files, open_backbone, preset_by_name
 from gas.presets.preset import FIXED
+from test_convert import GOLDEN, pickled, student, teachers
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 SETTINGS = [f.name for f in fields(Preset) if f.name not in FIXED]
@@ -265,6 +266,42 @@ def test_a_preset_runs_from_its_files_to_a_report(
     measured = {"results.json: no FID in it (--features inception and a reference)"}
     assert states == measured
     assert f"gas train --preset {name} --objective gas" in Path("report.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_the_authors_own_files(
+    weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student and a teacher set, converted for a preset, are that preset's; evaluated against its teacher."""
+    preset = PRESETS["lsun"].changed(["size=16"])
+    monkeypatch.setenv("GAS_WEIGHTS", str(written("lsun", weights)))
+    monkeypatch.setitem(PRESETS, "lsun", preset)
+    monkeypatch.chdir(tmp_path)
+    torch.save(student(GOLDEN[0]), "student.pt")
+    run("convert", "student.pt", "student.json", "--model", "preset:lsun")
+    gas.load("student.json").check(open_backbone(preset))
+    pickled(teachers(8), Path("dataset.pkl"))
+    run("convert", "dataset.pkl", "imported", "--model", "preset:lsun", "--t-end", preset.teacher_t_end)
+    small = ["--set", "validation=2", "--set", "pairs=4", "--set", "batch=2", "--set", "iterations=1"]
+    run("train", "--preset", "lsun", "--nfe", 4, *small, "--pairs", "imported", "--out", "own.json")
+    training = gas.load("own.json").document.training
+    assert training["seeds"] == [0, 8]  # the first four, and of eight the last two
+    words = [
+        "--solver",
+        "student.json",
+        "--solver",
+        "own.json",
+        "--nfe",
+        4,
+        "--seeds",
+        "50:52",
+        "--baselines",
+        "",
+    ]
+    rows = json.loads(run("evaluate", "--preset", "lsun", *words, "--json").stdout)["rows"]
+    assert [row["name"] for row in rows] == ["GS", "GS (own)", "unipc-3-bh2 / time_uniform (teacher)"]
+    rows = json.loads(run("evaluate", "--preset", "lsun", *words[2:], "--json").stdout)["rows"]
+    assert rows[-1]["name"] == "unipc-3-bh2 / time_uniform (teacher)"  # an imported set does not say its own
 
 
 def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,10 @@ def convert(
     file: Annotated[Path, typer.Argument(help="A published .pkl, .ckpt or .pt file.")],
     out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="What pairs or a student are for: weights, or a zoo model.")
+        str,
+        typer.Option(
+            "--model", "-m", help="What pairs or a student are for: weights, preset:NAME, or a zoo model."
+        ),
     ] = "",
     schedule: Annotated[
         str, typer.Option(help="A student's schedule without --model: edm, ldm, sd or vp.")
@@ -110,4 +113,8 @@ def _model(name: str, t_end: float) -> Model:
     from gas import zoo
     from gas.backbones import open_model
 
+    if name.startswith("preset:"):
+        from gas.presets import ending_at, open_backbone, preset_by_name
+
+        return ending_at(open_backbone(preset_by_name(name.removeprefix("preset:"))), t_end)
     return zoo.load(name) if name in zoo.names() else open_model(name, t_end=t_end)

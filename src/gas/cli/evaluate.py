@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -115,7 +116,8 @@ def evaluate(
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():
         _warn_of_known_seeds(one, chosen)
-    master = _teacher(artefact, loaded.t_end, solver=teacher, grid=grid, nfe=teacher_nfe)
+    usual = {} if setup is None else setup.master(nfes[0]).config()
+    master = _teacher(artefact, loaded.t_end, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     images = None if real is None else held_out(loaded, real)
     pairs = taught(loaded, master, chosen, guidance)
     ruler = yardstick(loaded, pairs, images)
@@ -161,13 +163,17 @@ def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
     return named
 
 
-def _teacher(artefact: Artefact, t_end: float, **asked: str | int | None) -> Classical:
-    """The teacher that was asked for, in what it leaves open the file's own, in what that leaves open UniPC-3."""
+def _teacher(
+    artefact: Artefact, t_end: float, own: Mapping[str, Any], **asked: str | int | None
+) -> Classical:
+    """The teacher that was asked for, in what it leaves open the file's, the preset's own, or UniPC-3."""
     from gas.catalogue import Classical
 
-    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, "t_end": t_end}
+    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, "t_end": t_end, **own}
+    file = artefact.document.teacher or {}
+    known = file if "solver" in file else {}  # an imported set does not say what made it
     told = {name: value for name, value in asked.items() if value is not None}
-    return Classical(**{**usual, **(artefact.document.teacher or {}), **told})
+    return Classical(**{**usual, **known, **told})
 
 
 def _warn_of_interpolation(rows: list[Comparison]) -> None:
