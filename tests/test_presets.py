@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import gas
@@ -280,6 +281,11 @@ def test_the_authors_own_files(
     torch.save(student(GOLDEN[0]), "student.pt")
     run("convert", "student.pt", "student.json", "--model", "preset:lsun")
     gas.load("student.json").check(open_backbone(preset))
+    run(
+        "sample", "--model", "preset:lsun", "--solver", "student.json", "--seeds", 1, "--out", "x.safetensors"
+    )
+    made = load_file("x.safetensors")  # latents, and what its first stage makes of them
+    assert (made["samples"].shape, made["decoded"].shape) == ((1, 3, 8, 8), (1, 3, 16, 16))
     pickled(teachers(8), Path("dataset.pkl"))
     run("convert", "dataset.pkl", "imported", "--model", "preset:lsun", "--t-end", preset.teacher_t_end)
     small = ["--set", "validation=2", "--set", "pairs=4", "--set", "batch=2", "--set", "iterations=1"]

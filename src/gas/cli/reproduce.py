@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,12 +72,12 @@ def reproduce(
         _make(lines)
     told = _told(chosen, lines, results)
     if markdown is not None:
-        _write(markdown, chosen, told)
+        _write(markdown, chosen, told, results)
         note(f"wrote {markdown}")
     if json:
         print_json({"table": chosen.name, "title": chosen.title, "cells": told})
         return
-    _print(chosen, told)
+    _print(chosen, told, results)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class _Line:
         words = ["--nfe", str(self.nfe), *self.options]
         train = ["train", "--preset", self.cell.trained or self.cell.preset, "--objective", self.objective]
         evaluate = ["evaluate", "--preset", self.cell.preset, "--solver", str(self.solver)]
-        baselines = ["--baselines", _BASELINES if self.cell.preset == "cifar10" else "ddim/time_uniform"]
+        baselines = ["--baselines", _BASELINES if self.cell.preset == "cifar10" else ""]
         return [[*train, *words, "--out", str(self.solver)], [*evaluate, *words, *baselines, "--json"]]
 
     def command(self) -> str:
@@ -151,7 +152,6 @@ def _make(lines: list[_Line]) -> None:
     """Train and evaluate what has no result, in this process, by the commands themselves."""
     import contextlib
     import io
-    import sys
 
     from gas.cli.app import app
     from gas.files import write_text
@@ -222,19 +222,24 @@ def _cells(row: dict[str, Any]) -> list[str]:
 _COLUMNS = ["solver", "NFE", "metric", "paper", "ours", "difference", "result"]
 
 
-def _print(table: PaperTable, rows: list[dict[str, Any]]) -> None:
+def _print(table: PaperTable, rows: list[dict[str, Any]], results: Path) -> None:
     print_table(table.title, _COLUMNS, [_cells(row) for row in rows])
-    print_table(
-        "The command of every cell",
-        ["cell", "command"],
-        [[f"{r['solver']} {r['nfe'] or ''}", r["command"]] for r in rows],
-    )
+    sys.stdout.write("\n".join(_commands(rows, results)) + "\n")
 
 
-def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]]) -> None:
+def _commands(rows: list[dict[str, Any]], results: Path) -> list[str]:
+    """Every command once, under the cells that it makes, as a shell takes them."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        cells.setdefault(row["command"], []).append(f"{row['solver']} {row['nfe'] or ''}".strip())
+    lines = [f"mkdir -p {shlex.quote(str(results))}"]
+    return lines + [line for command, made in cells.items() for line in (f"# {', '.join(made)}", command)]
+
+
+def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]], results: Path) -> None:
     from gas.files import write_text
 
     lines = [f"## {table.title}", "", "| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    lines += ["", "```sh", *(row["command"] for row in rows), "```", ""]
+    lines += ["", "```sh", *_commands(rows, results), "```", ""]
     write_text(path, "\n".join(lines))
