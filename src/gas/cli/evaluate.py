@@ -20,11 +20,10 @@ from gas.cli.options import (
     Precision,
     Prompts,
     interpolation,
-    load_model,
     parse_nfes,
     parse_seeds,
 )
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, model_of, was_given
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened, was_given
 from gas.cli.screen import bar, note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -91,33 +90,24 @@ def evaluate(
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
     it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
-    from gas.precision import precise
-
     setup = chosen_preset(
         context, preset, settings, ("solver", "nfe", "seeds", "baselines", "every", "picture")
     )
-    loaded: Model = (
-        load_model(model, device, precision, compiled, prompts=prompts, call=call)
-        if setup is None
-        else precise(
-            model_of(setup, preset_weights, prompts=prompts, device=device), precision, compiled=compiled
-        )
-    )
+    loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if nfe else ():
         for one in artefacts.values():
             one.neighbours(n)  # refuses what is neither trained nor between two that are
-    chosen, guidance = parse_seeds(seeds), artefact.document.guidance
-    if setup is not None and not was_given(context, "seeds"):
-        chosen = range(*setup.evaluation_seeds)
+    guidance, own = artefact.document.guidance, setup is not None and not was_given(context, "seeds")
+    chosen = range(*setup.evaluation_seeds) if setup is not None and own else parse_seeds(seeds)
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():
         _warn_of_known_seeds(one, chosen)
-    usual = {} if setup is None else setup.master(nfes[0]).config()
-    master = _teacher(artefact, loaded.t_end, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
+    usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
+    master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     images = None if real is None else held_out(loaded, real)
     pairs = taught(loaded, master, chosen, guidance)
     ruler = yardstick(loaded, pairs, images)
@@ -132,7 +122,7 @@ def evaluate(
         seeds_used = [chosen.start, chosen.stop]
         told = {
             "model": loaded.name,
-            **({} if setup is None else {"preset": setup.name}),
+            **({"preset": preset} if preset else {}),
             "seeds": seeds_used,
         }
         print_json({**told, "rows": [asdict(r) for r in rows]})
@@ -163,13 +153,11 @@ def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
     return named
 
 
-def _teacher(
-    artefact: Artefact, t_end: float, own: Mapping[str, Any], **asked: str | int | None
-) -> Classical:
-    """The teacher that was asked for, in what it leaves open the file's, the preset's own, or UniPC-3."""
+def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
+    """The teacher that was asked for, in what it leaves open the file's, the model's own, or UniPC-3."""
     from gas.catalogue import Classical
 
-    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, "t_end": t_end, **own}
+    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **own}
     file = artefact.document.teacher or {}
     known = file if "solver" in file else {}  # an imported set does not say what made it
     told = {name: value for name, value in asked.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas.cli.options import check_device
+from gas.cli.options import check_device, load_model
 from gas.cli.screen import note
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "chosen_preset",
     "model_of",
     "objective_of",
+    "opened",
     "pairs_folder",
     "show_preset",
     "solver_file",
@@ -108,6 +109,24 @@ def model_of(
 
     check_device(device)
     return open_backbone(preset, weights, prompts=prompts, device=device)
+
+
+def opened(
+    setup: Preset | None,
+    model: str,
+    weights: Path | None,
+    device: str,
+    precision: str,
+    compiled: bool,
+    prompts: Path | None,
+    call: str,
+) -> Model:
+    """Load the model of a preset, or without one that of ``--model``."""
+    from gas.precision import precise
+
+    if setup is None:
+        return load_model(model, device, precision, compiled, prompts=prompts, call=call)
+    return precise(model_of(setup, weights, prompts=prompts, device=device), precision, compiled=compiled)
 
 
 def show_preset(preset: Preset) -> None:

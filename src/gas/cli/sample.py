@@ -18,10 +18,9 @@ from gas.cli.options import (
     Prompts,
     SolverFile,
     interpolation,
-    load_model,
     parse_seeds,
 )
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, model_of
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def sample(
 
     from gas.artefact import load
     from gas.model import labels_of_seeds
-    from gas.precision import precise
     from gas.sample import sample as run
 
     if batch < 1:
@@ -68,13 +66,7 @@ def sample(
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
     setup = chosen_preset(context, preset, settings, ("solver", "out", "nfe", "seeds", "label", "batch"))
-    loaded: Model = (
-        load_model(model, device, precision, compiled, prompts=prompts, call=call)
-        if setup is None
-        else precise(
-            model_of(setup, preset_weights, prompts=prompts, device=device), precision, compiled=compiled
-        )
-    )
+    loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
