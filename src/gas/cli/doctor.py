@@ -120,7 +120,7 @@ def _print(preset: Preset, told: dict[str, Any]) -> None:
         print_table(f"{row['file']}: {row['state']}", ["what", "value"], rows)
     unit = told["unit"]
     kind = "estimated from counted operations at" if unit["source"] == "counted" else "measured on"
-    facts = [[name, f"{1000 * unit[name]:.3g} ms"] for name in ("forward", "gradient", "loss", "critic")]
+    facts = [[name, f"{1000 * unit[name]:,.3f} ms"] for name in ("forward", "gradient", "loss", "critic")]
     facts += [
         [name.replace("_", " "), f"{unit[name] / 1e6:,.0f} MB"]
         for name in ("kept", "kept_by_loss", "weights")
