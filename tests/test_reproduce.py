@@ -129,7 +129,16 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     preset = PRESETS["ffhq"]
     weights = standins.write_weights(preset, tmp_path / "weights")
-    words = ["--run", "--preset-weights", weights, *standins.small(preset), "--set", "evaluation_seeds=50,54"]
+    words = [
+        "--run",
+        "--measure",
+        "--precision bf16",
+        "--preset-weights",
+        weights,
+        *standins.small(preset),
+        "--set",
+        "evaluation_seeds=50,54",
+    ]
     found = cells("theory", tmp_path / "results", *words)
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"ffhq-gs-4.json", "ffhq-gs-free-4.json"}
@@ -140,6 +149,7 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert free["name"] == "GS without theory" and free["samples"] == 4
     assert all("no FID in it" in row["state"] for row in found.values())  # of stand-ins, in no features
+    assert all("--precision bf16 --json >" in row["command"] for row in found.values())
     (weights / preset.critic_file).unlink()
     result = run("reproduce", "transfer", "--results", tmp_path / "results", *words)
     assert (

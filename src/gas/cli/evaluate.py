@@ -90,9 +90,8 @@ def evaluate(
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
     it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
-    setup = chosen_preset(
-        context, preset, settings, ("solver", "nfe", "seeds", "baselines", "every", "picture")
-    )
+    own = ("solver", "nfe", "seeds", "baselines", "every", "picture", "features", "weights", "reference")
+    setup = chosen_preset(context, preset, settings, own)
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
@@ -100,8 +99,9 @@ def evaluate(
     for n in nfes if nfe else ():
         for one in artefacts.values():
             one.neighbours(n)  # refuses what is neither trained nor between two that are
-    guidance, own = artefact.document.guidance, setup is not None and not was_given(context, "seeds")
-    chosen = range(*setup.evaluation_seeds) if setup is not None and own else parse_seeds(seeds)
+    guidance, chosen = artefact.document.guidance, parse_seeds(seeds)
+    if setup is not None and not was_given(context, "seeds"):
+        chosen = range(*setup.evaluation_seeds)
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():

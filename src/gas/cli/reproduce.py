@@ -47,6 +47,12 @@ def reproduce(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting of every run, as batch=8; repeat it.")
     ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="Words for every gas evaluate: --features inception --weights FILE --reference FILE."
+        ),
+    ] = "",
     preset_weights: Weights = None,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
@@ -67,7 +73,8 @@ def reproduce(
         print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
         return
     chosen = table_by_name(table)
-    lines = [_Line.of(cell, results, tuple(sets or ()), preset_weights, device) for cell in chosen.cells]
+    more = _More(tuple(sets or ()), preset_weights, device, tuple(shlex.split(measure)))
+    lines = [_Line.of(cell, results, more) for cell in chosen.cells]
     if go:
         _make(lines)
     told = _told(chosen, lines, results)
@@ -81,6 +88,21 @@ def reproduce(
 
 
 @dataclass(frozen=True)
+class _More:
+    """What every cell is made with."""
+
+    sets: tuple[str, ...]
+    weights: Path | None
+    device: str
+    measure: tuple[str, ...]
+
+    def words(self) -> list[str]:
+        """As options of commands."""
+        own = ["--preset-weights", str(self.weights)] if self.weights else []
+        return own + (["--device", self.device] if self.device != "cpu" else [])
+
+
+@dataclass(frozen=True)
 class _Line:
     """A cell with what makes it."""
 
@@ -91,15 +113,15 @@ class _Line:
     solver: Path
     result: Path
     options: tuple[str, ...]
-    weights: Path | None
+    more: _More
 
     @classmethod
-    def of(cls, cell: Cell, results: Path, sets: tuple[str, ...], weights: Path | None, device: str) -> _Line:
+    def of(cls, cell: Cell, results: Path, more: _More) -> _Line:
         from gas.cli.presets import solver_file
         from gas.presets import preset_by_name
 
         kind = _KINDS.get(cell.solver)
-        told = (*cell.sets, *((f"solver={kind}",) if kind and not cell.sets else ()), *sets)
+        told = (*cell.sets, *((f"solver={kind}",) if kind and not cell.sets else ()), *more.sets)
         preset = preset_by_name(cell.preset).changed(told)
         trained = replace(preset, name=cell.trained) if cell.trained else preset
         objective: Objective = "gas" if cell.solver.startswith("GAS") else "gs"
@@ -112,10 +134,8 @@ class _Line:
             if cell.trained
             else f"{cell.preset}-{solver.name}"
         )
-        own = ["--preset-weights", str(weights)] if weights else []
-        own += ["--device", device] if device != "cpu" else []
-        options = (*(word for setting in told for word in ("--set", setting)), *own)
-        return cls(cell, preset, objective, nfe, solver, results / name, options, weights)
+        options = (*(word for setting in told for word in ("--set", setting)), *more.words())
+        return cls(cell, preset, objective, nfe, solver, results / name, options, more)
 
     @property
     def special(self) -> bool:
@@ -128,7 +148,10 @@ class _Line:
         train = ["train", "--preset", self.cell.trained or self.cell.preset, "--objective", self.objective]
         evaluate = ["evaluate", "--preset", self.cell.preset, "--solver", str(self.solver)]
         baselines = ["--baselines", _BASELINES if self.cell.preset == "cifar10" else ""]
-        return [[*train, *words, "--out", str(self.solver)], [*evaluate, *words, *baselines, "--json"]]
+        return [
+            [*train, *words, "--out", str(self.solver)],
+            [*evaluate, *words, *baselines, *self.more.measure, "--json"],
+        ]
 
     def command(self) -> str:
         """The commands as people type them."""
@@ -143,7 +166,7 @@ class _Line:
             {"critic"} if self.objective == "gas" else set()
         )
         presets = [self.preset, *([preset_by_name(self.cell.trained)] if self.cell.trained else [])]
-        found = [one for preset in presets for one in find_files(preset, weights_folder(self.weights))]
+        found = [one for preset in presets for one in find_files(preset, weights_folder(self.more.weights))]
         lacking = [one.file.name for one in found if one.path is None and one.file.role in wanted]
         return list(dict.fromkeys(lacking))
 
