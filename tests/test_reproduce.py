@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import standins
 from gas.paper import TABLES
@@ -156,3 +158,20 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "left out GAS, NFE 4: edm-afhqv2-64x64-uncond-vp.pkl, R3GAN-FFHQ-64x64.pkl is missing"
         in result.stderr
     )
+
+
+def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Inception's features and statistics of real data, small stand-ins of both, a cell has its figure."""
+    pytest.importorskip("gas.features")
+    inception = pytest.importorskip("inception")
+    monkeypatch.chdir(tmp_path)
+    preset = PRESETS["ffhq"]
+    weights = standins.write_weights(preset, tmp_path / "weights")
+    torch.save(inception.weights(divide=16), "inception.pth")
+    np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    measure = "--features inception --weights inception.pth --reference real.npz"
+    words = ["--run", "--measure", measure, "--preset-weights", weights, *standins.small(preset)]
+    found = cells("theory", tmp_path / "results", *words, "--set", "evaluation_seeds=50,54")
+    ours = [found[solver, 4]["ours"] for solver in ("GS", "GS without theory")]
+    assert all(value > 0 for value in ours) and "4 samples, the paper 50,000" in found["GS", 4]["state"]
+    assert found["GS", 4]["difference"] == pytest.approx(ours[0] - 10.70)
