@@ -71,6 +71,16 @@ def write_edm(path: Path, kind: str, network: nn.Module, kwargs: dict[str, Any],
     return path
 
 
+def write_r3gan(path: Path, critic: nn.Module) -> Path:
+    """Write ``{"D": wrapper}`` as R3GAN does, the network proper under ``Model``."""
+    wrapper = nn.Module()
+    wrapper.Model = critic
+    with persistence() as module:
+        data = tree(module, wrapper, "Discriminator", path.with_suffix(".mark"))
+        path.write_bytes(pickle.dumps({"G": None, "D": data, "training_set_kwargs": {"path": "x"}}))
+    return path
+
+
 @torch.no_grad()
 def drawn(network: nn.Module, seed: int = 0) -> nn.Module:
     """Draw every parameter, those that start at zero included, so that none can be forgotten unnoticed."""

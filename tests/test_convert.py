@@ -118,6 +118,38 @@ def test_a_student_is_the_golden_solver(entry: dict[str, Any], tmp_path: Path) -
     assert read.document.training["imported"] == "student.pt" and read.document.t_end == entry["t_eps"]
 
 
+def test_a_student_without_theory_is_read_as_s4s(tmp_path: Path) -> None:
+    """The same names and lengths as GS: told apart by the numbers, or by whoever knows better."""
+    (entry,) = [e for e in GOLDEN if not e["theory"]]
+    torch.save(student(entry), tmp_path / "student.pt")
+    words = ["--schedule", "vp", "--t-end", entry["t_eps"]]
+    result = convert(tmp_path / "student.pt", tmp_path / "s.json", *words, "--json")
+    assert json.loads(result.stdout)["form"] == "s4s" and "was trained without theory" in result.stderr
+    solver = read_student(tmp_path / "student.pt", gas.VPLinear(0.1, 20.0), entry["t_eps"])
+    assert isinstance(solver, gas.S4S) and entry["schedule"]["kind"] == "vp_linear"
+    expected = torch.tensor(entry["unrolled"], dtype=torch.float64)
+    assert (solver.nominal().unrolled().detach() - expected).abs().max() < 1e-9 * expected.abs().max()
+    read = gas.load(tmp_path / "s.json")
+    assert read.document.training["solver"] == "s4s-pc"
+    assert torch.equal(read.table(entry["nfe"]).outputs, solver().detach().outputs)
+    convert(tmp_path / "student.pt", tmp_path / "gs.json", *words, "--form", "gs")
+    assert gas.load(tmp_path / "gs.json").document.training["solver"] == "gs"
+    shorter = {**entry, "c_diff": entry["c_diff"][:2], "a_diff": entry["a_diff"][:2]}
+    torch.save(student(shorter), tmp_path / "two.pt")
+    two = read_student(tmp_path / "two.pt", gas.VPLinear(0.1, 20.0), entry["t_eps"], form="s4s")
+    assert isinstance(two, gas.S4S) and not bool(two.predictor[2:].any())
+
+
+def test_a_student_that_could_be_either_is_asked_about(tmp_path: Path) -> None:
+    rows = [torch.tensor([1.0, 0.1]), torch.zeros(2), torch.zeros(2), torch.zeros(2)]
+    torch.save({"ema": {"shadow_params": [torch.zeros(1), torch.zeros(2), *rows]}}, tmp_path / "s.pt")
+    line = refused(tmp_path / "s.pt", tmp_path / "s.json", "--schedule", "edm")
+    assert "add up to 1.00, 0.10 in its steps" in line and "say --form gs or --form s4s" in line
+    line = refused(tmp_path / "s.pt", tmp_path / "s.json", "--schedule", "edm", "--form", "ld3")
+    assert "unknown form of a student 'ld3'" in line
+    convert(tmp_path / "s.pt", tmp_path / "s.json", "--schedule", "edm", "--form", "s4s")
+
+
 def test_a_student_for_a_model(network: Path, tmp_path: Path) -> None:
     torch.save(student(GOLDEN[0]), tmp_path / "student.pt")
     convert(tmp_path / "student.pt", tmp_path / "s.json", "--model", network)

@@ -15,7 +15,7 @@ from gas.fit import FitRecord, fit
 from gas.grids import GRIDS, as_grid
 from gas.learned import GeneralizedSolver
 from gas.losses import FeatureLoss, l2
-from gas.optimizers import Adam, Diverged, GaussNewton, GaussNewtonSteps
+from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
 from gas.pairs import teach
 from gas.race import FINALISTS, Race, Raced, Started
 from gas.schedule import Flow
@@ -64,6 +64,29 @@ def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
     best = min(r.validation_loss for r in records)
     assert records[-1].best_loss == best
     assert loss_of(solver, validation) == pytest.approx(best, rel=1e-6)
+
+
+def test_it_can_hold_the_last_numbers_instead(pairs, validation):
+    config = Adam(iterations=10, validate_every=5, learning_rate=0.3, ema=0.0)
+    last = new()
+    *_, end = fit(last, MODEL, pairs, validation=validation, loss="l2", config=config, keep="last")
+    assert end.validation_loss > end.start_loss  # so that the two are told apart
+    assert loss_of(last, validation) == pytest.approx(end.validation_loss, rel=1e-6)
+
+
+def test_averages_of_gradients_decay_as_told(pairs, validation):
+    """And settings that leave them be have the identity that they had before these could be set."""
+    made = []
+    for betas in ((0.9, 0.999), (0.0, 0.5)):
+        config, solver = Adam(iterations=5, validate_every=5, betas=betas), new()
+        steps = AdamSteps(solver, MODEL, pairs, l2, config)
+        assert steps.optimizer.defaults["betas"] == betas
+        assert ("betas" in steps.identity()["Adam"]) == (betas != (0.9, 0.999))
+        list(fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config))
+        made.append(solver().detach().outputs)
+    assert not torch.equal(*made)
+    with pytest.raises(ValueError, match=r"betas must be two numbers in \[0, 1\), got \(0.9, 1\)"):
+        Adam(betas=(0.9, 1))
 
 
 def test_divergence_is_reported_and_loses_nothing(pairs, validation):

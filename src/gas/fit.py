@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,7 @@ def fit(
     critics: Sequence[Critic] = (),
     pairing: str = "independent",
     criterion: Criterion | None = None,
+    keep: Literal["best", "last"] = "best",
 ) -> Iterator[FitRecord]:
     """Minimise ``E loss(student(x_T), teacher(x_T))`` over a solver's parameters.
 
@@ -119,6 +120,7 @@ def fit(
         criterion: what is validated and chosen by instead of the mean loss, smaller being better. Critics move
             samples away from the teacher's on purpose, so with them choose by a distance of distributions, of
             samples of the same noise throughout: :class:`gas.adversary.Watched`.
+        keep: ``"last"`` leaves the solver at the last report's numbers, whatever they validate as.
 
     Yields:
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
@@ -148,7 +150,7 @@ def fit(
         )
     asked = loss_by_name(loss) if isinstance(loss, str) else loss
     steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
-    training = _Run(solver, steps, asked, criterion)
+    training = _Run(solver, steps, asked, criterion, keep)
     identity = _identity(solver, steps, pairs, validation, asked, criterion)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
@@ -170,8 +172,11 @@ def fit(
 class _Run:
     """The state of one training: where its optimiser is, and the best numbers so far."""
 
-    def __init__(self, solver: nn.Module, steps: Steps, loss: Loss, criterion: Criterion | None) -> None:
+    def __init__(
+        self, solver: nn.Module, steps: Steps, loss: Loss, criterion: Criterion | None, keep: str = "best"
+    ) -> None:
         self.steps, self.model, self.loss, self.criterion = steps, steps.model, loss, criterion
+        self.last = keep == "last"
         self.iterations, self.every = steps.config.iterations, steps.config.validate_every
         self.validated = -1
         self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
@@ -196,7 +201,7 @@ class _Run:
         value = self._measure(validation, table)
         if iteration == 0:
             self.start_loss = value
-        if value < self.best_loss:
+        if value < self.best_loss or self.last:
             self.best, self.best_loss, self.best_iteration = _copy(average), value, iteration
         train = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses, self.validated = [], iteration

@@ -59,7 +59,7 @@ def saved_bytes(denoise: Denoiser, x: Tensor, t: Tensor) -> int:
         owner = tensor if tensor._base is None else tensor._base
         if not isinstance(owner, nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage._cdata] = storage.nbytes()  # a storage without numbers (meta) has no other address
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -33,6 +33,7 @@ class OwnModel:
         weights: the network whose parameters identify the model; solver files then refuse others. Freeze it and put
             it in evaluation mode.
         device: where to sample; by default where ``weights`` are, else the CPU.
+        decode: samples ``(B, *)`` -> what people look at, images in [-1, 1] say, where that is something else.
 
     Raises:
         ValueError: names the argument that is out of range, or weights that would be trained.
@@ -51,6 +52,7 @@ class OwnModel:
     null: int | None = None
     weights: nn.Module | None = None
     device: torch.device = field(default=None)  # type: ignore[assignment]
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_shape", tuple(self.sample_shape))

@@ -19,7 +19,7 @@ from gas.names import named
 from gas.own import OwnModel
 from gas.schedule import EDMasVP
 
-__all__ = ["EDMNetwork", "build", "load", "read"]
+__all__ = ["EDMNetwork", "build", "load", "model_of", "read"]
 
 _UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 _KINDS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet"}
@@ -167,7 +167,11 @@ def load(
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, unsafe or holds another network, or ``t_end`` is out of range.
     """
-    network = read(path).to(device)
+    return model_of(read(path).to(device), t_end=t_end, name=name or Path(path).stem)
+
+
+def model_of(network: EDMNetwork, *, t_end: float, name: str) -> OwnModel:
+    """Return a network as a model, as :func:`load` does for that of a file."""
     schedule = EDMasVP(t_end, max(0.002, network.sigma_min), min(80.0, network.sigma_max))
 
     def told(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -177,7 +181,7 @@ def load(
         told if network.label_dim else EDMDenoiser(network, schedule),
         schedule,
         (network.img_channels, network.img_resolution, network.img_resolution),
-        name=name or Path(path).stem,
+        name=name,
         t_end=t_end,
         classes=network.label_dim,
         null=network.label_dim if network.has_null else None,

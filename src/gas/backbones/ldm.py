@@ -21,7 +21,17 @@ from gas.official.unpickle import read_pickle
 from gas.own import OwnModel
 from gas.schedule import VPDiscrete
 
-__all__ = ["LatentDiffusion", "build", "is_checkpoint", "is_converted", "load", "of_state", "read", "write"]
+__all__ = [
+    "LatentDiffusion",
+    "build",
+    "diffusers_class",
+    "is_checkpoint",
+    "is_converted",
+    "load",
+    "of_state",
+    "read",
+]
+__all__ += ["write"]
 
 _KIND = "gas-solver latent diffusion"
 
@@ -188,7 +198,7 @@ def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
         widths = _widths(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
         codes, embedding = weights["quantize.embedding.weight"].shape
         layers = max(int(x[1]) for n in weights if (x := re.match(r"encoder\.\w+\.0\.resnets\.(\d+)", n))) + 1
-        network: nn.Module = _diffusers("VQModel")(
+        network: nn.Module = diffusers_class("VQModel")(
             in_channels=weights["encoder.conv_in.weight"].shape[1],
             out_channels=weights["decoder.conv_out.weight"].shape[0],
             down_block_types=["DownEncoderBlock2D"] * len(widths),
@@ -232,12 +242,14 @@ class _Network(nn.Module):
         if told:
             width = next(value.shape[1] for name, value in weights.items() if name.endswith(letter))
             # In this class the setting of that name counts heads: CompVis gives its transformers one.
-            network = _diffusers("UNet2DConditionModel")(
+            network = diffusers_class("UNet2DConditionModel")(
                 **sizes, cross_attention_dim=width, attention_head_dim=1
             )
             self.register_buffer("table", found.tensors["classes"])
         else:
-            network = _diffusers("UNet2DModel")(**sizes, attention_head_dim=int(found.card["head_channels"]))
+            network = diffusers_class("UNet2DModel")(
+                **sizes, attention_head_dim=int(found.card["head_channels"])
+            )
         network.load_state_dict(weights)
         self.unet: nn.Module = network
 
@@ -249,7 +261,12 @@ class _Network(nn.Module):
         return answer.to(x.dtype)
 
 
-def _diffusers(name: str) -> Any:
+def diffusers_class(name: str) -> Any:
+    """Return a class of diffusers.
+
+    Raises:
+        ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
+    """
     try:
         import diffusers
 

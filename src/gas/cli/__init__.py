@@ -1,7 +1,20 @@
 """The ``gas`` command. Heavy imports wait until a command runs, so that ``gas --help`` is quick."""
 
 # The commands register themselves with the application when imported.
-from gas.cli import ablate, convert, demo, evaluate, export, inspect, pairs, sample, train, zoo
+from gas.cli import (
+    ablate,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    pairs,
+    reproduce,
+    sample,
+    train,
+    zoo,
+)
 from gas.cli.app import app, main
 
 __all__ = [
@@ -9,11 +22,13 @@ __all__ = [
     "app",
     "convert",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "inspect",
     "main",
     "pairs",
+    "reproduce",
     "sample",
     "train",
     "zoo",

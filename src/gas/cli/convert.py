@@ -22,7 +22,10 @@ def convert(
     file: Annotated[Path, typer.Argument(help="A published .pkl, .ckpt or .pt file.")],
     out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="What pairs or a student are for: weights, or a zoo model.")
+        str,
+        typer.Option(
+            "--model", "-m", help="What pairs or a student are for: weights, preset:NAME, or a zoo model."
+        ),
     ] = "",
     schedule: Annotated[
         str, typer.Option(help="A student's schedule without --model: edm, ldm, sd or vp.")
@@ -31,6 +34,9 @@ def convert(
     guidance: Annotated[
         float, typer.Option(help="Guidance scale that pairs or a student were made with.")
     ] = 1.0,
+    form: Annotated[
+        str, typer.Option(help="A student's: gs, s4s (trained without theory), or auto: by its numbers.")
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Turn a published file into ours: weights to safetensors, a GAS student to a solver file, teachers to pairs.
@@ -48,7 +54,7 @@ def convert(
     note(f"{file} holds {what}")
     report: dict[str, Any] = {"file": str(file), "kind": kind, "out": str(out)}
     if kind == "student":
-        report |= _student(file, data, out, model, schedule, t_end, guidance)
+        report |= _student(file, data, out, model, schedule, t_end, guidance, form)
     elif kind == "teachers":
         report |= _teachers(file, data, out, model, t_end, guidance)
     else:
@@ -60,10 +66,18 @@ def convert(
 
 
 def _student(
-    file: Path, data: Any, out: Path, model: str, schedule: str, t_end: float, guidance: float
+    file: Path,
+    data: Any,
+    out: Path,
+    model: str,
+    schedule: str,
+    t_end: float,
+    guidance: float,
+    form: str,
 ) -> dict[str, Any]:
     from gas.artefact import save
     from gas.files import sha256
+    from gas.learned import GeneralizedSolver
     from gas.names import named
     from gas.official.convert import SCHEDULES
     from gas.official.student import read_student
@@ -72,10 +86,16 @@ def _student(
     if (loaded is None) == (not schedule):
         raise ValueError("a student's file does not say what it is for: give --model, or --schedule alone")
     known = named("schedule", schedule, SCHEDULES)(t_end) if loaded is None else loaded.schedule
-    solver = read_student(file, known, t_end, data)
-    training = {"imported": file.name, "sha256": sha256(file)}
+    solver = read_student(file, known, t_end, data, form=form)
+    is_gs = isinstance(solver, GeneralizedSolver)
+    if not is_gs:
+        note(
+            f"{file} was trained without theory: it is read as S4S with a corrector (--form gs if it is not)"
+        )
+    training = {"imported": file.name, "sha256": sha256(file), "solver": "gs" if is_gs else "s4s-pc"}
     save(out, solver, model=loaded, guidance=guidance, training=training)
-    return {"nfe": solver.nfe, "order": solver.order, "t_end": t_end}
+    told = {"nfe": solver.nfe, "t_end": t_end, "form": "gs" if is_gs else "s4s"}
+    return told | ({"order": solver.order} if isinstance(solver, GeneralizedSolver) else {})
 
 
 def _teachers(file: Path, data: Any, out: Path, model: str, t_end: float, guidance: float) -> dict[str, Any]:
@@ -93,4 +113,8 @@ def _model(name: str, t_end: float) -> Model:
     from gas import zoo
     from gas.backbones import open_model
 
+    if name.startswith("preset:"):
+        from gas.presets import ending_at, open_backbone, preset_by_name
+
+        return ending_at(open_backbone(preset_by_name(name.removeprefix("preset:"))), t_end)
     return zoo.load(name) if name in zoo.names() else open_model(name, t_end=t_end)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,10 +20,10 @@ from gas.cli.options import (
     Precision,
     Prompts,
     interpolation,
-    load_model,
     parse_nfes,
     parse_seeds,
 )
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened, was_given
 from gas.cli.screen import bar, note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
 @command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512")
 def evaluate(
+    context: typer.Context,
     solver: Annotated[
         list[Path], typer.Option("--solver", "-s", help="A solver file; repeat it to compare several.")
     ],
@@ -72,6 +74,9 @@ def evaluate(
         ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
+    preset: PresetName = "",
+    settings: Settings = None,
+    preset_weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -83,21 +88,26 @@ def evaluate(
 
     An NFE of --nfe between two of the file's gets a table interpolated from them, named so. A baseline without a
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
-    it. The first file names the teacher.
+    it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
+    own = ("solver", "nfe", "seeds", "baselines", "every", "picture", "features", "weights", "reference")
+    setup = chosen_preset(context, preset, settings, own)
+    loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefacts = _load_named(solver, loaded)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if nfe else ():
         for one in artefacts.values():
             one.neighbours(n)  # refuses what is neither trained nor between two that are
-    chosen, guidance = parse_seeds(seeds), artefact.document.guidance
+    guidance, chosen = artefact.document.guidance, parse_seeds(seeds)
+    if setup is not None and not was_given(context, "seeds"):
+        chosen = range(*setup.evaluation_seeds)
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():
         _warn_of_known_seeds(one, chosen)
-    master = _teacher(artefact, loaded.t_end, solver=teacher, grid=grid, nfe=teacher_nfe)
+    usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
+    master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     images = None if real is None else held_out(loaded, real)
     pairs = taught(loaded, master, chosen, guidance)
     ruler = yardstick(loaded, pairs, images)
@@ -110,7 +120,12 @@ def evaluate(
         note(f"wrote {picture}")
     if json:
         seeds_used = [chosen.start, chosen.stop]
-        print_json({"model": loaded.name, "seeds": seeds_used, "rows": [asdict(r) for r in rows]})
+        told = {
+            "model": loaded.name,
+            **({"preset": preset} if preset else {}),
+            "seeds": seeds_used,
+        }
+        print_json({**told, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
         strong = list(artefacts)[-1]
@@ -120,14 +135,17 @@ def evaluate(
 
 
 def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
-    """Solver files by what they hold, GS or GAS, and by their file's name where that is not enough."""
+    """Solver files by what they hold, GS, GAS or another, and by their file's name where that is not enough."""
     from gas.artefact import load
+    from gas.learned.kinds import TITLES
 
     named: dict[str, Artefact] = {}
     for path in paths:
         artefact = load(path)
         artefact.check(model, artefact.document.guidance)
-        name = "GAS" if artefact.document.training.get("objective") == "gas" else "GS"
+        training = artefact.document.training
+        name = TITLES.get(str(training.get("solver")), "GS")
+        name = "GAS" if training.get("objective") == "gas" else name
         name = f"{name} ({path.stem})" if name in named else name
         if name in named:
             raise ValueError(f"--solver {path} is named like another one: rename one of the files")
@@ -135,13 +153,15 @@ def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
     return named
 
 
-def _teacher(artefact: Artefact, t_end: float, **asked: str | int | None) -> Classical:
-    """The teacher that was asked for, in what it leaves open the file's own, in what that leaves open UniPC-3."""
+def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
+    """The teacher that was asked for, in what it leaves open the file's, the model's own, or UniPC-3."""
     from gas.catalogue import Classical
 
-    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, "t_end": t_end}
+    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **own}
+    file = artefact.document.teacher or {}
+    known = file if "solver" in file else {}  # an imported set does not say what made it
     told = {name: value for name, value in asked.items() if value is not None}
-    return Classical(**{**usual, **(artefact.document.teacher or {}), **told})
+    return Classical(**{**usual, **known, **told})
 
 
 def _warn_of_interpolation(rows: list[Comparison]) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Precision",
     "Prompts",
     "SolverFile",
+    "check_device",
     "interpolation",
     "load_model",
     "load_zoo",
@@ -34,8 +35,8 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A zoo model (digits, mnist) or the path of its .safetensors file; or diffusers:FOLDER_OR_REPOSITORY, or "
-        "published:FILE, a network of gas convert.",
+        help="A zoo model (digits, mnist) or the path of its .safetensors file; or diffusers:FOLDER_OR_REPOSITORY, "
+        "published:FILE, a network of gas convert, or preset:NAME, a published setup's.",
     ),
 ]
 Prompts = Annotated[
@@ -122,9 +123,15 @@ def load_model(
     from gas.precision import precise
 
     if name.startswith("diffusers:"):
-        _check_device(device)
+        check_device(device)
         pipeline = _pipeline(name.removeprefix("diffusers:"), prompts, call, pairs).to(device)
         return cast("PipelineModel", precise(pipeline, precision, compiled=compiled))
+    if name.startswith("preset:"):
+        from gas.presets import open_backbone, preset_by_name
+
+        check_device(device)
+        setup = open_backbone(preset_by_name(name.removeprefix("preset:")), prompts=prompts, device=device)
+        return cast("PipelineModel", precise(setup, precision, compiled=compiled))
     if prompts is not None or call:
         raise ValueError(
             f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
@@ -132,7 +139,7 @@ def load_model(
     if name.startswith("published:"):
         from gas.backbones import open_model
 
-        _check_device(device)
+        check_device(device)
         published = open_model(name.removeprefix("published:"), device=device)
         return cast("ZooModel", precise(published, precision, compiled=compiled))
     # A PreciseModel has all that the model it wraps has.
@@ -147,11 +154,16 @@ def load_zoo(name: str, device: str) -> ZooModel:
     """
     from gas import zoo
 
-    _check_device(device)
+    check_device(device)
     return zoo.load(name).to(device)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: says why it cannot be used.
+    """
     import torch
 
     try:

@@ -19,6 +19,17 @@ from gas.cli.options import (
     load_model,
     parse_seeds,
 )
+from gas.cli.presets import (
+    PresetName,
+    Settings,
+    Weights,
+    chosen_preset,
+    model_of,
+    objective_of,
+    pairs_folder,
+    show_preset,
+    was_given,
+)
 from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
@@ -30,16 +41,26 @@ __all__ = ["pairs", "run_teacher"]
 
 @command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs")
 def pairs(
-    out: Annotated[Path, typer.Option(help="Folder for the shards and the manifest.")],
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for shards and manifest (--preset has a place for it).")
+    ] = None,
     model: ModelName = "mnist",
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "1280",
     teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "unipc-3-bh2",
     grid: Annotated[
         str, typer.Option(help="The teacher's time grid: a name, or its times as 1,0.5,0.001.")
     ] = "log_snr",
-    nfe: Annotated[int, typer.Option(help="The teacher's network evaluations.")] = 20,
+    nfe: Annotated[
+        int,
+        typer.Option(help="The teacher's network evaluations; with --preset coco the student's, one fewer."),
+    ] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    preset: PresetName = "",
+    objective: Annotated[str, typer.Option(help="Of a preset: gs or gas, which decides how many.")] = "gs",
+    settings: Settings = None,
+    preset_weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     decoded: Annotated[bool, typer.Option("--decoded", help="Also store the decoded samples.")] = False,
@@ -53,9 +74,30 @@ def pairs(
     Killed at any point, the same command goes on where it stopped and ends with the same bytes.
     """
     from gas.catalogue import Classical
+    from gas.precision import precise
+    from gas.presets import ending_at
 
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
-    master, chosen = Classical(teacher, grid, nfe, loaded.t_end), parse_seeds(seeds)
+    chosen = parse_seeds(seeds)
+    setup = chosen_preset(context, preset, settings, ("out", "seeds", "objective", "nfe", "batch", "decoded"))
+    loaded: Model
+    if setup is None:
+        if out is None:
+            raise ValueError("--out is needed where no --preset says it")
+        if was_given(context, "objective"):
+            raise ValueError("--objective is for --preset: say by --seeds how many pairs to make")
+        loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
+        master = Classical(teacher, grid, nfe, loaded.t_end)
+    else:
+        show_preset(setup)
+        kind, named = objective_of(objective), was_given(context, "nfe")
+        if named == bool(setup.teacher_nfe):
+            what = "has its own: --set teacher_nfe" if named else "depends on the student's: --nfe"
+            raise ValueError(f"the NFE of the teacher of preset {preset} {what}")
+        raw = model_of(setup, preset_weights, prompts=prompts, device=device)
+        loaded = precise(ending_at(raw, setup.teacher_t_end), precision, compiled=compiled)
+        chosen = chosen if was_given(context, "seeds") else setup.seeds(kind)
+        master, guidance = setup.master(nfe), setup.guidance
+        out = pairs_folder(setup, kind, nfe) if out is None else out
     run_teacher(loaded, master, out, chosen, guidance, batch, decoded)
     note(f"teacher pairs are in {out}")
     if json:

@@ -18,9 +18,9 @@ from gas.cli.options import (
     Prompts,
     SolverFile,
     interpolation,
-    load_model,
     parse_seeds,
 )
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = ["sample"]
 
 @command("gas sample --model mnist --solver runs/mnist.json --nfe 4 --seeds 24 --out runs/samples.png")
 def sample(
+    context: typer.Context,
     solver: SolverFile,
     out: Annotated[Path, typer.Option(help="A .png picture, or .npz or .safetensors arrays.")],
     model: ModelName = "mnist",
@@ -42,6 +43,9 @@ def sample(
     seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "24",
     label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    preset: PresetName = "",
+    settings: Settings = None,
+    preset_weights: Weights = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -61,7 +65,8 @@ def sample(
     suffixes = (".png", ".npz", ".safetensors")
     if out.suffix not in suffixes:
         raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
+    setup = chosen_preset(context, preset, settings, ("solver", "out", "nfe", "seeds", "label", "batch"))
+    loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)

@@ -22,8 +22,10 @@ from gas.cli.options import (
     load_model,
     parse_nfes,
 )
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, objective_of, was_given
 from gas.cli.screen import note, print_json, print_table
 from gas.cli.settings import adversarial_settings, adversary_of, config_of
+from gas.cli.train_preset import PresetRun, train_preset
 
 if TYPE_CHECKING:
     from gas.distill import Distilled
@@ -35,8 +37,14 @@ __all__ = ["train"]
 
 @command("gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json")
 def train(
-    pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
-    out: Annotated[Path, typer.Option(help="The solver file to write.")],
+    context: typer.Context,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of teacher pairs, as gas pairs writes it (--preset makes them)."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The solver file to write (--preset has a place for it).")
+    ] = None,
     model: ModelName = "mnist",
     nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10.")] = "4",
     validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.")] = 256,
@@ -97,6 +105,12 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")
     ] = False,
+    preset: PresetName = "",
+    settings: Settings = None,
+    preset_weights: Weights = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a preset: say settings and files, and do nothing.")
+    ] = False,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -109,11 +123,25 @@ def train(
     Interrupted, the same command goes on where it stopped. What is written is the best on the validation
     pairs; for gs, whose measure is the loss, never worse there than the best classical solver. For gas the
     measure is the Frechet distance to the teacher's samples, and the loss may well be larger.
+
+    With --preset NAME, a setup of the paper with all of its settings: says them, finds its files, makes its pairs and
+    trains as the paper does, a file for each NFE.
     """
     from gas.family import distill_family
     from gas.pairs import read_pairs
     from gas.race import Race
 
+    setup = chosen_preset(
+        context, preset, settings, ("objective", "nfe", "pairs", "out", "overwrite", "dry_run")
+    )
+    if setup is not None:
+        nfes = parse_nfes(nfe) if was_given(context, "nfe") else setup.nfes
+        kind, places = objective_of(objective), (preset_weights, pairs, out, prompts)
+        run = PresetRun(setup, kind, tuple(nfes), *places, device, precision, compiled, overwrite)
+        train_preset(run, dry=dry_run, json=json)
+        return
+    if pairs is None or out is None:
+        raise ValueError("--pairs and --out are needed where no --preset says them")
     if out.exists() and not overwrite:
         raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes = parse_nfes(nfe)

@@ -19,7 +19,7 @@ from gas.schedule import Schedule
 if TYPE_CHECKING:
     from gas.optimizers import Adam, GaussNewton
 
-__all__ = ["SOLVERS", "Kind", "kind_by_name"]
+__all__ = ["SOLVERS", "TITLES", "Kind", "kind_by_name"]
 
 Config = TypeVar("Config", bound="Adam | GaussNewton")
 
@@ -87,6 +87,11 @@ SOLVERS: dict[str, Kind] = {
     "s4s-alt": Kind("S4S, times and weights in turns", _s4s(corrector=False), repeats=False, alternates=True),
     "bns": Kind("BNS: every number of the folded table", _bns),
 }
+
+
+# What tables call them.
+TITLES = {"gs": "GS", "gs-free": "GS without theory", "ld3": "LD3", "bns": "BNS"}
+TITLES |= {"s4s": "S4S", "s4s-pc": "S4S + PC", "s4s-alt": "S4S-Alt"}
 
 
 def kind_by_name(name: str, *, theory: bool = True) -> Kind:

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gas.learned import GeneralizedSolver
+from gas.learned import S4S, GeneralizedSolver
+from gas.names import named
 from gas.official.unpickle import read_pickle
 from gas.schedule import Schedule
 
-__all__ = ["is_student", "read_student"]
+__all__ = ["FORMS", "is_student", "read_student"]
+
+# What a student can be: its file has the same parameters, of the same names and lengths, for both.
+FORMS: dict[str, type[GeneralizedSolver] | type[S4S]] = {"gs": GeneralizedSolver, "s4s": S4S}
 
 
 def is_student(data: Any) -> bool:
@@ -25,8 +30,8 @@ def is_student(data: Any) -> bool:
 
 
 def read_student(
-    path: str | Path, schedule: Schedule, t_end: float = 1e-3, data: Any = None
-) -> GeneralizedSolver:
+    path: str | Path, schedule: Schedule, t_end: float = 1e-3, data: Any = None, *, form: str = "auto"
+) -> GeneralizedSolver | S4S:
     """Read a published student: its averaged parameters, in the order that they were registered in.
 
     The order is ``mu_logit, t_couple, c1_diff, a1_diff, c2_diff, a2_diff, ...``; NFE and order of the solver follow
@@ -37,10 +42,14 @@ def read_student(
         schedule: of the model it was trained for, which the file does not say.
         t_end: time that sampling ends at, which the file does not say either.
         data: what :func:`gas.official.unpickle.read_pickle` gave for it, if that is at hand.
+        form: ``"gs"``; ``"s4s"``, trained without theory: S4S with a corrector; or ``"auto"``, by the numbers. Those of
+            GS are added to the coefficients of DPM-Solver++(3M), and start at zero; those of S4S *are* the
+            coefficients, and an answer's weights in a step start with the sum 1.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe, or its parameters are not those of a Generalized Solver.
+        ValueError: when the file is damaged, unsafe, its parameters are not those of a student, or the numbers
+            do not say which form they are of.
     """
     data = read_pickle(path) if data is None else data
     if not is_student(data):
@@ -60,11 +69,28 @@ def read_student(
     if (len(rest) // 2) > nfe:
         raise ValueError(f"{path}: {len(rest) // 2} corrections a step are more than the {nfe} steps can use")
     c_diff, a_diff = rest[0::2], rest[1::2]
-    return GeneralizedSolver.from_official(
+    found = _form(path, c_diff) if form == "auto" else form
+    if found == "s4s" and len(c_diff) < nfe:  # what it was not given to weigh has no weight
+        c_diff, a_diff = ([*row, *[logits.new_zeros(nfe)] * (nfe - len(row))] for row in (c_diff, a_diff))
+    return named("form of a student", found, FORMS).from_official(
         schedule,
         t_end=t_end,
         mu_logit=logits,
         t_couple=shifts,
         a_diff=[row.tolist() for row in a_diff],
         c_diff=[row.tolist() for row in c_diff],
+    )
+
+
+def _form(path: str | Path, c_diff: list[Tensor]) -> str:
+    """Say which form a student is of by the sums of what each step can use of its ``c``: near 0 or near 1."""
+    used = torch.stack(c_diff).triu().sum(dim=0)  # step n has n + 1 answers
+    if bool((used < 0.5).all()):
+        return "gs"
+    if bool((used > 0.5).all()):
+        return "s4s"
+    sums = ", ".join(f"{value:.2f}" for value in used.tolist())
+    raise ValueError(
+        f"{path} does not say whether it was trained with theory: the weights of answers add up to {sums} in its "
+        "steps, near 0 in GS, near 1 in S4S; say --form gs or --form s4s"
     )

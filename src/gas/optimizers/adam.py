@@ -26,6 +26,8 @@ from gas.table import Table
 
 __all__ = ["PAPER", "Adam", "AdamSteps"]
 
+BETAS = (0.9, 0.999)
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -34,7 +36,8 @@ class Adam:
     Args:
         iterations: optimiser steps.
         batch: pairs a step.
-        learning_rate: of Adam, betas (0.9, 0.999).
+        learning_rate: of Adam.
+        betas: of Adam: decays of its averages of gradients and of their squares.
         decay: ``"cosine"`` to zero, or ``"constant"``.
         clip: largest norm of the gradient.
         ema: decay of the averaged solver, which is what is validated and kept.
@@ -64,6 +67,7 @@ class Adam:
     alternate: int = 0
     relax: float = 0.0
     relax_rate: float = 0.1
+    betas: tuple[float, float] = BETAS
 
     def __post_init__(self) -> None:
         if self.memory not in MODES:
@@ -74,6 +78,8 @@ class Adam:
         for name in ("iterations", "alternate", "relax"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.decay not in ("cosine", "constant"):
@@ -121,7 +127,7 @@ class AdamSteps:
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.average = AveragedModel(solver, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
-        self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate, betas=config.betas)
         self.iteration, self.evaluations = 0, 0
         check_turns((name for name, _ in solver.named_parameters()), config.alternate)
         self.relaxed = RelaxedStarts(pairs.noise, config.relax, config.relax_rate) if config.relax else None
@@ -232,6 +238,8 @@ class AdamSteps:
     def identity(self) -> dict[str, Any]:
         """Return what decides this training's bits; how the graph is kept does not."""
         settings = {name: value for name, value in asdict(self.config).items() if name != "memory"}
+        if self.config.betas == BETAS:  # so that states of before this setting can go on
+            del settings["betas"]
         pairing = self.pairing if self.critics.critics else ""
         return {"Adam": settings, "pairing": pairing, "critics": self.critics.identity()}
 

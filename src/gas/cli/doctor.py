@@ -1,0 +1,148 @@
+"""``gas doctor``: what is installed, which files of a preset are there, and what the preset costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Device, Json, check_device, parse_nfes
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, was_given
+from gas.cli.screen import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from gas.presets import Preset
+    from gas.presets.cost import Total, Unit
+
+__all__ = ["doctor"]
+
+
+@command("gas doctor --preset imagenet --nfe 4-7")
+def doctor(
+    context: typer.Context,
+    preset: PresetName = "",
+    settings: Settings = None,
+    preset_weights: Weights = None,
+    nfe: Annotated[
+        str, typer.Option(help="NFE to say the cost of, as 4 or 4-7; default: the preset's.")
+    ] = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run the preset's network, of random weights, on --device.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples at a time for --measure; default: 1 on a CPU.", min=1)
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="Rate to assume without --measure, in 10^12 operations a second.")
+    ] = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Say what is installed; of a preset, which files are there and whole, and what pairs, GS and GAS would cost.
+
+    Files are read as data. Costs follow from one network evaluation: its operations counted and divided by an assumed
+    rate, or with --measure its time on this machine.
+    """
+    from gas.environment import environment, extras
+
+    check_device(device)
+    setup = chosen_preset(context, preset, settings, ("nfe", "measure", "batch", "tflops"))
+    told: dict[str, Any] = {"environment": environment(device), "extras": extras()}
+    if setup is None:
+        if wrong := [name for name in ("nfe", "measure", "batch", "tflops") if was_given(context, name)]:
+            raise ValueError(f"--{wrong[0]} is for --preset: add that or leave it out")
+    else:
+        nfes = parse_nfes(nfe) if nfe else list(setup.nfes)
+        unit = _unit(setup, measure, device, batch, tflops)
+        told |= {"preset": setup.name, "settings": setup.told()}
+        told |= {"files": _files(setup, preset_weights, unit.parameters)}
+        told |= {"unit": asdict(unit), "cost": _cost(setup, unit, nfes)}
+    if json:
+        print_json(told)
+        return
+    facts = [[name, str(value)] for name, value in (told["environment"] | told["extras"]).items()]
+    print_table("This installation", ["what", "value"], facts)
+    if setup is not None:
+        _print(setup, told)
+
+
+def _unit(preset: Preset, measure: bool, device: str, batch: int | None, tflops: float | None) -> Unit:
+    from gas.presets.cost import counted, measured
+
+    if not measure:
+        if batch is not None:
+            raise ValueError("--batch is for --measure: add that or leave it out")
+        return counted(preset, tflops)
+    if tflops is not None:
+        raise ValueError("--tflops is for an estimate: leave it out, or --measure")
+    note(f"measuring the network of preset {preset.name}, of random weights, on {device} ...")
+    return measured(preset, device, batch or (1 if device == "cpu" else preset.batch))
+
+
+def _files(preset: Preset, weights: Path | None, parameters: int) -> list[dict[str, str]]:
+    """Look at every file of a preset: where it is or should be, and what it holds."""
+    from gas.files import sha256
+    from gas.presets.files import find_files, layout, weights_folder
+
+    told = []
+    for found in find_files(preset, weights_folder(weights)):
+        row = {"role": found.file.role, "file": found.file.name, "what": found.file.what}
+        if found.path is None:
+            row |= {"state": "missing", "place": str(found.looked[0]), "source": found.file.source}
+        else:
+            try:
+                row |= {"state": "whole", "place": str(found.path), "holds": layout(found)}
+            except (ValueError, ModuleNotFoundError) as error:
+                row |= {"state": "bad", "place": str(found.path), "holds": str(error)}
+            if found.path.is_file():
+                row |= {"bytes": f"{found.path.stat().st_size:,}", "sha256": sha256(found.path)}
+        if found.file.role == "network":
+            row["expected size"] = (
+                f"{parameters:,} parameters, {parameters / 250_000:,.0f} MB in float32 (computed)"
+            )
+        told.append({**row, "expected sha256": found.file.sha256})
+    return told
+
+
+def _cost(preset: Preset, unit: Unit, nfes: list[int]) -> list[dict[str, Any]]:
+    from gas.presets.cost import totals
+
+    rows: list[Total] = [total for nfe in nfes for total in totals(preset, unit, nfe)]
+    return [asdict(row) for row in rows]
+
+
+def _print(preset: Preset, told: dict[str, Any]) -> None:
+    for row in told["files"]:
+        rows = [[name, value] for name, value in row.items()]
+        print_table(f"{row['file']}: {row['state']}", ["what", "value"], rows)
+    unit = told["unit"]
+    kind = "estimated from counted operations at" if unit["source"] == "counted" else "measured on"
+    facts = [[name, f"{1000 * unit[name]:,.3f} ms"] for name in ("forward", "gradient", "loss", "critic")]
+    facts += [
+        [name.replace("_", " "), f"{unit[name] / 1e6:,.0f} MB"]
+        for name in ("kept", "kept_by_loss", "weights")
+    ]
+    print_table(f"One sample, {kind} {unit['where']}", ["what", "cost"], facts)
+    costs = [
+        [
+            r["job"],
+            str(r["nfe"]),
+            f"{r['evaluations']:,}",
+            _time(r["seconds"]),
+            f"{r['peak'] / 1e9:.1f}",
+            f"{r['flat'] / 1e9:.1f}",
+        ]
+        for r in told["cost"]
+    ]
+    columns = ["job", "NFE", "network evaluations", "time", "memory GB", "with memory=flat"]
+    print_table(f"{preset.title}: {kind} {unit['where']}", columns, costs)
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,268 @@
+"""``gas reproduce``: a table of the paper, what was measured of it, and the command of every cell."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Json
+from gas.cli.presets import Weights
+from gas.cli.screen import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from gas.paper import Cell, Measured, PaperTable
+    from gas.presets import Preset
+    from gas.presets.preset import Objective
+
+__all__ = ["reproduce"]
+
+_KINDS = {"LD3": "ld3", "S4S-Alt": "s4s-alt", "GS without theory": "gs-free"}
+_BASELINES = "dpmpp-3m/log_snr,unipc-3-bh1/log_snr,ipndm-3"
+RESULTS = Path("runs/results")
+# Results whose rows are called GAS and are not the GAS of their preset.
+SPECIAL = ("imagenet-gas-classic-4.json", "afhqv2-from-ffhq-gas-4.json")
+
+
+@command("gas reproduce table2a --results runs/results")
+def reproduce(
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list."
+        ),
+    ] = "list",
+    results: Annotated[
+        Path, typer.Option(help="Folder of results: what gas evaluate --json and gas compare wrote.")
+    ] = RESULTS,
+    go: Annotated[
+        bool,
+        typer.Option("--run", help="Make what is missing: pairs, training and evaluation, cell by cell."),
+    ] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of every run, as batch=8; repeat it.")
+    ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="Words for every gas evaluate: --features inception --weights FILE --reference FILE."
+        ),
+    ] = "",
+    preset_weights: Weights = None,
+    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+    json: Json = False,
+) -> None:
+    """Print paper, ours and difference for every cell, and the command that makes it.
+
+    A cell without a result says so, and which file it needs that is not there. FID is taken from results that were
+    measured in Inception's features against real data; others have none.
+    """
+    from gas.paper import TABLES, table_by_name
+
+    if table == "list":
+        rows = [[one.name, one.title, str(len(one.cells))] for one in TABLES.values()]
+        if json:
+            print_json({one.name: one.title for one in TABLES.values()})
+            return
+        print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
+        return
+    chosen = table_by_name(table)
+    more = _More(tuple(sets or ()), preset_weights, device, tuple(shlex.split(measure)))
+    lines = [_Line.of(cell, results, more) for cell in chosen.cells]
+    if go:
+        _make(lines)
+    told = _told(chosen, lines, results)
+    if markdown is not None:
+        _write(markdown, chosen, told, results)
+        note(f"wrote {markdown}")
+    if json:
+        print_json({"table": chosen.name, "title": chosen.title, "cells": told})
+        return
+    _print(chosen, told, results)
+
+
+@dataclass(frozen=True)
+class _More:
+    """What every cell is made with."""
+
+    sets: tuple[str, ...]
+    weights: Path | None
+    device: str
+    measure: tuple[str, ...]
+
+    def words(self) -> list[str]:
+        """As options of commands."""
+        own = ["--preset-weights", str(self.weights)] if self.weights else []
+        return own + (["--device", self.device] if self.device != "cpu" else [])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A cell with what makes it."""
+
+    cell: Cell
+    preset: Preset
+    objective: Objective
+    nfe: int
+    solver: Path
+    result: Path
+    options: tuple[str, ...]
+    more: _More
+
+    @classmethod
+    def of(cls, cell: Cell, results: Path, more: _More) -> _Line:
+        from gas.cli.presets import solver_file
+        from gas.presets import preset_by_name
+
+        kind = _KINDS.get(cell.solver)
+        told = (*cell.sets, *((f"solver={kind}",) if kind and not cell.sets else ()), *more.sets)
+        preset = preset_by_name(cell.preset).changed(told)
+        trained = replace(preset, name=cell.trained) if cell.trained else preset
+        objective: Objective = "gas" if cell.solver.startswith("GAS") else "gs"
+        nfe = cell.nfe or preset.nfes[-1]  # the teacher's, and classical solvers', lines come with some GS
+        solver = solver_file(trained, objective, nfe)
+        if cell.solver == "GAS, classic":
+            solver = solver.with_name(f"gas-classic-{nfe}.json")
+        name = (
+            f"{cell.preset}-from-{cell.trained}-{solver.name}"
+            if cell.trained
+            else f"{cell.preset}-{solver.name}"
+        )
+        options = (*(word for setting in told for word in ("--set", setting)), *more.words())
+        return cls(cell, preset, objective, nfe, solver, results / name, options, more)
+
+    @property
+    def special(self) -> bool:
+        """Whether only its own file of results is meant: rows are called as those of another cell."""
+        return bool(self.cell.trained) or self.cell.solver == "GAS, classic"
+
+    def commands(self) -> list[list[str]]:
+        """Words of the commands that make this cell: training, where a solver is learned, and evaluation."""
+        words = ["--nfe", str(self.nfe), *self.options]
+        train = ["train", "--preset", self.cell.trained or self.cell.preset, "--objective", self.objective]
+        evaluate = ["evaluate", "--preset", self.cell.preset, "--solver", str(self.solver)]
+        baselines = ["--baselines", _BASELINES if self.cell.preset == "cifar10" else ""]
+        return [
+            [*train, *words, "--out", str(self.solver)],
+            [*evaluate, *words, *baselines, *self.more.measure, "--json"],
+        ]
+
+    def command(self) -> str:
+        """The commands as people type them."""
+        train, evaluate = (" ".join(["gas", *map(shlex.quote, words)]) for words in self.commands())
+        return f"{train} && {evaluate} > {self.result}"
+
+    def missing(self) -> list[str]:
+        """The published files that it needs and that are not there."""
+        from gas.presets import find_files, preset_by_name, weights_folder
+
+        wanted = {"network", "prompts", "loss", "loss weights"} | (
+            {"critic"} if self.objective == "gas" else set()
+        )
+        presets = [self.preset, *([preset_by_name(self.cell.trained)] if self.cell.trained else [])]
+        found = [one for preset in presets for one in find_files(preset, weights_folder(self.more.weights))]
+        lacking = [one.file.name for one in found if one.path is None and one.file.role in wanted]
+        return list(dict.fromkeys(lacking))
+
+
+def _make(lines: list[_Line]) -> None:
+    """Train and evaluate what has no result, in this process, by the commands themselves."""
+    import contextlib
+    import io
+
+    from gas.cli.app import app
+    from gas.files import write_text
+
+    for line in lines:
+        if line.result.exists():
+            continue
+        if missing := line.missing():
+            note(
+                f"[yellow]left out[/yellow] {line.cell.solver}, NFE {line.nfe}: {', '.join(missing)} is missing"
+            )
+            continue
+        train, evaluate = line.commands()
+        printed = io.StringIO()
+        for words in (evaluate,) if line.solver.exists() else (train, evaluate):
+            note(f"gas {' '.join(words)}")
+            with contextlib.redirect_stdout(printed if words is evaluate else sys.stderr):
+                failed = app(words, standalone_mode=False)
+            if failed:
+                raise ValueError(
+                    f"that command failed; the rest of {line.cell.solver}, NFE {line.nfe} is not made"
+                )
+        write_text(line.result, printed.getvalue())
+
+
+def _told(table: PaperTable, lines: list[_Line], results: Path) -> list[dict[str, Any]]:
+    """Every cell with what was found of it."""
+    from gas.paper import read_results
+    from gas.paper.results import best_of
+
+    found: list[Measured] = read_results(results) if results.is_dir() else []
+    aside = {results / name for name in SPECIAL}
+    rows = []
+    for line in lines:
+        cell = line.cell
+        mine = [one for one in found if (one.path == line.result if line.special else one.path not in aside)]
+        one = best_of(replace(cell, solver="GAS") if line.special else cell, mine)
+        ours = None if one is None else one.figures.get(cell.metric)
+        row = {
+            "solver": cell.solver,
+            "nfe": cell.nfe or None,
+            "metric": cell.metric,
+            "paper": cell.value,
+            "ours": ours,
+        }
+        row |= {"difference": None if ours is None else ours - cell.value, "state": _state(line, one, ours)}
+        rows.append({**row, "command": line.command()})
+    return rows
+
+
+def _state(line: _Line, one: Measured | None, ours: float | None) -> str:
+    if one is None:
+        missing = line.missing()
+        return f"missing; needs {', '.join(missing)}" if missing else "missing; its files are there"
+    if ours is None:
+        return f"{one.path}: no {line.cell.metric} in it (--features inception and a reference)"
+    fewer = "" if one.samples >= line.preset.samples else f", the paper {line.preset.samples:,}"
+    return f"{one.path}: {one.samples:,} samples{fewer}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ours = "" if row["ours"] is None else f"{row['ours']:.2f}"
+    apart = "" if row["difference"] is None else f"{row['difference']:+.2f}"
+    nfe = "" if row["nfe"] is None else str(row["nfe"])
+    return [row["solver"], nfe, row["metric"], f"{row['paper']:.2f}", ours, apart, row["state"]]
+
+
+_COLUMNS = ["solver", "NFE", "metric", "paper", "ours", "difference", "result"]
+
+
+def _print(table: PaperTable, rows: list[dict[str, Any]], results: Path) -> None:
+    print_table(table.title, _COLUMNS, [_cells(row) for row in rows])
+    sys.stdout.write("\n".join(_commands(rows, results)) + "\n")
+
+
+def _commands(rows: list[dict[str, Any]], results: Path) -> list[str]:
+    """Every command once, under the cells that it makes, as a shell takes them."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        cells.setdefault(row["command"], []).append(f"{row['solver']} {row['nfe'] or ''}".strip())
+    lines = [f"mkdir -p {shlex.quote(str(results))}"]
+    return lines + [line for command, made in cells.items() for line in (f"# {', '.join(made)}", command)]
+
+
+def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]], results: Path) -> None:
+    from gas.files import write_text
+
+    lines = [f"## {table.title}", "", "| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += ["", "```sh", *_commands(rows, results), "```", ""]
+    write_text(path, "\n".join(lines))

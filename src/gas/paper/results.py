@@ -1,0 +1,110 @@
+"""Results on disk, read for comparing with the paper: what ``gas evaluate --json`` and ``gas compare`` write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gas.paper.tables import Cell
+
+__all__ = ["Measured", "best_of", "names_of", "read_results"]
+
+# How rows of results are called, by the paper's names of solvers: their beginnings, before a grid or a file's name.
+_NAMES = {
+    "DPM++(3M)": ("dpmpp-3m",),
+    "UniPC": ("unipc", "unipc-3-bh1", "unipc-3-bh2"),
+    "iPNDM": ("ipndm", "ipndm-3"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One solver in a file of results.
+
+    Attributes:
+        preset: that it was measured on.
+        name: as the file has it.
+        nfe: of it.
+        figures: by metric: ``"FID"`` where features were Inception's and the reference real data's, ``"recall"``,
+            ``"coverage"``.
+        samples: measured on.
+        path: the file.
+    """
+
+    preset: str
+    name: str
+    nfe: int
+    figures: Mapping[str, float]
+    samples: int
+    path: Path
+
+
+def read_results(folder: Path) -> list[Measured]:
+    """Read every result below a folder; files of other kinds are passed over.
+
+    Raises:
+        FileNotFoundError: when there is no such folder.
+        ValueError: for a file of results that is damaged.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of results {folder}")
+    found: list[Measured] = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            document = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"result {path} is damaged ({error}): make it again, or take it away") from error
+        if isinstance(document, dict):
+            found += _rows(document, path)
+    return found
+
+
+def best_of(cell: Cell, found: Sequence[Measured]) -> Measured | None:
+    """Return the result that belongs to a cell: of the most samples, and of those with the cell's figure first."""
+    mine = [one for one in found if _belongs(cell, one)]
+    return max(mine, key=lambda one: (cell.metric in one.figures, one.samples), default=None)
+
+
+def names_of(cell: Cell) -> tuple[str, ...]:
+    """Return how a cell's rows may be called in results."""
+    return _NAMES.get(cell.solver, (cell.solver,))
+
+
+def _belongs(cell: Cell, one: Measured) -> bool:
+    if one.preset != cell.preset:
+        return False
+    if cell.solver == "teacher":
+        return one.name.endswith("(teacher)") and (not cell.nfe or one.nfe == cell.nfe + 1)
+    return one.nfe == cell.nfe and one.name in names_of(cell)
+
+
+def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
+    """The rows of one file: of ``gas evaluate``, or the one of a cell of ``gas compare``."""
+    cell = document.get("cell")
+    told = {**document, **(document.get("measured") or {})} if isinstance(cell, dict) else document
+    rows = [{**(cell.get("comparison") or {}), **cell}] if isinstance(cell, dict) else document.get("rows")
+    preset = told.get("preset") or told.get("model")
+    if not isinstance(rows, list) or not isinstance(preset, str):
+        return
+    for row in rows:
+        try:
+            name = str(row.get("label") or row["name"])
+            alone = name.split(" (")[0] if not name.endswith("(teacher)") else name
+            label = alone if name.endswith("(teacher)") else alone.split(" / ")[0]
+            yield Measured(preset, label, int(row["nfe"]), _figures(row, told), int(row["samples"]), path)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"result {path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _figures(row: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, float]:
+    """Figures that mean what the paper's do: in Inception's features, to real data."""
+    if told.get("features") != "inception":
+        return {}
+    figures = {}
+    if row.get("frechet_data") is not None:
+        figures["FID"] = float(row["frechet_data"])
+    shares = (row.get("to_data") or {}).get("prdc") or {}
+    return figures | {name: float(shares[name]) for name in ("recall", "coverage") if name in shares}

@@ -1,0 +1,205 @@
+"""Where the files of a preset lie, which of them are there, and whether they are what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from gas.presets.preset import Preset
+
+__all__ = ["ENVIRONMENT", "File", "Found", "files_of", "find_files", "layout", "need", "prompts_of"]
+__all__ += ["weights_folder"]
+
+ENVIRONMENT = "GAS_WEIGHTS"
+
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+_COMPVIS = "https://ommer-lab.com/files/latent-diffusion/"
+# Where each is published.
+_SOURCES = {
+    "edm-cifar10-32x32-uncond-vp.pkl": _EDM + "edm-cifar10-32x32-uncond-vp.pkl",
+    "edm-ffhq-64x64-uncond-vp.pkl": _EDM + "edm-ffhq-64x64-uncond-vp.pkl",
+    "edm-afhqv2-64x64-uncond-vp.pkl": _EDM + "edm-afhqv2-64x64-uncond-vp.pkl",
+    "lsun_bedrooms/model.ckpt": _COMPVIS + "lsun_bedrooms.zip (unpack it)",
+    "cin256-v2/model.ckpt": _COMPVIS + "nitro/cin/model.ckpt",
+    "stable-diffusion-v1-5": "Hugging Face stable-diffusion-v1-5/stable-diffusion-v1-5, the folder, as safetensors",
+    "R3GAN-CIFAR10.pkl": "Hugging Face brownvc/R3GAN-CIFAR10, its .pkl under this name",
+    "R3GAN-FFHQ-64x64.pkl": "Hugging Face brownvc/R3GAN-FFHQ-64x64, its .pkl under this name",
+    "vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "lpips-vgg.pth": "lpips/weights/v0.1/vgg.pth of the package lpips, under this name",
+    "prompts.txt": "captions of MS-COCO's validation set, one a line, in the order of the seeds",
+}
+_UNKNOWN = "unknown"
+# torchvision writes the first digits of a file's checksum into its name.
+_CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a preset needs.
+
+    Attributes:
+        name: under the folder of weights.
+        role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``.
+        what: it should be, in words.
+        needed_for: in words.
+        source: where it is published.
+        sha256: what is known of its checksum; ``"unknown"`` for most: none was measured where this library was made.
+    """
+
+    name: str
+    role: str
+    what: str
+    needed_for: str
+    source: str
+    sha256: str = _UNKNOWN
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file with the place where it is, if it is, and where it was looked for."""
+
+    file: File
+    path: Path | None
+    looked: tuple[Path, ...]
+
+
+def weights_folder(given: Path | str | None = None) -> Path:
+    """Return the folder of weights: the one given, that of ``GAS_WEIGHTS``, or ``~/.cache/gas-solver/weights``."""
+    told = given or os.environ.get(ENVIRONMENT) or Path.home() / ".cache" / "gas-solver" / "weights"
+    return Path(told).expanduser()
+
+
+def files_of(preset: Preset) -> list[File]:
+    """Return the files that a preset needs."""
+    what = {
+        "edm": "EDM's pickle, or what gas convert makes of it",
+        "ldm": "CompVis's checkpoint with its first stage, or what gas convert makes of it",
+        "sd": "a diffusers folder of Stable Diffusion",
+    }[preset.kind]
+    found = [File(preset.network, "network", what, "everything", _source(preset.network))]
+    if preset.critic_file:
+        told = "R3GAN's pickle, or what gas convert makes of it"
+        found.append(File(preset.critic_file, "critic", told, "--objective gas", _source(preset.critic_file)))
+    if preset.loss == "lpips":
+        for name, role in (("vgg16-397923af.pth", "loss"), ("lpips-vgg.pth", "loss weights")):
+            told = "VGG-16 as torchvision has it" if role == "loss" else "LPIPS's own weights of channels"
+            checksum = _CHECKSUMS.get(name, _UNKNOWN)
+            found.append(File(name, role, told, "training", _source(name), checksum))
+    if preset.kind == "sd":
+        told = "a UTF-8 file of one prompt a line"
+        found.append(File("prompts.txt", "prompts", told, "everything", _source("prompts.txt")))
+    return found
+
+
+def find_files(preset: Preset, folder: Path) -> list[Found]:
+    """Look for a preset's files.
+
+    Each is looked for by its published name in the folder, then in its subfolder of the preset's name; a file also as
+    safetensors, as ``gas convert`` writes them.
+    """
+    return [_find(file, preset, folder) for file in files_of(preset)]
+
+
+def need(preset: Preset, role: str, folder: Path) -> Path:
+    """Return where the file of a role is.
+
+    Raises:
+        FileNotFoundError: says what is missing, where to put it and where to get it.
+    """
+    (found,) = (one for one in find_files(preset, folder) if one.file.role == role)
+    if found.path is None:
+        raise FileNotFoundError(
+            f"preset {preset.name} needs {found.file.name} ({found.file.what}): put it at {found.looked[0]}, or name "
+            f"its folder by --preset-weights or {ENVIRONMENT}; published at {found.file.source}"
+        )
+    return found.path
+
+
+def prompts_of(preset: Preset, folder: Path, given: Path | None) -> Path | None:
+    """Return the file of prompts, where the preset takes some.
+
+    Raises:
+        ValueError: for prompts that the preset does not take.
+        FileNotFoundError: when none are given, nor there.
+    """
+    if preset.kind != "sd":
+        if given is not None:
+            raise ValueError(f"preset {preset.name} takes no --prompts")
+        return None
+    return need(preset, "prompts", folder) if given is None else given
+
+
+def layout(found: Found) -> str:
+    """Say what a file holds, reading it as data; nothing in it is executed.
+
+    Raises:
+        ValueError: when it is damaged, unsafe, or not what it should be.
+    """
+    path, role = found.path, found.file.role
+    if path is None:
+        return "missing"
+    if role == "prompts":
+        from gas.backbones import read_prompts
+
+        return f"{len(read_prompts(path)):,} prompts"
+    if path.is_dir():
+        return _folder(path)
+    if role == "critic":
+        from gas.discriminator import load_discriminator
+
+        return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
+    if role.startswith("loss"):
+        return _size(_tensors(path).values(), "weights")
+    from gas.backbones import edm, ldm
+    from gas.backbones.weights import read_weights
+
+    if path.suffix == ".ckpt" or ldm.is_converted(path):
+        model = ldm.read(path)
+        first = "with" if model.part("first.") else "without"
+        return _size(model.tensors.values(), f"latent diffusion {first} its first stage")
+    weights = read_weights(path)
+    network = edm.build(weights)
+    side = network.img_resolution
+    return _size(weights.tensors.values(), f"an EDM network for {side} x {side}")
+
+
+def _folder(path: Path) -> str:
+    index = path / "model_index.json"
+    try:
+        name = str(json.loads(index.read_text("utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has no readable model_index.json: it is no diffusers folder") from error
+    bad = [part for part in ("unet", "vae", "text_encoder") if not list((path / part).glob("*.safetensors"))]
+    if bad:
+        raise ValueError(f"{path} has no safetensors in {', '.join(bad)}; download it again as safetensors")
+    return f"a diffusers folder of {name}"
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from gas.official.unpickle import read_pickle
+
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} should hold weights by name")
+    return state
+
+
+def _size(tensors: Iterable[Tensor], what: str) -> str:
+    count = sum(tensor.numel() for tensor in tensors)
+    return f"{what}, {count:,} numbers"
+
+
+def _find(file: File, preset: Preset, folder: Path) -> Found:
+    places = [folder / file.name, folder / preset.name / file.name]
+    places += [place.with_suffix(".safetensors") for place in places if place.suffix in (".pkl", ".ckpt")]
+    there = next((place for place in places if place.exists()), None)
+    return Found(file, there, tuple(places))
+
+
+def _source(name: str) -> str:
+    return _SOURCES.get(name, _UNKNOWN)

@@ -1,0 +1,177 @@
+"""gas reproduce: the paper's figures, what was measured of them, and commands that are really run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import standins
+from gas.paper import TABLES
+from gas.presets import PRESETS
+from test_presets import refused, run
+
+METHOD = {  # method.md, section 6, once more: teacher, and the last figure of GAS
+    "table2a": (2.03, 2.17), "table2b": (2.60, 2.66), "table2c": (2.16, 2.31),
+    "table2d": (3.06, 3.36), "table2e": (4.10, 4.17), "table2f": (11.48, 11.36),
+}  # fmt: skip
+
+
+def evaluated(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    """A file as gas evaluate writes it."""
+    told = {"frechet_data": None, "to_data": None, "samples": 50_000}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"model": "cifar10", "rows": [{**told, **row} for row in rows], **more}))
+
+
+def cells(table: str, results: Path, *words: object) -> dict[tuple[str, int], dict[str, Any]]:
+    told = json.loads(run("reproduce", table, "--results", results, "--json", *words).stdout)
+    return {(row["solver"], row["nfe"]): row for row in told["cells"]}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path) -> None:
+    """Commands are real: a dry run of the training of every solver says what it would do."""
+    table, seen = TABLES[name], set()
+    if name in METHOD:
+        teacher, last = METHOD[name]
+        assert [c.value for c in table.cells if c.solver == "teacher"][-1] == teacher
+        assert [c.value for c in table.cells if c.solver == "GAS"][-1] == last
+    for row in json.loads(run("reproduce", name, "--results", tmp_path, "--json").stdout)["cells"]:
+        assert row["ours"] is None and row["state"].startswith("missing; needs ")
+        train, evaluate = (shlex.split(part) for part in row["command"].split(" && "))
+        if row["solver"] not in seen:
+            told = run(*train[1:], "--dry-run").stderr
+            assert f"then {evaluate[evaluate.index('--solver') + 1]}" in told.replace("\n", " ")
+        seen.add(row["solver"])
+
+
+def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
+    rows = [
+        {"name": "dpmpp-3m / log_snr", "nfe": 4, "frechet_data": 46.5},
+        {"name": "unipc-3-bh1 / log_snr", "nfe": 4, "frechet_data": 44.0},
+        {"name": "GS", "nfe": 4, "frechet_data": 4.5},
+        {"name": "unipc-3-bh1 / log_snr (teacher)", "nfe": 20, "frechet_data": 2.05},
+    ]
+    evaluated(tmp_path / "a.json", rows, preset="cifar10", features="inception")
+    evaluated(tmp_path / "b.json", [{"name": "GAS", "nfe": 4, "frechet_data": 3.0}], features="model")
+    fewer = {"name": "GS", "nfe": 6, "frechet_data": 2.5, "samples": 1000}
+    evaluated(
+        tmp_path / "c.json",
+        [fewer, {"name": "GS, interpolated from NFE 4 and 8", "nfe": 8}],
+        features="inception",
+    )
+    (tmp_path / "other.json").write_text('{"format": "gas-solver"}')
+    found = cells("table2a", tmp_path)
+    assert found["GS", 4]["ours"] == 4.5 and found["GS", 4]["difference"] == pytest.approx(0.09)
+    assert found["DPM++(3M)", 4]["ours"] == 46.5 and found["UniPC", 4]["ours"] == 44.0
+    assert found["teacher", None]["ours"] == 2.05
+    assert (
+        found["GAS", 4]["ours"] is None and "no FID in it (--features inception" in found["GAS", 4]["state"]
+    )
+    assert "1,000 samples, the paper 50,000" in found["GS", 6]["state"] and found["GS", 8]["ours"] is None
+    assert found["GAS", 6]["state"] == (
+        "missing; needs edm-cifar10-32x32-uncond-vp.pkl, R3GAN-CIFAR10.pkl, vgg16-397923af.pth, lpips-vgg.pth"
+    )
+    text = run("reproduce", "table2a", "--results", tmp_path, "--markdown", tmp_path / "t.md").stdout
+    assert "GS 4 FID 4.41 4.50 +0.09" in " ".join(text.split())
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert f"| GS | 4 | FID | 4.41 | 4.50 | +0.09 | {tmp_path}/a.json: 50,000 samples |" in lines
+    # A command makes a column of classical solvers, and the teacher, with GS: what is left are three more and GAS.
+    commands = [line for line in lines if line.startswith("gas train --preset cifar10")]
+    assert len(commands) == len(set(commands)) == 4 * 4
+    assert "# DPM++(3M) 10, UniPC 10, iPNDM 10, GS 10, teacher" in lines
+    assert commands[0] in text and f"mkdir -p {tmp_path}" in text
+
+
+def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
+    """GAS with the classic loss, and GAS of another setup, are called GAS in their files."""
+    row = {"name": "GAS", "nfe": 4, "frechet_data": 6.0}
+    evaluated(tmp_path / "imagenet-gas-classic-4.json", [row], preset="imagenet", features="inception")
+    found = cells("table6", tmp_path)
+    assert found["GAS, classic", 4]["ours"] == 6.0 and found["GAS", 4]["ours"] is None
+    evaluated(tmp_path / "afhqv2-gas-4.json", [row], preset="afhqv2", features="inception")
+    found = cells("transfer", tmp_path)
+    assert found["GAS", 4]["ours"] == 6.0 and found["GAS of FFHQ", 4]["ours"] is None
+
+
+def test_recall_and_cells_of_gas_compare(tmp_path: Path) -> None:
+    to_data = {"prdc": {"precision": 0.5, "recall": 0.7, "density": 1.0, "coverage": 0.9}}
+    comparison = {"frechet_data": 5.0, "to_data": to_data, "samples": 50_000, "name": "GAS", "nfe": 4}
+    cell = {"label": "GAS", "nfe": 4, "comparison": comparison}
+    told = {
+        "format": "gas-comparison-cell",
+        "cell": cell,
+        "measured": {"model": "imagenet", "features": "inception"},
+    }
+    (tmp_path / "gas-4.json").write_text(json.dumps(told))
+    rows = json.loads(run("reproduce", "coverage", "--results", tmp_path, "--json").stdout)["cells"]
+    assert [row["ours"] for row in rows] == [None, 0.7, None, 0.9]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    assert "unknown table 'table2x': did you mean 'table2" in refused("reproduce", "table2x")
+    assert "table2a" in run("reproduce").stdout
+    (tmp_path / "cut.json").write_text('{"rows": [')
+    assert "cut.json is damaged" in refused("reproduce", "table2a", "--results", tmp_path)
+    evaluated(tmp_path / "cut.json", [{"name": "GS"}])
+    assert "cut.json is damaged (KeyError: 'nfe')" in refused("reproduce", "table2a", "--results", tmp_path)
+    (tmp_path / "cut.json").unlink()
+    line = refused("reproduce", "table2a", "--results", tmp_path, "--set", "batch=none")
+    assert line == "error: batch must be a whole number, got 'none'"
+
+
+def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table from end to end on a stand-in: trained, evaluated and told; cells of files that lack are left out."""
+    monkeypatch.chdir(tmp_path)
+    preset = PRESETS["ffhq"]
+    weights = standins.write_weights(preset, tmp_path / "weights")
+    words = [
+        "--run",
+        "--measure",
+        "--precision bf16",
+        "--preset-weights",
+        weights,
+        *standins.small(preset),
+        "--set",
+        "evaluation_seeds=50,54",
+    ]
+    found = cells("theory", tmp_path / "results", *words)
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"ffhq-gs-4.json", "ffhq-gs-free-4.json"}
+    (free,) = [
+        r
+        for r in json.loads((tmp_path / "results/ffhq-gs-free-4.json").read_text())["rows"]
+        if "GS" in r["name"]
+    ]
+    assert free["name"] == "GS without theory" and free["samples"] == 4
+    assert all("no FID in it" in row["state"] for row in found.values())  # of stand-ins, in no features
+    assert all("--precision bf16 --json >" in row["command"] for row in found.values())
+    (weights / preset.critic_file).unlink()
+    result = run("reproduce", "transfer", "--results", tmp_path / "results", *words)
+    assert (
+        "left out GAS, NFE 4: edm-afhqv2-64x64-uncond-vp.pkl, R3GAN-FFHQ-64x64.pkl is missing"
+        in result.stderr
+    )
+
+
+def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Inception's features and statistics of real data, small stand-ins of both, a cell has its figure."""
+    pytest.importorskip("gas.features")
+    inception = pytest.importorskip("inception")
+    monkeypatch.chdir(tmp_path)
+    preset = PRESETS["ffhq"]
+    weights = standins.write_weights(preset, tmp_path / "weights")
+    torch.save(inception.weights(divide=16), "inception.pth")
+    np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    measure = "--features inception --weights inception.pth --reference real.npz"
+    words = ["--run", "--measure", measure, "--preset-weights", weights, *standins.small(preset)]
+    found = cells("theory", tmp_path / "results", *words, "--set", "evaluation_seeds=50,54")
+    ours = [found[solver, 4]["ours"] for solver in ("GS", "GS without theory")]
+    assert all(value > 0 for value in ours) and "4 samples, the paper 50,000" in found["GS", 4]["state"]
+    assert found["GS", 4]["difference"] == pytest.approx(ours[0] - 10.70)
