@@ -1,12 +1,13 @@
 """The ``gas`` command. Heavy imports wait until a command runs, so that ``gas --help`` is quick."""
 
 # The commands register themselves with the application when imported.
-from gas.cli import ablate, convert, demo, evaluate, export, inspect, pairs, sample, train, zoo
+from gas.cli import ablate, compare, convert, demo, evaluate, export, inspect, pairs, sample, train, zoo
 from gas.cli.app import app, main
 
 __all__ = [
     "ablate",
     "app",
+    "compare",
     "convert",
     "demo",
     "evaluate",
