@@ -1,7 +1,20 @@
 """The ``gas`` command. Heavy imports wait until a command runs, so that ``gas --help`` is quick."""
 
 # The commands register themselves with the application when imported.
-from gas.cli import ablate, compare, convert, demo, evaluate, export, inspect, pairs, sample, train, zoo
+from gas.cli import (
+    ablate,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    pairs,
+    sample,
+    statistics,
+    train,
+    zoo,
+)
 from gas.cli.app import app, main
 
 __all__ = [
@@ -16,6 +29,7 @@ __all__ = [
     "main",
     "pairs",
     "sample",
+    "statistics",
     "train",
     "zoo",
 ]

@@ -6,20 +6,23 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gas.cli.app import command
-from gas.cli.evaluate import held_out, yardstick
+from gas.cli.measuring import held_out, measuring
 from gas.cli.options import (
     Call,
     Compile,
     Device,
+    Features,
+    FeatureWeights,
     Json,
     ModelName,
     Precision,
     Prompts,
+    Reference,
     load_model,
     parse_nfes,
     parse_seeds,
@@ -90,6 +93,9 @@ def compare(
             help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."
         ),
     ] = None,
+    features: Features = "model",
+    weights: FeatureWeights = None,
+    reference: Reference = None,
     prompts: Prompts = None,
     call: Call = "",
     device: Device = "cpu",
@@ -114,7 +120,9 @@ def compare(
     budget = Budget(config, loss, _against(gas_iterations, seed), rank, guides)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     setting = Setting(loaded, kept, held, budget, out)
-    ruler = _ruler(loaded, _unseen(loaded, kept, unseen, seeds, count, out), real)
+    ruler = _ruler(
+        loaded, _unseen(loaded, kept, unseen, seeds, count, out), real, features, weights, reference
+    )
     _check_critic(setting, rows)
     running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
     cells = list(_followed(running, len(rows) * len(columns) + 1, out))
@@ -157,13 +165,23 @@ def _unseen(
     return found.subset(slice(0, count))
 
 
-def _ruler(model: Model, unseen: Pairs, real: Path | None) -> Ruler:
+def _ruler(
+    model: Model,
+    unseen: Pairs,
+    real: Path | None,
+    features: str,
+    weights: Path | None,
+    reference: Path | None,
+) -> Ruler:
     from gas.comparison import Ruler
     from gas.files import sha256
 
     images = None if real is None else held_out(model, real)
-    told = {} if real is None else {"real": [sha256(path) for path in sorted(real.glob("*-ubyte*"))]}
-    return Ruler(model, yardstick(model, unseen, images), told)
+    ruler, named = measuring(model, unseen, images, features, weights, reference)
+    told: dict[str, Any] = {} if named == {"features": "model"} else dict(named)
+    if real is not None:
+        told["real"] = [sha256(path) for path in sorted(real.glob("*-ubyte*"))]
+    return Ruler(model, ruler, told)
 
 
 def _check_critic(setting: Setting, rows: list[Contestant]) -> None:
