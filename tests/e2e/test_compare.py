@@ -44,6 +44,10 @@ def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "4 solvers at NFE 2" in page
+    (told,) = [
+        line for line in (out / "report.md").read_text().splitlines() if line.startswith("    gas compare")
+    ]
+    assert all(part in told for part in ("--solvers ddim,gits,gs-free,gas", "--nfe 2", "--rank 8"))
     # The command of a cell, as it was told, makes that cell: here in another folder, from nothing.
     typed = shlex.split(rows[3]["command"].replace(str(out), str(tmp_path)))
     assert typed[:2] == ["gas", "compare"]

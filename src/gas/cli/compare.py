@@ -202,11 +202,8 @@ def _command(context: typer.Context, without: tuple[str, ...] = ()) -> str:
     for option in context.command.params:
         name = option.name or ""
         source = context.get_parameter_source(name)
-        if (
-            source is not None
-            and source.name == "COMMANDLINE"
-            and name not in ("solvers", "nfe", "json", "help")
-        ):
+        told = source is not None and source.name == "COMMANDLINE"
+        if told and name not in (*without, "json"):
             value = context.params[name]
             typed += [option.opts[0]] if value is True else [option.opts[0], str(value)]
     return shlex.join(["gas", "compare", *typed])
@@ -260,7 +257,8 @@ def _lines(setting: Setting, unseen: Pairs) -> list[str]:
     """Say what was done."""
     budget, seeds = setting.budget, unseen.seeds
     settings = ", ".join(f"{name} {value}" for name, value in asdict(budget.config).items())
-    teacher = ", ".join(f"{name} {value}" for name, value in setting.train.teacher.items())
+    told = setting.train.teacher
+    teacher = f"{told.get('solver', 'unknown')} / {told.get('grid', '')}, {told.get('nfe', '?')} calls"
     return [
         f"Measured on {len(unseen)} unseen seeds, {int(seeds[0])} to {int(seeds[-1])}; the teacher is {teacher}.",
         f"Learned from {len(setting.train)} pairs and chosen by {len(setting.validation)} others; classical solvers "
