@@ -31,7 +31,7 @@ from gas.comparison import (
 )
 from gas.comparison import grid as grid_module
 from gas.comparison.contestants import Made, OnGrid
-from gas.comparison.matrix import matrix
+from gas.comparison.matrix import differences, matrix
 from gas.comparison.pictures import draw
 from gas.gits import gits
 from gas.learned import SOLVERS as KINDS
@@ -270,6 +270,16 @@ def test_the_best_is_marked_and_who_is_not_surely_worse_sample_by_sample():
     larger = matrix(CELLS, replace(MEASURES["mse"], better="larger"))
     assert larger.rows[2][1][0].mark == ""
     assert larger.rows[1][1][0].mark == "best"
+
+
+def test_differences_are_sample_by_sample():
+    table = differences(CELLS, "best", MEASURES["mse"])
+    assert table.nfes == [4]
+    assert {label: entries[0].text for label, entries in table.rows} == {
+        "near": "+50.000 ± 97.998",
+        "worse": "+10.000 ± 0.000",
+    }
+    assert differences(CELLS, "gs", MEASURES["mse"]) is None
 
 
 class Outside(HTMLParser):

@@ -10,7 +10,7 @@ from gas.comparison.cell import Cell
 from gas.comparison.measures import Measure
 from gas.metrics import mean_interval
 
-__all__ = ["Entry", "Matrix", "matrix"]
+__all__ = ["Entry", "Matrix", "differences", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,34 @@ def matrix(cells: Sequence[Cell], measure: Measure, *, paired: bool = False) -> 
     labels = list(dict.fromkeys(cell.label for cell in shown))
     rows = [(label, [found.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
     return Matrix(measure.title, nfes, rows, _teacher(cells, measure), paired)
+
+
+def differences(cells: Sequence[Cell], spec: str, measure: Measure) -> Matrix | None:
+    """Return how much larger each squared error is than one solver's, sample by sample; nothing without that solver.
+
+    Args:
+        cells: of a comparison.
+        spec: of the solver that others are held against.
+        measure: of squared errors, for its scale.
+    """
+    base = {cell.nfe: cell for cell in cells if cell.spec == spec and cell.comparison is not None}
+    shown = [
+        cell
+        for cell in cells
+        if cell.family != "teacher" and cell.spec != spec and cell.nfe in base and cell.comparison is not None
+    ]
+    if not shown:
+        return None
+    nfes, found = sorted({cell.nfe for cell in shown}), {}
+    for cell in shown:
+        mean, half = mean_interval(cell.errors.double() - base[cell.nfe].errors.double())
+        found[cell.label, cell.nfe] = Entry(
+            f"{measure.scale * mean:+.{measure.digits}f} ± {measure.shown(half)}"
+        )
+    labels = list(dict.fromkeys(cell.label for cell in shown))
+    rows = [(label, [found.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
+    (label, *_) = (cell.label for cell in base.values())
+    return Matrix(f"Squared error less that of {label}, sample by sample, x 1000", nfes, rows)
 
 
 def _best(cells: Sequence[Cell], measure: Measure) -> Cell | None:

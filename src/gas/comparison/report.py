@@ -10,7 +10,7 @@ from gas.comparison.cell import Cell
 from gas.comparison.flat import csv_text
 from gas.comparison.html import html_text
 from gas.comparison.markdown import markdown_text
-from gas.comparison.matrix import Entry, Matrix, matrix
+from gas.comparison.matrix import Entry, Matrix, differences, matrix
 from gas.comparison.measures import MEASURES
 from gas.comparison.pictures import Pictures
 from gas.files import write_text
@@ -44,6 +44,8 @@ class Report:
         cells: all of them.
         measures: names of :data:`MEASURES`, in order; those that nothing was measured by are left out.
         published: what a paper says, to stand beside it.
+        pictures: as :func:`gas.comparison.pictures.draw` draws them.
+        against: the solver that squared errors of others are told against, sample by sample.
     """
 
     title: str
@@ -53,10 +55,15 @@ class Report:
     measures: Sequence[str] = tuple(MEASURES)
     published: Published | None = None
     pictures: Pictures = field(default_factory=Pictures)
+    against: str = "gs"
 
     def matrices(self) -> list[Matrix]:
         """Return the tables, first that beside a paper's."""
-        found = [matrix(self.cells, MEASURES[name], paired=name == "mse") for name in self.measures]
+        found = []
+        for name in self.measures:
+            found.append(matrix(self.cells, MEASURES[name], paired=name == "mse"))
+            if name == "mse":
+                found.append(differences(self.cells, self.against, MEASURES[name]))
         beside = None if self.published is None else self._beside(self.published)
         return [table for table in (beside, *found) if table is not None]
 
