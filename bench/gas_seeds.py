@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 import gas
 from gas.adversary import BALANCE, GAS, adversary_for
 from gas.catalogue import SOLVERS, Classical
-from gas.cli.evaluate import best_on, held_out, yardstick
+from gas.cli.evaluate import best_on
+from gas.cli.measuring import held_out, yardstick
 from gas.cli.options import parse_nfes
 from gas.compare import Yardstick, run
 from gas.distill import FINISH, against, distill

@@ -303,7 +303,6 @@ def test_the_authors_own_files(
 
 def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset's own loss, from the published layout of its two files."""
-    pytest.importorskip("gas.features")
     folder = standins.write_weights(PRESETS["cifar10"], tmp_path / "weights")
     standins.write_lpips(folder)
     monkeypatch.chdir(tmp_path)

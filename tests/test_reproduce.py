@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import inception
 import standins
 from gas.paper import TABLES
 from gas.presets import PRESETS
@@ -162,8 +163,6 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Inception's features and statistics of real data, small stand-ins of both, a cell has its figure."""
-    pytest.importorskip("gas.features")
-    inception = pytest.importorskip("inception")
     monkeypatch.chdir(tmp_path)
     preset = PRESETS["ffhq"]
     weights = standins.write_weights(preset, tmp_path / "weights")

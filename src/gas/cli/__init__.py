@@ -3,6 +3,7 @@
 # The commands register themselves with the application when imported.
 from gas.cli import (
     ablate,
+    compare,
     convert,
     demo,
     doctor,
@@ -12,6 +13,7 @@ from gas.cli import (
     pairs,
     reproduce,
     sample,
+    statistics,
     train,
     zoo,
 )
@@ -20,6 +22,7 @@ from gas.cli.app import app, main
 __all__ = [
     "ablate",
     "app",
+    "compare",
     "convert",
     "demo",
     "doctor",
@@ -30,6 +33,7 @@ __all__ = [
     "pairs",
     "reproduce",
     "sample",
+    "statistics",
     "train",
     "zoo",
 ]

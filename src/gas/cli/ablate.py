@@ -10,7 +10,8 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
-from gas.cli.evaluate import taught, yardstick
+from gas.cli.evaluate import taught
+from gas.cli.measuring import yardstick
 from gas.cli.options import Device, Json, ModelName, load_model, parse_seeds
 from gas.cli.screen import bar, print_json
 

@@ -156,7 +156,7 @@ def _show(
     columns: int = 10,
 ) -> list[Comparison]:
     """Measure every table, draw the first seeds of each and where each asks; return the measurements."""
-    from gas.cli.evaluate import yardstick
+    from gas.cli.measuring import yardstick
     from gas.compare import run
     from gas.report import sample_grid, times_plot
 

@@ -11,14 +11,18 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
+from gas.cli.measuring import held_out, measuring
 from gas.cli.options import (
     Call,
     Compile,
     Device,
+    Features,
+    FeatureWeights,
     Json,
     ModelName,
     Precision,
     Prompts,
+    Reference,
     interpolation,
     parse_nfes,
     parse_seeds,
@@ -27,8 +31,6 @@ from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gas.artefact import Artefact
     from gas.catalogue import Classical
     from gas.compare import Comparison, Yardstick
@@ -39,9 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "best_on",
     "evaluate",
-    "held_out",
     "taught",
-    "yardstick",
 ]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
@@ -73,6 +73,9 @@ def evaluate(
             help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."
         ),
     ] = None,
+    features: Features = "model",
+    weights: FeatureWeights = None,
+    reference: Reference = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     preset: PresetName = "",
     settings: Settings = None,
@@ -110,7 +113,7 @@ def evaluate(
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     images = None if real is None else held_out(loaded, real)
     pairs = taught(loaded, master, chosen, guidance)
-    ruler = yardstick(loaded, pairs, images)
+    ruler, told = measuring(loaded, pairs, images, features, weights, reference)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
@@ -120,12 +123,8 @@ def evaluate(
         note(f"wrote {picture}")
     if json:
         seeds_used = [chosen.start, chosen.stop]
-        told = {
-            "model": loaded.name,
-            **({"preset": preset} if preset else {}),
-            "seeds": seeds_used,
-        }
-        print_json({**told, "rows": [asdict(r) for r in rows]})
+        named = {"model": loaded.name, **({"preset": preset} if preset else {}), "seeds": seeds_used, **told}
+        print_json({**named, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
         strong = list(artefacts)[-1]
@@ -242,27 +241,6 @@ def _measure(
             rows.append(ruler.measure(name, run(model, pairs, table), nfe))
             running.at(done, name)
     return rows
-
-
-def yardstick(model: Model, pairs: Pairs, real: Tensor | None = None) -> Yardstick:
-    """Measure in the model's features, where it has some, against its reference, and real images where there are."""
-    from gas.compare import Yardstick
-
-    return Yardstick(pairs, getattr(model, "features", None), getattr(model, "reference", None), real)
-
-
-def held_out(model: Model, folder: Path) -> Tensor:
-    """Return the real images ``(R, 1, H, W)`` that neither network nor classifier of a zoo model was trained on.
-
-    Raises:
-        ValueError: when the folder's images are not of this model.
-    """
-    from gas.zoo.data import mnist
-
-    images, _ = mnist(folder).test
-    if model.name != "mnist" or tuple(images.shape[1:]) != model.sample_shape:
-        raise ValueError(f"--real takes MNIST's IDX files, which model {model.name} is not of: leave it out")
-    return images
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:

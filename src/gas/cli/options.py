@@ -16,10 +16,13 @@ __all__ = [
     "Call",
     "Compile",
     "Device",
+    "FeatureWeights",
+    "Features",
     "Json",
     "ModelName",
     "Precision",
     "Prompts",
+    "Reference",
     "SolverFile",
     "check_device",
     "interpolation",
@@ -52,6 +55,21 @@ Precision = Annotated[
 ]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Run the network through torch.compile; slow to start.")
+]
+Features = Annotated[
+    str,
+    typer.Option(help="Space of distances: the model's own, or inception, dinov2, clip with --weights."),
+]
+FeatureWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Of --features: a file of pt_inception-2015-12-05's names, or a folder as transformers saves it.",
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Statistics of real data in that space: gas statistics', EDM's or ADM's .npz."),
 ]
 SolverFile = Annotated[Path, typer.Option("--solver", "-s", help="A solver file, as gas train writes it.")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import nn
 from gas.adversarial import Critic
 from gas.fit import FitRecord, fit
 from gas.learned import kind_by_name
-from gas.losses import LOSSES, Loss, loss_by_name
+from gas.losses import Loss, loss_by_name
 from gas.model import Model
 from gas.names import named
 from gas.pairs import Pairs, read_pairs
@@ -32,20 +31,15 @@ def loss_of(preset: Preset, folder: Path, device: torch.device | str = "cpu") ->
         device: where they run.
 
     Raises:
-        ValueError: for an unknown loss, or LPIPS where this version does not have it.
+        ValueError: for an unknown loss.
         FileNotFoundError: when LPIPS's weights are missing.
     """
     if preset.loss != "lpips":
         return loss_by_name(preset.loss)
     files = need(preset, "loss", folder), need(preset, "loss weights", folder)
-    try:
-        features = importlib.import_module("gas.features")
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"preset {preset.name} learns by LPIPS (VGG), which this version does not have: choose another loss by "
-            f"--set loss=l1 (known: {', '.join(LOSSES)}); the result is then not the paper's"
-        ) from None
-    loss: Loss = features.LPIPS.read(*files).to(device).loss()
+    from gas.features import LPIPS
+
+    loss: Loss = LPIPS.read(*files).to(device).loss()
     return loss
 
 

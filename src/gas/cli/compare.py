@@ -1,0 +1,268 @@
+"""``gas compare``: solvers x NFE under one budget, cell by cell, in one report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.measuring import held_out, measuring
+from gas.cli.options import (
+    Call,
+    Compile,
+    Device,
+    Features,
+    FeatureWeights,
+    Json,
+    ModelName,
+    Precision,
+    Prompts,
+    Reference,
+    load_model,
+    parse_nfes,
+    parse_seeds,
+)
+from gas.cli.pairs import run_teacher
+from gas.cli.screen import bar, note, print_json, print_table
+from gas.cli.settings import config_of
+
+if TYPE_CHECKING:
+    from gas.comparison import Cell, Contestant, Ruler, Setting, Training
+    from gas.comparison.pictures import Pictures
+    from gas.model import Model
+    from gas.optimizers import Adam
+    from gas.pairs import Pairs
+
+__all__ = ["compare"]
+
+SOLVERS = "ddim,dpmpp-2m,dpmpp-3m,unipc,ipndm,deis,gits,dmn,ld3,s4s,s4s-pc,bns,gs-free,gs,gas"
+
+
+@command(
+    "gas compare --model digits --pairs runs/digits-pairs --solvers unipc,gits,ld3,gs,gas --nfe 3-6 --out runs/compare"
+)
+def compare(
+    context: typer.Context,
+    pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for cells, solvers and reports; of an earlier run to go on.")
+    ],
+    model: ModelName = "mnist",
+    solvers: Annotated[
+        str,
+        typer.Option(
+            help="Rows, comma-separated: SOLVER or a family (unipc) on its best grid, SOLVER/GRID, classical (best of "
+            "all), gits, dmn or a published grid, ld3, s4s, s4s-pc, s4s-alt, bns, gs-free, gs, gas; NAME@START."
+        ),
+    ] = SOLVERS,
+    nfe: Annotated[str, typer.Option(help="Columns, as 4 or 3-6,8,10.")] = "3-6,8,10",
+    unseen: Annotated[
+        Path | None, typer.Option(help="Folder of pairs to measure on; default: made of --seeds.")
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST, without --unseen.")
+    ] = "50000:50512",
+    count: Annotated[int | None, typer.Option(help="How many of --unseen, from the first.", min=2)] = None,
+    validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2)] = 256,
+    rank: Annotated[
+        int, typer.Option(help="Validation pairs that classical solvers and grids are chosen on.", min=1)
+    ] = 64,
+    guides: Annotated[int, typer.Option(help="Training pairs that GITS follows.", min=1)] = 256,
+    start: Annotated[
+        str, typer.Option(help="Of learned solvers: best, uniform (the paper's), or SOLVER/GRID.")
+    ] = "best",
+    loss: Annotated[str, typer.Option(help="l2, l1 or pseudo_huber.")] = "l2",
+    method: Annotated[str, typer.Option(help="auto, gauss-newton (for l2), adam, or paper.")] = "auto",
+    iterations: Annotated[int | None, typer.Option(help="Optimiser steps; 12 by default for l2.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pairs a step; 64 and growing by default for l2.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
+    relax: Annotated[float | None, typer.Option(help="Radius of relaxed starts (adam, paper).")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Tables of the report, comma-separated (mse, frechet, ...); default: all.")
+    ] = "",
+    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 400,
+    seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."
+        ),
+    ] = None,
+    features: Features = "model",
+    weights: FeatureWeights = None,
+    reference: Reference = None,
+    prompts: Prompts = None,
+    call: Call = "",
+    device: Device = "cpu",
+    precision: Precision = "float32",
+    compiled: Compile = False,
+    json: Json = False,
+) -> None:
+    """Make, measure and show every solver at every NFE, learned ones within one budget, and write the reports.
+
+    Killed at any point, the same command goes on where it stopped; cells whose settings changed are made anew.
+    report.html in --out needs nothing beside itself; report.md, report.csv, the pictures and a solver file for each
+    cell lie beside it.
+    """
+    from gas.comparison import Budget, Report, Setting, Store, contestant_by_name, fill
+    from gas.pairs import read_pairs
+
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
+    rows = [contestant_by_name(name, start) for name in _names(solvers)]
+    shown = _measures(metrics)
+    columns = parse_nfes(nfe)
+    config = config_of(method, loss, "best", iterations, batch, learning_rate, relax, "auto", seed)
+    budget = Budget(config, loss, _against(gas_iterations, seed), rank, guides)
+    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
+    setting = Setting(loaded, kept, held, budget, out)
+    ruler = _ruler(
+        loaded, _unseen(loaded, kept, unseen, seeds, count, out), real, features, weights, reference
+    )
+    _check_critic(setting, rows)
+    running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
+    cells = list(_followed(running, len(rows) * len(columns) + 1, out))
+    lines = _lines(setting, ruler.yardstick.pairs)
+    title = f"{loaded.name}: {len(rows)} solvers at NFE {', '.join(map(str, columns))}"
+    drawn = _drawn(cells, loaded, out / "pictures")
+    report = Report(title, lines, _command(context), cells, shown, pictures=drawn)
+    for path in report.write(out):
+        note(f"wrote {path}")
+    if json:
+        print_json([cell.row() for cell in cells])
+        return
+    for table in report.matrices()[:1]:
+        listed = [[label, *(entry.text for entry in entries)] for label, entries in table.rows]
+        print_table(table.title, ["solver", *map(str, table.nfes)], listed, strong="GAS")
+
+
+def _against(iterations: int, seed: int) -> Adam:
+    """Settings of Adam against the critic: the usual ones, shorter or longer."""
+    from gas.adversary import GAS
+
+    return replace(GAS, iterations=iterations, validate_every=min(GAS.validate_every, iterations), seed=seed)
+
+
+def _unseen(
+    model: Model, pairs: Pairs, folder: Path | None, seeds: str, count: int | None, out: Path
+) -> Pairs:
+    """Pairs to measure on: a folder of them, or what the same teacher makes of seeds, kept beside the cells."""
+    from gas.catalogue import Classical
+    from gas.pairs import read_pairs
+
+    if folder is None:
+        folder, chosen = out / "unseen", parse_seeds(seeds)
+        if not pairs.teacher:
+            raise ValueError("the pairs do not say their teacher: give --unseen a folder of its pairs")
+        run_teacher(model, Classical(**pairs.teacher), folder, chosen, pairs.guidance)
+    found = read_pairs(folder, model=model)
+    if count is not None and count > len(found):
+        raise ValueError(f"--count is {count}, but {folder} holds {len(found)} pairs")
+    return found.subset(slice(0, count))
+
+
+def _ruler(
+    model: Model,
+    unseen: Pairs,
+    real: Path | None,
+    features: str,
+    weights: Path | None,
+    reference: Path | None,
+) -> Ruler:
+    from gas.comparison import Ruler
+    from gas.files import sha256
+
+    images = None if real is None else held_out(model, real)
+    ruler, named = measuring(model, unseen, images, features, weights, reference)
+    told: dict[str, Any] = {} if named == {"features": "model"} else dict(named)
+    if real is not None:
+        told["real"] = [sha256(path) for path in sorted(real.glob("*-ubyte*"))]
+    return Ruler(model, ruler, told)
+
+
+def _check_critic(setting: Setting, rows: list[Contestant]) -> None:
+    """Refuse a model that no critic is known for before anything is learned, not after it."""
+    if any(row.after is not None for row in rows):
+        _ = setting.adversary
+
+
+def _commands(context: typer.Context) -> Callable[[str, int], str]:
+    """Return what says how a cell is made alone: the options that were typed, with its solver and NFE."""
+    base = _command(context, without=("solvers", "nfe"))
+    return lambda spec, nfe: f"{base} --solvers {shlex.quote(spec)} --nfe {nfe}"
+
+
+def _command(context: typer.Context, without: tuple[str, ...] = ()) -> str:
+    """Return the command line as it was typed."""
+    typed: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        source = context.get_parameter_source(name)
+        told = source is not None and source.name == "COMMANDLINE"
+        if told and name not in (*without, "json"):
+            value = context.params[name]
+            typed += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+    return shlex.join(["gas", "compare", *typed])
+
+
+def _followed(running: Iterator[Training | Cell], total: int, out: Path) -> Iterator[Cell]:
+    """Yield cells as they come, with a bar; an interrupt says how to go on."""
+    from gas.comparison import Cell
+
+    try:
+        with bar("cells", total) as shown:
+            done = 0
+            for report in running:
+                if isinstance(report, Cell):
+                    done += 1
+                    shown.at(done, f"NFE {report.nfe}: {report.label}")
+                    yield report
+                else:
+                    record = report.record
+                    told = f"{report.label}, step {record.iteration} of {record.iterations}"
+                    shown.at(done, f"NFE {report.nfe}: {told}, {record.validation_loss:.5f}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Cells are kept in {out}; the same command goes on from there.") from None
+
+
+def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
+    """Draw what can be drawn: reports do without pictures where matplotlib is not installed."""
+    from gas.comparison.pictures import Pictures, draw
+
+    try:
+        return draw(cells, model.schedule, model.name, folder)
+    except ModuleNotFoundError as error:
+        note(f"[yellow]no pictures[/yellow]: {error}")
+        return Pictures()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _measures(text: str) -> tuple[str, ...]:
+    from gas.comparison import MEASURES
+    from gas.names import named
+
+    for name in _names(text):
+        named("metric", name, MEASURES)
+    return tuple(_names(text)) or tuple(MEASURES)
+
+
+def _lines(setting: Setting, unseen: Pairs) -> list[str]:
+    """Say what was done."""
+    budget, seeds = setting.budget, unseen.seeds
+    settings = ", ".join(f"{name} {value}" for name, value in asdict(budget.config).items())
+    told = setting.train.teacher
+    teacher = f"{told.get('solver', 'unknown')} / {told.get('grid', '')}, {told.get('nfe', '?')} calls"
+    return [
+        f"Measured on {len(unseen)} unseen seeds, {int(seeds[0])} to {int(seeds[-1])}; the teacher is {teacher}.",
+        f"Learned from {len(setting.train)} pairs and chosen by {len(setting.validation)} others; classical solvers "
+        f"and grids are chosen on {budget.rank} of these. Learned solvers have one start, unless their name says "
+        f"another, and one optimiser, {type(budget.config).__name__}: {settings}.",
+        f"GAS goes on from GS for {budget.gas.iterations} steps of Adam against a critic.",
+    ]

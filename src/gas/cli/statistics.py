@@ -1,0 +1,83 @@
+"""``gas statistics``: mean and covariance of features, once, to measure distances to later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gas.cli.app import command
+from gas.cli.options import Device, Json, ModelName, load_model
+from gas.cli.screen import note, print_json, tracked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["statistics"]
+
+_BATCH = 64
+
+
+@command(
+    "gas statistics --features inception --weights pt_inception.pth --images VIRTUAL_imagenet256.npz --out ref.npz"
+)
+def statistics(
+    out: Annotated[Path, typer.Option(help="A .safetensors file, or an .npz of mu and sigma.")],
+    features: Annotated[
+        str, typer.Option(help="inception, dinov2 or clip; or model, for its own.")
+    ] = "model",
+    weights: Annotated[Path | None, typer.Option(help="Of --features: a file, or a folder.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Folder of pairs: of the teacher's samples.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="An .npz of images, arr_0 of bytes (N, H, W, 3).")
+    ] = None,
+    model: ModelName = "mnist",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Write the statistics of features of the teacher's samples (--pairs, with --model) or of images (--images)."""
+    from gas.features import extractor_by_name
+    from gas.metrics.statistics import accumulate, save_statistics
+
+    if (pairs is None) == (images is None):
+        raise ValueError("give either --pairs or --images")
+    if features != "model" and weights is None:
+        raise ValueError(f"--features {features} needs --weights")
+    if features == "model" and images is not None:
+        raise ValueError("--images are for a published network: name it with --features")
+    seen: Callable[[Tensor], Tensor]
+    if images is not None:
+        extractor = extractor_by_name(features, weights or "", device)
+        batches, told, seen = _of_images(images), dict(extractor.told()), extractor
+    else:
+        batches, told, seen = _of_pairs(pairs or Path(), model, device, features, weights)
+    found = accumulate(seen, batches)
+    save_statistics(out, found, told)
+    note(f"wrote {out}: {found.count} samples, {len(found.mean)} features")
+    if json:
+        print_json({"out": str(out), "count": found.count, "size": len(found.mean), **told})
+
+
+def _of_images(path: Path) -> Iterator[Tensor]:
+    from gas.metrics.statistics import read_images
+
+    found = read_images(path)
+    parts = found.split(_BATCH)
+    return (part.float() / 127.5 - 1 for part in tracked("features", parts, len(parts)))
+
+
+def _of_pairs(
+    folder: Path, name: str, device: str, features: str, weights: Path | None
+) -> tuple[Iterator[Tensor], dict[str, str], Callable[[Tensor], Tensor]]:
+    from gas.cli.measuring import space
+    from gas.pairs import read_pairs
+
+    loaded = load_model(name, device, pairs=folder)
+    found = read_pairs(folder, model=loaded, hold=False)
+    seen, told = space(loaded, features, weights)
+    if seen is None:
+        raise ValueError(f"model {loaded.name} has no features of its own: name others with --features")
+    parts = tracked("features", found.batches(_BATCH), -(-len(found) // _BATCH))
+    return (part.target for part in parts), told, seen

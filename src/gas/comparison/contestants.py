@@ -1,0 +1,233 @@
+"""What is compared: classical solvers, schedules without gradients, learned solvers and adversarial ones, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gas.catalogue import NAMED_GRIDS, Classical
+from gas.comparison.setting import Setting, ends_of
+from gas.distill import against
+from gas.fit import FitRecord, fit
+from gas.gits import gits
+from gas.grids import GRIDS
+from gas.learned import GeneralizedSolver, kind_by_name
+from gas.optimizers import Diverged
+from gas.table import Table
+
+__all__ = ["SCHEDULES", "Adversarial", "Contestant", "Learned", "Made", "OnGrid"]
+
+# Grids that are found or published, not formulas: rows of their own.
+SCHEDULES = ("gits", *(name for name in NAMED_GRIDS if name not in GRIDS))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A solver with what it came from and what it cost.
+
+    Attributes:
+        solver: a table, or a module that returns one.
+        what: classical solver and grid: its own, or the one that learning started from.
+        evaluations: network evaluations of learning, as :class:`gas.fit.FitRecord` counts; none where nothing is.
+        stopped: why learning ended early, if it did.
+    """
+
+    solver: Table | nn.Module
+    what: str
+    evaluations: int | None = None
+    stopped: str = ""
+
+    def table(self) -> Table:
+        """Return the table to sample with, without gradient."""
+        with torch.no_grad():
+            table: Table = self.solver if isinstance(self.solver, Table) else self.solver()
+        return table.detach()
+
+
+class Contestant(Protocol):
+    """One row of a comparison.
+
+    Attributes:
+        spec: how it is asked for.
+        label: what people call it.
+        family: ``"classical"``, ``"schedule"`` or ``"learned"``.
+        after: what has to be made first, and is then handed to :meth:`make`.
+    """
+
+    @property
+    def spec(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def after(self) -> Contestant | None: ...
+
+    def lacks(self, setting: Setting, nfe: int) -> str:
+        """Return why there is none of this NFE, or nothing."""
+
+    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
+        """Return everything that decides the solver, in plain JSON."""
+
+    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
+        """Make the solver of one NFE, reporting how learning goes."""
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """The best of some classical solvers, on the best grid or a given one: nothing is learned.
+
+    Args:
+        spec: as in :func:`gas.comparison.contestant_by_name`.
+        label: for people.
+        solvers: names of :data:`gas.catalogue.SOLVERS`; the validation pairs choose.
+        grid: a name of :data:`gas.catalogue.NAMED_GRIDS`, or ``"gits"``; empty for whichever is best.
+    """
+
+    spec: str
+    label: str
+    solvers: tuple[str, ...]
+    grid: str = ""
+    after: Contestant | None = None
+
+    @property
+    def family(self) -> str:
+        return "schedule" if self.grid in SCHEDULES else "classical"
+
+    def lacks(self, setting: Setting, nfe: int) -> str:
+        """Some grids are published for one model and a few NFE; Heun's NFE is even."""
+        try:
+            if self.solvers == ("heun",):
+                Classical("heun", "log_snr", nfe, setting.model.t_end)
+            if self.grid and self.grid != "gits":
+                NAMED_GRIDS[self.grid](setting.model.schedule, nfe, setting.model.t_end)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
+        told: dict[str, Any] = {**setting.source(), "solvers": list(self.solvers), "grid": self.grid}
+        if len(self.solvers) > 1 or not self.grid:
+            some = setting.validation.subset(slice(0, setting.budget.rank))
+            told |= {"ranked": ends_of(some), "loss": setting.budget.loss}
+        if self.grid == "gits":
+            told["guides"] = ends_of(setting.train.subset(slice(0, setting.budget.guides)))
+        return told
+
+    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
+        yield from ()
+        classical, grid = self._chosen(setting, nfe)
+        return Made(classical.table(setting.model.schedule), f"{classical.solver} / {grid}")
+
+    def _chosen(self, setting: Setting, nfe: int) -> tuple[Classical, str]:
+        """Return the solver, and what its grid is called."""
+        if not self.grid:
+            (best, _), *_ = setting.rankings.of(nfe, self.solvers)
+            return best, best.grid
+        if len(self.solvers) == 1 and self.grid != "gits":
+            return Classical(self.solvers[0], self.grid, nfe, setting.model.t_end), self.grid
+        (best, _), *_ = setting.rankings.on(nfe, self.solvers, self._times(setting, nfe))
+        return best, self.grid
+
+    def _times(self, setting: Setting, nfe: int) -> Tensor:
+        if self.grid == "gits":
+            return gits(setting.model, setting.train.subset(slice(0, setting.budget.guides)), nfe)
+        return NAMED_GRIDS[self.grid](setting.model.schedule, nfe, setting.model.t_end)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A solver learned within the budget; at its best on the validation pairs.
+
+    Args:
+        spec: as in :func:`gas.comparison.contestant_by_name`.
+        label: for people.
+        kind: a key of :data:`gas.learned.SOLVERS`.
+        start: ``"best"`` (classical solver on the validation pairs, the same for all kinds), ``"uniform"`` (the
+            paper's) or ``"SOLVER/GRID"``.
+    """
+
+    spec: str
+    label: str
+    kind: str
+    start: str = "best"
+    after: Contestant | None = None
+    family = "learned"
+
+    def lacks(self, setting: Setting, nfe: int) -> str:
+        return ""
+
+    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
+        told = {"kind": self.kind, "start": self.start, **setting.told()}
+        if self.start == "best":
+            told["ranked"] = ends_of(setting.validation.subset(slice(0, setting.budget.rank)))
+        return told
+
+    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
+        kind, start = kind_by_name(self.kind), setting.start(self.start, nfe)
+        solver = kind.build(setting.model.schedule, start)
+        checkpoint = setting.checkpoint(self.spec, nfe, self.needs(setting, nfe))
+        spent, stopped = 0, ""
+        try:
+            for record in fit(
+                solver,
+                setting.model,
+                setting.train,
+                validation=setting.validation,
+                loss=setting.budget.loss,
+                config=kind.training(setting.budget.config),
+                checkpoint=checkpoint,
+            ):
+                spent = record.evaluations
+                yield record
+        except Diverged as error:
+            stopped = str(error)
+        return Made(solver, start.label, spent, stopped)
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """GAS: GS within the budget, which then goes on against a critic.
+
+    Args:
+        spec: as in :func:`gas.comparison.contestant_by_name`.
+        label: for people.
+        after: the GS it goes on from.
+    """
+
+    spec: str
+    label: str
+    after: Learned
+    family = "learned"
+
+    def lacks(self, setting: Setting, nfe: int) -> str:
+        """A critic needs reals beside the batch that the solver learns from."""
+        batch = setting.budget.gas.batch
+        if len(setting.train) < 2 * batch:
+            return f"a critic needs two batches of {batch} pairs to learn from, got {len(setting.train)}"
+        return self.after.lacks(setting, nfe)
+
+    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
+        return {**self.after.needs(setting, nfe), "kind": "gas", "gas": asdict(setting.budget.gas)}
+
+    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
+        if before is None:
+            raise ValueError("GAS goes on from GS, which has to be made first")
+        model, start = setting.model, setting.start(self.after.start, nfe)
+        solver = GeneralizedSolver.from_table(model.schedule, before.table(), model.t_end)
+        checkpoint = setting.checkpoint(self.spec, nfe, self.needs(setting, nfe))
+        heard = yield from against(
+            setting.adversary,
+            solver,
+            model,
+            setting.train,
+            setting.validation,
+            setting.budget.loss,
+            checkpoint,
+        )
+        spent = (before.evaluations or 0) + heard.evaluations
+        return Made(solver, start.label, spent, heard.stopped)

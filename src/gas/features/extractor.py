@@ -1,0 +1,81 @@
+"""Feature networks by name, with the hash of the weights that they were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gas.features.inception import Inception
+from gas.features.state import read_state
+from gas.features.transformer import ClipImages, DinoV2, folder_weights
+from gas.files import sha256
+from gas.model import Model
+from gas.names import named
+
+__all__ = ["EXTRACTORS", "Extractor", "extractor_by_name"]
+
+# Each with what it reads and the file of weights that identifies it.
+EXTRACTORS: dict[str, tuple[Callable[[Path], nn.Module], Callable[[Path], Path]]] = {
+    "inception": (lambda path: Inception(read_state(path)), lambda path: path),
+    "dinov2": (DinoV2, folder_weights),
+    "clip": (ClipImages, folder_weights),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A space that images are compared in.
+
+    Args:
+        name: a key of :data:`EXTRACTORS`.
+        sha256: of its weights' file: distances in two spaces of one name are two things.
+        network: images ``(B, C, H, W)`` in [-1, 1] -> ``(B, F)``.
+    """
+
+    name: str
+    sha256: str
+    network: nn.Module
+
+    def told(self) -> Mapping[str, str]:
+        """Return what a result says of its space, in plain JSON."""
+        return {"features": self.name, "weights_sha256": self.sha256}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, F)`` of images in [-1, 1]."""
+        features: Tensor = self.network(images)
+        return features
+
+    def of(self, model: Model) -> Callable[[Tensor], Tensor]:
+        """Return the features of a model's samples, decoded first where it has a decoder."""
+        decode = getattr(model, "decode", None)
+        if decode is None:
+            return self
+
+        def decoded(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self(decode(x.to(model.device)))
+
+        return decoded
+
+
+def extractor_by_name(name: str, weights: str | Path, device: str | torch.device = "cpu") -> Extractor:
+    """Read a feature network.
+
+    Args:
+        name: ``"inception"`` (weights: a file of ``pt_inception-2015-12-05``'s names), ``"dinov2"`` or ``"clip"``
+            (weights: a folder as transformers saves it).
+        weights: the file or folder.
+        device: where it runs.
+
+    Raises:
+        FileNotFoundError: when there are no weights.
+        ValueError: for an unknown name, with the nearest known one, or weights of another network.
+    """
+    build, file = named("features", name, EXTRACTORS)
+    path = Path(weights)
+    digest = sha256(file(path)) if file(path).is_file() else ""
+    return Extractor(name, digest, build(path).to(device))

@@ -1,0 +1,115 @@
+"""DINOv2's and CLIP's features of images, by transformers, from a folder on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gas.features.images import as_bytes, rgb
+
+__all__ = ["ClipImages", "DinoV2", "clip_of", "folder_weights"]
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class DinoV2(nn.Module):
+    """Maps images in [-1, 1] to the class token of a DINOv2 ``(B, F)``, as the Frechet distance on DINOv2 does.
+
+    Args:
+        folder: of transformers' ``Dinov2Model``, with ``model.safetensors``.
+        side: of the image that it sees.
+
+    Raises:
+        ValueError: when the folder holds no such model.
+
+    References:
+        Oquab et al., arXiv 2304.07193; Stein et al., arXiv 2306.04675 (224, bicubic).
+    """
+
+    def __init__(self, folder: str | Path, side: int = 224) -> None:
+        super().__init__()
+        self.side = side
+        self.network = _pretrained("Dinov2Model", folder)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features ``(B, F)``."""
+        answer: Tensor = self.network(_seen(self.network, x, self.side, *_IMAGENET)).pooler_output
+        return answer
+
+
+class ClipImages(nn.Module):
+    """Maps images in [-1, 1] to a CLIP's embeddings ``(B, F)``.
+
+    Args:
+        folder: of transformers' ``CLIPModel``, with ``model.safetensors``.
+
+    Raises:
+        ValueError: when the folder holds no such model.
+
+    References:
+        Radford et al., arXiv 2103.00020.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.network = clip_of(folder)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embeddings ``(B, F)``."""
+        side = self.network.config.vision_config.image_size
+        pixels = _seen(self.network, x, side, *_CLIP)
+        pooled = self.network.vision_model(pixel_values=pixels).pooler_output
+        answer: Tensor = self.network.visual_projection(pooled)
+        return answer
+
+
+def clip_of(folder: str | Path) -> Any:
+    """Return the ``CLIPModel`` of a folder."""
+    return _pretrained("CLIPModel", folder)
+
+
+def folder_weights(folder: str | Path) -> Path:
+    """Return the file of weights in a folder.
+
+    Raises:
+        FileNotFoundError: when there is none of safetensors.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no model.safetensors: give a folder as transformers saves it")
+    return path
+
+
+def _pretrained(kind: str, folder: str | Path) -> Any:
+    folder_weights(folder)
+    try:
+        import transformers
+    except Exception as error:  # a broken install raises whatever it likes
+        raise ModuleNotFoundError(
+            "DINOv2 and CLIP need transformers: pip install 'gas-solver[diffusers]'"
+        ) from error
+    try:
+        found = getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # neither do its readers' errors have a common class
+        raise ValueError(f"{folder} holds no {kind}: {str(error).splitlines()[0]}") from error
+    return found.eval().requires_grad_(False)
+
+
+def _seen(
+    network: nn.Module, x: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Return images as bytes, resized by bicubic interpolation and normalised."""
+    first = next(network.parameters())
+    x = as_bytes(rgb(x.to(first.device))) / 255
+    if x.shape[2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
