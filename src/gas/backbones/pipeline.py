@@ -20,6 +20,7 @@ from gas.backbones.probe import Answer, Probe, lent
 from gas.backbones.prompts import TextCache
 from gas.denoise import Denoiser
 from gas.integrations.diffusers.process import Process, process_of
+from gas.metrics import FeatureStatistics
 from gas.model import noise_of_seeds, weights_hash
 from gas.schedule import Schedule
 
@@ -46,6 +47,8 @@ class PipelineModel:
         arguments: of the pipeline's call, the same for all samples.
         name: what people call it.
         t_end: time that sampling ends at.
+        eyes: ``(B, *) -> (B, F)`` of decoded samples; ``None`` for pooled latents.
+        reference: statistics of real data as ``eyes`` see it.
     """
 
     pipe: Any
@@ -56,6 +59,8 @@ class PipelineModel:
     arguments: Mapping[str, Any]
     name: str
     t_end: float
+    eyes: Callable[[Tensor], Tensor] | None = None
+    reference: FeatureStatistics | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -160,8 +165,10 @@ class PipelineModel:
         return (2 * made - 1 if self.family.centre else made).float()
 
     def features(self, x: Tensor) -> Tensor:
-        """Map samples to ``(B, F)``: latents averaged over patches, at most 8 a side. What critics are chosen by where
-        there is no better space; distances in it are of latents, and compare with each other only."""
+        """Map samples to ``(B, F)``, decoded and seen by ``eyes``, or else latents averaged over patches, at most 8 a
+        side: what critics are chosen by where there is no better space. Compare distances in it with each other."""
+        if self.eyes is not None:
+            return self.eyes(self.decode(x))
         pools: list[Callable[..., Tensor]] = [adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d]
         pooled = pools[x.ndim - 3](x.to(self.device).float(), [min(size, 8) for size in x.shape[2:]])
         return pooled.flatten(1)
@@ -236,6 +243,8 @@ def from_pipeline(
     name: str | None = None,
     process: Process | None = None,
     t_end: float | None = None,
+    features: Callable[[Tensor], Tensor] | None = None,
+    reference: FeatureStatistics | None = None,
     **arguments: Any,
 ) -> PipelineModel:
     """Make a model of a diffusers pipeline, to take pairs from and to train and measure solvers on.
@@ -251,6 +260,9 @@ def from_pipeline(
         name: what people call it; by default its repository's name, or its class's.
         process: of the network's training, by default as its scheduler's config says.
         t_end: time that sampling ends at; by default the first training step, and 0 of a flow.
+        features: ``(B, *) -> (B, F)`` of decoded samples, the space that distributions are compared in; by default
+            their latents, pooled.
+        reference: statistics of real data in that space.
         arguments: more arguments of the pipeline's call, the same for all samples: ``height=512, num_frames=17``.
 
     Raises:
@@ -278,7 +290,8 @@ def from_pipeline(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     ending = process.t_end if t_end is None else t_end
-    return PipelineModel(pipe, family, process, tuple(prompts), negative_prompt, arguments, title, ending)
+    told_of = (tuple(prompts), negative_prompt, arguments, title, ending)
+    return PipelineModel(pipe, family, process, *told_of, eyes=features, reference=reference)
 
 
 def _title(pipe: Any) -> str:

@@ -23,11 +23,13 @@ class Recipe:
     """Everything that decides a zoo model's weights, given its images.
 
     ``label_spread`` is applied when the weights are shipped: every class embedding is moved away from the
-    *no class* one by this factor. A little above 1 acts like a little guidance, at no cost.
+    *no class* one by this factor. A little above 1 acts like a little guidance, at no cost. The learning rate falls to
+    zero at ``horizon`` steps, by default the last; where training ends before, its average is good enough without.
     """
 
     network: dict[str, Any]
     steps: int
+    horizon: int = 0
     batch: int = 64
     learning_rate: float = 1e-3
     warmup: int = 200

@@ -26,6 +26,8 @@ class Pace(Protocol):
     @property
     def steps(self) -> int: ...
     @property
+    def horizon(self) -> int: ...
+    @property
     def batch(self) -> int: ...
     @property
     def learning_rate(self) -> float: ...
@@ -130,9 +132,9 @@ class _Training:
 
 
 def _ramp(step: int, pace: Pace) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Linear warm-up, then half a cosine down to zero at the horizon."""
     warm = min(1.0, (step + 1) / pace.warmup)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / pace.steps))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / (pace.horizon or pace.steps)))
 
 
 def _ema_rule(pace: Pace) -> Any:
