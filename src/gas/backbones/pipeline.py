@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +15,15 @@ from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adapti
 
 from gas.backbones.families import family_of
 from gas.backbones.family import Family
-from gas.backbones.probe import Answer, Probe, lent
+from gas.backbones.probe import Answer, Probe, fed, lent
 from gas.backbones.prompts import TextCache
 from gas.denoise import Denoiser
+from gas.integrations.diffusers.choice import shift_of
+from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.process import Process, process_of
 from gas.metrics import FeatureStatistics
 from gas.model import noise_of_seeds, weights_hash
-from gas.schedule import Schedule
+from gas.schedule import Flow, Schedule
 
 __all__ = ["PipelineModel", "from_pipeline"]
 
@@ -83,10 +84,15 @@ class PipelineModel:
         """Where the network runs (an offloaded one lies elsewhere)."""
         return torch.device(self.pipe._execution_device)
 
-    @cached_property
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample as the pipeline denoises it: latents, packed where it packs them. Costs one call."""
-        return tuple(self._ask({**self._condition(None, 1)}, None, torch.tensor(500.0)).sample.shape[1:])
+        return tuple(self._first.sample.shape[1:])
+
+    @cached_property
+    def _first(self) -> Answer:
+        """What the pipeline draws, and says of its resolution, by itself."""
+        return self._ask(self._condition(None, 1), None, torch.tensor(500.0))
 
     @cached_property
     def _sha256(self) -> str:
@@ -105,12 +111,15 @@ class PipelineModel:
         return TextCache(lambda prompt: encode(self.pipe, prompt, self.negative_prompt, self.arguments))
 
     def identity(self) -> dict[str, Any]:
-        """Return name, hash of the denoising network's weights, what it predicts, and shape."""
+        """Return name, hash of the denoising network's weights, what it predicts, shape, and a flow's shift."""
+        flow = isinstance(self.schedule, Flow)
+        shift = {"shift": shift_of(translated(self.pipe.scheduler.config), self._first.mu)} if flow else {}
         return {
             "name": self.name,
             "sha256": self._sha256,
             "prediction": self.process.prediction,
             "sample_shape": list(self.sample_shape),
+            **shift,
         }
 
     def conditions(self) -> dict[str, Any]:
@@ -191,7 +200,7 @@ class PipelineModel:
         alone = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 1}
         given = {} if x is None or not self.family.takes_latents else {"latents": x}
         probe = Probe(self.pipe.scheduler.config, time)
-        with lent(self.pipe, probe), _fed(self.network, None if given else x):
+        with lent(self.pipe, probe), fed(self.network, None if given else x):
             try:
                 self._call(**told, **given, **alone)
             except Answer as answer:
@@ -216,23 +225,6 @@ class PipelineModel:
             raise ValueError(f"guidance {guidance:g} needs prompts or classes to guide towards, got none")
         if not guidance > 1:
             raise ValueError(f"guidance must be 1 (none) or more for {self.name}, got {guidance:g}")
-
-
-@contextmanager
-def _fed(network: nn.Module, x: Tensor | None) -> Iterator[None]:
-    """Put x in the place of the network's first input, repeated where guidance has it twice."""
-    if x is None:
-        yield
-        return
-
-    def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (torch.cat([x] * (len(args[0]) // len(x))), *args[1:])
-
-    handle = network.register_forward_pre_hook(put)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def from_pipeline(
@@ -290,8 +282,8 @@ def from_pipeline(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     ending = process.t_end if t_end is None else t_end
-    told_of = (tuple(prompts), negative_prompt, arguments, title, ending)
-    return PipelineModel(pipe, family, process, *told_of, eyes=features, reference=reference)
+    means = (tuple(prompts), negative_prompt, arguments)
+    return PipelineModel(pipe, family, process, *means, title, ending, features, reference)
 
 
 def _title(pipe: Any) -> str:
