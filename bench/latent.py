@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import rows
 import torch
@@ -44,7 +45,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="mnist-latent")
-    parser.add_argument("--pairs", type=Path, required=True, help="to train and to choose on, guided")
+    parser.add_argument("--pairs", type=Path, help="to train and to choose on, guided")
     parser.add_argument("--validation", type=int, default=256)
     parser.add_argument("--unseen", default="50000:50512", help="seeds to measure on")
     parser.add_argument("--nfe", default="4-7")
@@ -53,7 +54,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/latent"), help="solver files")
     parser.add_argument("--out", type=Path, default=Path("docs/results/latent"))
     parser.add_argument("--picture", type=Path, help="a .png of the first NFE's samples")
+    parser.add_argument("--table", action="store_true", help="print what is in --out, and stop")
     options = parser.parse_args()
+    if options.table:
+        print(table_of(options.out, options.model, parse_nfes(options.nfe)))
+        return
+    if options.pairs is None:
+        parser.error("--pairs is needed: make some with gas pairs --guidance 2")
     bench = Bench.open(options)
     for nfe in parse_nfes(options.nfe):
         bench.measure(nfe)
@@ -190,6 +197,29 @@ class Bench:
             highlight=names.index("GS"),
         )
         print(f"wrote {path}")
+
+
+def table_of(folder: Path, model: str, nfes: list[int]) -> str:
+    """What was measured, as a table in Markdown: one row a solver, one column an NFE."""
+    found = {nfe: json.loads((folder / f"{model}-{nfe}.json").read_text())["rows"] for nfe in nfes}
+    cells = {(row["name"], nfe): row for nfe, measured in found.items() for row in measured}
+    lines = [
+        "| " + " | ".join(["solver", *(f"{nfe} calls" for nfe in nfes)]) + " |",
+        "|---" * (len(nfes) + 1) + "|",
+    ]
+    for name in dict.fromkeys(name for name, _ in cells):
+        told = [_cell(cells.get((name, nfe))) for nfe in nfes]
+        lines.append("| " + " | ".join([name, *told]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    """Error to the teacher in thousandths; Frechet distance to it; distance to real data."""
+    if row is None:
+        return ""
+    low, high = row["frechet_data_interval"]
+    error = f"{1000 * row['mse']:.2f} ± {1000 * row['mse_half_width']:.2f}"
+    return f"{error}; {row['to_teacher']['frechet']:.2f}; {row['frechet_data']:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

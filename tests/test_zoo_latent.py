@@ -1,5 +1,6 @@
 """The zoo's latent pipelines: digits as prompted, solvers served by the pipeline itself, recipes that train."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import gas
 from gas import zoo
 from gas.adversary import adversary_for
 from gas.backbones.families import family_of
 from gas.catalogue import Classical
+from gas.cli import app
 from gas.model import Model, labels_of_seeds
 from gas.zoo import data
 from gas.zoo.latent import build, model, parts, recipes, train
@@ -191,3 +194,35 @@ def test_without_diffusers_the_error_names_the_extra():
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "the zoo's latent models are diffusers pipelines" in told
     assert "pip install 'gas-solver[diffusers]'" in told
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def test_the_commands_take_it_by_name(tmp_path):
+    model, work = ["--model", "mnist-flow"], tmp_path
+    run("pairs", *model, "--seeds", 4, "--nfe", 3, "--guidance", 2, "--out", work / "pairs")
+    learn = ["--validation", 2, "--nfe", 2, "--iterations", 1, "--start", "ddim/time_uniform"]
+    run("train", *model, "--pairs", work / "pairs", *learn, "--out", work / "s.json")
+    assert gas.load(work / "s.json").document.model["name"] == "mnist-flow"
+    run("sample", *model, "--solver", work / "s.json", "--nfe", 2, "--seeds", 4, "--out", work / "s.png")
+    assert (work / "s.png").read_bytes()[:4] == b"\x89PNG"
+    measure = ["--seeds", "50:54", "--baselines", "ddim/time_uniform", "--json"]
+    told = run("evaluate", *model, "--solver", work / "s.json", *measure).stdout
+    assert all(row["to_teacher"] and row["frechet_data"] > 0 for row in json.loads(told)["rows"])
+    for command in (
+        ["demo", *model],
+        ["export", "--solver", work / "s.json", "--onnx", work / "x.onnx", "--nfe", 2, *model],
+    ):
+        said = run(*command, code=2).stderr
+        assert "model mnist-flow is a pipeline of latents, which this command does not take" in said
+    assert "mnist-flow" in run("zoo").stdout
+
+
+def test_training_needs_a_name_and_data(tmp_path):
+    assert "mnist-autoencoder, mnist-latent, mnist-flow" in run("zoo", "train", "mnist-x", code=2).stderr
+    said = run("zoo", "train", "mnist-flow", "--data", tmp_path, code=2).stderr
+    assert "point --data at a folder with the IDX files" in said
