@@ -36,7 +36,7 @@ BASELINES = {
     "iPNDM-3": ["ipndm-3"],
 }
 SPRINT = GaussNewton(iterations=3, batch=10, validate_every=3)
-FINISH = GaussNewton(iterations=10, batch=48, growth=1.1, memory=0.8, budget=5_000)
+FINISH = GaussNewton(iterations=10, batch=48, growth=1.1, memory=0.8)
 
 
 def main() -> None:
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--unseen", default="50000:50512", help="seeds to measure on")
     parser.add_argument("--nfe", default="4-7")
     parser.add_argument("--gas", default="4-7", help="NFE that GAS is learned for too")
+    parser.add_argument("--budget", type=int, default=5_000, help="network evaluations a step of GS")
     parser.add_argument("--gas-iterations", type=int, default=200)
     parser.add_argument("--work", type=Path, default=Path("runs/latent"), help="solver files")
     parser.add_argument("--out", type=Path, default=Path("docs/results/latent"))
@@ -142,19 +143,24 @@ class Bench:
         return self.options.work / f"{self.options.model}-{nfe}-{kind}.json"
 
     def gs(self, nfe: int) -> Table:
-        """GS, whose race of starts knows the next smaller NFE's times."""
-        path, smaller = self.file(nfe, "gs"), self.file(nfe - 1, "gs")
+        """GS, whose race of starts knows the times of the next smaller NFE that is there."""
+        path = self.file(nfe, "gs")
         if not path.exists():
             race = Race(rank=16, first=32, starts=3, sprint=SPRINT)
-            if smaller.exists():
-                last = gas.load(smaller).table(nfe - 1)
+            smaller = [n for n in range(1, nfe) if self.file(n, "gs").exists()]
+            if smaller:
+                last = gas.load(self.file(smaller[-1], "gs")).table(smaller[-1])
                 near = neighbour_grid(self.model.schedule, last, nfe, self.model.t_end)
                 race = replace(race, starts=2, near=near)
-            *_, made = distill(self.model, self.pairs, self.validation, nfe, config=FINISH, race=race)
+            *_, made = distill(self.model, self.pairs, self.validation, nfe, config=self.config(), race=race)
             print(f"GS {nfe}: {made.best_classical.label} {made.best_classical_loss:.5f} -> {made.loss:.5f},")
             print(f"  {made.evaluations:,} network evaluations", flush=True)
             self.save(path, made.solver)
         return gas.load(path).table(nfe)
+
+    def config(self) -> GaussNewton:
+        """Settings of GS after the race of starts."""
+        return replace(FINISH, budget=self.options.budget)
 
     def adversarial(self, nfe: int) -> Table:
         """GAS, which goes on from GS against a critic."""
