@@ -70,6 +70,8 @@ def test_the_identity_of_a_flow_says_its_shift():
     wan = from_pipeline(pipelines.build("wan"), PROMPTS, height=16, width=16, num_frames=5)
     assert wan.identity()["shift"] == 3.0
     assert "shift" not in from_pipeline(pipelines.build("sd1"), PROMPTS).identity()
+    ltx = from_pipeline(pipelines.build("ltx"), PROMPTS, height=32, width=32, num_frames=9)
+    assert ltx.identity()["shift"] > 1
     flux = pipelines.build("flux")
     small, large = (
         from_pipeline(flux, PROMPTS, height=side, width=side).identity()["shift"] for side in (16, 64)

@@ -112,8 +112,10 @@ class PipelineModel:
 
     def identity(self) -> dict[str, Any]:
         """Return name, hash of the denoising network's weights, what it predicts, shape, and a flow's shift."""
-        flow = isinstance(self.schedule, Flow)
-        shift = {"shift": shift_of(translated(self.pipe.scheduler.config), self._first.mu)} if flow else {}
+        config, mu = translated(self.pipe.scheduler.config), self._first.mu
+        shift: dict[str, float] = {}
+        if isinstance(self.schedule, Flow) and not (mu is None and config.get("use_dynamic_shifting")):
+            shift = {"shift": shift_of(config, mu)}
         return {
             "name": self.name,
             "sha256": self._sha256,
