@@ -204,6 +204,12 @@ def test_what_is_not_supported_is_said_with_what_is():
         (lambda sd: ddpm().bind(None, 2.0), "guidance 2 means nothing to DDPMPipeline"),
         (lambda sd: sd.bind(None, 2.0), "guidance 2 needs prompts or classes"),
         (lambda sd: sd.bind(LABELS, 0.5), "guidance must be 1 .* got 0.5"),
+        (
+            lambda sd: gas.save(None, gas.GeneralizedSolver(sd.schedule, 2, sd.t_end), guidance=7.5).check(
+                sd, 2
+            ),
+            r"guidance 7.5 \(asked for: 2\)",
+        ),
         (lambda sd: sd.bind(torch.tensor([2])), "label 2 is out of range: .* has 2 prompts"),
     ],
 )
@@ -268,6 +274,8 @@ def test_the_commands_take_a_pipeline(folder):
 
 
 def test_bad_input_is_one_line(folder, tmp_path, monkeypatch):
+    from diffusers import LCMScheduler
+
     def pairs(model, *more):
         return refused("pairs", "--model", f"diffusers:{model}", *more, "--out", tmp_path / "pairs")
 
@@ -283,6 +291,14 @@ def test_bad_input_is_one_line(folder, tmp_path, monkeypatch):
     assert "is incomplete or damaged" in pairs(half)
     (tmp_path / "empty.txt").write_text("\n")
     assert "is empty: write one prompt a line" in pairs(folder / "sd", "--prompts", tmp_path / "empty.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    assert "is not UTF-8 (byte 3)" in pairs(folder / "sd", "--prompts", tmp_path / "latin.txt")
+    (half / "model_index.json").write_text("{")
+    assert "it has no readable model_index.json" in pairs(half)
+    foreign = open_pipeline(str(folder / "sd"))
+    foreign.register_modules(scheduler=LCMScheduler())
+    foreign.save_pretrained(tmp_path / "foreign")
+    assert "scheduler LCMScheduler is not supported" in pairs(tmp_path / "foreign")
     assert "--call must be like" in pairs(folder / "sd", "--call", "height")
     assert "--prompts and --call are for pipelines" in refused(
         "pairs", "--model", "digits", "--call", "height=8", "--out", tmp_path / "pairs"

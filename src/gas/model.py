@@ -100,12 +100,25 @@ def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's state, names, shapes and values as float16: what identifies a model."""
+    """Return the SHA-256 of a network's state, names, shapes and values as float16: what identifies a model.
+
+    Weights that are packed into something else than a tensor (torch's own int8 layers) count by what they stand for.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} ".encode())
-        digest.update(value.cpu().half().contiguous().numpy().tobytes())
+        for part in _parts(value):
+            shape = tuple(part.shape) if isinstance(part, Tensor) else part
+            digest.update(f"{name} {shape} ".encode())
+            if isinstance(part, Tensor):
+                digest.update(part.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _parts(value: Any) -> list[Any]:
+    """The tensors and plain values of an entry of a network's state."""
+    if isinstance(value, (tuple, list)):
+        return [part for inner in value for part in _parts(inner)]
+    return [value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value]
 
 
 def bind_labels(

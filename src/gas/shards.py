@@ -150,6 +150,6 @@ def differences(there: Any, here: Any, name: str = "") -> str:
 def comparable(there: Json, here: Json) -> dict[str, Any]:
     """Return a student's identity as pairs made by ``there`` see it: float32 pairs serve every precision."""
     kept = {key: value for key, value in here.items() if key != "compiled"}
-    if "precision" not in there:
-        kept.pop("precision", None)
+    for key in {"precision", "shift"} - set(there):  # a flow's shift decides nothing that pairs hold
+        kept.pop(key, None)
     return kept | ({"compiled": there["compiled"]} if "compiled" in there else {})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,15 @@ from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adapti
 
 from gas.backbones.families import family_of
 from gas.backbones.family import Family
-from gas.backbones.probe import Answer, Probe, lent
+from gas.backbones.probe import Answer, Probe, fed, lent
 from gas.backbones.prompts import TextCache
 from gas.denoise import Denoiser
+from gas.integrations.diffusers.choice import shift_of
+from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.process import Process, process_of
+from gas.metrics import FeatureStatistics
 from gas.model import noise_of_seeds, weights_hash
-from gas.schedule import Schedule
+from gas.schedule import Flow, Schedule
 
 __all__ = ["PipelineModel", "from_pipeline"]
 
@@ -46,6 +48,8 @@ class PipelineModel:
         arguments: of the pipeline's call, the same for all samples.
         name: what people call it.
         t_end: time that sampling ends at.
+        eyes: ``(B, *) -> (B, F)`` of decoded samples; ``None`` for pooled latents.
+        reference: statistics of real data as ``eyes`` see it.
     """
 
     pipe: Any
@@ -56,6 +60,8 @@ class PipelineModel:
     arguments: Mapping[str, Any]
     name: str
     t_end: float
+    eyes: Callable[[Tensor], Tensor] | None = None
+    reference: FeatureStatistics | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -78,10 +84,15 @@ class PipelineModel:
         """Where the network runs (an offloaded one lies elsewhere)."""
         return torch.device(self.pipe._execution_device)
 
-    @cached_property
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample as the pipeline denoises it: latents, packed where it packs them. Costs one call."""
-        return tuple(self._ask({**self._condition(None, 1)}, None, torch.tensor(500.0)).sample.shape[1:])
+        return tuple(self._first.sample.shape[1:])
+
+    @cached_property
+    def _first(self) -> Answer:
+        """What the pipeline draws, and says of its resolution, by itself."""
+        return self._ask(self._condition(None, 1), None, torch.tensor(500.0))
 
     @cached_property
     def _sha256(self) -> str:
@@ -100,12 +111,17 @@ class PipelineModel:
         return TextCache(lambda prompt: encode(self.pipe, prompt, self.negative_prompt, self.arguments))
 
     def identity(self) -> dict[str, Any]:
-        """Return name, hash of the denoising network's weights, what it predicts, and shape."""
+        """Return name, hash of the denoising network's weights, what it predicts, shape, and a flow's shift."""
+        config, mu = translated(self.pipe.scheduler.config), self._first.mu
+        shift: dict[str, float] = {}
+        if isinstance(self.schedule, Flow) and not (mu is None and config.get("use_dynamic_shifting")):
+            shift = {"shift": shift_of(config, mu)}
         return {
             "name": self.name,
             "sha256": self._sha256,
             "prediction": self.process.prediction,
             "sample_shape": list(self.sample_shape),
+            **shift,
         }
 
     def conditions(self) -> dict[str, Any]:
@@ -160,8 +176,10 @@ class PipelineModel:
         return (2 * made - 1 if self.family.centre else made).float()
 
     def features(self, x: Tensor) -> Tensor:
-        """Map samples to ``(B, F)``: latents averaged over patches, at most 8 a side. What critics are chosen by where
-        there is no better space; distances in it are of latents, and compare with each other only."""
+        """Map samples to ``(B, F)``, decoded and seen by ``eyes``, or else latents averaged over patches, at most 8 a
+        side: what critics are chosen by where there is no better space. Compare distances in it with each other."""
+        if self.eyes is not None:
+            return self.eyes(self.decode(x))
         pools: list[Callable[..., Tensor]] = [adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d]
         pooled = pools[x.ndim - 3](x.to(self.device).float(), [min(size, 8) for size in x.shape[2:]])
         return pooled.flatten(1)
@@ -184,7 +202,7 @@ class PipelineModel:
         alone = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 1}
         given = {} if x is None or not self.family.takes_latents else {"latents": x}
         probe = Probe(self.pipe.scheduler.config, time)
-        with lent(self.pipe, probe), _fed(self.network, None if given else x):
+        with lent(self.pipe, probe), fed(self.network, None if given else x):
             try:
                 self._call(**told, **given, **alone)
             except Answer as answer:
@@ -211,23 +229,6 @@ class PipelineModel:
             raise ValueError(f"guidance must be 1 (none) or more for {self.name}, got {guidance:g}")
 
 
-@contextmanager
-def _fed(network: nn.Module, x: Tensor | None) -> Iterator[None]:
-    """Put x in the place of the network's first input, repeated where guidance has it twice."""
-    if x is None:
-        yield
-        return
-
-    def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (torch.cat([x] * (len(args[0]) // len(x))), *args[1:])
-
-    handle = network.register_forward_pre_hook(put)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def from_pipeline(
     pipe: Any,
     prompts: Sequence[str] = (),
@@ -236,6 +237,8 @@ def from_pipeline(
     name: str | None = None,
     process: Process | None = None,
     t_end: float | None = None,
+    features: Callable[[Tensor], Tensor] | None = None,
+    reference: FeatureStatistics | None = None,
     **arguments: Any,
 ) -> PipelineModel:
     """Make a model of a diffusers pipeline, to take pairs from and to train and measure solvers on.
@@ -251,6 +254,9 @@ def from_pipeline(
         name: what people call it; by default its repository's name, or its class's.
         process: of the network's training, by default as its scheduler's config says.
         t_end: time that sampling ends at; by default the first training step, and 0 of a flow.
+        features: ``(B, *) -> (B, F)`` of decoded samples, the space that distributions are compared in; by default
+            their latents, pooled.
+        reference: statistics of real data in that space.
         arguments: more arguments of the pipeline's call, the same for all samples: ``height=512, num_frames=17``.
 
     Raises:
@@ -278,7 +284,8 @@ def from_pipeline(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     ending = process.t_end if t_end is None else t_end
-    return PipelineModel(pipe, family, process, tuple(prompts), negative_prompt, arguments, title, ending)
+    means = (tuple(prompts), negative_prompt, arguments)
+    return PipelineModel(pipe, family, process, *means, title, ending, features, reference)
 
 
 def _title(pipe: Any) -> str:

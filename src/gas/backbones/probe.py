@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Answer", "Probe", "lent"]
+__all__ = ["Answer", "Probe", "fed", "lent"]
 
 
 class Answer(Exception):
-    """What the pipeline handed to its scheduler: the network's output after guidance, and the state it was of."""
+    """What the pipeline handed to its scheduler: the network's output after guidance, the state it was of, and a flow's
+    ``mu``, which stands for the resolution (``None`` where it hands over none)."""
 
-    def __init__(self, output: Tensor, sample: Tensor) -> None:
+    def __init__(self, output: Tensor, sample: Tensor, mu: float | None = None) -> None:
         super().__init__("a pipeline must not catch what its scheduler raises")
-        self.output, self.sample = output, sample
+        self.output, self.sample, self.mu = output, sample, mu
 
 
 class Probe:
@@ -36,6 +37,7 @@ class Probe:
 
     def __init__(self, config: Mapping[str, Any], time: Tensor | None = None) -> None:
         self.config = config
+        self.mu: float | None = None
         self.timesteps = torch.empty(0) if time is None else time.reshape(1)
         # What flow pipelines hand to their caches; no network sees it.
         self.sigmas = torch.cat([self.timesteps.detach().cpu() / len(self), torch.zeros(1)])
@@ -52,7 +54,7 @@ class Probe:
         mu: float | None = None,
     ) -> None:
         """Put the one time where the pipeline wants it, whatever it asks for."""
-        self.timesteps = self.timesteps.to(device)
+        self.timesteps, self.mu = self.timesteps.to(device), mu
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Take no notice: there is one time."""
@@ -72,7 +74,7 @@ class Probe:
         return_dict: bool = True,
     ) -> NoReturn:
         """Take the answer and end the pipeline's call."""
-        raise Answer(model_output, sample)
+        raise Answer(model_output, sample, self.mu)
 
 
 @contextmanager
@@ -86,3 +88,20 @@ def lent(pipe: Any, probe: Probe) -> Iterator[None]:
     finally:
         vars(pipe).pop("_progress_bar_config", None)
         vars(pipe).update(kept)
+
+
+@contextmanager
+def fed(network: nn.Module, x: Tensor | None) -> Iterator[None]:
+    """Put x in the place of the network's first input, repeated where guidance has it twice."""
+    if x is None:
+        yield
+        return
+
+    def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (torch.cat([x] * (len(args[0]) // len(x))), *args[1:])
+
+    handle = network.register_forward_pre_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()

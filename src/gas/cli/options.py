@@ -38,8 +38,9 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A zoo model (digits, mnist) or the path of its .safetensors file; or diffusers:FOLDER_OR_REPOSITORY, "
-        "published:FILE, a network of gas convert, or preset:NAME, a published setup's.",
+        help="A zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
+        "or diffusers:FOLDER_OR_REPOSITORY, published:FILE, a network of gas convert, or preset:NAME, a published "
+        "setup's.",
     ),
 ]
 Prompts = Annotated[
@@ -160,20 +161,27 @@ def load_model(
         check_device(device)
         published = open_model(name.removeprefix("published:"), device=device)
         return cast("ZooModel", precise(published, precision, compiled=compiled))
+    from gas import zoo
+
+    check_device(device)
     # A PreciseModel has all that the model it wraps has.
-    return cast("ZooModel", precise(load_zoo(name, device), precision, compiled=compiled))
+    return cast("ZooModel", precise(zoo.load(name).to(device), precision, compiled=compiled))
 
 
 def load_zoo(name: str, device: str) -> ZooModel:
-    """Load a zoo model onto a device.
+    """Load a zoo model of images onto a device.
 
     Raises:
-        ValueError: for an unknown model, or a device that is not there.
+        ValueError: for an unknown model, one of latents, or a device that is not there.
     """
     from gas import zoo
 
     check_device(device)
-    return zoo.load(name).to(device)
+    if "pipeline" in zoo.card(name):
+        raise ValueError(
+            f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
+        )
+    return cast("ZooModel", zoo.load(name).to(device))
 
 
 def check_device(device: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,23 +13,42 @@ from gas.cli.app import command
 from gas.cli.options import Device, Json
 from gas.cli.screen import bar, note, print_json, print_table
 
+if TYPE_CHECKING:
+    from gas.zoo import ZooModel
+    from gas.zoo.data import Images
+    from gas.zoo.train import Recipe
+    from gas.zoo.training import Progress
+
 __all__ = ["zoo"]
 
 
 @command("gas zoo train digits --out weights", name="zoo")
 def zoo(
     action: Annotated[str, typer.Argument(help="'list' the shipped models, or 'train' one anew.")] = "list",
-    name: Annotated[str, typer.Argument(help="Which model to train: digits or mnist.")] = "",
-    data: Annotated[Path, typer.Option(help="Folder of MNIST's IDX files, for mnist.")] = Path("data"),
+    name: Annotated[
+        str,
+        typer.Argument(help="Which to train: digits, mnist, mnist-autoencoder, mnist-latent, mnist-flow."),
+    ] = "",
+    data: Annotated[Path, typer.Option(help="Folder of MNIST's IDX files, for all but digits.")] = Path(
+        "data"
+    ),
     out: Annotated[
         Path, typer.Option(help="Folder for the weights, the card and the resumable state.")
     ] = Path("runs/zoo"),
-    samples: Annotated[int, typer.Option(help="Samples that the card's quality is measured on.")] = 5000,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples that the card's quality is measured on; default 5000, or 1000 of latents."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """List the shipped models with their measured quality, or train one by its recipe."""
+    """List the shipped models with their measured quality, or train one by its recipe.
+
+    The latent models denoise what mnist-autoencoder encodes: their own in --out where there is one, else the shipped.
+    """
     if action == "list":
         _list(json)
     elif action == "train":
@@ -40,7 +60,7 @@ def zoo(
 def _list(json: bool) -> None:
     from gas import zoo as models
 
-    cards = {name: dict(models.load(name).card) for name in models.names()}
+    cards = {name: models.card(name) for name in models.names()}
     if json:
         print_json(cards)
         return
@@ -58,21 +78,51 @@ def _list(json: bool) -> None:
     print_table("Zoo", columns, rows)
 
 
-def _train(name: str, data: Path, out: Path, samples: int, seed: int, device: str) -> None:
-    from gas.zoo.build import build_model
+def _train(name: str, data: Path, out: Path, samples: int | None, seed: int, device: str) -> None:
     from gas.zoo.data import digits, mnist
-    from gas.zoo.train import RECIPES, train_denoiser
+    from gas.zoo.latent.recipes import AUTOENCODER, LATENT
+    from gas.zoo.train import RECIPES
 
-    if name not in RECIPES:
-        raise ValueError(f"name the model to train: one of {', '.join(RECIPES)}, got {name!r}")
+    recipes = {**RECIPES, "mnist-autoencoder": AUTOENCODER}
+    recipes |= {name: kind.recipe for name, kind in LATENT.items()}
+    if name not in recipes:
+        raise ValueError(f"name the model to train: one of {', '.join(recipes)}, got {name!r}")
     images = digits() if name == "digits" else mnist(data)
-    recipe, checkpoint = replace(RECIPES[name], seed=seed), out / f"{name}.state.pt"
+    recipe, checkpoint = replace(recipes[name], seed=seed), out / f"{name}.state.pt"
+    training, build = _plan(name, recipe, images, checkpoint, out, samples, device)
     try:
         with bar(name, recipe.steps) as running:
-            for progress in train_denoiser(recipe, images, checkpoint, device=device):
+            for progress in training:
                 running.at(progress.step, f"loss {progress.loss:.4f}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {checkpoint}; the same command goes on from there.") from None
-    note("training the classifier and measuring samples ...")
-    model = build_model(name, images, recipe, checkpoint, out, samples=samples)
-    note(f"wrote {model.path} and its card")
+    note("making the card: classifier, samples, distances ...")
+    note(f"wrote {build()} and its card")
+
+
+def _plan(
+    name: str, recipe: Recipe, images: Images, checkpoint: Path, out: Path, samples: int | None, device: str
+) -> tuple[Iterator[Progress], Callable[[], Path]]:
+    """The training of a model, and what makes its file of it."""
+    if name in ("digits", "mnist"):
+        from gas.zoo.build import build_model
+        from gas.zoo.train import train_denoiser
+
+        training = train_denoiser(recipe, images, checkpoint, device=device)
+        return (
+            training,
+            lambda: build_model(name, images, recipe, checkpoint, out, samples=samples or 5000).path,
+        )
+    from gas import zoo as models
+    from gas.zoo.latent import build, model, recipes, train
+
+    measuring = cast("ZooModel", models.load("mnist"))
+    if name == model.SHARED:
+        training = train.train_autoencoder(recipe, images, checkpoint, device=device)
+        return training, lambda: build.build_autoencoder(images, recipe, checkpoint, out, measuring)
+    kind = replace(recipes.LATENT[name], recipe=recipe)
+    vae, text = model.read_shared(model.shared_beside(out))
+    training = train.train_latent(kind, images, vae.to(device), text.to(device), checkpoint, device=device)
+    return training, lambda: build.build_latent(
+        name, kind, images, checkpoint, out, measuring, samples=samples or 1000
+    )

@@ -1,36 +1,82 @@
-"""Small pretrained models shipped with the library: ``digits`` (8x8) for tests, ``mnist`` (32x32) for demos."""
+"""Small pretrained models shipped with the library, of digits: images of 8x8 and 32x32, latents, a flow of latents."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gas.zoo.model import ZooModel, read_model
+from gas.zoo.weights_file import read_card
 
-__all__ = ["ZooModel", "load", "names"]
+if TYPE_CHECKING:
+    from gas.backbones import PipelineModel
+
+__all__ = ["ZooModel", "card", "load", "names", "pipeline"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
+_PARTS = {"mnist-autoencoder"}  # no models of their own
 
 
 def names() -> list[str]:
     """Return the names of the shipped models."""
-    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+    return sorted({path.stem for path in _WEIGHTS.glob("*.safetensors")} - _PARTS)
 
 
-def load(name: str | Path) -> ZooModel:
+def card(name: str | Path) -> dict[str, Any]:
+    """Return how a model's weights were made, and what they measured.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`.
+    """
+    return read_card(_path(name))
+
+
+def load(name: str | Path) -> ZooModel | PipelineModel:
     """Load a shipped model by name, or one of your own making by the path of its safetensors file.
+
+    Those of latents are pipelines of diffusers (:func:`pipeline`) whose labels are the digits' names, measured by the
+    classifier of ``mnist`` on decoded samples.
 
     Raises:
         FileNotFoundError: when the path does not exist.
         ValueError: for an unknown name (with the nearest known one), or a damaged file.
+        ModuleNotFoundError: for a pipeline without diffusers; says which extra to install.
 
     >>> load("digits").sample_shape
     (1, 8, 8)
     """
+    path = _path(name)
+    if "pipeline" not in read_card(path):
+        return read_model(path)
+    from gas.zoo.latent.model import read_latent
+
+    return read_latent(path, read_model(_WEIGHTS / "mnist.safetensors"))
+
+
+def pipeline(name: str | Path) -> Any:
+    """Return the diffusers pipeline of a model of latents: ``pipeline("mnist-latent")("three", guidance_scale=2.0)``.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError: as :func:`load`.
+        ValueError: as :func:`load`, and for a model of images, which is no pipeline.
+    """
+    path = _path(name)
+    if "pipeline" not in read_card(path):
+        known = ", ".join(n for n in names() if "pipeline" in card(n))
+        raise ValueError(
+            f"model {str(name)!r} is no diffusers pipeline; of the shipped ones these are: {known}"
+        )
+    from gas.zoo.latent.model import read_pipeline
+
+    return read_pipeline(path)
+
+
+def _path(name: str | Path) -> Path:
     if str(name).endswith(".safetensors"):
-        return read_model(name)
+        return Path(name)
     if name not in names():
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
         hint = f": did you mean {near[0]!r}? Known: {', '.join(names())}" if near else ""
         raise ValueError(f"unknown model {str(name)!r}{hint}, or the path of a .safetensors file")
-    return read_model(_WEIGHTS / f"{name}.safetensors")
+    return _WEIGHTS / f"{name}.safetensors"

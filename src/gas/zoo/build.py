@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from gas.catalogue import Classical
-from gas.files import load_state, write_bytes, write_text
+from gas.files import load_state, write_text
 from gas.metrics import extract, feature_statistics, frechet_distance
 from gas.model import labels_of_seeds
 from gas.sample import sample
@@ -21,6 +19,7 @@ from gas.zoo.data import Images
 from gas.zoo.model import ZooModel, read_model
 from gas.zoo.smooth import smoothed
 from gas.zoo.train import Recipe, train_classifier
+from gas.zoo.weights_file import write_weights
 
 __all__ = ["FINE", "build_model", "measure"]
 
@@ -74,16 +73,16 @@ def build_model(
         "classifier_accuracy_held_out": accuracy,
     }
     path = out / f"{name}.safetensors"
-    _write(path, tensors, card)
+    write_weights(path, tensors, card)
     features = read_model(path).classifier.features  # with the rounding that users get
     reference = feature_statistics(extract(features, images.test[0]))
     training = feature_statistics(extract(features, images.train[0]))
     card["frechet_of_training_images"] = frechet_distance(training, reference)
     tensors |= {"reference.mean": reference.mean.float(), "reference.cov": reference.cov.float()}
     tensors["reference.count"] = torch.tensor(reference.count)
-    _write(path, tensors, card)
+    write_weights(path, tensors, card)
     card |= measure(read_model(path), samples=samples)
-    _write(path, tensors, card)
+    write_weights(path, tensors, card)
     write_text(out / f"{name}.md", _card_text(card))
     return read_model(path)
 
@@ -114,11 +113,6 @@ def _spread(weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     """Move every class embedding away from the *no class* one, which is the last, by a factor."""
     label = weights["label.weight"]
     return {**weights, "label.weight": torch.lerp(label[-1:], label, factor)}
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    plain = {name: value.contiguous() for name, value in tensors.items()}
-    write_bytes(path, save(plain, metadata={"card": json.dumps(card)}))
 
 
 def _card_text(card: Mapping[str, Any]) -> str:

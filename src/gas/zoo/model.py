@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gas.denoise import Denoiser
@@ -19,6 +17,7 @@ from gas.model import bind_labels, noise_of_seeds, weights_hash
 from gas.schedule import EDMasVP
 from gas.zoo.classifier import Classifier
 from gas.zoo.unet import EDMUNet
+from gas.zoo.weights_file import damaged, part, read_weights
 
 __all__ = ["ZooModel", "read_model"]
 
@@ -121,30 +120,19 @@ def read_model(path: str | Path) -> ZooModel:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is truncated, damaged or not a zoo model.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"model weights {path} are missing; make them with 'gas zoo train'")
+    tensors, card = read_weights(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["card"])
-            name, shape = str(card["name"]), tuple(card["sample_shape"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        name, shape = str(card["name"]), tuple(card["sample_shape"])
         network = EDMUNet(**card["network"])
-        network.load_state_dict(_part(tensors, "network."))
+        network.load_state_dict(part(tensors, "network."))
         classifier = Classifier(**card["classifier"])
-        classifier.load_state_dict(_part(tensors, "classifier."))
-        kept = _part(tensors, "reference.")
+        classifier.load_state_dict(part(tensors, "classifier."))
+        kept = part(tensors, "reference.")
         reference = FeatureStatistics(kept["mean"], kept["cov"], int(kept["count"])) if kept else None
-        bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
-        if bad or len(shape) != 3:
-            raise ValueError(f"{bad[0]} is not finite" if bad else f"sample_shape is {shape}")
-    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"model weights {path} are damaged or not a zoo model: {line}") from error
+        if len(shape) != 3:
+            raise ValueError(f"sample_shape is {shape}")
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise damaged(path, error) from error
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.eval().requires_grad_(False)
-    return ZooModel(name, network, classifier.eval().requires_grad_(False), reference, card, path)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return ZooModel(name, network, classifier.eval().requires_grad_(False), reference, card, Path(path))

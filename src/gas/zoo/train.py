@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from gas.files import load_state, save_state
 from gas.zoo.data import Images
+from gas.zoo.training import Progress, train
 from gas.zoo.unet import EDMUNet
 
 __all__ = ["RECIPES", "Progress", "Recipe", "train_classifier", "train_denoiser"]
@@ -26,11 +23,13 @@ class Recipe:
     """Everything that decides a zoo model's weights, given its images.
 
     ``label_spread`` is applied when the weights are shipped: every class embedding is moved away from the
-    *no class* one by this factor. A little above 1 acts like a little guidance, at no cost.
+    *no class* one by this factor. A little above 1 acts like a little guidance, at no cost. The learning rate falls to
+    zero at ``horizon`` steps, by default the last; where training ends before, its average is good enough without.
     """
 
     network: dict[str, Any]
     steps: int
+    horizon: int = 0
     batch: int = 64
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -53,16 +52,6 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One report of a training: mean loss since the last, and seconds of work so far, over all runs."""
-
-    step: int
-    steps: int
-    loss: float
-    seconds: float
-
-
 def train_denoiser(
     recipe: Recipe, images: Images, checkpoint: Path, *, every: int = 100, device: str = "cpu"
 ) -> Iterator[Progress]:
@@ -79,77 +68,23 @@ def train_denoiser(
         device: where to train.
         every: steps between reports; the checkpoint is written at each.
 
-    Yields:
-        Progress: after every ``every`` steps.
+    Returns:
+        The reports, one after every ``every`` steps; the work is done as they are asked for.
 
     References:
         arXiv 2206.00364, equations 8 and 108 and Table 1.
     """
-    training = _Training(recipe, images, device)
-    if checkpoint.exists():
-        training.restore(load_state(checkpoint))
-    losses, start = 0.0, time.perf_counter()
-    while training.step < recipe.steps:
-        losses += training.advance()
-        last = training.step == recipe.steps
-        if training.step % every == 0 or last:
-            training.seconds += time.perf_counter() - start
-            start = time.perf_counter()
-            save_state(checkpoint, training.state())
-            yield Progress(training.step, recipe.steps, losses / every, training.seconds)
-            losses = 0.0
+    x, label = images.train
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = EDMUNet(**recipe.network)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(x), (recipe.batch,), generator=generator)
+        return _edm_loss(network, x[chosen], label[chosen], recipe.label_dropout, generator, device)
 
-class _Training:
-    """Model, average and optimiser of one training, and how far it is."""
-
-    def __init__(self, recipe: Recipe, images: Images, device: str) -> None:
-        self.recipe, (self.x, self.label) = recipe, images.train
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            self.model = EDMUNet(**recipe.network)
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device = device
-        self.average = AveragedModel(self.model, avg_fn=_ema_rule(recipe))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
-        self.step, self.seconds = 0, 0.0
-
-    def advance(self) -> float:
-        """Take one step and return its loss."""
-        recipe = self.recipe
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        chosen = torch.randint(len(self.x), (recipe.batch,), generator=generator)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _ramp(self.step, recipe)
-        x, label = self.x[chosen], self.label[chosen]
-        loss = _edm_loss(self.model, x, label, recipe.label_dropout, generator, self.device)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
-        self.step += 1
-        return loss.item()
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "recipe": repr(self.recipe),
-            "device": self.device,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "ema": self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        if state.get("recipe") != repr(self.recipe):
-            raise ValueError("the checkpoint is of another recipe: delete it or choose another folder")
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+    return train(recipe, model, loss, checkpoint, every=every, device=device)
 
 
 def train_classifier(
@@ -197,23 +132,6 @@ def _edm_loss(
     error = (model(noisy, sigma, label) - x).square().mean(dim=(1, 2, 3))
     loss: Tensor = (weight * error).mean()
     return loss
-
-
-def _ramp(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-
-
-def _ema_rule(recipe: Recipe) -> Any:
-    """Half-life of ``ema_images`` images, but at most a twentieth of those seen (EDM's ramp-up)."""
-
-    def average(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        seen = (int(count) + 1) * recipe.batch
-        decay: float = 0.5 ** (recipe.batch / min(recipe.ema_images, 0.05 * seen))
-        return torch.lerp(new, mean, decay)
-
-    return average
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:

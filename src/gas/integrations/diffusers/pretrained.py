@@ -14,7 +14,7 @@ from gas.integrations.diffusers.process import PREDICTIONS
 from gas.integrations.diffusers.solver_config import plain
 from gas.schedule import Flow, VPDiscrete
 
-__all__ = ["CONFIG", "SOLVER", "config_of_solver", "local_config"]
+__all__ = ["CONFIG", "SOLVER", "config_of_solver", "hub_solver", "local_config"]
 
 CONFIG, SOLVER = "scheduler_config.json", "solver.json"
 
@@ -33,7 +33,7 @@ def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> 
     place = Path(path)
     if place.is_dir():
         inside = [folder / name for folder in _folders(place, subfolder) for name in (CONFIG, SOLVER)]
-        found = next((file for file in inside if file.is_file()), None)
+        found = next((file for file in inside if file.is_file()), None) or _only_solver(place)
         if found is None:
             raise FileNotFoundError(
                 f"{place} holds neither {CONFIG} nor {SOLVER} ({_listing(place)}): "
@@ -55,6 +55,28 @@ def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> 
     return config_of_solver(load(place)) if content.get("format") == "gas-solver" else content
 
 
+def hub_solver(repo_id: str, subfolder: str | None = None, **where: Any) -> dict[str, Any] | None:
+    """Return the scheduler's config that a repository's solver file means; ``None`` where it has none.
+
+    Args:
+        repo_id: ``owner/name``.
+        subfolder: looked into first.
+        where: ``cache_dir``, ``revision``, ``token``, ``local_files_only`` and ``force_download`` of the hub.
+
+    Raises:
+        ValueError: when the file is damaged, or does not say what it is for.
+    """
+    import huggingface_hub
+
+    for name in [SOLVER] if subfolder is None else [f"{subfolder}/{SOLVER}", SOLVER]:
+        try:
+            found = huggingface_hub.hf_hub_download(repo_id, name, **where)
+        except Exception:  # no such file, no such repository, no network: what was asked for first says which
+            continue
+        return local_config(found)
+    return None
+
+
 def config_of_solver(artefact: Artefact) -> dict[str, Any]:
     """Return the config of a scheduler for the model that a solver file names.
 
@@ -65,6 +87,8 @@ def config_of_solver(artefact: Artefact) -> dict[str, Any]:
     prediction = (artefact.document.model or {}).get("prediction")
     told: dict[str, Any] = {"_class_name": "GASScheduler", "solver": plain(artefact)}
     if isinstance(schedule, Flow):
+        shift = (artefact.document.model or {}).get("shift")  # what it was learned at
+        told |= {} if shift is None else {"shift": float(shift)}
         return told | {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     if isinstance(schedule, VPDiscrete) and prediction in PREDICTIONS and not _karras(schedule):
         alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
@@ -85,6 +109,19 @@ def _karras(schedule: VPDiscrete) -> bool:
     alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
     rungs = (1 / alphas - 1) ** (1 / 14)
     return bool(rungs.diff().diff().abs().max() < 1e-6 * rungs.max())
+
+
+def _only_solver(place: Path) -> Path | None:
+    """The folder's solver file of another name, if there is just one."""
+    found = []
+    for file in sorted(place.glob("*.json")):
+        try:
+            content = json.loads(file.read_text("utf-8"))
+        except ValueError:
+            continue
+        if isinstance(content, dict) and content.get("format") == "gas-solver":
+            found.append(file)
+    return found[0] if len(found) == 1 else None
 
 
 def _folders(place: Path, subfolder: str | None) -> list[Path]:

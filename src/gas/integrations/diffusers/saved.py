@@ -16,7 +16,7 @@ from gas.files import write_text
 from gas.integrations.diffusers.card import model_card
 from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.hub import push
-from gas.integrations.diffusers.pretrained import CONFIG, SOLVER, local_config
+from gas.integrations.diffusers.pretrained import CONFIG, SOLVER, hub_solver, local_config
 from gas.integrations.diffusers.process import Process
 
 try:
@@ -40,6 +40,8 @@ _HUB_ONLY = {
     "revision",
     "token",
 }
+
+_HUB_FILE = {"cache_dir", "force_download", "local_files_only", "revision", "token"}
 
 
 class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -97,6 +99,9 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """Load a scheduler's folder, a solver file (``.json``), or a repository on the hub.
 
+        A folder or repository that holds a solver file (``solver.json``; in a folder the only one, whatever its name)
+        and no ``scheduler_config.json`` will do, where the file says what model it is for.
+
         Args:
             pretrained_model_name_or_path: where it is; a local one is read without asking anything of a network.
             subfolder: of a pipeline's folder, usually ``"scheduler"``.
@@ -110,7 +115,13 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         path = pretrained_model_name_or_path
         config = None if path is None else local_config(path, subfolder)
         if config is None:
-            return super().from_pretrained(path, subfolder, return_unused_kwargs, **kwargs)
+            try:
+                return super().from_pretrained(path, subfolder, return_unused_kwargs, **kwargs)
+            except OSError:  # how diffusers says that there is no config
+                where = {key: value for key, value in kwargs.items() if key in _HUB_FILE}
+                config = None if path is None else hub_solver(str(path), subfolder, **where)
+                if config is None:
+                    raise
         given = {key: value for key, value in kwargs.items() if key not in _HUB_ONLY}
         return cls.from_config(config, return_unused_kwargs, **given)
 
