@@ -18,7 +18,8 @@ import torch
 import gas
 from gas.adversary import GAS, adversary_for
 from gas.catalogue import Classical
-from gas.cli.evaluate import best_on, taught, yardstick
+from gas.cli.evaluate import best_on, taught
+from gas.cli.measuring import yardstick
 from gas.cli.options import parse_nfes, parse_seeds
 from gas.compare import Yardstick, run
 from gas.distill import against, distill
