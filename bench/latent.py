@@ -208,7 +208,10 @@ class Bench:
 
 def table_of(folder: Path, model: str, nfes: list[int]) -> str:
     """What was measured, as a table in Markdown: one row a solver, one column an NFE."""
-    found = {nfe: json.loads((folder / f"{model}-{nfe}.json").read_text())["rows"] for nfe in nfes}
+    paths = {nfe: folder / f"{model}-{nfe}.json" for nfe in nfes}
+    found = {nfe: json.loads(path.read_text())["rows"] for nfe, path in paths.items() if path.exists()}
+    if not found:
+        raise SystemExit(f"{folder} holds no measurements of {model}: run this without --table")
     cells = {(row["name"], nfe): row for nfe, measured in found.items() for row in measured}
     lines = [
         "| " + " | ".join(["solver", *(f"{nfe} calls" for nfe in nfes)]) + " |",
