@@ -480,3 +480,4 @@ def test_an_ablation_changes_one_thing_at_a_time_from_one_start():
     with pytest.raises(ValueError, match="did you mean 'weight'"):
         ablation_by_name("weights")
     assert [v.adversary.get("weight") for v in ABLATIONS["weight"]] == [0.0, 0.1, 1.0, 10.0, 100.0]
+    assert [v.adversary.get("penalty") for v in ABLATIONS["penalty"]] == [0.2, 2.0, 20.0]

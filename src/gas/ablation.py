@@ -43,6 +43,7 @@ ABLATIONS: dict[str, tuple[Variant, ...]] = {
     "objective": (Variant("relativistic"), Variant("classic", {"objective": "classic"})),
     "weight": tuple(Variant(f"w = {w:g}", {"weight": w}) for w in (0.0, 0.1, 1.0, 10.0, 100.0)),
     "balance": tuple(Variant(f"balance {b:g}", {"balance": b}) for b in (0.0, 2.5, 10.0, 40.0)),
+    "penalty": tuple(Variant(f"penalty {p:g}", {"penalty": p}) for p in (0.2, 2.0, 20.0)),
     "pairs": tuple(Variant(f"{share:.4g} of the pairs", share=share) for share in (0.125, 0.25, 0.5, 1.0)),
     "pairing": (Variant("independent"), Variant("paired", {"pairing": "paired"})),
     "theory": (Variant("with theory", None), Variant("without theory", None, theory=False)),

@@ -22,7 +22,9 @@ __all__ = ["ablate"]
 def ablate(
     question: Annotated[
         str,
-        typer.Argument(help="objective, weight, balance, pairs, pairing, theory, or transfer (with --onto)."),
+        typer.Argument(
+            help="objective, weight, balance, penalty, pairs, pairing, theory, or transfer (with --onto)."
+        ),
     ],
     pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
     model: ModelName = "mnist",
