@@ -193,7 +193,7 @@ def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
     known = {
         (1, 8, 8): discriminator.DIGITS,
         (1, 32, 32): discriminator.MNIST,
-        (4, 8, 8): discriminator.MNIST_LATENT,
+        (4, 8, 8): {**discriminator.DIGITS, "in_channels": 4},
         (3, 32, 32): discriminator.CIFAR10,
         (3, 64, 64): discriminator.FFHQ64,
         (4, 64, 64): discriminator.latent(4),

@@ -17,16 +17,7 @@ from torch import Tensor, nn
 
 from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
-__all__ = [
-    "CIFAR10",
-    "DIGITS",
-    "FFHQ64",
-    "MNIST",
-    "MNIST_LATENT",
-    "R3GANDiscriminator",
-    "latent",
-    "load_discriminator",
-]
+__all__ = ["CIFAR10", "DIGITS", "FFHQ64", "MNIST", "R3GANDiscriminator", "latent", "load_discriminator"]
 
 _L = TypeVar("_L", nn.Conv2d, nn.Linear)
 
@@ -46,7 +37,6 @@ FFHQ64 = _preset(3, [384, *[768] * 4], [48, *[96] * 4], [2] * 5)
 # Ours, in the published proportions: 16 channels a group, fewer groups.
 DIGITS = _preset(1, [32, 64], [4, 8], [1, 2])
 MNIST = _preset(1, [16, 32, 64, 96], [2, 4, 8, 12], [1, 2, 2, 2])
-MNIST_LATENT = {**DIGITS, "in_channels": 4}
 
 
 def latent(channels: int) -> dict[str, Any]:
