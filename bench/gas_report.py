@@ -24,7 +24,7 @@ KINDS = {
     "teacher": "teacher",
 }
 SHARES = ("precision", "recall", "density", "coverage")
-COLUMNS = 10
+COLUMNS = 8
 
 
 def main() -> None:
