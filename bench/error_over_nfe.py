@@ -45,7 +45,7 @@ def read(report: dict) -> dict[str, dict[int, dict]]:
         name = row["name"].split(" / ")[0]
         if name in (*LINES, "GS"):
             lines.setdefault(name, {})[row["nfe"]] = row
-        if name != "GS":
+        if " / " in row["name"]:
             known = lines[BEST].get(row["nfe"])
             lines[BEST][row["nfe"]] = row if known is None or row["mse"] < known["mse"] else known
     return lines

@@ -104,13 +104,15 @@ def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
 def test_recall_and_cells_of_gas_compare(tmp_path: Path) -> None:
     to_data = {"prdc": {"precision": 0.5, "recall": 0.7, "density": 1.0, "coverage": 0.9}}
     comparison = {"frechet_data": 5.0, "to_data": to_data, "samples": 50_000, "name": "GAS", "nfe": 4}
-    cell = {"label": "GAS", "nfe": 4, "comparison": comparison}
+    cell = {"spec": "gas", "label": "GAS", "family": "learned", "nfe": 4, "comparison": comparison}
     told = {
         "format": "gas-comparison-cell",
+        "model": "imagenet",
         "cell": cell,
-        "measured": {"model": "imagenet", "features": "inception"},
+        "measured": {"features": "inception"},
     }
     (tmp_path / "gas-4.json").write_text(json.dumps(told))
+    (tmp_path / "gas-5.json").write_text(json.dumps({**told, "cell": {**cell, "nfe": 5, "comparison": None}}))
     rows = json.loads(run("reproduce", "coverage", "--results", tmp_path, "--json").stdout)["cells"]
     assert [row["ours"] for row in rows] == [None, 0.7, None, 0.9]
 

@@ -201,7 +201,7 @@ class _Run:
         value = self._measure(validation, table)
         if iteration == 0:
             self.start_loss = value
-        if value < self.best_loss or self.last:
+        if value < self.best_loss or (self.last and math.isfinite(value)):
             self.best, self.best_loss, self.best_iteration = _copy(average), value, iteration
         train = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses, self.validated = [], iteration

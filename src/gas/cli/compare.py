@@ -85,7 +85,7 @@ def compare(
     metrics: Annotated[
         str, typer.Option(help="Tables of the report, comma-separated (mse, frechet, ...); default: all.")
     ] = "",
-    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 400,
+    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 250,
     seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
     real: Annotated[
         Path | None,

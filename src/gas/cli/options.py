@@ -149,6 +149,10 @@ def load_model(
         from gas.presets import open_backbone, preset_by_name
 
         check_device(device)
+        if call:
+            raise ValueError(
+                f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}"
+            )
         setup = open_backbone(preset_by_name(name.removeprefix("preset:")), prompts=prompts, device=device)
         return cast("PipelineModel", precise(setup, precision, compiled=compiled))
     if prompts is not None or call:

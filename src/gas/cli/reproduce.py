@@ -156,7 +156,7 @@ class _Line:
     def command(self) -> str:
         """The commands as people type them."""
         train, evaluate = (" ".join(["gas", *map(shlex.quote, words)]) for words in self.commands())
-        return f"{train} && {evaluate} > {self.result}"
+        return f"{train} && {evaluate} > {shlex.quote(str(self.result))}"
 
     def missing(self) -> list[str]:
         """The published files that it needs and that are not there."""

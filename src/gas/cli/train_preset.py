@@ -97,6 +97,7 @@ def _plan(run: PresetRun, folder: Path) -> None:
 
 def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path) -> dict[str, Any]:
     """Make the pairs of one NFE where they are not given, learn, save; return what came of it."""
+    from gas.optimizers import Diverged
     from gas.presets import learn, paired, solver_of
 
     preset, objective, out = run.preset, run.objective, run.file(nfe)
@@ -111,10 +112,16 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
     solver = solver_of(preset, model, nfe)
     state = out.with_name(f"{out.name}.state.pt")
     last: FitRecord | None = None
+    stopped = ""
     try:
         with bar(f"{preset.name}, NFE {nfe}", preset.training(objective).iterations) as running:
             for last in learn(solver, preset, objective, model, pairs, folder, checkpoint=state):
                 running.at(last.iteration, f"validation {last.validation_loss:.5f}")
+    except Diverged as error:
+        if last is None:
+            raise
+        stopped = str(error)
+        note(f"stopped early: {stopped}; the solver is the last good one")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     if last is None:
@@ -128,6 +135,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
         "validation_loss": last.best_loss,
         "training_evaluations": last.evaluations,
         "file": str(out),
+        **({"stopped": stopped} if stopped else {}),
     }
 
 

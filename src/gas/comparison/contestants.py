@@ -212,7 +212,13 @@ class Adversarial:
         return self.after.lacks(setting, nfe)
 
     def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
-        return {**self.after.needs(setting, nfe), "kind": "gas", "gas": asdict(setting.budget.gas)}
+        adversary = setting.adversary
+        critics = [
+            {name: value for name, value in vars(critic).items() if name not in ("network", "view")}
+            for critic in adversary.critics()
+        ]
+        told = {"critics": critics, "unit": adversary.unit, "pairing": adversary.pairing}
+        return {**self.after.needs(setting, nfe), "kind": "gas", "gas": asdict(setting.budget.gas), **told}
 
     def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
         if before is None:

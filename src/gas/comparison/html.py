@@ -36,7 +36,6 @@ td.best {{ font-weight: 700; color: {ACCENT}; background: {TINT}; }}
 td.near {{ font-style: italic; color: {ACCENT}; }}
 td.command {{ text-align: left; white-space: normal; }}
 img {{ max-width: 100%; height: auto; display: block; margin: 8px 0 24px; }}
-nav a {{ margin-right: 14px; color: {GREY}; }}
 details {{ margin: 10px 0; }}
 summary {{ cursor: pointer; color: {GREY}; }}
 """

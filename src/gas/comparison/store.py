@@ -86,6 +86,7 @@ class Store:
             solver = self._write_solver(cell, cell.table, model, told)
         document = {
             **_FORMAT,
+            "model": model.name,
             "cell": cell.row(),
             "made": kept.made,
             "measured": kept.measured,

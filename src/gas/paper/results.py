@@ -85,18 +85,27 @@ def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
     """The rows of one file: of ``gas evaluate``, or the one of a cell of ``gas compare``."""
     cell = document.get("cell")
     told = {**document, **(document.get("measured") or {})} if isinstance(cell, dict) else document
-    rows = [{**(cell.get("comparison") or {}), **cell}] if isinstance(cell, dict) else document.get("rows")
+    rows = _row_of(cell) if isinstance(cell, dict) else document.get("rows")
     preset = told.get("preset") or told.get("model")
     if not isinstance(rows, list) or not isinstance(preset, str):
         return
     for row in rows:
         try:
-            name = str(row.get("label") or row["name"])
+            name = str(row["name"])
             alone = name.split(" (")[0] if not name.endswith("(teacher)") else name
             label = alone if name.endswith("(teacher)") else alone.split(" / ")[0]
             yield Measured(preset, label, int(row["nfe"]), _figures(row, told), int(row["samples"]), path)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"result {path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _row_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A cell as a row of ``gas evaluate`` would name it; none where its samples were not finite."""
+    if cell.get("comparison") is None:
+        return []
+    spec = str(cell["spec"])
+    name = cell["label"] if cell["family"] == "learned" else spec.partition("/")[0]
+    return [{**cell["comparison"], "name": "(teacher)" if spec == "teacher" else name, "nfe": cell["nfe"]}]
 
 
 def _figures(row: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, float]:
