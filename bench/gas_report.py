@@ -24,7 +24,7 @@ KINDS = {
     "teacher": "teacher",
 }
 SHARES = ("precision", "recall", "density", "coverage")
-COLUMNS = 8
+COLUMNS = 7
 
 
 def main() -> None:
