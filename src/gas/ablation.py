@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from gas.adversary import GAS, adversary_for
 from gas.distill import Distilled, against, distill
 from gas.learned import GeneralizedSolver
@@ -16,7 +14,7 @@ from gas.names import named
 from gas.optimizers import Adam, GaussNewton
 from gas.pairs import Pairs
 from gas.race import Race
-from gas.table import Table
+from gas.table import Table, table_of
 
 __all__ = ["ABLATIONS", "Variant", "ablate", "ablation_by_name"]
 
@@ -107,5 +105,4 @@ def ablate(
         )
         for _ in against(adversary, solver, model, some, validation):
             pass
-        with torch.no_grad():
-            yield variant, solver().detach()
+        yield variant, table_of(solver)

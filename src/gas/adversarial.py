@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,10 @@ class Critic:
             raise ValueError(f"steps of critic {self.name!r} must be at least 1, got {self.steps}")
         objective_by_name(self.objective)
         named("precision", self.precision, PRECISIONS)
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything but the network and what it sees, in plain JSON."""
+        return {name: value for name, value in vars(self).items() if name not in ("network", "view")}
 
     def logits(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return the critic's logits ``(B,)`` of what it sees of samples ``(B, *)``.

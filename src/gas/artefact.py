@@ -19,7 +19,7 @@ from gas.interpolate import interpolated
 from gas.learned import GeneralizedSolver
 from gas.model import Model
 from gas.schedule import Schedule, schedule_from_config
-from gas.table import Table
+from gas.table import Table, table_of
 
 __all__ = ["Artefact", "load", "save"]
 
@@ -220,10 +220,10 @@ def _family(solvers: Solver | Sequence[Solver] | Mapping[int, Solver]) -> dict[i
         listed: list[Solver] = [solvers]
     else:
         listed = list(solvers.values()) if isinstance(solvers, Mapping) else list(solvers)
-    family = {_table(solver).nfe: solver for solver in listed}
+    family = {table_of(solver).nfe: solver for solver in listed}
     if len(family) != len(listed) or not family:
         raise ValueError(
-            f"a solver file holds one table for each NFE, got NFE {[_table(s).nfe for s in listed]}"
+            f"a solver file holds one table for each NFE, got NFE {[table_of(s).nfe for s in listed]}"
         )
     if isinstance(solvers, Mapping) and dict(solvers) != family:
         raise ValueError(f"solvers are keyed by their NFE, got keys {list(solvers)} for NFE {list(family)}")
@@ -245,14 +245,8 @@ def _setting(family: Mapping[int, Solver], model: Model | None) -> tuple[Schedul
     return settings[0] if settings else (None, None)
 
 
-def _table(solver: Solver) -> Table:
-    with torch.no_grad():
-        table: Table = solver if isinstance(solver, Table) else solver()
-    return table.detach()
-
-
 def _entry(solver: Solver, start: str | None, measured: Mapping[str, float]) -> Entry:
-    table = _table(solver)
+    table = table_of(solver)
     return Entry(
         nfe=table.nfe,
         kind="table" if isinstance(solver, Table) else type(solver).__name__,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from gas.adversary import Adversary
@@ -20,7 +19,7 @@ from gas.optimizers import Adam, Diverged, GaussNewton
 from gas.pairs import Pairs
 from gas.race import ROUNDING, Race, Raced, Started
 from gas.start import Measured, evaluate, surely_better
-from gas.table import Table
+from gas.table import Table, table_of
 
 __all__ = ["FINISH", "Distilled", "Heard", "Report", "against", "distill"]
 
@@ -49,9 +48,7 @@ class Distilled:
 
     def table(self) -> Table:
         """Return the table to sample with, without gradient."""
-        with torch.no_grad():
-            table: Table = self.solver if isinstance(self.solver, Table) else self.solver()
-        return table.detach()
+        return table_of(self.solver)
 
 
 Report = Measured | Raced | Started | FitRecord | Distilled
@@ -164,9 +161,7 @@ def against(
         FitRecord: as :func:`gas.fit` does.
     """
     heard = Heard(0, None, "")
-    with torch.no_grad():
-        table: Table = solver()
-    start = float(evaluate(model, validation, table, loss_by_name(loss)).mean())
+    start = float(evaluate(model, validation, table_of(solver), loss_by_name(loss)).mean())
     try:
         for record in fit(
             solver,

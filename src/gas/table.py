@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Row", "Table"]
+__all__ = ["Row", "Table", "table_of"]
 
 Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
 
@@ -110,3 +110,10 @@ class Table:
     def detach(self) -> Table:
         """Return the same numbers without gradient."""
         return Table(self.times.detach(), self.states.detach(), self.outputs.detach())
+
+
+def table_of(solver: Table | nn.Module) -> Table:
+    """Return what a solver samples with, without gradient: a table itself, or what a module's ``forward()`` returns."""
+    with torch.no_grad():
+        table: Table = solver if isinstance(solver, Table) else solver()
+    return table.detach()

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from gas.catalogue import NAMED_GRIDS, Classical
@@ -17,7 +16,7 @@ from gas.gits import gits
 from gas.grids import GRIDS
 from gas.learned import GeneralizedSolver, kind_by_name
 from gas.optimizers import Diverged
-from gas.table import Table
+from gas.table import Table, table_of
 
 __all__ = ["SCHEDULES", "Adversarial", "Contestant", "Learned", "Made", "OnGrid"]
 
@@ -43,9 +42,7 @@ class Made:
 
     def table(self) -> Table:
         """Return the table to sample with, without gradient."""
-        with torch.no_grad():
-            table: Table = self.solver if isinstance(self.solver, Table) else self.solver()
-        return table.detach()
+        return table_of(self.solver)
 
 
 class Contestant(Protocol):
@@ -213,10 +210,7 @@ class Adversarial:
 
     def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
         adversary = setting.adversary
-        critics = [
-            {name: value for name, value in vars(critic).items() if name not in ("network", "view")}
-            for critic in adversary.critics()
-        ]
+        critics = [critic.settings() for critic in adversary.critics()]
         told = {"critics": critics, "unit": adversary.unit, "pairing": adversary.pairing}
         return {**self.after.needs(setting, nfe), "kind": "gas", "gas": asdict(setting.budget.gas), **told}
 

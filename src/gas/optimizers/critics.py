@@ -121,7 +121,7 @@ class CriticSteps:
         """Return what decides the critics' bits: their settings and their weights as they came."""
         return [
             {
-                **{name: value for name, value in vars(critic).items() if name not in ("network", "view")},
+                **critic.settings(),
                 "view": origin(critic.view),
                 "weights": weights_hash(critic.network),
             }
