@@ -18,25 +18,28 @@ from torch import Tensor, nn
 from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
 __all__ = ["CIFAR10", "DIGITS", "FFHQ64", "MNIST", "R3GANDiscriminator", "latent", "load_discriminator"]
+__all__ += ["stages"]
 
+Sizes = Sequence[int]
 _L = TypeVar("_L", nn.Conv2d, nn.Linear)
 
 _SLOPE = 0.2  # of the leaky ReLU, below zero
 _ACTIVATION_GAIN = math.sqrt(2 / (1 + _SLOPE**2))
 
 
-def _preset(channels: int, widths: list[int], groups: list[int], blocks: list[int]) -> dict[str, Any]:
-    stages = {"width_per_stage": widths, "cardinality_per_stage": groups, "blocks_per_stage": blocks}
-    return {"in_channels": channels, "resolution": 4 << (len(widths) - 1), **stages}
+def stages(channels: int, widths: Sizes, groups: Sizes, blocks: Sizes) -> dict[str, Any]:
+    """Return the sizes of a discriminator whose stages end at 4 x 4: a number a stage, highest resolution first."""
+    told = {"width_per_stage": widths, "cardinality_per_stage": groups, "blocks_per_stage": blocks}
+    return {"in_channels": channels, "resolution": 4 << (len(widths) - 1), **told}
 
 
 # Published as `CIFAR10`: 3/4 of [1024] * 4. Its training was told the classes; add `condition_dim=10` for that.
-CIFAR10 = _preset(3, [768] * 4, [96] * 4, [2] * 4)
+CIFAR10 = stages(3, [768] * 4, [96] * 4, [2] * 4)
 # Published as `FFHQ-64`: 3/4 of [1024, 1024, 1024, 1024, 512], low to high resolution, reversed.
-FFHQ64 = _preset(3, [384, *[768] * 4], [48, *[96] * 4], [2] * 5)
+FFHQ64 = stages(3, [384, *[768] * 4], [48, *[96] * 4], [2] * 5)
 # Ours, in the published proportions: 16 channels a group, fewer groups.
-DIGITS = _preset(1, [32, 64], [4, 8], [1, 2])
-MNIST = _preset(1, [16, 32, 64, 96], [2, 4, 8, 12], [1, 2, 2, 2])
+DIGITS = stages(1, [32, 64], [4, 8], [1, 2])
+MNIST = stages(1, [16, 32, 64, 96], [2, 4, 8, 12], [1, 2, 2, 2])
 
 
 def latent(channels: int) -> dict[str, Any]:
@@ -217,9 +220,7 @@ def _msr(layer: _L, gain: float = 1.0) -> _L:
     return layer
 
 
-def _check_sizes(
-    side: int, widths: Sequence[int], groups: Sequence[int], blocks: Sequence[int], kernel: int
-) -> None:
+def _check_sizes(side: int, widths: Sizes, groups: Sizes, blocks: Sizes, kernel: int) -> None:
     lengths = len(widths), len(groups), len(blocks)
     if not lengths[0] == lengths[1] == lengths[2] > 0:
         names = "width_per_stage, cardinality_per_stage and blocks_per_stage"
@@ -292,7 +293,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         groups.append(grouped.shape[0] // grouped.shape[1])
         blocks.append(next(n for n in range(1, 1000) if layer(stage, n, 1) not in weights))
     expanded, width, *_ = weights[layer(0, 0, 1)].shape
-    sizes = _preset(stem.shape[1], widths, groups, blocks) | {"expansion_factor": expanded // width}
+    sizes = stages(stem.shape[1], widths, groups, blocks) | {"expansion_factor": expanded // width}
     sizes["kernel_size"] = weights[layer(0, 0, 2)].shape[-1]
     if (embedding := weights.get("EmbeddingLayer.weight")) is not None:
         sizes["condition_embedding_dim"], sizes["condition_dim"] = embedding.shape

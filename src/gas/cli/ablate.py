@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +12,9 @@ from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
 from gas.cli.evaluate import taught
 from gas.cli.measuring import yardstick
-from gas.cli.options import Device, Json, ModelName, load_model, parse_seeds
+from gas.cli.options import Device, GasIterations, Json, ModelName, load_model, parse_seeds
 from gas.cli.screen import bar, print_json
+from gas.cli.settings import against_of
 
 __all__ = ["ablate"]
 
@@ -31,7 +32,7 @@ def ablate(
     nfe: Annotated[int, typer.Option(help="Network evaluations.", min=1)] = 2,
     validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2)] = 256,
     seeds: Annotated[str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST.")] = "50000:50512",
-    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic.", min=1)] = 250,
+    gas_iterations: GasIterations = None,
     batch: Annotated[int | None, typer.Option(help="Pairs a step against the critic.", min=1)] = None,
     onto: Annotated[str, typer.Option(help="The model that a transfer is measured on.")] = "",
     seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
@@ -44,7 +45,6 @@ def ablate(
     """
     from gas.ablation import Variant, ablation_by_name
     from gas.ablation import ablate as run_ablation
-    from gas.adversary import GAS
     from gas.catalogue import Classical
     from gas.compare import run
     from gas.pairs import read_pairs
@@ -58,10 +58,7 @@ def ablate(
     if measured.schedule.config() != loaded.schedule.config():
         raise ValueError(f"{onto} has another schedule than {model}: their solvers are not each other's")
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
-    every = min(GAS.validate_every, gas_iterations)
-    config = replace(
-        GAS, iterations=gas_iterations, validate_every=every, seed=seed, batch=batch or GAS.batch
-    )
+    config = against_of(gas_iterations, seed, batch)
     teacher = Classical(**{"t_end": loaded.t_end, **kept.teacher})
     unseen = taught(measured, teacher, parse_seeds(seeds), kept.guidance)
     ruler, rows = yardstick(measured, unseen), []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,24 +18,26 @@ from gas.cli.options import (
     Device,
     Features,
     FeatureWeights,
+    GasIterations,
     Json,
     ModelName,
     Precision,
     Prompts,
+    Real,
     Reference,
     load_model,
     parse_nfes,
     parse_seeds,
+    was_given,
 )
 from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json, print_table
-from gas.cli.settings import config_of
+from gas.cli.settings import against_of, config_of
 
 if TYPE_CHECKING:
     from gas.comparison import Cell, Contestant, Ruler, Setting, Training
     from gas.comparison.pictures import Pictures
     from gas.model import Model
-    from gas.optimizers import Adam
     from gas.pairs import Pairs
 
 __all__ = ["compare"]
@@ -85,14 +87,9 @@ def compare(
     metrics: Annotated[
         str, typer.Option(help="Tables of the report, comma-separated (mse, frechet, ...); default: all.")
     ] = "",
-    gas_iterations: Annotated[int, typer.Option(help="Steps of Adam against the critic (gas).", min=1)] = 250,
+    gas_iterations: GasIterations = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
-    real: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."
-        ),
-    ] = None,
+    real: Real = None,
     features: Features = "model",
     weights: FeatureWeights = None,
     reference: Reference = None,
@@ -117,7 +114,7 @@ def compare(
     shown = _measures(metrics)
     columns = parse_nfes(nfe)
     config = config_of(method, loss, "best", iterations, batch, learning_rate, relax, "auto", seed)
-    budget = Budget(config, loss, _against(gas_iterations, seed), rank, guides)
+    budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     setting = Setting(loaded, kept, held, budget, out)
     ruler = _ruler(
@@ -138,13 +135,6 @@ def compare(
     for table in report.matrices()[:1]:
         listed = [[label, *(entry.text for entry in entries)] for label, entries in table.rows]
         print_table(table.title, ["solver", *map(str, table.nfes)], listed, strong="GAS")
-
-
-def _against(iterations: int, seed: int) -> Adam:
-    """Settings of Adam against the critic: the usual ones, shorter or longer."""
-    from gas.adversary import GAS
-
-    return replace(GAS, iterations=iterations, validate_every=min(GAS.validate_every, iterations), seed=seed)
 
 
 def _unseen(
@@ -201,9 +191,7 @@ def _command(context: typer.Context, without: tuple[str, ...] = ()) -> str:
     typed: list[str] = []
     for option in context.command.params:
         name = option.name or ""
-        source = context.get_parameter_source(name)
-        told = source is not None and source.name == "COMMANDLINE"
-        if told and name not in (*without, "json"):
+        if was_given(context, name) and name not in (*without, "json"):
             value = context.params[name]
             typed += [option.opts[0]] if value is True else [option.opts[0], str(value)]
     return shlex.join(["gas", "compare", *typed])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, check_device, parse_nfes
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, was_given
+from gas.cli.options import Device, Json, check_device, parse_nfes, was_given
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:

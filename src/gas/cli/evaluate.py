@@ -22,12 +22,14 @@ from gas.cli.options import (
     ModelName,
     Precision,
     Prompts,
+    Real,
     Reference,
     interpolation,
     parse_nfes,
     parse_seeds,
+    was_given,
 )
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened, was_given
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -67,12 +69,7 @@ def evaluate(
     every: Annotated[
         bool, typer.Option("--every", help="Also find the best of all classical solvers.")
     ] = False,
-    real: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."
-        ),
-    ] = None,
+    real: Real = None,
     features: Features = "model",
     weights: FeatureWeights = None,
     reference: Reference = None,

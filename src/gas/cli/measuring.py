@@ -56,13 +56,12 @@ def measuring(
     from gas.files import sha256
     from gas.metrics.statistics import read_statistics
 
-    if name == "model" and weights is None and reference is None:
-        return yardstick(model, pairs, real), {"features": "model"}
     seen, told = space(model, name, weights)
-    if reference is None:
-        return Yardstick(pairs, seen, None, real), told
-    statistics = read_statistics(reference, told)
-    return Yardstick(pairs, seen, statistics, real), {**told, "reference_sha256": sha256(reference)}
+    if reference is not None:
+        statistics = read_statistics(reference, told)
+        return Yardstick(pairs, seen, statistics, real), {**told, "reference_sha256": sha256(reference)}
+    own = getattr(model, "reference", None) if name == "model" else None
+    return Yardstick(pairs, seen, own, real), told
 
 
 def held_out(model: Model, folder: Path) -> Tensor:

@@ -18,10 +18,12 @@ __all__ = [
     "Device",
     "FeatureWeights",
     "Features",
+    "GasIterations",
     "Json",
     "ModelName",
     "Precision",
     "Prompts",
+    "Real",
     "Reference",
     "SolverFile",
     "check_device",
@@ -31,6 +33,7 @@ __all__ = [
     "parse_call",
     "parse_nfes",
     "parse_seeds",
+    "was_given",
 ]
 
 ModelName = Annotated[
@@ -72,7 +75,20 @@ Reference = Annotated[
     Path | None,
     typer.Option(help="Statistics of real data in that space: gas statistics', EDM's or ADM's .npz."),
 ]
+Real = Annotated[
+    Path | None,
+    typer.Option(help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."),
+]
+GasIterations = Annotated[
+    int | None, typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1)
+]
 SolverFile = Annotated[Path, typer.Option("--solver", "-s", help="A solver file, as gas train writes it.")]
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_seeds(text: str) -> range:

@@ -18,6 +18,7 @@ from gas.cli.options import (
     Prompts,
     load_model,
     parse_seeds,
+    was_given,
 )
 from gas.cli.presets import (
     PresetName,
@@ -28,7 +29,6 @@ from gas.cli.presets import (
     objective_of,
     pairs_folder,
     show_preset,
-    was_given,
 )
 from gas.cli.screen import bar, note, print_json
 

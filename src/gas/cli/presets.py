@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas.cli.options import check_device, load_model
+from gas.cli.options import check_device, load_model, was_given
 from gas.cli.screen import note
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ __all__ = [
     "pairs_folder",
     "show_preset",
     "solver_file",
-    "was_given",
 ]
 
 PresetName = Annotated[
@@ -46,12 +45,6 @@ Weights = Annotated[
         help="Folder of the preset's files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights.",
     ),
 ]
-
-
-def was_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter was given on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def chosen_preset(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gas.cli.presets import objective_of
+
 if TYPE_CHECKING:
     from gas.adversary import Adversary
     from gas.model import Model
     from gas.optimizers import Adam, GaussNewton
     from gas.pairs import Pairs
 
-__all__ = ["adversarial_settings", "adversary_of", "config_of"]
+__all__ = ["adversarial_settings", "adversary_of", "against_of", "config_of"]
 
 
 def adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any] | None:
@@ -23,9 +25,7 @@ def adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any
     from gas.adversary import BALANCE, GAS
 
     named = [name for name, value in given.items() if value is not None]
-    if objective not in ("gs", "gas"):
-        raise ValueError(f"objective must be gs or gas, got {objective!r}")
-    if objective == "gs":
+    if objective_of(objective) == "gs":
         if named:
             raise ValueError(
                 f"--{named[0].replace('_', '-')} is a setting of --objective gas: add that or leave it out"
@@ -56,16 +56,11 @@ def adversary_of(
     precision: str,
 ) -> Adversary:
     """Return the adversary that :func:`adversarial_settings` describe."""
-    from gas.adversary import GAS, adversary_for
+    from gas.adversary import adversary_for
     from gas.discriminator import load_discriminator
 
     weights = settings["critic_weights"]
-    iterations = settings["gas_iterations"]
-    every = min(GAS.validate_every, iterations)
-    told: dict[str, Any] = {"seed": seed, "iterations": iterations, "validate_every": every, "memory": memory}
-    if batch is not None:
-        told["batch"] = batch
-    config = replace(GAS, **told)
+    config = against_of(settings["gas_iterations"], seed, batch, memory=memory)
     return adversary_for(
         model,
         pairs,
@@ -79,6 +74,15 @@ def adversary_of(
         seed=seed,
         precision=precision,
     )
+
+
+def against_of(iterations: int | None, seed: int, batch: int | None = None, **more: Any) -> Adam:
+    """Return the settings of Adam against a critic: the usual ones, where others are not given."""
+    from gas.adversary import GAS
+
+    steps = GAS.iterations if iterations is None else iterations
+    told = {"validate_every": min(GAS.validate_every, steps), "seed": seed, **more}
+    return replace(GAS, iterations=steps, batch=GAS.batch if batch is None else batch, **told)
 
 
 def config_of(

@@ -15,14 +15,16 @@ from gas.cli.options import (
     Call,
     Compile,
     Device,
+    GasIterations,
     Json,
     ModelName,
     Precision,
     Prompts,
     load_model,
     parse_nfes,
+    was_given,
 )
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, objective_of, was_given
+from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, objective_of
 from gas.cli.screen import note, print_json, print_table
 from gas.cli.settings import adversarial_settings, adversary_of, config_of
 from gas.cli.train_preset import PresetRun, train_preset
@@ -72,7 +74,7 @@ def train(
     ] = None,
     balance: Annotated[
         float | None,
-        typer.Option(help="The same in units of the loss that GS ends with (gas); the default, 40."),
+        typer.Option(help="The same in units of the loss that GS ends with (gas); the default, 10."),
     ] = None,
     critic: Annotated[
         str | None, typer.Option(help="The critic's loss (gas): relativistic (default) or classic.")
@@ -83,9 +85,7 @@ def train(
             help="Fakes and reals (gas): independent noises (default), or paired as the authors' code."
         ),
     ] = None,
-    gas_iterations: Annotated[
-        int | None, typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1)
-    ] = None,
+    gas_iterations: GasIterations = None,
     critic_weights: Annotated[
         Path | None,
         typer.Option(

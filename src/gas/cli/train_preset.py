@@ -73,11 +73,12 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
     if json:
         print_json(rows)
         return
+    columns = [name for name in rows[0] if name != "stopped"]  # which was noted when it did
     cells = [
-        [str(value) if isinstance(value, (int, str)) else f"{value:.5f}" for value in r.values()]
+        [str(r[name]) if isinstance(r[name], (int, str)) else f"{r[name]:.5f}" for name in columns]
         for r in rows
     ]
-    print_table(f"{preset.title}: {preset.loss} to the teacher on validation pairs", list(rows[0]), cells)
+    print_table(f"{preset.title}: {preset.loss} to the teacher on validation pairs", columns, cells)
 
 
 def _plan(run: PresetRun, folder: Path) -> None:
@@ -135,7 +136,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
         "validation_loss": last.best_loss,
         "training_evaluations": last.evaluations,
         "file": str(out),
-        **({"stopped": stopped} if stopped else {}),
+        "stopped": stopped,
     }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from gas.adversarial import Critic, objective_by_name
 from gas.catalogue import Classical
-from gas.discriminator import R3GANDiscriminator
+from gas.discriminator import R3GANDiscriminator, stages
 from gas.learned.kinds import kind_by_name
 from gas.names import named
 from gas.optimizers import Adam
@@ -188,13 +188,8 @@ class Preset:
         Raises:
             ValueError: when its sizes do not fit one another.
         """
-        return R3GANDiscriminator(
-            in_channels=channels,
-            resolution=4 << (len(self.critic_widths) - 1),
-            width_per_stage=self.critic_widths,
-            cardinality_per_stage=self.critic_groups,
-            blocks_per_stage=self.critic_blocks,
-        )
+        sizes = stages(channels, self.critic_widths, self.critic_groups, self.critic_blocks)
+        return R3GANDiscriminator(**sizes)
 
     def count(self, objective: Objective) -> int:
         """How many pairs GS or GAS learns from, those for validation not among them."""

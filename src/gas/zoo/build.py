@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gas.catalogue import Classical
-from gas.files import load_state, write_text
-from gas.metrics import extract, feature_statistics, frechet_distance
+from gas.files import write_text
+from gas.metrics import FeatureStatistics, extract, feature_statistics, frechet_distance
 from gas.model import labels_of_seeds
 from gas.sample import sample
 from gas.zoo.classifier import Classifier
@@ -19,9 +19,10 @@ from gas.zoo.data import Images
 from gas.zoo.model import ZooModel, read_model
 from gas.zoo.smooth import smoothed
 from gas.zoo.train import Recipe, train_classifier
+from gas.zoo.training import finished
 from gas.zoo.weights_file import write_weights
 
-__all__ = ["FINE", "build_model", "measure"]
+__all__ = ["FINE", "build_model", "known_reference", "measure"]
 
 # The fine-grained run that a model's own quality is measured with.
 FINE = Classical("unipc-3-bh2", "log_snr", nfe=50, t_end=1e-3)
@@ -46,11 +47,7 @@ def build_model(
     Raises:
         ValueError: when the training has not finished.
     """
-    state = load_state(checkpoint)
-    if state["step"] < recipe.steps:
-        raise ValueError(
-            f"{checkpoint} is at step {state['step']} of {recipe.steps}: finish the training first"
-        )
+    state = finished(checkpoint, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         classifier = Classifier(size=images.x.shape[-1])
@@ -60,7 +57,7 @@ def build_model(
     tensors |= {f"classifier.{k}": v.half() for k, v in classifier.state_dict().items()}
     card: dict[str, Any] = {
         "name": name,
-        "data": f"{images.name}: {len(images.x) - images.held_out} images trained on, {images.held_out} held out",
+        "data": images.told(),
         "sample_shape": list(images.x.shape[1:]),
         "network": network,
         "classifier": {"size": images.x.shape[-1]},
@@ -98,15 +95,24 @@ def measure(model: ZooModel, *, samples: int, batch: int = 250) -> dict[str, Any
         x = sample(model.bind(labels), model.noise(seeds), table)
         right += int((model.classifier(x).argmax(dim=1) == labels).sum())
         images.append(x)
-    if model.reference is None:
-        raise ValueError(f"model {model.name} carries no statistics of real images to measure against")
     statistics = feature_statistics(extract(model.features, torch.cat(images)))
     return {
         "fine": FINE.config(),
         "samples": samples,
-        "frechet_to_held_out": frechet_distance(statistics, model.reference),
+        "frechet_to_held_out": frechet_distance(statistics, known_reference(model)),
         "named_right": right / samples,
     }
+
+
+def known_reference(model: ZooModel) -> FeatureStatistics:
+    """Return a model's statistics of real images.
+
+    Raises:
+        ValueError: when it carries none.
+    """
+    if model.reference is None:
+        raise ValueError(f"model {model.name} carries no statistics of real images to measure against")
+    return model.reference
 
 
 def _spread(weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:

@@ -32,6 +32,10 @@ class Images:
     def test(self) -> tuple[Tensor, Tensor]:
         return self.x[-self.held_out :], self.label[-self.held_out :]
 
+    def told(self) -> str:
+        """Say which images these are, for a card."""
+        return f"{self.name}: {len(self.x) - self.held_out} images trained on, {self.held_out} held out"
+
 
 def digits() -> Images:
     """UCI handwritten digits: 1,797 images 8x8, as scikit-learn ships them; 297 held out.

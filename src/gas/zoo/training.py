@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gas.files import load_state, save_state
 
-__all__ = ["Loss", "Pace", "Progress", "train"]
+__all__ = ["Loss", "Pace", "Progress", "finished", "train"]
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -84,6 +84,20 @@ def train(
             save_state(checkpoint, training.state())
             yield Progress(training.step, pace.steps, losses / every, training.seconds)
             losses = 0.0
+
+
+def finished(checkpoint: Path, pace: Pace) -> dict[str, Any]:
+    """Return the state of a training that has ended.
+
+    Raises:
+        ValueError: when it has not.
+    """
+    state: dict[str, Any] = load_state(checkpoint)
+    if state["step"] < pace.steps:
+        raise ValueError(
+            f"{checkpoint} is at step {state['step']} of {pace.steps}: finish the training first"
+        )
+    return state
 
 
 class _Training:

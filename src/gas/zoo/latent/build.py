@@ -10,8 +10,9 @@ import torch
 
 from gas.catalogue import Classical
 from gas.compare import fresh
-from gas.files import load_state, write_text
-from gas.metrics import FeatureStatistics, extract, feature_statistics, frechet_distance, frechet_interval
+from gas.files import write_text
+from gas.metrics import extract, feature_statistics, frechet_distance, frechet_interval
+from gas.zoo.build import known_reference
 from gas.zoo.data import Images
 from gas.zoo.latent.model import SHARED, read_latent, read_shared, shared_beside, weights_of
 from gas.zoo.latent.parts import autoencoder, text_encoder
@@ -19,6 +20,7 @@ from gas.zoo.latent.recipes import Kind
 from gas.zoo.latent.train import encoded
 from gas.zoo.model import ZooModel
 from gas.zoo.train import Recipe
+from gas.zoo.training import finished
 from gas.zoo.weights_file import read_card, write_weights
 
 __all__ = ["FINE", "GUIDANCE", "TEXT_WIDTH", "build_autoencoder", "build_latent", "measure"]
@@ -39,7 +41,7 @@ def build_autoencoder(
     Raises:
         ValueError: when the training has not finished.
     """
-    state = _finished(checkpoint, recipe)
+    state = finished(checkpoint, recipe)
     tensors = {k: v.half() for k, v in state["ema"].items()}
     vae = autoencoder(recipe.network)
     vae.load_state_dict({k: v.float() for k, v in tensors.items()})
@@ -47,7 +49,7 @@ def build_autoencoder(
     factor = round(float((mean.var() + std.square().mean()).rsqrt()), 4)
     card: dict[str, Any] = {
         "name": SHARED,
-        "data": _data(images),
+        "data": images.told(),
         "autoencoder": recipe.network,
         "scaling_factor": factor,
         "text": TEXT_WIDTH,
@@ -81,11 +83,11 @@ def build_latent(
     Raises:
         ValueError: when the training has not finished.
     """
-    state = _finished(checkpoint, kind.recipe)
+    state = finished(checkpoint, kind.recipe)
     shared = read_card(shared_beside(out))
     card: dict[str, Any] = {
         "name": name,
-        "data": _data(images),
+        "data": images.told(),
         "pipeline": kind.kind,
         "scheduler": dict(kind.scheduler),
         "network": kind.recipe.network,
@@ -117,7 +119,7 @@ def measure(path: Path, measuring: ZooModel, *, samples: int) -> dict[str, Any]:
         logits = torch.cat([measuring.classifier(model.decode(part)) for part in made.split(250)])
         asked = torch.arange(samples) % model.classes
         right = logits.argmax(dim=1).eq(asked).double().mean()
-        distance, interval = frechet_interval(extract(model.features, made), _reference(measuring))
+        distance, interval = frechet_interval(extract(model.features, made), known_reference(measuring))
         told |= {f"{prefix}named_right": float(right), f"{prefix}frechet_to_held_out": distance}
         told[f"{prefix}frechet_interval"] = list(interval)
     return told
@@ -134,27 +136,8 @@ def _of_reconstructions(vae: Any, images: Images, measuring: ZooModel) -> dict[s
     return {
         "squared_error_held_out": float((made - x).square().mean()),
         "named_right": float((named == label).double().mean()),
-        "frechet_to_held_out": frechet_distance(statistics, _reference(measuring)),
+        "frechet_to_held_out": frechet_distance(statistics, known_reference(measuring)),
     }
-
-
-def _reference(measuring: ZooModel) -> FeatureStatistics:
-    if measuring.reference is None:
-        raise ValueError(f"model {measuring.name} carries no statistics of real images to measure against")
-    return measuring.reference
-
-
-def _finished(checkpoint: Path, recipe: Recipe) -> dict[str, Any]:
-    state = load_state(checkpoint)
-    if state["step"] < recipe.steps:
-        raise ValueError(
-            f"{checkpoint} is at step {state['step']} of {recipe.steps}: finish the training first"
-        )
-    return state
-
-
-def _data(images: Images) -> str:
-    return f"{images.name}: {len(images.x) - images.held_out} images trained on, {images.held_out} held out"
 
 
 def _autoencoder_text(card: Mapping[str, Any]) -> str:
