@@ -154,7 +154,9 @@ def layout(found: Found) -> str:
 
         return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
     if role.startswith("loss"):
-        return _size(_tensors(path).values(), "weights")
+        from gas.features.state import read_state
+
+        return _size(read_state(path).values(), "weights")
     from gas.backbones import edm, ldm
     from gas.backbones.weights import read_weights
 
@@ -178,15 +180,6 @@ def _folder(path: Path) -> str:
     if bad:
         raise ValueError(f"{path} has no safetensors in {', '.join(bad)}; download it again as safetensors")
     return f"a diffusers folder of {name}"
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    from gas.official.unpickle import read_pickle
-
-    state = read_pickle(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} should hold weights by name")
-    return state
 
 
 def _size(tensors: Iterable[Tensor], what: str) -> str:
