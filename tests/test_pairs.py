@@ -98,6 +98,26 @@ def forge(folder, change):
     edit(folder, lambda manifest: manifest["shards"][1].update(sha256=sha256(path)))
 
 
+def test_answers_in_another_memory_layout_are_the_same_bytes(tmp_path):
+    """A network may answer in channels-last, whose strides no file holds."""
+
+    class Images(Mixture):
+        layout = torch.contiguous_format
+
+        def bind(self, labels, guidance=1.0):
+            return lambda x, t: (x / 2).contiguous(memory_format=self.layout)
+
+    class ChannelsLast(Images):
+        layout = torch.channels_last
+
+    plain = Table(
+        TABLE.times, torch.zeros_like(TABLE.states), TABLE.outputs
+    )  # the answers' layout goes through
+    write(tmp_path / "plain", table=plain, model=Images(sample_shape=(2, 3, 3)))
+    write(tmp_path / "last", table=plain, model=ChannelsLast(sample_shape=(2, 3, 3)))
+    assert contents(tmp_path / "last") == contents(tmp_path / "plain")
+
+
 # --- what the pairs are ---------------------------------------------------------------------------------
 
 

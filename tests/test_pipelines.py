@@ -30,6 +30,8 @@ SIZES = {
 UNPROMPTED = ("ddpm", "ldm", "dit")
 GUIDANCE = {"ddpm": 1.0, "ldm": 1.0, "flux": 3.5}
 NFE = 2
+# Asked for one sample a call: in a batch its text encoder's last bits differ (2e-7), which end as 1.5e-5 in a latent.
+ALONE = ("sdxl",)
 
 
 def model_of(family, **more):
@@ -64,8 +66,13 @@ def expected(family, model, table):
     if family in UNPROMPTED:
         noise = torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
     labels = labels_of_seeds(model.classes, seeds)
+    parts = [slice(n, n + 1) for n in range(2)] if family in ALONE else [slice(0, 2)]
     with torch.no_grad():
-        made = gas.sample(model.bind(labels, guidance_of(family)), noise, table)
+        binding = [
+            model.bind(None if labels is None else labels[part], guidance_of(family)) for part in parts
+        ]
+        made = [gas.sample(bound, noise[part], table) for bound, part in zip(binding, parts, strict=True)]
+    made = torch.cat(made)
     if family == "ldm":  # what its decoder is given: that rounds to a codebook, where the last bit decides
         return noise, labels, made / model.pipe.vqvae.config.scaling_factor
     return noise, labels, model.decode(made) if family in UNPROMPTED else made
@@ -86,6 +93,7 @@ def work(tmp_path_factory):
             "call": {**SIZES.get(family, {}), **condition(family, labels)},
             "without": {name: None for name, part in pipe.components.items() if part is None},
             "unprompted": family in UNPROMPTED,
+            "size": 1 if family in ALONE else 2,
             "better": last.best_loss / first.start_loss,
         }
         assert model.pipe.scheduler is keep
@@ -124,7 +132,13 @@ for family, record in json.loads((folder / "records.json").read_text()).items():
             image = next(iter(pipe(**call, **told).values()))
             outputs.append(given[-1] if given else 2 * torch.as_tensor(image).movedim(-1, 1) - 1)
         else:
-            outputs.append(next(iter(pipe(**call, latents=kept["noise"].clone(), output_type="latent").values())))
+            size, prompts = record["size"], call.pop("prompt")
+            outputs.append(torch.cat([
+                next(iter(pipe(prompts[n:n + size], latents=kept["noise"][n:n + size].clone(), output_type="latent",
+                               **call).values()))
+                for n in range(0, 2, size)
+            ]))
+            call["prompt"] = prompts
     first, second = (output.float() for output in outputs)
     differences[family] = [float((first - kept["made"]).abs().max()), float((first - second).abs().max()),
                            float(kept["made"].abs().max())]
@@ -144,9 +158,10 @@ def fresh(work):
 
 
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
-def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh):
+def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, record_property):
     difference, again, size = fresh[family]
-    assert difference < 1e-5 * max(1.0, size)
+    record_property(f"{family}, of values up to {size:.1f}", f"{difference:.1e}")
+    assert difference < 1e-5
     assert again == 0.0
     assert size > 0.1
 

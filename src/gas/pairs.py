@@ -251,7 +251,8 @@ def _shard(model: Model, table: Table, recipe: Json, entry: Json) -> dict[str, T
     for first in range(0, entry["count"], recipe["batch"]):
         seeds = index["seeds"][first : first + recipe["batch"]].tolist()
         parts.append(teach(model, table, seeds, guidance=recipe["guidance"], labelled=recipe["classes"] > 0))
-    tensors = {"target": torch.cat([part.target for part in parts]), **index}
+    target = torch.cat([part.target for part in parts]).contiguous()  # a network may answer in channels-last
+    tensors = {"target": target, **index}
     if "decoded" in recipe:
         tensors["decoded"] = decode_all(model, [part.target for part in parts])
     return checked("the teacher's answer", tensors, recipe, entry)

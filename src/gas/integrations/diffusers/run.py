@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gas.integrations.diffusers.plan import Plan
-from gas.integrations.diffusers.process import Process
+from gas.integrations.diffusers.process import Process, clean
 from gas.stepper import Stepper
 
 __all__ = ["Run"]
@@ -42,9 +42,7 @@ class Run:
         """
         p, q = next(self._weights)
         wide = y.dtype if y.dtype.itemsize > 2 else torch.float32
-        d = output.to(wide) * q
-        if p:
-            d = torch.add(d, y, alpha=p)
+        d = clean(output.to(wide), y, p, q)
         if self._folded:
             if self._handed_out is not None and y is not self._handed_out:
                 self._unfold()
