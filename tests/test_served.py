@@ -8,11 +8,9 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 import gas
 from gas.classical import ddim
-from gas.model import labels_of_seeds, weights_hash
 from gas.stepper import Stepper
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,39 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecatio
 
 import pipelines  # noqa: E402 (after the library it needs)
 from gas.backbones import PipelineModel, from_pipeline  # noqa: E402
-
-PROMPTS = ["a cat", "dog on the mat"]
-NFE = 4
-
-
-def perturbed(model):
-    """A solver that no classical one equals."""
-    solver = gas.GeneralizedSolver(model.schedule, NFE, model.t_end)
-    with torch.no_grad():
-        for number in solver.parameters():
-            number.add_(0.03)
-    return solver
-
-
-def scheduler(pipe, model, **told):
-    artefact = gas.save(None, perturbed(model), model=model, guidance=2.0)
-    return gas.GASScheduler.from_config(pipe.scheduler.config, solver=artefact, guidance_scale=2.0, **told)
-
-
-def served(pipe, noise, **told):
-    call = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent", **told}
-    return pipe(PROMPTS, latents=noise.clone(), **call).images
-
-
-def sampled(model, noise):
-    with torch.no_grad():
-        return gas.sample(model.bind(torch.arange(2), 2.0), noise, perturbed(model)().detach())
-
-
-def assert_same(made, expected):
-    """Equal to 1e-5 of the largest number: two orders of the same float32 sums."""
-    assert made.shape == expected.shape
-    assert float((made - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+from serving import NFE, PROMPTS, assert_same, perturbed, sampled, scheduler, served  # noqa: E402
 
 
 @pytest.fixture
@@ -226,88 +192,3 @@ def test_inpainting(sd):
             x = (1 - free) * known + free * x
     assert_same(made, x)
     torch.testing.assert_close(made * (1 - free), drawn * (1 - free))
-
-
-# --- weights as they are in use ---------------------------------------------------------------------------
-
-
-class LowRank(nn.Module):
-    """A linear layer with an adapter beside it, as LoRA puts there."""
-
-    def __init__(self, layer: nn.Linear, rank: int = 2) -> None:
-        super().__init__()
-        self.layer, generator = layer, torch.Generator().manual_seed(0)
-        self.down = nn.Parameter(torch.randn(rank, layer.in_features, generator=generator))
-        self.up = nn.Parameter(torch.randn(layer.out_features, rank, generator=generator) / 4)
-
-    def forward(self, x):
-        return self.layer(x) + x @ self.down.T @ self.up.T
-
-
-class Int8(nn.Module):
-    """A linear layer whose weights are kept as bytes with a scale a row, as weight-only quantisation does."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        scale = layer.weight.detach().abs().amax(dim=1, keepdim=True) / 127
-        self.register_buffer("scale", scale)
-        self.register_buffer("bytes", (layer.weight.detach() / scale).round().to(torch.int8))
-        self.bias = layer.bias
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.bytes * self.scale, self.bias)
-
-
-def replaced(network, kind):
-    """Put a wrapper in the place of every linear layer of the attentions; return how many."""
-    places = [
-        (module, name)
-        for path, module in network.named_modules()
-        for name, part in module.named_children()
-        if isinstance(part, nn.Linear) and "attn" in path
-    ]
-    for module, name in places:
-        setattr(module, name, kind(getattr(module, name)))
-    return len(places)
-
-
-@pytest.mark.parametrize("kind", [LowRank, Int8])
-def test_adapters_and_rounded_weights_stay_in_place(sd, kind):
-    """They answer in training and in serving alike, and the file says that it is for them."""
-    plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
-    assert replaced(sd.unet, kind) >= 8
-    model = from_pipeline(sd, PROMPTS)
-    assert model.identity()["sha256"] != plain.identity()["sha256"]
-    noise = model.noise(range(2))
-    assert float((sampled(model, noise) - sampled(plain, noise)).abs().max()) > 1e-4
-    sd.scheduler = scheduler(sd, model, strict=True)
-    assert_same(served(sd, noise), sampled(model, noise))
-    with pytest.raises(ValueError, match="made for another model or use: sha256"):
-        gas.save(None, perturbed(model), model=model).check(plain)
-    pairs = gas.pairs.teach(model, perturbed(model)().detach(), range(4), guidance=2.0)
-    solver = gas.GeneralizedSolver(model.schedule, 2, model.t_end)
-    first, *_, last = gas.fit(solver, model, pairs, validation=None, config=gas.Adam(iterations=5, batch=2))
-    assert last.best_loss < first.start_loss
-
-
-def test_dynamically_quantised_weights_have_a_hash():
-    """torch's own int8 layers keep their weights packed, in no tensor."""
-    torch.manual_seed(0)
-    networks = [nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(2)]
-    first, second = (torch.ao.quantization.quantize_dynamic(network, {nn.Linear}) for network in networks)
-    again = torch.ao.quantization.quantize_dynamic(networks[0], {nn.Linear})
-    assert weights_hash(first) == weights_hash(again) != weights_hash(second)
-
-
-def test_parts_that_are_moved_in_and_out(sd):
-    """Offloading by accelerate's hooks: whole parts in turn, as enable_model_cpu_offload has it."""
-    model = from_pipeline(pipelines.build("sd1"), PROMPTS)
-    sd.enable_model_cpu_offload(device="cpu")
-    assert hasattr(sd.unet, "_hf_hook")
-    offloaded = from_pipeline(sd, PROMPTS)
-    assert offloaded.identity()["sha256"] == model.identity()["sha256"]
-    noise = model.noise(range(2))
-    assert_same(sampled(offloaded, noise), sampled(model, noise))
-    sd.scheduler = scheduler(sd, offloaded, strict=True)
-    assert_same(served(sd, noise), sampled(model, noise))
-    assert labels_of_seeds(offloaded.classes, range(3)).tolist() == [0, 1, 0]
