@@ -37,9 +37,7 @@ def zoo(
     ] = Path("runs/zoo"),
     samples: Annotated[
         int | None,
-        typer.Option(
-            help="Samples that the card's quality is measured on; default 5000, or 1000 of latents."
-        ),
+        typer.Option(help="Samples that the card's quality is measured on; default 5000, or 400 of latents."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
     device: Device = "cpu",
@@ -124,5 +122,5 @@ def _plan(
     vae, text = model.read_shared(model.shared_beside(out))
     training = train.train_latent(kind, images, vae.to(device), text.to(device), checkpoint, device=device)
     return training, lambda: build.build_latent(
-        name, kind, images, checkpoint, out, measuring, samples=samples or 1000
+        name, kind, images, checkpoint, out, measuring, samples=samples or 400
     )

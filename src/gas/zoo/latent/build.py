@@ -76,7 +76,7 @@ def build_latent(
     out: Path,
     measuring: ZooModel,
     *,
-    samples: int = 1000,
+    samples: int = 400,
 ) -> Path:
     """Write a latent pipeline's denoiser beside its autoencoder, and its card.
 
