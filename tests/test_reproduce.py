@@ -93,7 +93,8 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
 def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
     """GAS with the classic loss, and GAS of another setup, are called GAS in their files."""
     row = {"name": "GAS", "nfe": 4, "frechet_data": 6.0}
-    evaluated(tmp_path / "imagenet-gas-classic-4.json", [row], preset="imagenet", features="inception")
+    classic = {**row, "name": "GAS, classic"}
+    evaluated(tmp_path / "any.json", [classic], preset="imagenet", features="inception")
     found = cells("table6", tmp_path)
     assert found["GAS, classic", 4]["ours"] == 6.0 and found["GAS", 4]["ours"] is None
     evaluated(tmp_path / "afhqv2-gas-4.json", [row], preset="afhqv2", features="inception")
@@ -161,6 +162,30 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "left out GAS, NFE 4: edm-afhqv2-64x64-uncond-vp.pkl, R3GAN-FFHQ-64x64.pkl is missing"
         in result.stderr
     )
+
+
+def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFHQ's solver on AFHQv2's network: its own weights, one schedule, and a row that says whose solver it is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ffhq", "afhqv2"):
+        standins.write_weights(PRESETS[name], tmp_path / "weights")
+    torch.save(inception.weights(divide=16), "inception.pth")
+    np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    measure = "--features inception --weights inception.pth --reference real.npz"
+    small = [*standins.small(PRESETS["ffhq"]), "--set", "evaluation_seeds=50,54"]
+    words = ["--run", "--measure", measure, "--preset-weights", tmp_path / "weights", *small]
+    found = cells("transfer", tmp_path / "results", *words)
+    own, other = found["GAS", 4], found["GAS of FFHQ", 4]
+    assert own["ours"] > 0 and other["ours"] > 0
+    assert "--preset ffhq" in other["command"] and "--preset afhqv2" in other["command"]
+    (solver,) = tmp_path.glob("runs/ffhq/gas-4*.json")
+    words = ["--preset", "afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver]
+    line = refused("evaluate", *words)
+    assert "made for another model or use: name ffhq (this model: afhqv2)" in line and "--transfer" in line
+    rows = json.loads(run("evaluate", *words, "--transfer", "--baselines", "", "--json").stdout)["rows"]
+    assert rows[0]["name"] == "GAS of ffhq"
+    (tmp_path / "weights" / PRESETS["afhqv2"].network).unlink()
+    assert "edm-afhqv2" in cells("transfer", tmp_path / "none", *words[2:4])["GAS of FFHQ", 4]["state"]
 
 
 def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

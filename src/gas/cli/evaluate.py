@@ -31,6 +31,7 @@ from gas.cli.options import (
 )
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
+from gas.cli.solver_files import load_named, warn_of_known_seeds
 
 if TYPE_CHECKING:
     from gas.artefact import Artefact
@@ -73,6 +74,10 @@ def evaluate(
     features: Features = "model",
     weights: FeatureWeights = None,
     reference: Reference = None,
+    transfer: Annotated[
+        bool,
+        typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
+    ] = False,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     preset: PresetName = "",
     settings: Settings = None,
@@ -90,10 +95,11 @@ def evaluate(
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
     it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
-    own = ("solver", "nfe", "seeds", "baselines", "every", "picture", "features", "weights", "reference")
+    own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
+    own += ("features", "weights", "reference")
     setup = chosen_preset(context, preset, settings, own)
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
-    artefacts = _load_named(solver, loaded)
+    artefacts = load_named(solver, loaded, transfer=transfer)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if nfe else ():
@@ -105,7 +111,7 @@ def evaluate(
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():
-        _warn_of_known_seeds(one, chosen)
+        warn_of_known_seeds(one, chosen)
     usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     images = None if real is None else held_out(loaded, real)
@@ -130,25 +136,6 @@ def evaluate(
         print_distributions("the same, against real images", rows, strong=strong, data=True)
 
 
-def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
-    """Solver files by what they hold, GS, GAS or another, and by their file's name where that is not enough."""
-    from gas.artefact import load
-    from gas.learned.kinds import TITLES
-
-    named: dict[str, Artefact] = {}
-    for path in paths:
-        artefact = load(path)
-        artefact.check(model, artefact.document.guidance)
-        training = artefact.document.training
-        name = TITLES.get(str(training.get("solver")), "GS")
-        name = "GAS" if training.get("objective") == "gas" else name
-        name = f"{name} ({path.stem})" if name in named else name
-        if name in named:
-            raise ValueError(f"--solver {path} is named like another one: rename one of the files")
-        named[name] = artefact
-    return named
-
-
 def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
     """The teacher that was asked for, in what it leaves open the file's, the model's own, or UniPC-3."""
     from gas.catalogue import Classical
@@ -167,12 +154,6 @@ def _warn_of_interpolation(rows: list[Comparison]) -> None:
             best = min(others, key=lambda other: other.mse)
             told = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or take that"
             note(f"[yellow]warning[/yellow]: {told}")
-
-
-def _warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
-    first, stop = artefact.document.training.get("seeds", [0, 0])
-    if max(first, chosen.start) < min(stop, chosen.stop):
-        note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")
 
 
 def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:

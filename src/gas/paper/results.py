@@ -17,6 +17,7 @@ _NAMES = {
     "DPM++(3M)": ("dpmpp-3m",),
     "UniPC": ("unipc", "unipc-3-bh1", "unipc-3-bh2"),
     "iPNDM": ("ipndm", "ipndm-3"),
+    "GAS of FFHQ": ("GAS of ffhq",),
 }
 
 
