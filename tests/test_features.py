@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ import inception
 from gas.cli import app
 from gas.features import LPIPS, ClipScore, Inception, extractor_by_name
 from gas.features.images import as_bytes, resize_as_tensorflow
+from gas.features.real import RealImages
 from gas.features.state import read_state
 from gas.files import sha256
 from gas.metrics import extract, feature_statistics, frechet_distance
@@ -268,6 +270,40 @@ def test_published_references_are_read_and_nothing_in_them_runs(tmp_path):
         read_images(tmp_path / "edm.npz")
 
 
+def test_real_images_of_a_file_and_of_a_folder_are_one(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "adm.npz", arr_0=images)
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(3), sigma=np.eye(3))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "holds no pictures" in why(folder)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    batch, pictures = RealImages(tmp_path / "adm.npz"), RealImages(folder)
+    assert len(batch) == len(pictures) == 5
+    for one, two in zip(batch.batches(2), pictures.batches(2), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(next(batch.batches(9)), torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    before = pictures.sha256()
+    Image.fromarray(images[0, :5]).save(folder / "4.png")
+    assert pictures.sha256() != before != batch.sha256()
+    with pytest.raises(ValueError, match=r"4\.png is 5 x 4, the first 6 x 4"):
+        list(pictures.batches(2))
+    (folder / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        list(pictures.batches(2))
+    assert "coverage need those of ADM's reference batch" in why(tmp_path / "edm.npz")
+    with pytest.raises(FileNotFoundError, match="no real images at"):
+        RealImages(tmp_path / "none")
+
+
+def why(path):
+    with pytest.raises(ValueError) as caught:
+        RealImages(path)
+    return str(caught.value)
+
+
 # From the command line
 
 
@@ -309,6 +345,8 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     refusals = {
         ("--features", "inception"): "needs --weights: nothing is downloaded",
         ("--weights", weights): "name it with --features",
+        ("--real", tmp_path / "s.npz"): "pictures are seen by a published network",
+        (*told, "--real", tmp_path / "s.npz"): "need those of ADM's reference batch or a folder of pictures",
     }
     for option, text in refusals.items():
         assert text in run("evaluate", *words[:8], *option, code=2).stderr

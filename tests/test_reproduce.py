@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import gas
 import inception
 import standins
+from gas.features import extractor_by_name
+from gas.features.real import RealImages
+from gas.metrics import distribution
 from gas.paper import TABLES
-from gas.presets import PRESETS
+from gas.presets import PRESETS, open_backbone
 from test_presets import refused, run
 
 METHOD = {  # method.md, section 6, once more: teacher, and the last figure of GAS
@@ -186,6 +191,35 @@ def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pyte
     assert rows[0]["name"] == "GAS of ffhq"
     (tmp_path / "weights" / PRESETS["afhqv2"].network).unlink()
     assert "edm-afhqv2" in cells("transfer", tmp_path / "none", *words[2:4])["GAS of FFHQ", 4]["state"]
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of recall and coverage from end to end: latents are decoded, real images are not."""
+    monkeypatch.chdir(tmp_path)
+    weights = standins.write_weights(PRESETS["imagenet"], tmp_path / "weights")
+    torch.save(inception.weights(divide=16), "inception.pth")
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    np.savez("batch", arr_0=images, mu=np.zeros(128), sigma=np.eye(128))
+    Path("folder/deep").mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(f"folder/deep/{number:03}.png")
+    measure = "--features inception --weights inception.pth --reference batch.npz --real folder"
+    words = ["--run", "--preset-weights", weights, *standins.small(PRESETS["imagenet"])]
+    words += ["--set", "evaluation_seeds=50,57", "--measure", measure]
+    told = json.loads(run("reproduce", "coverage", "--results", "results", "--json", *words).stdout)["cells"]
+    assert all(0 <= row["ours"] <= 1 for row in told)
+    (path,) = Path("results").glob("imagenet-gs-4*.json")
+    report = json.loads(path.read_text())
+    network = extractor_by_name("inception", "inception.pth")
+    seen = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    model = open_backbone(PRESETS["imagenet"].changed(["size=16"]), weights)
+    (solver,) = Path("runs/imagenet").glob("gs-4*.json")
+    denoise = model.bind(torch.arange(50, 57) % model.classes, 2.0)
+    made = gas.sample(denoise, model.noise(range(50, 57)), gas.load(solver).table(4))
+    expected = distribution(network.of(model)(made), seen)
+    assert report["rows"][0]["to_data"]["kernel"] == pytest.approx(expected.kernel, rel=1e-3)
+    assert report["real_sha256"] == RealImages(Path("folder")).sha256()
 
 
 def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ class Yardstick:
         pairs: the teacher's.
         features: ``(B, *) -> (B, F)``, the space that distributions are compared in; without it they are not.
         reference: statistics of real data in that space.
-        real: real samples ``(R, *)`` themselves, for what statistics cannot tell.
+        real: features ``(R, F)`` of real data, for what statistics cannot tell.
     """
 
     pairs: Pairs
@@ -109,10 +109,6 @@ class Yardstick:
     @cached_property
     def _teacher(self) -> Tensor:
         return self._seen(self.pairs.target)
-
-    @cached_property
-    def _real(self) -> Tensor | None:
-        return None if self.real is None else self._seen(self.real)
 
     def _seen(self, x: Tensor) -> Tensor:
         if self.features is None:
@@ -138,8 +134,8 @@ class Yardstick:
             to_teacher = distribution(seen, self._teacher)
             if self.reference is not None:
                 distance, interval = frechet_interval(seen, self.reference)
-            if self._real is not None:
-                to_data = distribution(seen, self._real)
+            if self.real is not None:
+                to_data = distribution(seen, self.real)
         return Comparison(
             name=name,
             nfe=nfe,

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gas.cli.app import command
-from gas.cli.measuring import held_out, measuring
+from gas.cli.measuring import measuring
 from gas.cli.options import (
     Call,
     Compile,
@@ -164,14 +164,9 @@ def _ruler(
     reference: Path | None,
 ) -> Ruler:
     from gas.comparison import Ruler
-    from gas.files import sha256
 
-    images = None if real is None else held_out(model, real)
-    ruler, named = measuring(model, unseen, images, features, weights, reference)
-    told: dict[str, Any] = {} if named == {"features": "model"} else dict(named)
-    if real is not None:
-        told["real"] = [sha256(path) for path in sorted(real.glob("*-ubyte*"))]
-    return Ruler(model, ruler, told)
+    ruler, named = measuring(model, unseen, real, features, weights, reference)
+    return Ruler(model, ruler, {} if named == {"features": "model"} else named)
 
 
 def _check_critic(setting: Setting, rows: list[Contestant]) -> None:

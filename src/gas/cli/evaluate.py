@@ -11,7 +11,7 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
-from gas.cli.measuring import held_out, measuring
+from gas.cli.measuring import measuring
 from gas.cli.options import (
     Call,
     Compile,
@@ -96,7 +96,7 @@ def evaluate(
     it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
     own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
-    own += ("features", "weights", "reference")
+    own += ("features", "weights", "reference", "real")
     setup = chosen_preset(context, preset, settings, own)
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefacts = load_named(solver, loaded, transfer=transfer)
@@ -114,9 +114,8 @@ def evaluate(
         warn_of_known_seeds(one, chosen)
     usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
-    images = None if real is None else held_out(loaded, real)
     pairs = taught(loaded, master, chosen, guidance)
-    ruler, told = measuring(loaded, pairs, images, features, weights, reference)
+    ruler, told = measuring(loaded, pairs, real, features, weights, reference)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)

@@ -138,7 +138,8 @@ def _state(line: Line, one: Measured | None, ours: float | None) -> str:
         missing = line.missing()
         return f"missing; needs {', '.join(missing)}" if missing else "missing; its files are there"
     if ours is None:
-        return f"{one.path}: no {line.cell.metric} in it (--features inception and a reference)"
+        source = "a reference" if line.cell.metric == "FID" else "--real images"
+        return f"{one.path}: no {line.cell.metric} in it (--features inception and {source})"
     fewer = "" if one.samples >= line.preset.samples else f", the paper {line.preset.samples:,}"
     return f"{one.path}: {one.samples:,} samples{fewer}"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from gas.files import write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
-__all__ = ["accumulate", "read_images", "read_statistics", "save_statistics"]
+__all__ = ["accumulate", "has_images", "read_images", "read_statistics", "save_statistics"]
 
 # What a published reference leaves unsaid; no distance asks for it.
 _UNSAID = 2
@@ -98,6 +99,17 @@ def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> 
     return found
 
 
+def has_images(path: str | Path) -> bool:
+    """Whether an ``.npz`` has an ``arr_0``, without reading it.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is damaged.
+    """
+    with _archive_of(Path(path)) as archive:
+        return "arr_0" in archive
+
+
 def read_images(path: str | Path) -> Tensor:
     """Read ADM's ``arr_0`` of an ``.npz``, bytes ``(N, H, W, 3)``, as uint8 ``(N, 3, H, W)``.
 
@@ -147,10 +159,17 @@ def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read some arrays of an archive; one that would have to be unpickled is refused."""
+    with _archive_of(path) as archive:
+        return {name: archive[name] for name in names if name in archive}
+
+
+@contextmanager
+def _archive_of(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Open an archive whose arrays are read as they are asked for."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names if name in archive}
+            yield archive
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not an .npz of plain arrays, or is damaged: {error}") from error
