@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,40 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
     assert commands[0] in text and f"mkdir -p {tmp_path}" in text
 
 
+def test_results_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"name": "GS", "nfe": 4, "frechet_data": 5.0}
+    evaluated(Path("a.json"), [row], preset="ffhq", features="inception", settings={"batch": "8"})
+    assert cells("theory", tmp_path)["GS", 4]["ours"] is None
+    assert cells("theory", tmp_path, "--set", "batch=8")["GS", 4]["ours"] == 5.0
+    assert cells("theory", tmp_path, "--set", "batch=9")["GS", 4]["ours"] is None
+    free = {**row, "name": "GS without theory"}  # whose setting the row's name says
+    evaluated(Path("b.json"), [free], preset="ffhq", features="inception", settings={"solver": "gs-free"})
+    assert cells("theory", tmp_path)["GS without theory", 4]["ours"] == 5.0
+
+    def files(*words: object) -> tuple[str, str]:
+        train, evaluate = cells("theory", Path("r"), *words)["GS", 4]["command"].split(" && ")
+        return shlex.split(train)[-1], shlex.split(evaluate)[-1]
+
+    usual = ("runs/ffhq/gs-4.json", "r/ffhq-gs-4.json")
+    assert files() == files("--set", "batch=24") == usual  # the published one
+    eight, nine = files("--set", "batch=8"), files("--set", "batch=9")
+    assert files("--set", "batch=9", "--set", "batch=8") == eight and len({*eight, *nine, *usual}) == 6
+    seeds = files("--set", "evaluation_seeds=5,9")
+    assert seeds[0] == usual[0] and seeds[1] != usual[1]  # one solver, measured on others
+
+    schedule = gas.EDMasVP(1e-4, 0.002, 80.0)
+    table = gas.Classical("ddim", "log_snr", 4, 1e-4).table(schedule)
+    told = {**PRESETS["ffhq"].changed(["batch=8"]).told(), "objective": "gs"}
+    Path("runs/ffhq").mkdir(parents=True)
+    gas.save("runs/ffhq/gs-4.json", table, training=told)
+    monkeypatch.setattr("gas.cli.paper_line.Line.missing", lambda self: [])
+    line = refused("reproduce", "theory", "--results", "r", "--run")
+    assert (
+        "runs/ffhq/gs-4.json was trained with batch=8, this cell needs batch=24: move that file away" in line
+    )
+
+
 def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
     """GAS with the classic loss, and GAS of another setup, are called GAS in their files."""
     row = {"name": "GAS", "nfe": 4, "frechet_data": 6.0}
@@ -152,10 +187,14 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     found = cells("theory", tmp_path / "results", *words)
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"ffhq-gs-4.json", "ffhq-gs-free-4.json"}
+    assert {re.sub("-set-[0-9a-f]{8}", "", name) for name in names} == {
+        "ffhq-gs-4.json",
+        "ffhq-gs-free-4.json",
+    }
+    assert not names & {"ffhq-gs-4.json", "ffhq-gs-free-4.json"}  # those are of the published settings
     (free,) = [
         r
-        for r in json.loads((tmp_path / "results/ffhq-gs-free-4.json").read_text())["rows"]
+        for r in json.loads(next((tmp_path / "results").glob("ffhq-gs-free-4*")).read_text())["rows"]
         if "GS" in r["name"]
     ]
     assert free["name"] == "GS without theory" and free["samples"] == 4

@@ -29,7 +29,7 @@ from gas.cli.options import (
     parse_seeds,
     was_given,
 )
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
+from gas.cli.presets import PresetName, Settings, Weights, changed_settings, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
 from gas.cli.solver_files import load_named, warn_of_known_seeds
 
@@ -125,7 +125,8 @@ def evaluate(
         note(f"wrote {picture}")
     if json:
         seeds_used = [chosen.start, chosen.stop]
-        named = {"model": loaded.name, **({"preset": preset} if preset else {}), "seeds": seeds_used, **told}
+        of = {} if setup is None else {"preset": preset, "settings": changed_settings(setup)}
+        named = {"model": loaded.name, **of, "seeds": seeds_used, **told}
         print_json({**named, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"

@@ -12,7 +12,7 @@ import typer
 from gas.cli.app import command
 from gas.cli.options import Json
 from gas.cli.paper_line import Line, More
-from gas.cli.presets import Weights
+from gas.cli.presets import Weights, changed_settings
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def _make(lines: list[Line]) -> None:
                 f"[yellow]left out[/yellow] {line.cell.solver}, NFE {line.nfe}: {', '.join(missing)} is missing"
             )
             continue
+        line.check()
         train, evaluate = line.commands()
         printed = io.StringIO()
         for words in (evaluate,) if line.solver.exists() else (train, evaluate):
@@ -119,7 +120,7 @@ def _told(table: PaperTable, lines: list[Line], results: Path) -> list[dict[str,
     rows = []
     for line in lines:
         cell = line.cell
-        one = best_of(cell, found)
+        one = best_of(cell, found, changed_settings(line.preset))
         ours = None if one is None else one.figures.get(cell.metric)
         row = {
             "solver": cell.solver,
