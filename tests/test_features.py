@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import gas
 import inception
 from gas.cli import app
+from gas.cli.measuring import measuring
 from gas.features import LPIPS, ClipScore, Inception, extractor_by_name
 from gas.features.images import as_bytes, resize_as_tensorflow
 from gas.features.real import RealImages
@@ -20,6 +22,7 @@ from gas.features.state import read_state
 from gas.files import sha256
 from gas.metrics import extract, feature_statistics, frechet_distance
 from gas.metrics.statistics import accumulate, read_images, read_statistics, save_statistics
+from gas.model import weights_hash
 from pipelines import _clip_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "inception.json"
@@ -304,6 +307,28 @@ def why(path):
     return str(caught.value)
 
 
+def test_a_models_own_features_say_whose_they_are(tmp_path):
+    """Two models of one width of features: their statistics are not each other's."""
+    words = ["statistics", "--model", "digits", "--pairs", tmp_path / "pairs"]
+    run("pairs", "--model", "digits", "--seeds", "50:54", "--nfe", 2, "--out", tmp_path / "pairs")
+    model, other = gas.zoo.load("digits"), gas.zoo.load("mnist")
+    for name in ("s.npz", "s.safetensors"):
+        shown = json.loads(run(*words, "--out", tmp_path / name, "--json").stdout)
+        assert shown["features_of"] == "digits"
+        assert shown["weights_sha256"] == weights_hash(model.classifier) != weights_hash(other.classifier)
+        pairs = gas.read_pairs(tmp_path / "pairs")
+        _, told = measuring(model, pairs, None, "model", None, tmp_path / name)
+        assert told["features_of"] == "digits"
+        with pytest.raises(ValueError, match=r"features_of digits, not mnist.*gas statistics --model"):
+            measuring(other, pairs, None, "model", None, tmp_path / name)
+    found = read_statistics(tmp_path / "s.npz")
+    save_statistics(tmp_path / "old.npz", found, {"features": "model"})
+    with pytest.raises(ValueError, match="does not say whose: make them again with gas statistics --model d"):
+        measuring(model, pairs, None, "model", None, tmp_path / "old.npz")
+    save_statistics(tmp_path / "edm.npz", found)  # as papers publish them
+    measuring(model, pairs, None, "model", None, tmp_path / "edm.npz")
+
+
 # From the command line
 
 
@@ -314,8 +339,6 @@ def run(*words, code=0):
 
 
 def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
-    import gas
-
     weights, model = tmp_path / "tiny.safetensors", gas.zoo.load("digits")
     save_file(inception.weights(divide=16), weights)
     run("pairs", "--model", "digits", "--seeds", "50:56", "--nfe", 4, "--out", tmp_path / "pairs")

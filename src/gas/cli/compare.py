@@ -166,7 +166,8 @@ def _ruler(
     from gas.comparison import Ruler
 
     ruler, named = measuring(model, unseen, real, features, weights, reference)
-    return Ruler(model, ruler, {} if named == {"features": "model"} else named)
+    plain = real is None and reference is None and features == "model"  # decided by the model alone
+    return Ruler(model, ruler, {} if plain else named)
 
 
 def _check_critic(setting: Setting, rows: list[Contestant]) -> None:

@@ -60,13 +60,23 @@ def space(model: Model, name: str, weights: Path | None) -> Space:
     if name == "model":
         if weights is not None:
             raise ValueError("--weights are of a published network: name it with --features")
-        return Space(getattr(model, "features", None), None, {"features": "model"})
+        return Space(getattr(model, "features", None), None, _own(model))
     from gas.features import extractor_by_name
 
     if weights is None:
         raise ValueError(f"--features {name} needs --weights: nothing is downloaded")
     extractor = extractor_by_name(name, weights, model.device)
     return Space(extractor.of(model), extractor, dict(extractor.told()))
+
+
+def _own(model: Model) -> dict[str, str]:
+    """What a result says of a model's own features: whose they are, and the hash of the network that has them."""
+    from gas.model import weights_hash
+
+    eyes = getattr(getattr(model, "eyes", None), "__self__", model)
+    seeing = getattr(eyes, "classifier", None)
+    digest = eyes.identity()["sha256"] if seeing is None else weights_hash(seeing)
+    return {"features": "model", "features_of": eyes.name, "weights_sha256": digest}
 
 
 def measuring(
