@@ -114,7 +114,7 @@ def evaluate(
         warn_of_known_seeds(one, chosen)
     usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
-    pairs = taught(loaded, master, chosen, guidance)
+    pairs = taught(_as_taught(loaded, master.t_end), master, chosen, guidance)
     ruler, told = measuring(loaded, pairs, real, features, weights, reference)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
@@ -134,6 +134,15 @@ def evaluate(
         print_comparisons(title, rows, strong=strong)
         print_distributions("the same, as distributions of features; 95% intervals", rows, strong=strong)
         print_distributions("the same, against real images", rows, strong=strong, data=True)
+
+
+def _as_taught(model: Model, t_end: float) -> Model:
+    """The model as a teacher runs it that ends at another time: EDM's published networks have another schedule then."""
+    from gas.own import OwnModel
+    from gas.precision import full
+    from gas.presets import ending_at
+
+    return ending_at(model, t_end) if isinstance(full(model), OwnModel) else model
 
 
 def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
