@@ -365,6 +365,11 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     run("compare", *where, *cell, *told, "--out", tmp_path / "out")
     kept = json.loads((tmp_path / "out" / "cells" / "ddim+log_snr-2.json").read_text())
     assert kept["measured"]["weights_sha256"] == digest
+    said = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        f"compared in features inception (weights' SHA-256 {digest}); there are no statistics of data."
+        in said
+    )
     refusals = {
         ("--features", "inception"): "needs --weights: nothing is downloaded",
         ("--weights", weights): "name it with --features",
