@@ -261,6 +261,31 @@ def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: p
     assert report["real_sha256"] == RealImages(Path("folder")).sha256()
 
 
+def test_a_comparison_of_a_preset_stands_beside_the_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gas compare on a stand-in: paper, ours and difference come first, where ours is an FID."""
+    monkeypatch.chdir(tmp_path)
+    preset = PRESETS["cifar10"].changed(["size=8"])
+    monkeypatch.setitem(PRESETS, "cifar10", preset)
+    monkeypatch.setenv("GAS_WEIGHTS", str(standins.write_weights(preset, tmp_path / "weights")))
+    torch.save(inception.weights(divide=16), "inception.pth")
+    np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    words = ["--model", "preset:cifar10"]
+    run("pairs", *words, "--seeds", 8, "--nfe", 4, "--out", "pairs")
+    words += ["--pairs", "pairs", "--validation", 2, "--seeds", "50:53", "--out", "out", "--nfe", 4]
+    words += ["--solvers", "dpmpp-3m/log_snr,dpmpp-3m", "--rank", 2]
+    run("compare", *words)
+    assert "2510.17699" not in Path("out/report.md").read_text()
+    fid = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
+    cells = json.loads(run("compare", *words, *fid, "--json").stdout)
+    ours = next(c["comparison"]["frechet_data"] for c in cells if c["spec"] == "dpmpp-3m")
+    first = Path("out/report.md").read_text().split("## ")[1]
+    assert first.startswith("Frechet distance to the data's statistics: arXiv 2510.17699 / ours / difference")
+    assert f"| DPM-Solver++(3M) | 46.59 / {ours:.3f} / {ours - 46.59:+.3f} |" in first
+    assert "log_snr" not in first  # on a grid of its own it is another solver
+
+
 def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Inception's features and statistics of real data, small stand-ins of both, a cell has its figure."""
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,7 @@ from gas.cli.settings import against_of, config_of
 
 if TYPE_CHECKING:
     from gas.compare import Yardstick
-    from gas.comparison import Cell, Contestant, Ruler, Setting, Training
+    from gas.comparison import Cell, Contestant, Published, Ruler, Setting, Training
     from gas.comparison.pictures import Pictures
     from gas.model import Model
     from gas.pairs import Pairs
@@ -127,7 +127,8 @@ def compare(
     lines = _lines(setting, ruler, rows)
     title = f"{loaded.name}: {len(rows)} solvers at NFE {', '.join(map(str, columns))}"
     drawn = _drawn(cells, loaded, out / "pictures")
-    report = Report(title, lines, _command(context), cells, shown, pictures=drawn)
+    paper = _published(model, features, reference)
+    report = Report(title, lines, _command(context), cells, shown, paper, drawn)
     for path in report.write(out):
         note(f"wrote {path}")
     if json:
@@ -243,6 +244,17 @@ def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
     except ModuleNotFoundError as error:
         note(f"[yellow]no pictures[/yellow]: {error}")
         return Pictures()
+
+
+def _published(model: str, features: str, reference: Path | None) -> Published | None:
+    """What the paper reports of a preset, where the figures are of one kind: FID."""
+    from gas.comparison import Published
+    from gas.paper import figures_of
+
+    name = model.removeprefix("preset:")
+    if name == model or features != "inception" or reference is None:
+        return None
+    return Published("arXiv 2510.17699", figures_of(name))
 
 
 def _names(text: str) -> list[str]:
