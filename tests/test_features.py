@@ -13,16 +13,19 @@ from typer.testing import CliRunner
 
 import gas
 import inception
+import standins
 from gas.cli import app
 from gas.cli.measuring import measuring
 from gas.features import LPIPS, ClipScore, Inception, extractor_by_name
 from gas.features.images import as_bytes, resize_as_tensorflow
+from gas.features.judges import judge_by_name
 from gas.features.real import RealImages
 from gas.features.state import read_state
 from gas.files import sha256
 from gas.metrics import extract, feature_statistics, frechet_distance
 from gas.metrics.statistics import accumulate, read_images, read_statistics, save_statistics
 from gas.model import weights_hash
+from gas.presets import PRESETS, open_backbone
 from pipelines import _clip_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "inception.json"
@@ -223,6 +226,41 @@ def test_clip_scores_are_the_cosines_of_clip(clip):
         score(images, texts[:1])
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         ClipScore(clip / "none")
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
+    preset = PRESETS["coco"].changed(["size=16"])
+    monkeypatch.setitem(PRESETS, "coco", preset)
+    folder = standins.write_weights(preset, tmp_path / "weights")
+    model = open_backbone(preset, folder)
+    table = gas.Classical("ddim", "log_snr", 2, preset.t_end).table(model.schedule)
+    master = gas.Classical("ddim", "log_snr", 3, preset.t_end)
+    told = {"guidance": preset.guidance, "teacher": master.config()}
+    gas.save(tmp_path / "x.json", table, model=model, **told)
+    words = ["evaluate", "--preset", "coco", "--solver", tmp_path / "x.json", "--preset-weights", folder]
+    words += ["--seeds", "50:53", "--baselines", "", "--metrics", "lpips,clip-score"]
+    assert f"lpips needs vgg16-397923af.pth: put it at {folder}/vgg16" in run(*words, code=2).stderr
+    standins.write_lpips(folder)
+    (folder / "clip").symlink_to(clip)
+    report = json.loads(run(*words, "--json").stdout)
+    denoise, noise = model.bind(torch.arange(50, 53) % 3, preset.guidance), model.noise(range(50, 53))
+    with torch.no_grad():
+        made, taught = (
+            model.decode(gas.sample(denoise, noise, one)) for one in (table, master.table(model.schedule))
+        )
+    files = folder / "vgg16-397923af.pth", folder / "lpips-vgg.pth"
+    found, teacher = report["rows"][0]["more"], report["rows"][-1]["more"]
+    expected = LPIPS.read(*files).distance(made, taught)
+    assert found["lpips"][0] == pytest.approx(float(expected.mean()), rel=1e-3) and teacher["lpips"][0] == 0
+    texts = [model.prompts[seed % 3] for seed in range(50, 53)]
+    assert found["clip-score"][0] == pytest.approx(float(ClipScore(clip)(made, texts).mean()), rel=1e-3)
+    assert report["lpips_sha256"] == ",".join(map(sha256, files))
+    assert report["clip_sha256"] == sha256(clip / "model.safetensors")
+    with pytest.raises(ValueError, match="unknown metric 'lpipps': did you mean 'lpips'"):
+        judge_by_name("lpipps", model, folder)
+    with pytest.raises(ValueError, match="model digits has none: give --prompts"):
+        judge_by_name("clip-score", gas.zoo.load("digits"), folder)
 
 
 # Statistics

@@ -11,7 +11,7 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
-from gas.cli.measuring import measuring
+from gas.cli.measuring import judging, measuring
 from gas.cli.options import (
     Call,
     Compile,
@@ -78,6 +78,15 @@ def evaluate(
         bool,
         typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
     ] = False,
+    metrics: Annotated[
+        str, typer.Option(help="Judges of each sample too: lpips (to the teacher), clip-score (of prompts).")
+    ] = "",
+    metric_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets."
+        ),
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     preset: PresetName = "",
     settings: Settings = None,
@@ -96,7 +105,7 @@ def evaluate(
     it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
     own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
-    own += ("features", "weights", "reference", "real")
+    own += ("metrics", "metric_weights", "features", "weights", "reference", "real")
     setup = chosen_preset(context, preset, settings, own)
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     artefacts = load_named(solver, loaded, transfer=transfer)
@@ -116,6 +125,7 @@ def evaluate(
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     pairs = taught(_as_taught(loaded, master.t_end), master, chosen, guidance)
     ruler, told = measuring(loaded, pairs, real, features, weights, reference)
+    ruler, judged = judging(ruler, loaded, metrics, metric_weights or preset_weights)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
@@ -126,7 +136,7 @@ def evaluate(
     if json:
         seeds_used = [chosen.start, chosen.stop]
         of = {} if setup is None else {"preset": preset, "settings": changed_settings(setup)}
-        named = {"model": loaded.name, **of, "seeds": seeds_used, **told}
+        named = {"model": loaded.name, **of, "seeds": seeds_used, **told, **judged}
         print_json({**named, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gas.model import Model
     from gas.pairs import Pairs
 
-__all__ = ["Space", "held_out", "measuring", "space", "yardstick"]
+__all__ = ["Space", "held_out", "judging", "measuring", "space", "yardstick"]
 
 _BATCH = 64
 
@@ -97,6 +97,32 @@ def measuring(
     if real is not None:
         known, told["real_sha256"] = _real(model, seen, real)
     return Yardstick(pairs, seen.samples, statistics, known), told
+
+
+def judging(
+    ruler: Yardstick, model: Model, names: str, weights: Path | None
+) -> tuple[Yardstick, dict[str, str]]:
+    """Return a yardstick with judges of each sample, and what a result says of their weights.
+
+    Args:
+        ruler: to add to.
+        model: whose samples they are.
+        names: keys of :data:`gas.features.judges.JUDGES`, comma-separated.
+        weights: the folder of their weights; by default that of presets.
+
+    Raises:
+        ValueError: for an unknown name, or a model that one does not judge.
+        FileNotFoundError: when weights are missing.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        return ruler, {}
+    from gas.features.judges import judge_by_name
+    from gas.presets import weights_folder
+
+    found = {name: judge_by_name(name, model, weights_folder(weights)) for name in wanted}
+    told = {key: value for _, said in found.values() for key, value in said.items()}
+    return replace(ruler, judges={name: judge for name, (judge, _) in found.items()}), told
 
 
 def _real(model: Model, seen: Space, path: Path) -> tuple[Tensor, str]:

@@ -72,6 +72,7 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
         "frechet_data_interval": None if interval is None else (interval[0], interval[1]),
         "to_teacher": _distribution(found["to_teacher"]),
         "to_data": _distribution(found["to_data"]),
+        "more": {name: (mean, half) for name, (mean, half) in found.get("more", {}).items()},
     }
     return Comparison(**{**found, **told})
 
