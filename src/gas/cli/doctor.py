@@ -58,9 +58,7 @@ def doctor(
     else:
         nfes = parse_nfes(nfe) if nfe else list(setup.nfes)
         unit, lacking = _unit(setup, measure, device, batch, tflops)
-        told |= {"preset": setup.name, "settings": setup.told()}
-        told |= {"files": _files(setup, preset_weights, unit and unit.parameters)}
-        told |= {"unit": unit and asdict(unit), "cost": [] if unit is None else _cost(setup, unit, nfes)}
+        told |= _of_preset(setup, preset_weights, unit, nfes)
         told |= {"not counted": lacking} if lacking else {}
     if json:
         print_json(told)
@@ -88,6 +86,15 @@ def _unit(
         raise ValueError("--tflops is for an estimate: leave it out, or --measure")
     note(f"measuring the network of preset {preset.name}, of random weights, on {device} ...")
     return measured(preset, device, batch or (1 if device == "cpu" else preset.batch)), ""
+
+
+def _of_preset(preset: Preset, weights: Path | None, unit: Unit | None, nfes: list[int]) -> dict[str, Any]:
+    """Settings, files and, where the cost of a sample is known, what follows from it."""
+    told: dict[str, Any] = {"preset": preset.name, "settings": preset.told()}
+    told["files"] = _files(preset, weights, None if unit is None else unit.parameters)
+    if unit is None:
+        return {**told, "unit": None, "cost": []}
+    return {**told, "unit": asdict(unit), "cost": _cost(preset, unit, nfes)}
 
 
 def _files(preset: Preset, weights: Path | None, parameters: int | None) -> list[dict[str, str]]:

@@ -101,15 +101,11 @@ class Line:
         if not self.solver.exists():
             return
         found, wanted = load(self.solver).document.training, self.trained.told()
-        for name in (
-            "pairs",
-            "validation",
-            "objective",
-            *_MEASURED,
-        ):  # counted there, or another thing of that name
+        # Numbers of pairs are counted there, and objective is another thing of that name.
+        for name in ("pairs", "validation", "objective", *_MEASURED):
             wanted.pop(name)
         for name, value in wanted.items():
-            if found.get(name, value) != value:
+            if str(found.get(name, value)) != value:
                 raise ValueError(
                     f"{self.solver} was trained with {name}={found[name]}, this cell needs {name}={value}: move that "
                     f"file away, or say --set {name}={found[name]}"
