@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gas.backbones import edm
-from gas.presets import Preset
+from gas.presets import PRESETS, Preset
 from published import drawn, write_edm, write_r3gan
 
 EDM: dict[str, Any] = {"img_resolution": 8, "img_channels": 3, "model_type": "SongUNet", "model_channels": 8}
@@ -34,7 +34,8 @@ def write_weights(preset: Preset, folder: Path) -> Path:
     network = folder / preset.network
     network.parent.mkdir(parents=True, exist_ok=True)
     if preset.kind == "edm":
-        write_edm(network, "EDMPrecond", drawn(edm.EDMNetwork("EDMPrecond", **EDM)), EDM)
+        seed = list(PRESETS).index(preset.name)  # networks of two setups are two
+        write_edm(network, "EDMPrecond", drawn(edm.EDMNetwork("EDMPrecond", **EDM), seed), EDM)
         tiny = preset.changed(["critic_widths=8,8", "critic_groups=2,2", "critic_blocks=1,1"])
         write_r3gan(folder / preset.critic_file, tiny.critic_network(3))
     elif preset.kind == "ldm":

@@ -123,8 +123,13 @@ def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, 
     for a, b in zip(first, again, strict=True):
         assert a.row() == b.row()
         assert torch.equal(a.errors.float(), b.errors)
-    filled(setting, ruler_of(pairs, told={"features": "others"}), specs, [2], tmp_path)
+    monkeypatch.setattr(
+        grid_module.time, "perf_counter", lambda: 0.0
+    )  # whatever is measured now took no time
+    others, _ = filled(setting, ruler_of(pairs, told={"features": "others"}), specs, [2], tmp_path)
     assert made == []
+    assert [c.seconds for c in others[1:]] == [c.seconds for c in first[1:]]  # of making them
+    assert min(c.seconds for c in first[1:]) > 0
     assert [name for name, _ in measured] == ["teacher", "DDIM = DPM-Solver++(1M)", "GS"]
     longer = replace(BUDGET, config=replace(BUDGET.config, iterations=5))
     filled(setting_of(pairs, tmp_path, longer), ruler, specs, [2], tmp_path)

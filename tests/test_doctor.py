@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import standins
-from gas.presets import PRESETS
+from gas.presets import PRESETS, cost
 from gas.presets.cost import RATES, Unit, counted, totals
 from gas.presets.files import find_files, layout
 from gas.presets.networks import asked, parameters, vgg
@@ -103,6 +104,25 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
     assert network["state"] == "bad" and "refused the name 'builtins.print'" in network["holds"]
     assert critic["state"] == "missing" and critic["place"] == str(tmp_path / preset.critic_file)
     assert critic["source"].startswith("Hugging Face brownvc/R3GAN-CIFAR10")
+
+
+@pytest.mark.parametrize("name", ["lsun", "imagenet", "coco"])
+def test_files_are_listed_without_diffusers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = standins.write_weights(PRESETS[name], tmp_path)
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as where it is not installed
+    cost._counts.cache_clear()
+    words = ["doctor", "--preset", name, "--preset-weights", folder]
+    told = json.loads(run(*words, "--json").stdout)
+    assert (
+        {row["state"] for row in told["files"]} == {"whole"} and told["cost"] == [] and told["unit"] is None
+    )
+    assert "pip install 'gas-solver[diffusers]'" in told["not counted"]
+    shown = run(*words)
+    assert "whole" in shown.stdout and "cost and expected size are not told" in shown.stderr
+    assert "gas-solver[diffusers]" in shown.stderr
+    assert "needs diffusers" in refused(*words, "--measure")
 
 
 @pytest.mark.parametrize(

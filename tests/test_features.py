@@ -7,17 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import gas
 import inception
+import standins
 from gas.cli import app
+from gas.cli.measuring import measuring
 from gas.features import LPIPS, ClipScore, Inception, extractor_by_name
 from gas.features.images import as_bytes, resize_as_tensorflow
+from gas.features.judges import judge_by_name
+from gas.features.real import RealImages
 from gas.features.state import read_state
 from gas.files import sha256
 from gas.metrics import extract, feature_statistics, frechet_distance
 from gas.metrics.statistics import accumulate, read_images, read_statistics, save_statistics
+from gas.model import weights_hash
+from gas.presets import PRESETS, open_backbone
 from pipelines import _clip_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "inception.json"
@@ -220,6 +228,41 @@ def test_clip_scores_are_the_cosines_of_clip(clip):
         ClipScore(clip / "none")
 
 
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
+    preset = PRESETS["coco"].changed(["size=16"])
+    monkeypatch.setitem(PRESETS, "coco", preset)
+    folder = standins.write_weights(preset, tmp_path / "weights")
+    model = open_backbone(preset, folder)
+    table = gas.Classical("ddim", "log_snr", 2, preset.t_end).table(model.schedule)
+    master = gas.Classical("ddim", "log_snr", 3, preset.t_end)
+    told = {"guidance": preset.guidance, "teacher": master.config()}
+    gas.save(tmp_path / "x.json", table, model=model, **told)
+    words = ["evaluate", "--preset", "coco", "--solver", tmp_path / "x.json", "--preset-weights", folder]
+    words += ["--seeds", "50:53", "--baselines", "", "--metrics", "lpips,clip-score"]
+    assert f"lpips needs vgg16-397923af.pth: put it at {folder}/vgg16" in run(*words, code=2).stderr
+    standins.write_lpips(folder)
+    (folder / "clip").symlink_to(clip)
+    report = json.loads(run(*words, "--json").stdout)
+    denoise, noise = model.bind(torch.arange(50, 53) % 3, preset.guidance), model.noise(range(50, 53))
+    with torch.no_grad():
+        made, taught = (
+            model.decode(gas.sample(denoise, noise, one)) for one in (table, master.table(model.schedule))
+        )
+    files = folder / "vgg16-397923af.pth", folder / "lpips-vgg.pth"
+    found, teacher = report["rows"][0]["more"], report["rows"][-1]["more"]
+    expected = LPIPS.read(*files).distance(made, taught)
+    assert found["lpips"][0] == pytest.approx(float(expected.mean()), rel=1e-3) and teacher["lpips"][0] == 0
+    texts = [model.prompts[seed % 3] for seed in range(50, 53)]
+    assert found["clip-score"][0] == pytest.approx(float(ClipScore(clip)(made, texts).mean()), rel=1e-3)
+    assert report["lpips_sha256"] == ",".join(map(sha256, files))
+    assert report["clip_sha256"] == sha256(clip / "model.safetensors")
+    with pytest.raises(ValueError, match="unknown metric 'lpipps': did you mean 'lpips'"):
+        judge_by_name("lpipps", model, folder)
+    with pytest.raises(ValueError, match="model digits has none: give --prompts"):
+        judge_by_name("clip-score", gas.zoo.load("digits"), folder)
+
+
 # Statistics
 
 
@@ -268,6 +311,62 @@ def test_published_references_are_read_and_nothing_in_them_runs(tmp_path):
         read_images(tmp_path / "edm.npz")
 
 
+def test_real_images_of_a_file_and_of_a_folder_are_one(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "adm.npz", arr_0=images)
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(3), sigma=np.eye(3))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "holds no pictures" in why(folder)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    batch, pictures = RealImages(tmp_path / "adm.npz"), RealImages(folder)
+    assert len(batch) == len(pictures) == 5
+    for one, two in zip(batch.batches(2), pictures.batches(2), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(next(batch.batches(9)), torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    before = pictures.sha256()
+    Image.fromarray(images[0, :5]).save(folder / "4.png")
+    assert pictures.sha256() != before != batch.sha256()
+    with pytest.raises(ValueError, match=r"4\.png is 5 x 4, the first 6 x 4"):
+        list(pictures.batches(2))
+    (folder / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        list(pictures.batches(2))
+    assert "coverage need those of ADM's reference batch" in why(tmp_path / "edm.npz")
+    with pytest.raises(FileNotFoundError, match="no real images at"):
+        RealImages(tmp_path / "none")
+
+
+def why(path):
+    with pytest.raises(ValueError) as caught:
+        RealImages(path)
+    return str(caught.value)
+
+
+def test_a_models_own_features_say_whose_they_are(tmp_path):
+    """Two models of one width of features: their statistics are not each other's."""
+    words = ["statistics", "--model", "digits", "--pairs", tmp_path / "pairs"]
+    run("pairs", "--model", "digits", "--seeds", "50:54", "--nfe", 2, "--out", tmp_path / "pairs")
+    model, other = gas.zoo.load("digits"), gas.zoo.load("mnist")
+    for name in ("s.npz", "s.safetensors"):
+        shown = json.loads(run(*words, "--out", tmp_path / name, "--json").stdout)
+        assert shown["features_of"] == "digits"
+        assert shown["weights_sha256"] == weights_hash(model.classifier) != weights_hash(other.classifier)
+        pairs = gas.read_pairs(tmp_path / "pairs")
+        _, told = measuring(model, pairs, None, "model", None, tmp_path / name)
+        assert told["features_of"] == "digits"
+        with pytest.raises(ValueError, match=r"features_of digits, not mnist.*gas statistics --model"):
+            measuring(other, pairs, None, "model", None, tmp_path / name)
+    found = read_statistics(tmp_path / "s.npz")
+    save_statistics(tmp_path / "old.npz", found, {"features": "model"})
+    with pytest.raises(ValueError, match="does not say whose: make them again with gas statistics --model d"):
+        measuring(model, pairs, None, "model", None, tmp_path / "old.npz")
+    save_statistics(tmp_path / "edm.npz", found)  # as papers publish them
+    measuring(model, pairs, None, "model", None, tmp_path / "edm.npz")
+
+
 # From the command line
 
 
@@ -278,8 +377,6 @@ def run(*words, code=0):
 
 
 def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
-    import gas
-
     weights, model = tmp_path / "tiny.safetensors", gas.zoo.load("digits")
     save_file(inception.weights(divide=16), weights)
     run("pairs", "--model", "digits", "--seeds", "50:56", "--nfe", 4, "--out", tmp_path / "pairs")
@@ -306,9 +403,16 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     run("compare", *where, *cell, *told, "--out", tmp_path / "out")
     kept = json.loads((tmp_path / "out" / "cells" / "ddim+log_snr-2.json").read_text())
     assert kept["measured"]["weights_sha256"] == digest
+    said = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        f"compared in features inception (weights' SHA-256 {digest}); there are no statistics of data."
+        in said
+    )
     refusals = {
         ("--features", "inception"): "needs --weights: nothing is downloaded",
         ("--weights", weights): "name it with --features",
+        ("--real", tmp_path / "s.npz"): "pictures are seen by a published network",
+        (*told, "--real", tmp_path / "s.npz"): "need those of ADM's reference batch or a folder of pictures",
     }
     for option, text in refusals.items():
         assert text in run("evaluate", *words[:8], *option, code=2).stderr

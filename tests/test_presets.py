@@ -251,13 +251,34 @@ def test_a_preset_runs_from_its_files_to_a_report(
     (table,) = [
         key for key, one in TABLES.items() if key.startswith("table2") and one.cells[0].preset == name
     ]
-    told = json.loads(run("reproduce", table, "--results", ".", "--markdown", "report.md", "--json").stdout)[
-        "cells"
-    ]
+    other = [*standins.small(preset), "--markdown", "report.md", "--json"]
+    told = json.loads(run("reproduce", table, "--results", ".", *other).stdout)["cells"]
     states = {row["state"] for row in told if row["solver"] == "GAS" and row["nfe"] == nfe}
     measured = {"results.json: no FID in it (--features inception and a reference)"}
     assert states == measured
     assert f"gas train --preset {name} --objective gas" in Path("report.md").read_text()
+
+
+@pytest.mark.parametrize("way", ["--preset", "--model"])
+def test_the_teacher_ends_where_the_preset_says(
+    way: str, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student and teacher of CIFAR-10 end at different times, and EDM's schedule depends on where it ends."""
+    preset = PRESETS["cifar10"].changed(["size=8"])
+    monkeypatch.setenv("GAS_WEIGHTS", str(written("cifar10", weights)))
+    monkeypatch.setitem(PRESETS, "cifar10", preset)
+    model = open_backbone(preset)
+    table = gas.Classical("ddim", "log_snr", 2, preset.t_end).table(model.schedule)
+    gas.save(tmp_path / "x.json", table, model=model, teacher=preset.master(2).config())
+    words = [way, "cifar10" if way == "--preset" else "preset:cifar10", "--solver", tmp_path / "x.json"]
+    words += ["--seeds", "50:53", "--baselines", "", "--json"]
+    (row, _) = json.loads(run("evaluate", *words).stdout)["rows"]
+    taught = open_backbone(replace(preset, t_end=preset.teacher_t_end))
+    master = preset.master(2).table(taught.schedule)
+    noise = model.noise(range(50, 53))
+    apart = gas.sample(model.denoise, noise, table) - gas.sample(taught.denoise, noise, master)
+    assert row["mse"] == pytest.approx(float(apart.square().mean()), rel=1e-4)
+    run("evaluate", *words, "--precision", "bf16")
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own

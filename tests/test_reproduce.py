@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import gas
 import inception
 import standins
+from gas.features import extractor_by_name
+from gas.features.real import RealImages
+from gas.metrics import distribution
 from gas.paper import TABLES
-from gas.presets import PRESETS
+from gas.presets import PRESETS, open_backbone
 from test_presets import refused, run
 
 METHOD = {  # method.md, section 6, once more: teacher, and the last figure of GAS
@@ -90,10 +96,45 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
     assert commands[0] in text and f"mkdir -p {tmp_path}" in text
 
 
+def test_results_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"name": "GS", "nfe": 4, "frechet_data": 5.0}
+    evaluated(Path("a.json"), [row], preset="ffhq", features="inception", settings={"batch": "8"})
+    assert cells("theory", tmp_path)["GS", 4]["ours"] is None
+    assert cells("theory", tmp_path, "--set", "batch=8")["GS", 4]["ours"] == 5.0
+    assert cells("theory", tmp_path, "--set", "batch=9")["GS", 4]["ours"] is None
+    free = {**row, "name": "GS without theory"}  # whose setting the row's name says
+    evaluated(Path("b.json"), [free], preset="ffhq", features="inception", settings={"solver": "gs-free"})
+    assert cells("theory", tmp_path)["GS without theory", 4]["ours"] == 5.0
+
+    def files(*words: object) -> tuple[str, str]:
+        train, evaluate = cells("theory", Path("r"), *words)["GS", 4]["command"].split(" && ")
+        return shlex.split(train)[-1], shlex.split(evaluate)[-1]
+
+    usual = ("runs/ffhq/gs-4.json", "r/ffhq-gs-4.json")
+    assert files() == files("--set", "batch=24") == usual  # the published one
+    eight, nine = files("--set", "batch=8"), files("--set", "batch=9")
+    assert files("--set", "batch=9", "--set", "batch=8") == eight and len({*eight, *nine, *usual}) == 6
+    seeds = files("--set", "evaluation_seeds=5,9")
+    assert seeds[0] == usual[0] and seeds[1] != usual[1]  # one solver, measured on others
+
+    schedule = gas.EDMasVP(1e-4, 0.002, 80.0)
+    table = gas.Classical("ddim", "log_snr", 4, 1e-4).table(schedule)
+    told = {**PRESETS["ffhq"].changed(["batch=8"]).told(), "objective": "gs"}
+    Path("runs/ffhq").mkdir(parents=True)
+    gas.save("runs/ffhq/gs-4.json", table, training=told)
+    monkeypatch.setattr("gas.cli.paper_line.Line.missing", lambda self: [])
+    line = refused("reproduce", "theory", "--results", "r", "--run")
+    assert (
+        "runs/ffhq/gs-4.json was trained with batch=8, this cell needs batch=24: move that file away" in line
+    )
+
+
 def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
     """GAS with the classic loss, and GAS of another setup, are called GAS in their files."""
     row = {"name": "GAS", "nfe": 4, "frechet_data": 6.0}
-    evaluated(tmp_path / "imagenet-gas-classic-4.json", [row], preset="imagenet", features="inception")
+    classic = {**row, "name": "GAS, classic"}
+    evaluated(tmp_path / "any.json", [classic], preset="imagenet", features="inception")
     found = cells("table6", tmp_path)
     assert found["GAS, classic", 4]["ours"] == 6.0 and found["GAS", 4]["ours"] is None
     evaluated(tmp_path / "afhqv2-gas-4.json", [row], preset="afhqv2", features="inception")
@@ -146,10 +187,14 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     found = cells("theory", tmp_path / "results", *words)
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"ffhq-gs-4.json", "ffhq-gs-free-4.json"}
+    assert {re.sub("-set-[0-9a-f]{8}", "", name) for name in names} == {
+        "ffhq-gs-4.json",
+        "ffhq-gs-free-4.json",
+    }
+    assert not names & {"ffhq-gs-4.json", "ffhq-gs-free-4.json"}  # those are of the published settings
     (free,) = [
         r
-        for r in json.loads((tmp_path / "results/ffhq-gs-free-4.json").read_text())["rows"]
+        for r in json.loads(next((tmp_path / "results").glob("ffhq-gs-free-4*")).read_text())["rows"]
         if "GS" in r["name"]
     ]
     assert free["name"] == "GS without theory" and free["samples"] == 4
@@ -161,6 +206,84 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "left out GAS, NFE 4: edm-afhqv2-64x64-uncond-vp.pkl, R3GAN-FFHQ-64x64.pkl is missing"
         in result.stderr
     )
+
+
+def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFHQ's solver on AFHQv2's network: its own weights, one schedule, and a row that says whose solver it is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ffhq", "afhqv2"):
+        standins.write_weights(PRESETS[name], tmp_path / "weights")
+    torch.save(inception.weights(divide=16), "inception.pth")
+    np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    measure = "--features inception --weights inception.pth --reference real.npz"
+    small = [*standins.small(PRESETS["ffhq"]), "--set", "evaluation_seeds=50,54"]
+    words = ["--run", "--measure", measure, "--preset-weights", tmp_path / "weights", *small]
+    found = cells("transfer", tmp_path / "results", *words)
+    own, other = found["GAS", 4], found["GAS of FFHQ", 4]
+    assert own["ours"] > 0 and other["ours"] > 0
+    assert "--preset ffhq" in other["command"] and "--preset afhqv2" in other["command"]
+    (solver,) = tmp_path.glob("runs/ffhq/gas-4*.json")
+    words = ["--preset", "afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver]
+    line = refused("evaluate", *words)
+    assert "made for another model or use: name ffhq (this model: afhqv2)" in line and "--transfer" in line
+    rows = json.loads(run("evaluate", *words, "--transfer", "--baselines", "", "--json").stdout)["rows"]
+    assert rows[0]["name"] == "GAS of ffhq"
+    (tmp_path / "weights" / PRESETS["afhqv2"].network).unlink()
+    assert "edm-afhqv2" in cells("transfer", tmp_path / "none", *words[2:4])["GAS of FFHQ", 4]["state"]
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of recall and coverage from end to end: latents are decoded, real images are not."""
+    monkeypatch.chdir(tmp_path)
+    weights = standins.write_weights(PRESETS["imagenet"], tmp_path / "weights")
+    torch.save(inception.weights(divide=16), "inception.pth")
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    np.savez("batch", arr_0=images, mu=np.zeros(128), sigma=np.eye(128))
+    Path("folder/deep").mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(f"folder/deep/{number:03}.png")
+    measure = "--features inception --weights inception.pth --reference batch.npz --real folder"
+    words = ["--run", "--preset-weights", weights, *standins.small(PRESETS["imagenet"])]
+    words += ["--set", "evaluation_seeds=50,57", "--measure", measure]
+    told = json.loads(run("reproduce", "coverage", "--results", "results", "--json", *words).stdout)["cells"]
+    assert all(0 <= row["ours"] <= 1 for row in told)
+    (path,) = Path("results").glob("imagenet-gs-4*.json")
+    report = json.loads(path.read_text())
+    network = extractor_by_name("inception", "inception.pth")
+    seen = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    model = open_backbone(PRESETS["imagenet"].changed(["size=16"]), weights)
+    (solver,) = Path("runs/imagenet").glob("gs-4*.json")
+    denoise = model.bind(torch.arange(50, 57) % model.classes, 2.0)
+    made = gas.sample(denoise, model.noise(range(50, 57)), gas.load(solver).table(4))
+    expected = distribution(network.of(model)(made), seen)
+    assert report["rows"][0]["to_data"]["kernel"] == pytest.approx(expected.kernel, rel=1e-3)
+    assert report["real_sha256"] == RealImages(Path("folder")).sha256()
+
+
+def test_a_comparison_of_a_preset_stands_beside_the_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gas compare on a stand-in: paper, ours and difference come first, where ours is an FID."""
+    monkeypatch.chdir(tmp_path)
+    preset = PRESETS["cifar10"].changed(["size=8"])
+    monkeypatch.setitem(PRESETS, "cifar10", preset)
+    monkeypatch.setenv("GAS_WEIGHTS", str(standins.write_weights(preset, tmp_path / "weights")))
+    torch.save(inception.weights(divide=16), "inception.pth")
+    np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
+    words = ["--model", "preset:cifar10"]
+    run("pairs", *words, "--seeds", 8, "--nfe", 4, "--out", "pairs")
+    words += ["--pairs", "pairs", "--validation", 2, "--seeds", "50:53", "--out", "out", "--nfe", 4]
+    words += ["--solvers", "dpmpp-3m/log_snr,dpmpp-3m", "--rank", 2]
+    run("compare", *words)
+    assert "2510.17699" not in Path("out/report.md").read_text()
+    fid = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
+    cells = json.loads(run("compare", *words, *fid, "--json").stdout)
+    ours = next(c["comparison"]["frechet_data"] for c in cells if c["spec"] == "dpmpp-3m")
+    first = Path("out/report.md").read_text().split("## ")[1]
+    assert first.startswith("Frechet distance to the data's statistics: arXiv 2510.17699 / ours / difference")
+    assert f"| DPM-Solver++(3M) | 46.59 / {ours:.3f} / {ours - 46.59:+.3f} |" in first
+    assert "log_snr" not in first  # on a grid of its own it is another solver
 
 
 def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ Solver = Table | nn.Module
 
 # How a model was asked, not what it is: numbers learned at one precision serve at another.
 _ASKED = ("precision", "compiled")
+# Which network it is, of those that one solver may serve.
+_WHOSE = ("name", "sha256")
 
 
 @dataclass(frozen=True)
@@ -111,16 +113,22 @@ class Artefact:
             raise ValueError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
         return self.schedule, self.document.t_end
 
-    def check(self, model: Model, guidance: float = 1.0) -> None:
+    def check(self, model: Model, guidance: float = 1.0, *, transfer: bool = False) -> None:
         """Refuse a model that the tables were not made for.
+
+        Args:
+            model: to sample with them.
+            guidance: that it is sampled with.
+            transfer: take those of another network, whose samples, schedule and guidance are the same.
 
         Raises:
             ValueError: names each thing that differs: model, weights, shape, schedule or guidance.
         """
         document, wrong = self.document, []
         here = dict(model.identity())
+        passed = (*_ASKED, *(_WHOSE if transfer else ()))
         for key, there in (document.model or {}).items():
-            if key not in _ASKED and key in here and here[key] != there:
+            if key not in passed and key in here and here[key] != there:
                 wrong.append(f"{key} {_short(there)} (this model: {_short(here[key])})")
         if document.schedule is not None and document.schedule != model.schedule.config():
             wrong.append(f"schedule {document.schedule['kind']} with other parameters than this model's")

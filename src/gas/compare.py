@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -40,6 +40,7 @@ class Comparison:
         to_teacher: distances to the distribution of the teacher's samples, where the model has features.
         to_data: the same to real images, where they were given; statistics alone tell no more than ``frechet_data``.
         samples: pairs measured on.
+        more: by name, what :attr:`Yardstick.judges` say: mean over samples, and half the width of its 95% interval.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Comparison:
     to_teacher: Distribution | None
     samples: int
     to_data: Distribution | None = None
+    more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def run(model: Model, pairs: Pairs, table: Table, *, batch: int = 64) -> Tensor:
@@ -98,21 +100,19 @@ class Yardstick:
         pairs: the teacher's.
         features: ``(B, *) -> (B, F)``, the space that distributions are compared in; without it they are not.
         reference: statistics of real data in that space.
-        real: real samples ``(R, *)`` themselves, for what statistics cannot tell.
+        real: features ``(R, F)`` of real data, for what statistics cannot tell.
+        judges: by name, ``(samples, pairs) -> (S,)``: what else is told of each sample, as a mean.
     """
 
     pairs: Pairs
     features: Callable[[Tensor], Tensor] | None = None
     reference: FeatureStatistics | None = None
     real: Tensor | None = None
+    judges: Mapping[str, Callable[[Tensor, Pairs], Tensor]] = field(default_factory=dict)
 
     @cached_property
     def _teacher(self) -> Tensor:
         return self._seen(self.pairs.target)
-
-    @cached_property
-    def _real(self) -> Tensor | None:
-        return None if self.real is None else self._seen(self.real)
 
     def _seen(self, x: Tensor) -> Tensor:
         if self.features is None:
@@ -138,8 +138,8 @@ class Yardstick:
             to_teacher = distribution(seen, self._teacher)
             if self.reference is not None:
                 distance, interval = frechet_interval(seen, self.reference)
-            if self._real is not None:
-                to_data = distribution(seen, self._real)
+            if self.real is not None:
+                to_data = distribution(seen, self.real)
         return Comparison(
             name=name,
             nfe=nfe,
@@ -152,6 +152,7 @@ class Yardstick:
             to_teacher=to_teacher,
             samples=len(pairs),
             to_data=to_data,
+            more={name: paired.mean_interval(judge(made, pairs)) for name, judge in self.judges.items()},
         )
 
 

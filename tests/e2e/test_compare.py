@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 import gas
 from gas.cli import app
+from gas.model import weights_hash
 
 SMALL = ["--model", "digits"]
 QUICK = ["--iterations", 2, "--batch", 8, "--gas-iterations", 2, "--rank", 8, "--guides", 8]
@@ -48,11 +49,19 @@ def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
         line for line in (out / "report.md").read_text().splitlines() if line.startswith("    gas compare")
     ]
     assert all(part in told for part in ("--solvers ddim,gits,gs-free,gas", "--nfe 2", "--rank 8"))
+    text = (out / "report.md").read_text()
+    assert "GAS goes on from GS for 2 steps" in text
+    digest = weights_hash(gas.zoo.load("digits").classifier)
+    assert (
+        f"Distributions are compared in the features of model digits (weights' SHA-256 {digest}); data are the"
+        in text
+    )
     # The command of a cell, as it was told, makes that cell: here in another folder, from nothing.
     typed = shlex.split(rows[3]["command"].replace(str(out), str(tmp_path)))
     assert typed[:2] == ["gas", "compare"]
     again = json.loads(run(*typed[1:], "--json").stdout)
     assert [row["spec"] for row in again] == ["teacher", "gs-free"]
+    assert "GAS goes on" not in (tmp_path / "report.md").read_text()
     assert again[1]["comparison"] == rows[3]["comparison"]
     sampled = ["--seeds", "500:502", "--out", tmp_path / "x.npz", "--json"]
     shown = run("sample", *SMALL, "--solver", out / "solvers" / "gas-2.json", *sampled)

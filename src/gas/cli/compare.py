@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gas.cli.app import command
-from gas.cli.measuring import held_out, measuring
+from gas.cli.measuring import measuring
 from gas.cli.options import (
     Call,
     Compile,
@@ -35,7 +35,8 @@ from gas.cli.screen import bar, note, print_json, print_table
 from gas.cli.settings import against_of, config_of
 
 if TYPE_CHECKING:
-    from gas.comparison import Cell, Contestant, Ruler, Setting, Training
+    from gas.compare import Yardstick
+    from gas.comparison import Cell, Contestant, Published, Ruler, Setting, Training
     from gas.comparison.pictures import Pictures
     from gas.model import Model
     from gas.pairs import Pairs
@@ -123,10 +124,11 @@ def compare(
     _check_critic(setting, rows)
     running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
     cells = list(_followed(running, len(rows) * len(columns) + 1, out))
-    lines = _lines(setting, ruler.yardstick.pairs)
+    lines = _lines(setting, ruler, rows)
     title = f"{loaded.name}: {len(rows)} solvers at NFE {', '.join(map(str, columns))}"
     drawn = _drawn(cells, loaded, out / "pictures")
-    report = Report(title, lines, _command(context), cells, shown, pictures=drawn)
+    paper = _published(model, features, reference)
+    report = Report(title, lines, _command(context), cells, shown, paper, drawn)
     for path in report.write(out):
         note(f"wrote {path}")
     if json:
@@ -164,14 +166,30 @@ def _ruler(
     reference: Path | None,
 ) -> Ruler:
     from gas.comparison import Ruler
-    from gas.files import sha256
 
-    images = None if real is None else held_out(model, real)
-    ruler, named = measuring(model, unseen, images, features, weights, reference)
-    told: dict[str, Any] = {} if named == {"features": "model"} else dict(named)
-    if real is not None:
-        told["real"] = [sha256(path) for path in sorted(real.glob("*-ubyte*"))]
-    return Ruler(model, ruler, told)
+    ruler, named = measuring(model, unseen, real, features, weights, reference)
+    plain = real is None and reference is None and features == "model"  # decided by the model alone
+    return Ruler(model, ruler, {} if plain else named, said=_space(ruler, named, reference, real))
+
+
+def _space(ruler: Yardstick, named: Mapping[str, str], reference: Path | None, real: Path | None) -> str:
+    """Say in which features distributions are compared, by whose weights, and with which real data."""
+    if ruler.features is None:
+        return "The model has no features, so distributions are not compared."
+    own = named["features"] == "model"
+    space = f"the features of model {named['features_of']}" if own else f"features {named['features']}"
+    if reference is not None:
+        to = f"data are the statistics {reference.name} (SHA-256 {named['reference_sha256']})"
+    else:
+        to = (
+            "there are no statistics of data"
+            if ruler.reference is None
+            else "data are the model's own statistics"
+        )
+    images = "" if real is None else f"; real images are {real.name} (SHA-256 {named['real_sha256']})"
+    return (
+        f"Distributions are compared in {space} (weights' SHA-256 {named['weights_sha256']}); {to}{images}."
+    )
 
 
 def _check_critic(setting: Setting, rows: list[Contestant]) -> None:
@@ -228,6 +246,17 @@ def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
         return Pictures()
 
 
+def _published(model: str, features: str, reference: Path | None) -> Published | None:
+    """What the paper reports of a preset, where the figures are of one kind: FID."""
+    from gas.comparison import Published
+    from gas.paper import figures_of
+
+    name = model.removeprefix("preset:")
+    if name == model or features != "inception" or reference is None:
+        return None
+    return Published("arXiv 2510.17699", figures_of(name))
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -241,16 +270,19 @@ def _measures(text: str) -> tuple[str, ...]:
     return tuple(_names(text)) or tuple(MEASURES)
 
 
-def _lines(setting: Setting, unseen: Pairs) -> list[str]:
+def _lines(setting: Setting, ruler: Ruler, rows: Sequence[Contestant]) -> list[str]:
     """Say what was done."""
-    budget, seeds = setting.budget, unseen.seeds
+    budget, unseen = setting.budget, ruler.yardstick.pairs
+    seeds = unseen.seeds
     settings = ", ".join(f"{name} {value}" for name, value in asdict(budget.config).items())
     told = setting.train.teacher
     teacher = f"{told.get('solver', 'unknown')} / {told.get('grid', '')}, {told.get('nfe', '?')} calls"
+    going = f"GAS goes on from GS for {budget.gas.iterations} steps of Adam against a critic."
     return [
         f"Measured on {len(unseen)} unseen seeds, {int(seeds[0])} to {int(seeds[-1])}; the teacher is {teacher}.",
         f"Learned from {len(setting.train)} pairs and chosen by {len(setting.validation)} others; classical solvers "
         f"and grids are chosen on {budget.rank} of these. Learned solvers have one start, unless their name says "
         f"another, and one optimiser, {type(budget.config).__name__}: {settings}.",
-        f"GAS goes on from GS for {budget.gas.iterations} steps of Adam against a critic.",
+        *([going] if any(row.after is not None for row in rows) else []),
+        ruler.said,
     ]

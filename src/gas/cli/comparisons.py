@@ -16,7 +16,10 @@ __all__ = ["print_comparisons", "print_distributions"]
 def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
     """Print comparisons as a table."""
     columns = ["solver", "NFE", "MSE to teacher", "L1", "PSNR dB", "Frechet to data", "to teacher"]
-    print_table(title, columns, [_cells(row) for row in rows], strong=strong)
+    cells = [
+        [*_cells(row), *(f"{mean:.4f} ± {half:.4f}" for mean, half in row.more.values())] for row in rows
+    ]
+    print_table(title, [*columns, *rows[0].more], cells, strong=strong)
 
 
 def _cells(row: Comparison) -> list[str]:

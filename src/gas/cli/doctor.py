@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from gas.cli.app import command
 from gas.cli.options import Device, Json, check_device, parse_nfes, was_given
@@ -56,10 +57,9 @@ def doctor(
             raise ValueError(f"--{wrong[0]} is for --preset: add that or leave it out")
     else:
         nfes = parse_nfes(nfe) if nfe else list(setup.nfes)
-        unit = _unit(setup, measure, device, batch, tflops)
-        told |= {"preset": setup.name, "settings": setup.told()}
-        told |= {"files": _files(setup, preset_weights, unit.parameters)}
-        told |= {"unit": asdict(unit), "cost": _cost(setup, unit, nfes)}
+        unit, lacking = _unit(setup, measure, device, batch, tflops)
+        told |= _of_preset(setup, preset_weights, unit, nfes)
+        told |= {"not counted": lacking} if lacking else {}
     if json:
         print_json(told)
         return
@@ -69,20 +69,35 @@ def doctor(
         _print(setup, told)
 
 
-def _unit(preset: Preset, measure: bool, device: str, batch: int | None, tflops: float | None) -> Unit:
+def _unit(
+    preset: Preset, measure: bool, device: str, batch: int | None, tflops: float | None
+) -> tuple[Unit | None, str]:
+    """Cost of one sample; where the network cannot be laid out for want of a package, none and which that is."""
     from gas.presets.cost import counted, measured
 
     if not measure:
         if batch is not None:
             raise ValueError("--batch is for --measure: add that or leave it out")
-        return counted(preset, tflops)
+        try:
+            return counted(preset, tflops), ""
+        except ModuleNotFoundError as error:  # files are told without it
+            return None, str(error)
     if tflops is not None:
         raise ValueError("--tflops is for an estimate: leave it out, or --measure")
     note(f"measuring the network of preset {preset.name}, of random weights, on {device} ...")
-    return measured(preset, device, batch or (1 if device == "cpu" else preset.batch))
+    return measured(preset, device, batch or (1 if device == "cpu" else preset.batch)), ""
 
 
-def _files(preset: Preset, weights: Path | None, parameters: int) -> list[dict[str, str]]:
+def _of_preset(preset: Preset, weights: Path | None, unit: Unit | None, nfes: list[int]) -> dict[str, Any]:
+    """Settings, files and, where the cost of a sample is known, what follows from it."""
+    told: dict[str, Any] = {"preset": preset.name, "settings": preset.told()}
+    told["files"] = _files(preset, weights, None if unit is None else unit.parameters)
+    if unit is None:
+        return {**told, "unit": None, "cost": []}
+    return {**told, "unit": asdict(unit), "cost": _cost(preset, unit, nfes)}
+
+
+def _files(preset: Preset, weights: Path | None, parameters: int | None) -> list[dict[str, str]]:
     """Look at every file of a preset: where it is or should be, and what it holds."""
     from gas.files import sha256
     from gas.presets.files import find_files, layout, weights_folder
@@ -99,7 +114,7 @@ def _files(preset: Preset, weights: Path | None, parameters: int) -> list[dict[s
                 row |= {"state": "bad", "place": str(found.path), "holds": str(error)}
             if found.path.is_file():
                 row |= {"bytes": f"{found.path.stat().st_size:,}", "sha256": sha256(found.path)}
-        if found.file.role == "network":
+        if found.file.role == "network" and parameters is not None:
             row["expected size"] = (
                 f"{parameters:,} parameters, {parameters / 250_000:,.0f} MB in float32 (computed)"
             )
@@ -119,6 +134,9 @@ def _print(preset: Preset, told: dict[str, Any]) -> None:
         rows = [[name, value] for name, value in row.items()]
         print_table(f"{row['file']}: {row['state']}", ["what", "value"], rows)
     unit = told["unit"]
+    if unit is None:
+        note(f"[yellow]cost and expected size are not told[/yellow]: {escape(told['not counted'])}")
+        return
     kind = "estimated from counted operations at" if unit["source"] == "counted" else "measured on"
     facts = [[name, f"{1000 * unit[name]:,.3f} ms"] for name in ("forward", "gradient", "loss", "critic")]
     facts += [

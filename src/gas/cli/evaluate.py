@@ -11,7 +11,7 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
-from gas.cli.measuring import held_out, measuring
+from gas.cli.measuring import judging, measuring
 from gas.cli.options import (
     Call,
     Compile,
@@ -29,8 +29,9 @@ from gas.cli.options import (
     parse_seeds,
     was_given,
 )
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
+from gas.cli.presets import PresetName, Settings, Weights, changed_settings, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
+from gas.cli.solver_files import load_named, warn_of_known_seeds
 
 if TYPE_CHECKING:
     from gas.artefact import Artefact
@@ -73,6 +74,19 @@ def evaluate(
     features: Features = "model",
     weights: FeatureWeights = None,
     reference: Reference = None,
+    transfer: Annotated[
+        bool,
+        typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
+    ] = False,
+    metrics: Annotated[
+        str, typer.Option(help="Judges of each sample too: lpips (to the teacher), clip-score (of prompts).")
+    ] = "",
+    metric_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets."
+        ),
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     preset: PresetName = "",
     settings: Settings = None,
@@ -90,10 +104,11 @@ def evaluate(
     grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
     it. The first file names the teacher. With --preset, the setup's model and seeds.
     """
-    own = ("solver", "nfe", "seeds", "baselines", "every", "picture", "features", "weights", "reference")
+    own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
+    own += ("metrics", "metric_weights", "features", "weights", "reference", "real")
     setup = chosen_preset(context, preset, settings, own)
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
-    artefacts = _load_named(solver, loaded)
+    artefacts = load_named(solver, loaded, transfer=transfer)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if nfe else ():
@@ -105,12 +120,12 @@ def evaluate(
     if len(chosen) < 2:
         raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
     for one in artefacts.values():
-        _warn_of_known_seeds(one, chosen)
+        warn_of_known_seeds(one, chosen)
     usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
-    images = None if real is None else held_out(loaded, real)
-    pairs = taught(loaded, master, chosen, guidance)
-    ruler, told = measuring(loaded, pairs, images, features, weights, reference)
+    pairs = taught(_as_taught(loaded, master.t_end), master, chosen, guidance)
+    ruler, told = measuring(loaded, pairs, real, features, weights, reference)
+    ruler, judged = judging(ruler, loaded, metrics, metric_weights or preset_weights)
     names = [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
@@ -120,7 +135,8 @@ def evaluate(
         note(f"wrote {picture}")
     if json:
         seeds_used = [chosen.start, chosen.stop]
-        named = {"model": loaded.name, **({"preset": preset} if preset else {}), "seeds": seeds_used, **told}
+        of = {} if setup is None else {"preset": preset, "settings": changed_settings(setup)}
+        named = {"model": loaded.name, **of, "seeds": seeds_used, **told, **judged}
         print_json({**named, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
@@ -130,23 +146,13 @@ def evaluate(
         print_distributions("the same, against real images", rows, strong=strong, data=True)
 
 
-def _load_named(paths: list[Path], model: Model) -> dict[str, Artefact]:
-    """Solver files by what they hold, GS, GAS or another, and by their file's name where that is not enough."""
-    from gas.artefact import load
-    from gas.learned.kinds import TITLES
+def _as_taught(model: Model, t_end: float) -> Model:
+    """The model as a teacher runs it that ends at another time: EDM's published networks have another schedule then."""
+    from gas.own import OwnModel
+    from gas.precision import full
+    from gas.presets import ending_at
 
-    named: dict[str, Artefact] = {}
-    for path in paths:
-        artefact = load(path)
-        artefact.check(model, artefact.document.guidance)
-        training = artefact.document.training
-        name = TITLES.get(str(training.get("solver")), "GS")
-        name = "GAS" if training.get("objective") == "gas" else name
-        name = f"{name} ({path.stem})" if name in named else name
-        if name in named:
-            raise ValueError(f"--solver {path} is named like another one: rename one of the files")
-        named[name] = artefact
-    return named
+    return ending_at(model, t_end) if isinstance(full(model), OwnModel) else model
 
 
 def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
@@ -167,12 +173,6 @@ def _warn_of_interpolation(rows: list[Comparison]) -> None:
             best = min(others, key=lambda other: other.mse)
             told = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or take that"
             note(f"[yellow]warning[/yellow]: {told}")
-
-
-def _warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
-    first, stop = artefact.document.training.get("seeds", [0, 0])
-    if max(first, chosen.start) < min(stop, chosen.stop):
-        note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")
 
 
 def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:

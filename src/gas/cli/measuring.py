@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gas.cli.screen import tracked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,20 +16,38 @@ if TYPE_CHECKING:
     from gas.model import Model
     from gas.pairs import Pairs
 
-__all__ = ["held_out", "measuring", "space", "yardstick"]
+__all__ = ["Space", "held_out", "judging", "measuring", "space", "yardstick"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Features that distributions are compared in.
+
+    Attributes:
+        samples: of a model's samples, decoded first where it has a decoder; none where it has no features.
+        images: of images in [-1, 1], where they are a published network's.
+        told: what a result says of them.
+    """
+
+    samples: Callable[[Tensor], Tensor] | None
+    images: Callable[[Tensor], Tensor] | None
+    told: dict[str, str]
 
 
 def yardstick(model: Model, pairs: Pairs, real: Tensor | None = None) -> Yardstick:
     """Measure in the model's features, where it has some, against its reference, and real images where there are."""
     from gas.compare import Yardstick
+    from gas.metrics import extract
 
-    return Yardstick(pairs, getattr(model, "features", None), getattr(model, "reference", None), real)
+    features = getattr(model, "features", None)
+    seen = None if real is None or features is None else extract(features, real)
+    return Yardstick(pairs, features, getattr(model, "reference", None), seen)
 
 
-def space(
-    model: Model, name: str, weights: Path | None
-) -> tuple[Callable[[Tensor], Tensor] | None, dict[str, str]]:
-    """Return the features that samples are compared in, and what a result says of them.
+def space(model: Model, name: str, weights: Path | None) -> Space:
+    """Return the features that samples are compared in.
 
     Args:
         model: whose samples they are.
@@ -39,29 +60,90 @@ def space(
     if name == "model":
         if weights is not None:
             raise ValueError("--weights are of a published network: name it with --features")
-        return getattr(model, "features", None), {"features": "model"}
+        return Space(getattr(model, "features", None), None, _own(model))
     from gas.features import extractor_by_name
 
     if weights is None:
         raise ValueError(f"--features {name} needs --weights: nothing is downloaded")
     extractor = extractor_by_name(name, weights, model.device)
-    return extractor.of(model), dict(extractor.told())
+    return Space(extractor.of(model), extractor, dict(extractor.told()))
+
+
+def _own(model: Model) -> dict[str, str]:
+    """What a result says of a model's own features: whose they are, and the hash of the network that has them."""
+    from gas.model import weights_hash
+
+    eyes = getattr(getattr(model, "eyes", None), "__self__", model)
+    seeing = getattr(eyes, "classifier", None)
+    digest = eyes.identity()["sha256"] if seeing is None else weights_hash(seeing)
+    return {"features": "model", "features_of": eyes.name, "weights_sha256": digest}
 
 
 def measuring(
-    model: Model, pairs: Pairs, real: Tensor | None, name: str, weights: Path | None, reference: Path | None
+    model: Model, pairs: Pairs, real: Path | None, name: str, weights: Path | None, reference: Path | None
 ) -> tuple[Yardstick, dict[str, str]]:
-    """Return what samples are measured with, and what a result says of its space and reference."""
+    """Return what samples are measured with, and what a result says of its space, reference and real images."""
     from gas.compare import Yardstick
     from gas.files import sha256
     from gas.metrics.statistics import read_statistics
 
-    seen, told = space(model, name, weights)
+    seen = space(model, name, weights)
+    told = dict(seen.told)
+    statistics = getattr(model, "reference", None) if name == "model" else None
     if reference is not None:
         statistics = read_statistics(reference, told)
-        return Yardstick(pairs, seen, statistics, real), {**told, "reference_sha256": sha256(reference)}
-    own = getattr(model, "reference", None) if name == "model" else None
-    return Yardstick(pairs, seen, own, real), told
+        told["reference_sha256"] = sha256(reference)
+    known = None
+    if real is not None:
+        known, told["real_sha256"] = _real(model, seen, real)
+    return Yardstick(pairs, seen.samples, statistics, known), told
+
+
+def judging(
+    ruler: Yardstick, model: Model, names: str, weights: Path | None
+) -> tuple[Yardstick, dict[str, str]]:
+    """Return a yardstick with judges of each sample, and what a result says of their weights.
+
+    Args:
+        ruler: to add to.
+        model: whose samples they are.
+        names: keys of :data:`gas.features.judges.JUDGES`, comma-separated.
+        weights: the folder of their weights; by default that of presets.
+
+    Raises:
+        ValueError: for an unknown name, or a model that one does not judge.
+        FileNotFoundError: when weights are missing.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        return ruler, {}
+    from gas.features.judges import judge_by_name
+    from gas.presets import weights_folder
+
+    found = {name: judge_by_name(name, model, weights_folder(weights)) for name in wanted}
+    told = {key: value for _, said in found.values() for key, value in said.items()}
+    return replace(ruler, judges={name: judge for name, (judge, _) in found.items()}), told
+
+
+def _real(model: Model, seen: Space, path: Path) -> tuple[Tensor, str]:
+    """Features ``(R, F)`` of real images, and their hash."""
+    import torch
+
+    from gas.features.real import RealImages
+    from gas.files import sha256
+    from gas.metrics import extract
+
+    idx = sorted(path.glob("*-ubyte*"))
+    if seen.images is not None and not idx:
+        images = RealImages(path)
+        parts = tracked("real images", images.batches(_BATCH), -(-len(images) // _BATCH))
+        return torch.cat([extract(seen.images, part) for part in parts]), images.sha256()
+    if seen.samples is None or (path.exists() and not idx):
+        raise ValueError(
+            f"--real {path}: pictures are seen by a published network, name it with --features and --weights; "
+            "a model's own features are measured against a folder of MNIST's IDX files alone (model mnist)"
+        )
+    return extract(seen.samples, held_out(model, path)), ",".join(map(sha256, idx))
 
 
 def held_out(model: Model, folder: Path) -> Tensor:

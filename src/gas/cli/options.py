@@ -77,7 +77,10 @@ Reference = Annotated[
 ]
 Real = Annotated[
     Path | None,
-    typer.Option(help="Folder of MNIST's IDX files (for mnist): measure against its held-out images too."),
+    typer.Option(
+        help="Real images to measure against too, with --features: an .npz with arr_0 (ADM's reference batch) or a "
+        "folder of pictures; for mnist in its own features a folder of MNIST's IDX files."
+    ),
 ]
 GasIterations = Annotated[
     int | None, typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1)

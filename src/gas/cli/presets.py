@@ -19,6 +19,7 @@ __all__ = [
     "PresetName",
     "Settings",
     "Weights",
+    "changed_settings",
     "chosen_preset",
     "model_of",
     "objective_of",
@@ -120,6 +121,14 @@ def opened(
     if setup is None:
         return load_model(model, device, precision, compiled, prompts=prompts, call=call)
     return precise(model_of(setup, weights, prompts=prompts, device=device), precision, compiled=compiled)
+
+
+def changed_settings(preset: Preset) -> dict[str, str]:
+    """Return the settings that are not the published ones, as ``--set`` takes them."""
+    from gas.presets import preset_by_name
+
+    usual = preset_by_name(preset.name).told()
+    return {name: value for name, value in preset.told().items() if value != usual[name]}
 
 
 def show_preset(preset: Preset) -> None:

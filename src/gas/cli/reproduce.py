@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,21 +11,16 @@ import typer
 
 from gas.cli.app import command
 from gas.cli.options import Json
-from gas.cli.presets import Weights
+from gas.cli.paper_line import Line, More
+from gas.cli.presets import Weights, changed_settings
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
-    from gas.paper import Cell, Measured, PaperTable
-    from gas.presets import Preset
-    from gas.presets.preset import Objective
+    from gas.paper import Measured, PaperTable
 
 __all__ = ["reproduce"]
 
-_KINDS = {"LD3": "ld3", "S4S-Alt": "s4s-alt", "GS without theory": "gs-free"}
-_BASELINES = "dpmpp-3m/log_snr,unipc-3-bh1/log_snr,ipndm-3"
 RESULTS = Path("runs/results")
-# Results whose rows are called GAS and are not the GAS of their preset.
-SPECIAL = ("imagenet-gas-classic-4.json", "afhqv2-from-ffhq-gas-4.json")
 
 
 @command("gas reproduce table2a --results runs/results")
@@ -73,8 +67,8 @@ def reproduce(
         print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
         return
     chosen = table_by_name(table)
-    more = _More(tuple(sets or ()), preset_weights, device, tuple(shlex.split(measure)))
-    lines = [_Line.of(cell, results, more) for cell in chosen.cells]
+    more = More(tuple(sets or ()), preset_weights, device, tuple(shlex.split(measure)))
+    lines = [Line.of(cell, results, more) for cell in chosen.cells]
     if go:
         _make(lines)
     told = _told(chosen, lines, results)
@@ -87,91 +81,7 @@ def reproduce(
     _print(chosen, told, results)
 
 
-@dataclass(frozen=True)
-class _More:
-    """What every cell is made with."""
-
-    sets: tuple[str, ...]
-    weights: Path | None
-    device: str
-    measure: tuple[str, ...]
-
-    def words(self) -> list[str]:
-        """As options of commands."""
-        own = ["--preset-weights", str(self.weights)] if self.weights else []
-        return own + (["--device", self.device] if self.device != "cpu" else [])
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A cell with what makes it."""
-
-    cell: Cell
-    preset: Preset
-    objective: Objective
-    nfe: int
-    solver: Path
-    result: Path
-    options: tuple[str, ...]
-    more: _More
-
-    @classmethod
-    def of(cls, cell: Cell, results: Path, more: _More) -> _Line:
-        from gas.cli.presets import solver_file
-        from gas.presets import preset_by_name
-
-        kind = _KINDS.get(cell.solver)
-        told = (*cell.sets, *((f"solver={kind}",) if kind and not cell.sets else ()), *more.sets)
-        preset = preset_by_name(cell.preset).changed(told)
-        trained = replace(preset, name=cell.trained) if cell.trained else preset
-        objective: Objective = "gas" if cell.solver.startswith("GAS") else "gs"
-        nfe = cell.nfe or preset.nfes[-1]  # the teacher's, and classical solvers', lines come with some GS
-        solver = solver_file(trained, objective, nfe)
-        if cell.solver == "GAS, classic":
-            solver = solver.with_name(f"gas-classic-{nfe}.json")
-        name = (
-            f"{cell.preset}-from-{cell.trained}-{solver.name}"
-            if cell.trained
-            else f"{cell.preset}-{solver.name}"
-        )
-        options = (*(word for setting in told for word in ("--set", setting)), *more.words())
-        return cls(cell, preset, objective, nfe, solver, results / name, options, more)
-
-    @property
-    def special(self) -> bool:
-        """Whether only its own file of results is meant: rows are called as those of another cell."""
-        return bool(self.cell.trained) or self.cell.solver == "GAS, classic"
-
-    def commands(self) -> list[list[str]]:
-        """Words of the commands that make this cell: training, where a solver is learned, and evaluation."""
-        words = ["--nfe", str(self.nfe), *self.options]
-        train = ["train", "--preset", self.cell.trained or self.cell.preset, "--objective", self.objective]
-        evaluate = ["evaluate", "--preset", self.cell.preset, "--solver", str(self.solver)]
-        baselines = ["--baselines", _BASELINES if self.cell.preset == "cifar10" else ""]
-        return [
-            [*train, *words, "--out", str(self.solver)],
-            [*evaluate, *words, *baselines, *self.more.measure, "--json"],
-        ]
-
-    def command(self) -> str:
-        """The commands as people type them."""
-        train, evaluate = (" ".join(["gas", *map(shlex.quote, words)]) for words in self.commands())
-        return f"{train} && {evaluate} > {shlex.quote(str(self.result))}"
-
-    def missing(self) -> list[str]:
-        """The published files that it needs and that are not there."""
-        from gas.presets import find_files, preset_by_name, weights_folder
-
-        wanted = {"network", "prompts", "loss", "loss weights"} | (
-            {"critic"} if self.objective == "gas" else set()
-        )
-        presets = [self.preset, *([preset_by_name(self.cell.trained)] if self.cell.trained else [])]
-        found = [one for preset in presets for one in find_files(preset, weights_folder(self.more.weights))]
-        lacking = [one.file.name for one in found if one.path is None and one.file.role in wanted]
-        return list(dict.fromkeys(lacking))
-
-
-def _make(lines: list[_Line]) -> None:
+def _make(lines: list[Line]) -> None:
     """Train and evaluate what has no result, in this process, by the commands themselves."""
     import contextlib
     import io
@@ -187,6 +97,7 @@ def _make(lines: list[_Line]) -> None:
                 f"[yellow]left out[/yellow] {line.cell.solver}, NFE {line.nfe}: {', '.join(missing)} is missing"
             )
             continue
+        line.check()
         train, evaluate = line.commands()
         printed = io.StringIO()
         for words in (evaluate,) if line.solver.exists() else (train, evaluate):
@@ -200,18 +111,16 @@ def _make(lines: list[_Line]) -> None:
         write_text(line.result, printed.getvalue())
 
 
-def _told(table: PaperTable, lines: list[_Line], results: Path) -> list[dict[str, Any]]:
+def _told(table: PaperTable, lines: list[Line], results: Path) -> list[dict[str, Any]]:
     """Every cell with what was found of it."""
     from gas.paper import read_results
     from gas.paper.results import best_of
 
     found: list[Measured] = read_results(results) if results.is_dir() else []
-    aside = {results / name for name in SPECIAL}
     rows = []
     for line in lines:
         cell = line.cell
-        mine = [one for one in found if (one.path == line.result if line.special else one.path not in aside)]
-        one = best_of(replace(cell, solver="GAS") if line.special else cell, mine)
+        one = best_of(cell, found, changed_settings(line.preset))
         ours = None if one is None else one.figures.get(cell.metric)
         row = {
             "solver": cell.solver,
@@ -225,12 +134,13 @@ def _told(table: PaperTable, lines: list[_Line], results: Path) -> list[dict[str
     return rows
 
 
-def _state(line: _Line, one: Measured | None, ours: float | None) -> str:
+def _state(line: Line, one: Measured | None, ours: float | None) -> str:
     if one is None:
         missing = line.missing()
         return f"missing; needs {', '.join(missing)}" if missing else "missing; its files are there"
     if ours is None:
-        return f"{one.path}: no {line.cell.metric} in it (--features inception and a reference)"
+        source = "a reference" if line.cell.metric == "FID" else "--real images"
+        return f"{one.path}: no {line.cell.metric} in it (--features inception and {source})"
     fewer = "" if one.samples >= line.preset.samples else f", the paper {line.preset.samples:,}"
     return f"{one.path}: {one.samples:,} samples{fewer}"
 

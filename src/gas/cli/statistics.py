@@ -31,7 +31,7 @@ def statistics(
     weights: Annotated[Path | None, typer.Option(help="Of --features: a file, or a folder.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Folder of pairs: of the teacher's samples.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="An .npz of images, arr_0 of bytes (N, H, W, 3).")
+        Path | None, typer.Option(help="An .npz of images, arr_0 of bytes (N, H, W, 3), or a folder.")
     ] = None,
     model: ModelName = "mnist",
     device: Device = "cpu",
@@ -61,11 +61,10 @@ def statistics(
 
 
 def _of_images(path: Path) -> Iterator[Tensor]:
-    from gas.metrics.statistics import read_images
+    from gas.features.real import RealImages
 
-    found = read_images(path)
-    parts = found.split(_BATCH)
-    return (part.float() / 127.5 - 1 for part in tracked("features", parts, len(parts)))
+    found = RealImages(path)
+    return tracked("features", found.batches(_BATCH), -(-len(found) // _BATCH))
 
 
 def _of_pairs(
@@ -76,8 +75,8 @@ def _of_pairs(
 
     loaded = load_model(name, device, pairs=folder)
     found = read_pairs(folder, model=loaded, hold=False)
-    seen, told = space(loaded, features, weights)
-    if seen is None:
+    found_in = space(loaded, features, weights)
+    if found_in.samples is None:
         raise ValueError(f"model {loaded.name} has no features of its own: name others with --features")
     parts = tracked("features", found.batches(_BATCH), -(-len(found) // _BATCH))
-    return (part.target for part in parts), told, seen
+    return (part.target for part in parts), found_in.told, found_in.samples

@@ -28,7 +28,7 @@ class Cell:
         comparison: its measurements; none where a sample is not finite.
         evaluations: network evaluations of learning; none where nothing is learned.
         stopped: why learning ended early, if it did.
-        seconds: that making and measuring took.
+        seconds: that making and first measuring it took; measuring it again by another ruler leaves them.
         command: that makes this cell alone.
         errors: ``(S,)`` squared error of every unseen sample, for comparing pair by pair.
         table: the solver; none for the teacher.
@@ -72,6 +72,7 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
         "frechet_data_interval": None if interval is None else (interval[0], interval[1]),
         "to_teacher": _distribution(found["to_teacher"]),
         "to_data": _distribution(found["to_data"]),
+        "more": {name: (mean, half) for name, (mean, half) in found.get("more", {}).items()},
     }
     return Comparison(**{**found, **told})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gas.compare import run
@@ -95,13 +95,18 @@ class _Filling:
             before = yield from self._before(contestant.after, nfe)
         began = time.perf_counter()
         made = (yield from self._make(contestant, nfe, before)) if known is None else known
-        cell = self._measured(contestant, nfe, made, began)
+        cell = self._measured(contestant, nfe, made)
+        seconds = (
+            round(time.perf_counter() - began, 2) if known is None or kept is None else kept.cell.seconds
+        )
+        cell = replace(cell, seconds=seconds)
         self.store.write(Kept(cell, needs, measured), self.setting.model, **_told(self.setting, cell))
         self.setting.forget(contestant.spec, nfe)
         yield cell
         return cell
 
-    def _measured(self, contestant: Contestant, nfe: int, made: Made, began: float) -> Cell:
+    def _measured(self, contestant: Contestant, nfe: int, made: Made) -> Cell:
+        """The cell, without the seconds that it took."""
         table = made.table()
         samples = run(self.setting.model, self.ruler.yardstick.pairs, table)
         comparison, errors, pictures = self.ruler.measure(contestant.label, samples, nfe)
@@ -114,7 +119,7 @@ class _Filling:
             comparison,
             made.evaluations,
             made.stopped,
-            round(time.perf_counter() - began, 2),
+            0.0,
             self.command(contestant.spec, nfe),
             errors,
             table,

@@ -30,12 +30,14 @@ class Ruler:
         yardstick: unseen pairs, features, references.
         told: what features and references these are, in plain JSON; a measurement by others is made anew.
         pictures: samples that are kept as pictures, from the first.
+        said: the same as ``told``, for people.
     """
 
     model: Model
     yardstick: Yardstick
     told: Mapping[str, Any] = field(default_factory=dict)
     pictures: int = 8
+    said: str = ""
 
     def needs(self) -> dict[str, Any]:
         """Return everything that decides a measurement, beside the solver, in plain JSON."""

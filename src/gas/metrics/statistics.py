@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch import Tensor
 from gas.files import write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
-__all__ = ["accumulate", "read_images", "read_statistics", "save_statistics"]
+__all__ = ["accumulate", "has_images", "read_images", "read_statistics", "save_statistics"]
 
 # What a published reference leaves unsaid; no distance asks for it.
 _UNSAID = 2
+# What our own say of their features.
+_SAID = ("features", "features_of", "weights_sha256")
 
 
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
@@ -92,10 +95,38 @@ def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> 
     if not path.is_file():
         raise FileNotFoundError(f"no statistics at {path}")
     found, said = _of_safetensors(path) if path.suffix == ".safetensors" else _of_npz(path)
-    for name, text in (told or {}).items():
-        if said.get(name, text) != text:
-            raise ValueError(f"{path} holds statistics of other features: {name} {said[name]}, not {text}")
+    _check(path, said, told or {})
     return found
+
+
+def _check(path: Path, said: Mapping[str, str], told: Mapping[str, str]) -> None:
+    """Refuse what says that it is of other features, or of some model's own and not of whose."""
+    for name, text in told.items():
+        if said.get(name, text) != text:
+            more = (
+                ", the model's own: make them again with gas statistics --model"
+                if "features_of" in told
+                else ""
+            )
+            raise ValueError(
+                f"{path} holds statistics of other features: {name} {said[name]}, not {text}{more}"
+            )
+    if said.get("features") == "model" and "features_of" in told and "features_of" not in said:
+        raise ValueError(
+            f"{path} holds statistics of a model's own features and does not say whose: make them again with "
+            f"gas statistics --model {told['features_of']}"
+        )
+
+
+def has_images(path: str | Path) -> bool:
+    """Whether an ``.npz`` has an ``arr_0``, without reading it.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is damaged.
+    """
+    with _archive_of(Path(path)) as archive:
+        return "arr_0" in archive
 
 
 def read_images(path: str | Path) -> Tensor:
@@ -124,10 +155,10 @@ def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
 
 
 def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
-    arrays = _arrays(path, ("mu", "sigma", "count", "features", "weights_sha256"))
+    arrays = _arrays(path, ("mu", "sigma", "count", *_SAID))
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(f"{path} has no statistics mu and sigma: make them of images with `gas statistics`")
-    said = {str(name): str(arrays[name]) for name in ("features", "weights_sha256") if name in arrays}
+    said = {name: str(arrays[name]) for name in _SAID if name in arrays}
     mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     try:
         return FeatureStatistics(mean, (cov + cov.T) / 2, int(arrays.get("count", _UNSAID))), said
@@ -147,10 +178,17 @@ def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read some arrays of an archive; one that would have to be unpickled is refused."""
+    with _archive_of(path) as archive:
+        return {name: archive[name] for name in names if name in archive}
+
+
+@contextmanager
+def _archive_of(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Open an archive whose arrays are read as they are asked for."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names if name in archive}
+            yield archive
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not an .npz of plain arrays, or is damaged: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ _NAMES = {
     "DPM++(3M)": ("dpmpp-3m",),
     "UniPC": ("unipc", "unipc-3-bh1", "unipc-3-bh2"),
     "iPNDM": ("ipndm", "ipndm-3"),
+    "GAS of FFHQ": ("GAS of ffhq",),
 }
 
 
@@ -32,6 +33,7 @@ class Measured:
             ``"coverage"``.
         samples: measured on.
         path: the file.
+        settings: of the preset that were not the published ones.
     """
 
     preset: str
@@ -40,6 +42,7 @@ class Measured:
     figures: Mapping[str, float]
     samples: int
     path: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_results(folder: Path) -> list[Measured]:
@@ -62,15 +65,26 @@ def read_results(folder: Path) -> list[Measured]:
     return found
 
 
-def best_of(cell: Cell, found: Sequence[Measured]) -> Measured | None:
-    """Return the result that belongs to a cell: of the most samples, and of those with the cell's figure first."""
-    mine = [one for one in found if _belongs(cell, one)]
+def best_of(cell: Cell, found: Sequence[Measured], settings: Mapping[str, str]) -> Measured | None:
+    """Return the result that belongs to a cell: of the most samples, and of those with the cell's figure first.
+
+    Args:
+        cell: of the paper.
+        found: results.
+        settings: that differ from the published ones, beside those that a row's name says; others' results are not it.
+    """
+    mine = [one for one in found if _belongs(cell, one) and _unnamed(one.settings) == _unnamed(settings)]
     return max(mine, key=lambda one: (cell.metric in one.figures, one.samples), default=None)
 
 
 def names_of(cell: Cell) -> tuple[str, ...]:
     """Return how a cell's rows may be called in results."""
     return _NAMES.get(cell.solver, (cell.solver,))
+
+
+def _unnamed(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings that the name of a row does not say."""
+    return {name: value for name, value in settings.items() if name not in ("solver", "objective")}
 
 
 def _belongs(cell: Cell, one: Measured) -> bool:
@@ -94,7 +108,8 @@ def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
             name = str(row["name"])
             alone = name.split(" (")[0] if not name.endswith("(teacher)") else name
             label = alone if name.endswith("(teacher)") else alone.split(" / ")[0]
-            yield Measured(preset, label, int(row["nfe"]), _figures(row, told), int(row["samples"]), path)
+            figures, settings = _figures(row, told), dict(told.get("settings") or {})
+            yield Measured(preset, label, int(row["nfe"]), figures, int(row["samples"]), path, settings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"result {path} is damaged ({type(error).__name__}: {error})") from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gas.names import named
 
-__all__ = ["TABLES", "Cell", "PaperTable", "table_by_name"]
+__all__ = ["TABLES", "Cell", "PaperTable", "figures_of", "table_by_name"]
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,24 @@ _ALL = (
         ),
     ),
 )
+
+# What rows of a comparison are called, of the paper's solvers that it names otherwise.
+_LABELS = {"DPM++(3M)": "DPM-Solver++(3M)"}
+
+
+def figures_of(preset: str) -> dict[tuple[str, int], float]:
+    """Return the FID that the paper reports of a setup's solvers, by label of a comparison's row and NFE.
+
+    >>> figures_of("ffhq")["GS", 4], figures_of("ffhq")["GS without theory", 4]
+    (10.7, 15.23)
+    """
+    return {
+        (_LABELS.get(cell.solver, cell.solver), cell.nfe): cell.value
+        for table in _ALL
+        for cell in table.cells
+        if cell.preset == preset and cell.metric == "FID" and cell.solver != "teacher" and not cell.trained
+    }
+
 
 TABLES: dict[str, PaperTable] = {table.name: table for table in _ALL}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gas.model import Model
 from gas.own import OwnModel
+from gas.precision import PreciseModel
 from gas.presets.files import need, prompts_of, weights_folder
 from gas.presets.preset import Preset
 
@@ -59,6 +60,8 @@ def ending_at(model: Model, t_end: float) -> Model:
 
     if t_end == model.t_end:
         return model
+    if isinstance(model, PreciseModel):
+        return replace(model, model=ending_at(model.model, t_end))
     if isinstance(model, OwnModel) and isinstance(model.weights, EDMNetwork):
         return model_of(model.weights, t_end=t_end, name=model.name)
     if isinstance(model, (OwnModel, PipelineModel)):

@@ -1,0 +1,74 @@
+"""Solver files of a command line: what each is called in a table, and what is odd about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gas.cli.screen import note
+
+if TYPE_CHECKING:
+    from gas.artefact import Artefact
+    from gas.model import Model
+
+__all__ = ["load_named", "warn_of_known_seeds"]
+
+
+def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> dict[str, Artefact]:
+    """Read solver files by what they hold, GS, GAS or another, and by their file's name where that is not enough.
+
+    Args:
+        paths: of solver files.
+        model: that they have to be for.
+        transfer: take those of another network too, and say whose they are.
+
+    Raises:
+        ValueError: for a solver of another model, or two of one name.
+    """
+    from gas.artefact import load
+
+    named: dict[str, Artefact] = {}
+    for path in paths:
+        artefact = load(path)
+        _check(artefact, model, transfer)
+        name = _title(artefact, model)
+        name = f"{name} ({path.stem})" if name in named else name
+        if name in named:
+            raise ValueError(f"--solver {path} is named like another one: rename one of the files")
+        named[name] = artefact
+    return named
+
+
+def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
+    guidance = artefact.document.guidance
+    try:
+        artefact.check(model, guidance, transfer=transfer)
+    except ValueError as error:
+        if transfer:
+            raise
+        try:
+            artefact.check(model, guidance, transfer=True)
+        except ValueError:
+            raise error from None
+        raise ValueError(
+            f"{error}; --transfer measures it all the same, as its samples have one shape"
+        ) from None
+
+
+def _title(artefact: Artefact, model: Model) -> str:
+    """GS, GAS or another, with what is not usual about it."""
+    from gas.learned.kinds import TITLES
+
+    training, whose = artefact.document.training, artefact.document.model or {}
+    name = TITLES.get(str(training.get("solver")), "GS")
+    if training.get("objective") == "gas":
+        name = "GAS, classic" if training.get("critic") == "classic" else "GAS"
+    other = whose.get("name", model.name)
+    return name if other == model.name else f"{name} of {other}"
+
+
+def warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
+    """Say so where seeds to measure on were trained or chosen on."""
+    first, stop = artefact.document.training.get("seeds", [0, 0])
+    if max(first, chosen.start) < min(stop, chosen.stop):
+        note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")

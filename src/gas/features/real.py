@@ -1,0 +1,104 @@
+"""Real images as official metrics have them: an ADM reference batch, or a folder of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gas.files import sha256
+from gas.metrics.statistics import has_images, read_images
+
+__all__ = ["RealImages"]
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Images on disk, seen a batch at a time.
+
+    Args:
+        path: an ``.npz`` with ``arr_0``, bytes ``(N, H, W, 1 or 3)``, or a folder of pictures of one size, at any
+            depth, in the order of their names.
+
+    Raises:
+        FileNotFoundError: when there is neither.
+        ValueError: when there are no images in it: statistics alone, say.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            raise FileNotFoundError(f"no real images at {self.path}")
+        if self.path.is_dir():
+            if not self._pictures():
+                told = ", ".join(_PICTURES)
+                raise ValueError(f"folder {self.path} holds no pictures ({told}) of real data")
+        elif not has_images(self.path):
+            raise ValueError(
+                f"{self.path} has no images arr_0: precision, recall, density and coverage need those of ADM's "
+                "reference batch or a folder of pictures; statistics mu and sigma alone are a --reference"
+            )
+
+    def sha256(self) -> str:
+        """Return the hash of the file, or of a folder's pictures in their order."""
+        if self.path.is_file():
+            return sha256(self.path)
+        return hashlib.sha256("".join(map(sha256, self._pictures())).encode()).hexdigest()
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield images ``(B, C, H, W)`` in [-1, 1], at most ``size`` at a time.
+
+        Raises:
+            ValueError: for a picture that cannot be read or is of another size than the first.
+        """
+        for part in self._bytes(size):
+            yield part.float() / 127.5 - 1
+
+    def __len__(self) -> int:
+        return len(self._pictures()) if self._stored is None else len(self._stored)
+
+    @cached_property
+    def _stored(self) -> Tensor | None:
+        """Bytes ``(N, C, H, W)`` of a file."""
+        return read_images(self.path) if self.path.is_file() else None
+
+    def _bytes(self, size: int) -> Iterator[Tensor]:
+        if self._stored is not None:
+            yield from self._stored.split(size)
+            return
+        paths, first = self._pictures(), None
+        for start in range(0, len(paths), size):
+            read = [_picture(path) for path in paths[start : start + size]]
+            first = read[0].shape if first is None else first
+            for path, image in zip(paths[start:], read, strict=False):
+                if image.shape != first:
+                    raise ValueError(
+                        f"picture {path} is {image.shape[1]} x {image.shape[2]}, the first {first[1]} x {first[2]}: "
+                        "real images have one size, that of the samples"
+                    )
+            yield torch.stack(read)
+
+    def _pictures(self) -> list[Path]:
+        return sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES)
+
+
+def _picture(path: Path) -> Tensor:
+    """Bytes ``(3, H, W)``."""
+    try:
+        from PIL import Image
+    except Exception as error:  # a broken install raises whatever it likes
+        raise ModuleNotFoundError("pictures need Pillow: pip install 'gas-solver[plot]'") from error
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:  # its readers' errors have no common class
+        raise ValueError(f"picture {path} cannot be read: {error}") from error
