@@ -26,6 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/precision.py --device $(DEVICE)
 	$(BIN)/python bench/sampler_overhead.py --device $(DEVICE)
 	$(BIN)/python bench/scheduler_step.py
+	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/page.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -17,7 +17,7 @@ with `--device cuda`. Numbers are of one machine on one day: compare them with e
 
 def main() -> None:
     """Write the page from whatever has been measured."""
-    parts = [HEAD, _memory(), _throughput(), _precision(), _sampler(), _scheduler(), _cost()]
+    parts = [HEAD, _memory(), _throughput(), _precision(), _processes(), _sampler(), _scheduler(), _cost()]
     PAGE.write_text("\n".join(filter(None, parts)))
     print(f"wrote {PAGE}")
 
@@ -117,6 +117,20 @@ def _precision() -> str:
         at = {row["name"]: row for row in found if row["way"] == way}
         lines.append(f"| {way} |" + "".join(f" {_shown(at[n])} |" for n in columns))
     return text + "\n".join(lines) + "\n"
+
+
+def _processes() -> str:
+    found = _read("processes")
+    if not found:
+        return ""
+    first = found[0]
+    said = f"\n{first['seeds']} teacher pairs of `{first['model']}`, {first['nfe']} calls each, to the same bytes: "
+    said += "[docs/processes.md](processes.md).\n\n"
+    lines = ["| | |", "|---|---|"]
+    for row in found:
+        value = f"{row['value']:.1f} s" if row["unit"] else f"{row['value']:.2f} times as fast"
+        lines.append(f"| {row['way']} | {value} |")
+    return _section("Several processes", found) + said + "\n".join(lines) + "\n"
 
 
 def _sampler() -> str:

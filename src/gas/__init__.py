@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         metrics,
         model,
         pairs,
+        processes,
         report,
         zoo,
     )
@@ -80,6 +81,7 @@ _MODULES = [
     "metrics",
     "model",
     "pairs",
+    "processes",
     "report",
     "zoo",
 ]

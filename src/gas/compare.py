@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gas import processes
 from gas.metrics import (
     Distribution,
     FeatureStatistics,
@@ -80,16 +81,18 @@ def fresh(
     )
 
 
-@torch.no_grad()
 def _samples(
     model: Model, table: Table, parts: Iterable[tuple[Tensor, Tensor | None]], guidance: float
 ) -> Tensor:
-    """Sample batches of noise and labels; the table is folded, and its coefficients read, once."""
-    folded = table.folded()
-    made = [
-        sample(model.bind(labels, guidance), noise.to(model.device), folded).cpu() for noise, labels in parts
-    ]
-    return torch.cat(made)
+    """Sample batches of noise and labels, shared by several processes; the table's coefficients are read once."""
+    folded = table.detach().folded()
+
+    @torch.no_grad()
+    def made(part: tuple[Tensor, Tensor | None]) -> Tensor:
+        noise, labels = part
+        return sample(model.bind(labels, guidance), noise.to(model.device), folded).cpu()
+
+    return torch.cat(list(processes.spread(made, parts)))
 
 
 @dataclass(frozen=True, eq=False)

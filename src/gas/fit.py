@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from gas import processes
 from gas.adversarial import Critic
 from gas.files import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
@@ -159,7 +160,7 @@ def fit(
         while True:
             if training.due():
                 record = training.validate(validation)
-                if path is not None:
+                if path is not None and processes.first():
                     save_state(path, {"identity": identity, **training.state()})
                 yield record
             if steps.iteration >= training.iterations:

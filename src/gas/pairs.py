@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from gas import processes
 from gas.columns import WhenAsked, open_columns
 from gas.files import write_bytes
 from gas.model import Model, conditions_of, decode_all, labels_of_seeds, noise_of_seeds
@@ -124,7 +126,8 @@ def write_pairs(
     Args:
         model: the model; its noise must be that of :func:`gas.model.noise_of_seeds`.
         table: the teacher.
-        folder: new, empty or of an earlier run; one writer at a time.
+        folder: new, empty or of an earlier run; one writer at a time. Of several processes
+            (:func:`gas.processes.together`) all make batches and the first writes, to the same bytes.
         spec: seeds, guidance, shard size.
         batch: samples a call of the model; a resumed run keeps that of the first.
 
@@ -136,19 +139,21 @@ def write_pairs(
         OSError: when the folder cannot be written or the disk is full; what was written stays valid.
     """
     folder, table, total = Path(folder), table.detach(), len(spec.seeds)
-    manifest = open_folder(folder, recipe_of(model, table, spec, batch))
-    todo = [entry for entry in manifest["shards"] if not is_whole(folder, entry)]
+    recipe = recipe_of(model, table, spec, batch)
+    manifest, places = processes.alone(lambda: _opened(folder, recipe))
+    recipe, todo = manifest["recipe"], [manifest["shards"][place] for place in places]
     done = resumed = total - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, total, resumed)
+    # Batch after batch through all shards, so that processes that share them are idle at most once, at the end.
+    made = processes.spread(lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo))
     for entry in todo:
-        data = save(_shard(model, table, manifest["recipe"], entry), {"recipe": manifest["recipe_sha256"]})
-        entry["sha256"] = hashlib.sha256(data).hexdigest()
-        try:
-            write_bytes(folder / entry["file"], data)
-            write_manifest(folder, manifest)
-        except OSError as error:
-            advice = f"{error.strerror}, with {done} of {total} pairs safe: make room, then {AGAIN}"
-            raise OSError(error.errno, advice, str(folder / entry["file"])) from error
+        tensors = _shard(recipe, entry, list(islice(made, -(-entry["count"] // recipe["batch"]))))
+        if processes.first():
+            try:
+                _write(folder, manifest, entry, tensors)
+            except OSError as error:
+                advice = f"{error.strerror}, with {done} of {total} pairs safe: make room, then {AGAIN}"
+                raise OSError(error.errno, advice, str(folder / entry["file"])) from error
         done += entry["count"]
         yield PairsProgress(done, total, resumed)
 
@@ -245,14 +250,39 @@ def join_pairs(parts: Sequence[Pairs]) -> Pairs:
     )
 
 
-def _shard(model: Model, table: Table, recipe: Json, entry: Json) -> dict[str, Tensor]:
-    """Make the tensors of one shard, in batches aligned to its start."""
-    index, parts = shard_index(recipe, entry), []
-    for first in range(0, entry["count"], recipe["batch"]):
-        seeds = index["seeds"][first : first + recipe["batch"]].tolist()
-        parts.append(teach(model, table, seeds, guidance=recipe["guidance"], labelled=recipe["classes"] > 0))
-    target = torch.cat([part.target for part in parts]).contiguous()  # a network may answer in channels-last
-    tensors = {"target": target, **index}
-    if "decoded" in recipe:
-        tensors["decoded"] = decode_all(model, [part.target for part in parts])
-    return checked("the teacher's answer", tensors, recipe, entry)
+def _opened(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
+    """The folder's manifest, and which of its shards are still to be made."""
+    manifest = open_folder(folder, recipe)
+    return manifest, [i for i, entry in enumerate(manifest["shards"]) if not is_whole(folder, entry)]
+
+
+def _batches(recipe: Json, entries: Sequence[Json]) -> Iterator[list[int]]:
+    """The seeds of every call of the model: batches aligned to the start of their shard."""
+    for entry in entries:
+        seeds = shard_index(recipe, entry)["seeds"]
+        yield from (part.tolist() for part in seeds.split(recipe["batch"]))
+
+
+def _batch(model: Model, table: Table, recipe: Json, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """What a shard stores of a batch."""
+    labelled = recipe["classes"] > 0
+    target = teach(model, table, seeds, guidance=recipe["guidance"], labelled=labelled).target
+    return {"target": target} | ({"decoded": decode_all(model, [target])} if "decoded" in recipe else {})
+
+
+def _shard(recipe: Json, entry: Json, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of one shard, checked."""
+    # A network may answer in channels-last; a file holds rows.
+    tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+    whole = {"target": tensors.pop("target"), **shard_index(recipe, entry), **tensors}
+    return checked("the teacher's answer", whole, recipe, entry)
+
+
+def _write(
+    folder: Path, manifest: Mapping[str, Any], entry: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Write a shard, then the manifest that has its checksum."""
+    data = save(tensors, {"recipe": manifest["recipe_sha256"]})
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    write_bytes(folder / entry["file"], data)
+    write_manifest(folder, manifest)

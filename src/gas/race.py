@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas import processes
 from gas.catalogue import Classical, candidates
 from gas.files import write_text
 from gas.learned import Kind, kind_by_name
@@ -141,7 +142,7 @@ class Race:
         if path is not None and path.exists():
             return _read(path, asked)
         chosen = yield from self._choose(model, pairs, validation, nfe, loss, kind)
-        if path is not None:
+        if path is not None and processes.first():
             write_text(path, json.dumps({**asdict(chosen), "asked": asked}))
         return chosen
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from gas import processes
 from gas.catalogue import Classical, candidates
 from gas.denoise import Denoiser
 from gas.losses import Loss
@@ -62,14 +63,12 @@ def rank_classical(
     entries = candidates(model.schedule, nfe, model.t_end) if entries is None else entries
     some = _Runner(model, pairs.subset(slice(0, first)), loss, batch)
     measured = []
-    for classical, table in entries:
-        measured.append(Measured(classical, table, some.mean_loss(table), len(some.pairs)))
-        yield measured[-1]
+    for entry in some.measured(list(entries)):
+        measured.append(entry)
+        yield entry
     measured.sort(key=finite_loss)
     every = _Runner(model, pairs, loss, batch)
-    finalists = [
-        Measured(m.classical, m.table, every.mean_loss(m.table), len(pairs)) for m in measured[:kept]
-    ]
+    finalists = every.measured([(m.classical, m.table) for m in measured[:kept]])
     yield from sorted(finalists, key=finite_loss)
 
 
@@ -113,19 +112,24 @@ class _Runner:
     batch: int
     _first: dict[int, Tensor] = field(default_factory=dict)
 
-    def mean_loss(self, table: Table) -> float:
-        return float(self.losses(table).mean())
+    def measured(self, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
+        """Measure solvers one by one; several processes share them."""
+        losses = processes.spread(lambda entry: float(self.losses(entry[1]).mean()), entries)
+        for (classical, table), loss in zip(entries, losses, strict=True):
+            yield Measured(classical, table, loss, len(self.pairs))
+
+    def losses(self, table: Table) -> Tensor:
+        """Return the loss of every pair; several processes share the batches."""
+        starts = range(0, len(self.pairs), self.batch)
+        return torch.cat(list(processes.spread(lambda start: self._losses_from(start, table), starts)))
 
     @torch.no_grad()
-    def losses(self, table: Table) -> Tensor:
-        losses = []
-        for start in range(0, len(self.pairs), self.batch):
-            part = self.pairs.subset(slice(start, start + self.batch))
-            noise = part.noise.to(self.model.device)
-            denoise = self._remembering(self.model.bind(part.labels, self.pairs.guidance), noise, start)
-            made = sample(denoise, noise, table.folded())
-            losses.append(self.loss(made, part.target.to(made)).double().cpu())
-        return torch.cat(losses)
+    def _losses_from(self, start: int, table: Table) -> Tensor:
+        part = self.pairs.subset(slice(start, start + self.batch))
+        noise = part.noise.to(self.model.device)
+        denoise = self._remembering(self.model.bind(part.labels, self.pairs.guidance), noise, start)
+        made = sample(denoise, noise, table.folded())
+        return self.loss(made, part.target.to(made)).double().cpu()
 
     def _remembering(self, denoise: Denoiser, noise: Tensor, start: int) -> Denoiser:
         def asked(x: Tensor, t: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Annotated, ParamSpec
 
 import typer
 
+from gas import processes
+
 __all__ = ["app", "command", "main"]
 
 P = ParamSpec("P")
@@ -35,8 +37,12 @@ def _options(
     _debug = debug
 
 
-def command(example: str, name: str | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def command(
+    example: str, name: str | None = None, *, shared: bool = False
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a command: its help ends with an example, its errors are one line and exit code 2.
+
+    A ``shared`` one does its work in all the processes that ``torchrun`` started; another is refused there.
 
     Bad input (ValueError, OSError, ArithmeticError, a missing optional package) is reported without a
     traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
@@ -46,7 +52,14 @@ def command(example: str, name: str | None = None) -> Callable[[Callable[P, None
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                function(*args, **kwargs)
+                if processes.launched() > 1 and not shared:
+                    raise ValueError(
+                        f"gas {name or function.__name__} runs in one process: leave torchrun out"
+                    )
+                if "device" in kwargs:
+                    kwargs["device"] = processes.local_device(str(kwargs["device"]))
+                with processes.together():
+                    function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 if _debug:
                     raise
@@ -66,7 +79,8 @@ def command(example: str, name: str | None = None) -> Callable[[Callable[P, None
 
 def main() -> None:
     """Run the command line."""
-    app()
+    with processes.quiet_but_first():
+        app()
 
 
 def _say(text: str) -> None:

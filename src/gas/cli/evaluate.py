@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gas import processes
 from gas.cli.app import command
 from gas.cli.comparisons import print_comparisons, print_distributions
 from gas.cli.measuring import judging, measuring
@@ -34,6 +35,8 @@ from gas.cli.screen import bar, note, print_json, tracked
 from gas.cli.solver_files import load_named, warn_of_known_seeds
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gas.artefact import Artefact
     from gas.catalogue import Classical
     from gas.compare import Comparison, Yardstick
@@ -50,7 +53,7 @@ __all__ = [
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
 
-@command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512")
+@command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True)
 def evaluate(
     context: typer.Context,
     solver: Annotated[
@@ -130,7 +133,7 @@ def evaluate(
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
     rows.append(ruler.measure(f"{master.label} (teacher)", pairs.target, master.nfe))
-    if picture is not None:
+    if picture is not None and processes.first():
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
     if json:
@@ -176,16 +179,21 @@ def _warn_of_interpolation(rows: list[Comparison]) -> None:
 
 
 def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
-    """Run the teacher on seeds, in memory, with a bar."""
-    from gas.pairs import join_pairs, teach
+    """Run the teacher on seeds, in memory, with a bar; several processes share the batches."""
+    from gas.model import conditions_of
+    from gas.pairs import Pairs, join_pairs, teach
 
     table = teacher.table(model.schedule)
     starts = range(seeds.start, seeds.stop, 64)
-    parts = [
-        teach(model, table, range(start, min(start + 64, seeds.stop)), guidance=guidance)
-        for start in tracked("teacher", starts, len(starts))
-    ]
-    return join_pairs(parts)
+
+    def part(start: int) -> dict[str, Tensor]:
+        made = teach(model, table, range(start, min(start + 64, seeds.stop)), guidance=guidance)
+        labels = {} if made.labels is None else {"labels": made.labels}
+        return {"seeds": made.seeds, "noise": made.noise, "target": made.target, **labels}
+
+    manifest = {"recipe": {"guidance": guidance, "teacher": {}, **conditions_of(model)}}
+    made = processes.spread(part, tracked("teacher", starts, len(starts)))
+    return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in made])
 
 
 def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:

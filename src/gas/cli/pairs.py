@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["pairs", "run_teacher"]
 
 
-@command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs")
+@command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True)
 def pairs(
     context: typer.Context,
     out: Annotated[

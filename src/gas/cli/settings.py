@@ -58,7 +58,9 @@ def adversary_of(
     """Return the adversary that :func:`adversarial_settings` describe."""
     from gas.adversary import adversary_for
     from gas.discriminator import load_discriminator
+    from gas.optimizers.critics import check_one_process
 
+    check_one_process()
     weights = settings["critic_weights"]
     config = against_of(settings["gas_iterations"], seed, batch, memory=memory)
     return adversary_for(

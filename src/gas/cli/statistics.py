@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gas import processes
 from gas.cli.app import command
 from gas.cli.options import Device, Json, ModelName, load_model
 from gas.cli.screen import note, print_json, tracked
@@ -21,7 +22,8 @@ _BATCH = 64
 
 
 @command(
-    "gas statistics --features inception --weights pt_inception.pth --images VIRTUAL_imagenet256.npz --out ref.npz"
+    "gas statistics --features inception --weights pt_inception.pth --images VIRTUAL_imagenet256.npz --out ref.npz",
+    shared=True,
 )
 def statistics(
     out: Annotated[Path, typer.Option(help="A .safetensors file, or an .npz of mu and sigma.")],
@@ -54,7 +56,8 @@ def statistics(
     else:
         batches, told, seen = _of_pairs(pairs or Path(), model, device, features, weights)
     found = accumulate(seen, batches)
-    save_statistics(out, found, told)
+    if processes.first():
+        save_statistics(out, found, told)
     note(f"wrote {out}: {found.count} samples, {len(found.mean)} features")
     if json:
         print_json({"out": str(out), "count": found.count, "size": len(found.mean), **told})

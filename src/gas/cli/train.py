@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gas import processes
 from gas.cli.app import command
 from gas.cli.follow import show
 from gas.cli.options import (
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-@command("gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json")
+@command("gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json", shared=True)
 def train(
     context: typer.Context,
     pairs: Annotated[
@@ -187,8 +188,9 @@ def train(
         **asdict(config),
         **({} if told_gas is None else {"objective": "gas", **told_gas}),
     }
-    _save(out, results, loaded, kept, held, loss, told)
-    shutil.rmtree(state, ignore_errors=True)
+    if processes.first():
+        _save(out, results, loaded, kept, held, loss, told)
+        shutil.rmtree(state, ignore_errors=True)
     _report(results, loss, len(held), solver.upper() if told_gas is None else "GAS", json)
     note(f"wrote {out}")
 

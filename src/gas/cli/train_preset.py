@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gas import processes
 from gas.cli.pairs import run_teacher
 from gas.cli.presets import model_of, pairs_folder, show_preset, solver_file
 from gas.cli.screen import bar, note, print_json, print_table
@@ -52,9 +53,12 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
         ValueError: for files that would be written over, or settings that do not fit.
         FileNotFoundError: when a published file is missing.
     """
+    from gas.optimizers.critics import check_one_process
     from gas.precision import precise
     from gas.presets import ending_at, loss_of, weights_folder
 
+    if run.objective == "gas":
+        check_one_process()
     preset, folder = run.preset, weights_folder(run.weights)
     show_preset(preset)
     if run.out is not None and len(run.nfes) > 1:
@@ -127,8 +131,9 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     if last is None:
         raise RuntimeError("the training made no report")
-    _save(run, solver, last, nfe, pairs, model)
-    state.unlink(missing_ok=True)
+    if processes.first():
+        _save(run, solver, last, nfe, pairs, model)
+        state.unlink(missing_ok=True)
     note(f"wrote {out}")
     return {
         "nfe": nfe,

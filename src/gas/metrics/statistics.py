@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gas import processes
 from gas.files import write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
@@ -28,9 +29,11 @@ _SAID = ("features", "features_of", "weights_sha256")
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
     """Return the statistics of the features of samples that come in batches, holding one at a time.
 
+    Several processes (:func:`gas.processes.together`) share the batches, to the same bits.
+
     Args:
         features: ``(B, *) -> (B, F)``.
-        batches: of samples.
+        batches: of samples, the same in every process.
 
     Raises:
         ValueError: for fewer than two samples, or features that are not finite.
@@ -39,8 +42,7 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
         Chan, Golub, LeVeque, COMPSTAT 1982, as in :func:`gas.metrics.merge`.
     """
     count, mean, scatter = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    for batch in batches:
-        seen = extract(features, batch).to("cpu", torch.float64)
+    for seen in processes.spread(lambda batch: extract(features, batch).to("cpu", torch.float64), batches):
         centre, more = seen.mean(0), len(seen)
         offset, rest = centre - mean, seen - centre
         scatter = scatter + rest.T @ rest + torch.outer(offset, offset) * (count * more / (count + more))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gas import processes
 from gas.adversarial import Critic
 from gas.losses import Loss
 from gas.memory import MODES, Recomputed, kept_calls
 from gas.model import Model
-from gas.optimizers.critics import CriticSteps, scaler_for
+from gas.optimizers.critics import CriticSteps, check_one_process, scaler_for
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.order import visited
 from gas.optimizers.relaxed import RelaxedStarts
@@ -124,6 +125,8 @@ class AdamSteps:
                 f"critics need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
                 "lower batch or make more pairs"
             )
+        if self.critics.critics:
+            check_one_process()
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.average = AveragedModel(solver, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
@@ -148,47 +151,62 @@ class AdamSteps:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self._decay()
-        chosen = self._batch()
+        indices = self._indices()
+        parts = processes.shares(len(indices))
+        own = indices[parts[processes.rank()]]
+        chosen = self.pairs.subset(own)
         noise = chosen.noise.to(self.model.device)
-        start = noise if self.relaxed is None else self.relaxed.of(self._indices(), noise)
+        start = noise if self.relaxed is None else self.relaxed.of(own, noise)
         try:
             table: Table = self.solver()
         except ValueError as error:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
         denoise = self.model.bind(chosen.labels, self.pairs.guidance)
         if self.kept is None:
-            self.kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
+            kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
+            self.kept = min(processes.everyones(kept))
         again = table.nfe - self.kept
         made = sample(Recomputed(denoise, again), start, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()
+        if len(parts) > 1:
+            loss = loss * (len(own) / len(indices))
         adversarial = self._adversarial(made, chosen, table)
         if adversarial is not None:
             loss = loss + adversarial
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        loss = self._summed(loss.detach())
         self.scaler.unscale_(self.optimizer)
         self._wait_for_turn()
         norm = nn.utils.clip_grad_norm_(self.solver.parameters(), config.clip)
         # Scaled gradients that overflow are passed over, with a smaller scale from then on.
         overflow = self.scaler.get_scale() > 1
-        if not (overflow or bool(torch.isfinite(norm))) or not bool(torch.isfinite(loss.detach())):
-            raise Diverged(f"iteration {self.iteration}: loss {float(loss.detach()):g}; lower learning_rate")
+        if not (overflow or bool(torch.isfinite(norm))) or not bool(torch.isfinite(loss)):
+            raise Diverged(f"iteration {self.iteration}: loss {float(loss):g}; lower learning_rate")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.relaxed is not None:
-            self.relaxed.move(self._indices(), noise, start)
+            self.relaxed.move(own, noise, start)
+            self.relaxed.offsets[indices] = torch.cat(processes.everyones(self.relaxed.offsets[own]))
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
-        self.evaluations += (3 * table.nfe + again) * len(chosen)
-        return float(loss.detach())
+        self.evaluations += (3 * table.nfe + again) * len(indices)
+        return float(loss)
 
-    def _batch(self) -> Pairs:
-        """The iteration's pairs."""
-        return self.pairs.subset(self._indices())
+    def _summed(self, loss: Tensor) -> Tensor:
+        """The loss of all processes' shares of the batch, whose gradients become the solver's; alone, of the batch."""
+        learned = [p for p in self.solver.parameters() if p.grad is not None]
+        if processes.count() > 1:
+            told = [loss, *(p.grad for p in learned if p.grad is not None)]
+            flat = processes.total(torch.cat([part.cpu().double().flatten() for part in told]))
+            loss, *gradients = flat.split([part.numel() for part in told])
+            for parameter, gradient in zip(learned, gradients, strict=True):
+                parameter.grad = gradient.view_as(parameter).to(parameter)
+        return loss
 
     def _indices(self) -> Tensor:
-        """Which they are."""
+        """Which pairs the iteration sees."""
         size = min(self.config.batch, len(self.pairs))
         return visited(len(self.pairs), self.iteration * size, size, self.config.seed)
 

@@ -9,11 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas import processes
 from gas.adversarial import Critic, gradient_penalty, objective_by_name
 from gas.model import weights_hash
 from gas.names import origin
 
-__all__ = ["CriticSteps", "scaler_for"]
+__all__ = ["CriticSteps", "check_one_process", "scaler_for"]
+
+
+def check_one_process() -> None:
+    """Refuse to share a training with critics: their steps amplify rounding, so that the solver would be another.
+
+    Raises:
+        ValueError: in several processes.
+    """
+    if processes.count() > 1:
+        raise ValueError(
+            "a critic learns in one process: train gas without torchrun (pairs, statistics and gs may be shared)"
+        )
 
 
 def scaler_for(half: bool) -> torch.amp.GradScaler:

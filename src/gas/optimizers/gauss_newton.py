@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gas import processes
 from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
@@ -214,9 +215,16 @@ class GaussNewtonSteps:
             table = self._table(p)
         except ValueError:  # numbers that are no table: as bad as can be
             return math.inf
-        made = sample(self._bind(chosen)(slice(None)), x, table.folded())
+        bind, folded = self._bind(chosen), table.folded()
+
+        @torch.no_grad()
+        def losses(part: slice) -> Tensor:
+            made = sample(bind(part), x[part], folded)
+            return self.loss(made, chosen.subset(part).target.to(made))
+
         self.evaluations += len(chosen) * table.nfe
-        value = float(self.loss(made, chosen.target.to(made)).mean())
+        parts = processes.shares(len(chosen)) if len(chosen) >= processes.count() else [slice(None)]
+        value = float(torch.cat(list(processes.spread(losses, parts))).mean())
         return value if math.isfinite(value) else math.inf
 
     def _parameters(self) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from gas import processes
 from gas.denoise import Denoiser
 from gas.table import Table
 
 __all__ = ["Normal", "evaluations_of", "linearize", "normal_equations", "numbers"]
+
+T = TypeVar("T")
 
 # Tangents of one batch are held at once; larger batches are split so that they stay below this many bytes.
 _TANGENT_BYTES = 2**28
@@ -108,7 +112,10 @@ def normal_equations(
         gradient += (columns @ residual).cpu()
         curvature += (columns @ columns.T).cpu()
         evaluations += spent
-    return Normal(loss / len(x), gradient / len(x), curvature / len(x), evaluations)
+    # All processes have the same derivatives; what else they computed may differ where a device rounds as it likes.
+    sums = {"loss": torch.tensor(loss, dtype=torch.float64), "gradient": gradient, "curvature": curvature}
+    mean = {name: value / len(x) for name, value in processes.alone(lambda: sums).items()}
+    return Normal(float(mean["loss"]), mean["gradient"], mean["curvature"], evaluations)
 
 
 def _residual(
@@ -117,7 +124,7 @@ def _residual(
     """Residuals ``(R,)`` and their derivatives ``(P, R)`` in float64, scaled so that the loss is their square."""
     if features is not None:
         seen = features(made)
-        moved = torch.stack([_difference(features, made, seen, v) for v in moved])
+        moved = _stacked(lambda v: _difference(features, made, seen, v), moved, seen)
         made, target = seen, features(target)
     scale = made[0].numel() ** -0.5
     return (made - target).double().flatten() * scale, moved.double().flatten(1) * scale
@@ -126,11 +133,21 @@ def _residual(
 def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, int]:
     """The answer at ``(x, t)``, its derivatives along every tangent of x and, last, in t; calls spent."""
     answer = denoise(x, t)
-    columns = [_difference(lambda y: denoise(y, t), x, answer, v) for v in moved]
     # Towards the data from the noisy half and back from the other, so that no schedule is asked outside its range.
     step = 4 * _relative_step(x) * float(t) * (-1 if float(t) > 0.5 else 1)
-    columns.append((denoise(x, t + step) - answer) / step)
-    return answer, torch.stack(columns), len(columns) + 1
+
+    def column(v: Tensor | None) -> Tensor:
+        if v is None:
+            return (denoise(x, t + step) - answer) / step
+        return _difference(lambda y: denoise(y, t), x, answer, v)
+
+    columns = _stacked(column, [*moved, None], answer)
+    return answer, columns, len(columns) + 1
+
+
+def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:
+    """Derivatives along every direction, of which several processes take each some: a batch stays whole for all."""
+    return torch.stack([made.to(like) for made in processes.spread(column, directions)])
 
 
 def _difference(function: Callable[[Tensor], Tensor], x: Tensor, at: Tensor, v: Tensor) -> Tensor:

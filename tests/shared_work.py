@@ -1,0 +1,91 @@
+"""What one process and several must do alike: run in the tests, and as the program that torchrun starts."""
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from doubles import MIXTURE, taught
+from gas import pairs, processes
+from gas.catalogue import Classical
+from gas.fit import fit
+from gas.learned import GeneralizedSolver
+from gas.losses import FeatureLoss, l1
+from gas.optimizers import Adam, GaussNewton
+
+WHERE = ["--model", "digits"]
+
+
+def gas_command(*words):
+    """Run ``python -m gas`` in this process; return its exit code and what it printed."""
+    printed, said = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["gas", *map(str, words)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(said),
+    ):
+        try:
+            runpy.run_module("gas", run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0, printed.getvalue(), said.getvalue()
+    return 0, printed.getvalue(), said.getvalue()
+
+
+def learned(folder, name, loss, config):
+    """Train on the mixture, resumably, and keep what this process ended with."""
+    table = Classical("dpmpp-2m", "time_uniform", 3, MIXTURE.t_end).table(MIXTURE.schedule)
+    solver = GeneralizedSolver.from_table(MIXTURE.schedule, table, MIXTURE.t_end)
+    data = {"validation": taught(range(500, 600), labelled=True), "checkpoint": folder / f"{name}.state"}
+    *_, last = fit(solver, MIXTURE, taught(range(101), labelled=True), loss=loss, config=config, **data)
+    ended = {"solver": solver.state_dict(), "losses": (last.start_loss, last.best_loss, last.evaluations)}
+    torch.save(ended, folder / f"{name}-{processes.rank()}.pt")
+
+
+def work(folder):
+    """Pairs, training by both optimisers and statistics, into a folder."""
+    solver = folder / "gs.json"
+    commands = [
+        f"pairs --seeds 72 --nfe 5 --batch 16 --out {folder / 'pairs'} --json",
+        f"train --pairs {folder / 'pairs'} --nfe 1 --validation 12 --iterations 2 --out {solver}",
+        f"statistics --pairs {folder / 'pairs'} --out {folder / 'statistics.safetensors'}",
+    ]
+    for line in commands:
+        words = line.split()
+        code, printed, said = gas_command(*words, *WHERE)
+        if code:
+            raise RuntimeError(f"gas {words[0]} ended with {code}: {said}")
+        if processes.first():
+            (folder / f"{words[0]}.out").write_text(printed.replace(str(folder), "FOLDER"))
+        elif printed or said:
+            raise RuntimeError(f"gas {words[0]} speaks in process {processes.rank()}: {printed}{said}")
+    learned(folder, "features", FeatureLoss(lambda x: x.sin()), GaussNewton(iterations=4))
+    learned(folder, "adam", l1, Adam(iterations=16, batch=13, relax=0.1, validate_every=8))
+
+
+def trouble(folder):
+    """What cannot be shared, and a teacher that fails in the second process alone."""
+    critic = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --out {folder / 'gas.json'}"
+    told = [gas_command(*critic.split(), *WHERE), gas_command("zoo")]
+    real = pairs.teach
+
+    def failing(*args, **kwargs):
+        if processes.rank() == 1:
+            raise OSError("the second machine's own trouble")
+        return real(*args, **kwargs)
+
+    with mock.patch.object(pairs, "teach", failing):
+        told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
+    if processes.first():
+        (folder / "trouble.out").write_text("".join(f"{code} {said}" for code, _, said in told))
+    raise SystemExit(told[-1][0])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with processes.together():
+        work(Path(sys.argv[1]))
+        trouble(Path(sys.argv[1]))
