@@ -143,7 +143,7 @@ def test_without_weight_or_say_it_is_training_without_critics_bit_for_bit(pairs,
 def test_fakes_and_reals_are_of_different_noise(pairs):
     steps = AdamSteps(new(), MODEL, pairs, None, Adam(batch=100))
     for steps.iteration in range(12):
-        batch = steps._batch()
+        batch = pairs.subset(steps._indices())
         other = steps._others(batch)
         assert len(other) == 100
         assert not bool(torch.isin(batch.seeds, other.seeds).any())
@@ -166,7 +166,7 @@ def test_the_authors_pairing_lets_the_critic_learn_on_noise_of_no_pair(pairs):
         [Critic("spy", Spy())],
         "paired",
     )
-    batch = steps._batch()
+    batch = pairs.subset(steps._indices())
     steps.step()
     fake, real, of_real, of_fake = seen
     assert torch.equal(real, batch.target)

@@ -422,3 +422,14 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     run("statistics", "--images", tmp_path / "adm.npz", *told, "--out", out)
     assert read_statistics(out).count == 3
     assert "either --pairs or --images" in run("statistics", "--out", out, code=2).stderr
+
+
+def test_the_same_statistics_are_the_same_bytes(tmp_path):
+    """safetensors writes several notes in an order of chance."""
+    made = accumulate(lambda x: x, [torch.arange(12.0).reshape(6, 2)])
+    told = {name: f"{name}'s é" for name in ("features", "features_of", "weights_sha256", "a", "b", "c")}
+    files = {save_statistics(tmp_path / "s.safetensors", made, told).read_bytes() for _ in range(8)}
+    assert len(files) == 1
+    read = read_statistics(tmp_path / "s.safetensors", told)
+    assert torch.equal(read.cov, made.cov)
+    assert torch.equal(read.mean, made.mean)

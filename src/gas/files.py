@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_state", "save_state", "sha256", "write_bytes", "write_text", "write_with"]
+__all__ = ["in_order", "load_state", "save_state", "sha256", "write_bytes", "write_text", "write_with"]
 
 
 def write_with(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -55,6 +56,20 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 ``text`` to ``path`` so that it is whole or absent."""
     return write_bytes(path, text.encode())
+
+
+def in_order(data: bytes) -> bytes:
+    """Return a safetensors file's bytes with its metadata in the order of their names.
+
+    The library writes several in an order that chance decides, so that the same content would be different bytes.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:

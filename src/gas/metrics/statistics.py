@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gas import processes
-from gas.files import write_bytes
+from gas.files import in_order, write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
 __all__ = ["accumulate", "has_images", "read_images", "read_statistics", "save_statistics"]
@@ -79,7 +79,7 @@ def save_statistics(
         "cov": statistics.cov.contiguous(),
         "count": torch.tensor(statistics.count),
     }
-    return write_bytes(path, save(tensors, dict(told or {})))
+    return write_bytes(path, in_order(save(tensors, dict(told or {}))))
 
 
 def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> FeatureStatistics:
