@@ -46,12 +46,13 @@ def learned(folder, name, loss, config):
 
 
 def work(folder):
-    """Pairs, training by both optimisers and statistics, into a folder."""
+    """Pairs, training by both optimisers, statistics and an evaluation, into a folder."""
     solver = folder / "gs.json"
     commands = [
         f"pairs --seeds 72 --nfe 5 --batch 16 --out {folder / 'pairs'} --json",
         f"train --pairs {folder / 'pairs'} --nfe 1 --validation 12 --iterations 2 --out {solver}",
         f"statistics --pairs {folder / 'pairs'} --out {folder / 'statistics.safetensors'}",
+        f"evaluate --solver {solver} --seeds 50000:50016 --json",
     ]
     for line in commands:
         words = line.split()

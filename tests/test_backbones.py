@@ -143,9 +143,18 @@ def test_decoding_is_the_pipelines_own(family):
 
 def test_decoded_losses_reach_the_latents(sd):
     x = sd.noise([0]).requires_grad_()
-    loss = gas.losses.FeatureLoss(sd.decode)
-    loss(x, torch.zeros_like(x)).sum().backward()
-    assert float(x.grad.abs().max()) > 0
+    calls, found = [], {}
+
+    def decode(latents):
+        calls.append(len(latents))
+        return sd.decode(latents)
+
+    for recompute in (False, True):
+        loss = gas.losses.FeatureLoss(decode, recompute=recompute)(x, torch.zeros_like(x)).sum()
+        (found[recompute],) = torch.autograd.grad(loss, x)
+    assert len(calls) == 2 + 3  # of both samples, and once more in the backward pass
+    assert float(found[True].abs().max()) > 0
+    assert torch.equal(found[True], found[False])
 
 
 # --- pairs ----------------------------------------------------------------------------------------------

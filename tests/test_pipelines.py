@@ -32,6 +32,8 @@ GUIDANCE = {"ddpm": 1.0, "ldm": 1.0, "flux": 3.5}
 NFE = 2
 # Asked for one sample a call: in a batch its text encoder's last bits differ (2e-7), which end as 1.5e-5 in a latent.
 ALONE = ("sdxl",)
+# Whose network is asked alike in both: to the bit. DDPM, DiT, SD3 and Stable Audio round elsewhere, by a few bits.
+EXACT = ("ldm", "sd1", "sd2", "sdxl", "flux", "wan", "ltx")
 
 
 def model_of(family, **more):
@@ -80,7 +82,7 @@ def expected(family, model, table):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Every family learned, its pipeline saved with the learned scheduler in it, and what it should make."""
+    """Every family learned, its pipeline saved, and what it should make."""
     folder = tmp_path_factory.mktemp("pipelines")
     records = {}
     for family in pipelines.FAMILIES:
@@ -162,6 +164,7 @@ def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, reco
     difference, again, size = fresh[family]
     record_property(f"{family}, of values up to {size:.1f}", f"{difference:.1e}")
     assert difference < 1e-5
+    assert family not in EXACT or difference == 0.0
     assert again == 0.0
     assert size > 0.1
 

@@ -97,6 +97,11 @@ def test_statistics_are_the_same_file(folders):
     assert same(folders, "statistics.safetensors")
 
 
+def test_an_evaluation_says_the_same(folders):
+    assert json.loads((folders[1] / "evaluate.out").read_text())["rows"]
+    assert same(folders, "evaluate.out")
+
+
 def test_what_cannot_be_shared_or_fails_in_one_process_is_one_clear_line(folders):
     _, two, code = folders
     critic, zoo, failed = (two / "trouble.out").read_text().replace("\n2 ", "\n\n2 ").split("\n\n")
@@ -260,6 +265,12 @@ def test_pairs_are_those_of_one_resumed_and_damaged_ones_too(tmp_path):
     assert "holds pairs of other settings" in other[0]
     assert other[1].startswith("ValueError: process 0: ")
     assert contents(two) == contents(one)
+
+
+def test_none_has_made_pairs_before_all_are_written(tmp_path, monkeypatch):
+    real = gas.pairs.write_bytes
+    monkeypatch.setattr(gas.pairs, "write_bytes", lambda *told: (time.sleep(0.2), real(*told)))
+    assert in_two(lambda: [write(tmp_path)[-1], len(gas.read_pairs(tmp_path))]) == [[21, 21]] * 2
 
 
 def test_a_full_disk_of_the_first_process_stops_all_and_room_lets_them_go_on(tmp_path, monkeypatch):

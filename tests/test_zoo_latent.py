@@ -1,6 +1,7 @@
 """The zoo's latent pipelines: digits as prompted, solvers served by the pipeline itself, recipes that train."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,13 @@ from typer.testing import CliRunner
 
 import gas
 from gas import zoo
-from gas.adversary import adversary_for
+from gas.adversary import GAS, adversary_for
 from gas.backbones.families import family_of
 from gas.catalogue import Classical
 from gas.cli import app
+from gas.distill import against
 from gas.model import Model, labels_of_seeds
+from gas.optimizers import AdamSteps
 from gas.zoo import data
 from gas.zoo.latent import build, model, parts, recipes, train
 
@@ -79,11 +82,22 @@ def test_samples_are_measured_decoded_against_real_images(latent, measuring):
     assert latent.reference is not None and latent.reference.count == 1000
 
 
-def test_a_critic_is_known_for_its_latents(latent):
+def test_a_solver_learns_against_a_critic_of_its_latents(latent):
     table = Classical("ddim", "log_snr", 2, latent.t_end).table(latent.schedule)
-    pairs = gas.pairs.teach(latent, table, range(2), guidance=2.0)
-    (critic,) = adversary_for(latent, pairs, watched=2).critics()
-    assert critic.logits(pairs.target, None).shape[0] == 2
+    pairs, others = gas.pairs.teach(latent, table, range(8), guidance=2.0).split(2)
+    config = replace(GAS, iterations=3, batch=2, validate_every=3)
+    adversary = adversary_for(latent, pairs, config=config, watched=4)
+    (critic,) = adversary.critics()
+    assert critic.logits(pairs.target[:2], None).shape[0] == 2
+    start = Classical("ddim", "time_uniform", 1, latent.t_end).table(latent.schedule)
+    solver = gas.GeneralizedSolver.from_table(latent.schedule, start, latent.t_end)
+    steps = AdamSteps(solver, latent, pairs, gas.losses.l1, config, adversary.weighed(1.0), "independent")
+    before = [number.detach().clone() for number in solver.parameters()]
+    assert all(math.isfinite(steps.step()) for _ in range(3))
+    assert any(not torch.equal(a, b) for a, b in zip(before, solver.parameters(), strict=True))
+    first, *_, last = against(adversary, solver, latent, pairs, others)
+    assert last.iteration == 3
+    assert last.best_loss <= first.start_loss
 
 
 def test_every_digit_is_one_token_and_nothing_else_is_a_digit():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gas.names import named
 
@@ -61,12 +62,20 @@ class FeatureLoss:
 
     Args:
         features: ``(B, *) -> (B, F...)``, differentiable and in evaluation mode.
+        recompute: whether to compute them again in the backward pass instead of keeping their graph: where they are a
+            large decoder, ``FeatureLoss(model.decode, recompute=True)``. The same gradient.
     """
 
     features: Callable[[Tensor], Tensor]
+    recompute: bool = False
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return l2(self.features(student), self.features(teacher))
+        seen = (
+            checkpoint(self.features, student, use_reentrant=False)
+            if self.recompute
+            else self.features(student)
+        )
+        return l2(seen, self.features(teacher))
 
 
 LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "pseudo_huber": PseudoHuber()}

@@ -155,6 +155,8 @@ def write_pairs(
                 advice = f"{error.strerror}, with {done} of {total} pairs safe: make room, then {AGAIN}"
                 raise OSError(error.errno, advice, str(folder / entry["file"])) from error
         done += entry["count"]
+        if done == total:
+            processes.everyones(None)  # nobody reads before the last shard is written
         yield PairsProgress(done, total, resumed)
 
 

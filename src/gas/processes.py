@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,7 +113,8 @@ def together() -> Iterator[None]:
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    # A batch may take hours; a process that is killed is seen at once whatever the timeout.
+    distributed.init_process_group("gloo", timeout=timedelta(days=1))
     _here = _Here(distributed.get_rank(), distributed.get_world_size())
     try:
         yield
@@ -168,7 +170,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def shares(size: int) -> list[slice]:
-    """Return which rows of a batch each process takes: as many each, the first ones one more where it must be.
+    """Return which rows of a batch each process takes: as many each, give or take one.
 
     Raises:
         ValueError: when there are fewer rows than processes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
@@ -79,6 +80,9 @@ def command(
 
 def main() -> None:
     """Run the command line."""
+    # What these libraries advise on import is about neither the command nor anything its user can change.
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
     with processes.quiet_but_first():
         app()
 

@@ -128,11 +128,19 @@ def clean(output: Tensor, y: Tensor, p: float | Tensor, q: float | Tensor) -> Te
 
     Of plain numbers in one way, whoever asks: at the first steps ``p`` is large, and a product that is rounded before
     it is added, or not, would be the largest difference between a pipeline and :func:`gas.sample`.
+
+    Args:
+        output: the network's answer, ``(B, *)``.
+        y: the state that it was asked at, of the same shape.
+        p, q: numbers, or scalar tensors where derivatives are wanted.
+
+    Returns:
+        The estimate of the clean sample, in the wider of both dtypes.
     """
     if isinstance(p, Tensor) or isinstance(q, Tensor):
         return p * y + q * output
     wide = torch.promote_types(y.dtype, output.dtype)
-    return torch.add(y.to(wide) * p, output, alpha=q) if p else output * q
+    return torch.add(y.to(wide) * p, output, alpha=q) if p else output.to(wide) * q
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
