@@ -1,4 +1,4 @@
-"""Pipelines as people use them: images to start from, adapters, offloading, rounded weights, other resolutions."""
+"""Pipelines as people use them: what a solver was made for, images to start from, inpainting."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from gas.table import Table
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "is_learned"]
 
 # A float, or a float64 scalar that is being learned.
 Weight = float | Tensor
@@ -91,7 +91,7 @@ def _weighted(terms: dict[int, Weight], past: dict[int, Tensor], dtype: torch.dt
 def _rows(table: Table, fold: bool | None) -> list[dict[int, Weight]]:
     """What each row weighs; numbers that are not being learned are read once, and again only if they changed."""
     parts = (table.states, table.outputs)
-    if any(_learned(part) or part.is_inference() for part in parts):
+    if any(is_learned(part) or part.is_inference() for part in parts):
         return _read(table, fold)
     return _read_once(table, fold, *(part._version for part in parts))
 
@@ -113,7 +113,7 @@ def _read(table: Table, fold: bool | None) -> list[dict[int, Weight]]:
 
 def _terms(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
     """Numbers that are being learned stay tensors, zeros among them; of others zeros are left out."""
-    learned = _learned(weights)
+    learned = is_learned(weights)
     rows = [row.unbind() for row in weights.unbind()] if learned else weights.tolist()
     return [
         {key: w for key, w in zip(keys, row, strict=True) if key // 2 <= n and (learned or w)}
@@ -121,6 +121,6 @@ def _terms(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
     ]
 
 
-def _learned(weights: Tensor) -> bool:
-    """Whether a derivative is wanted, backward or forward."""
+def is_learned(weights: Tensor) -> bool:
+    """Return whether a derivative is wanted, backward or forward."""
     return weights.requires_grad or unpack_dual(weights).tangent is not None

@@ -39,7 +39,7 @@ class RealImages:
         if not self.path.exists():
             raise FileNotFoundError(f"no real images at {self.path}")
         if self.path.is_dir():
-            if not self._pictures():
+            if not self._pictures:
                 told = ", ".join(_PICTURES)
                 raise ValueError(f"folder {self.path} holds no pictures ({told}) of real data")
         elif not has_images(self.path):
@@ -52,7 +52,7 @@ class RealImages:
         """Return the hash of the file, or of a folder's pictures in their order."""
         if self.path.is_file():
             return sha256(self.path)
-        return hashlib.sha256("".join(map(sha256, self._pictures())).encode()).hexdigest()
+        return hashlib.sha256("".join(map(sha256, self._pictures)).encode()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield images ``(B, C, H, W)`` in [-1, 1], at most ``size`` at a time.
@@ -64,7 +64,7 @@ class RealImages:
             yield part.float() / 127.5 - 1
 
     def __len__(self) -> int:
-        return len(self._pictures()) if self._stored is None else len(self._stored)
+        return len(self._pictures) if self._stored is None else len(self._stored)
 
     @cached_property
     def _stored(self) -> Tensor | None:
@@ -75,7 +75,7 @@ class RealImages:
         if self._stored is not None:
             yield from self._stored.split(size)
             return
-        paths, first = self._pictures(), None
+        paths, first = self._pictures, None
         for start in range(0, len(paths), size):
             read = [_picture(path) for path in paths[start : start + size]]
             first = read[0].shape if first is None else first
@@ -87,7 +87,9 @@ class RealImages:
                     )
             yield torch.stack(read)
 
+    @cached_property
     def _pictures(self) -> list[Path]:
+        """Of a folder, in the order of their names."""
         return sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES)
 
 

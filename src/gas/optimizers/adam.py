@@ -196,13 +196,14 @@ class AdamSteps:
 
     def _summed(self, loss: Tensor) -> Tensor:
         """The loss of all processes' shares of the batch, whose gradients become the solver's; alone, of the batch."""
-        learned = [p for p in self.solver.parameters() if p.grad is not None]
-        if processes.count() > 1:
-            told = [loss, *(p.grad for p in learned if p.grad is not None)]
-            flat = processes.total(torch.cat([part.cpu().double().flatten() for part in told]))
-            loss, *gradients = flat.split([part.numel() for part in told])
-            for parameter, gradient in zip(learned, gradients, strict=True):
-                parameter.grad = gradient.view_as(parameter).to(parameter)
+        if processes.count() == 1:
+            return loss
+        learned = {p: p.grad for p in self.solver.parameters() if p.grad is not None}
+        told = [loss, *learned.values()]
+        flat = processes.total(torch.cat([part.cpu().double().flatten() for part in told]))
+        loss, *gradients = flat.split([part.numel() for part in told])
+        for parameter, gradient in zip(learned, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter)
         return loss
 
     def _indices(self) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from gas.integrations.diffusers.config import translated
 from gas.schedule import Flow, Schedule, VPDiscrete
+from gas.stepper import is_learned
 
 __all__ = ["PREDICTIONS", "Process", "ProcessDenoiser", "clean", "process_of", "schedule_of"]
 
@@ -119,8 +119,7 @@ class ProcessDenoiser:
         p, q = process.conversion(t)
         told = process.told(t).to(x.device, torch.float32).expand(len(x))
         output = self.network(x * process.input_scale(t) if process.kind == "edm" else x, told)
-        learned = t.requires_grad or unpack_dual(t).tangent is not None
-        return clean(output, x, p, q) if learned else clean(output, x, p.item(), q.item())
+        return clean(output, x, p, q) if is_learned(t) else clean(output, x, p.item(), q.item())
 
 
 def clean(output: Tensor, y: Tensor, p: float | Tensor, q: float | Tensor) -> Tensor:
