@@ -1,0 +1,156 @@
+"""What can only be seen on a CUDA device: the same numbers as on a processor, flat memory, graphs, and the commands."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import gas
+from gas import zoo
+from gas.catalogue import Classical
+from gas.cli import app
+from gas.cuda_graphs import CudaGraphed, CudaGraphs
+from gas.memory import Recomputed
+from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps
+from gas.optimizers.jacobian import linearize
+from gas.pairs import teach
+from gas.precision import untruncated
+from gas.sample import sample
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return zoo.load("digits").to("cuda")
+
+
+@pytest.fixture(scope="module")
+def table(digits):
+    return Classical("unipc-3-bh2", "log_snr", 6, 1e-3).table(digits.schedule)
+
+
+@pytest.fixture(scope="module")
+def pairs(digits):
+    teacher = Classical("unipc-3-bh2", "log_snr", 20, 1e-3).table(digits.schedule)
+    return teach(digits, teacher, range(96))
+
+
+def run(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_seed_gives_the_sample_that_it_gives_on_a_processor(digits, table):
+    other = zoo.load("digits")
+    with torch.no_grad(), untruncated():
+        here = sample(digits.bind(None), digits.noise(range(8)), table)
+        there = sample(other.bind(None), other.noise(range(8)), table)
+    assert torch.equal(digits.noise(range(8)).cpu(), other.noise(range(8)))
+    torch.testing.assert_close(here.cpu(), there, rtol=0, atol=2e-5)
+
+
+def test_derivatives_are_those_of_a_processor_whatever_torch_truncates(digits, pairs, table):
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    solver = gas.GeneralizedSolver(digits.schedule, 4, 1e-3)
+    work = GaussNewtonSteps(solver, digits, pairs, gas.losses.l2, GaussNewton(batch=24))
+    work.step()
+    other = zoo.load("digits")
+    plain = gas.GeneralizedSolver(other.schedule, 4, 1e-3)
+    reference = GaussNewtonSteps(plain, other, pairs, gas.losses.l2, GaussNewton(batch=24))
+    reference.step()
+    error = (work.curvature - reference.curvature).norm() / reference.curvature.norm()
+    assert error < 1e-3
+    _, truncated, _ = linearize(digits.bind(None), digits.noise(range(8)), table)
+    with untruncated():
+        _, exact, _ = linearize(digits.bind(None), digits.noise(range(8)), table)
+    assert (truncated - exact).norm() / exact.norm() > 1e-3  # what the guard is there for
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_graphs_answer_as_the_network_does(digits, table, precision):
+    model = gas.precision.precise(digits, precision)
+    graphed = CudaGraphed(model.bind(None))
+    for seeds in (range(8), range(8, 16)):
+        x = digits.noise(seeds)
+        with torch.no_grad():
+            torch.testing.assert_close(sample(graphed, x, table), sample(model.bind(None), x, table))
+
+
+def test_graphs_are_shared_by_batches_of_other_labels(digits, table):
+    graphs, answers = CudaGraphs(digits), []
+    for labels in (torch.arange(8), torch.arange(8).flip(0)):
+        x = digits.noise(range(8))
+        with torch.no_grad():
+            answers.append(sample(graphs.bind(labels), x, table))
+            torch.testing.assert_close(answers[-1], sample(digits.bind(labels), x, table))
+    assert not torch.allclose(*answers)
+    assert len(graphs._bound) == 1
+
+
+def peak_of_training(model, pairs, nfe, memory):
+    solver = gas.GeneralizedSolver(model.schedule, nfe, model.t_end)
+    work = AdamSteps(solver, model, pairs, gas.losses.l2, Adam(batch=48, memory=memory))
+    work.step()
+    torch.cuda.synchronize()
+    begun = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work.step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - begun
+
+
+def test_peak_memory_does_not_grow_with_nfe(digits, pairs):
+    flat, fast = (
+        [peak_of_training(digits, pairs, nfe, memory) for nfe in (4, 10)] for memory in ("flat", "fast")
+    )
+    assert flat[1] < 1.15 * flat[0]
+    assert fast[1] > 2 * fast[0]
+
+
+def test_gradients_of_flat_memory_are_those_of_the_stored_graph(digits, pairs):
+    found = []
+    for again in (0, 3):
+        solver = gas.GeneralizedSolver(digits.schedule, 6, 1e-3)
+        with untruncated():
+            made = sample(Recomputed(digits.bind(pairs.labels), again), pairs.noise.cuda(), solver().folded())
+            (made - pairs.target.cuda()).square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in solver.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6 * float(found[0].abs().max()))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_at_less_precision_learns(digits, pairs, precision):
+    model = gas.precision.precise(digits, precision)
+    solver = gas.GeneralizedSolver(digits.schedule, 4, 1e-3)
+    config = Adam(iterations=40, batch=24, validate_every=40)
+    *_, last = gas.fit(
+        solver, model, pairs.subset(slice(0, 64)), validation=pairs.subset(slice(64, 96)), config=config
+    )
+    assert last.best_loss < 0.7 * last.start_loss
+
+
+def test_the_commands_take_a_device(tmp_path):
+    on = ["--model", "digits", "--device", "cuda"]
+    run("pairs", *on, "--seeds", 160, "--out", tmp_path / "pairs")
+    solver = tmp_path / "solver.json"
+    run("train", *on, "--pairs", tmp_path / "pairs", "--nfe", 4, "--out", solver)
+    told = run("evaluate", *on, "--solver", solver, "--seeds", "50000:50064", "--json")
+    assert json.loads(told)
+    pictures = {}
+    for name, more in (("plain", []), ("graphs", ["--cuda-graphs"])):
+        out = tmp_path / f"{name}.safetensors"
+        run("sample", *on, "--solver", solver, "--seeds", 40, "--batch", 16, "--out", out, *more)
+        pictures[name] = out.read_bytes()
+    from safetensors.torch import load
+
+    plain, graphs = (load(pictures[name])["samples"] for name in ("plain", "graphs"))
+    torch.testing.assert_close(plain, graphs, rtol=0, atol=1e-3)
+
+
+def test_a_critic_learns_on_the_device(digits, pairs, tmp_path):
+    run("pairs", "--model", "digits", "--device", "cuda", "--seeds", 256, "--out", tmp_path / "pairs")
+    words = ["train", "--model", "digits", "--device", "cuda", "--pairs", tmp_path / "pairs", "--nfe", 3]
+    run(*words, "--objective", "gas", "--gas-iterations", 20, "--out", tmp_path / "gas.json")
