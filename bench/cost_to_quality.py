@@ -32,9 +32,10 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="ours")
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--validation", type=int, default=1000)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/cost"))
     options = parser.parse_args()
-    model = gas.zoo.load(options.model)
+    model = gas.zoo.load(options.model).to(options.device)
     pairs, validation = gas.pairs.read_pairs(options.pairs, model=model).split(options.validation)
     out = options.out / f"{options.model}-{options.nfe}-{options.recipe}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,11 @@ def main() -> None:
         seconds = round(spent + time.process_time() - started, 1)
         curve.append({"evaluations": evaluations, "loss": loss, "best": best, "cpu_seconds": seconds})
         told = {"model": options.model, "nfe": options.nfe, "recipe": options.recipe, "pairs": len(pairs)}
-        told |= {"validation": len(validation), "command": rows.command(), "machine": rows.machine()}
+        told |= {
+            "validation": len(validation),
+            "command": rows.command(),
+            "machine": rows.machine(options.device),
+        }
         out.write_text(json.dumps({**told, "curve": curve}, indent=1))
         print(f"{evaluations:10d} evaluations {seconds:8.1f} s  loss {loss:.6f}  best {best:.6f}", flush=True)
 

@@ -37,10 +37,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--validation", type=int, default=400)
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/family"))
     parser.add_argument("--solver", type=Path, help="Write the family's solver file here, member by member.")
     options = parser.parse_args()
-    model, nfes = gas.zoo.load(options.model), parse_nfes(options.nfe)
+    model, nfes = gas.zoo.load(options.model).to(options.device), parse_nfes(options.nfe)
     pairs, validation = gas.pairs.read_pairs(options.pairs, model=model).split(options.validation)
     name = f"{options.model}-{'alone' if options.alone else 'family'}"
     out, state = options.out / f"{name}.json", Path("runs/family") / name

@@ -44,7 +44,7 @@ def main() -> None:
         print(json.dumps(_cell(**json.loads(options.cell))))
         return
     found = [_measured(options, cell) for cell in _cells(options)]
-    rows.write("memory", [row for pair in found for row in pair])
+    rows.write("memory", [row for pair in found for row in pair], options.device)
 
 
 def _cells(options: argparse.Namespace) -> list[dict[str, object]]:

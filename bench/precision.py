@@ -1,4 +1,4 @@
-"""What bf16, fp16, torch.compile and CUDA graphs gain and change: ``python bench/precision.py --help``.
+"""What TF32, bf16, fp16, torch.compile and CUDA graphs gain and change: ``python bench/precision.py --help``.
 
 Time a call, the largest and mean deviation of a solver's samples from float32's on the same noise, and the error to a
 float32 teacher that the solver is left with.
@@ -12,7 +12,7 @@ import torch
 
 import gas
 from gas.cuda_graphs import CudaGraphed
-from gas.precision import precise
+from gas.precision import precise, untruncated
 
 
 def main() -> None:
@@ -31,9 +31,11 @@ def main() -> None:
     plain = gas.zoo.load(options.model).to(options.device)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, plain.t_end).table(plain.schedule)
     table = gas.Classical("unipc-3-bh2", "log_snr", options.nfe, plain.t_end).table(plain.schedule)
-    pairs = gas.pairs.teach(plain, teacher, range(options.samples))
-    exact, found = _samples(plain.bind(pairs.labels), pairs, table, options.device), []
-    for way, denoise in _ways(plain, pairs.labels, options).items():
+    with untruncated():
+        pairs = gas.pairs.teach(plain, teacher, range(options.samples))
+    ways = _ways(plain, pairs.labels, options)
+    exact, found = _samples(ways["float32"], pairs, table, options.device), []
+    for way, denoise in ways.items():
         made = _samples(denoise, pairs, table, options.device)
         off, error = (made - exact).abs(), float((made - pairs.target).square().mean())
         told = [
@@ -45,18 +47,31 @@ def main() -> None:
         print(way, "; ".join(f"{name} {value:.4g} {unit}".strip() for name, value, unit in told), flush=True)
         at = {"way": way, "model": options.model, "nfe": options.nfe, "samples": options.samples}
         found += [rows.row(name, value, unit, options.device, **at) for name, value, unit in told]
-    rows.write("precision", found)
+    rows.write("precision", found, options.device)
 
 
 def _ways(plain: gas.zoo.ZooModel, labels: torch.Tensor, options: argparse.Namespace) -> dict:
     """Every way of asking, by name; compiling changes the network, so it comes last."""
     ways = {way: precise(plain, way).bind(labels) for way in options.ways}
-    if options.device.startswith("cuda"):
-        ways |= {f"{way}, CUDA graphs": CudaGraphed(ways[way]) for way in options.ways}
+    if options.device.startswith("cuda"):  # where torch's float32 is TF32, unless it is told otherwise
+        ways = {"float32": _exact(plain.bind(labels)), "tf32": plain.bind(labels)} | {
+            way: ways[way] for way in options.ways if way != "float32"
+        }
+        ways |= {f"{way}, CUDA graphs": CudaGraphed(ways[way]) for way in list(ways)}
     if options.compile:
         other = gas.zoo.load(options.model).to(options.device)
         ways |= {f"{way}, compiled": precise(other, way, compiled=True).bind(labels) for way in options.ways}
     return ways
+
+
+def _exact(denoise: gas.denoise.Denoiser) -> gas.denoise.Denoiser:
+    """The same without TF32."""
+
+    def asked(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with untruncated():
+            return denoise(x, t)
+
+    return asked
 
 
 @torch.no_grad()

@@ -33,9 +33,9 @@ def row(name: str, value: float, unit: str, device: str = "cpu", **more: object)
     return {"name": name, "value": float(f"{value:.5g}"), "unit": unit, **told, **more}
 
 
-def write(name: str, rows: list[dict[str, object]]) -> Path:
-    """Write the rows of one benchmark, one a line, and say where they are."""
-    path = RESULTS / f"{name}.json"
+def write(name: str, rows: list[dict[str, object]], device: str = "cpu") -> Path:
+    """Write the rows of one benchmark, one a line, a CUDA device's beside a processor's; say where they are."""
+    path = RESULTS / (f"{name}-cuda.json" if device.startswith("cuda") else f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     print(f"wrote {path}")

@@ -62,7 +62,7 @@ def main() -> None:
             for name, way, value, unit in measured(shape, nfe, device, options.repeats):
                 found.append(rows.row(name, value, unit, options.device, way=way, nfe=nfe, size=size))
                 print(f"{way}, {nfe} calls, {size}: {name} {value:.4g} {unit}", flush=True)
-    rows.write("sampler", found)
+    rows.write("sampler", found, options.device)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def main() -> None:
             rate = of / _seconds(_work(options, mode, **cell), options.repeats, options.device)
             found.append(rows.row(name, rate, unit, options.device, **told))
             print(f"{name:32} {told} {rate:.3f} {unit}", flush=True)
-    rows.write("throughput", found)
+    rows.write("throughput", found, options.device)
 
 
 def _work(options: argparse.Namespace, mode: str, nfe: int, batch: int, size: int) -> Callable[[], object]:

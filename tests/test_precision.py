@@ -12,10 +12,10 @@ from gas.cli import app
 from gas.cuda_graphs import CudaGraphed
 from gas.fit import fit
 from gas.learned import GeneralizedSolver
-from gas.optimizers import Adam, GaussNewton
+from gas.optimizers import Adam, GaussNewton, GaussNewtonSteps
 from gas.own import OwnModel
 from gas.pairs import PairsSpec, read_pairs, teach, write_pairs
-from gas.precision import Autocast, PreciseModel, precise
+from gas.precision import Autocast, PreciseModel, precise, untruncated
 from gas.sample import sample
 
 # Machine epsilon of each: what one rounding of the network's activations is about.
@@ -202,11 +202,28 @@ def test_what_cannot_be_is_refused(digits):
     assert result.exit_code == 2 and "unknown precision 'float16'" in result.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_graphs_answer_as_the_network_does(table):
-    model = zoo.load("digits").to("cuda")
-    graphed = CudaGraphed(model.bind(None))
-    for seeds in (range(8), range(8, 16)):
-        x = model.noise(seeds)
-        with torch.no_grad():
-            torch.testing.assert_close(sample(graphed, x, table), sample(model.bind(None), x, table))
+def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits, table):
+    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    seen, usual = set(), [switch.fp32_precision for switch in switches]
+
+    def network(x, t):
+        seen.add(tuple(switch.fp32_precision for switch in switches))
+        return digits.bind(None)(x, t)
+
+    pairs = teach(digits, table, range(8))
+    own = OwnModel(network, digits.schedule, (1, 8, 8), t_end=1e-3)
+    solver = GeneralizedSolver(own.schedule, 3, own.t_end)
+    work = GaussNewtonSteps(solver, own, unlabelled(pairs), gas.losses.l2, GaussNewton(batch=4))
+    switches[0].fp32_precision = "tf32"
+    try:
+        work.step()
+        assert seen == {("ieee", "ieee"), ("tf32", usual[1])}  # differences, and what only measures the step
+        with pytest.raises(KeyError), untruncated():
+            raise KeyError
+        assert [switch.fp32_precision for switch in switches] == ["tf32", usual[1]]
+    finally:
+        switches[0].fp32_precision = usual[0]
+
+
+def unlabelled(pairs):
+    return gas.Pairs(pairs.seeds, pairs.noise, pairs.target, None, pairs.manifest)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
+from gas.model import Model
 
-__all__ = ["CudaGraphed"]
+__all__ = ["CudaGraphed", "CudaGraphs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,11 @@ class CudaGraphed:
         return answer.clone()
 
     def _record(self, x: Tensor, t: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        """Warm up beside the current stream, as libraries choose their algorithms then, and record."""
-        start, stream = x.clone(), torch.cuda.Stream(x.device)
+        """Warm up beside the current stream, as libraries choose their algorithms then, and record.
+
+        The time goes to the device first: a recording cannot fetch it from the host.
+        """
+        start, t, stream = x.clone(), t.to(x.device), torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -63,3 +67,37 @@ class CudaGraphed:
         with torch.cuda.graph(graph, pool=pool):
             answer = self.denoise(start, t)
         return graph, start, answer
+
+
+@dataclass(frozen=True, eq=False)
+class CudaGraphs:
+    """The denoisers of a model on a CUDA device, recorded: batches of one size share their graphs, whatever they show.
+
+    Args:
+        model: whose ``bind`` takes labels on its device as they are, so that other labels can be written there.
+
+    Raises:
+        ValueError: for a model on another device.
+    """
+
+    model: Model
+    _bound: dict[tuple[int, float], tuple[Tensor | None, CudaGraphed]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.model.device.type != "cuda":
+            raise ValueError(
+                f"CUDA graphs need a CUDA device, {self.model.name} is on {self.model.device}: say --device cuda"
+            )
+
+    def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
+        """Return the model's denoiser for these classes ``(B,)``; what was returned before shows them too."""
+        key = (0 if labels is None else len(labels), guidance)
+        if key not in self._bound:
+            own = None if labels is None else labels.to(self.model.device, torch.long, copy=True)
+            self._bound[key] = own, CudaGraphed(self.model.bind(own, guidance))
+        own, graphed = self._bound[key]
+        if own is not None and labels is not None:
+            own.copy_(labels)
+        return graphed

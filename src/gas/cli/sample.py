@@ -51,12 +51,19 @@ def sample(
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs", help="Record the network once a step and replay it: for small batches on CUDA."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
     import torch
 
     from gas.artefact import load
+    from gas.cuda_graphs import CudaGraphs
     from gas.model import labels_of_seeds
     from gas.sample import sample as run
 
@@ -78,6 +85,7 @@ def sample(
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
         _check_picture(loaded)
+    asked = CudaGraphs(loaded) if cuda_graphs else loaded
     decode, made, shown = getattr(loaded, "decode", None), [], []
     with torch.no_grad():
         starts = range(chosen.start, chosen.stop, batch)
@@ -86,7 +94,7 @@ def sample(
             labels = labels_of_seeds(loaded.classes, part)
             if labels is not None and label is not None:
                 labels = torch.full_like(labels, label)
-            x = run(loaded.bind(labels, guidance), loaded.noise(part), table)
+            x = run(asked.bind(labels, guidance), loaded.noise(part), table)
             made.append(x.cpu())
             if decode is not None:
                 shown.append(decode(x).cpu())

@@ -20,7 +20,7 @@ from gas.optimizers.jacobian import evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
-from gas.precision import full
+from gas.precision import full, untruncated
 from gas.sample import sample
 from gas.table import Table
 
@@ -91,7 +91,7 @@ class GaussNewtonSteps:
     ``sum |r_k + J_k (p - p_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is
     that of many more pairs than one step could pay for (an extended Kalman filter, seen from the side
     of its inverse covariance). The damped minimum is taken if the step's own pairs agree, else damping grows.
-    Derivatives are differences of answers, so a model of less precision is asked in full.
+    Derivatives are differences of answers, so a model of less precision is asked in full, and CUDA without TF32.
 
     References:
         Levenberg (1944), Marquardt (1963); Bertsekas, "Incremental least squares methods and the extended
@@ -127,7 +127,8 @@ class GaussNewtonSteps:
         chosen = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
         x = chosen.noise.to(self.model.device)
         p = self._parameters()
-        normal = normal_equations(self._bind(chosen), x, chosen.target, self._table(p), self.features)
+        with untruncated():
+            normal = normal_equations(self._bind(chosen), x, chosen.target, self._table(p), self.features)
         if not math.isfinite(normal.loss) or not bool(normal.curvature.isfinite().all()):
             raise Diverged(
                 f"iteration {self.iteration}: the samples, or how they move, are not finite (loss {normal.loss:g}); "
