@@ -19,6 +19,7 @@ import gas
 from gas.distill import distill
 from gas.fit import FitRecord
 from gas.optimizers import PAPER
+from gas.precision import truncate
 from gas.race import Started
 
 RECIPES = ("official", "ours")
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/cost"))
     options = parser.parse_args()
+    truncate(False)
     model = gas.zoo.load(options.model).to(options.device)
     pairs, validation = gas.pairs.read_pairs(options.pairs, model=model).split(options.validation)
     out = options.out / f"{options.model}-{options.nfe}-{options.recipe}.json"

@@ -12,7 +12,7 @@ import torch
 
 import gas
 from gas.cuda_graphs import CudaGraphed
-from gas.precision import precise, untruncated
+from gas.precision import precise, truncate
 
 
 def main() -> None:
@@ -28,11 +28,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    truncate(False)
     plain = gas.zoo.load(options.model).to(options.device)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, plain.t_end).table(plain.schedule)
     table = gas.Classical("unipc-3-bh2", "log_snr", options.nfe, plain.t_end).table(plain.schedule)
-    with untruncated():
-        pairs = gas.pairs.teach(plain, teacher, range(options.samples))
+    pairs = gas.pairs.teach(plain, teacher, range(options.samples))
     ways = _ways(plain, pairs.labels, options)
     exact, found = _samples(ways["float32"], pairs, table, options.device), []
     for way, denoise in ways.items():
@@ -53,10 +53,8 @@ def main() -> None:
 def _ways(plain: gas.zoo.ZooModel, labels: torch.Tensor, options: argparse.Namespace) -> dict:
     """Every way of asking, by name; compiling changes the network, so it comes last."""
     ways = {way: precise(plain, way).bind(labels) for way in options.ways}
-    if options.device.startswith("cuda"):  # where torch's float32 is TF32, unless it is told otherwise
-        ways = {"float32": _exact(plain.bind(labels)), "tf32": plain.bind(labels)} | {
-            way: ways[way] for way in options.ways if way != "float32"
-        }
+    if options.device.startswith("cuda"):
+        ways = {"float32": ways["float32"], "tf32": _truncated(plain.bind(labels)), **ways}
         ways |= {f"{way}, CUDA graphs": CudaGraphed(ways[way]) for way in list(ways)}
     if options.compile:
         other = gas.zoo.load(options.model).to(options.device)
@@ -64,12 +62,15 @@ def _ways(plain: gas.zoo.ZooModel, labels: torch.Tensor, options: argparse.Names
     return ways
 
 
-def _exact(denoise: gas.denoise.Denoiser) -> gas.denoise.Denoiser:
-    """The same without TF32."""
+def _truncated(denoise: gas.denoise.Denoiser) -> gas.denoise.Denoiser:
+    """The same with TF32."""
 
     def asked(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        with untruncated():
+        truncate(True)
+        try:
             return denoise(x, t)
+        finally:
+            truncate(False)
 
     return asked
 

@@ -15,10 +15,16 @@ from gas.memory import Recomputed
 from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps
 from gas.optimizers.jacobian import linearize
 from gas.pairs import teach
-from gas.precision import untruncated
+from gas.precision import truncate, untruncated
 from gas.sample import sample
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    with untruncated():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def run(*words):
 
 def test_a_seed_gives_the_sample_that_it_gives_on_a_processor(digits, table):
     other = zoo.load("digits")
-    with torch.no_grad(), untruncated():
+    with torch.no_grad():
         here = sample(digits.bind(None), digits.noise(range(8)), table)
         there = sample(other.bind(None), other.noise(range(8)), table)
     assert torch.equal(digits.noise(range(8)).cpu(), other.noise(range(8)))
@@ -53,7 +59,7 @@ def test_a_seed_gives_the_sample_that_it_gives_on_a_processor(digits, table):
 
 
 def test_derivatives_are_those_of_a_processor_whatever_torch_truncates(digits, pairs, table):
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    truncate(True)
     solver = gas.GeneralizedSolver(digits.schedule, 4, 1e-3)
     work = GaussNewtonSteps(solver, digits, pairs, gas.losses.l2, GaussNewton(batch=24))
     work.step()

@@ -15,9 +15,10 @@ from gas.model import Model
 from gas.names import named
 from gas.schedule import Schedule
 
-__all__ = ["PRECISIONS", "Autocast", "PreciseModel", "full", "precise", "untruncated"]
+__all__ = ["PRECISIONS", "Autocast", "PreciseModel", "full", "precise", "truncate", "untruncated"]
 
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# On CUDA "tf32" and "float32" differ only after :func:`truncate`; elsewhere they are one.
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,11 @@ def full(model: Model) -> Model:
 
 @contextlib.contextmanager
 def untruncated() -> Iterator[None]:
-    """Let CUDA compute float32 products in float32 within: torch otherwise truncates convolutions' factors to TF32.
+    """Let CUDA compute float32 products in float32 within; what was set before holds again afterwards.
 
-    TF32 keeps 10 bits of 23. Samples do not show it, but a difference of two answers a thousandth apart is lost in it.
-    What was set before holds again afterwards; CPUs are not concerned.
+    A difference of two answers a thousandth apart is lost in TF32 (:func:`truncate`).
     """
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    off: str | bool
-    name, off, switches = "fp32_precision", "ieee", [getattr(cudnn, "conv", None), matmul]
-    if not hasattr(matmul, name):  # torch before 2.9
-        name, off, switches = "allow_tf32", False, [cudnn, matmul]
+    switches, name, _, off = _switches()
     before = [getattr(switch, name) for switch in switches]
     try:
         for switch in switches:
@@ -147,3 +142,22 @@ def untruncated() -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             setattr(switch, name, value)
+
+
+def truncate(products: bool) -> None:
+    """Set whether CUDA truncates factors of float32 products to TF32, which keeps 10 bits of 23, in this process.
+
+    By itself torch does so in convolutions and not in matrix products.
+    """
+    switches, name, on, off = _switches()
+    for switch in switches:
+        setattr(switch, name, on if products else off)
+
+
+def _switches() -> tuple[list[Any], str, Any, Any]:
+    """Torch's switches of convolutions and matrix products, what they are called, and their values on and off."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return [cudnn.conv, matmul], "fp32_precision", "tf32", "ieee"
+    return [cudnn, matmul], "allow_tf32", True, False  # torch before 2.9

@@ -53,9 +53,23 @@ Prompts = Annotated[
 Call = Annotated[str, typer.Option(help="Arguments of the pipeline's call, as height=512,width=512.")]
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
+
+
+def _truncating(precision: str) -> str:
+    """What float32 means on CUDA is set for the whole process, which is this command's own."""
+    from gas.precision import truncate
+
+    truncate(precision == "tf32")
+    return precision
+
+
 Precision = Annotated[
     str,
-    typer.Option(help="Of the network: float32, bf16 or fp16 (mixed: states and coefficients stay exact)."),
+    typer.Option(
+        help="Of the network: float32, tf32 (CUDA's products of 10 bits), bf16 or fp16 (mixed: states and coefficients "
+        "stay exact).",
+        callback=_truncating,
+    ),
 ]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Run the network through torch.compile; slow to start.")
