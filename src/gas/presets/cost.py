@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gas.adversarial import gradient_penalty, objective_by_name
 from gas.memory import saved_bytes
+from gas.precision import untruncated
 from gas.presets.networks import Asked, asked, parameters, vgg
 from gas.presets.preset import Objective, Preset
 
@@ -146,7 +147,7 @@ def _counts(preset: Preset) -> tuple[tuple[int, ...], tuple[int, int], tuple[int
 
 
 def measured(preset: Preset, device: str | torch.device, batch: int = 1, repeats: int = 1) -> Unit:
-    """Measure what a sample costs on a device, with random weights of the published sizes.
+    """Measure what a sample costs on a device, in float32, with random weights of the published sizes.
 
     Args:
         preset: which.
@@ -156,7 +157,8 @@ def measured(preset: Preset, device: str | torch.device, batch: int = 1, repeats
     """
     device = torch.device(device)
     work = _Works(preset, asked(preset, device), device, batch)
-    forward, gradient, loss, critic = (_seconds(one, device, repeats) / batch for one in work.all())
+    with untruncated():
+        forward, gradient, loss, critic = (_seconds(one, device, repeats) / batch for one in work.all())
     loss *= work.features is not None  # else there is none to time
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     named = f"{where}, batches of {batch}"
