@@ -19,8 +19,8 @@ import gas
 from gas.distill import distill
 from gas.fit import FitRecord
 from gas.optimizers import PAPER
-from gas.precision import truncate
 from gas.race import Started
+from gas.tf32 import truncate
 
 RECIPES = ("official", "ours")
 

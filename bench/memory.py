@@ -1,7 +1,8 @@
 """Peak memory and time of training over NFE, batch, resolution and pairs: ``python bench/memory.py --help``.
 
-Every cell is a process of its own, which loads everything, takes a step of one call as a warm-up, notes its memory,
-and then trains: what is told is the peak above that. On CUDA it is the allocator's peak above what the model takes.
+On a processor every cell is a process of its own, which loads everything, takes a step of one call as a warm-up, notes
+its memory, and then trains: what is told is the peak above that. On CUDA it is the allocator's peak above what the
+model takes.
 """
 
 import argparse
@@ -67,12 +68,15 @@ def _cells(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def _measured(options: argparse.Namespace, cell: dict[str, object]) -> list[dict[str, object]]:
-    """Run one cell in a fresh process."""
-    call = [sys.executable, __file__, "--cell", json.dumps(cell)]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    told = json.loads(done.stdout.splitlines()[-1])
+    """Run one cell, on a processor in a fresh process: the peak of this one would be that of all cells before."""
+    if options.device == "cpu":
+        call = [sys.executable, __file__, "--cell", json.dumps(cell)]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        told = json.loads(done.stdout.splitlines()[-1])
+    else:
+        told = _cell(**cell)
     at = {key: value for key, value in cell.items() if key not in ("device", "repeats") and value}
     print(at, f"{told['megabytes']:.1f} MB, {told['seconds']:.3f} s a step", flush=True)
     return [

@@ -12,7 +12,8 @@ import torch
 
 import gas
 from gas.cuda_graphs import CudaGraphed
-from gas.precision import precise, truncate
+from gas.precision import precise
+from gas.tf32 import truncate
 
 
 def main() -> None:

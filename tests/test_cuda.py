@@ -15,8 +15,8 @@ from gas.memory import Recomputed
 from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps
 from gas.optimizers.jacobian import linearize
 from gas.pairs import teach
-from gas.precision import truncate, untruncated
 from gas.sample import sample
+from gas.tf32 import truncate, untruncated
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -142,7 +142,19 @@ def test_the_commands_take_a_device(tmp_path):
     on = ["--model", "digits", "--device", "cuda"]
     run("pairs", *on, "--seeds", 160, "--out", tmp_path / "pairs")
     solver = tmp_path / "solver.json"
-    run("train", *on, "--pairs", tmp_path / "pairs", "--nfe", 4, "--out", solver)
+    run(
+        "train",
+        *on,
+        "--pairs",
+        tmp_path / "pairs",
+        "--validation",
+        64,
+        "--nfe",
+        4,
+        "--cuda-graphs",
+        "--out",
+        solver,
+    )
     told = run("evaluate", *on, "--solver", solver, "--seeds", "50000:50064", "--json")
     assert json.loads(told)
     pictures = {}
@@ -159,4 +171,14 @@ def test_the_commands_take_a_device(tmp_path):
 def test_a_critic_learns_on_the_device(digits, pairs, tmp_path):
     run("pairs", "--model", "digits", "--device", "cuda", "--seeds", 256, "--out", tmp_path / "pairs")
     words = ["train", "--model", "digits", "--device", "cuda", "--pairs", tmp_path / "pairs", "--nfe", 3]
-    run(*words, "--objective", "gas", "--gas-iterations", 20, "--out", tmp_path / "gas.json")
+    run(
+        *words,
+        "--validation",
+        64,
+        "--objective",
+        "gas",
+        "--gas-iterations",
+        20,
+        "--out",
+        tmp_path / "gas.json",
+    )

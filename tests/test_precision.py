@@ -9,14 +9,15 @@ from gas import zoo
 from gas.adversarial import gradient_penalty
 from gas.catalogue import Classical
 from gas.cli import app
-from gas.cuda_graphs import CudaGraphed
+from gas.cuda_graphs import CudaGraphed, CudaGraphs
 from gas.fit import fit
 from gas.learned import GeneralizedSolver
 from gas.optimizers import Adam, GaussNewton, GaussNewtonSteps
 from gas.own import OwnModel
 from gas.pairs import PairsSpec, read_pairs, teach, write_pairs
-from gas.precision import Autocast, PreciseModel, precise, untruncated
+from gas.precision import Autocast, PreciseModel, precise
 from gas.sample import sample
+from gas.tf32 import untruncated
 
 # Machine epsilon of each: what one rounding of the network's activations is about.
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -197,6 +198,8 @@ def test_what_cannot_be_is_refused(digits):
     graphed = CudaGraphed(digits.bind(None))
     with torch.no_grad(), pytest.raises(ValueError, match="CUDA graphs need a CUDA device, x is on cpu"):
         graphed(digits.noise(range(2)), torch.tensor(0.5))
+    with pytest.raises(ValueError, match="digits is on cpu: say --device cuda"):
+        CudaGraphs(digits)
     words = ["pairs", "--model", "digits", "--out", "nowhere", "--precision", "float16"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and "unknown precision 'float16'" in result.stderr

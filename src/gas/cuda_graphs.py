@@ -1,83 +1,109 @@
-"""CUDA graphs: a network's hundreds of launches become one, for sampling in batches of one shape."""
+"""CUDA graphs: a network's hundreds of launches become one, where no gradient is wanted and shapes return."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
 from gas.model import Model
+from gas.schedule import Schedule
+from gas.tf32 import truncated
 
 __all__ = ["CudaGraphed", "CudaGraphs"]
 
 
+@dataclass(frozen=True)
+class _Graph:
+    """A recording, and the tensors that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    t: Tensor
+    answer: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class CudaGraphed:
-    """A denoiser on a CUDA device that is recorded once for every shape, dtype and time, and replayed from then on.
+    """A denoiser on a CUDA device that is recorded once for every shape and dtype, and replayed from then on.
 
-    A solver asks at the same few times for every batch, so each has a graph of its own, with its time's coefficients
-    in it; the graphs share one pool of memory. Without gradients only.
+    The time is an input of the recording, as the state is, and lies on the device. Calls that want gradients, and
+    those beyond the kept shapes, are made plainly.
 
     Args:
-        denoise: what it computes follows from its arguments, and it does not wait for the device.
-        most: graphs that are kept; a call beyond them is made plainly.
+        denoise: what it computes follows from its arguments, and it neither waits for the device nor fetches anything
+            from the host; its weights stay where they are.
+        most: shapes that are kept.
     """
 
     denoise: Denoiser
     most: int = 64
-    _graphs: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = field(
-        default_factory=dict, repr=False
-    )
+    _graphs: dict[tuple[object, ...], _Graph] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """Estimate x_0 as the denoiser does.
 
         Raises:
-            ValueError: where ``x`` is on another device, or gradients are asked for.
+            ValueError: where ``x`` is on another device.
         """
         if x.device.type != "cuda":
             raise ValueError(f"CUDA graphs need a CUDA device, x is on {x.device}: ask the denoiser itself")
-        if torch.is_grad_enabled():
-            raise ValueError("CUDA graphs keep no gradients: call them under torch.no_grad()")
-        key = (tuple(x.shape), x.dtype, x.device, float(t))
+        key = (tuple(x.shape), x.dtype, x.device, *truncated())
+        if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.most):
+            return self.denoise(x, t)
         if key not in self._graphs:
-            if len(self._graphs) >= self.most:
-                return self.denoise(x, t)
             self._graphs[key] = self._record(x, t)
-        graph, start, answer = self._graphs[key]
-        start.copy_(x)
-        graph.replay()
-        return answer.clone()
+        kept = self._graphs[key]
+        kept.x.copy_(x)
+        kept.t.copy_(t) if t.is_cuda else kept.t.fill_(float(t))
+        kept.graph.replay()
+        return kept.answer.clone()
 
-    def _record(self, x: Tensor, t: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        """Warm up beside the current stream, as libraries choose their algorithms then, and record.
-
-        The time goes to the device first: a recording cannot fetch it from the host.
-        """
-        start, t, stream = x.clone(), t.to(x.device), torch.cuda.Stream(x.device)
+    def _record(self, x: Tensor, t: Tensor) -> _Graph:
+        """Warm up beside the current stream, as libraries choose their algorithms then, and record."""
+        x, t, stream = x.clone(), t.to(x.device, torch.float64, copy=True), torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self.denoise(start, t)
+                self.denoise(x, t)
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        pool = next((known.pool() for known, _, _ in self._graphs.values()), None)
+        pool = next((known.graph.pool() for known in self._graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
-            answer = self.denoise(start, t)
-        return graph, start, answer
+            answer = self.denoise(x, t)
+        return _Graph(graph, x, t, answer)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A denoiser for some labels that, without gradients, is the recording of another's: labels are an input too."""
+
+    plain: Denoiser
+    labels: Tensor | None
+    shown: Tensor | None
+    graphed: CudaGraphed
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.plain(x, t)
+        if self.shown is not None and self.labels is not None:
+            self.shown.copy_(self.labels)
+        return self.graphed(x, t)
 
 
 @dataclass(frozen=True, eq=False)
 class CudaGraphs:
-    """The denoisers of a model on a CUDA device, recorded: batches of one size share their graphs, whatever they show.
+    """A model on a CUDA device whose denoisers are recorded: batches of one size share their graph, whatever they show.
 
     Args:
-        model: whose ``bind`` takes labels on its device as they are, so that other labels can be written there.
+        model: whose ``bind`` takes labels that lie on its device without a copy.
 
     Raises:
-        ValueError: for a model on another device.
+        ValueError: for a model on another device, or a pipeline, whose call is not of the network alone.
     """
 
     model: Model
@@ -90,14 +116,56 @@ class CudaGraphs:
             raise ValueError(
                 f"CUDA graphs need a CUDA device, {self.model.name} is on {self.model.device}: say --device cuda"
             )
+        if hasattr(self.model, "pipe"):
+            raise ValueError(
+                f"CUDA graphs record a network, {self.model.name} is a pipeline, which does more: leave them out"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.model.sample_shape
+
+    @property
+    def t_end(self) -> float:
+        return self.model.t_end
+
+    @property
+    def classes(self) -> int:
+        return self.model.classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return the model's identity: how it is asked changes no more than rounding."""
+        return self.model.identity()
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return the starts of these seeds, as the model does."""
+        return self.model.noise(seeds)
+
+    def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
+        """Estimate x_0 without any condition."""
+        return self.bind(None)(x, t)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        """Return the model's denoiser for these classes ``(B,)``; what was returned before shows them too."""
-        key = (0 if labels is None else len(labels), guidance)
+        """Return the model's denoiser for these classes ``(B,)``."""
+        plain, key = self.model.bind(labels, guidance), (0 if labels is None else len(labels), guidance)
         if key not in self._bound:
-            own = None if labels is None else labels.to(self.model.device, torch.long, copy=True)
-            self._bound[key] = own, CudaGraphed(self.model.bind(own, guidance))
-        own, graphed = self._bound[key]
-        if own is not None and labels is not None:
-            own.copy_(labels)
-        return graphed
+            shown = None if labels is None else labels.to(self.device, torch.long, copy=True)
+            self._bound[key] = shown, CudaGraphed(self.model.bind(shown, guidance))
+        shown, graphed = self._bound[key]
+        return _Shared(plain, None if labels is None else labels.to(self.device), shown, graphed)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the model has: features, a reference."""
+        return getattr(self.__dict__["model"], name)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gas.cuda_graphs import CudaGraphs
 from gas.denoise import Denoiser
 from gas.model import Model
 from gas.names import named
 from gas.schedule import Schedule
 
-__all__ = ["PRECISIONS", "Autocast", "PreciseModel", "full", "precise", "truncate", "untruncated"]
+__all__ = ["PRECISIONS", "Autocast", "PreciseModel", "full", "precise"]
 
-# On CUDA "tf32" and "float32" differ only after :func:`truncate`; elsewhere they are one.
+# On CUDA "tf32" and "float32" differ only after :func:`gas.tf32.truncate`; elsewhere they are one.
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -124,40 +124,7 @@ def precise(model: Model, precision: str = "float32", *, compiled: bool = False)
 
 def full(model: Model) -> Model:
     """Return the model at full precision: what takes differences of a network's answers must not see them rounded."""
+    if isinstance(model, CudaGraphs):
+        inner = full(model.model)
+        return model if inner is model.model else replace(model, model=inner, _bound={})
     return model.model if isinstance(model, PreciseModel) else model
-
-
-@contextlib.contextmanager
-def untruncated() -> Iterator[None]:
-    """Let CUDA compute float32 products in float32 within; what was set before holds again afterwards.
-
-    A difference of two answers a thousandth apart is lost in TF32 (:func:`truncate`).
-    """
-    switches, name, _, off = _switches()
-    before = [getattr(switch, name) for switch in switches]
-    try:
-        for switch in switches:
-            setattr(switch, name, off)
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            setattr(switch, name, value)
-
-
-def truncate(products: bool) -> None:
-    """Set whether CUDA truncates factors of float32 products to TF32, which keeps 10 bits of 23, in this process.
-
-    By itself torch does so in convolutions and not in matrix products.
-    """
-    switches, name, on, off = _switches()
-    for switch in switches:
-        setattr(switch, name, on if products else off)
-
-
-def _switches() -> tuple[list[Any], str, Any, Any]:
-    """Torch's switches of convolutions and matrix products, what they are called, and their values on and off."""
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return [cudnn.conv, matmul], "fp32_precision", "tf32", "ieee"
-    return [cudnn, matmul], "allow_tf32", True, False  # torch before 2.9

@@ -196,20 +196,29 @@ class VPDiscrete:
         return _vp_half_log_snr(self._log_alpha(t))
 
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
-        times, log_alpha = self._knots
-        return _interpolate(_vp_log_alpha(_float64(lam)), log_alpha.flip(0), times.flip(0))
+        wanted = _vp_log_alpha(_float64(lam))
+        times, log_alpha = self._knots(wanted.device)
+        return _interpolate(wanted, log_alpha.flip(0), times.flip(0))
 
     def config(self) -> dict[str, Any]:
         return {"kind": "vp_discrete", "alphas_cumprod": list(self.alphas_cumprod)}
 
     @cached_property
-    def _knots(self) -> tuple[Tensor, Tensor]:
+    def _placed(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        """The knots, on every device where they were asked for: a recorded network cannot fetch them."""
         log_alpha = torch.tensor(self.alphas_cumprod, dtype=torch.float64).log() / 2
         times = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
-        return times, log_alpha
+        return {times.device: (times, log_alpha)}
+
+    def _knots(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._placed:
+            times, log_alpha = next(iter(self._placed.values()))
+            self._placed[device] = times.to(device), log_alpha.to(device)
+        return self._placed[device]
 
     def _log_alpha(self, t: Time) -> Tensor:
-        return _interpolate(_float64(t), *self._knots)
+        t = _float64(t)
+        return _interpolate(t, *self._knots(t.device))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gas.cli.measuring import measuring
 from gas.cli.options import (
     Call,
     Compile,
+    CudaGraphs,
     Device,
     Features,
     FeatureWeights,
@@ -28,6 +29,7 @@ from gas.cli.options import (
     load_model,
     parse_nfes,
     parse_seeds,
+    recorded,
     was_given,
 )
 from gas.cli.pairs import run_teacher
@@ -99,6 +101,7 @@ def compare(
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     json: Json = False,
 ) -> None:
     """Make, measure and show every solver at every NFE, learned ones within one budget, and write the reports.
@@ -111,6 +114,7 @@ def compare(
     from gas.pairs import read_pairs
 
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
+    loaded = recorded(loaded, cuda_graphs)
     rows = [contestant_by_name(name, start) for name in _names(solvers)]
     shown = _measures(metrics)
     columns = parse_nfes(nfe)

@@ -16,6 +16,7 @@ from gas.cli.measuring import judging, measuring
 from gas.cli.options import (
     Call,
     Compile,
+    CudaGraphs,
     Device,
     Features,
     FeatureWeights,
@@ -28,6 +29,7 @@ from gas.cli.options import (
     interpolation,
     parse_nfes,
     parse_seeds,
+    recorded,
     was_given,
 )
 from gas.cli.presets import PresetName, Settings, Weights, changed_settings, chosen_preset, opened
@@ -99,6 +101,7 @@ def evaluate(
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     json: Json = False,
 ) -> None:
     """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
@@ -111,6 +114,7 @@ def evaluate(
     own += ("metrics", "metric_weights", "features", "weights", "reference", "real")
     setup = chosen_preset(context, preset, settings, own)
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
+    loaded = recorded(loaded, cuda_graphs)
     artefacts = load_named(solver, loaded, transfer=transfer)
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
@@ -151,10 +155,13 @@ def evaluate(
 
 def _as_taught(model: Model, t_end: float) -> Model:
     """The model as a teacher runs it that ends at another time: EDM's published networks have another schedule then."""
+    from gas.cuda_graphs import CudaGraphs
     from gas.own import OwnModel
     from gas.precision import full
     from gas.presets import ending_at
 
+    if isinstance(model, CudaGraphs):
+        return CudaGraphs(_as_taught(model.model, t_end))
     return ending_at(model, t_end) if isinstance(full(model), OwnModel) else model
 
 

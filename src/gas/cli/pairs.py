@@ -11,6 +11,7 @@ from gas.cli.app import command
 from gas.cli.options import (
     Call,
     Compile,
+    CudaGraphs,
     Device,
     Json,
     ModelName,
@@ -18,6 +19,7 @@ from gas.cli.options import (
     Prompts,
     load_model,
     parse_seeds,
+    recorded,
     was_given,
 )
 from gas.cli.presets import (
@@ -67,6 +69,7 @@ def pairs(
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     json: Json = False,
 ) -> None:
     """Write teacher pairs: noise by seed and the teacher's samples, in checksummed shards.
@@ -98,7 +101,7 @@ def pairs(
         chosen = chosen if was_given(context, "seeds") else setup.seeds(kind)
         master, guidance = setup.master(nfe), setup.guidance
         out = pairs_folder(setup, kind, nfe) if out is None else out
-    run_teacher(loaded, master, out, chosen, guidance, batch, decoded)
+    run_teacher(recorded(loaded, cuda_graphs), master, out, chosen, guidance, batch, decoded)
     note(f"teacher pairs are in {out}")
     if json:
         print_json(

@@ -11,6 +11,7 @@ from gas.cli.app import command
 from gas.cli.options import (
     Call,
     Compile,
+    CudaGraphs,
     Device,
     Json,
     ModelName,
@@ -19,6 +20,7 @@ from gas.cli.options import (
     SolverFile,
     interpolation,
     parse_seeds,
+    recorded,
 )
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import note, print_json, tracked
@@ -51,19 +53,13 @@ def sample(
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
-    cuda_graphs: Annotated[
-        bool,
-        typer.Option(
-            "--cuda-graphs", help="Record the network once a step and replay it: for small batches on CUDA."
-        ),
-    ] = False,
+    cuda_graphs: CudaGraphs = False,
     json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
     import torch
 
     from gas.artefact import load
-    from gas.cuda_graphs import CudaGraphs
     from gas.model import labels_of_seeds
     from gas.sample import sample as run
 
@@ -85,7 +81,7 @@ def sample(
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
         _check_picture(loaded)
-    asked = CudaGraphs(loaded) if cuda_graphs else loaded
+    asked = recorded(loaded, cuda_graphs)
     decode, made, shown = getattr(loaded, "decode", None), [], []
     with torch.no_grad():
         starts = range(chosen.start, chosen.stop, batch)

@@ -15,6 +15,7 @@ from gas.cli.follow import show
 from gas.cli.options import (
     Call,
     Compile,
+    CudaGraphs,
     Device,
     GasIterations,
     Json,
@@ -23,6 +24,7 @@ from gas.cli.options import (
     Prompts,
     load_model,
     parse_nfes,
+    recorded,
     was_given,
 )
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, objective_of
@@ -117,6 +119,7 @@ def train(
     device: Device = "cpu",
     precision: Precision = "float32",
     compiled: Compile = False,
+    cuda_graphs: CudaGraphs = False,
     json: Json = False,
 ) -> None:
     """Learn a solver for each NFE, with --objective gas an adversarial one, and write them to one file.
@@ -138,6 +141,8 @@ def train(
     if setup is not None:
         nfes = parse_nfes(nfe) if was_given(context, "nfe") else setup.nfes
         kind, places = objective_of(objective), (preset_weights, pairs, out, prompts)
+        if cuda_graphs:
+            raise ValueError("--cuda-graphs is not for --preset, whose training wants gradients throughout")
         run = PresetRun(setup, kind, tuple(nfes), *places, device, precision, compiled, overwrite)
         train_preset(run, dry=dry_run, json=json)
         return
@@ -147,6 +152,7 @@ def train(
         raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes = parse_nfes(nfe)
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
+    loaded = recorded(loaded, cuda_graphs)
     config = config_of(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):

@@ -20,9 +20,10 @@ from gas.optimizers.jacobian import evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
-from gas.precision import full, untruncated
+from gas.precision import full
 from gas.sample import sample
 from gas.table import Table
+from gas.tf32 import untruncated
 
 __all__ = ["GaussNewton", "GaussNewtonSteps"]
 

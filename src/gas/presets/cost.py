@@ -16,9 +16,9 @@ from torch.utils.flop_counter import flop_registry
 
 from gas.adversarial import gradient_penalty, objective_by_name
 from gas.memory import saved_bytes
-from gas.precision import untruncated
 from gas.presets.networks import Asked, asked, parameters, vgg
 from gas.presets.preset import Objective, Preset
+from gas.tf32 import untruncated
 
 __all__ = ["RATES", "Total", "Unit", "counted", "measured", "totals"]
 
