@@ -17,13 +17,15 @@ with `--device cuda`. Numbers are of one machine on one day: compare them with e
 
 def main() -> None:
     """Write the page from whatever has been measured."""
-    parts = [HEAD, _memory(), _throughput(), _precision(), _processes(), _sampler(), _scheduler(), _cost()]
+    parts = [HEAD, _cost(), _processes(), _scheduler()]
+    for device in ("", "-cuda"):
+        parts += [_memory(device), _throughput(device), _precision(device), _sampler(device)]
     PAGE.write_text("\n".join(filter(None, parts)))
     print(f"wrote {PAGE}")
 
 
-def _memory() -> str:
-    found = _read("memory")
+def _memory(device: str) -> str:
+    found = _read("memory" + device)
     if not found:
         return ""
     text = _section("Memory over NFE", found)
@@ -79,8 +81,8 @@ def _growth(found: list[dict]) -> str:
     return text
 
 
-def _throughput() -> str:
-    found = _read("throughput")
+def _throughput(device: str) -> str:
+    found = _read("throughput" + device)
     if not found:
         return ""
     text = _section("Pairs and steps a second", found)
@@ -101,8 +103,8 @@ def _throughput() -> str:
     return text
 
 
-def _precision() -> str:
-    found = _read("precision")
+def _precision(device: str) -> str:
+    found = _read("precision" + device)
     if not found:
         return ""
     first = found[0]
@@ -133,8 +135,8 @@ def _processes() -> str:
     return _section("Several processes", found) + said + "\n".join(lines) + "\n"
 
 
-def _sampler() -> str:
-    found = _read("sampler")
+def _sampler(device: str) -> str:
+    found = _read("sampler" + device)
     if not found:
         return ""
     said = "\nWhat sampling costs beside the network, which here is free: milliseconds a run, and tensor operations a "
@@ -208,6 +210,7 @@ def _shown(row: dict) -> str:
 def _section(title: str, found: list[dict]) -> str:
     """A heading, and what was run where and when."""
     first = found[0]
+    title += " on CUDA" if "--device cuda" in first["command"] else ""
     return f"\n## {title}\n\n`{first['command']}`, {first['machine']}, {first['date']}\n"
 
 

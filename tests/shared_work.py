@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 
+import standins
 from doubles import MIXTURE, taught
 from gas import pairs, processes
 from gas.catalogue import Classical
@@ -16,6 +17,7 @@ from gas.fit import fit
 from gas.learned import GeneralizedSolver
 from gas.losses import FeatureLoss, l1
 from gas.optimizers import Adam, GaussNewton
+from gas.presets import PRESETS
 
 WHERE = ["--model", "digits"]
 
@@ -63,8 +65,24 @@ def work(folder):
             (folder / f"{words[0]}.out").write_text(printed.replace(str(folder), "FOLDER"))
         elif printed or said:
             raise RuntimeError(f"gas {words[0]} speaks in process {processes.rank()}: {printed}{said}")
+    preset(folder)
     learned(folder, "features", FeatureLoss(lambda x: x.sin()), GaussNewton(iterations=4))
     learned(folder, "adam", l1, Adam(iterations=16, batch=13, relax=0.1, validate_every=8))
+
+
+def preset(folder):
+    """A published setup on its stand-in: pairs, then training as the paper does, by Adam."""
+    weights, setup = folder / "weights", PRESETS["cifar10"]
+    processes.alone(lambda: str(standins.write_weights(setup, weights)))
+    words = ["--preset", setup.name, "--preset-weights", weights, *standins.small(setup)]
+    made = folder / "preset-pairs"
+    for more in (
+        ["pairs", "--out", made],
+        ["train", "--nfe", 3, "--pairs", made, "--out", folder / "preset.json"],
+    ):
+        code, _, said = gas_command(more[0], *words, *more[1:])
+        if code:
+            raise RuntimeError(f"gas {more[0]} --preset ended with {code}: {said}")
 
 
 def trouble(folder):

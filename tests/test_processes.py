@@ -92,6 +92,18 @@ def test_solvers_trained_by_both_optimisers_are_the_same_in_all_processes(folder
     assert first["losses"][2] == evaluations
 
 
+def test_a_preset_is_taught_and_trained_alike(folders):
+    one, two, _ = folders
+    files = {path.name for path in (one / "preset-pairs").iterdir()}
+    assert "manifest.json" in files and all(same(folders, f"preset-pairs/{name}") for name in files)
+    tables = [gas.load(folder / "preset.json").table(3) for folder in (one, two)]
+    for part in ("times", "states", "outputs"):
+        first, second = (getattr(table, part) for table in tables)
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+    start = Classical("dpmpp-3m", "time_uniform", 3, 1e-3).table(gas.EDMasVP(1e-3, 0.002, 80.0))
+    assert not torch.equal(tables[0].outputs, start.outputs)
+
+
 def test_statistics_are_the_same_file(folders):
     assert int(load_file(folders[1] / "statistics.safetensors")["count"]) == 72
     assert same(folders, "statistics.safetensors")
