@@ -257,6 +257,29 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     assert found["clip-score"][0] == pytest.approx(float(ClipScore(clip)(made, texts).mean()), rel=1e-3)
     assert report["lpips_sha256"] == ",".join(map(sha256, files))
     assert report["clip_sha256"] == sha256(clip / "model.safetensors")
+    monkeypatch.setenv("GAS_WEIGHTS", str(folder))
+    same = ["--set", "teacher=ddim", "--set", "teacher_grid=log_snr"]
+    run("pairs", "--preset", "coco", *same, "--nfe", 2, "--seeds", 8, "--out", tmp_path / "pairs")
+    words = [
+        "compare",
+        "--model",
+        "preset:coco",
+        "--pairs",
+        tmp_path / "pairs",
+        "--validation",
+        2,
+        "--rank",
+        1,
+    ]
+    words += ["--seeds", "50:53", "--solvers", "ddim/log_snr", "--nfe", 2, "--out", tmp_path / "out"]
+    (told,) = [
+        row["comparison"]["more"]
+        for row in json.loads(run(*words, "--metrics", "mse,lpips,clip-score", "--json").stdout)
+        if row["spec"] == "ddim/log_snr"
+    ]
+    assert told == pytest.approx({name: pytest.approx(value, rel=1e-3) for name, value in found.items()})
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "LPIPS to the teacher" in text and "CLIP score of the prompts" in text and "lpips_sha256: " in text
     with pytest.raises(ValueError, match="unknown metric 'lpipps': did you mean 'lpips'"):
         judge_by_name("lpipps", model, folder)
     with pytest.raises(ValueError, match="model digits has none: give --prompts"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.measuring import measuring
+from gas.cli.measuring import judging, measuring
 from gas.cli.options import (
     Call,
     Compile,
@@ -21,6 +21,7 @@ from gas.cli.options import (
     FeatureWeights,
     GasIterations,
     Json,
+    MetricWeights,
     ModelName,
     Precision,
     Prompts,
@@ -88,8 +89,13 @@ def compare(
     learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
     relax: Annotated[float | None, typer.Option(help="Radius of relaxed starts (adam, paper).")] = None,
     metrics: Annotated[
-        str, typer.Option(help="Tables of the report, comma-separated (mse, frechet, ...); default: all.")
+        str,
+        typer.Option(
+            help="Tables of the report, comma-separated (mse, frechet, ...); default: all. lpips and clip-score are "
+            "measured where they are named."
+        ),
     ] = "",
+    metric_weights: MetricWeights = None,
     gas_iterations: GasIterations = None,
     seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
     real: Real = None,
@@ -122,9 +128,8 @@ def compare(
     budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     setting = Setting(loaded, kept, held, budget, out)
-    ruler = _ruler(
-        loaded, _unseen(loaded, kept, unseen, seeds, count, out), real, features, weights, reference
-    )
+    measured_on = _unseen(loaded, kept, unseen, seeds, count, out)
+    ruler = _ruler(loaded, measured_on, real, features, weights, reference, metrics, metric_weights)
     _check_critic(setting, rows)
     running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
     cells = list(_followed(running, len(rows) * len(columns) + 1, out))
@@ -168,12 +173,18 @@ def _ruler(
     features: str,
     weights: Path | None,
     reference: Path | None,
+    metrics: str,
+    metric_weights: Path | None,
 ) -> Ruler:
     from gas.comparison import Ruler
+    from gas.features.judges import JUDGES
 
     ruler, named = measuring(model, unseen, real, features, weights, reference)
+    asked = ",".join(name for name in _names(metrics) if name in JUDGES)
+    ruler, judged = judging(ruler, model, asked, metric_weights)
     plain = real is None and reference is None and features == "model"  # decided by the model alone
-    return Ruler(model, ruler, {} if plain else named, said=_space(ruler, named, reference, real))
+    said = " ".join([_space(ruler, named, reference, real), *(f"{k}: {v}." for k, v in judged.items())])
+    return Ruler(model, ruler, {**({} if plain else named), **judged}, said=said)
 
 
 def _space(ruler: Yardstick, named: Mapping[str, str], reference: Path | None, real: Path | None) -> str:

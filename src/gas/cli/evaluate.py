@@ -21,6 +21,7 @@ from gas.cli.options import (
     Features,
     FeatureWeights,
     Json,
+    MetricWeights,
     ModelName,
     Precision,
     Prompts,
@@ -86,12 +87,7 @@ def evaluate(
     metrics: Annotated[
         str, typer.Option(help="Judges of each sample too: lpips (to the teacher), clip-score (of prompts).")
     ] = "",
-    metric_weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets."
-        ),
-    ] = None,
+    metric_weights: MetricWeights = None,
     picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
     preset: PresetName = "",
     settings: Settings = None,

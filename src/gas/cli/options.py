@@ -21,6 +21,7 @@ __all__ = [
     "Features",
     "GasIterations",
     "Json",
+    "MetricWeights",
     "ModelName",
     "Precision",
     "Prompts",
@@ -93,6 +94,12 @@ FeatureWeights = Annotated[
     typer.Option(
         "--weights",
         help="Of --features: a file of pt_inception-2015-12-05's names, or a folder as transformers saves it.",
+    ),
+]
+MetricWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets."
     ),
 ]
 Reference = Annotated[

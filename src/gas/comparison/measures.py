@@ -79,6 +79,16 @@ def _of(
     return Measure(f"{title} {people}", read, interval, better)
 
 
+def _judged(name: str, title: str, better: Better, digits: int) -> Measure:
+    """A mean over samples of what a published network says of each."""
+
+    def interval(c: Comparison) -> Interval | None:
+        value, half_width = c.more.get(name, (None, 0.0))
+        return None if value is None else (value - half_width, value + half_width)
+
+    return Measure(title, lambda c: c.more.get(name, (None, 0.0))[0], interval, better, digits=digits)
+
+
 def _share(name: str) -> Callable[[Distribution], float | None]:
     return lambda found: None if found.prdc is None else float(getattr(found.prdc, name))
 
@@ -87,6 +97,8 @@ MEASURES: dict[str, Measure] = {
     "mse": Measure("Mean squared error to the teacher, x 1000", lambda c: c.mse, _mse, scale=1e3),
     "l1": Measure("Mean absolute error to the teacher, x 1000", lambda c: c.l1, scale=1e3),
     "psnr": Measure("PSNR to the teacher, dB", lambda c: c.psnr, better="larger", digits=2),
+    "lpips": _judged("lpips", "LPIPS to the teacher", "smaller", 4),
+    "clip-score": _judged("clip-score", "CLIP score of the prompts", "larger", 2),
     "frechet-data": Measure(
         "Frechet distance to the data's statistics",
         lambda c: c.frechet_data,
