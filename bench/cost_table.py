@@ -72,9 +72,9 @@ def draw(path: Path, both: dict) -> None:
             points = [p for p in told[recipe] if p["evaluations"] and math.isfinite(p["best"])]
             line = [[p[name] for p in points] for name in ("evaluations", "best")]
             axes.plot(*line, color=color, marker="o", markersize=3.5, linewidth=2)
-            axes.annotate(
-                recipe, (line[0][0], line[1][0]), (0, 9), textcoords="offset points", color=color, fontsize=9
-            )
+            place, beside = (0, (8, -3)) if recipe == "official" else (-1, (6, -13))
+            end = line[0][place], line[1][place]
+            axes.annotate(recipe, end, beside, textcoords="offset points", color=color, fontsize=9)
         axes.axhline(told["official"][-1]["loss"], color=MUTED[0], linewidth=1, linestyle=":")
     sheet.text(left, top + height + 38, "network evaluations", size=11, color=GREY)
     for i, text in enumerate(small):

@@ -9,6 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from matplotlib.axes import Axes
+
 from gas.report.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
 
 LINES = {"dpmpp-3m": "DPM-Solver++(3M)", "unipc-3-bh2": "UniPC-3", "ipndm-3": "iPNDM-3"}
@@ -65,6 +67,7 @@ def draw(path: Path, model: str, lines: dict[str, dict[int, dict]], samples: str
     axes.set(yscale="log")
     axes.grid(axis="y", color=GRID, linewidth=1)
     styles = {**dict(zip(LINES, MUTED, strict=False)), BEST: GREY, "GS": ACCENT}
+    ends: list[tuple[int, float, str, str]] = []
     for name, color in styles.items():
         shown = sorted((n, row) for n, row in lines.get(name, {}).items() if row["mse"] > 0)
         nfes, errors = [n for n, _ in shown], [row["mse"] for _, row in shown]
@@ -74,15 +77,24 @@ def draw(path: Path, model: str, lines: dict[str, dict[int, dict]], samples: str
             bars = [row["mse_half_width"] for _, row in shown]
             axes.errorbar(nfes, errors, bars, color=color, fmt="o", markersize=4, linewidth=1.2)
         if name != BEST:
-            end = (nfes[-1], errors[-1])
-            axes.annotate(
-                LINES.get(name, name), end, (10, -3), textcoords="offset points", color=color, fontsize=9
-            )
+            ends.append((nfes[-1], errors[-1], LINES.get(name, name), color))
+    _name(axes, ends)
     axes.set_xticks(sorted(lines["GS"]))
     sheet.text(left, top + height + 40, "network evaluations", size=11, color=GREY)
     for i, text in enumerate(small):
         sheet.text(22, top + height + 60 + 16 * i, text, size=11, color=GREY)
     sheet.save(path)
+
+
+def _name(axes: Axes, ends: list[tuple[int, float, str, str]]) -> None:
+    """Write the name of each line behind its end, and below the one before where two would meet."""
+    axes.figure.canvas.draw()  # scales are known from then on
+    points, last = 72 / axes.figure.dpi, float("inf")
+    for x, y, name, color in sorted(ends, key=lambda end: -end[1]):
+        here = axes.transData.transform((x, y))[1] * points
+        place = min(here - 3, last - 12)
+        last = place
+        axes.annotate(name, (x, y), (10, place - here), textcoords="offset points", color=color, fontsize=9)
 
 
 if __name__ == "__main__":
