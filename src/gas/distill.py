@@ -24,7 +24,7 @@ from gas.table import Table, table_of
 __all__ = ["FINISH", "Distilled", "Heard", "Report", "against", "distill"]
 
 # What the winner of the race is trained for after it.
-FINISH = GaussNewton(iterations=12, batch=64, growth=1.1, memory=0.8)
+FINISH = GaussNewton(iterations=12, batch=64, growth=1.1, memory=0.8, validate_every=1, known="numbers")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class GaussNewton:
         damping: of the first step, in units of the curvature's diagonal.
         validate_every: iterations between validations.
         seed: of the pairs' order.
+        known: whose quadratic model is kept from step to step, and damped: of the solver's ``"parameters"``, or of the
+            ``"numbers"`` of its folded table, in which samples bend less. The first is safer far from a minimum; near
+            one the second follows valleys that the first is stuck in, however the solver is parameterised.
         alternate: iterations after which times and coefficients take turns; 0 learns all at once.
 
     Raises:
@@ -62,6 +65,7 @@ class GaussNewton:
     damping: float = 1e-3
     validate_every: int = 2
     seed: int = 0
+    known: Literal["parameters", "numbers"] = "parameters"
     alternate: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class GaussNewton:
         for name in ("iterations", "alternate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.known not in ("parameters", "numbers"):
+            raise ValueError(f"known must be 'parameters' or 'numbers', got {self.known!r}")
         if not 1 <= self.growth < math.inf:
             raise ValueError(f"growth must be at least 1, got {self.growth}")
         if not 0 <= self.memory < 1:
@@ -88,10 +94,11 @@ class GaussNewton:
 class GaussNewtonSteps:
     """Minimises ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
 
-    Each step linearises the samples of its pairs in the solver's parameters p and adds
-    ``sum |r_k + J_k (p - p_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is
-    that of many more pairs than one step could pay for (an extended Kalman filter, seen from the side
-    of its inverse covariance). The damped minimum is taken if the step's own pairs agree, else damping grows.
+    Each step linearises the samples of its pairs in coordinates q (``known``: the solver's parameters, or the numbers
+    of its table) and adds ``sum |r_k + J_k (q - q_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's
+    minimum is that of many more pairs than one step could pay for (an extended Kalman filter, seen from the side
+    of its inverse covariance). Steps are of the parameters p, along ``dq/dp``. The damped minimum is taken if the
+    step's own pairs agree, else damping grows.
     Derivatives are differences of answers, so a model of less precision is asked in full, and CUDA without TF32.
 
     References:
@@ -110,7 +117,7 @@ class GaussNewtonSteps:
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)
-        size = sum(parameter.numel() for parameter in self.learned.values())
+        size = len(self._chain(self._parameters()))
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
         self.slope = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
@@ -135,28 +142,49 @@ class GaussNewtonSteps:
                 f"iteration {self.iteration}: the samples, or how they move, are not finite (loss {normal.loss:g}); "
                 "start from another solver"
             )
-        chain = torch.autograd.functional.jacobian(lambda p: numbers(self._table(p)), p)
-        curvature, gradient = chain.T @ normal.curvature @ chain, chain.T @ normal.gradient
         self.evaluations += normal.evaluations
+        q, curvature, gradient = numbers(self._table(p)), normal.curvature, normal.gradient
+        if self.config.known == "parameters":
+            chain = self._jacobian(p)
+            q, curvature, gradient = p, chain.T @ curvature @ chain, chain.T @ gradient
         keep = self.config.memory
         self.curvature = keep * self.curvature + count * curvature
-        self.slope = keep * self.slope + count * (gradient - curvature @ p)
+        self.slope = keep * self.slope + count * (gradient - curvature @ q)
         self.weight = keep * self.weight + count
-        self._move(p, chosen, x, normal.loss, gradient, curvature)
+        self._move(p, q, chosen, x, normal.loss, gradient, curvature)
         self.iteration += 1
         return normal.loss
 
+    def _jacobian(self, p: Tensor) -> Tensor:
+        """Derivatives of the table's numbers in the parameters."""
+        made: Tensor = torch.autograd.functional.jacobian(lambda p: numbers(self._table(p)), p)
+        return made
+
+    def _chain(self, p: Tensor) -> Tensor:
+        """Derivatives ``dq/dp`` of the coordinates that the running model is in."""
+        return self._jacobian(p) if self.config.known == "numbers" else torch.eye(len(p), dtype=p.dtype)
+
     def _move(
-        self, p: Tensor, chosen: Pairs, x: Tensor, loss: float, gradient: Tensor, curvature: Tensor
+        self,
+        p: Tensor,
+        q: Tensor,
+        chosen: Pairs,
+        x: Tensor,
+        loss: float,
+        gradient: Tensor,
+        curvature: Tensor,
     ) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
-        known = self.curvature / self.weight
-        slope = known @ p + self.slope / self.weight
-        diagonal = known.diagonal()
-        diagonal = diagonal.clamp(min=1e-6 * float(diagonal.max()))
+        chain, known = self._chain(p), self.curvature / self.weight
+        metric = chain.T @ torch.diag(_floored(known.diagonal())) @ chain
+        slope = chain.T @ (known @ q + self.slope / self.weight)
+        gradient, curvature = chain.T @ gradient, chain.T @ curvature @ chain
+        known = chain.T @ known @ chain
+        if self.config.known == "numbers":  # parameters may be more than numbers: some moves change nothing
+            known = known + 1e-10 * torch.diag(_floored(known.diagonal()))
         free, step = self._free(), torch.zeros_like(p)
         for _ in range(_TRIES):
-            damped = known + self.damping * torch.diag(diagonal)
+            damped = known + self.damping * metric
             step[free] = -torch.linalg.solve(damped[free][:, free], slope[free])
             promised = -float(2 * gradient @ step + step @ curvature @ step)
             reached = self._loss_at(p + step, chosen, x)
@@ -244,3 +272,8 @@ class GaussNewtonSteps:
     @torch.no_grad()
     def _put(self, p: Tensor) -> None:
         nn.utils.vector_to_parameters(p, self.learned.values())
+
+
+def _floored(diagonal: Tensor) -> Tensor:
+    """A diagonal without zeros: no entry is below a millionth of the largest."""
+    return diagonal.clamp(min=1e-6 * float(diagonal.max()))
