@@ -20,19 +20,29 @@ def main() -> None:
     parser.add_argument("curves", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path, help="A .png of loss over network evaluations.")
     options = parser.parse_args()
-    found = {}
-    for path in options.curves:
-        read = json.loads(path.read_text())
-        found.setdefault((read["model"], read["nfe"]), {})[read["recipe"]] = read["curve"]
-    both = {key: told for key, told in sorted(found.items()) if {"official", "ours"} <= set(told)}
-    print(
-        "| model, NFE | official: evaluations | its loss | ours: evaluations to that | share | best within 1/10 |"
-    )
-    print("|---|---|---|---|---|---|")
-    for (model, nfe), told in both.items():
-        print("| " + " | ".join([f"`{model}`, {nfe}", *row(told["official"], told["ours"])]) + " |")
+    both = curves(options.curves)
+    print("\n".join(table(both)))
     if options.picture is not None:
         draw(options.picture, both)
+
+
+def curves(paths: list[Path]) -> dict:
+    """Read the curves of every model and NFE that has both recipes."""
+    found: dict = {}
+    for path in paths:
+        read = json.loads(path.read_text())
+        found.setdefault((read["model"], read["nfe"]), {})[read["recipe"]] = read["curve"]
+    return {key: told for key, told in sorted(found.items()) if {"official", "ours"} <= set(told)}
+
+
+def table(both: dict) -> list[str]:
+    """The lines of the table; losses are x 1000."""
+    head = ["model, NFE", "official: evaluations", "its loss", "ours: evaluations to that", "share"]
+    lines = ["| " + " | ".join([*head, "best within 1/10"]) + " |", "|---|---|---|---|---|---|"]
+    return lines + [
+        "| " + " | ".join([f"`{model}`, {nfe}", *row(told["official"], told["ours"])]) + " |"
+        for (model, nfe), told in both.items()
+    ]
 
 
 def row(official: list[dict], ours: list[dict]) -> list[str]:

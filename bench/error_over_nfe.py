@@ -26,16 +26,22 @@ def main() -> None:
     report = json.loads(options.report.read_text())
     lines = read(report)
     first, stop = report["seeds"]
-    print(f"`{report['model']}`, seeds {first} to {stop - 1}, mean squared error to the teacher x 1000\n")
-    print(f"| NFE | {BEST} | GS | GS / best classical |")
-    print("|---|---|---|---|")
+    print("\n".join(table(report)))
+    if options.picture is not None:
+        draw(options.picture, report["model"], lines, f"{stop - first} unseen seeds")
+
+
+def table(report: dict) -> list[str]:
+    """The lines that show GS beside the best of all classical solvers."""
+    lines, (first, stop) = read(report), report["seeds"]
+    told = [f"`{report['model']}`, seeds {first} to {stop - 1}, mean squared error to the teacher x 1000:\n"]
+    told += [f"| NFE | {BEST} | GS | GS / best classical |", "|---|---|---|---|"]
     for nfe, row in sorted(lines["GS"].items()):
         best = lines[BEST][nfe]
         share = f"{row['mse'] / best['mse']:.3f}" if best["mse"] > 0 else ""
         name = best["name"].removesuffix(" (best of all)")
-        print(f"| {nfe} | {1000 * best['mse']:.4g} ({name}) | {1000 * row['mse']:.4g} | {share} |")
-    if options.picture is not None:
-        draw(options.picture, report["model"], lines, f"{stop - first} unseen seeds")
+        told.append(f"| {nfe} | {1000 * best['mse']:.4g} ({name}) | {1000 * row['mse']:.4g} | {share} |")
+    return told
 
 
 def read(report: dict) -> dict[str, dict[int, dict]]:

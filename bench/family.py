@@ -65,18 +65,18 @@ def main() -> None:
                 gas.save(
                     options.solver, {m.nfe: m.solver for m in members}, model=model, teacher=pairs.teacher
                 )
-    report_both(options.out, options.model)
+    print("\n".join(table(options.out, options.model)))
 
 
-def report_both(folder: Path, model: str) -> None:
-    """Print the family beside the members alone, as far as there are both."""
+def table(folder: Path, model: str) -> list[str]:
+    """The lines that show a family beside its members alone, as far as there are both."""
     found = {}
     for kind in ("family", "alone"):
         path = folder / f"{model}-{kind}.json"
         members = json.loads(path.read_text())["members"] if path.exists() else []
         found[kind] = {m["nfe"]: m for m in members}
-    print("| NFE | best classical | alone | family | family / alone | evaluations alone | in the family |")
-    print("|---|---|---|---|---|---|---|")
+    lines = ["| NFE | best classical | alone | family | family / alone | evaluations alone | in the family |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for nfe, member in sorted(found["family"].items()):
         alone = found["alone"].get(nfe)
         beside = f"{member['loss'] / alone['loss']:.3f}" if alone and alone["loss"] else ""
@@ -86,10 +86,13 @@ def report_both(folder: Path, model: str) -> None:
             f"{1000 * alone['loss']:.4g}" if alone else "",
         ]
         cells += [f"{1000 * member['loss']:.4g}", beside, f"{alone['evaluations']:,}" if alone else ""]
-        print("| " + " | ".join(map(str, [*cells, f"{member['evaluations']:,}"])) + " |")
+        lines.append("| " + " | ".join(map(str, [*cells, f"{member['evaluations']:,}"])) + " |")
     total, least = sum(m["evaluations"] for m in found["family"].values()), min(found["family"], default=1)
-    print(f"\nLosses x 1000. The family took {total:,} network evaluations in all; the official recipe takes")
-    print(f"{OFFICIAL * least:,} for NFE {least} alone and {OFFICIAL * 4:,} for NFE 4.")
+    lines.append(
+        f"\nLosses x 1000. The family took {total:,} network evaluations in all; the official recipe takes"
+    )
+    lines.append(f"{OFFICIAL * least:,} for NFE {least} alone and {OFFICIAL * 4:,} for NFE 4.")
+    return lines
 
 
 if __name__ == "__main__":

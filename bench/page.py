@@ -3,10 +3,16 @@
 import json
 from pathlib import Path
 
+import cost_table
+import error_over_nfe
+import family
 import rows
 
 PAGE = Path("docs/benchmarks.md")
-COST = Path("docs/results/cost")
+COST, FAMILY = Path("docs/results/cost"), Path("docs/results/family")
+ERROR = Path("docs/results/digits-1-20.json")
+# Of results that were made before the last change of the training after the race.
+EARLIER = "Made while Gauss-Newton still kept what it knew in the solver's parameters (see CHANGELOG)."
 HEAD = """# Benchmarks
 
 `make bench` measures all of this, quickly, and writes this page; every script also runs alone (`--help`), and on CUDA
@@ -17,7 +23,7 @@ with `--device cuda`. Numbers are of one machine on one day: compare them with e
 
 def main() -> None:
     """Write the page from whatever has been measured."""
-    parts = [HEAD, _cost(), _processes(), _scheduler()]
+    parts = [HEAD, _cost(), _family(), _error(), _processes(), _scheduler()]
     for device in ("", "-cuda"):
         parts += [_memory(device), _throughput(device), _precision(device), _sampler(device)]
     PAGE.write_text("\n".join(filter(None, parts)))
@@ -172,21 +178,44 @@ def _scheduler() -> str:
 
 
 def _cost() -> str:
-    """Where every recipe's curve ended, in network evaluations."""
-    curves = [json.loads(path.read_text()) for path in sorted(COST.glob("*.json"))]
-    curves = [told for told in curves if isinstance(told, dict) and told.get("curve")]
-    if not curves:
+    """What our recipe takes to be as good as the official one."""
+    both = cost_table.curves(sorted(COST.glob("*.json")))
+    if not both:
         return ""
-    lines = [
-        "| model | calls | recipe | network evaluations | best validation loss |",
-        "|---|---|---|---|---|",
-    ]
-    for told in curves:
-        last = told["curve"][-1]
-        what = f"| {told['model']} | {told['nfe']} | {told['recipe']} | {last['evaluations']:,} | "
-        lines.append(what + f"{last['best']:.5f} |")
-    said = "How much asking each recipe takes to its end; the curves are in [`results/cost`](results/cost).\n"
-    return "\n## Cost to quality\n\n" + said + f"`{curves[0]['command']}`\n\n" + "\n".join(lines) + "\n"
+    said = "Network evaluations until the validation loss is the official recipe's final one (x 1000), and the best\n"
+    said += "within a tenth of its evaluations; the curves are in [`results/cost`](results/cost):\n\n```sh\n"
+    said += "python bench/cost_to_quality.py --model M --nfe N --recipe official|ours --pairs runs/M-paper\n"
+    said += "python bench/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
+    said += "![Loss over network evaluations](cost.png)\n\n"
+    return "\n## Cost to quality\n\n" + said + "\n".join(cost_table.table(both)) + "\n"
+
+
+def _family() -> str:
+    """Members of one training beside their own."""
+    if not (FAMILY / "digits-family.json").exists():
+        return ""
+    said = f"{EARLIER}\n\n```sh\npython bench/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
+    said += (
+        "python bench/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
+    )
+    return "\n## A family in one training\n\n" + said + "\n".join(family.table(FAMILY, "digits")) + "\n"
+
+
+def _error() -> str:
+    """GS beside the best classical solver, over NFE."""
+    if not ERROR.exists():
+        return ""
+    said = "What does not validate surely better than the best classical table is that table (8 and 20 calls here).\n"
+    said += f"{EARLIER}\n\n```sh\n"
+    said += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
+    said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
+    said += f"python bench/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
+    picture = "![Error over network evaluations](error-over-nfe.png)\n\n"
+    return "\n## Error over NFE\n\n" + said + picture + "\n".join(_told(ERROR)) + "\n"
+
+
+def _told(path: Path) -> list[str]:
+    return error_over_nfe.table(json.loads(path.read_text()))
 
 
 def _grid(found: list[dict], row: str, column: str, unit: str, cell: object) -> str:
