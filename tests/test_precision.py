@@ -1,5 +1,8 @@
 """Less precision rounds the network and nothing else, and whoever keeps results knows of it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -206,26 +209,49 @@ def test_what_cannot_be_is_refused(digits):
 
 
 def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits, table):
-    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    seen, usual = set(), [switch.fp32_precision for switch in switches]
+    def now():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    seen, usual = set(), now()
 
     def network(x, t):
-        seen.add(tuple(switch.fp32_precision for switch in switches))
+        seen.add(now())
         return digits.bind(None)(x, t)
 
     pairs = teach(digits, table, range(8))
     own = OwnModel(network, digits.schedule, (1, 8, 8), t_end=1e-3)
     solver = GeneralizedSolver(own.schedule, 3, own.t_end)
     work = GaussNewtonSteps(solver, own, unlabelled(pairs), gas.losses.l2, GaussNewton(batch=4))
-    switches[0].fp32_precision = "tf32"
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     try:
         work.step()
-        assert seen == {("ieee", "ieee"), ("tf32", usual[1])}  # differences, and what only measures the step
+        assert seen == {(False, False), (True, False)}  # differences, and what only measures the step
         with pytest.raises(KeyError), untruncated():
             raise KeyError
-        assert [switch.fp32_precision for switch in switches] == ["tf32", usual[1]]
+        assert now() == (True, False)
     finally:
-        switches[0].fp32_precision = usual[0]
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = usual
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
+    """Compiling and exporting do; in a process of its own, as torch does not undo a mixture."""
+    first = "torch.backends.cudnn.conv.fp32_precision = 'tf32'" if new else "pass"
+    read = "torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()"
+    program = [
+        "import torch",
+        "from gas.tf32 import truncate, untruncated",
+        first,
+        "truncate(True)",
+        "truncate(False)",
+    ]
+    program += ["with untruncated(): pass", f"told = {read}", "assert told == (False, 'highest'), told"]
+    if new:  # whatever can be read then, nothing of ours fails
+        program = [*program[:-2], "assert torch.backends.cudnn.conv.fp32_precision in ('ieee', 'none')"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def unlabelled(pairs):

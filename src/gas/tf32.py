@@ -45,9 +45,15 @@ def truncated() -> tuple[Any, ...]:
 
 
 def _switches() -> tuple[list[Any], str, Any, Any]:
-    """Torch's switches of convolutions and matrix products, what they are called, and their values on and off."""
+    """Torch's switches of convolutions and matrix products, what they are called, and their values on and off.
+
+    Torch has two sets of names. The old ones keep both readable, so that exporting and compiling, which read the old,
+    go on working; they cannot be used any more once someone has set the new ones.
+    """
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
+    try:
+        _ = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # the new ones say what the old ones cannot
         return [cudnn.conv, matmul], "fp32_precision", "tf32", "ieee"
-    return [cudnn, matmul], "allow_tf32", True, False  # torch before 2.9
+    return [cudnn, matmul], "allow_tf32", True, False
