@@ -24,11 +24,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="A .png of error over NFE.")
     options = parser.parse_args()
     report = json.loads(options.report.read_text())
-    lines = read(report)
-    first, stop = report["seeds"]
     print("\n".join(table(report)))
     if options.picture is not None:
-        draw(options.picture, report["model"], lines, f"{stop - first} unseen seeds")
+        first, stop = report["seeds"]
+        draw(options.picture, report["model"], read(report), f"{stop - first} unseen seeds")
 
 
 def table(report: dict) -> list[str]:

@@ -211,11 +211,13 @@ def _error() -> str:
     said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
     said += f"python bench/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
     picture = "![Error over network evaluations](error-over-nfe.png)\n\n"
-    return "\n## Error over NFE\n\n" + said + picture + "\n".join(_told(ERROR)) + "\n"
-
-
-def _told(path: Path) -> list[str]:
-    return error_over_nfe.table(json.loads(path.read_text()))
+    return (
+        "\n## Error over NFE\n\n"
+        + said
+        + picture
+        + "\n".join(error_over_nfe.table(json.loads(ERROR.read_text())))
+        + "\n"
+    )
 
 
 def _grid(found: list[dict], row: str, column: str, unit: str, cell: object) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
-from gas.model import Model
-from gas.schedule import Schedule
 from gas.tf32 import truncated
+from gas.wrapped import WrappedModel
 
 __all__ = ["CudaGraphed", "CudaGraphs"]
 
@@ -96,7 +93,7 @@ class _Shared:
 
 
 @dataclass(frozen=True, eq=False)
-class CudaGraphs:
+class CudaGraphs(WrappedModel):
     """A model on a CUDA device whose denoisers are recorded: batches of one size share their graph, whatever they show.
 
     Args:
@@ -106,7 +103,6 @@ class CudaGraphs:
         ValueError: for a model on another device, or a pipeline, whose call is not of the network alone.
     """
 
-    model: Model
     _bound: dict[tuple[int, float], tuple[Tensor | None, CudaGraphed]] = field(
         default_factory=dict, repr=False
     )
@@ -121,42 +117,6 @@ class CudaGraphs:
                 f"CUDA graphs record a network, {self.model.name} is a pipeline, which does more: leave them out"
             )
 
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return self.model.sample_shape
-
-    @property
-    def t_end(self) -> float:
-        return self.model.t_end
-
-    @property
-    def classes(self) -> int:
-        return self.model.classes
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def identity(self) -> Mapping[str, Any]:
-        """Return the model's identity: how it is asked changes no more than rounding."""
-        return self.model.identity()
-
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return the starts of these seeds, as the model does."""
-        return self.model.noise(seeds)
-
-    def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate x_0 without any condition."""
-        return self.bind(None)(x, t)
-
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the model's denoiser for these classes ``(B,)``."""
         plain, key = self.model.bind(labels, guidance), (0 if labels is None else len(labels), guidance)
@@ -165,7 +125,3 @@ class CudaGraphs:
             self._bound[key] = shown, CudaGraphed(self.model.bind(shown, guidance))
         shown, graphed = self._bound[key]
         return _Shared(plain, None if labels is None else labels.to(self.device), shown, graphed)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what else the model has: features, a reference."""
-        return getattr(self.__dict__["model"], name)

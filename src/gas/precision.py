@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from gas.cuda_graphs import CudaGraphs
 from gas.denoise import Denoiser
 from gas.model import Model
 from gas.names import named
-from gas.schedule import Schedule
+from gas.wrapped import WrappedModel
 
 __all__ = ["PRECISIONS", "Autocast", "PreciseModel", "full", "precise"]
 
@@ -43,7 +43,7 @@ class Autocast:
 
 
 @dataclass(frozen=True, eq=False)
-class PreciseModel:
+class PreciseModel(WrappedModel):
     """A model whose network is asked at another precision, or compiled; in all else the model it wraps.
 
     Args:
@@ -56,7 +56,6 @@ class PreciseModel:
             :class:`gas.OwnModel`: as ``weights``).
     """
 
-    model: Model
     precision: str = "float32"
     compiled: bool = False
 
@@ -71,50 +70,14 @@ class PreciseModel:
                 )
             network.compile()
 
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return self.model.sample_shape
-
-    @property
-    def t_end(self) -> float:
-        return self.model.t_end
-
-    @property
-    def classes(self) -> int:
-        return self.model.classes
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
     def identity(self) -> Mapping[str, Any]:
         """Return the model's identity, and what differs from asking it plainly."""
         told: dict[str, Any] = {} if self.precision == "float32" else {"precision": self.precision}
         return {**self.model.identity(), **told, **({"compiled": True} if self.compiled else {})}
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return the starts of these seeds, as the model does."""
-        return self.model.noise(seeds)
-
-    def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate x_0 without any condition."""
-        return self.bind(None)(x, t)
-
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the model's denoiser for these classes at this precision."""
         return Autocast(self.model.bind(labels, guidance), PRECISIONS[self.precision])
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what else the model has: features, a reference."""
-        return getattr(self.__dict__["model"], name)
 
 
 def precise(model: Model, precision: str = "float32", *, compiled: bool = False) -> Model:

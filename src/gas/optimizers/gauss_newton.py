@@ -117,7 +117,8 @@ class GaussNewtonSteps:
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)
-        size = len(self._chain(self._parameters()))
+        p = self._parameters()
+        size = len(p) if config.known == "parameters" else len(numbers(self._table(p)))
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
         self.slope = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
