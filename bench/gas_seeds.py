@@ -119,7 +119,7 @@ class Bench:
     def gs(self, nfe: int, seed: int) -> GeneralizedSolver | Table:
         """GS as ``gas train --seed`` makes it."""
         state = self.options.work / f"{self.options.model}-{nfe}-{seed}.state"
-        race = Race(sprint=replace(Race().sprint, seed=seed))
+        race = Race().seeded(seed)
         config = replace(FINISH, seed=seed)
         *_, last = distill(
             self.model, self.pairs, self.validation, nfe, config=config, race=race, state=state

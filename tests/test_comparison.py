@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -116,6 +117,8 @@ def counted(monkeypatch):
 
 def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, monkeypatch):
     setting, ruler, specs = setting_of(pairs, tmp_path), ruler_of(pairs), ["ddim", "gs"]
+    clock = itertools.count()
+    monkeypatch.setattr(grid_module.time, "perf_counter", lambda: float(next(clock)))
     first, _ = filled(setting, ruler, specs, [2], tmp_path)
     made, measured = counted(monkeypatch)
     again, _ = filled(setting, ruler, specs, [2], tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,13 @@ SHORTLIST = 16
 # A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
 ROUNDING = 1e-11
 
-# What every entrant is trained for in a round of the race.
-_SPRINT = GaussNewton(iterations=3, batch=12, validate_every=3)
+# Entrants of the first round that are trained for a second one.
+_SECOND = 2
+
+# What a start is trained for in a round of the race: far from a minimum now one, now the other gets further.
+_SPRINTS = tuple(
+    GaussNewton(iterations=3, batch=12, validate_every=3, known=known) for known in ("parameters", "numbers")
+)
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,11 @@ class Started:
 class Raced:
     """A start of the race, with the loss that a little training brought it to on some of the validation pairs.
 
-    ``place`` counts what the race has trained so far, of ``starts`` in all its rounds.
+    ``place`` counts what the race has trained so far, of ``starts`` in all its rounds; ``known`` is the sprint's.
     """
 
     classical: Classical
+    known: str
     loss: float
     place: int
     starts: int
@@ -81,19 +87,23 @@ class Race:
             the time-uniform grid), or ``"SOLVER/GRID"`` by name.
         rank: validation pairs that every classical solver is measured on; the best of each grid enter the race.
         first: validation pairs that the best :data:`SHORTLIST` of them, and every entrant, are measured on.
-        starts: most entrants of the race: the best solver of each grid. The loss has several minima, and which
+        starts: most starts of the race: the best solver of each grid. The loss has several minima, and which
             one is found is a matter of the grid; the best table at first need not lead to the best one.
         near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
-        sprint: settings that each entrant is trained with in a round (on squared error). The better half of a first
-            round is trained for a second one, and the one that then validates best wins.
+        sprints: settings that each start is trained with in a round (on squared error), one entrant with each. The
+            two best entrants of a first round are trained for a second one, and the one that then validates best wins.
     """
 
     start: str = "best"
     rank: int = 16
     first: int = 64
-    starts: int = 4
+    starts: int = 3
     near: Tensor | None = None
-    sprint: GaussNewton = _SPRINT
+    sprints: tuple[GaussNewton, ...] = _SPRINTS
+
+    def seeded(self, seed: int) -> Race:
+        """Return the race with training pairs in the order of another seed."""
+        return replace(self, sprints=tuple(replace(sprint, seed=seed) for sprint in self.sprints))
 
     def run(
         self,
@@ -138,6 +148,7 @@ class Race:
             "pairs": _ends(pairs),
             "validation": _ends(validation),
         }
+        asked = json.loads(json.dumps(asked))  # as it will be read again
         path = None if state is None else state / f"nfe-{nfe}.start.json"
         if path is not None and path.exists():
             return _read(path, asked)
@@ -175,13 +186,14 @@ class Race:
         distance: Loss,
         kind: Kind,
     ) -> Generator[Raced, None, tuple[_Entrant, int]]:
-        """Train all for a round and the better half for another; return the winner and what it cost."""
+        """Train all for a round and the best for another; return the winner and what it cost."""
         running = [
-            _Entrant.of(entrant, model, pairs, kind, kind.training(self.sprint)) for entrant in entrants
+            _Entrant.of(entrant, model, pairs, kind, kind.training(sprint))
+            for entrant in entrants
+            for sprint in self.sprints
         ]
         some, spent, place = validation.subset(slice(0, self.first)), 0, 0
-        better = (len(running) + 1) // 2
-        rounds = (running,) if len(running) == 1 else (running, running[:better])
+        rounds = (running,) if len(running) == 1 else (running, running[:_SECOND])
         trainings = sum(map(len, rounds))
         for one in rounds:
             running = running[: len(one)]
@@ -189,7 +201,8 @@ class Race:
                 place += 1
                 cost = entrant.sprint(some, distance)
                 spent += cost
-                yield Raced(entrant.classical, entrant.loss, place, trainings, cost)
+                known = entrant.steps.config.known
+                yield Raced(entrant.classical, known, entrant.loss, place, trainings, cost)
             running.sort(key=lambda entrant: entrant.loss)
         return running[0], spent
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,7 +174,6 @@ def train(
             loaded, kept, told_gas, seed=seed, memory=memory, batch=batch, precision=precision
         )
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
-    race = Race(start)
     try:
         reports = distill_family(
             loaded,
@@ -182,7 +181,7 @@ def train(
             held,
             nfes,
             config=config,
-            race=replace(race, sprint=replace(race.sprint, seed=seed)),
+            race=Race(start).seeded(seed),
             **options,
         )
         total = config.iterations + (0 if adversary is None else adversary.config.iterations)

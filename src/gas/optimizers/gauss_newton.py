@@ -16,7 +16,7 @@ from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
 from gas.optimizers.diverged import Diverged
-from gas.optimizers.jacobian import evaluations_of, normal_equations, numbers
+from gas.optimizers.jacobian import Normal, evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
@@ -50,6 +50,9 @@ class GaussNewton:
         known: whose quadratic model is kept from step to step, and damped: of the solver's ``"parameters"``, or of the
             ``"numbers"`` of its folded table, in which samples bend less. The first is safer far from a minimum; near
             one the second follows valleys that the first is stuck in, however the solver is parameterised.
+        outlier: in medians of a step's losses: a pair with a larger loss counts in the step as if it had that one
+            (Huber's weights). Few pairs carry much of the mean, and are those whose samples bend most. ``inf``
+            counts all alike.
         alternate: iterations after which times and coefficients take turns; 0 learns all at once.
 
     Raises:
@@ -66,12 +69,15 @@ class GaussNewton:
     validate_every: int = 2
     seed: int = 0
     known: Literal["parameters", "numbers"] = "parameters"
+    outlier: float = 10.0
     alternate: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "largest", "budget", "damping", "validate_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.outlier >= 1:
+            raise ValueError(f"outlier must be at least 1 median, got {self.outlier}")
         for name in ("iterations", "alternate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -102,7 +108,8 @@ class GaussNewtonSteps:
     Derivatives are differences of answers, so a model of less precision is asked in full, and CUDA without TF32.
 
     References:
-        Levenberg (1944), Marquardt (1963); Bertsekas, "Incremental least squares methods and the extended
+        Levenberg (1944), Marquardt (1963); Huber, "Robust estimation of a location parameter", Ann. Math. Statist. 35
+        (1964); Bertsekas, "Incremental least squares methods and the extended
         Kalman filter", SIAM J. Optim. 6 (1996), equations 8 to 12.
     """
 
@@ -137,24 +144,26 @@ class GaussNewtonSteps:
         x = chosen.noise.to(self.model.device)
         p = self._parameters()
         with untruncated():
-            normal = normal_equations(self._bind(chosen), x, chosen.target, self._table(p), self.features)
-        if not math.isfinite(normal.loss) or not bool(normal.curvature.isfinite().all()):
+            normal = normal_equations(
+                self._bind(chosen), x, chosen.target, self._table(p), self.features, self.config.outlier
+            )
+        loss = float(normal.losses.mean())
+        if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
             raise Diverged(
-                f"iteration {self.iteration}: the samples, or how they move, are not finite (loss {normal.loss:g}); "
+                f"iteration {self.iteration}: the samples, or how they move, are not finite (loss {loss:g}); "
                 "start from another solver"
             )
         self.evaluations += normal.evaluations
-        q, curvature, gradient = numbers(self._table(p)), normal.curvature, normal.gradient
+        q, known = numbers(self._table(p)), normal
         if self.config.known == "parameters":
-            chain = self._jacobian(p)
-            q, curvature, gradient = p, chain.T @ curvature @ chain, chain.T @ gradient
+            q, known = p, normal.along(self._jacobian(p))
         keep = self.config.memory
-        self.curvature = keep * self.curvature + count * curvature
-        self.slope = keep * self.slope + count * (gradient - curvature @ q)
+        self.curvature = keep * self.curvature + count * known.curvature
+        self.slope = keep * self.slope + count * (known.gradient - known.curvature @ q)
         self.weight = keep * self.weight + count
-        self._move(p, q, chosen, x, normal.loss, gradient, curvature)
+        self._move(p, q, chosen, x, known)
         self.iteration += 1
-        return normal.loss
+        return loss
 
     def _jacobian(self, p: Tensor) -> Tensor:
         """Derivatives of the table's numbers in the parameters."""
@@ -165,21 +174,12 @@ class GaussNewtonSteps:
         """Derivatives ``dq/dp`` of the coordinates that the running model is in."""
         return self._jacobian(p) if self.config.known == "numbers" else torch.eye(len(p), dtype=p.dtype)
 
-    def _move(
-        self,
-        p: Tensor,
-        q: Tensor,
-        chosen: Pairs,
-        x: Tensor,
-        loss: float,
-        gradient: Tensor,
-        curvature: Tensor,
-    ) -> None:
+    def _move(self, p: Tensor, q: Tensor, chosen: Pairs, x: Tensor, newest: Normal) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
         chain, known = self._chain(p), self.curvature / self.weight
         metric = chain.T @ torch.diag(_floored(known.diagonal())) @ chain
         slope = chain.T @ (known @ q + self.slope / self.weight)
-        gradient, curvature = chain.T @ gradient, chain.T @ curvature @ chain
+        newest, loss = newest.along(chain), newest.loss
         known = chain.T @ known @ chain
         if self.config.known == "numbers":  # parameters may be more than numbers: some moves change nothing
             known = known + 1e-10 * torch.diag(_floored(known.diagonal()))
@@ -187,8 +187,8 @@ class GaussNewtonSteps:
         for _ in range(_TRIES):
             damped = known + self.damping * metric
             step[free] = -torch.linalg.solve(damped[free][:, free], slope[free])
-            promised = -float(2 * gradient @ step + step @ curvature @ step)
-            reached = self._loss_at(p + step, chosen, x)
+            promised = -float(2 * newest.gradient @ step + step @ newest.curvature @ step)
+            reached = self._loss_at(p + step, chosen, x, newest.weights)
             # What is good for all pairs so far may cost the newest ones a little.
             if reached < 1.02 * loss:
                 self._put(p + step)
@@ -241,7 +241,7 @@ class GaussNewtonSteps:
         return bind
 
     @torch.no_grad()
-    def _loss_at(self, p: Tensor, chosen: Pairs, x: Tensor) -> float:
+    def _loss_at(self, p: Tensor, chosen: Pairs, x: Tensor, weights: Tensor) -> float:
         try:
             table = self._table(p)
         except ValueError:  # numbers that are no table: as bad as can be
@@ -255,7 +255,8 @@ class GaussNewtonSteps:
 
         self.evaluations += len(chosen) * table.nfe
         parts = processes.shares(len(chosen)) if len(chosen) >= processes.count() else [slice(None)]
-        value = float(torch.cat(list(processes.spread(losses, parts))).mean())
+        found = torch.cat(list(processes.spread(losses, parts))).cpu()
+        value = float((weights * found).mean())
         return value if math.isfinite(value) else math.inf
 
     def _parameters(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -74,12 +74,27 @@ def linearize(denoise: Denoiser, x: Tensor, table: Table) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class Normal:
-    """Mean squared residual of a batch to second order: ``loss + 2 gradient . dz + dz . curvature dz``."""
+    """Squared residuals of a batch's pairs to second order: ``loss + 2 gradient . dz + dz . curvature dz``.
 
-    loss: float
+    ``losses`` and ``weights`` are ``(B,)``; ``loss``, ``gradient (P,)`` and ``curvature (P, P)`` are means of the
+    pairs, each times its weight.
+    """
+
+    losses: Tensor
+    weights: Tensor
     gradient: Tensor
     curvature: Tensor
     evaluations: int
+
+    @property
+    def loss(self) -> float:
+        """The weighted mean that the model is of."""
+        return float((self.weights * self.losses).mean())
+
+    def along(self, chain: Tensor) -> Normal:
+        """Return the model in coordinates whose moves times ``chain`` are moves of its own."""
+        curvature = chain.T @ self.curvature @ chain
+        return replace(self, gradient=chain.T @ self.gradient, curvature=curvature)
 
 
 @torch.no_grad()
@@ -89,8 +104,9 @@ def normal_equations(
     target: Tensor,
     table: Table,
     features: Callable[[Tensor], Tensor] | None = None,
+    outlier: float = math.inf,
 ) -> Normal:
-    """Linearise ``mean |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
+    """Linearise ``mean w |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
 
     Args:
         bind: the denoiser for a part of the batch.
@@ -98,36 +114,43 @@ def normal_equations(
         target: the teacher's samples ``(B, *)``.
         table: the solver.
         features: f, ``(B, *) -> (B, F...)``; by default the samples themselves.
+        outlier: in medians of the batch's losses: where a pair's loss is larger, w makes it that large, else w is 1.
     """
     count = len(numbers(table.detach()))
     size = max(1, _TANGENT_BYTES // (2 * count * x[0].numel() * x.element_size()))
-    loss, evaluations = 0.0, 0
-    gradient = torch.zeros(count, dtype=torch.float64)
-    curvature = torch.zeros(count, count, dtype=torch.float64)
+    losses, gradients, curvatures, evaluations = [], [], [], 0
     for start in range(0, len(x), size):
         part = slice(start, start + size)
         made, moved, spent = linearize(bind(part), x[part], table)
         residual, columns = _residual(made, moved, target[part].to(made), features)
-        loss += float(residual @ residual)
-        gradient += (columns @ residual).cpu()
-        curvature += (columns @ columns.T).cpu()
+        losses.append(residual.square().sum(1).cpu())
+        gradients.append((columns @ residual[..., None])[..., 0].cpu())
+        curvatures.append((columns @ columns.mT).cpu())
         evaluations += spent
+    loss = torch.cat(losses)
+    limit = outlier * loss.median()
+    weights = torch.where(loss > limit, limit / loss, torch.ones_like(loss))
+    told = {
+        "losses": loss,
+        "weights": weights,
+        "gradient": (weights[:, None] * torch.cat(gradients)).mean(0),
+        "curvature": (weights[:, None, None] * torch.cat(curvatures)).mean(0),
+    }
     # All processes have the same derivatives; what else they computed may differ where a device rounds as it likes.
-    sums = {"loss": torch.tensor(loss, dtype=torch.float64), "gradient": gradient, "curvature": curvature}
-    mean = {name: value / len(x) for name, value in processes.alone(lambda: sums).items()}
-    return Normal(float(mean["loss"]), mean["gradient"], mean["curvature"], evaluations)
+    return Normal(**processes.alone(lambda: told), evaluations=evaluations)
 
 
 def _residual(
     made: Tensor, moved: Tensor, target: Tensor, features: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Residuals ``(R,)`` and their derivatives ``(P, R)`` in float64, scaled so that the loss is their square."""
+    """Residuals ``(B, R)`` and derivatives ``(B, P, R)`` in float64, scaled so that a loss is their square."""
     if features is not None:
         seen = features(made)
         moved = _stacked(lambda v: _difference(features, made, seen, v), moved, seen)
         made, target = seen, features(target)
     scale = made[0].numel() ** -0.5
-    return (made - target).double().flatten() * scale, moved.double().flatten(1) * scale
+    columns = moved.double().flatten(2).transpose(0, 1)
+    return (made - target).double().flatten(1) * scale, columns * scale
 
 
 def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, int]:
