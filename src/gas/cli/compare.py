@@ -84,8 +84,8 @@ def compare(
     ] = "best",
     loss: Annotated[str, typer.Option(help="l2, l1 or pseudo_huber.")] = "l2",
     method: Annotated[str, typer.Option(help="auto, gauss-newton (for l2), adam, or paper.")] = "auto",
-    iterations: Annotated[int | None, typer.Option(help="Optimiser steps; 12 by default for l2.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pairs a step; 64 and growing by default for l2.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Optimiser steps; 18 by default for l2.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pairs a step; 24 and growing by default for l2.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
     relax: Annotated[float | None, typer.Option(help="Radius of relaxed starts (adam, paper).")] = None,
     metrics: Annotated[
