@@ -147,7 +147,7 @@ class Bench:
         """GS, whose race of starts knows the times of the next smaller NFE that is there."""
         path = self.file(nfe, "gs")
         if not path.exists():
-            race = Race(rank=16, first=32, starts=3, sprints=(SPRINT,))
+            race = Race(rank=16, first=32, starts=3, sprint=SPRINT)
             smaller = [n for n in range(1, nfe) if self.file(n, "gs").exists()]
             if smaller:
                 last = gas.load(self.file(smaller[-1], "gs")).table(smaller[-1])

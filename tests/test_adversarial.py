@@ -342,7 +342,7 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
         nearness,
         Adam(iterations=6, batch=16, validate_every=3),
     )
-    race = Race(first=16, starts=1, sprints=(GaussNewton(iterations=2),))
+    race = Race(first=16, starts=1, sprint=GaussNewton(iterations=2))
     options = {"race": race, "config": GaussNewton(iterations=3)}
     gs = list(distill(MODEL, pairs, validation, 3, **options))[-1]
     gas = list(distill(MODEL, pairs, validation, 3, **options, adversary=adversary))[-1]
@@ -469,7 +469,7 @@ def test_an_ablation_changes_one_thing_at_a_time_from_one_start():
         Variant("free", None, theory=False),
     )
     config = Adam(iterations=4, batch=8, validate_every=2, learning_rate=0.05)
-    options = {"race": Race("ddim", first=8, sprints=(quick,)), "finish": quick, "config": config}
+    options = {"race": Race("ddim", first=8, sprint=quick), "finish": quick, "config": config}
     made = {v.label: t for v, t in ablate(model, pairs, held, 2, variants, **options)}
     assert list(made) == [v.label for v in variants]
     assert torch.equal(made["w = 0"].unrolled(), made["GS"].unrolled())

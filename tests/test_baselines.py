@@ -220,7 +220,7 @@ def test_distilling_takes_the_kind_by_name_and_never_ships_worse(name, pairs, va
             validation,
             3,
             solver=name,
-            race=Race(starts=2, sprints=(GaussNewton(iterations=2, batch=12),)),
+            race=Race(starts=2, sprint=GaussNewton(iterations=2, batch=12)),
             config=GaussNewton(iterations=2),
             state=state,
         )

@@ -24,9 +24,7 @@ from gas.table import Table, table_of
 __all__ = ["FINISH", "Distilled", "Heard", "Report", "against", "distill"]
 
 # What the winner of the race is trained for after it.
-FINISH = GaussNewton(
-    iterations=18, batch=24, growth=1.12, memory=0.85, validate_every=1, known="numbers", outlier=30.0
-)
+FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, memory=0.85, validate_every=1, outlier=30.0)
 
 
 @dataclass(frozen=True)

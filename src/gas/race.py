@@ -38,10 +38,8 @@ ROUNDING = 1e-11
 # Entrants of the first round that are trained for a second one.
 _SECOND = 2
 
-# What a start is trained for in a round of the race: far from a minimum now one, now the other gets further.
-_SPRINTS = tuple(
-    GaussNewton(iterations=3, batch=12, validate_every=3, known=known) for known in ("parameters", "numbers")
-)
+# What a start is trained for in a round of the race.
+_SPRINT = GaussNewton(iterations=3, batch=12, validate_every=3)
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,10 @@ class Started:
 class Raced:
     """A start of the race, with the loss that a little training brought it to on some of the validation pairs.
 
-    ``place`` counts what the race has trained so far, of ``starts`` in all its rounds; ``known`` is the sprint's.
+    ``place`` counts what the race has trained so far, of ``starts`` in all its rounds.
     """
 
     classical: Classical
-    known: str
     loss: float
     place: int
     starts: int
@@ -90,8 +87,8 @@ class Race:
         starts: most starts of the race: the best solver of each grid. The loss has several minima, and which
             one is found is a matter of the grid; the best table at first need not lead to the best one.
         near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
-        sprints: settings that each start is trained with in a round (on squared error), one entrant with each. The
-            two best entrants of a first round are trained for a second one, and the one that then validates best wins.
+        sprint: settings that each start is trained with in a round (on squared error). The two best of a first round
+            are trained for a second one, and the one that then validates best wins.
     """
 
     start: str = "best"
@@ -99,11 +96,11 @@ class Race:
     first: int = 64
     starts: int = 3
     near: Tensor | None = None
-    sprints: tuple[GaussNewton, ...] = _SPRINTS
+    sprint: GaussNewton = _SPRINT
 
     def seeded(self, seed: int) -> Race:
         """Return the race with training pairs in the order of another seed."""
-        return replace(self, sprints=tuple(replace(sprint, seed=seed) for sprint in self.sprints))
+        return replace(self, sprint=replace(self.sprint, seed=seed))
 
     def run(
         self,
@@ -188,9 +185,7 @@ class Race:
     ) -> Generator[Raced, None, tuple[_Entrant, int]]:
         """Train all for a round and the best for another; return the winner and what it cost."""
         running = [
-            _Entrant.of(entrant, model, pairs, kind, kind.training(sprint))
-            for entrant in entrants
-            for sprint in self.sprints
+            _Entrant.of(entrant, model, pairs, kind, kind.training(self.sprint)) for entrant in entrants
         ]
         some, spent, place = validation.subset(slice(0, self.first)), 0, 0
         rounds = (running,) if len(running) == 1 else (running, running[:_SECOND])
@@ -201,8 +196,7 @@ class Race:
                 place += 1
                 cost = entrant.sprint(some, distance)
                 spent += cost
-                known = entrant.steps.config.known
-                yield Raced(entrant.classical, known, entrant.loss, place, trainings, cost)
+                yield Raced(entrant.classical, entrant.loss, place, trainings, cost)
             running.sort(key=lambda entrant: entrant.loss)
         return running[0], spent
 

@@ -106,7 +106,7 @@ def _learn(
 
     config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
     sprint = GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
-    race = Race(first=16, starts=3, sprints=(sprint,))
+    race = Race(first=16, starts=3, sprint=sprint)
     try:
         reports = distill(model, pairs, validation, nfe, config=config, race=race, state=state)
         result = show(reports, model, nfe, config.iterations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from gas import processes
 from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
+from gas.optimizers.composite import floored, least
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.jacobian import Normal, evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
@@ -47,9 +48,6 @@ class GaussNewton:
         damping: of the first step, in units of the curvature's diagonal.
         validate_every: iterations between validations.
         seed: of the pairs' order.
-        known: whose quadratic model is kept from step to step, and damped: of the solver's ``"parameters"``, or of the
-            ``"numbers"`` of its folded table, in which samples bend less. The first is safer far from a minimum; near
-            one the second follows valleys that the first is stuck in, however the solver is parameterised.
         outlier: in medians of a step's losses: a pair with a larger loss counts in the step as if it had that one
             (Huber's weights). Few pairs carry much of the mean, and are those whose samples bend most. ``inf``
             counts all alike.
@@ -68,7 +66,6 @@ class GaussNewton:
     damping: float = 1e-3
     validate_every: int = 2
     seed: int = 0
-    known: Literal["parameters", "numbers"] = "parameters"
     outlier: float = 10.0
     alternate: int = 0
 
@@ -81,8 +78,6 @@ class GaussNewton:
         for name in ("iterations", "alternate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.known not in ("parameters", "numbers"):
-            raise ValueError(f"known must be 'parameters' or 'numbers', got {self.known!r}")
         if not 1 <= self.growth < math.inf:
             raise ValueError(f"growth must be at least 1, got {self.growth}")
         if not 0 <= self.memory < 1:
@@ -100,17 +95,17 @@ class GaussNewton:
 class GaussNewtonSteps:
     """Minimises ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
 
-    Each step linearises the samples of its pairs in coordinates q (``known``: the solver's parameters, or the numbers
-    of its table) and adds ``sum |r_k + J_k (q - q_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's
-    minimum is that of many more pairs than one step could pay for (an extended Kalman filter, seen from the side
-    of its inverse covariance). Steps are of the parameters p, along ``dq/dp``. The damped minimum is taken if the
-    step's own pairs agree, else damping grows.
+    Each step linearises the samples of its pairs in the numbers q of the folded table, and adds
+    ``sum |r_k + J_k (q - q_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is that of many
+    more pairs than one step could pay for (an extended Kalman filter, seen from the side of its inverse covariance).
+    Its damped minimum over the solver's parameters, along which q is followed exactly, is taken if the step's own
+    pairs agree, else damping grows. So a step does not depend on how a solver is parameterised.
     Derivatives are differences of answers, so a model of less precision is asked in full, and CUDA without TF32.
 
     References:
         Levenberg (1944), Marquardt (1963); Huber, "Robust estimation of a location parameter", Ann. Math. Statist. 35
-        (1964); Bertsekas, "Incremental least squares methods and the extended
-        Kalman filter", SIAM J. Optim. 6 (1996), equations 8 to 12.
+        (1964); Bertsekas, "Incremental least squares methods and the extended Kalman filter", SIAM J. Optim. 6 (1996),
+        equations 8 to 12.
     """
 
     def __init__(
@@ -124,8 +119,7 @@ class GaussNewtonSteps:
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)
-        p = self._parameters()
-        size = len(p) if config.known == "parameters" else len(numbers(self._table(p)))
+        size = len(self._numbers(self._parameters()))
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
         self.slope = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
@@ -142,10 +136,10 @@ class GaussNewtonSteps:
         count = self.config.pairs_of(self.iteration, len(self.pairs), self.cost)
         chosen = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
         x = chosen.noise.to(self.model.device)
-        p = self._parameters()
+        table = self._table(self._parameters()).detach()
         with untruncated():
             normal = normal_equations(
-                self._bind(chosen), x, chosen.target, self._table(p), self.features, self.config.outlier
+                self._bind(chosen), x, chosen.target, table, self.features, self.config.outlier
             )
         loss = float(normal.losses.mean())
         if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
@@ -154,44 +148,26 @@ class GaussNewtonSteps:
                 "start from another solver"
             )
         self.evaluations += normal.evaluations
-        q, known = numbers(self._table(p)), normal
-        if self.config.known == "parameters":
-            q, known = p, normal.along(self._jacobian(p))
-        keep = self.config.memory
-        self.curvature = keep * self.curvature + count * known.curvature
-        self.slope = keep * self.slope + count * (known.gradient - known.curvature @ q)
+        q, keep = numbers(table), self.config.memory
+        self.curvature = keep * self.curvature + count * normal.curvature
+        self.slope = keep * self.slope + count * (normal.gradient - normal.curvature @ q)
         self.weight = keep * self.weight + count
-        self._move(p, q, chosen, x, known)
+        self._move(q, chosen, x, normal)
         self.iteration += 1
         return loss
 
-    def _jacobian(self, p: Tensor) -> Tensor:
-        """Derivatives of the table's numbers in the parameters."""
-        made: Tensor = torch.autograd.functional.jacobian(lambda p: numbers(self._table(p)), p)
-        return made
-
-    def _chain(self, p: Tensor) -> Tensor:
-        """Derivatives ``dq/dp`` of the coordinates that the running model is in."""
-        return self._jacobian(p) if self.config.known == "numbers" else torch.eye(len(p), dtype=p.dtype)
-
-    def _move(self, p: Tensor, q: Tensor, chosen: Pairs, x: Tensor, newest: Normal) -> None:
+    def _move(self, q: Tensor, chosen: Pairs, x: Tensor, newest: Normal) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
-        chain, known = self._chain(p), self.curvature / self.weight
-        metric = chain.T @ torch.diag(_floored(known.diagonal())) @ chain
-        slope = chain.T @ (known @ q + self.slope / self.weight)
-        newest, loss = newest.along(chain), newest.loss
-        known = chain.T @ known @ chain
-        if self.config.known == "numbers":  # parameters may be more than numbers: some moves change nothing
-            known = known + 1e-10 * torch.diag(_floored(known.diagonal()))
-        free, step = self._free(), torch.zeros_like(p)
+        p, free, loss = self._parameters(), self._free(), newest.loss
+        known = self.curvature / self.weight
+        metric, slope = torch.diag(floored(known.diagonal())), known @ q + self.slope / self.weight
         for _ in range(_TRIES):
-            damped = known + self.damping * metric
-            step[free] = -torch.linalg.solve(damped[free][:, free], slope[free])
-            promised = -float(2 * newest.gradient @ step + step @ newest.curvature @ step)
-            reached = self._loss_at(p + step, chosen, x, newest.weights)
+            there = least(self._numbers, p, slope, known + self.damping * metric, free)
+            reached, move = self._loss_at(there, chosen, x, newest.weights), self._numbers(there) - q
+            promised = -float(2 * newest.gradient @ move + move @ newest.curvature @ move)
             # What is good for all pairs so far may cost the newest ones a little.
             if reached < 1.02 * loss:
-                self._put(p + step)
+                self._put(there)
                 if loss - reached > 0.75 * promised:
                     self.damping = max(self.damping / 5, _DAMPING[0])
                 elif loss - reached < 0.25 * promised:
@@ -271,11 +247,9 @@ class GaussNewtonSteps:
         table: Table = functional_call(self.solver, named, ())
         return table
 
+    def _numbers(self, p: Tensor) -> Tensor:
+        return numbers(self._table(p))
+
     @torch.no_grad()
     def _put(self, p: Tensor) -> None:
         nn.utils.vector_to_parameters(p, self.learned.values())
-
-
-def _floored(diagonal: Tensor) -> Tensor:
-    """A diagonal without zeros: no entry is below a millionth of the largest."""
-    return diagonal.clamp(min=1e-6 * float(diagonal.max()))

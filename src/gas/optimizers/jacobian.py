@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -90,11 +90,6 @@ class Normal:
     def loss(self) -> float:
         """The weighted mean that the model is of."""
         return float((self.weights * self.losses).mean())
-
-    def along(self, chain: Tensor) -> Normal:
-        """Return the model in coordinates whose moves times ``chain`` are moves of its own."""
-        curvature = chain.T @ self.curvature @ chain
-        return replace(self, gradient=chain.T @ self.gradient, curvature=curvature)
 
 
 @torch.no_grad()
