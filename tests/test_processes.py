@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 import gas
 import shared_work
-from doubles import MIXTURE
+from doubles import MIXTURE, taught
 from gas import processes
 from gas.catalogue import Classical, candidates
 from gas.cli.evaluate import taught as cli_taught
-from gas.compare import fresh
+from gas.compare import Yardstick, fresh
 from gas.compare import run as compare_run
 from gas.losses import l2
 from gas.metrics.statistics import accumulate
@@ -248,6 +248,22 @@ def test_samples_losses_and_statistics_are_those_of_one():
         return [*(x.tolist() for x in made), *map(list, ranked)]
 
     assert in_two(work) == [work()] * 2
+
+
+def test_features_of_what_is_measured_are_taken_once_among_all():
+    pairs = taught(range(600))
+
+    def work():
+        asked = []
+        yardstick = Yardstick(pairs, lambda x: asked.append(len(x)) or x.sin())
+        told = yardstick.measure("its own", pairs.target.flip(0), 4).to_teacher
+        return asked, [told.frechet, told.kernel, told.prdc.coverage]
+
+    (first, found), (second, other) = in_two(work)
+    alone, expected = work()
+    assert alone == 2 * [256, 256, 88]
+    assert sorted(first + second) == sorted(alone) and first and second
+    assert found == other == expected
 
 
 TABLE = Classical("ddim", "log_snr", 3, MIXTURE.t_end).table(MIXTURE.schedule)

@@ -14,16 +14,19 @@ from gas.metrics import (
     Distribution,
     FeatureStatistics,
     distribution,
-    extract,
     frechet_interval,
     paired,
 )
+from gas.metrics.statistics import extract_all
 from gas.model import Model, labels_of_seeds
 from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
 __all__ = ["Comparison", "Yardstick", "compare", "fresh", "run"]
+
+# Samples whose features are taken at once; several processes share such parts.
+_FEATURES = 256
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Yardstick:
     def _seen(self, x: Tensor) -> Tensor:
         if self.features is None:
             raise ValueError("a Yardstick needs features to compare distributions in")
-        return extract(self.features, x)
+        return extract_all(self.features, x.split(_FEATURES))
 
     def measure(self, name: str, made: Tensor, nfe: int) -> Comparison:
         """Measure samples against the teacher's, pair by pair and as a distribution.

@@ -127,23 +127,21 @@ def judging(
 
 def _real(model: Model, seen: Space, path: Path) -> tuple[Tensor, str]:
     """Features ``(R, F)`` of real images, and their hash."""
-    import torch
-
     from gas.features.real import RealImages
     from gas.files import sha256
-    from gas.metrics import extract
+    from gas.metrics.statistics import extract_all
 
     idx = sorted(path.glob("*-ubyte*"))
     if seen.images is not None and not idx:
         images = RealImages(path)
         parts = tracked("real images", images.batches(_BATCH), -(-len(images) // _BATCH))
-        return torch.cat([extract(seen.images, part) for part in parts]), images.sha256()
+        return extract_all(seen.images, parts), images.sha256()
     if seen.samples is None or (path.exists() and not idx):
         raise ValueError(
             f"--real {path}: pictures are seen by a published network, name it with --features and --weights; "
             "a model's own features are measured against a folder of MNIST's IDX files alone (model mnist)"
         )
-    return extract(seen.samples, held_out(model, path)), ",".join(map(sha256, idx))
+    return extract_all(seen.samples, held_out(model, path).split(_BATCH)), ",".join(map(sha256, idx))
 
 
 def held_out(model: Model, folder: Path) -> Tensor:

@@ -18,12 +18,27 @@ from gas import processes
 from gas.files import in_order, write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
-__all__ = ["accumulate", "has_images", "read_images", "read_statistics", "save_statistics"]
+__all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
 
 # What a published reference leaves unsaid; no distance asks for it.
 _UNSAID = 2
 # What our own say of their features.
 _SAID = ("features", "features_of", "weights_sha256")
+
+
+def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
+    """Return the features ``(N, F)`` of samples that come in batches.
+
+    Several processes (:func:`gas.processes.together`) share the batches, to the same bits.
+
+    Args:
+        features: ``(B, *) -> (B, F)``.
+        batches: of samples, one at least, the same in every process.
+
+    Raises:
+        ValueError: as :func:`gas.metrics.extract` does.
+    """
+    return torch.cat(list(processes.spread(lambda batch: extract(features, batch), batches)))
 
 
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
