@@ -43,6 +43,12 @@ def table(report: dict) -> list[str]:
     return told
 
 
+def kept(report: dict) -> list[int]:
+    """NFE whose learned table is a classical one: GS makes no other sample than some classical solver does."""
+    classical = {(row["nfe"], row["mse"]) for row in report["rows"] if " / " in row["name"]}
+    return sorted(nfe for nfe, row in read(report)["GS"].items() if (nfe, row["mse"]) in classical)
+
+
 def read(report: dict) -> dict[str, dict[int, dict]]:
     """Return the rows by line and NFE; the best classical row is the least of all that are shown."""
     lines: dict[str, dict[int, dict]] = {BEST: {}}

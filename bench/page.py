@@ -11,8 +11,6 @@ import rows
 PAGE = Path("docs/benchmarks.md")
 COST, FAMILY = Path("docs/results/cost"), Path("docs/results/family")
 ERROR = Path("docs/results/digits-1-20.json")
-# Of results that were made before the last change of the training after the race.
-EARLIER = "Made while Gauss-Newton still kept what it knew in the solver's parameters (see CHANGELOG)."
 HEAD = """# Benchmarks
 
 `make bench` measures all of this, quickly, and writes this page; every script also runs alone (`--help`), and on CUDA
@@ -194,7 +192,7 @@ def _family() -> str:
     """Members of one training beside their own."""
     if not (FAMILY / "digits-family.json").exists():
         return ""
-    said = f"{EARLIER}\n\n```sh\npython bench/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
+    said = "```sh\npython bench/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
     said += (
         "python bench/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
     )
@@ -205,19 +203,15 @@ def _error() -> str:
     """GS beside the best classical solver, over NFE."""
     if not ERROR.exists():
         return ""
-    said = "What does not validate surely better than the best classical table is that table (8 and 20 calls here).\n"
-    said += f"{EARLIER}\n\n```sh\n"
+    report = json.loads(ERROR.read_text())
+    same = " and ".join(map(str, error_over_nfe.kept(report)))
+    said = "What does not validate surely better than the best classical table is that table"
+    said += f" ({same} calls here).\n\n```sh\n" if same else ": none here.\n\n```sh\n"
     said += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
     said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
     said += f"python bench/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
     picture = "![Error over network evaluations](error-over-nfe.png)\n\n"
-    return (
-        "\n## Error over NFE\n\n"
-        + said
-        + picture
-        + "\n".join(error_over_nfe.table(json.loads(ERROR.read_text())))
-        + "\n"
-    )
+    return "\n## Error over NFE\n\n" + said + picture + "\n".join(error_over_nfe.table(report)) + "\n"
 
 
 def _grid(found: list[dict], row: str, column: str, unit: str, cell: object) -> str:
