@@ -1,5 +1,7 @@
 """A table between two trained ones: exact for what has a form, and noise stays noise whatever it is made of."""
 
+import math
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from gas.interpolate import form_of, interpolated, table_of_form
 from gas.learned import GeneralizedSolver
 from gas.losses import l2
 from gas.schedule import Flow, VPLinear
-from gas.start import evaluate, surely_better
+from gas.start import evaluate, surely_better, surely_positive
 from gas.table import Table
 
 
@@ -115,3 +117,15 @@ def test_better_by_chance_is_not_surely_better():
         surely_better(MODEL, pairs.subset(slice(0, 6)), *pair, l2) for pair in ((close, good), (good, close))
     ]
     assert told != [True, True]
+
+
+def test_a_gain_on_every_pair_is_sure_however_large_it_is_on_one_and_a_loss_as_large_is_not_hidden():
+    noise = torch.randn(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    small = 0.01 + 0.002 * noise
+    one = torch.zeros(256, dtype=torch.float64)
+    one[7] = 100.0
+    assert float(small.mean()) > 0 and surely_positive(small)
+    assert surely_positive(small + one) and not surely_positive(small - one)
+    assert not surely_positive(noise - noise.mean()) and not surely_positive(0 * noise)
+    assert not surely_positive(torch.full_like(noise, math.nan))
+    assert surely_positive(small[:1]) and not surely_positive(-small[:1])
