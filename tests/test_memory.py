@@ -124,6 +124,20 @@ def test_a_denoiser_is_asked_plainly_without_gradients(digits, pairs):
     assert asked == [False]
 
 
+def test_a_call_that_is_made_again_builds_its_graph_once(digits, pairs):
+    """With what does not ask for a gradient left alone: the first call's state, of a fixed start."""
+    asked = []
+
+    def denoise(x, t):
+        asked.append((torch.is_grad_enabled(), x.requires_grad, t.requires_grad))
+        return x * t.float()
+
+    t = torch.tensor(0.5, requires_grad=True)
+    Recomputed(denoise)(pairs.noise, t).sum().backward()
+    assert asked == [(False, False, True), (True, False, True)]
+    torch.testing.assert_close(t.grad, pairs.noise.sum())
+
+
 def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
     denoise, t = digits.bind(pairs.labels), torch.tensor(0.5, dtype=torch.float64)
     one = saved_bytes(denoise, pairs.noise, t)

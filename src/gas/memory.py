@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from gas.cgroup import group_available
 from gas.denoise import Denoiser
@@ -31,7 +32,7 @@ class Recomputed:
     before it makes the others again, one at a time. Keeping one therefore costs no memory at all.
 
     Args:
-        denoise: deterministic, as frozen networks in evaluation mode are.
+        denoise: deterministic, as frozen networks in evaluation mode are; its own weights get no gradient.
         again: how many calls are made again; by default all.
 
     References:
@@ -47,8 +48,36 @@ class Recomputed:
         self._made += 1
         if not torch.is_grad_enabled() or (self.again is not None and self._made > self.again):
             return self.denoise(x, t)
-        answer: Tensor = checkpoint(self.denoise, x, t, use_reentrant=False, preserve_rng_state=False)
+        answer: Tensor = _MadeAgain.apply(self.denoise, x, t)  # type: ignore[no-untyped-call]
         return answer
+
+
+class _MadeAgain(torch.autograd.Function):
+    """One call, made without a graph, and with one when its gradient is asked for.
+
+    :func:`torch.utils.checkpoint.checkpoint` builds the graph both times, so that gradients of weights are right too;
+    here they are frozen.
+    """
+
+    @staticmethod
+    def forward(context: Any, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+        context.denoise = denoise
+        context.save_for_backward(x, t)
+        return denoise(x, t)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = context.needs_input_grad[1:]
+        x, t = (
+            saved.detach().requires_grad_(asked)
+            for saved, asked in zip(context.saved_tensors, wanted, strict=True)
+        )
+        with torch.enable_grad():
+            answer = context.denoise(x, t)
+        asked = [part for part in (x, t) if part.requires_grad]
+        found = iter(torch.autograd.grad(answer, asked, slope, allow_unused=True))
+        return None, *(next(found) if part.requires_grad else None for part in (x, t))
 
 
 def saved_bytes(denoise: Denoiser, x: Tensor, t: Tensor) -> int:
