@@ -57,7 +57,7 @@ def row(official: list[dict], ours: list[dict]) -> list[str]:
         f"{1000 * loss:.4g}",
         "not reached" if reached is None else f"{reached:,}",
         "" if reached is None else f"1/{spent / reached:.0f}",
-        "" if not within else f"{1000 * min(within):.4g} ({100 * (min(within) / loss - 1):+.0f} %)",
+        "" if not within else f"{1000 * min(within):.4g} ({100 * (min(within) / loss - 1):+.1f} %)",
     ]
 
 

@@ -206,7 +206,8 @@ def _error() -> str:
     report = json.loads(ERROR.read_text())
     same = " and ".join(map(str, error_over_nfe.kept(report)))
     said = "What does not validate surely better than the best classical table is that table"
-    said += f" ({same} calls here).\n\n```sh\n" if same else ": none here.\n\n```sh\n"
+    said += f" ({same} calls here).\n" if same else ": none here.\n"
+    said += "Made before Gauss-Newton's present form (see CHANGELOG).\n\n```sh\n"
     said += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
     said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
     said += f"python bench/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
