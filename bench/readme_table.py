@@ -17,7 +17,7 @@ def main(paths: list[str]) -> None:
         nfes = sorted({row["nfe"] for row in rows if row is not teacher})
         first, stop = report["seeds"]
         print(f"`{report['model']}`, {rows[0]['samples']} samples, seeds {first} to {stop - 1}\n")
-        print("| MSE to the teacher, x 1000 | " + " | ".join(f"{n} calls" for n in nfes) + " |")
+        print("| MSE to the teacher, x 1000 | " + " | ".join(f"{n} call{'s' * (n > 1)}" for n in nfes) + " |")
         print("|---|" + "---|" * len(nfes))
         found = {}
         for row in rows:
@@ -45,6 +45,8 @@ def main(paths: list[str]) -> None:
 
 def significant(value: float) -> str:
     """Three significant digits, without an exponent."""
+    if not value:
+        return "0"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 

@@ -462,6 +462,18 @@ def test_a_comparison_of_distributions_is_its_parts():
     assert distribution(fake[:5], real).prdc is None  # a ball to the fifth neighbour needs a sixth sample
 
 
+@pytest.mark.parametrize(("shift", "count"), [(0.4, 120), (0.4, 2600), (0.0, 120)])
+def test_the_standard_error_of_a_kernel_distance_is_its_spread_over_independent_samples(shift, count):
+    # Beyond 2,000 samples subsets are no longer halves; for one law the estimate is degenerate, its error an upper one.
+    found = [
+        distribution(normal(2 * s, count, 3) + shift, normal(2 * s + 1, count, 3), resamples=2)
+        for s in range(24)
+    ]
+    spread = float(torch.tensor([each.kernel for each in found]).std())
+    told = float(torch.tensor([each.kernel_std for each in found]).mean())
+    assert 0.7 * spread < told < (1.5 if shift else 2.5) * spread
+
+
 def test_the_interval_of_a_frechet_distance_is_of_the_distance_without_its_bias():
     # Equal laws: the distance of a few samples is all bias, and an interval about it would miss the truth.
     reference = FeatureStatistics(torch.zeros(4), torch.eye(4), 10**9)

@@ -15,11 +15,13 @@ def named(kind: str, name: str, known: Mapping[str, T]) -> T:
     """Return ``known[name]``.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one and all of them.
+        ValueError: for an unknown name, with a known one that is like it, if any is, and all of them.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown {kind} {name!r}: did you mean {near!r}? Known: {', '.join(known)}")
+        lower = {each.lower(): each for each in known}
+        near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.4)
+        hint = f": did you mean {lower[near[0]]!r}?" if near else "."
+        raise ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
     return known[name]
 
 

@@ -398,12 +398,33 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
     assert "is 3 times from 1 to 0.001" in refused(*pairs, "--grid", "1,0.001", "--nfe", 2)
     assert "nfe must be even" in refused(*pairs, "--teacher", "heun", "--nfe", 3)
     train = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "d.json"]
-    assert "nfe must be like" in refused(*train, "--nfe", "6-3")
+    assert "nfe must be like" in refused(*train, "--nfe", "6-x")
+    assert "from high to low: write 3-6" in refused(*train, "--nfe", "6-3")
     assert "memory must be" in refused(*train, "--validation", 32, "--method", "adam", "--memory", "tiny")
     assert "did you mean 'l2'" in refused(*train, "--loss", "L2", "--validation", 32)
     assert "validation must be from" in refused(*train, "--validation", 96)
     assert "has no manifest.json" in refused(*train[:-4], "--pairs", tmp_path, "--out", tmp_path / "d.json")
     assert "action must be" in refused("zoo", "paint")
+    unknown = refused(*train[:-1], tmp_path / "e.json", "--validation", 32, "--solver", "zzz")
+    assert "unknown solver 'zzz'. Known: gs" in unknown  # nothing is like it, so that nothing is suggested
+
+
+def test_files_and_folders_in_each_others_place_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "/file is a file already, and a folder is wanted" in refused(
+        "pairs", *SMALL, "--seeds", 4, "--out", tmp_path / "file"
+    )
+    assert f"{tmp_path} is a folder, and a file is wanted" in refused("inspect", tmp_path)
+    assert "/none.json does not exist" in refused("inspect", tmp_path / "none.json")
+
+
+def test_a_training_says_what_it_learns_from_and_chooses_on(work, tmp_path):
+    words = ["train", *SMALL, "--pairs", work / "pairs", "--nfe", 2, "--iterations", 1]
+    told = run(*words, "--validation", 32, "--out", tmp_path / "a.json").stderr
+    assert "64 pairs to learn from, the last 32 to choose on\n" in told
+    told = run(*words, "--validation", 90, "--out", tmp_path / "b.json").stderr
+    assert "6 pairs to learn from, the last 90 to choose on; few to learn from: make more, or say" in told
+    assert "--validation 24" in told
 
 
 def test_errors_show_their_traceback_on_request(work, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -69,7 +70,7 @@ def command(
             except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
                 if _debug:
                     raise
-                _say("error: " + " ".join(str(error).split()))
+                _say("error: " + " ".join(_told(error).split()))
                 raise typer.Exit(2) from None
 
         guarded.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: [cyan]{example}[/cyan]"
@@ -85,6 +86,20 @@ def main() -> None:
         os.environ.setdefault(name, "error")
     with processes.quiet_but_first():
         app()
+
+
+def _told(error: Exception) -> str:
+    """What an error says; of a path that the system refused, what is there and what to do."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    advice = {
+        errno.EEXIST: "is a file already, and a folder is wanted: name another",
+        errno.ENOTDIR: "is under a file, and a folder is wanted: name another",
+        errno.EISDIR: "is a folder, and a file is wanted: name one in it",
+        errno.ENOENT: "does not exist",
+        errno.EACCES: "may not be read or written: its permissions forbid it",
+    }
+    return f"{error.filename} {advice.get(error.errno or 0, f'cannot be used: {error.strerror}')}"
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["print_comparisons", "print_distributions"]
 
+_CAPTION = (
+    "The Frechet distance of few samples is too large. Its interval has that taken away, and may lie below it.\n"
+    "± is one standard error."
+)
+
 
 def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
     """Print comparisons as a table."""
@@ -48,7 +53,7 @@ def print_distributions(
     columns += [f"Frechet to {'real images' if data else 'teacher'}", "kernel distance"]
     columns += ["precision", "recall", "density", "coverage"]
     cells = [_data_cells(row) if data else _distribution_cells(row) for row in rows]
-    print_table(title, columns, cells, strong=strong)
+    print_table(title, columns, cells, strong=strong, caption=_CAPTION)
 
 
 def _distribution_cells(row: Comparison) -> list[str]:
@@ -68,6 +73,6 @@ def _figures(found: Distribution | None) -> list[str]:
     if found is None:
         return [""] * 6
     low, high = found.frechet_interval
-    kernel = f"{found.kernel:.2f} ± {found.kernel_std:.2f}"
+    kernel = f"{found.kernel:.3f} ± {found.kernel_std:.3f}"
     shares = [""] * 4 if found.prdc is None else [f"{value:.3f}" for value in vars(found.prdc).values()]
     return [f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]

@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
+_FINALISTS = 8
 
 
 @command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True)
@@ -103,8 +104,9 @@ def evaluate(
     """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
 
     An NFE of --nfe between two of the file's gets a table interpolated from them, named so. A baseline without a
-    grid runs on whichever is best for it on the first 64 of these very seeds (the best two on all), which favours
-    it. The first file names the teacher. With --preset, the setup's model and seeds.
+    grid runs on whichever is best for it on these very seeds, which favours it; of more than eight candidates all are
+    measured on the first 64, and the best eight on all. The first file names the teacher. With --preset, the setup's
+    model and seeds.
     """
     own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
     own += ("metrics", "metric_weights", "features", "weights", "reference", "real")
@@ -202,7 +204,7 @@ def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0
 def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
     """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID.
 
-    All are measured on the first 64, the best two of them on all.
+    All are measured on the first 64, the best eight of them on all.
     """
     from gas.catalogue import candidates
     from gas.losses import l2
@@ -215,10 +217,11 @@ def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[C
             model.schedule, nfe, model.t_end, solvers=[solver], grids=[grid] if grid else ()
         )
     ]
-    ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=min(64, len(pairs)), kept=2))
+    first, kept = min(64, len(pairs)), min(_FINALISTS, len(entries))
+    ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=first, kept=_FINALISTS))
     if not ranked:
         raise ValueError(f"none of {', '.join(solvers)} exists at NFE {nfe}")
-    best = ranked[-min(2, len(entries))]  # the finalists come last, best first
+    best = ranked[-kept]  # the finalists come last, best first
     return best.classical, best.table
 
 

@@ -147,15 +147,20 @@ def parse_nfes(text: str) -> list[int]:
     Raises:
         ValueError: shows the form.
     """
+    parts: list[tuple[int, int]] = []
     nfes: set[int] = set()
     try:
         for part in text.split(","):
             ends = [int(end) for end in part.split("-")]
-            if len(ends) > 2 or min(ends) < 1 or ends[0] > ends[-1]:
+            if len(ends) > 2 or min(ends) < 1:
                 raise ValueError
-            nfes.update(range(ends[0], ends[-1] + 1))
+            parts.append((ends[0], ends[-1]))
     except ValueError:
         raise ValueError(f"nfe must be like 4 or 3-6,8,10 with numbers from 1 up, got {text!r}") from None
+    for first, last in parts:
+        if first > last:
+            raise ValueError(f"nfe {text!r} has a range from high to low: write {last}-{first}")
+        nfes.update(range(first, last + 1))
     return sorted(nfes)
 
 

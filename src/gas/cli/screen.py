@@ -77,11 +77,22 @@ def note(text: str) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, strong: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    strong: str = "",
+    caption: str | None = None,
 ) -> None:
     """Print a table on standard output; rows whose first cell is ``strong`` stand out."""
     table = Table(
-        title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        caption=caption,
+        caption_justify="left",
     )
     for i, column in enumerate(columns):
         table.add_column(

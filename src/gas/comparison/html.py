@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gas.comparison.markdown import LEGEND
 from gas.comparison.matrix import Entry, Matrix
 from gas.report.style import ACCENT, GREY, GRID, INK, RULE, TINT
 
@@ -62,9 +61,7 @@ def html_text(report: Report) -> str:
 
 
 def _section(table: Matrix) -> str:
-    small = [LEGEND] if table.paired else []
-    small += [f"The teacher: {table.teacher}."] if table.teacher else []
-    notes = "".join(f'<p class="small">{escape(text)}</p>' for text in small)
+    notes = "".join(f'<p class="small">{escape(text)}</p>' for text in table.notes)
     return f"<h2>{escape(table.title)}</h2>{_table(table)}{notes}"
 
 

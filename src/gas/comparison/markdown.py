@@ -9,20 +9,14 @@ from gas.comparison.matrix import Entry, Matrix
 if TYPE_CHECKING:
     from gas.comparison.report import Report
 
-__all__ = ["LEGEND", "markdown_text"]
-
-LEGEND = "Bold: the best of its column. Italic: cannot be told from it, sample by sample (95%)."
+__all__ = ["markdown_text"]
 
 
 def markdown_text(report: Report) -> str:
     """Return tables and the command of every cell; pictures are left to the HTML."""
     parts = [f"# {report.title}", *report.lines, f"    {report.command}"]
     for table in report.matrices():
-        parts += [f"## {table.title}", _table(table)]
-        if table.paired:
-            parts.append(LEGEND)
-        if table.teacher:
-            parts.append(f"The teacher: {table.teacher}.")
+        parts += [f"## {table.title}", _table(table), *table.notes]
     parts += ["## Every cell", _cells(report)]
     return "\n\n".join(parts) + "\n"
 

@@ -12,6 +12,12 @@ from gas.metrics import mean_interval
 
 __all__ = ["Entry", "Matrix", "differences", "matrix"]
 
+_LEGEND = "Bold: the best of its column. Italic: cannot be told from it, sample by sample (95%)."
+_BRACKETS = (
+    "The Frechet distance of few samples is too large. The interval in brackets (95%) has that taken away, and may lie "
+    "below the distance."
+)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -38,6 +44,17 @@ class Matrix:
     rows: Sequence[tuple[str, Sequence[Entry]]]
     teacher: str = ""
     paired: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What people have to know to read the table, a line each."""
+        bracketed = any("[" in entry.text for _, entries in self.rows for entry in entries)
+        told = {
+            _LEGEND: self.paired,
+            _BRACKETS: bracketed,
+            f"The teacher: {self.teacher}.": bool(self.teacher),
+        }
+        return [note for note, said in told.items() if said]
 
 
 def matrix(cells: Sequence[Cell], measure: Measure, *, paired: bool = False) -> Matrix | None:

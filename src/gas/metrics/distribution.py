@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +16,7 @@ __all__ = ["Distribution", "distribution", "frechet_interval"]
 
 _NEIGHBOURS = 5
 _SUBSET = 1000
+_SUBSETS = 50
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Distribution:
         frechet_interval: 95% interval of the distance, the bias taken away (:attr:`gas.metrics.Bootstrap.basic`), so
             that it may lie below ``frechet``; it stands for the samples' share of the chance, not the reference's.
         kernel: unbiased kernel distance (KID where features are Inception's).
-        kernel_std: its standard deviation over subsets of at most 1,000 samples.
+        kernel_std: its standard error ``s sqrt(m / (n - m))``, from the standard deviation s over subsets of m of the
+            n samples, which drawn without replacement vary by ``1/m - 1/n`` of what one sample does; where both laws
+            are the same it is too large.
         prdc: precision, recall, density and coverage at k = 5, on the first samples of the larger set, as many as the
             smaller has: they depend on both counts. None with 5 samples or fewer.
     """
@@ -61,10 +65,11 @@ def distribution(fake: Tensor, real: Tensor, *, resamples: int = 100) -> Distrib
         ValueError: for features that are not two finite matrices of one width.
     """
     reference, fewer = feature_statistics(real), min(len(fake), len(real))
-    kernel = kernel_distance(fake, real, subset_size=min(_SUBSET, fewer), subsets=20)
+    size = min(_SUBSET, max(2, fewer // 2))
+    kernel = kernel_distance(fake, real, subset_size=size, subsets=_SUBSETS)
     return Distribution(
         *frechet_interval(fake, reference, resamples=resamples),
         kernel.estimate,
-        kernel.std,
+        kernel.std * math.sqrt(size / max(1, fewer - size)),
         prdc(fake[:fewer], real[:fewer], k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
     )
