@@ -37,7 +37,7 @@ def table(report: dict) -> list[str]:
     told += [f"| NFE | {BEST} | GS | GS / best classical |", "|---|---|---|---|"]
     for nfe, row in sorted(lines["GS"].items()):
         best = lines[BEST][nfe]
-        share = f"{row['mse'] / best['mse']:.3f}" if best["mse"] > 0 else ""
+        share = f"{row['mse'] / best['mse']:.2g}" if best["mse"] > 0 else ""
         name = best["name"].removesuffix(" (best of all)")
         told.append(f"| {nfe} | {1000 * best['mse']:.4g} ({name}) | {1000 * row['mse']:.4g} | {share} |")
     return told

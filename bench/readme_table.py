@@ -1,4 +1,4 @@
-"""Print the README's table from JSON of ``gas evaluate``: ``python bench/readme_table.py docs/results/*.json``."""
+"""Print the README's table from JSON of ``gas evaluate``: ``python bench/readme_table.py docs/results/mnist.json``."""
 
 import json
 import math

@@ -20,6 +20,11 @@ __all__ = ["times_plot"]
 _WIDTH, _MARGIN, _PITCH, _TOP = 900, 22, 42, 86
 _LABELS = (1, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
 
+_NOTE = (
+    "A dot is a network evaluation, at the time that the network is told; a stroke is a time that a state lives at. "
+    "A learned solver may tell the network another time than its state's, and so not ask at t = 1."
+)
+
 Series = tuple[str, Sequence[float], Sequence[float]]
 
 
@@ -29,7 +34,7 @@ def times_plot(
     schedule: Schedule,
     *,
     title: str = "Where the network is asked",
-    note: str = "",
+    note: str = _NOTE,
     highlight: int | None = None,
     scale: int = 2,
 ) -> Path:
