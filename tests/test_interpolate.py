@@ -126,6 +126,15 @@ def test_a_gain_on_every_pair_is_sure_however_large_it_is_on_one_and_a_loss_as_l
     one[7] = 100.0
     assert float(small.mean()) > 0 and surely_positive(small)
     assert surely_positive(small + one) and not surely_positive(small - one)
-    assert not surely_positive(noise - noise.mean()) and not surely_positive(0 * noise)
-    assert not surely_positive(torch.full_like(noise, math.nan))
-    assert surely_positive(small[:1]) and not surely_positive(-small[:1])
+    assert not surely_positive(noise - noise.mean() + 0.05) and surely_positive(noise - noise.mean() + 0.2)
+    assert not surely_positive(0 * noise) and not surely_positive(torch.full_like(noise, math.nan))
+    diverged = torch.where(one > 0, math.inf, small)
+    assert surely_positive(diverged) and not surely_positive(-diverged)
+    assert not surely_positive(small[:1]) and not surely_positive(small[:0])
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16, 64])
+def test_gains_by_chance_are_sure_in_one_case_of_forty_however_few_they_are(count):
+    generator = torch.Generator().manual_seed(count)
+    drawn = torch.randn(400, count, generator=generator, dtype=torch.float64)
+    assert sum(map(surely_positive, drawn)) <= 400 * 0.025 + 3 * math.sqrt(400 * 0.025)

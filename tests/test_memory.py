@@ -56,6 +56,40 @@ def test_gradients_are_those_of_the_stored_graph(digits, pairs, nfe, again):
     assert float((remade - stored).norm()) <= 1e-6 * float(stored.norm())
 
 
+@pytest.mark.parametrize(
+    "blind",
+    [lambda network, x, t: network(x, t.detach()), lambda network, x, t: 0.5 * x.detach()],
+    ids=["not told the time", "without a gradient"],
+)
+def test_answers_that_do_not_depend_on_what_is_learned_have_its_gradients_too(digits, pairs, blind):
+    network = digits.bind(pairs.labels)
+
+    def denoise(x, t):
+        return blind(network, x, t)
+
+    stored = gradients(denoise, pairs, 4, digits)
+    remade = gradients(Recomputed(denoise), pairs, 4, digits)
+    assert float(stored.norm()) > 0
+    assert float((remade - stored).norm()) <= 1e-6 * float(stored.norm())
+
+
+def test_a_call_is_made_again_under_the_autocast_it_was_made_under(digits, pairs):
+    seen, network = [], digits.bind(pairs.labels)
+
+    def denoise(x, t):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return network(x, t)
+
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            made = Recomputed(denoise)(
+                pairs.noise.clone().requires_grad_(), torch.tensor(0.5, dtype=torch.float64)
+            )
+        made.sum().backward()
+    assert [each[0] for each in seen] == [True, True, False, False]
+    assert len({each[1] for each in seen}) == 1
+
+
 def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
     denoise = digits.bind(pairs.labels)
     flat = [kept_bytes(Recomputed(denoise), pairs.noise, nfe, digits) for nfe in (4, 10)]

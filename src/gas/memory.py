@@ -56,27 +56,33 @@ class _MadeAgain(torch.autograd.Function):
     """One call, made without a graph, and with one when its gradient is asked for.
 
     :func:`torch.utils.checkpoint.checkpoint` builds the graph both times, so that gradients of weights are right too;
-    here they are frozen.
+    here they are frozen. The first time no gradient is wanted, so that recorded CUDA graphs are replayed.
     """
 
     @staticmethod
     def forward(context: Any, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
         context.denoise = denoise
+        context.cast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         context.save_for_backward(x, t)
         return denoise(x, t)
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         wanted = context.needs_input_grad[1:]
         x, t = (
             saved.detach().requires_grad_(asked)
             for saved, asked in zip(context.saved_tensors, wanted, strict=True)
         )
-        with torch.enable_grad():
+        enabled, dtype = context.cast
+        with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=enabled):
             answer = context.denoise(x, t)
+        if (
+            not answer.requires_grad
+        ):  # it depends on neither, as the answer at a fixed x_T of a network told no time
+            return None, None, None
         asked = [part for part in (x, t) if part.requires_grad]
-        found = iter(torch.autograd.grad(answer, asked, slope, allow_unused=True))
+        found = iter(torch.autograd.grad(answer, asked, gradient, allow_unused=True))
         return None, *(next(found) if part.requires_grad else None for part in (x, t))
 
 

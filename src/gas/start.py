@@ -13,13 +13,16 @@ from gas import processes
 from gas.catalogue import Classical, candidates
 from gas.denoise import Denoiser
 from gas.losses import Loss
-from gas.metrics.bootstrap import bootstrap
+from gas.metrics.bootstrap import bootstrap, seed_interval
 from gas.model import Model
 from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
 __all__ = ["Measured", "evaluate", "finite_loss", "rank_classical", "surely_better", "surely_positive"]
+
+# Gains of which resamples vary too little.
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,23 @@ def surely_positive(gains: Tensor) -> bool:
     """Whether the mean of independent gains ``(n,)`` is positive by more than chance: 97.5% of its resamples' are.
 
     Few pairs may carry most of a mean. Standard errors would call a gain on every pair chance where it is very large on
-    one; of resamples nearly all show it, and those without the one still do.
+    one; of resamples nearly all show it, and those without the one still do. Resamples of fewer than 16 vary too
+    little, so that Student's interval has to lie above zero too; of one gain nothing is sure.
+
+    An infinite gain, over a solver that diverged, counts as the largest finite one; NaN is no gain.
     """
     if len(gains) < 2:
-        return bool((gains > 0).all())
-    return bootstrap(torch.mean, gains, resamples=1000).percentile[0] > 0
+        return False
+    finite = gains[gains.isfinite()].abs()
+    most = float(finite.max()) if len(finite) else 1.0
+    gains = torch.where(gains == math.inf, most, gains)
+    if bool(gains.isnan().any()) or bool((gains == -math.inf).any()):
+        return False
+    if len(gains) < _FEW:
+        mean, half_width = seed_interval(gains, level=0.95)
+        if mean <= half_width:
+            return False
+    return bootstrap(torch.mean, gains, resamples=1000, level=0.95).percentile[0] > 0
 
 
 def finite_loss(measured: Measured) -> float:

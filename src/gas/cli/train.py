@@ -157,10 +157,6 @@ def train(
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     if not len(held):
         raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
-    few = f"; [yellow]few to learn from[/yellow]: make more, or say --validation {max(1, (len(kept) + len(held)) // 4)}"
-    note(
-        f"{len(kept)} pairs to learn from, the last {len(held)} to choose on{few if len(kept) < len(held) else ''}"
-    )
     state = out.with_name(out.name + ".state")
     given = {
         "weight": weight,
@@ -177,6 +173,10 @@ def train(
         adversary = adversary_of(
             loaded, kept, told_gas, seed=seed, memory=memory, batch=batch, precision=precision
         )
+    few = f"; [yellow]few to learn from[/yellow]: make more, or say --validation {max(1, (len(kept) + len(held)) // 4)}"
+    note(
+        f"{len(kept)} pairs to learn from, the last {len(held)} to choose on{few if len(kept) < len(held) else ''}"
+    )
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
     try:
         reports = distill_family(

@@ -4,82 +4,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["floored", "least", "slopes"]
+__all__ = ["floored", "minimise"]
 
 _STEPS = 20
 _TRIES = 16
-# Damping of the first step, in units of the curvature's diagonal: where parameters are more than numbers, some moves
+# Damping of the first step, in units of the Hessian's diagonal: where parameters are more than numbers, some moves
 # change nothing, and of those a step has next to none. It grows after every failure and shrinks after a step.
 _DAMPING, _GROWTH, _SHRINK = 1e-10, 10.0, 100.0
 # Of what was gained so far: a step that gains less is the last.
 _ENOUGH = 1e-5
 
 
-def slopes(numbers: Callable[[Tensor], Tensor], p: Tensor) -> Tensor:
-    """Return the derivatives ``(Q, P)`` of the numbers in the parameters, all at once."""
-    made: Tensor = torch.autograd.functional.jacobian(numbers, p, vectorize=True)
-    return made
-
-
 @torch.no_grad()
-def least(
-    numbers: Callable[[Tensor], Tensor], start: Tensor, slope: Tensor, curvature: Tensor, free: Tensor
+def minimise(
+    numbers: Callable[[Tensor], Tensor], start: Tensor, gradient: Tensor, hessian: Tensor, free: Tensor
 ) -> Tensor:
-    """Minimise ``slope . d + d . curvature d / 2`` over the parameters p, where ``d = q(p) - q(start)``.
+    """Descend on ``gradient . d + d . hessian d / 2`` over the parameters p, where ``d = q(p) - q(start)``.
 
     A sample is some function of the numbers q, and those are another of the parameters. The first asks the network, and
     is known as a quadratic model; the second is arithmetic, and is followed exactly: q bends far more than the
-    model where many coefficients hang on a time. The steps are Levenberg and Marquardt's along ``dq/dp``.
+    model where many coefficients hang on a time. The steps are Levenberg and Marquardt's along ``dq/dp``, until one
+    gains next to nothing; where parameters leave the set of tables, a step is shortened as a whole.
 
     Args:
         numbers: q, ``(P,) -> (Q,)``; ValueError where there is no table of such parameters.
         start: parameters ``(P,)``.
-        slope: ``(Q,)``.
-        curvature: ``(Q, Q)``, positive definite.
-        free: indices of the parameters that may move.
+        gradient: of the model in q, at ``q(start)``, ``(Q,)``.
+        hessian: of the model in q, ``(Q, Q)``, positive semidefinite.
+        free: indices of the parameters that may move; there may be none.
 
     Returns:
-        Parameters ``(P,)``, never worse than the start.
+        Parameters ``(P,)``, by this model never worse than the start.
 
     References:
         Burke and Ferris, "A Gauss-Newton method for convex composite optimization", Math. Program. 71 (1995).
     """
-    p, q0, value = start, numbers(start), 0.0
-    q, damping = q0, _DAMPING
+    model = _Model(numbers, numbers(start), gradient, hessian)
+    p, value, damping = start, 0.0, _DAMPING
     for _ in range(_STEPS):
-        chain = slopes(numbers, p)[:, free]
-        gradient = chain.T @ (curvature @ (q - q0) + slope)
-        bend = chain.T @ curvature @ chain
-        metric = torch.diag(floored(bend.diagonal()))
-        for _ in range(_TRIES):
-            move = torch.zeros_like(p)
-            move[free] = -torch.linalg.solve(bend + damping * metric, gradient)
-            reached, there = _value(numbers, p + move, q0, slope, curvature)
-            if reached < value:
-                break
-            damping *= _GROWTH
-        else:
+        found = model.step(p, value, damping, free)
+        if found is None:
             return p
-        gained, damping = value - reached, max(_DAMPING, damping / _SHRINK)
-        p, q, value = p + move, there, reached
+        p, reached, damping = found
+        gained, value, damping = value - reached, reached, max(_DAMPING, damping / _SHRINK)
         if gained <= _ENOUGH * -value:
             return p
     return p
 
 
-def _value(
-    numbers: Callable[[Tensor], Tensor], p: Tensor, q0: Tensor, slope: Tensor, curvature: Tensor
-) -> tuple[float, Tensor]:
-    try:
-        q = numbers(p)
-    except ValueError:  # no table: as bad as can be
-        return math.inf, q0
-    d = q - q0
-    return float(slope @ d + d @ curvature @ d / 2), q
+@dataclass(frozen=True, eq=False)
+class _Model:
+    numbers: Callable[[Tensor], Tensor]
+    q0: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+    def value(self, p: Tensor) -> float:
+        try:
+            d = self.numbers(p) - self.q0
+        except ValueError:  # no table: as bad as can be
+            return math.inf
+        return float(self.gradient @ d + d @ self.hessian @ d / 2)
+
+    def step(
+        self, p: Tensor, value: float, damping: float, free: Tensor
+    ) -> tuple[Tensor, float, float] | None:
+        """The first of ever shorter steps that goes down, with its value and damping; none where none does."""
+        jacobian = torch.autograd.functional.jacobian(self.numbers, p, vectorize=True)
+        free = free[jacobian[:, free].count_nonzero(dim=0) > 0]  # the others move nothing
+        if not len(free):
+            return None
+        jacobian = jacobian[:, free]
+        gradient = jacobian.T @ (self.hessian @ (self.numbers(p) - self.q0) + self.gradient)
+        hessian = jacobian.T @ self.hessian @ jacobian
+        metric = torch.diag(floored(hessian.diagonal()))
+        for _ in range(_TRIES):
+            solved, singular = torch.linalg.solve_ex(hessian + damping * metric, gradient)
+            reached = math.inf if bool(singular) else self.value(p.index_add(0, free, -solved))
+            if reached < value:
+                return p.index_add(0, free, -solved), reached, damping
+            damping *= _GROWTH
+        return None
 
 
 def floored(diagonal: Tensor) -> Tensor:

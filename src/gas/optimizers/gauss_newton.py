@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from gas import processes
 from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
-from gas.optimizers.composite import floored, least
+from gas.optimizers.composite import floored, minimise
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.jacobian import Normal, evaluations_of, normal_equations, numbers
 from gas.optimizers.order import visited
@@ -99,7 +100,8 @@ class GaussNewtonSteps:
     ``sum |r_k + J_k (q - q_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is that of many
     more pairs than one step could pay for (an extended Kalman filter, seen from the side of its inverse covariance).
     Its damped minimum over the solver's parameters, along which q is followed exactly, is taken if the step's own
-    pairs agree, else damping grows. So a step does not depend on how a solver is parameterised.
+    pairs agree, else damping grows. So a step does not depend on how a solver is parameterised, as far as the descent
+    to that minimum gets.
     Derivatives are differences of answers, so a model of less precision is asked in full, and CUDA without TF32.
 
     References:
@@ -121,7 +123,7 @@ class GaussNewtonSteps:
         check_turns(self.learned, config.alternate)
         size = len(self._numbers(self._parameters()))
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
-        self.slope = torch.zeros(size, dtype=torch.float64)
+        self.gradient = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
         self.iteration, self.evaluations = 0, 0
         self.cost = evaluations_of(solver().nfe)
@@ -150,7 +152,7 @@ class GaussNewtonSteps:
         self.evaluations += normal.evaluations
         q, keep = numbers(table), self.config.memory
         self.curvature = keep * self.curvature + count * normal.curvature
-        self.slope = keep * self.slope + count * (normal.gradient - normal.curvature @ q)
+        self.gradient = keep * self.gradient + count * (normal.gradient - normal.curvature @ q)
         self.weight = keep * self.weight + count
         self._move(q, chosen, x, normal)
         self.iteration += 1
@@ -159,10 +161,15 @@ class GaussNewtonSteps:
     def _move(self, q: Tensor, chosen: Pairs, x: Tensor, newest: Normal) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
         p, free, loss = self._parameters(), self._free(), newest.loss
-        known = self.curvature / self.weight
-        metric, slope = torch.diag(floored(known.diagonal())), known @ q + self.slope / self.weight
+        curvature = self.curvature / self.weight
+        gradient, metric = (
+            curvature @ q + self.gradient / self.weight,
+            torch.diag(floored(curvature.diagonal())),
+        )
         for _ in range(_TRIES):
-            there = least(self._numbers, p, slope, known + self.damping * metric, free)
+            damped = curvature + self.damping * metric
+            # By one process: rounding, which differs among machines, decides which of its steps are taken.
+            there = processes.alone(partial(minimise, self._numbers, p, gradient, damped, free))
             reached, move = self._loss_at(there, chosen, x, newest.weights), self._numbers(there) - q
             promised = -float(2 * newest.gradient @ move + move @ newest.curvature @ move)
             # What is good for all pairs so far may cost the newest ones a little.
@@ -176,7 +183,7 @@ class GaussNewtonSteps:
             self.damping = min(self.damping * 5, _DAMPING[1])
 
     def _free(self) -> Tensor:
-        """Indices of the numbers whose turn it is."""
+        """Indices of the parameters whose turn it is."""
         turns = [
             torch.full((parameter.numel(),), in_turn(name, self.iteration, self.config.alternate))
             for name, parameter in self.learned.items()
@@ -196,7 +203,7 @@ class GaussNewtonSteps:
         return {
             "solver": self.solver.state_dict(),
             "curvature": self.curvature,
-            "slope": self.slope,
+            "gradient": self.gradient,
             "weight": self.weight,
             "damping": self.damping,
             "iteration": self.iteration,
@@ -206,7 +213,7 @@ class GaussNewtonSteps:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
         self.solver.load_state_dict(state["solver"])
-        self.curvature, self.slope = state["curvature"], state["slope"]
+        self.curvature, self.gradient = state["curvature"], state["gradient"]
         self.weight, self.damping = state["weight"], state["damping"]
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
 
