@@ -77,9 +77,7 @@ class _MadeAgain(torch.autograd.Function):
         enabled, dtype = context.cast
         with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=enabled):
             answer = context.denoise(x, t)
-        if (
-            not answer.requires_grad
-        ):  # it depends on neither, as the answer at a fixed x_T of a network told no time
+        if not answer.requires_grad:  # as the answer at a fixed x_T, where the network is told no time
             return None, None, None
         asked = [part for part in (x, t) if part.requires_grad]
         found = iter(torch.autograd.grad(answer, asked, gradient, allow_unused=True))

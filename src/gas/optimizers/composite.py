@@ -84,10 +84,13 @@ class _Model:
         hessian = jacobian.T @ self.hessian @ jacobian
         metric = torch.diag(floored(hessian.diagonal()))
         for _ in range(_TRIES):
-            solved, singular = torch.linalg.solve_ex(hessian + damping * metric, gradient)
-            reached = math.inf if bool(singular) else self.value(p.index_add(0, free, -solved))
+            solved, _ = torch.linalg.solve_ex(
+                hessian + damping * metric, gradient
+            )  # NaN where that is singular
+            there = p.index_add(0, free, -solved)
+            reached = self.value(there)
             if reached < value:
-                return p.index_add(0, free, -solved), reached, damping
+                return there, reached, damping
             damping *= _GROWTH
         return None
 
