@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.measuring import judging, measuring
+from gas.cli.measuring import judging, measuring, space_told
 from gas.cli.options import (
     Call,
     Compile,
@@ -38,7 +38,6 @@ from gas.cli.screen import bar, note, print_json, print_table
 from gas.cli.settings import against_of, config_of
 
 if TYPE_CHECKING:
-    from gas.compare import Yardstick
     from gas.comparison import Cell, Contestant, Published, Ruler, Setting, Training
     from gas.comparison.pictures import Pictures
     from gas.model import Model
@@ -183,28 +182,8 @@ def _ruler(
     asked = ",".join(name for name in _names(metrics) if name in JUDGES)
     ruler, judged = judging(ruler, model, asked, metric_weights)
     plain = real is None and reference is None and features == "model"  # decided by the model alone
-    said = " ".join([_space(ruler, named, reference, real), *(f"{k}: {v}." for k, v in judged.items())])
+    said = " ".join([space_told(ruler, named, reference, real), *(f"{k}: {v}." for k, v in judged.items())])
     return Ruler(model, ruler, {**({} if plain else named), **judged}, said=said)
-
-
-def _space(ruler: Yardstick, named: Mapping[str, str], reference: Path | None, real: Path | None) -> str:
-    """Say in which features distributions are compared, by whose weights, and with which real data."""
-    if ruler.features is None:
-        return "The model has no features, so distributions are not compared."
-    own = named["features"] == "model"
-    space = f"the features of model {named['features_of']}" if own else f"features {named['features']}"
-    if reference is not None:
-        to = f"data are the statistics {reference.name} (SHA-256 {named['reference_sha256']})"
-    else:
-        to = (
-            "there are no statistics of data"
-            if ruler.reference is None
-            else "data are the model's own statistics"
-        )
-    images = "" if real is None else f"; real images are {real.name} (SHA-256 {named['real_sha256']})"
-    return (
-        f"Distributions are compared in {space} (weights' SHA-256 {named['weights_sha256']}); {to}{images}."
-    )
 
 
 def _check_critic(setting: Setting, rows: list[Contestant]) -> None:

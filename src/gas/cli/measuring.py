@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gas.model import Model
     from gas.pairs import Pairs
 
-__all__ = ["Space", "held_out", "judging", "measuring", "space", "yardstick"]
+__all__ = ["Space", "held_out", "judging", "measuring", "space", "space_told", "yardstick"]
 
 _BATCH = 64
 
@@ -97,6 +97,26 @@ def measuring(
     if real is not None:
         known, told["real_sha256"] = _real(model, seen, real)
     return Yardstick(pairs, seen.samples, statistics, known), told
+
+
+def space_told(ruler: Yardstick, named: Mapping[str, str], reference: Path | None, real: Path | None) -> str:
+    """Say in which features distributions are compared, by whose weights, and with which real data."""
+    if ruler.features is None:
+        return "The model has no features, so distributions are not compared."
+    own = named["features"] == "model"
+    space = f"the features of model {named['features_of']}" if own else f"features {named['features']}"
+    if reference is not None:
+        to = f"data are the statistics {reference.name} (SHA-256 {named['reference_sha256']})"
+    else:
+        to = (
+            "there are no statistics of data"
+            if ruler.reference is None
+            else "data are the model's own statistics"
+        )
+    images = "" if real is None else f"; real images are {real.name} (SHA-256 {named['real_sha256']})"
+    return (
+        f"Distributions are compared in {space} (weights' SHA-256 {named['weights_sha256']}); {to}{images}."
+    )
 
 
 def judging(
