@@ -1,5 +1,6 @@
 """Write docs/benchmarks.md from the JSON of docs/results/bench and docs/results/cost: ``python bench/page.py``."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -23,6 +24,7 @@ family and the error over NFE are trainings, of an hour and more. Every script r
 
 def main() -> None:
     """Write the page from whatever has been measured."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     parts = [HEAD, _cost(), _family(), _error(), _processes(), _scheduler()]
     for device in ("", "-cuda"):
         parts += [_memory(device), _throughput(device), _precision(device), _sampler(device)]
@@ -92,6 +94,9 @@ def _throughput(device: str) -> str:
     if not found:
         return ""
     text = _section("Pairs and steps a second", found)
+    if device:
+        text += "\nSo small a network is bound by its launches: figures hardly depend on batch and size, "
+        text += "and differ by a third from run to run.\n"
     usual = {"nfe": 4, "batch": 24, "size": 32}
     for key, said in (("nfe", "calls"), ("batch", "a batch"), ("size", "pixels a side")):
         others = {name: value for name, value in usual.items() if name != key}
@@ -210,7 +215,8 @@ def _error() -> str:
     report = json.loads(ERROR.read_text())
     same = " and ".join(map(str, error_over_nfe.kept(report)))
     said = "What does not validate surely better than the best classical table is that table"
-    said += f" ({same} calls here).\n\n```sh\n" if same else ": none here.\n\n```sh\n"
+    said += f" ({same} calls here)" if same else ": none here"
+    said += ". One training of twenty NFE, another than that of the README's six.\n\n```sh\n"
     said += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
     said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
     said += f"python bench/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"

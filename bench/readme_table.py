@@ -1,17 +1,19 @@
 """Print the README's table from JSON of ``gas evaluate``: ``python bench/readme_table.py docs/results/mnist.json``."""
 
+import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 NAMES = {"dpmpp-3m": "DPM-Solver++(3M)", "unipc-3-bh2": "UniPC-3", "ipndm-3": "iPNDM-3", "GS": "**GS**"}
 
 
-def main(paths: list[str]) -> None:
+def main() -> None:
     """Print one Markdown table a model: mean squared error to the teacher over NFE."""
-    for path in paths:
-        report = json.loads(Path(path).read_text())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("reports", type=Path, nargs="+")
+    for path in parser.parse_args().reports:
+        report = json.loads(path.read_text())
         rows = report["rows"]
         teacher = next(row for row in rows if row["name"].endswith("(teacher)"))
         nfes = sorted({row["nfe"] for row in rows if row is not teacher})
@@ -58,4 +60,4 @@ def line(name: str, cells: list[dict | None], bold: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -138,7 +138,7 @@ def test_every_finite_number_comes_back_to_the_bit(numbers):
     matrices = [
         torch.where(below, m, torch.zeros(())) for m in values[n:].repeat(2)[: 2 * n * n].reshape(2, n, n)
     ]
-    table = Table(values[:n], *matrices)
+    table = Table(values[:n].abs(), *matrices)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.json"
         save(path, table)
@@ -299,6 +299,10 @@ WRONG = {
     "null weight": (
         put([None], "solvers", 0, "states", 0),
         r"solvers\.0\.states\.0\.0: Input should be a valid",
+    ),
+    "negative time": (
+        put([1.0, -0.5], "solvers", 1, "times"),
+        r"times of NFE 2 must not be negative, got -0\.5",
     ),
     "nominal length": (
         put([1.0, 0.1], "solvers", 1, "nominal"),

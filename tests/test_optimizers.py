@@ -203,14 +203,14 @@ def test_a_turn_or_a_loss_in_which_nothing_can_move_leaves_the_solver_as_it_is(p
     solver = GeneralizedSolver(MODEL.schedule, 1, MODEL.t_end)
     solver.xi.requires_grad_(False)
     blind = FeatureLoss(lambda x: (x - 1e4).relu())
-    for taught, loss, config in (
+    for learned, loss, config in (
         (solver, l2, GaussNewton(alternate=1)),
         (GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end), blind, GaussNewton()),
     ):
-        steps = GaussNewtonSteps(taught, MODEL, pairs, loss, config)
-        before = numbers(taught().detach())
+        steps = GaussNewtonSteps(learned, MODEL, pairs, loss, config)
+        before = numbers(learned().detach())
         steps.step()
-        moved = numbers(taught().detach()) - before
+        moved = numbers(learned().detach()) - before
         assert bool(moved.isfinite().all()) and (loss is l2 or not moved.any())
 
 

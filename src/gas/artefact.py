@@ -122,7 +122,8 @@ class Artefact:
             transfer: take those of another network, whose samples, schedule and guidance are the same.
 
         Raises:
-            ValueError: names each thing that differs: model, weights, shape, schedule or guidance.
+            ValueError: names each thing that differs: model, weights, shape, schedule or guidance; or for weights of
+                states and answers that float32 does not hold.
         """
         document, wrong = self.document, []
         here = dict(model.identity())
@@ -136,6 +137,12 @@ class Artefact:
             wrong.append(f"guidance {document.guidance:g} (asked for: {guidance:g})")
         if wrong:
             raise ValueError(f"{self.source} was made for another model or use: {'; '.join(wrong)}")
+        for entry in document.solvers:
+            large = max((weight for row in (*entry.states, *entry.outputs) for weight in row), key=abs)
+            if abs(large) > torch.finfo(torch.float32).max:
+                raise ValueError(
+                    f"{self.source}: NFE {entry.nfe} has a weight that float32 does not hold, {large:g}"
+                )
 
 
 def save(

@@ -39,6 +39,8 @@ class Entry(_Strict):
         n = self.nfe
         if len(self.times) != n:
             raise ValueError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
+        if min(self.times) < 0:
+            raise ValueError(f"times of NFE {n} must not be negative, got {min(self.times):g}")
         for name in ("states", "outputs"):
             lengths = [len(row) for row in getattr(self, name)]
             if lengths != list(range(1, n + 1)):

@@ -108,7 +108,10 @@ class Pairs:
     def split(self, validation: int) -> tuple[Pairs, Pairs]:
         """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""
         if not 0 <= validation < len(self):
-            raise ValueError(f"validation must be from 0 to below {len(self)} pairs, got {validation}")
+            raise ValueError(
+                f"validation must be from 0 to below {len(self)} pairs, got {validation}: keep fewer of them to choose "
+                "on, or make more pairs"
+            )
         cut = len(self) - validation
         return self.subset(slice(0, cut)), self.subset(slice(cut, None))
 

@@ -409,6 +409,30 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
     assert "unknown solver 'zzz'. Known: gs" in unknown  # nothing is like it, so that nothing is suggested
 
 
+def test_a_file_that_does_not_say_its_model_is_taken_on_trust_and_says_so(work, tmp_path):
+    told = json.loads((work / "digits.json").read_text())
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({"format": "gas-solver", "version": 1, "solvers": told["solvers"]}))
+    words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
+    assert "does not say what model it is for: digits is taken on trust" in " ".join(
+        run(*words, bare).stderr.split()
+    )
+    assert "trust" not in run(*words, work / "digits.json").stderr
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"), [(1e38, "are not finite"), (-1e308, "float32 does not hold, -1e+308")]
+)
+def test_a_weight_that_leads_nowhere_is_one_clear_line(work, tmp_path, weight, told):
+    changed = json.loads((work / "digits.json").read_text())
+    changed["solvers"][1]["outputs"][0] = [weight]
+    changed["solvers"][1].pop("nominal")
+    (tmp_path / "large.json").write_text(json.dumps(changed))
+    words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
+    assert told in refused(*words, tmp_path / "large.json")
+    assert not (tmp_path / "x.npz").exists()
+
+
 def test_files_and_folders_in_each_others_place_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     assert "/file is a file already, and a folder is wanted" in refused(

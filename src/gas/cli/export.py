@@ -28,7 +28,9 @@ def export(
     solver: SolverFile,
     onnx: Annotated[Path, typer.Option(help="The .onnx file to write.")],
     model: ModelName = "mnist",
-    nfe: Annotated[int, typer.Option(help="Network evaluations a sample.")] = 4,
+    nfe: Annotated[
+        int | None, typer.Option(help="Network evaluations a sample; default: the file's only one, or 4.")
+    ] = None,
     row: Annotated[
         int | None,
         typer.Option(
@@ -49,6 +51,8 @@ def export(
     if onnx.suffix != ".onnx":
         raise ValueError(f"--onnx must end in .onnx, got {str(onnx)!r}")
     artefact = load(solver)
+    if nfe is None:
+        nfe = artefact.nfes[0] if len(artefact.nfes) == 1 else 4
     module, given, batch = _sampler(artefact, model, nfe) if row is None else _step(artefact.table(nfe), row)
     difference = write(onnx, module, given, batch=batch)
     size = onnx.stat().st_size

@@ -41,7 +41,7 @@ def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> 
         before = 0
         for report in reports:
             if isinstance(report, FitRecord):
-                running.at(before + report.iteration, f"validation {report.validation_loss:.5f}")
+                running.at(before + report.iteration, f"best {report.best_loss:.5f}")
                 if report.iteration == report.iterations and not before:
                     before = report.iterations  # critics go on where the first training ends
             elif isinstance(report, Distilled):

@@ -24,6 +24,7 @@ from gas.cli.options import (
 )
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import note, print_json, tracked
+from gas.cli.solver_files import warn_of_unknown_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,7 @@ def sample(
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
+    warn_of_unknown_model(artefact, loaded)
     if nfe is None:
         nfe = artefact.nfes[0] if len(artefact.nfes) == 1 else 4
     table = artefact.table(nfe, interpolate=True).folded()
@@ -91,6 +93,10 @@ def sample(
             if labels is not None and label is not None:
                 labels = torch.full_like(labels, label)
             x = run(asked.bind(labels, guidance), loaded.noise(part), table)
+            if not bool(x.isfinite().all()):
+                raise ValueError(
+                    f"samples of {solver} at NFE {nfe} are not finite: train it anew, or take another NFE"
+                )
             made.append(x.cpu())
             if decode is not None:
                 shown.append(decode(x).cpu())

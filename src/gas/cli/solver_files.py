@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gas.artefact import Artefact
     from gas.model import Model
 
-__all__ = ["load_named", "warn_of_known_seeds"]
+__all__ = ["load_named", "warn_of_known_seeds", "warn_of_unknown_model"]
 
 
 def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> dict[str, Artefact]:
@@ -31,12 +31,20 @@ def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> di
     for path in paths:
         artefact = load(path)
         _check(artefact, model, transfer)
+        warn_of_unknown_model(artefact, model)
         name = _title(artefact, model)
         name = f"{name} ({path.stem})" if name in named else name
         if name in named:
             raise ValueError(f"--solver {path} is named like another one: rename one of the files")
         named[name] = artefact
     return named
+
+
+def warn_of_unknown_model(artefact: Artefact, model: Model) -> None:
+    """Say so where a file does not say what model it is for, so that it cannot be refused."""
+    if artefact.document.model is None:
+        told = f"{artefact.source} does not say what model it is for: {model.name} is taken on trust"
+        note(f"[yellow]warning[/yellow]: {told}")
 
 
 def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
