@@ -95,8 +95,9 @@ def _throughput(device: str) -> str:
         return ""
     text = _section("Pairs and steps a second", found)
     if device:
-        text += "\nSo small a network is bound by its launches: figures hardly depend on batch and size, "
-        text += "and differ by a third from run to run.\n"
+        text += (
+            "\nSo small a network is bound by its launches: steps a second hardly depend on batch and size.\n"
+        )
     usual = {"nfe": 4, "batch": 24, "size": 32}
     for key, said in (("nfe", "calls"), ("batch", "a batch"), ("size", "pixels a side")):
         others = {name: value for name, value in usual.items() if name != key}

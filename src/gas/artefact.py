@@ -138,11 +138,9 @@ class Artefact:
         if wrong:
             raise ValueError(f"{self.source} was made for another model or use: {'; '.join(wrong)}")
         for entry in document.solvers:
-            large = max((weight for row in (*entry.states, *entry.outputs) for weight in row), key=abs)
-            if abs(large) > torch.finfo(torch.float32).max:
-                raise ValueError(
-                    f"{self.source}: NFE {entry.nfe} has a weight that float32 does not hold, {large:g}"
-                )
+            if abs(entry.largest) > torch.finfo(torch.float32).max:
+                told = f"a weight that float32 does not hold, {entry.largest:g}"
+                raise ValueError(f"{self.source}: NFE {entry.nfe} has {told}")
 
 
 def save(

@@ -34,6 +34,11 @@ class Entry(_Strict):
     start: str | None = None
     measured: dict[str, float] = {}
 
+    @property
+    def largest(self) -> float:
+        """The weight that is farthest from zero."""
+        return max((weight for row in (*self.states, *self.outputs) for weight in row), key=abs)
+
     @model_validator(mode="after")
     def _shapes(self) -> Entry:
         n = self.nfe

@@ -99,13 +99,10 @@ def surely_positive(gains: Tensor) -> bool:
 
     An infinite gain, over a solver that diverged, counts as the largest finite one; NaN is no gain.
     """
-    if len(gains) < 2:
+    if len(gains) < 2 or not bool((gains > -math.inf).all()):  # nor is NaN
         return False
     finite = gains[gains.isfinite()].abs()
-    most = float(finite.max()) if len(finite) else 1.0
-    gains = torch.where(gains == math.inf, most, gains)
-    if bool(gains.isnan().any()) or bool((gains == -math.inf).any()):
-        return False
+    gains = gains.clamp(max=float(finite.max()) if len(finite) else 1.0)
     if len(gains) < _FEW:
         mean, half_width = seed_interval(gains, level=0.95)
         if mean <= half_width:

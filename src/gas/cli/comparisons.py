@@ -12,11 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["print_comparisons", "print_distributions"]
 
-_CAPTION = (
-    "The Frechet distance of few samples is too large. Its interval has that taken away, and may lie below it.\n"
-    "± is one standard error."
-)
-
 
 def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS") -> None:
     """Print comparisons as a table."""
@@ -49,11 +44,13 @@ def print_distributions(
     """Print what tells distributions from the teacher's apart, or from the data's; nothing where that is unknown."""
     if all((row.to_data if data else row.to_teacher) is None for row in rows):
         return
+    from gas.metrics.distribution import BRACKETS
+
     columns = ["solver", "NFE", *([] if data else ["Frechet to data"])]
     columns += [f"Frechet to {'real images' if data else 'teacher'}", "kernel distance"]
     columns += ["precision", "recall", "density", "coverage"]
     cells = [_data_cells(row) if data else _distribution_cells(row) for row in rows]
-    print_table(title, columns, cells, strong=strong, caption=_CAPTION)
+    print_table(title, columns, cells, strong=strong, caption=f"{BRACKETS}\n± is one standard error.")
 
 
 def _distribution_cells(row: Comparison) -> list[str]:

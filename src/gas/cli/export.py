@@ -10,6 +10,7 @@ import typer
 from gas.cli.app import command
 from gas.cli.options import Json, ModelName, SolverFile, load_zoo
 from gas.cli.screen import note, print_json
+from gas.cli.solver_files import nfe_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,8 +52,7 @@ def export(
     if onnx.suffix != ".onnx":
         raise ValueError(f"--onnx must end in .onnx, got {str(onnx)!r}")
     artefact = load(solver)
-    if nfe is None:
-        nfe = artefact.nfes[0] if len(artefact.nfes) == 1 else 4
+    nfe = nfe_of(artefact, nfe)
     module, given, batch = _sampler(artefact, model, nfe) if row is None else _step(artefact.table(nfe), row)
     difference = write(onnx, module, given, batch=batch)
     size = onnx.stat().st_size

@@ -24,7 +24,7 @@ from gas.cli.options import (
 )
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import note, print_json, tracked
-from gas.cli.solver_files import warn_of_unknown_model
+from gas.cli.solver_files import nfe_of, warn_of_unknown_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +75,7 @@ def sample(
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
     warn_of_unknown_model(artefact, loaded)
-    if nfe is None:
-        nfe = artefact.nfes[0] if len(artefact.nfes) == 1 else 4
+    nfe = nfe_of(artefact, nfe)
     table = artefact.table(nfe, interpolate=True).folded()
     around = artefact.neighbours(nfe)
     if around is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gas.artefact import Artefact
     from gas.model import Model
 
-__all__ = ["load_named", "warn_of_known_seeds", "warn_of_unknown_model"]
+__all__ = ["load_named", "nfe_of", "warn_of_known_seeds", "warn_of_unknown_model"]
 
 
 def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> dict[str, Artefact]:
@@ -38,6 +38,13 @@ def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> di
             raise ValueError(f"--solver {path} is named like another one: rename one of the files")
         named[name] = artefact
     return named
+
+
+def nfe_of(artefact: Artefact, asked: int | None) -> int:
+    """Return the NFE that was asked for, or else the file's only one, or 4."""
+    if asked is not None:
+        return asked
+    return artefact.nfes[0] if len(artefact.nfes) == 1 else 4
 
 
 def warn_of_unknown_model(artefact: Artefact, model: Model) -> None:

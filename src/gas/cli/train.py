@@ -173,10 +173,7 @@ def train(
         adversary = adversary_of(
             loaded, kept, told_gas, seed=seed, memory=memory, batch=batch, precision=precision
         )
-    few = f"; [yellow]few to learn from[/yellow]: make more, or say --validation {max(1, (len(kept) + len(held)) // 4)}"
-    note(
-        f"{len(kept)} pairs to learn from, the last {len(held)} to choose on{few if len(kept) < len(held) else ''}"
-    )
+    _say_split(len(kept), len(held))
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
     try:
         reports = distill_family(
@@ -202,6 +199,15 @@ def train(
         shutil.rmtree(state, ignore_errors=True)
     _report(results, loss, len(held), solver.upper() if told_gas is None else "GAS", json)
     note(f"wrote {out}")
+
+
+def _say_split(kept: int, held: int) -> None:
+    """Say how many pairs teach and how many choose; a default meant for more pairs may leave few to teach."""
+    told = f"{kept} pairs to learn from, the last {held} to choose on"
+    if kept < held:
+        told += "; [yellow]few to learn from[/yellow]: make more, or say "
+        told += f"--validation {max(1, (kept + held) // 4)}"
+    note(told)
 
 
 def _save(

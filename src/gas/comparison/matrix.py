@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from gas.comparison.cell import Cell
 from gas.comparison.measures import Measure
 from gas.metrics import mean_interval
+from gas.metrics.distribution import BRACKETS
 
 __all__ = ["Entry", "Matrix", "differences", "matrix"]
 
 _LEGEND = "Bold: the best of its column. Italic: cannot be told from it, sample by sample (95%)."
-_BRACKETS = (
-    "The Frechet distance of few samples is too large. The interval in brackets (95%) has that taken away, and may lie "
-    "below the distance."
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Matrix:
         bracketed = any("[" in entry.text for _, entries in self.rows for entry in entries)
         told = {
             _LEGEND: self.paired,
-            _BRACKETS: bracketed,
+            BRACKETS: bracketed,
             f"The teacher: {self.teacher}.": bool(self.teacher),
         }
         return [note for note, said in told.items() if said]

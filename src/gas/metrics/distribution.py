@@ -12,7 +12,13 @@ from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from gas.metrics.kernel import kernel_distance
 
-__all__ = ["Distribution", "distribution", "frechet_interval"]
+__all__ = ["BRACKETS", "Distribution", "distribution", "frechet_interval"]
+
+# What people have to know to read such intervals.
+BRACKETS = (
+    "The Frechet distance of few samples is too large. The interval in brackets (95%) has that taken away, and may lie "
+    "below the distance."
+)
 
 _NEIGHBOURS = 5
 _SUBSET = 1000

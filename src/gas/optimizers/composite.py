@@ -45,16 +45,23 @@ def minimise(
         Burke and Ferris, "A Gauss-Newton method for convex composite optimization", Math. Program. 71 (1995).
     """
     model = _Model(numbers, numbers(start), gradient, hessian)
-    p, value, damping = start, 0.0, _DAMPING
+    here, damping = _Point(start, model.q0, 0.0), _DAMPING
     for _ in range(_STEPS):
-        found = model.step(p, value, damping, free)
+        found = model.step(here, damping, free)
         if found is None:
-            return p
-        p, reached, damping = found
-        gained, value, damping = value - reached, reached, max(_DAMPING, damping / _SHRINK)
-        if gained <= _ENOUGH * -value:
-            return p
-    return p
+            break
+        there, damping = found
+        gained, here, damping = here.value - there.value, there, max(_DAMPING, damping / _SHRINK)
+        if gained <= _ENOUGH * -here.value:
+            break
+    return here.p
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    p: Tensor
+    q: Tensor
+    value: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,33 +71,31 @@ class _Model:
     gradient: Tensor
     hessian: Tensor
 
-    def value(self, p: Tensor) -> float:
+    def at(self, p: Tensor) -> _Point:
         try:
-            d = self.numbers(p) - self.q0
+            q = self.numbers(p)
         except ValueError:  # no table: as bad as can be
-            return math.inf
-        return float(self.gradient @ d + d @ self.hessian @ d / 2)
+            return _Point(p, self.q0, math.inf)
+        d = q - self.q0
+        return _Point(p, q, float(self.gradient @ d + d @ self.hessian @ d / 2))
 
-    def step(
-        self, p: Tensor, value: float, damping: float, free: Tensor
-    ) -> tuple[Tensor, float, float] | None:
-        """The first of ever shorter steps that goes down, with its value and damping; none where none does."""
-        jacobian = torch.autograd.functional.jacobian(self.numbers, p, vectorize=True)
+    def step(self, here: _Point, damping: float, free: Tensor) -> tuple[_Point, float] | None:
+        """The first of ever shorter steps that goes down, with its damping; none where none does."""
+        jacobian = torch.autograd.functional.jacobian(self.numbers, here.p, vectorize=True)
         free = free[jacobian[:, free].count_nonzero(dim=0) > 0]  # the others move nothing
         if not len(free):
             return None
         jacobian = jacobian[:, free]
-        gradient = jacobian.T @ (self.hessian @ (self.numbers(p) - self.q0) + self.gradient)
+        gradient = jacobian.T @ (self.hessian @ (here.q - self.q0) + self.gradient)
         hessian = jacobian.T @ self.hessian @ jacobian
         metric = torch.diag(floored(hessian.diagonal()))
         for _ in range(_TRIES):
-            solved, _ = torch.linalg.solve_ex(
+            move, _ = torch.linalg.solve_ex(
                 hessian + damping * metric, gradient
             )  # NaN where that is singular
-            there = p.index_add(0, free, -solved)
-            reached = self.value(there)
-            if reached < value:
-                return there, reached, damping
+            there = self.at(here.p.index_add(0, free, -move))
+            if there.value < here.value:
+                return there, damping
             damping *= _GROWTH
         return None
 

@@ -162,10 +162,8 @@ class GaussNewtonSteps:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
         p, free, loss = self._parameters(), self._free(), newest.loss
         curvature = self.curvature / self.weight
-        gradient, metric = (
-            curvature @ q + self.gradient / self.weight,
-            torch.diag(floored(curvature.diagonal())),
-        )
+        gradient = curvature @ q + self.gradient / self.weight
+        metric = torch.diag(floored(curvature.diagonal()))
         for _ in range(_TRIES):
             damped = curvature + self.damping * metric
             # By one process: rounding, which differs among machines, decides which of its steps are taken.
