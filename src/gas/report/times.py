@@ -20,10 +20,9 @@ __all__ = ["times_plot"]
 _WIDTH, _MARGIN, _PITCH, _TOP = 900, 22, 42, 86
 _LABELS = (1, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
 
-_NOTE = (
-    "A dot is a network evaluation, at the time that the network is told; a stroke is a time that a state lives at. "
-    "A learned solver may tell the network another time than its state's, and so not ask at t = 1."
-)
+_DOTS = "A dot is a network evaluation, at the time that the network is told"
+_STROKES = "; a stroke is a time that a state lives at"
+_LEARNED = ". A learned solver may tell the network another time than its state's, and so not ask at t = 1."
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 
@@ -34,7 +33,7 @@ def times_plot(
     schedule: Schedule,
     *,
     title: str = "Where the network is asked",
-    note: str = _NOTE,
+    note: str | None = None,
     highlight: int | None = None,
     scale: int = 2,
 ) -> Path:
@@ -51,7 +50,7 @@ def times_plot(
         schedule: gives the axis ``schedule.half_log_snr(t)``. Times at which it is infinite are drawn
             as arrows at the edge.
         title: heading; the NFE is added (", NFE 4").
-        note: small print under the picture.
+        note: small print under the picture; by default it says what dots and strokes are.
         highlight: index of the learned solver, drawn in the accent colour.
         scale: device pixels in a CSS pixel, 1 or more.
 
@@ -65,6 +64,8 @@ def times_plot(
     """
     _check(series, schedule, highlight, scale)
     left = _MARGIN + round(max(text_width(name, 13, bold=True) for name, _, _ in series)) + 24
+    if note is None:
+        note = _DOTS + (_STROKES if any(len(steps) for _, _, steps in series) else "") + _LEARNED
     under, small = _TOP + _PITCH * len(series), wrap(note, _WIDTH - 2 * _MARGIN, 11)
     sheet = Sheet(_WIDTH, under + 58 + (16 * len(small) + 4 if small else 0), scale)
     nfe = sorted({len(asked) for _, asked, _ in series})
