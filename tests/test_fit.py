@@ -15,7 +15,7 @@ from gas.fit import FitRecord, fit
 from gas.grids import GRIDS, as_grid
 from gas.learned import GeneralizedSolver
 from gas.losses import FeatureLoss, l2
-from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
+from gas.optimizers import PAPER, Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
 from gas.pairs import teach
 from gas.race import FINALISTS, Race, Raced, Started
 from gas.schedule import Flow
@@ -64,6 +64,41 @@ def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
     best = min(r.validation_loss for r in records)
     assert records[-1].best_loss == best
     assert loss_of(solver, validation) == pytest.approx(best, rel=1e-6)
+
+
+class TorchEma:
+    """What torch-ema 0.3's ExponentialMovingAverage does, which the authors' code trains with."""
+
+    def __init__(self, parameters, decay, num_updates):
+        self.decay, self.num_updates = decay, num_updates
+        self.shadow = [p.detach().clone() for p in parameters]
+
+    def update(self, parameters):
+        decay = self.decay
+        if self.num_updates is not None:
+            self.num_updates += 1
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+        for shadow, parameter in zip(self.shadow, parameters, strict=True):
+            shadow.sub_((1 - decay) * (shadow - parameter.detach()))
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("ema", [0.3, 0.999])
+def test_the_average_is_that_of_torch_ema(pairs, ema, warmup):
+    solver = new()
+    steps = AdamSteps(solver, MODEL, pairs, l2, Adam(ema=ema, ema_warmup=warmup, batch=8))
+    oracle = TorchEma(solver.parameters(), ema, 0 if warmup else None)
+    for _ in range(24):
+        steps.step()
+        oracle.update(solver.parameters())
+        for average, shadow in zip(steps.averaged().parameters(), oracle.shadow, strict=True):
+            torch.testing.assert_close(average, shadow, rtol=1e-12, atol=1e-15)
+
+
+def test_the_paper_s_average_warms_up():
+    """Else a third of the start is still in it after 1,000 steps: 0.999**1000 = 0.37."""
+    assert PAPER.ema_warmup and PAPER.ema == 0.999
+    assert not Adam().ema_warmup
 
 
 def test_it_can_hold_the_last_numbers_instead(pairs, validation):

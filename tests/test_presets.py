@@ -58,6 +58,7 @@ def test_every_setting_can_be_changed(name: str) -> None:
         "teacher": "ipndm-2", "teacher_grid": "time_uniform", "solver": "ld3", "start": "ipndm-3/log_snr",
         "decay": "cosine", "memory": "flat", "keep": "last", "keep_gas": "best", "objective": "classic",
         "pairing": "paired", "loss": "l1", "relax": 0.25, "ema": 0.5, "guidance": 1.5,
+        "ema_warmup": False,
     }  # fmt: skip
     value = getattr(preset, name)
     other = others.get(name)
@@ -132,7 +133,7 @@ def test_the_papers_numbers() -> None:
         "coco": (1e-3, 4, 1000, 2000, 1400, 5000, 128, 1.0, 7.5),
     }
     assert all(
-        (p.learning_rate, p.betas, p.clip, p.ema) == (1e-3, (0.9, 0.999), 1.0, 0.999)
+        (p.learning_rate, p.betas, p.clip, p.ema, p.ema_warmup) == (1e-3, (0.9, 0.999), 1.0, 0.999, True)
         for p in PRESETS.values()
     )
     assert PRESETS["imagenet"].master(4).nfe == 10 and PRESETS["coco"].master(4).nfe == 5

@@ -49,7 +49,8 @@ class Preset:
         loss: of the distillation: ``"lpips"`` or a name of :data:`gas.losses.LOSSES`.
         iterations: of GS.
         iterations_gas: of GAS, which has its critic from the first on.
-        batch, learning_rate, betas, decay, clip, ema, validate_every, relax, memory, seed: as in :class:`gas.Adam`.
+        batch, learning_rate, betas, decay, clip, ema, ema_warmup, validate_every, relax, memory, seed: as in
+            :class:`gas.Adam`.
         keep: which solver of a GS training: ``"best"`` on the validation pairs, or ``"last"``.
         keep_gas: likewise of GAS, whose critic makes the paired loss larger on purpose.
         weight: w of the adversarial loss.
@@ -98,6 +99,7 @@ class Preset:
     decay: Literal["cosine", "constant"] = "constant"
     clip: float = 1.0
     ema: float = 0.999
+    ema_warmup: bool = True
     validate_every: int = 500
     relax: float = 0.0
     memory: Literal["auto", "fast", "flat", "least"] = "auto"
@@ -228,6 +230,10 @@ def _read(name: str, text: str, kind: Any) -> Any:
         if kinds[-1] is not Ellipsis and len(parts) != len(kinds):
             raise ValueError(f"{name} must be {len(kinds)} values separated by a comma, got {text!r}")
         return tuple(_read(name, part, kinds[0]) for part in parts)
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise ValueError(f"{name} must be True or False, got {text!r}")
+        return text == "True"
     try:
         return kind(text)
     except ValueError:
