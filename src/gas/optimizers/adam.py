@@ -30,7 +30,8 @@ __all__ = ["PAPER", "Adam", "AdamSteps"]
 BETAS = (0.9, 0.999)
 
 # Updates averages in place from parameters, given the number of updates so far.
-_Average = Callable[[list[Tensor], list[Tensor], Tensor | int], None]
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+_Average = Callable[[_Tensors, _Tensors, Tensor | int], None]
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ def _averaging(decay: float, warmup: bool) -> _Average:
     With warm-up it is that of torch-ema 0.3, which the authors' code uses.
     """
 
-    def update(averages: list[Tensor], parameters: list[Tensor], steps: Tensor | int) -> None:
+    def update(averages: _Tensors, parameters: _Tensors, steps: Tensor | int) -> None:
         # AveragedModel copies the start as its update 0, so that ``steps`` is 1 at the first step of training.
         n = int(steps)
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, parameters, n)
