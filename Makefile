@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Threads that wait sleep instead of spinning on a processor that others need. `gas` sets both by itself.
+export OMP_WAIT_POLICY ?= PASSIVE
+export KMP_BLOCKTIME ?= 0
+
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)

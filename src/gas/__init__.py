@@ -91,6 +91,9 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
 
+# Set when first asked for: reading an installation's metadata takes longer than the rest of this module.
+__version__: str
+
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
@@ -99,10 +102,21 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"gas.{_HIDDEN[name]}"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"gas.{name}")
+    elif name == "__version__":
+        value = _version()
     else:
         raise AttributeError(f"module 'gas' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("gas-solver")
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return "unknown"
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a container leaves of a machine's memory: the limits of Linux control groups, versions 1 and 2."""
+"""What a container leaves of a machine's memory and processors: Linux control groups, versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["group_available"]
+__all__ = ["group_available", "group_processors"]
 
 # Where each version keeps its groups, and what it calls limit, usage and the file cache that can be dropped at once.
 _UNIFIED = ("memory.max", "memory.current", "inactive_file")
 _MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_QUOTA, _OLD_QUOTA = ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 def group_available(root: Path = Path("/")) -> int | None:
@@ -25,11 +26,28 @@ def group_available(root: Path = Path("/")) -> int | None:
     References:
         Linux, ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
     """
-    left = [known for group, names in _groups(root) if (known := _left(group, names)) is not None]
+    groups = _groups(root, "memory", _UNIFIED, _MEMORY)
+    left = [known for group, names in groups if (known := _left(group, names)) is not None]
     return min(left, default=None)
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+def group_processors(root: Path = Path("/")) -> float | None:
+    """Return how many processors' time this process's control groups allow; ``None`` where none has a quota.
+
+    Args:
+        root: of the file system, for tests.
+
+    References:
+        Linux, ``Documentation/admin-guide/cgroup-v2.rst`` and ``scheduler/sched-bwc.rst``.
+    """
+    groups = _groups(root, "cpu", _QUOTA, _OLD_QUOTA)
+    quotas = [known for group, names in groups if (known := _quota(group, names)) is not None]
+    return min(quotas, default=None)
+
+
+def _groups(
+    root: Path, controller: str, unified: tuple[str, ...], old: tuple[str, ...]
+) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield the folders of this process's groups and of all above them, with the names of their files."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -39,9 +57,10 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        kinds = [(mount, _UNIFIED), (mount / "unified", _UNIFIED)] if not controllers else []
-        if "memory" in controllers.split(","):
-            kinds = [(mount / "memory", _MEMORY)]
+        kinds = [(mount, unified), (mount / "unified", unified)] if not controllers else []
+        if controller in controllers.split(","):
+            # One name is a link to the other where two controllers share a mount.
+            kinds = [(mount / controller, old)]
         for base, names in kinds:
             group = base / path.lstrip("/")
             for folder in (group, *group.parents):
@@ -50,7 +69,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
                     break
 
 
-def _left(group: Path, names: tuple[str, str, str]) -> int | None:
+def _left(group: Path, names: tuple[str, ...]) -> int | None:
     """What one group still allows; ``None`` without a limit (``max``) or without such files."""
     limit, usage, cache = names
     try:
@@ -61,3 +80,13 @@ def _left(group: Path, names: tuple[str, str, str]) -> int | None:
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         used -= int(counts[cache])
     return max(0, most - max(0, used))
+
+
+def _quota(group: Path, names: tuple[str, ...]) -> float | None:
+    """Return the processors that one group allows; ``None`` without a quota (``max``, -1) or without such files."""
+    try:
+        quota, period = " ".join((group / name).read_text() for name in names).split()
+        allowed = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return allowed if allowed > 0 else None

@@ -13,6 +13,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from gas import processes
+from gas.threads import set_thread_defaults
 
 __all__ = ["app", "command", "main"]
 
@@ -31,9 +32,21 @@ app = typer.Typer(
 _debug = False
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import gas
+
+        sys.stdout.write(f"gas-solver {gas.__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
@@ -84,6 +97,7 @@ def main() -> None:
     # What these libraries advise on import is about neither the command nor anything its user can change.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    set_thread_defaults()
     with processes.quiet_but_first():
         app()
 
