@@ -13,6 +13,7 @@ import yaml
 
 import gas
 from gas.integrations.diffusers.process import process_of
+from gas.io import sealed
 from schedulers import CONFIGS, learned, noise, pipeline, scheduler
 
 
@@ -50,7 +51,7 @@ def test_a_solver_file_is_enough_where_it_says_its_model(name, tmp_path):
         update={"model": {**artefact.document.model, "prediction": process.prediction}}
     )
     path = tmp_path / "solver.json"
-    path.write_text(document.model_dump_json(exclude_none=True))
+    path.write_text(json.dumps(sealed(document.model_dump(exclude_none=True))))
     made, x = gas.GASScheduler.from_pretrained(path), noise(2, 3, 4, 4)
     want = pipeline(gas.GASScheduler.from_config(CONFIGS[name], solver=path), x, 5)
     assert torch.allclose(pipeline(made, x, 5), want, atol=1e-9)
@@ -69,7 +70,7 @@ def test_a_solver_file_that_does_not_say_its_model(tmp_path):
         told = artefact.document.model_dump(exclude_none=True)
         if model:
             told["model"]["prediction"] = "epsilon"  # as a pipeline's model says: of an EDM network here
-        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+        (tmp_path / f"{name}.json").write_text(json.dumps(sealed(told)))
         with pytest.raises(
             ValueError, match=r"use GASScheduler.from_config\(pipe.scheduler.config, solver=...\)"
         ):

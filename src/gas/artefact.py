@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from gas.document import Document, Entry, compact
+from gas.document import Document, Entry, compact, document_of
 from gas.files import write_text
 from gas.interpolate import interpolated
+from gas.io import CHECKSUM, brief, read_json, sealed, unsealed
 from gas.learned import GeneralizedSolver
 from gas.model import Model
 from gas.schedule import Schedule, schedule_from_config
@@ -191,40 +190,40 @@ def save(
         ],
     )
     if path is not None:
-        write_text(path, compact(document.model_dump(mode="json", exclude_none=True)))
+        write_text(path, compact(sealed(document.model_dump(mode="json", exclude_none=True))))
     return Artefact(document, "this solver" if path is None else str(path))
 
 
 def load(path: str | Path) -> Artefact:
     """Read a solver file; nothing in it is executed.
 
+    Warns:
+        UserWarning: when the file has no checksum.
+
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for anything but a well-formed file of a known version: one line that says what and where.
+        ValueError: for anything but a well-formed file of a known version, and for one that was changed since it was
+            written: one line that says what and where.
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f"solver file {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != "gas-solver":
         raise ValueError(f'{path} is not a solver file: it lacks "format": "gas-solver"')
     if content.get("version") != 1:
         raise ValueError(
-            f"solver file {path} has version {content.get('version')!r}, this library reads version 1: "
+            f"solver file {path} has version {brief(content.get('version'))}, this library reads version 1: "
             "upgrade gas-solver or export the file again"
         )
-    try:
-        artefact = Artefact(Document.model_validate(content), str(path))
-        for nfe in artefact.nfes:
-            artefact.table(nfe)
-    except RecursionError as error:
-        raise ValueError(f"solver file {path} is nested too deeply") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        what = " ".join(f"{where}: {first['msg']}".split())
-        raise ValueError(f"solver file {path}: {what}") from error
+    document = document_of(
+        {name: value for name, value in content.items() if name != CHECKSUM}, f"solver file {path}"
+    )
+    unsealed(content, f"solver file {path}")
+    artefact = Artefact(document, str(path))
+    for nfe in artefact.nfes:
+        artefact.table(nfe)
     return artefact
 
 
@@ -284,10 +283,6 @@ def _square(rows: list[list[float]]) -> Tensor:
     return square
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
 def _own_version() -> str:
     try:
         return version("gas-solver")
@@ -296,5 +291,5 @@ def _own_version() -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = value[:25] if isinstance(value, str) else brief(value)
     return text if len(text) <= 24 else text[:12] + "..."

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gas.grids import as_grid
+from gas.io import brief
 from gas.schedule import schedule_from_config
 
-__all__ = ["Document", "Entry", "compact"]
+__all__ = ["MOST_NFE", "Document", "Entry", "compact", "document_of"]
+
+MOST_NFE = 1000
+"""Network evaluations of the largest table in a file: as many as the published models have training steps."""
+
+# The first error is all that a message shows; a list of a million wrong numbers would otherwise report them all.
+_First = Field(fail_fast=True)
+Numbers = Annotated[list[float], _First]
+_NAMES = 1000  # entries of an object whose names are free
 
 
 class _Strict(BaseModel):
@@ -18,18 +28,28 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, content: Any) -> Any:
+        """Refuse objects of very many names before each of them is checked."""
+        if isinstance(content, Mapping):
+            objects = [content, *(content.get(name) for name in ("measured", "versions"))]
+            if any(isinstance(x, Mapping) and len(x) > _NAMES for x in objects):
+                raise ValueError(f"an object has more than {_NAMES} names")
+        return content
+
 
 class Entry(_Strict):
     """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
 
-    nfe: int = Field(ge=1)
+    nfe: int = Field(ge=1, le=MOST_NFE)
     kind: str
-    times: list[float]
-    states: list[list[float]]
-    outputs: list[list[float]]
+    times: Numbers
+    states: Annotated[list[Numbers], _First]
+    outputs: Annotated[list[Numbers], _First]
     theory: bool = True
     """Whether a Generalized Solver's coefficients follow its times."""
-    nominal: list[float] | None = None
+    nominal: Numbers | None = None
     """The N + 1 nominal times of a Generalized Solver; with the table they determine its parameters."""
     start: str | None = None
     measured: dict[str, float] = {}
@@ -50,7 +70,7 @@ class Entry(_Strict):
             lengths = [len(row) for row in getattr(self, name)]
             if lengths != list(range(1, n + 1)):
                 raise ValueError(
-                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {lengths}"
+                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
                 )
         if self.nominal is not None:
             if len(self.nominal) != n + 1:
@@ -72,13 +92,13 @@ class Document(_Strict):
     loss: str | None = None
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
-    solvers: list[Entry] = Field(min_length=1)
+    solvers: Annotated[list[Entry], _First] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Document:
         listed = [entry.nfe for entry in self.solvers]
         if len(set(listed)) != len(listed):
-            raise ValueError(f"each NFE may have one table, got NFE {sorted(listed)}")
+            raise ValueError(f"each NFE may have one table, got NFE {brief(sorted(listed))}")
         if self.schedule is not None:
             latest = schedule_from_config(self.schedule).t_max
             late = [t for entry in self.solvers for t in entry.times if t > latest]
@@ -88,6 +108,25 @@ class Document(_Strict):
                 )
         json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
         return self
+
+
+def document_of(content: Mapping[str, Any], name: str) -> Document:
+    """Return what a solver file holds, checked.
+
+    Args:
+        content: of the file, without its checksum.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: one line that says what is wrong, and where.
+    """
+    try:
+        return Document.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
+        what = " ".join(f"{where}: {first['msg']}"[:200].split())
+        raise ValueError(f"{name}: {what}") from error
 
 
 def compact(value: Any, depth: int = 0) -> str:

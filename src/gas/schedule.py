@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from gas.io import brief
+
 __all__ = ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear", "schedule_from_config"]
 
 Time = Tensor | float
@@ -262,11 +264,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     parameters = dict(config)
     kind = parameters.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"schedule kind must be one of {sorted(_KINDS)}, got {kind!r}")
+        raise ValueError(f"schedule kind must be one of {sorted(_KINDS)}, got {brief(kind)}")
     try:
         schedule: Schedule = _KINDS[kind](**parameters)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"schedule {kind!r} does not take these parameters: {error}") from error
+    except (TypeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"schedule {kind!r} does not take these parameters: {str(error)[:120]}") from error
     return schedule
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import gas
 from gas.cli import app
 from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
+from gas.io import sealed
 from gas.metrics import distribution, extract
 from gas.zoo import data
 
@@ -235,7 +236,7 @@ def test_evaluate_compares_several_files(work, tmp_path):
     path, other = work / "digits.json", json.loads((work / "digits.json").read_text())
     other["training"]["objective"] = "gas"
     other["solvers"] = [entry for entry in other["solvers"] if entry["nfe"] == 2]
-    (tmp_path / "digits.json").write_text(json.dumps(other))
+    (tmp_path / "digits.json").write_text(json.dumps(sealed(other)))
     words = ["evaluate", *SMALL, "--seeds", "500:516", "--teacher-nfe", 8, "--baselines", "ddim/log_snr"]
     files = ["--solver", path, "--solver", tmp_path / "digits.json"]
     rows = json.loads(run(*words, *files, "--json").stdout)["rows"]
@@ -363,7 +364,7 @@ def test_a_solver_of_another_model(tmp_path, work):
     other = json.loads((work / "digits.json").read_text())
     other["model"]["sample_shape"] = [1, 16, 16]
     other["model"]["sha256"] = "0" * 64
-    (tmp_path / "other.json").write_text(json.dumps(other))
+    (tmp_path / "other.json").write_text(json.dumps(sealed(other)))
     line = refused(
         "sample", *SMALL, "--solver", tmp_path / "other.json", "--nfe", 3, "--out", tmp_path / "s.png"
     )
@@ -412,7 +413,7 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
 def test_a_file_that_does_not_say_its_model_is_taken_on_trust_and_says_so(work, tmp_path):
     told = json.loads((work / "digits.json").read_text())
     bare = tmp_path / "bare.json"
-    bare.write_text(json.dumps({"format": "gas-solver", "version": 1, "solvers": told["solvers"]}))
+    bare.write_text(json.dumps(sealed({"format": "gas-solver", "version": 1, "solvers": told["solvers"]})))
     words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
     assert "does not say what model it is for: digits is taken on trust" in " ".join(
         run(*words, bare).stderr.split()
@@ -427,7 +428,7 @@ def test_a_weight_that_leads_nowhere_is_one_clear_line(work, tmp_path, weight, t
     changed = json.loads((work / "digits.json").read_text())
     changed["solvers"][1]["outputs"][0] = [weight]
     changed["solvers"][1].pop("nominal")
-    (tmp_path / "large.json").write_text(json.dumps(changed))
+    (tmp_path / "large.json").write_text(json.dumps(sealed(changed)))
     words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
     assert told in refused(*words, tmp_path / "large.json")
     assert not (tmp_path / "x.npz").exists()

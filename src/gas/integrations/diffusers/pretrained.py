@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from gas.artefact import Artefact, load
 from gas.integrations.diffusers.process import PREDICTIONS
 from gas.integrations.diffusers.solver_config import plain
+from gas.io import read_json
 from gas.schedule import Flow, VPDiscrete
 
 __all__ = ["CONFIG", "SOLVER", "config_of_solver", "hub_solver", "local_config"]
@@ -45,7 +45,7 @@ def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> 
             raise FileNotFoundError(f"there is no solver file or folder {path}")
         return None
     try:
-        content = json.loads(place.read_text("utf-8"))
+        content = read_json(place, finite=False)
     except ValueError as error:
         raise ValueError(
             f"{place} is not valid JSON ({error}): a download that was cut off is mended by downloading again"
@@ -116,8 +116,8 @@ def _only_solver(place: Path) -> Path | None:
     found = []
     for file in sorted(place.glob("*.json")):
         try:
-            content = json.loads(file.read_text("utf-8"))
-        except ValueError:
+            content = read_json(file, finite=False)
+        except (OSError, ValueError):
             continue
         if isinstance(content, dict) and content.get("format") == "gas-solver":
             found.append(file)

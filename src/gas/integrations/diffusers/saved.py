@@ -18,6 +18,7 @@ from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.hub import push
 from gas.integrations.diffusers.pretrained import CONFIG, SOLVER, hub_solver, local_config
 from gas.integrations.diffusers.process import Process
+from gas.io import sealed
 
 try:
     from diffusers.configuration_utils import ConfigMixin
@@ -146,7 +147,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         folder = Path(save_directory)
         write_text(folder / CONFIG, self.to_json_string())
         if self.artefact is not None:
-            write_text(folder / SOLVER, json.dumps(self.config["solver"]))
+            write_text(folder / SOLVER, json.dumps(sealed(self.config["solver"])))
         if picture is not None:
             shutil.copyfile(picture, folder / Path(picture).name)
         shown = None if picture is None else Path(picture).name

@@ -1,0 +1,256 @@
+"""Foreign files, opened under one budget: bytes, entries and depth are bounded before anything is built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import reprlib
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+__all__ = ["CHECKSUM", "brief", "open_regular", "parse_json", "read_bytes", "read_json", "read_text"]
+__all__ += ["sealed", "unsealed"]
+
+# A table of NFE 1000, the most that a solver file may hold, is a million numbers in 20 MB.
+JSON_BYTES, JSON_VALUES = 24 << 20, 2_000_000
+JSON_DEPTH = 32  # our own files have 6 levels
+_NUMBER = 1000  # characters: a double has at most 767 significant digits
+
+CHECKSUM = "checksum"
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
+    """Open a regular file for reading, never waiting: a pipe, socket, device or folder in its place is refused.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no regular file, or larger.
+    """
+    _require_regular(path, os.stat(path).st_mode)
+    # Whoever swaps the file for a pipe in between does not make us wait either.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(handle)
+        _require_regular(path, found.st_mode)
+        if most is not None and found.st_size > most:
+            raise ValueError(
+                f"it has {found.st_size:,} bytes, more than the {most:,} that such a file may have"
+            )
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """Return the bytes of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError, ValueError: as :func:`open_regular`.
+    """
+    with open_regular(path, most) as file:
+        data = file.read(most + 1)
+    if len(data) > most:  # it grew, or its system says no size
+        raise ValueError(f"it has more than the {most:,} bytes that such a file may have")
+    return data
+
+
+def read_text(path: str | Path, most: int = JSON_BYTES) -> str:
+    """Return the UTF-8 text of a regular file, without the mark that some editors put before it.
+
+    Raises:
+        OSError, ValueError: as :func:`open_regular`, and for other bytes than UTF-8.
+    """
+    return read_bytes(path, most).decode("utf-8-sig")
+
+
+def _require_regular(path: str | Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    kind = next((name for name, test in kinds.items() if test(mode)), "a device")
+    raise ValueError(f"{path} is {kind}, not a file")
+
+
+# --- what a message may show of a file ------------------------------------------------------------------
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = self.maxarray = 4
+        self.maxdict = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print the longest integers, and takes its time with long ones.
+        return repr(x) if abs(x) < 1 << 64 else f"<a whole number of {x.bit_length()} bits>"
+
+    repr_bool = repr_int
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: Any, most: int = 80) -> str:
+    """Return what a message shows of a value from a file: its beginning, in bounded time however it is nested."""
+    text = _BRIEF.repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# --- JSON -----------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path, most: int = JSON_BYTES, *, finite: bool = True) -> Any:
+    """Read a JSON file of bounded size, number of values and depth.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        finite: refuse NaN and Infinity, which are no JSON; diffusers writes them into configs.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: why it is refused: damaged, too large, too deep, a name that occurs twice in one object, a number
+            that is not finite. The caller says which file.
+    """
+    return parse_json(read_bytes(path, most), finite=finite)
+
+
+def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
+    """Parse JSON as :func:`read_json` does; whole numbers of more than 20 digits become floats.
+
+    Raises:
+        ValueError: why it is refused.
+    """
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if len(raw) > JSON_BYTES:
+        raise ValueError(f"it has {len(raw):,} bytes, more than {JSON_BYTES:,}")
+    _bound(raw)
+    try:
+        return json.loads(
+            raw.decode("utf-8"),
+            parse_constant=_refuse_constant if finite else float,
+            parse_float=_float,
+            parse_int=_int,
+            object_pairs_hook=_object,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+# A string, or what a damaged file begins as one; consumed at once, so that the scan is linear whatever comes.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},:"))
+
+
+def _bound(data: bytes) -> None:
+    """Refuse too many values and too many levels before they are built."""
+    marks = np.frombuffer(_STRING.sub(b"", data).translate(None, _NOT_STRUCTURE), np.uint8)
+    if len(marks) > JSON_VALUES:
+        raise ValueError(f"it has more than {JSON_VALUES:,} values")
+    opened, closed = (np.isin(marks, np.frombuffer(part, np.uint8)) for part in (b"[{", b"]}"))
+    depth = np.cumsum(opened.astype(np.int32) - closed).max(initial=0)
+    if depth > JSON_DEPTH:
+        raise ValueError(f"it is nested {depth:,} levels deep, more than {JSON_DEPTH}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the name {brief(twice)} occurs twice in one object")
+    return content
+
+
+def _int(text: str) -> int | float:
+    return int(text) if len(text) <= 20 else _float(text)
+
+
+def _float(text: str) -> float:
+    if len(text) > _NUMBER or not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:24]}{'...' * (len(text) > 24)} is not a finite number")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+# --- checksums ------------------------------------------------------------------------------------------
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a JSON file with its checksum as the last entry.
+
+    The checksum is over what the file says, not how it is written: names in order, no spaces, whole numbers without a
+    decimal point. So it outlives a formatter, also one that writes ``1.0`` as ``1``.
+
+    Raises:
+        TypeError, ValueError: for content that is not plain JSON.
+    """
+    rest = {name: value for name, value in content.items() if name != CHECKSUM}
+    return {**rest, CHECKSUM: _checksum(json.loads(json.dumps(rest, allow_nan=False)))}
+
+
+def unsealed(content: Any, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file without its checksum, once that holds; warn where there is none.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: when the file is no object, or was changed since it was written.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} holds a {type(content).__name__}, not an object of named values")
+    rest = {key: value for key, value in content.items() if key != CHECKSUM}
+    if CHECKSUM not in content:
+        warn_unsealed(name)
+    elif content[CHECKSUM] != _checksum(rest):
+        raise ValueError(f"{name} {CHANGED}")
+    return rest
+
+
+CHANGED = (
+    "is damaged or was edited: its checksum is of other content; make it again, or take the checksum out if the "
+    "change is meant"
+)
+
+
+def warn_unsealed(name: str) -> None:
+    """Say that damage in a file would not be noticed."""
+    warnings.warn(f"{name} has no checksum, so damage in it can go unnoticed: write it again", stacklevel=4)
+
+
+def _checksum(content: Any) -> str:
+    text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _canonical(value: Any) -> Any:
+    """The same value however its numbers are written: ``1.0`` and ``-0.0`` as ``1`` and ``0``."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {name: _canonical(part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_canonical(part) for part in value]
+    return value

@@ -1,0 +1,179 @@
+"""Foreign files: what is read, under which budget, and that damage never passes for content."""
+
+import json
+import os
+import random
+import socket
+
+import pytest
+import torch
+
+import gas
+from doubles import Mixture
+from gas import io
+from gas.schedule import EDMasVP
+
+
+def refusal(read, *args):
+    """Return the one line of a refusal."""
+    with pytest.raises(ValueError) as caught:
+        read(*args)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 300, line
+    return line
+
+
+@pytest.fixture
+def solver_file(tmp_path):
+    model = Mixture(EDMasVP(1e-3))
+    told = {
+        "teacher": {"solver": "unipc-3-bh2", "nfe": 40},
+        "training": {"rates": [1.0, 2e-3], "seeds": [0, 1]},
+    }
+    gas.save(
+        tmp_path / "s.json",
+        [gas.GeneralizedSolver(model.schedule, n, 1e-3) for n in (1, 3)],
+        model=model,
+        **told,
+    )
+    return tmp_path / "s.json"
+
+
+# --- checksums ------------------------------------------------------------------------------------------
+
+
+def damaged(data, seed, digits):
+    """Yield the bytes with one bit flipped 2,000 times, then with one digit changed 300 times."""
+    chance = random.Random(seed)
+    for _ in range(2000):
+        changed = bytearray(data)
+        changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        yield bytes(changed)
+    places = [i for i in digits if chr(data[i]).isdigit()]
+    for _ in range(300):
+        changed, place = bytearray(data), chance.choice(places)
+        changed[place] = ord(chance.choice([d for d in "0123456789" if d != chr(data[place])]))
+        yield bytes(changed)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no checksum")  # where the word itself was hit
+def test_no_damaged_solver_file_passes_for_another(solver_file):
+    data, whole, passed = solver_file.read_bytes(), gas.load(solver_file).document, 0
+    for changed in damaged(data, 0, range(len(data))):
+        solver_file.write_bytes(changed)
+        try:
+            assert gas.load(solver_file).document == whole
+            passed += 1
+        except ValueError:
+            continue
+    assert passed < 100  # spaces, and the word "checksum"
+
+
+def reformatted(value):
+    """Write numbers as JavaScript does: whole ones without a point."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: reformatted(part) for name, part in reversed(value.items())}
+    return [reformatted(part) for part in value] if isinstance(value, list) else value
+
+
+def test_a_reformatted_file_passes_and_an_edited_one_does_not(solver_file):
+    content, whole = json.loads(solver_file.read_text()), gas.load(solver_file).document
+    for text in (json.dumps(reformatted(content), indent=4), json.dumps(content, separators=(",", ":"))):
+        solver_file.write_text(text)
+        assert gas.load(solver_file).document == whole
+    content["guidance"] = 1.5
+    solver_file.write_text(json.dumps(content))
+    assert refusal(gas.load, solver_file).endswith("is meant")
+    content.pop("checksum")
+    solver_file.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="has no checksum"):
+        assert gas.load(solver_file).document.guidance == 1.5
+
+
+@pytest.mark.parametrize(
+    "number", [0.0, -0.0, 1.0, 1e22, 1e300, -3.0, 5e-324, 0.1, 2.0**53, 2**63 - 1, 1, True, None]
+)
+def test_a_checksum_is_of_values_not_of_their_spelling(number):
+    whole = io.sealed({"x": [number, {"y": number}]})
+    assert io.unsealed(json.loads(json.dumps(reformatted(whole))), "it") == {"x": [number, {"y": number}]}
+    assert io.sealed(whole) == whole
+    for other in (0.5375, "1", False, 2, []):
+        if other != number:
+            assert "checksum" in refusal(io.unsealed, {**whole, "x": [number, {"y": other}]}, "it")
+
+
+# --- JSON -----------------------------------------------------------------------------------------------
+
+HOSTILE_JSON = {
+    "deep": (b"[" * 1_000_000, "levels deep"),
+    "deep and closed": (b"[" * 100_000 + b"]" * 100_000, "levels deep"),
+    "deep objects": (b'{"a":' * 100_000, "levels deep"),
+    "deep behind a string of brackets": (b'["]]]]]]]]",' + b"[" * 50, "levels deep"),
+    "many values": (b"[" + b"0," * 3_000_000 + b"0]", "more than 2,000,000 values"),
+    "many objects": (b"[" + b"{}," * 3_000_000 + b"{}]", "more than 2,000,000 values"),
+    "large": (b"[" + b" " * (24 << 20) + b"]", "bytes, more than"),
+    "one name twice": (b'{"a": 1, "b": 2, "a": 3}', "the name 'a' occurs twice"),
+    "one long name twice": (b'{"%b": 1, "%b": 2}' % (b"a" * 9999, b"a" * 9999), "occurs twice"),
+    "a name twice within": (b'[{"x": {"a": 1, "a": 1}}]', "the name 'a' occurs twice"),
+    "NaN": (b"[NaN]", "NaN is not a number"),
+    "minus infinity": (b'{"a": -Infinity}', "-Infinity is not a number"),
+    "larger than a double": (b"[1e999]", "not a finite number"),
+    "very long whole number": (b"[" + b"9" * 1_000_000 + b"]", "not a finite number"),
+    "very long fraction": (b"[0." + b"1" * 1_000_000 + b"]", "not a finite number"),
+    "open string of quotes": (b'"' + b'\\"' * 1_000_000, "Unterminated string"),
+    "open string that ends in a backslash": (b'"' + b'\\"' * 1_000_000 + b"\\", "Unterminated string"),
+    "other bytes": (bytes(range(256)), "not UTF-8"),
+    "UTF-16": ("[1]".encode("utf-16"), "not UTF-8"),
+    "empty": (b"", "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_JSON)
+def test_hostile_json_is_refused(case, tmp_path):
+    data, message = HOSTILE_JSON[case]
+    (tmp_path / "f.json").write_bytes(data)
+    assert message in refusal(io.read_json, tmp_path / "f.json")
+    assert str(tmp_path / "f.json") in refusal(gas.load, tmp_path / "f.json")
+
+
+# --- what is no file ------------------------------------------------------------------------------------
+
+
+def test_only_regular_files_are_opened_and_nothing_waits(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    for name, what in {
+        "pipe": "named pipe",
+        "folder": "folder",
+        "link": "named pipe",
+        "socket": "socket",
+    }.items():
+        assert f"is a {what}, not a file" in refusal(io.read_bytes, tmp_path / name, 100)
+        assert f"is a {what}, not a file" in refusal(gas.load, tmp_path / name)
+    assert "is a device, not a file" in refusal(io.read_bytes, "/dev/zero", 100)
+    listening.close()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("/proc/self/status")  # which says that it has no bytes
+    assert "more than the 10 bytes" in refusal(io.read_bytes, tmp_path / "link", 10)
+
+
+def test_what_a_message_shows_of_a_value_is_short_however_it_is_nested():
+    nested, shared = [], ()
+    for _ in range(100):
+        nested, shared = [nested, nested], (shared, shared)
+    for value in (
+        nested,
+        shared,
+        {1: nested},
+        "x" * 10**6,
+        10**5000,
+        torch.zeros(10**6),
+        {"a" * 999: 1},
+        b"\0" * 10**6,
+    ):
+        assert len(io.brief(value)) <= 80
