@@ -57,9 +57,30 @@ _here = _Here()
 
 
 def launched() -> int:
-    """Return how many processes ``torchrun`` started, 1 without it; known before any of them meets another."""
-    given = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if given else 1
+    """Return how many processes ``torchrun`` started, 1 without it; known before any of them meets another.
+
+    Raises:
+        ValueError: when one of its environment variables is not the number that it should be.
+    """
+    if not os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
+        return 1
+    size = _environment("WORLD_SIZE", 1, 2**20)
+    _environment("RANK", 0, size - 1)
+    _environment("MASTER_PORT", 0, 65535)
+    if "LOCAL_RANK" in os.environ:
+        _environment("LOCAL_RANK", 0, size - 1)
+    return size
+
+
+def _environment(name: str, least: int, most: int) -> int:
+    """Return a number that ``torchrun`` set."""
+    text = os.environ[name].strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and least <= int(text) <= most):
+        raise ValueError(
+            f"environment variable {name} must be an integer from {least} to {most}, got {text[:40]!r}: start with "
+            "torchrun, or unset it"
+        )
+    return int(text)
 
 
 def count() -> int:
@@ -85,7 +106,7 @@ def local_device(device: str) -> str:
 @contextlib.contextmanager
 def quiet_but_first() -> Iterator[None]:
     """Let only the first of the launched processes speak; an uncaught error of any still shows its traceback."""
-    if launched() == 1 or os.environ["RANK"] == "0":
+    if launched() == 1 or int(os.environ["RANK"]) == 0:
         yield
         return
     with (
@@ -114,7 +135,12 @@ def together() -> Iterator[None]:
     from torch import distributed
 
     # A batch may take hours; a process that is killed is seen at once whatever the timeout.
-    distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    try:
+        distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    except RuntimeError as error:  # an address that is not this machine's, a port in use
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(f"the processes cannot meet at MASTER_ADDR {place}: {reason}") from error
     _here = _Here(distributed.get_rank(), distributed.get_world_size())
     try:
         yield

@@ -7,10 +7,11 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
 from gas import processes
 from gas.threads import set_thread_defaults
@@ -19,12 +20,46 @@ __all__ = ["app", "command", "main"]
 
 P = ParamSpec("P")
 
+# Longer messages are cut on the screen: three lines of a terminal say what to change, a page does not.
+LONGEST = 299
+# The base of typer's own errors, which is click's, or that of the click that newer versions bring along.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _OneLineErrors(TyperGroup):
+    """Reports what is wrong with the form of a command line as the commands report the rest: one line, exit code 2."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parse the arguments and run the command; unless ``standalone_mode`` is off, end the process."""
+        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args)
+        if not standalone_mode:
+            return run(**extra)
+        try:
+            code = run(**extra)
+        except _UsageError as error:
+            _say(f"error: {_usage(error)}")
+            code = 2
+        except typer.Abort:
+            _say("interrupted.")
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 app = typer.Typer(
     name="gas",
+    cls=_OneLineErrors,
     help="Learned few-step samplers for pretrained diffusion and flow models.\n\n"
     "Start with [bold]gas demo[/bold]. The main job is [bold]gas pairs[/bold], then "
     "[bold]gas train[/bold], then [bold]gas sample[/bold] and [bold]gas evaluate[/bold].",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -42,6 +77,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool,
@@ -50,6 +86,8 @@ def _options(
 ) -> None:
     global _debug
     _debug = debug
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def command(
@@ -83,8 +121,7 @@ def command(
             except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
                 if _debug:
                     raise
-                _say("error: " + " ".join(_told(error).split()))
-                raise typer.Exit(2) from None
+                _refuse(error)
 
         guarded.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: [cyan]{example}[/cyan]"
         return app.command(name=name)(guarded)
@@ -98,8 +135,28 @@ def main() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     set_thread_defaults()
+    try:
+        processes.launched()
+    except ValueError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
     with processes.quiet_but_first():
-        app()
+        app(prog_name="gas")
+
+
+def _usage(error: Any) -> str:
+    """Return what an error of usage says, with the value that came where typer leaves it out, and where to read on."""
+    message = error.format_message().rstrip(".")
+    problems: list[Any] = getattr(error.__cause__, "errors", list)()
+    value = f", got {str(problems[0]['input'])!r}" if problems else ""
+    command = "gas" if error.ctx is None else error.ctx.command_path
+    return f"{message}{value} (see {command} --help)"
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """Report a mistake in one line and end with exit code 2."""
+    _say(f"error: {_told(error)}")
+    raise typer.Exit(2) from None
 
 
 def _told(error: Exception) -> str:
@@ -117,4 +174,9 @@ def _told(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    """Write one line on standard error, cut where it is longer than people read; ``--debug`` shows all of it."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST and not _debug:
+        rest = " ... (gas --debug shows all)"
+        line = line[: LONGEST - len(rest)] + rest
+    sys.stderr.write(line + "\n")

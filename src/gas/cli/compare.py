@@ -236,7 +236,7 @@ def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
     try:
         return draw(cells, model.schedule, model.name, folder)
     except ModuleNotFoundError as error:
-        note(f"[yellow]no pictures[/yellow]: {error}")
+        note(f": {error}", label="no pictures")
         return Pictures()
 
 

@@ -57,12 +57,12 @@ def demo(
     require_matplotlib()
     loaded = load_zoo(model, device)
     teacher = Classical("unipc-3-bh2", "log_snr", 20, loaded.t_end)
-    note(f"[bold]1. Teacher[/bold]: {teacher.label}, {teacher.nfe} network calls a sample")
+    note(f": {teacher.label}, {teacher.nfe} network calls a sample", label="1. Teacher", style="bold")
     folder = out / f"pairs-{loaded.name}"
     run_teacher(loaded, teacher, folder, range(TRAINED + VALIDATED))
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
-    note(f"[bold]2. Student[/bold]: the Generalized Solver, {nfe} calls a sample")
+    note(f": the Generalized Solver, {nfe} calls a sample", label="2. Student", style="bold")
     path, adversarial = out / f"{loaded.name}-{nfe}.json", out / f"{loaded.name}-{nfe}-gas.json"
     result = _learn(loaded, kept, held, nfe, iterations, seed, out / f"{loaded.name}-{nfe}.state")
     told: dict[str, Any] = {
@@ -72,7 +72,7 @@ def demo(
         "starts": {nfe: result.start},
     }
     save(path, result.solver, **told)
-    note("[bold]3. Critic[/bold]: the same solver goes on to learn from a discriminator")
+    note(": the same solver goes on to learn from a discriminator", label="3. Critic", style="bold")
     save(adversarial, _against(loaded, kept, held, result.table(), seed), **told)
     learned = {}
     for name, file in (("GS", path), ("GAS", adversarial)):
@@ -80,7 +80,7 @@ def demo(
         artefact.check(loaded)
         learned[name] = artefact.table(nfe)
 
-    note(f"[bold]4. Unseen seeds[/bold] {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}")
+    note(f" {FIRST_UNSEEN} to {FIRST_UNSEEN + EVALUATED - 1}", label="4. Unseen seeds", style="bold")
     unseen = taught(loaded, teacher, range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED))
     rows = _show(out, loaded, unseen, _contestants(loaded, unseen, nfe, learned), teacher)
     if json:

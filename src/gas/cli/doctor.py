@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from gas.cli.app import command
 from gas.cli.options import Device, Json, check_device, parse_nfes, was_given
@@ -135,7 +134,7 @@ def _print(preset: Preset, told: dict[str, Any]) -> None:
         print_table(f"{row['file']}: {row['state']}", ["what", "value"], rows)
     unit = told["unit"]
     if unit is None:
-        note(f"[yellow]cost and expected size are not told[/yellow]: {escape(told['not counted'])}")
+        note(f": {told['not counted']}", label="cost and expected size are not told")
         return
     kind = "estimated from counted operations at" if unit["source"] == "counted" else "measured on"
     facts = [[name, f"{1000 * unit[name]:,.3f} ms"] for name in ("forward", "gradient", "loss", "critic")]

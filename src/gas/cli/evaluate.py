@@ -180,7 +180,7 @@ def _warn_of_interpolation(rows: list[Comparison]) -> None:
         if "interpolated" in row.name and others:
             best = min(others, key=lambda other: other.mse)
             told = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or take that"
-            note(f"[yellow]warning[/yellow]: {told}")
+            note(f": {told}", label="warning")
 
 
 def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:

@@ -46,7 +46,7 @@ def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> 
                     before = report.iterations  # critics go on where the first training ends
             elif isinstance(report, Distilled):
                 if report.stopped:
-                    note(f"[yellow]adversarial training stopped early[/yellow]: {report.stopped}")
+                    note(f": {report.stopped}", label="adversarial training stopped early")
                 if report.criterion is not None:
                     before_gas, after = report.criterion
                     kept = "" if after < before_gas else ": nothing came nearer, GS is kept"

@@ -138,8 +138,9 @@ def show_preset(preset: Preset) -> None:
     usual, told = preset_by_name(preset.name).told(), preset.told()
     note(f"preset {preset.name}: {preset.title}")
     for name, value in told.items():
-        was = "" if value == usual[name] else f"   [yellow](was {usual[name]})[/yellow]"
-        note(f"  {name:<21} {value}{was}")
+        changed = value != usual[name]
+        was = f"   (was {usual[name]})" if changed else ""
+        note(f" {value}{was}", label=f"  {name:<21}", style="yellow" if changed else "")
 
 
 def pairs_folder(preset: Preset, objective: Objective, nfe: int) -> Path:

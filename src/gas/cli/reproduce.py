@@ -93,9 +93,7 @@ def _make(lines: list[Line]) -> None:
         if line.result.exists():
             continue
         if missing := line.missing():
-            note(
-                f"[yellow]left out[/yellow] {line.cell.solver}, NFE {line.nfe}: {', '.join(missing)} is missing"
-            )
+            note(f" {line.cell.solver}, NFE {line.nfe}: {', '.join(missing)} is missing", label="left out")
             continue
         line.check()
         train, evaluate = line.commands()

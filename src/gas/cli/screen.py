@@ -52,12 +52,12 @@ class Bar:
 def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     """Show a bar with count, rate and time left; ``done`` was there before and does not count as speed."""
     columns = (
-        TextColumn("{task.description:<18}"),
+        TextColumn("{task.description:<18}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", style="dim", markup=False),
     )
     with Progress(*columns, console=_console) as progress:
         yield Bar(progress, progress.add_task(name, total=total, completed=done, detail=""))
@@ -71,9 +71,9 @@ def tracked(name: str, items: Iterable[Any], total: int) -> Iterator[Any]:
             running.at(done)
 
 
-def note(text: str) -> None:
-    """Say one line on standard error."""
-    _console.print(text, soft_wrap=True)
+def note(text: str, *, label: str = "", style: str = "yellow") -> None:
+    """Write one line on standard error, its ``label`` first and in a style; nothing in either is markup."""
+    _console.print(Text.assemble((label, style), text), soft_wrap=True)
 
 
 def print_table(

@@ -51,7 +51,7 @@ def warn_of_unknown_model(artefact: Artefact, model: Model) -> None:
     """Say so where a file does not say what model it is for, so that it cannot be refused."""
     if artefact.document.model is None:
         told = f"{artefact.source} does not say what model it is for: {model.name} is taken on trust"
-        note(f"[yellow]warning[/yellow]: {told}")
+        note(f": {told}", label="warning")
 
 
 def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
@@ -86,4 +86,4 @@ def warn_of_known_seeds(artefact: Artefact, chosen: range) -> None:
     """Say so where seeds to measure on were trained or chosen on."""
     first, stop = artefact.document.training.get("seeds", [0, 0])
     if max(first, chosen.start) < min(stop, chosen.stop):
-        note(f"[yellow]warning[/yellow]: seeds {first} to {stop - 1} were trained or chosen on")
+        note(f": seeds {first} to {stop - 1} were trained or chosen on", label="warning")

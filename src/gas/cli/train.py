@@ -205,7 +205,7 @@ def _say_split(kept: int, held: int) -> None:
     """Say how many pairs teach and how many choose; a default meant for more pairs may leave few to teach."""
     told = f"{kept} pairs to learn from, the last {held} to choose on"
     if kept < held:
-        told += "; [yellow]few to learn from[/yellow]: make more, or say "
+        told += "; few to learn from: make more, or say "
         told += f"--validation {max(1, (kept + held) // 4)}"
     note(told)
 

@@ -90,8 +90,8 @@ def _plan(run: PresetRun, folder: Path) -> None:
     from gas.presets import find_files
 
     for found in find_files(run.preset, folder):
-        place = f"{found.path}" if found.path else f"[red]missing[/red], put it at {found.looked[0]}"
-        note(f"{found.file.role}: {place}")
+        place = f"{found.path}" if found.path else f"missing, put it at {found.looked[0]}"
+        note(f": {place}", label=found.file.role, style="" if found.path else "red")
     for nfe in run.nfes:
         seeds = run.preset.seeds(run.objective)
         note(
