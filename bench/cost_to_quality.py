@@ -3,8 +3,8 @@
 The official recipe (arXiv 2510.17699, section 5) starts at DPM-Solver++(3M) on the time-uniform grid and takes
 10,000 steps of Adam; ours is what ``gas train`` does. Both see the same pairs. Interrupted, it goes on.
 
-A gradient through one call counts as three evaluations. Ours counts the ranking of the classical solvers and the race
-too. Validation is counted for neither: the loss at each point, and four classical finalists on all validation pairs.
+Every network evaluation counts: training, where a gradient through one call is three, validation, and for ours the
+ranking of the classical solvers and the short trainings before the main one.
 """
 
 import argparse

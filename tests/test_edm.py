@@ -79,6 +79,31 @@ def test_published_sizes(kwargs: dict[str, Any], millions: int) -> None:
     assert round(sum(value.numel() for value in net.parameters()) / 1e6) == millions
 
 
+@pytest.mark.parametrize("channels", [16, 32, 60, 64, 96, 128, 192])
+def test_adm_has_one_head_per_64_whole_channels(channels: int) -> None:
+    """Below 64 the published code rounds the heads down to none, and so has no attention weights."""
+    block = Block(channels, channels, 8, heads=-1)
+    names = {name for name, _ in block.named_parameters() if name.startswith(("norm2", "qkv", "proj"))}
+    heads = channels // 64
+    assert (block.attend.heads if block.attend is not None else 0) == heads
+    assert bool(names) == bool(heads)
+
+
+def test_a_narrow_adm_is_read_without_attention(tmp_path: Path) -> None:
+    narrow = {
+        "model_channels": 8,
+        "channel_mult": [4, 8],
+        "attn_resolutions": [4, 8],
+    }  # 32 and 64 channels wide
+    net = network("ADM", **narrow)
+    attending = {name.split(".")[2] for name in net.state_dict() if ".qkv." in name}
+    assert attending and all(name.startswith("4x4") for name in attending)
+    kind, kwargs = FORMS["ADM"]
+    path = write_edm(tmp_path / "adm.pkl", kind, net.float(), kwargs | narrow)
+    x, sigma = torch.randn(2, 2, 8, 8), torch.full((2,), 0.7)
+    assert torch.equal(edm.read(path).float()(x, sigma, None), net(x, sigma, None))
+
+
 # ---------------------------------------------------------------- parts, computed another way
 
 

@@ -21,6 +21,7 @@ from gas.race import FINALISTS, Race, Raced, Started
 from gas.schedule import Flow
 from gas.start import Measured, evaluate, rank_classical
 from gas.table import Table
+from gas.wrapped import WrappedModel
 
 NFE = 4
 
@@ -52,7 +53,7 @@ def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
     records = list(fit(solver, MODEL, pairs, validation=validation, loss=loss, config=config))
     assert [r.iteration for r in records] == [0, 20, 40, 60]
     assert records[-1].best_loss < 0.7 * records[0].validation_loss
-    assert records[-1].evaluations == 60 * 24 * NFE * 3
+    assert records[-1].evaluations == 60 * 24 * NFE * 3 + 24 + 4 * len(validation) * NFE
 
 
 def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
@@ -351,6 +352,54 @@ def test_an_entrant_that_blows_up_does_not_win(pairs, validation, monkeypatch):
     assert raced[0].evaluations == 0 < raced[1].evaluations
     started = next(r for r in reports if isinstance(r, Started))
     assert started.start == min(raced, key=lambda r: r.loss).classical.spec
+
+
+class Counting(WrappedModel):
+    """Counts samples that pass through the network; a gradient through a call as three."""
+
+    rows = 0
+
+    @staticmethod
+    def count(rows):
+        Counting.rows += rows
+
+    def bind(self, labels, guidance=1.0):
+        denoise = self.model.bind(labels, guidance)
+
+        def counted(x, t):
+            prediction = denoise(x, t)
+            Counting.rows += len(x)
+            if prediction.requires_grad:
+                prediction.register_hook(lambda gradient: Counting.count(2 * len(x)))
+            return prediction
+
+        return counted
+
+
+@pytest.mark.parametrize("start", ["best", "ipndm-2/log_snr"])
+@pytest.mark.parametrize(
+    "config", [GaussNewton(iterations=3), Adam(iterations=5, validate_every=2)], ids=["gauss-newton", "adam"]
+)
+def test_every_network_evaluation_is_counted(pairs, validation, start, config):
+    """Ranking, race, training, trial steps and every validation: what is reported passed through the network."""
+    Counting.rows = 0
+    *_, end = distill(
+        Counting(MODEL),
+        pairs,
+        validation,
+        3,
+        race=Race(start=start, first=16, rank=4, starts=2),
+        config=config,
+    )
+    assert end.evaluations == Counting.rows
+
+
+def test_every_network_evaluation_of_a_family_is_counted(pairs, validation):
+    Counting.rows = 0
+    race = Race(first=16, rank=4, starts=2, sprint=GaussNewton(iterations=1))
+    config = GaussNewton(iterations=1)
+    reports = distill_family(Counting(MODEL), pairs, validation, [2, 3], race=race, config=config)
+    assert sum(r.evaluations for r in reports if isinstance(r, Distilled)) == Counting.rows
 
 
 @pytest.mark.parametrize("change", ["loss", "criterion", "critic", "weights", "seed"])

@@ -31,7 +31,8 @@ FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, memory=0.85, validate
 class Distilled:
     """The result: a learned solver, or the best classical table where none surely validated better.
 
-    ``evaluations`` are the network evaluations of race and training together, as :class:`gas.fit.FitRecord` counts.
+    ``evaluations`` are all network evaluations: of ranking, race, training and every validation, as
+    :class:`gas.fit.FitRecord` counts.
     With an adversary, ``criterion`` is its criterion before it and at the best after, equal where nothing came nearer;
     ``loss`` is then no promise, and ``stopped`` says why the training ended early, if it did.
     """
@@ -113,7 +114,8 @@ def distill(
     ):
         best_loss, spent = record.best_loss, record.evaluations
         yield record
-    evaluations += spent
+    # The learned and the classical table are compared pair by pair once more.
+    evaluations += spent + 2 * len(validation) * nfe
     result: nn.Module | Table = learned
     classical = chosen.best.table(model.schedule)
     if not surely_better(model, validation, learned().detach(), classical, loss_by_name(loss)):
@@ -125,7 +127,7 @@ def distill(
         learned = GeneralizedSolver.from_table(model.schedule, result, model.t_end, theory=theory)
     heard = yield from against(adversary, learned, model, pairs, validation, loss, _file(state, nfe, "-gas"))
     best_loss = float(evaluate(model, validation, learned().detach(), loss_by_name(loss)).mean())
-    evaluations += heard.evaluations
+    evaluations += heard.evaluations + len(validation) * nfe
     yield Distilled(nfe, learned, *known, best_loss, evaluations, heard.stopped, heard.criterion)
 
 
@@ -160,8 +162,10 @@ def against(
     Yields:
         FitRecord: as :func:`gas.fit` does.
     """
-    heard = Heard(0, None, "")
-    start = float(evaluate(model, validation, table_of(solver), loss_by_name(loss)).mean())
+    table = table_of(solver)
+    spent = len(validation) * table.nfe
+    heard = Heard(spent, None, "")
+    start = float(evaluate(model, validation, table, loss_by_name(loss)).mean())
     try:
         for record in fit(
             solver,
@@ -175,7 +179,7 @@ def against(
             pairing=adversary.pairing,
             criterion=adversary.criterion,
         ):
-            heard = Heard(record.evaluations, (record.start_loss, record.best_loss), "")
+            heard = Heard(spent + record.evaluations, (record.start_loss, record.best_loss), "")
             yield record
     except Diverged as error:
         return heard._replace(stopped=str(error))

@@ -27,7 +27,8 @@ from gas.table import Table
 __all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
 
 
-# What to choose the best solver by: its table -> smaller is better.
+# What to choose the best solver by: its table -> smaller is better. If it samples with the table, its attribute
+# ``samples`` says how many, so that they can be counted.
 Criterion = Callable[[Table], float]
 
 
@@ -77,8 +78,8 @@ class FitRecord:
     best_loss: float
     best_iteration: int
     evaluations: int
-    """Network evaluations of single samples in training so far: a gradient through one call counts as three, a
-    derivative along one direction as one. Validation is not counted."""
+    """Network evaluations of single samples so far, training and validation: a gradient through one call counts as
+    three, a derivative along one direction as one."""
     logs: Mapping[str, float] = field(default_factory=dict)
     """Means since the last report of what the optimiser says of itself, a critic's as ``critic.quantity``: its and the
     generator's losses, R1 and R2, and the share of reals ranked above fakes."""
@@ -207,7 +208,10 @@ class _Run:
         train = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses, self.validated = [], iteration
         losses = (value, self.start_loss, self.best_loss)
-        spent, logs = self.steps.evaluations, self._checked_logs()
+        samples = len(validation) if self.criterion is None else int(getattr(self.criterion, "samples", 0))
+        validations = 1 + -(-iteration // self.every)
+        spent = self.steps.evaluations + validations * samples * table.nfe
+        logs = self._checked_logs()
         return FitRecord(iteration, self.iterations, train, *losses, self.best_iteration, spent, logs)
 
     def _checked_logs(self) -> dict[str, float]:

@@ -169,7 +169,7 @@ class Race:
             there = rank_classical(model, validation, nfe, distance, entries=own, first=self.rank, kept=0)
             measured = list(there)
             entrants = [*_best_of_each_grid(measured, 1, kind), *entrants][: self.starts]
-            spent += sum(m.pairs * nfe for m in measured)
+            spent += sum(m.evaluations for m in measured)
         winner, cost = yield from self._rounds(entrants, model, pairs, validation, distance, kind)
         numbers = winner.numbers() if math.isfinite(winner.loss) else None
         return Started(best.classical, best.loss, winner.classical.spec, numbers, spent + cost)
@@ -203,10 +203,7 @@ class Race:
     def _rank(
         self, model: Model, validation: Pairs, nfe: int, distance: Loss
     ) -> Generator[Measured, None, tuple[list[Measured], Measured, int]]:
-        """Measure all on some pairs and fewer on more; return the first round, the best and what it cost.
-
-        Finding the finalists' place on all validation pairs is validation, and is not counted.
-        """
+        """Measure all on some pairs and fewer on more; return the first round, the best and what it cost."""
         ranked = []
         for measured in rank_classical(model, validation, nfe, distance, first=self.rank, kept=0):
             ranked.append(measured)
@@ -218,7 +215,7 @@ class Race:
         ):
             again.append(measured)
             yield measured
-        spent = sum(m.pairs * nfe for m in (*ranked, *again[: len(hopeful)]))
+        spent = sum(m.evaluations for m in (*ranked, *again))
         return ranked, again[len(hopeful)], spent
 
 

@@ -27,12 +27,17 @@ _FEW = 16
 
 @dataclass(frozen=True)
 class Measured:
-    """A classical solver with its mean loss against the teacher on ``pairs`` pairs."""
+    """A classical solver with its mean loss against the teacher on ``pairs`` pairs, and what that cost.
+
+    ``evaluations`` are network evaluations of single samples. The prediction at x_T is the same for all solvers of a
+    round, and counts for the first of them.
+    """
 
     classical: Classical
     table: Table
     loss: float
     pairs: int
+    evaluations: int = 0
 
 
 def rank_classical(
@@ -128,8 +133,12 @@ class _Runner:
     def measured(self, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
         """Measure solvers one by one; several processes share them."""
         losses = processes.spread(lambda entry: float(self.losses(entry[1]).mean()), entries)
+        shared = False
         for (classical, table), loss in zip(entries, losses, strict=True):
-            yield Measured(classical, table, loss, len(self.pairs))
+            starts_at_noise = float(table.times[0]) == 1.0
+            calls = table.nfe - (shared and starts_at_noise)
+            shared = shared or starts_at_noise
+            yield Measured(classical, table, loss, len(self.pairs), len(self.pairs) * calls)
 
     def losses(self, table: Table) -> Tensor:
         """Return the loss of every pair; several processes share the batches."""

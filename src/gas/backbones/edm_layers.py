@@ -158,7 +158,7 @@ class Block(nn.Module):
         embedding: width of the embedding of noise level and class.
         up: double the resolution.
         down: halve the resolution.
-        heads: attention heads; 0 for none, -1 for one per 64 channels.
+        heads: attention heads; 0 for none, -1 for one per 64 channels, which below 64 is none, as published.
         taps: of the resampling filter.
         scale_and_shift: let the embedding scale the normalised map too (ADM), not only shift it before (DDPM++).
         project: give a resampling shortcut 1 x 1 weights even where the width stays.
@@ -193,7 +193,8 @@ class Block(nn.Module):
         if inputs != outputs or up or down:
             side = 1 if project or inputs != outputs else 0
             self.skip = Convolution(inputs, outputs, side, up=up, down=down, taps=taps)
-        self.attend = Attention(outputs // _HEAD_CHANNELS if heads < 0 else heads) if heads else None
+        heads = outputs // _HEAD_CHANNELS if heads < 0 else heads
+        self.attend = Attention(heads) if heads else None
         if self.attend is not None:
             self.norm2 = group_norm(outputs, eps)
             self.qkv = Convolution(outputs, 3 * outputs, 1)

@@ -175,6 +175,7 @@ class AdamSteps:
         if self.kept is None:
             kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
             self.kept = min(processes.everyones(kept))
+            self.evaluations += len(indices) if config.memory == "auto" else 0  # the call that was measured
         again = table.nfe - self.kept
         made = sample(Recomputed(denoise, again), start, table.folded())
         loss = self.loss(made, chosen.target.to(made)).mean()

@@ -160,7 +160,8 @@ def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Ten
         return _difference(lambda y: denoise(y, t), x, answer, v)
 
     columns = _stacked(column, [*moved, None], answer)
-    return answer, columns, len(columns) + 1
+    moving = int(moved.flatten(1).any(1).sum())  # along a tangent of zero nothing is asked
+    return answer, columns, moving + 2
 
 
 def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:
