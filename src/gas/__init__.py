@@ -11,13 +11,18 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from gas.lazy import submodules_of
+
 if TYPE_CHECKING:
     from gas import (
         backbones,
         catalogue,
         classical,
+        comparison,
+        cuda_graphs,
         denoise,
         discriminator,
+        features,
         grids,
         learned,
         losses,
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
         pairs,
         processes,
         report,
+        schedule,
+        tf32,
         zoo,
     )
     from gas.adversarial import Critic
@@ -73,8 +80,11 @@ _MODULES = [
     "backbones",
     "catalogue",
     "classical",
+    "comparison",
+    "cuda_graphs",
     "denoise",
     "discriminator",
+    "features",
     "grids",
     "learned",
     "losses",
@@ -83,10 +93,13 @@ _MODULES = [
     "pairs",
     "processes",
     "report",
+    "schedule",
+    "tf32",
     "zoo",
 ]
 # Diffusers loads a pipeline's scheduler from the module that the pipeline's index names, ``gas``, if that has this too.
 _HIDDEN = {"SchedulerMixin": "integrations.diffusers.scheduler"}
+_submodule = submodules_of(__name__)
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
@@ -100,12 +113,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"gas.{_HOME[name]}"), name)
     elif name in _HIDDEN:
         value = getattr(importlib.import_module(f"gas.{_HIDDEN[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"gas.{name}")
     elif name == "__version__":
         value = _version()
     else:
-        raise AttributeError(f"module 'gas' has no attribute {name!r}")
+        value = _submodule(name)
     globals()[name] = value
     return value
 

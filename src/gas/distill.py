@@ -32,7 +32,7 @@ class Distilled:
     """The result: a learned solver, or the best classical table where none surely validated better.
 
     ``evaluations`` are all network evaluations: of ranking, race, training and every validation, as
-    :class:`gas.fit.FitRecord` counts.
+    :class:`gas.FitRecord` counts.
     With an adversary, ``criterion`` is its criterion before it and at the best after, equal where nothing came nearer;
     ``loss`` is then no promise, and ``stopped`` says why the training ended early, if it did.
     """

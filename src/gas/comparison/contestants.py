@@ -31,7 +31,7 @@ class Made:
     Attributes:
         solver: a table, or a module that returns one.
         what: classical solver and grid: its own, or the one that learning started from.
-        evaluations: network evaluations of learning, as :class:`gas.fit.FitRecord` counts; none where nothing is.
+        evaluations: network evaluations of learning, as :class:`gas.FitRecord` counts; none where nothing is.
         stopped: why learning ended early, if it did.
     """
 

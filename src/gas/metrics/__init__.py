@@ -1,5 +1,8 @@
 """How far samples are: from the teacher one by one, and from data as a distribution."""
 
+from typing import TYPE_CHECKING
+
+from gas.lazy import submodules_of
 from gas.metrics.bootstrap import Bootstrap, bootstrap, seed_interval
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.criterion import FrechetCriterion
@@ -30,3 +33,6 @@ __all__ = [
     "psnr",
     "seed_interval",
 ]
+
+if not TYPE_CHECKING:  # a checker sees the imports
+    __getattr__ = submodules_of(__name__)

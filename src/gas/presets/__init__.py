@@ -1,5 +1,8 @@
 """The published setups: every setting of theirs as data, and what runs them."""
 
+from typing import TYPE_CHECKING
+
+from gas.lazy import submodules_of
 from gas.presets.backbone import ending_at, open_backbone
 from gas.presets.files import File, Found, find_files, weights_folder
 from gas.presets.preset import Preset
@@ -22,3 +25,6 @@ __all__ = [
     "solver_of",
     "weights_folder",
 ]
+
+if not TYPE_CHECKING:  # a checker sees the imports
+    __getattr__ = submodules_of(__name__)

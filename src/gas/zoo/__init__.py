@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gas.lazy import submodules_of
 from gas.zoo.model import ZooModel, read_model
 from gas.zoo.weights_file import read_card
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from gas.backbones import PipelineModel
 
 __all__ = ["ZooModel", "card", "load", "names", "pipeline"]
+
+if not TYPE_CHECKING:  # a checker sees the imports
+    __getattr__ = submodules_of(__name__)
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _PARTS = {"mnist-autoencoder"}  # no models of their own
