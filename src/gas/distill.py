@@ -21,10 +21,14 @@ from gas.race import ROUNDING, Race, Raced, Started
 from gas.start import Measured, evaluate, surely_better
 from gas.table import Table, table_of
 
-__all__ = ["FINISH", "Distilled", "Heard", "Report", "against", "distill"]
+__all__ = ["FINISH", "STATE", "Distilled", "Heard", "Report", "against", "distill"]
 
 # What the winner of the race is trained for after it.
 FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, memory=0.85, validate_every=1, outlier=30.0)
+
+
+# The files of a resumable state, as a regular expression: the choice of the start, and the trainings' checkpoints.
+STATE = r"nfe-\d+(\.start\.json|(-gas)?\.pt)|\.nfe-\d+.*\.tmp"
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,11 @@ def open_folder(folder: Path, recipe: Json) -> dict[str, Any]:
     manifest = read_manifest(folder) if found else _manifest(recipe)
     if other := differences(manifest["recipe"], {**recipe, "batch": manifest["recipe"]["batch"]}):
         raise ValueError(f"{folder} holds pairs of other settings ({other}); choose another folder")
-    for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".shard-*.tmp")):
-        stale.unlink(missing_ok=True)
     if not found:
         write_manifest(folder, manifest)
+        return manifest
+    for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".shard-*.safetensors.*.tmp")):
+        stale.unlink(missing_ok=True)
     return manifest
 
 

@@ -91,3 +91,24 @@ def test_what_would_fail_late_is_refused_at_once(work, tmp_path):
     assert "gauss-newton has no relax" in refused("compare", *words, "--relax", 0.1)
     few = ["--validation", 60, "--solvers", "gas"]
     assert "two batches of 24 pairs" in refused("compare", *words, *few)
+
+
+def test_a_comparison_that_is_told_again_has_the_same_bytes(work, tmp_path):
+    """What is read from cells draws and tells what the run did that made them, but for seconds."""
+    _, words, _ = work
+    told = [*words[:-1], tmp_path / "out", "--solvers", "ddim,gs", "--nfe", 2]
+
+    def files():
+        names = [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()]
+        return {str(name): (tmp_path / name).read_bytes() for name in names}
+
+    run("compare", *told)
+    before = files()
+    assert any(name.endswith(".png") for name in before)
+    run("compare", *told)
+    after = files()
+    assert {name for name in before if before[name] != after.get(name)} == set()
+    (tmp_path / "out" / "cells" / "gs-2.json").unlink()  # killed before this cell was written
+    run("compare", *told)
+    timed = {"out/report.csv", "out/report.html", "out/cells/gs-2.json"}  # which state seconds
+    assert {name for name in before if before[name] != files().get(name)} <= timed

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from typer.core import TyperGroup
 
-from gas import processes
+from gas import processes, workspace
 from gas.threads import set_thread_defaults
 
-__all__ = ["app", "command", "main"]
+__all__ = ["app", "command", "holding", "main"]
 
 P = ParamSpec("P")
 
@@ -91,27 +93,29 @@ def _options(
 
 
 def command(
-    example: str, name: str | None = None, *, shared: bool = False
+    example: str, name: str | None = None, *, shared: bool = False, file: str = "", folder: str = ""
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a command: its help ends with an example, its errors are one line and exit code 2.
 
     A ``shared`` one does its work in all the processes that ``torchrun`` started; another is refused there.
+    ``file`` or ``folder`` names the parameter of the output, which a second command is kept from meanwhile.
 
     Bad input (ValueError, OSError, ArithmeticError, a missing optional package) is reported without a
     traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
+        label = name or function.__name__
+
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
                 if processes.launched() > 1 and not shared:
-                    raise ValueError(
-                        f"gas {name or function.__name__} runs in one process: leave torchrun out"
-                    )
+                    raise ValueError(f"gas {label} runs in one process: leave torchrun out")
                 if "device" in kwargs:
                     kwargs["device"] = processes.local_device(str(kwargs["device"]))
-                with processes.together():
+                output = kwargs.get(file or folder)
+                with processes.together(), holding(output, f"gas {label}", folder=bool(folder)):
                     function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 if _debug:
@@ -157,6 +161,13 @@ def _refuse(error: Exception) -> NoReturn:
     """Report a mistake in one line and end with exit code 2."""
     _say(f"error: {_told(error)}")
     raise typer.Exit(2) from None
+
+
+def holding(output: object, work: str, *, folder: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Be alone at work on an output, if there is one, in the process that writes it."""
+    if not isinstance(output, Path) or not processes.first():
+        return contextlib.nullcontext()
+    return workspace.hold(output, work, folder=folder)
 
 
 def _told(error: Exception) -> str:

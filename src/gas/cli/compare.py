@@ -49,7 +49,8 @@ SOLVERS = "ddim,dpmpp-2m,dpmpp-3m,unipc,ipndm,deis,gits,dmn,ld3,s4s,s4s-pc,bns,g
 
 
 @command(
-    "gas compare --model digits --pairs runs/digits-pairs --solvers unipc,gits,ld3,gs,gas --nfe 3-6 --out runs/compare"
+    "gas compare --model digits --pairs runs/digits-pairs --solvers unipc,gits,ld3,gs,gas --nfe 3-6 --out runs/compare",
+    folder="out",
 )
 def compare(
     context: typer.Context,
@@ -115,7 +116,7 @@ def compare(
     report.html in --out needs nothing beside itself; report.md, report.csv, the pictures and a solver file for each
     cell lie beside it.
     """
-    from gas.comparison import Budget, Report, Setting, Store, contestant_by_name, fill
+    from gas.comparison import Budget, Report, Setting, Store, claim_folders, contestant_by_name, fill
     from gas.pairs import read_pairs
 
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
@@ -126,7 +127,7 @@ def compare(
     config = config_of(method, loss, "best", iterations, batch, learning_rate, relax, "auto", seed)
     budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
-    setting = Setting(loaded, kept, held, budget, out)
+    setting = Setting(loaded, kept, held, budget, claim_folders(out))
     measured_on = _unseen(loaded, kept, unseen, seeds, count, out)
     ruler = _ruler(loaded, measured_on, real, features, weights, reference, metrics, metric_weights)
     _check_critic(setting, rows)

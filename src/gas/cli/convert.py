@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["convert"]
 
 
-@command("gas convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors")
+@command("gas convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors", file="out")
 def convert(
     file: Annotated[Path, typer.Argument(help="A published .pkl, .ckpt or .pt file.")],
     out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],

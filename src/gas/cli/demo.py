@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from gas.cli.app import command
 from gas.cli.options import Device, Json, ModelName, load_zoo
 from gas.cli.screen import note, print_json
+from gas.workspace import claim, scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
 STEPS = 48  # against the critic
 
 
-@command("gas demo --nfe 4 --out demo")
+@command("gas demo --nfe 4 --out demo", folder="out")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pairs, solver and pictures.")] = Path("demo"),
     nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
@@ -58,13 +58,14 @@ def demo(
     loaded = load_zoo(model, device)
     teacher = Classical("unipc-3-bh2", "log_snr", 20, loaded.t_end)
     note(f": {teacher.label}, {teacher.nfe} network calls a sample", label="1. Teacher", style="bold")
-    folder = out / f"pairs-{loaded.name}"
+    folder, path = out / f"pairs-{loaded.name}", out / f"{loaded.name}-{nfe}.json"
+    adversarial, state = path.with_stem(f"{path.stem}-gas"), path.with_suffix(".state")
+    claim(out, [folder.name, path.name, adversarial.name, state.name, "samples.png", "times.png"])
     run_teacher(loaded, teacher, folder, range(TRAINED + VALIDATED))
     kept, held = read_pairs(folder, model=loaded).split(VALIDATED)
 
     note(f": the Generalized Solver, {nfe} calls a sample", label="2. Student", style="bold")
-    path, adversarial = out / f"{loaded.name}-{nfe}.json", out / f"{loaded.name}-{nfe}-gas.json"
-    result = _learn(loaded, kept, held, nfe, iterations, seed, out / f"{loaded.name}-{nfe}.state")
+    result = _learn(loaded, kept, held, nfe, iterations, seed, state)
     told: dict[str, Any] = {
         "model": loaded,
         "teacher": teacher.config(),
@@ -100,7 +101,7 @@ def _learn(
 ) -> Distilled:
     """Learn within a demo's time: three entrants, few pairs a step."""
     from gas.cli.follow import show
-    from gas.distill import distill
+    from gas.distill import STATE, distill
     from gas.optimizers import GaussNewton
     from gas.race import Race
 
@@ -108,12 +109,11 @@ def _learn(
     sprint = GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
     race = Race(first=16, starts=3, sprint=sprint)
     try:
-        reports = distill(model, pairs, validation, nfe, config=config, race=race, state=state)
-        result = show(reports, model, nfe, config.iterations)
+        with scratch(state, STATE):
+            reports = distill(model, pairs, validation, nfe, config=config, race=race, state=state)
+            return show(reports, model, nfe, config.iterations)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-    shutil.rmtree(state)
-    return result
 
 
 def _against(model: ZooModel, pairs: Pairs, validation: Pairs, table: Table, seed: int) -> GeneralizedSolver:

@@ -57,7 +57,9 @@ BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 _FINALISTS = 8
 
 
-@command("gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True)
+@command(
+    "gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True, file="picture"
+)
 def evaluate(
     context: typer.Context,
     solver: Annotated[

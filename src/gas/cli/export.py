@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 
-@command("gas export --onnx runs/mnist.onnx --model mnist --solver runs/mnist.json --nfe 4")
+@command("gas export --onnx runs/mnist.onnx --model mnist --solver runs/mnist.json --nfe 4", file="onnx")
 def export(
     solver: SolverFile,
     onnx: Annotated[Path, typer.Option(help="The .onnx file to write.")],

@@ -14,7 +14,7 @@ from gas.cli.screen import note, print_json, print_table
 __all__ = ["inspect"]
 
 
-@command("gas inspect runs/mnist.json --nfe 4")
+@command("gas inspect runs/mnist.json --nfe 4", file="picture")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A solver file.")],
     nfe: Annotated[int | None, typer.Option(help="Show the table of this NFE.")] = None,

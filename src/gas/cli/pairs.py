@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas.cli.app import command
+from gas.cli.app import command, holding
 from gas.cli.options import (
     Call,
     Compile,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["pairs", "run_teacher"]
 
 
-@command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True)
+@command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True, folder="out")
 def pairs(
     context: typer.Context,
     out: Annotated[
@@ -123,7 +123,7 @@ def run_teacher(
 
     spec = PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
     try:
-        with bar("teacher pairs", len(seeds)) as running:
+        with holding(out, "making teacher pairs", folder=True), bar("teacher pairs", len(seeds)) as running:
             for progress in write_pairs(model, teacher.table(model.schedule), out, spec, batch=batch):
                 running.at(progress.done)
     except KeyboardInterrupt:

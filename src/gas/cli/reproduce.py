@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gas.cli.app import command
+from gas.cli.app import command, holding
 from gas.cli.options import Json
 from gas.cli.paper_line import Line, More
 from gas.cli.presets import Weights, changed_settings
@@ -70,7 +70,8 @@ def reproduce(
     more = More(tuple(sets or ()), preset_weights, device, tuple(shlex.split(measure)))
     lines = [Line.of(cell, results, more) for cell in chosen.cells]
     if go:
-        _make(lines)
+        with holding(results, f"gas reproduce {chosen.name}", folder=True):
+            _make(lines)
     told = _told(chosen, lines, results)
     if markdown is not None:
         _write(markdown, chosen, told, results)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["sample"]
 
 
-@command("gas sample --model mnist --solver runs/mnist.json --nfe 4 --seeds 24 --out runs/samples.png")
+@command(
+    "gas sample --model mnist --solver runs/mnist.json --nfe 4 --seeds 24 --out runs/samples.png", file="out"
+)
 def sample(
     context: typer.Context,
     solver: SolverFile,

@@ -24,6 +24,7 @@ _BATCH = 64
 @command(
     "gas statistics --features inception --weights pt_inception.pth --images VIRTUAL_imagenet256.npz --out ref.npz",
     shared=True,
+    file="out",
 )
 def statistics(
     out: Annotated[Path, typer.Option(help="A .safetensors file, or an .npz of mu and sigma.")],

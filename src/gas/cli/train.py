@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, object
 from gas.cli.screen import note, print_json, print_table
 from gas.cli.settings import adversarial_settings, adversary_of, config_of
 from gas.cli.train_preset import PresetRun, train_preset
+from gas.workspace import scratch
 
 if TYPE_CHECKING:
     from gas.distill import Distilled
@@ -40,7 +41,11 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-@command("gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json", shared=True)
+@command(
+    "gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json",
+    shared=True,
+    file="out",
+)
 def train(
     context: typer.Context,
     pairs: Annotated[
@@ -131,6 +136,7 @@ def train(
     With --preset NAME, a setup of the paper with all of its settings: says them, finds its files, makes its pairs and
     trains as the paper does, a file for each NFE.
     """
+    from gas.distill import STATE
     from gas.family import distill_family
     from gas.pairs import read_pairs
     from gas.race import Race
@@ -175,28 +181,21 @@ def train(
         )
     _say_split(len(kept), len(held))
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
-    try:
-        reports = distill_family(
-            loaded,
-            kept,
-            held,
-            nfes,
-            config=config,
-            race=Race(start).seeded(seed),
-            **options,
-        )
-        total = config.iterations + (0 if adversary is None else adversary.config.iterations)
-        results = [show(reports, loaded, n, total) for n in sorted(nfes)]
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     told = {
         "solver": solver,
         **asdict(config),
         **({} if told_gas is None else {"objective": "gas", **told_gas}),
     }
-    if processes.first():
-        _save(out, results, loaded, kept, held, loss, told)
-        shutil.rmtree(state, ignore_errors=True)
+    race = Race(start).seeded(seed)
+    total = config.iterations + (0 if adversary is None else adversary.config.iterations)
+    with scratch(state, STATE) if processes.first() else nullcontext():
+        try:
+            reports = distill_family(loaded, kept, held, nfes, config=config, race=race, **options)
+            results = [show(reports, loaded, n, total) for n in sorted(nfes)]
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
+        if processes.first():
+            _save(out, results, loaded, kept, held, loss, told)
     _report(results, loss, len(held), solver.upper() if told_gas is None else "GAS", json)
     note(f"wrote {out}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gas import processes
+from gas.cli.app import holding
 from gas.cli.pairs import run_teacher
 from gas.cli.presets import model_of, pairs_folder, show_preset, solver_file
 from gas.cli.screen import bar, note, print_json, print_table
@@ -73,7 +74,10 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
     raw = model_of(preset, run.weights, prompts=run.prompts, device=run.device)
     model = precise(raw, run.precision, compiled=run.compiled)
     teacher = precise(ending_at(raw, preset.teacher_t_end), run.precision)
-    rows = [_learn(run, model, teacher, nfe, folder) for nfe in run.nfes]
+    rows = []
+    for nfe in run.nfes:
+        with holding(run.file(nfe), "gas train"):
+            rows.append(_learn(run, model, teacher, nfe, folder))
     if json:
         print_json(rows)
         return

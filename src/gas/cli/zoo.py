@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from gas.cli.app import command
+from gas.cli.app import command, holding
 from gas.cli.options import Device, Json
 from gas.cli.screen import bar, note, print_json, print_table
+from gas.workspace import claim
 
 if TYPE_CHECKING:
     from gas.zoo import ZooModel
@@ -50,7 +51,8 @@ def zoo(
     if action == "list":
         _list(json)
     elif action == "train":
-        _train(name, data, out, samples, seed, device)
+        with holding(out / name, f"gas zoo train {name}"):
+            _train(name, data, out, samples, seed, device)
     else:
         raise ValueError(f"action must be 'list' or 'train', got {action!r}")
 
@@ -87,6 +89,7 @@ def _train(name: str, data: Path, out: Path, samples: int | None, seed: int, dev
         raise ValueError(f"name the model to train: one of {', '.join(recipes)}, got {name!r}")
     images = digits() if name == "digits" else mnist(data)
     recipe, checkpoint = replace(recipes[name], seed=seed), out / f"{name}.state.pt"
+    claim(out, [f"{name}.safetensors", f"{name}.md", checkpoint.name])
     training, build = _plan(name, recipe, images, checkpoint, out, samples, device)
     try:
         with bar(name, recipe.steps) as running:

@@ -8,7 +8,7 @@ from gas.comparison.report import Published, Report
 from gas.comparison.roster import contestant_by_name
 from gas.comparison.ruler import Ruler
 from gas.comparison.setting import Budget, Setting
-from gas.comparison.store import Store
+from gas.comparison.store import Store, claim_folders
 
 __all__ = [
     "MEASURES",
@@ -25,6 +25,7 @@ __all__ = [
     "Setting",
     "Store",
     "Training",
+    "claim_folders",
     "contestant_by_name",
     "fill",
 ]

@@ -46,9 +46,10 @@ class Ruler:
     def measure(self, name: str, made: Tensor, nfe: int) -> tuple[Comparison | None, Tensor, Tensor | None]:
         """Return the measurements, the squared error of every sample ``(S,)``, and pictures of the first few.
 
-        Samples that are not finite have no measurements.
+        Samples that are not finite have no measurements. Errors and pictures are rounded as a store keeps them, so
+        that a run that goes on tells and draws the same as one that was never interrupted.
         """
-        errors = paired.mse(made, self.yardstick.pairs.target)
+        errors = paired.mse(made, self.yardstick.pairs.target).float()
         if not bool(made.isfinite().all()):
             return None, errors, None
         return self.yardstick.measure(name, made, nfe), errors, self.pictures_of(made)
@@ -65,4 +66,4 @@ class Ruler:
         if side > _SIDE:
             size = [max(1, round(_SIDE * length / side)) for length in seen.shape[2:]]
             seen = interpolate(seen, size, mode="bilinear", antialias=True)
-        return seen.clamp(-1, 1)
+        return seen.clamp(-1, 1).half().float()

@@ -17,10 +17,27 @@ from gas.comparison.slug import slug
 from gas.files import sha256, write_bytes, write_text
 from gas.model import Model
 from gas.table import Table
+from gas.workspace import claim
 
-__all__ = ["Kept", "Store"]
+__all__ = ["Kept", "Store", "claim_folders"]
 
 _FORMAT = {"format": "gas-comparison-cell", "version": 1}
+
+
+_FOLDERS = ("cells", "solvers", "state", "pictures")
+_FILES = ("rankings.json", "report.csv", "report.md", "report.html")
+
+
+def claim_folders(folder: Path) -> Path:
+    """Mark a comparison's folder and those in it as this project's, as :func:`gas.workspace.claim` does.
+
+    Raises:
+        ValueError: for files of others where a comparison writes its own, or links.
+    """
+    claim(folder, [*_FOLDERS, *_FILES, "unseen"])
+    for name in _FOLDERS:
+        claim(folder / name)
+    return folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +93,7 @@ class Store:
     def write(self, kept: Kept, model: Model, **told: Any) -> None:
         """Keep a cell; ``told`` is what its solver file says of its making."""
         cell = kept.cell
+        claim_folders(self.folder)
         path, tensors = self._files(cell.spec, cell.nfe)
         parts: dict[str, Tensor] = {"errors": cell.errors.float()}
         if cell.pictures is not None:

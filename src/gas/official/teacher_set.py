@@ -16,7 +16,7 @@ from gas.files import sha256, write_bytes, write_text
 from gas.model import Model
 from gas.official.lazy import FileTensor, read_lazily
 from gas.pairs import PairsProgress
-from gas.shards import STORED, Json, checked, is_whole, open_folder, shard_index, write_manifest
+from gas.shards import MANIFEST, STORED, Json, checked, is_whole, open_folder, shard_index, write_manifest
 
 __all__ = ["PROMPTS", "TeacherSet", "import_pairs", "is_teacher_set", "read_teacher_set"]
 
@@ -109,6 +109,9 @@ def import_pairs(
     folder = Path(folder)
     recipe = _recipe(teachers, model, guidance, range(first_seed, first_seed + len(teachers)), shard)
     folder.mkdir(parents=True, exist_ok=True)
+    foreign = (folder / PROMPTS).exists() and not (folder / MANIFEST).exists()
+    if foreign and teachers.prompts is not None:
+        raise ValueError(f"{folder} holds a {PROMPTS} of no teacher pairs; choose another folder")
     manifest = open_folder(folder, recipe)
     if teachers.prompts is not None:
         write_text(folder / PROMPTS, json.dumps(teachers.prompts) + "\n")

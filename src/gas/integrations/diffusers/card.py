@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gas.artefact import Artefact
 from gas.integrations.diffusers.process import Process
 
-__all__ = ["model_card"]
+__all__ = ["is_ours", "model_card"]
 
 _TAGS = ["diffusers", "gas-solver", "scheduler", "few-step-sampling"]
 
@@ -49,6 +50,11 @@ def model_card(
         if any(entry.measured for entry in document.solvers):
             parts += ["## Measured\n\n" + _measured(artefact)]
     return "\n\n".join(parts) + "\n"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a card may be written here: nothing is, or a card of this library. A user's own text stays."""
+    return not path.exists() or "\n- gas-solver\n" in path.read_text("utf-8", errors="replace")
 
 
 def _use(name: str, artefact: Artefact | None) -> str:

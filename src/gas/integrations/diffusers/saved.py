@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gas.artefact import Artefact
-from gas.files import write_text
-from gas.integrations.diffusers.card import model_card
+from gas.files import write_bytes, write_text
+from gas.integrations.diffusers.card import is_ours, model_card
 from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.hub import push
 from gas.integrations.diffusers.pretrained import CONFIG, SOLVER, hub_solver, local_config
@@ -149,11 +148,12 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.artefact is not None:
             write_text(folder / SOLVER, json.dumps(sealed(self.config["solver"])))
         if picture is not None:
-            shutil.copyfile(picture, folder / Path(picture).name)
+            write_bytes(folder / Path(picture).name, Path(picture).read_bytes())
         shown = None if picture is None else Path(picture).name
         name = kwargs.get("repo_id") or folder.name
         card = model_card(self.process, self.artefact, base_model=base_model, picture=shown, name=name)
-        write_text(folder / "README.md", card)
+        if is_ours(folder / "README.md"):
+            write_text(folder / "README.md", card)
         if push_to_hub:
             push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
 
