@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gas.backbones.family import Encode, Family
 
-__all__ = ["FAMILIES", "family_of"]
+__all__ = ["FAMILIES", "family_of", "family_of_class"]
 
 
 def family_of(pipe: Any) -> Family:
@@ -19,12 +19,18 @@ def family_of(pipe: Any) -> Family:
     Raises:
         ValueError: for any other object, with what is supported and what to do instead.
     """
-    for kind in type(pipe).__mro__:
-        if kind.__name__ in FAMILIES:
-            return FAMILIES[kind.__name__]
+    return family_of_class(type(pipe))
+
+
+def family_of_class(kind: type) -> Family:
+    """Return the family of a pipeline's class, as :func:`family_of` does."""
+    for base in kind.__mro__:
+        if base.__name__ in FAMILIES:
+            return FAMILIES[base.__name__]
+    known = ", ".join(name.removesuffix("Pipeline") for name in FAMILIES)
     raise ValueError(
-        f"{type(pipe).__name__} is not a pipeline that is supported ({', '.join(FAMILIES)}): "
-        "make a gas.OwnModel of a denoise(x, t) of yours around its network"
+        f"{kind.__name__[:40]} is not a pipeline that is supported ({known}): make a gas.OwnModel of a denoise(x, t) "
+        "of yours around its network"
     )
 
 

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["open_pipeline"]
+from gas.backbones.families import family_of_class
+from gas.model_folder import check_model_folder, read_json
+
+__all__ = ["open_pipeline", "read_index"]
+
+_INDEX = "model_index.json"
+# Bases of what a pipeline is made of, and by what their names begin with; a pipeline within a pipeline is none.
+_BASES = {
+    "diffusers": ("ModelMixin", "SchedulerMixin"),
+    "transformers": (
+        "PreTrainedModel",
+        "PreTrainedTokenizerBase",
+        "ImageProcessingMixin",
+        "FeatureExtractionMixin",
+        "ProcessorMixin",
+    ),
+}
+_RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # in folders of 2022
+_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"}
+_OURS = ["gas", "GASScheduler"]
 
 
 def open_pipeline(source: str) -> Any:
     """Load a pipeline from safetensors; nothing that comes with it is executed or unpickled.
+
+    The folder, or what the hub sent, is looked at before diffusers loads from it. It must hold data alone
+    (:func:`gas.model_folder.check_model_folder`), the pipeline must be one of the supported ones, and its components
+    classes of diffusers or transformers, or :class:`gas.GASScheduler`.
 
     Args:
         source: a folder that ``save_pretrained`` wrote, or a repository's name on the Hugging Face hub.
@@ -18,36 +40,140 @@ def open_pipeline(source: str) -> Any:
     Raises:
         ModuleNotFoundError: without diffusers; says which extra to install.
         FileNotFoundError: when the folder does not exist.
-        ValueError: when it is incomplete or damaged, or the repository cannot be had.
+        ValueError: when it is incomplete, damaged or unsafe, or the repository cannot be had.
     """
     folder = Path(source).expanduser()
     local = folder.exists() or source.startswith((".", "/", "~"))
-    without = _without(folder) if local else {}
+    if local:
+        read_index(folder)
+        check_model_folder(folder)
     try:
         from diffusers import DiffusionPipeline
     except Exception as error:  # a broken torchvision raises RuntimeError
         raise ModuleNotFoundError(
             f"diffusers:{source} needs diffusers ({type(error).__name__}): pip install 'gas-solver[diffusers]'"
         ) from error
-    place = str(folder) if local else source
+    if not local:
+        folder = _downloaded(source)
+        check_model_folder(folder)
+    index = read_index(folder)
+    _check_classes(folder, index)
+    without = {name: None for name, value in index.items() if value == [None, None]}
     try:
         load: Any = DiffusionPipeline.from_pretrained
-        return load(place, use_safetensors=True, local_files_only=local, **without)
-    except Exception as error:  # whatever the libraries raise of a missing shard, a cut file, no network
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = f"model folder {source} is incomplete or damaged" if local else f"model {source} cannot be had"
-        raise ValueError(f"{what}: {line[:200]}; download it again, whole and as safetensors") from error
+        pipe = load(str(folder), use_safetensors=True, local_files_only=True, **without)
+    except Exception as error:  # whatever the libraries raise of a missing shard or a cut file
+        raise _unusable(f"model folder {source} is incomplete or damaged", error) from error
+    if not local:
+        pipe.register_to_config(_name_or_path=source)
+    return pipe
 
 
-def _without(folder: Path) -> dict[str, None]:
-    """The components that a saved pipeline does without, which its class must be told."""
-    index = folder / "model_index.json"
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return what ``model_index.json`` holds.
+
+    Raises:
+        FileNotFoundError: when there is no such folder.
+        ValueError: when it is not there or damaged.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {folder}")
     try:
-        listed = json.loads(index.read_text("utf-8"))
-        return {name: None for name, value in listed.items() if value == [None, None]}
-    except (OSError, ValueError, AttributeError) as error:
+        index = read_json(folder, folder / _INDEX)
+        if not isinstance(index, dict):
+            raise ValueError(f"{_INDEX} holds a {type(index).__name__}")
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"model folder {folder} is incomplete or damaged: it has no readable model_index.json; download it again"
+            f"model folder {folder} is incomplete or damaged: it has no readable {_INDEX}; download it again"
         ) from error
+    return index
+
+
+def _check_classes(folder: Path, index: dict[str, Any]) -> None:
+    name = index.get("_class_name")
+    if not _is_pipeline(name):
+        raise ValueError(
+            f"model folder {folder} is refused: its _class_name must be a pipeline of the installed diffusers, "
+            f"got {str(name)[:60]!r}"
+        )
+    family_of_class(_member("diffusers", str(name)))
+    for component, value in index.items():
+        if component.startswith("_") or _is_setting(value):
+            continue
+        if not _is_component(component, value):
+            raise ValueError(
+                f"model folder {folder} is refused: component {component[:40]!r} must be a model, scheduler, tokenizer "
+                f"or processor of diffusers or transformers, got {str(value)[:60]}"
+            )
+        files = [file.suffix for file in (folder / component).glob("*")]
+        if _PICKLED & set(files) and ".safetensors" not in files:
+            raise ValueError(
+                f"model folder {folder} is refused: {component[:40]!r} holds pickled weights and no .safetensors: "
+                "save it again as safetensors"
+            )
+
+
+def _downloaded(source: str) -> Path:
+    """The folder in the hub's cache with a repository's files, of one commit whose index is checked first."""
+    import huggingface_hub
+    from diffusers import DiffusionPipeline
+
+    try:
+        snapshot = Path(huggingface_hub.hf_hub_download(source, _INDEX)).parent
+    except Exception as error:  # of requests, httpx or the hub itself, by its version
+        raise _unusable(f"model {source} cannot be had", error) from error
+    name = read_index(snapshot).get("_class_name")
+    if not _is_pipeline(name):
+        raise ValueError(
+            f"model {source} is refused: its _class_name must be a pipeline of diffusers, got {str(name)[:60]!r}"
+        )
+    try:
+        download: Any = DiffusionPipeline.download
+        return Path(download(source, revision=snapshot.name, use_safetensors=True))
+    except Exception as error:
+        raise _unusable(f"model {source} cannot be had", error) from error
+
+
+def _unusable(what: str, error: Exception) -> ValueError:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"{what}: {line[:200]}; download it again, whole and as safetensors")
+
+
+def _is_pipeline(name: Any) -> bool:
+    from diffusers import DiffusionPipeline
+
+    return _is_kind(_member("diffusers", name if isinstance(name, str) else ""), (DiffusionPipeline,))
+
+
+def _is_setting(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str)) or value == [None, None]
+
+
+def _is_component(name: str, value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
+        return False
+    if value == _OURS or not name.isidentifier():
+        return value == _OURS
+    library, kind = value
+    bases = tuple(_member(module, base) for module, names in _BASES.items() for base in names)
+    return _is_kind(_member(library, _RENAMED.get(kind, kind)), bases)
+
+
+def _is_kind(member: Any, bases: tuple[type, ...]) -> bool:
+    return (
+        isinstance(member, type)
+        and issubclass(member, bases)
+        and member.__module__.partition(".")[0] in ("diffusers", "transformers")
+    )
+
+
+def _member(library: str, name: str) -> Any:
+    """A public member of diffusers, transformers or one of diffusers' folders of pipelines; ``None`` for another."""
+    import diffusers
+    import transformers
+
+    home: Any = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    if home is None and library.isidentifier():
+        home = getattr(diffusers.pipelines, library, None)
+        home = home if str(getattr(home, "__name__", "")) == f"diffusers.pipelines.{library}" else None
+    return getattr(home, name, None) if name.isidentifier() and not name.startswith("_") else None

@@ -33,7 +33,9 @@ class ClipScore:
         from transformers import AutoTokenizer
 
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # its readers' errors have no common class
             raise ValueError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from error
 

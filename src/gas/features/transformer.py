@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.features.images import as_bytes, rgb
+from gas.model_folder import check_model_folder
 
 __all__ = ["ClipImages", "DinoV2", "clip_of", "folder_weights"]
 
@@ -89,6 +90,7 @@ def folder_weights(folder: str | Path) -> Path:
 
 def _pretrained(kind: str, folder: str | Path) -> Any:
     folder_weights(folder)
+    check_model_folder(folder)
     try:
         import transformers
     except Exception as error:  # a broken install raises whatever it likes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -171,11 +170,11 @@ def layout(found: Found) -> str:
 
 
 def _folder(path: Path) -> str:
-    index = path / "model_index.json"
-    try:
-        name = str(json.loads(index.read_text("utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no readable model_index.json: it is no diffusers folder") from error
+    from gas.backbones.folder import read_index
+    from gas.model_folder import check_model_folder
+
+    name = str(read_index(path).get("_class_name"))
+    check_model_folder(path)
     bad = [part for part in ("unet", "vae", "text_encoder") if not list((path / part).glob("*.safetensors"))]
     if bad:
         raise ValueError(f"{path} has no safetensors in {', '.join(bad)}; download it again as safetensors")

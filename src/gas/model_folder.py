@@ -1,0 +1,208 @@
+"""Folders of pretrained components: data alone may lie there, which is checked before anything is loaded from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_model_folder", "read_json"]
+
+# A folder of diffusers has under 100 entries in two levels, its largest config (an index of shards) 0.2 MB, a
+# tokenizer's vocabulary up to 33 MB, and a network of a thousand tensors a header of 0.1 MB. At these limits the
+# checks take half a second and 100 MB.
+_ENTRIES, _DEPTH, _VOCABULARY_BYTES = 2000, 4, 64 << 20
+_JSON_BYTES, _JSON_BYTES_IN_ALL, _JSON_DEPTH, _JSON_VALUES = 4 << 20, 16 << 20, 32, 200_000
+_TENSORS, _INTEGER, _EMBEDDING_BYTES = 20_000, 1 << 20, 1 << 30
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+
+_CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pkl", ".pickle", ".joblib", ".dill"}
+# What makes diffusers or transformers import code, or load from somewhere else than this folder.
+_CODE_KEYS = {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "custom_generate"}
+_CODE_KEYS |= {"use_kernels", "kernel_config", "base_model_name_or_path", "transformers_weights"}
+# Quantization whose weights are safetensors and whose loader unpickles and fetches nothing.
+_QUANTIZATION = {"bitsandbytes", "quanto", "torchao"}
+_COUNT = re.compile(r"(layers|blocks?|depth)(_|$)|block_out_channels|block_types")
+
+
+def check_model_folder(folder: str | Path) -> None:
+    """Refuse a folder from which code could run, or that would take all memory, before anything is loaded from it.
+
+    Allowed are regular files and links within the folder (or, in the Hugging Face cache, to its blobs): safetensors,
+    JSON and text. Hidden folders are not looked into: nothing is loaded from them.
+
+    Raises:
+        ValueError: names the file and what is wrong with it.
+    """
+    root = Path(folder)
+    files = list(_files(root))
+    tensors: dict[Path, int] = {}
+    read = 0
+    for file in files:
+        if file.suffix.lower() in _CODE:
+            raise _refusal(root, file, "holds code, which is never run from a model folder: remove it")
+        if file.name == "adapter_config.json":
+            raise _refusal(
+                root, file, "loads another model than this folder's: load adapters after the pipeline"
+            )
+        if file.suffix == ".safetensors":
+            count, size = _header(root, file)
+            tensors[file.parent], read = tensors.get(file.parent, 0) + count, read + size
+        elif file.suffix == ".json":
+            vocabulary = file.name in _VOCABULARIES
+            _check_size(root, file, _VOCABULARY_BYTES if vocabulary else _JSON_BYTES)
+            read += 0 if vocabulary else file.stat().st_size
+        if read > _JSON_BYTES_IN_ALL:
+            raise _refusal(root, file, f"is beyond {_JSON_BYTES_IN_ALL:,} bytes of JSON: this is no pipeline")
+    for file in files:
+        if file.suffix == ".json" and file.name not in _VOCABULARIES:
+            _check_config(root, file, tensors.get(file.parent, 0))
+
+
+def read_json(root: Path, file: Path, limit: int = _JSON_BYTES) -> Any:
+    """Return what a JSON file in a model folder holds, of at most ``limit`` bytes.
+
+    Raises:
+        ValueError: when it is no regular file, too large, nested too deeply or not JSON.
+    """
+    if not file.is_file():
+        raise _refusal(root, file, "is no regular file")
+    _check_size(root, file, limit)
+    try:
+        return json.loads(file.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _refusal(root, file, f"is damaged ({type(error).__name__}): download it again") from error
+
+
+def _refusal(root: Path, file: Path, why: str) -> ValueError:
+    name = str(file.relative_to(root)) if file != root else "."
+    return ValueError(f"model folder {str(root)[-80:]} is refused: {name[:80]!r} {why}")
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Every file, each checked to be a regular one that lies in the folder."""
+    home = root.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    waiting, entries = [root], 0
+    while waiting:
+        for file in sorted(waiting.pop().iterdir()):
+            entries += 1
+            if entries > _ENTRIES or len(file.relative_to(root).parts) > _DEPTH:
+                raise _refusal(
+                    root, file, f"is beyond {_ENTRIES} entries or {_DEPTH} levels: this is no pipeline"
+                )
+            mode = file.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                try:
+                    target = file.resolve()
+                except (OSError, RuntimeError) as error:  # a circle of links
+                    raise _refusal(root, file, "is a link that leads nowhere") from error
+                if not target.is_relative_to(home) and not (cache and target.is_relative_to(cache)):
+                    raise _refusal(root, file, "is a link out of the folder: copy the file into it")
+                if not target.is_file():
+                    raise _refusal(root, file, "is a link to something that is no regular file: copy it")
+                yield file
+            elif stat.S_ISDIR(mode):
+                waiting += [] if file.name.startswith(".") else [file]
+            elif stat.S_ISREG(mode):
+                yield file
+            else:
+                raise _refusal(root, file, "is no regular file (a pipe, socket or device)")
+
+
+def _check_size(root: Path, file: Path, limit: int) -> None:
+    size = file.stat().st_size
+    if size > limit:
+        raise _refusal(root, file, f"has {size:,} bytes, at most {limit:,} are read")
+
+
+def _header(root: Path, file: Path) -> tuple[int, int]:
+    """How many tensors a safetensors file declares, and in how many bytes."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(_JSON_BYTES, size - 8):
+            raise _refusal(
+                root, file, "is incomplete or damaged (its header does not fit): download it again"
+            )
+        try:
+            header = json.loads(stream.read(length))
+        except (ValueError, RecursionError) as error:
+            raise _refusal(root, file, "is incomplete or damaged (its header): download it again") from error
+    if not isinstance(header, dict) or len(header) > _TENSORS:
+        raise _refusal(root, file, f"does not declare at most {_TENSORS:,} tensors")
+    return len(header), length
+
+
+def _check_config(root: Path, file: Path, tensors: int) -> None:
+    content = read_json(root, file)
+    if file.name.endswith(".index.json"):
+        _check_shards(root, file, content)
+        return
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    values = 0
+    while waiting:
+        key, value, depth = waiting.pop()
+        values += len(value) if isinstance(value, (dict, list)) else 0
+        if depth > _JSON_DEPTH or values > _JSON_VALUES:
+            raise _refusal(root, file, f"has more than {_JSON_DEPTH} levels or {_JSON_VALUES:,} values")
+        if why := _harm(root, key, value, tensors):
+            raise _refusal(root, file, f"sets {key[:40]!r}, {why}")
+        if isinstance(value, dict):
+            waiting += [(str(name), item, depth + 1) for name, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, item, depth + 1) for item in value]
+    if isinstance(content, dict) and _position_bytes(content) > _EMBEDDING_BYTES:
+        raise _refusal(root, file, "asks for position embeddings of more than a gigabyte")
+
+
+def _check_shards(root: Path, file: Path, content: Any) -> None:
+    """Shards lie beside their index; pickled ones are not loaded, whatever theirs says."""
+    if file.name.endswith(".safetensors.index.json"):
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        for name in shards.values() if isinstance(shards, dict) else [None]:
+            if not _plain(name) or not str(name).endswith(".safetensors"):
+                raise _refusal(
+                    root, file, f"names shard {str(name)[:40]!r}, which is no .safetensors of its folder"
+                )
+
+
+def _harm(root: Path, key: str, value: Any, tensors: int) -> str:
+    """What is wrong with a config's entry, in words; empty when nothing is."""
+    if key in _CODE_KEYS and value:
+        return "which would run code or load from elsewhere: nothing but this folder's data is loaded"
+    if "implementation" in key and isinstance(value, str) and "/" in value:
+        return "which would fetch a kernel: only installed ones run"
+    if key == "quantization_config" and isinstance(value, dict):
+        method = value.get("quant_method")
+        if method not in _QUANTIZATION and not (method is None and _bits(value)):
+            return f"method {str(method)[:30]!r}: allowed are {', '.join(sorted(_QUANTIZATION))}"
+    if key.endswith(("_file", "_files")) and key != "special_tokens_map_file" and isinstance(value, str):
+        place = root / value  # an absolute one replaces the folder
+        if not _plain(value) and (place.exists() or Path(value).exists()):
+            return "a file outside its folder"
+    counts = [len(value)] if isinstance(value, list) else [value]
+    if key != "model_max_length" and type(value) is int and abs(value) > _INTEGER and "theta" not in key:
+        return f"which must be at most {_INTEGER:,}, got {str(value)[:20]}"
+    if _COUNT.search(key) and any(type(count) is int and count > max(tensors, 64) for count in counts):
+        return f"more than the {tensors} tensors of its weights can be"
+    return ""
+
+
+def _bits(value: dict[str, Any]) -> bool:
+    return bool(value.get("load_in_4bit") or value.get("load_in_8bit"))
+
+
+def _plain(name: Any) -> bool:
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w][\w.\-]*", name))
+
+
+def _position_bytes(config: dict[str, Any]) -> int:
+    """What a transformer's table of positions takes, which is computed in float64 outside of the weights."""
+    keys = ("sample_size", "pos_embed_max_size", "num_attention_heads", "attention_head_dim", "patch_size")
+    sizes = [config.get(key) for key in keys]
+    sample, most, heads, width, patch = (size if type(size) is int else 0 for size in sizes)
+    return (max(sample, most) // max(patch, 1)) ** 2 * heads * width * 8
