@@ -24,7 +24,7 @@ from gas.schedule import Schedule
 from gas.start import Measured, evaluate, finite_loss, rank_classical
 from gas.table import Table
 
-__all__ = ["FINALISTS", "ROUNDING", "SHORTLIST", "Race", "Raced", "Started"]
+__all__ = ["FINALISTS", "ROUNDING", "SHORTLIST", "Race", "Raced", "Started", "start_label"]
 
 # Classical solvers that are measured on all validation pairs after a first round on some.
 FINALISTS = 4
@@ -248,6 +248,18 @@ class _Entrant:
     def numbers(self) -> dict[str, Any]:
         """Return the solver's parameters in plain JSON."""
         return {name: parameter.tolist() for name, parameter in self.steps.solver.state_dict().items()}
+
+
+def start_label(start: str) -> str:
+    """Return what people call a start, as :attr:`gas.catalogue.Classical.label` does: one name wherever it is shown.
+
+    >>> start_label("uniform"), start_label("unipc-3-bh2/log_snr"), start_label("ddim/1,0.5,0.001")
+    ('dpmpp-3m / time_uniform', 'unipc-3-bh2 / log_snr', 'ddim / own times')
+    """
+    if start == "uniform":
+        return "dpmpp-3m / time_uniform"
+    solver, _, grid = start.partition("/")
+    return f"{solver.strip()} / {'own times' if ',' in grid else grid.strip() or 'log_snr'}"
 
 
 def named_start(start: str, nfe: int, t_end: float) -> Classical:

@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from gas import processes, workspace
+from gas.display import plain
 from gas.threads import set_thread_defaults
 
 __all__ = ["app", "command", "holding", "main"]
@@ -139,6 +141,7 @@ def main() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     set_thread_defaults()
+    warnings.formatwarning = lambda message, *where: f"warning: {plain(' '.join(str(message).split()))}\n"
     try:
         processes.launched()
     except ValueError as error:
@@ -186,7 +189,7 @@ def _told(error: Exception) -> str:
 
 def _say(text: str) -> None:
     """Write one line on standard error, cut where it is longer than people read; ``--debug`` shows all of it."""
-    line = " ".join(text.split())
+    line = plain(" ".join(text.split()))
     if len(line) > LONGEST and not _debug:
         rest = " ... (gas --debug shows all)"
         line = line[: LONGEST - len(rest)] + rest

@@ -36,6 +36,7 @@ from gas.cli.options import (
 from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json, print_table
 from gas.cli.settings import against_of, config_of
+from gas.display import significant
 
 if TYPE_CHECKING:
     from gas.comparison import Cell, Contestant, Published, Ruler, Setting, Training
@@ -225,7 +226,7 @@ def _followed(running: Iterator[Training | Cell], total: int, out: Path) -> Iter
                 else:
                     record = report.record
                     told = f"{report.label}, step {record.iteration} of {record.iterations}"
-                    shown.at(done, f"NFE {report.nfe}: {told}, {record.validation_loss:.5f}")
+                    shown.at(done, f"NFE {report.nfe}: {told}, {significant(record.validation_loss)}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Cells are kept in {out}; the same command goes on from there.") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gas.cli.screen import print_table
+from gas.display import significant
 
 if TYPE_CHECKING:
     from gas.compare import Comparison
@@ -17,16 +18,17 @@ def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS")
     """Print comparisons as a table."""
     columns = ["solver", "NFE", "MSE to teacher", "L1", "PSNR dB", "Frechet to data", "to teacher"]
     cells = [
-        [*_cells(row), *(f"{mean:.4f} ± {half:.4f}" for mean, half in row.more.values())] for row in rows
+        [*_cells(row), *(f"{significant(mean)} ± {significant(half, 2)}" for mean, half in row.more.values())]
+        for row in rows
     ]
     print_table(title, [*columns, *rows[0].more], cells, strong=strong)
 
 
 def _cells(row: Comparison) -> list[str]:
-    data = "" if row.frechet_data is None else f"{row.frechet_data:.2f}"
-    teacher = "" if row.to_teacher is None or row.psnr is None else f"{row.to_teacher.frechet:.2f}"
-    error = "" if row.psnr is None else f"{row.mse:.5f} ± {row.mse_half_width:.5f}"
-    error_l1 = "" if row.psnr is None else f"{row.l1:.4f}"
+    data = "" if row.frechet_data is None else significant(row.frechet_data)
+    teacher = "" if row.to_teacher is None or row.psnr is None else significant(row.to_teacher.frechet)
+    error = "" if row.psnr is None else f"{significant(row.mse)} ± {significant(row.mse_half_width, 2)}"
+    error_l1 = "" if row.psnr is None else significant(row.l1)
     return [
         row.name,
         str(row.nfe),
@@ -57,7 +59,7 @@ def _distribution_cells(row: Comparison) -> list[str]:
     data = ""
     if row.frechet_data is not None and row.frechet_data_interval is not None:
         low, high = row.frechet_data_interval
-        data = f"{row.frechet_data:.2f} [{low:.2f}, {high:.2f}]"
+        data = _bracketed(row.frechet_data, low, high)
     # The teacher against itself says nothing.
     return [row.name, str(row.nfe), data, *_figures(None if row.psnr is None else row.to_teacher)]
 
@@ -70,6 +72,10 @@ def _figures(found: Distribution | None) -> list[str]:
     if found is None:
         return [""] * 6
     low, high = found.frechet_interval
-    kernel = f"{found.kernel:.3f} ± {found.kernel_std:.3f}"
+    kernel = f"{significant(found.kernel)} ± {significant(found.kernel_std, 2)}"
     shares = [""] * 4 if found.prdc is None else [f"{value:.3f}" for value in vars(found.prdc).values()]
-    return [f"{found.frechet:.3f} [{low:.3f}, {high:.3f}]", kernel, *shares]
+    return [_bracketed(found.frechet, low, high), kernel, *shares]
+
+
+def _bracketed(value: float, low: float, high: float) -> str:
+    return f"{significant(value)} [{significant(low)}, {significant(high)}]"

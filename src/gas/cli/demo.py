@@ -12,6 +12,7 @@ import typer
 from gas.cli.app import command
 from gas.cli.options import Device, Json, ModelName, load_zoo
 from gas.cli.screen import note, print_json
+from gas.display import significant
 from gas.workspace import claim, scratch
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _against(model: ZooModel, pairs: Pairs, validation: Pairs, table: Table, see
     adversary = adversary_for(model, pairs, config=config, watched=EVALUATED, seed=seed)
     with bar("critic", STEPS) as running:
         for record in against(adversary, solver, model, pairs, validation):
-            running.at(record.iteration, f"Frechet to teacher {record.validation_loss:.3f}")
+            running.at(record.iteration, f"Frechet to teacher {significant(record.validation_loss)}")
     return solver
 
 
@@ -168,7 +169,7 @@ def _show(
         row = ruler.measure(name, made, table.nfe)
         rows.append(row)
         images.append(
-            (f"{name}\n{detail}\n{table.nfe} calls, MSE {row.mse:.4f}", made[:columns].clamp(-1, 1))
+            (f"{name}\n{detail}\n{table.nfe} calls, MSE {significant(row.mse)}", made[:columns].clamp(-1, 1))
         )
     rows.append(ruler.measure("teacher", pairs.target, teacher.nfe))
     images.append((f"Teacher\n{teacher.label}\n{teacher.nfe} calls", pairs.target[:columns].clamp(-1, 1)))

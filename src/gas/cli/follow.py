@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gas.cli.screen import bar, note
+from gas.display import significant
 
 if TYPE_CHECKING:
     from gas.distill import Distilled, Report
@@ -19,29 +21,36 @@ def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> 
     from gas.catalogue import candidates
     from gas.distill import Distilled
     from gas.fit import FitRecord
-    from gas.race import FINALISTS, Raced, Started
-    from gas.start import Measured
+    from gas.race import FINALISTS, Raced, Started, start_label
+    from gas.start import Measured, finite_loss
 
     report = next(reports)
     count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS
     with bar(f"NFE {nfe}: classical", count) as running:
-        done = 0
+        measured: list[Measured] = []
         while isinstance(report, Measured):
-            done += 1
-            running.at(min(done, count), report.classical.label)
+            measured.append(report)
+            # The best of all is chosen among those that were measured on the most pairs.
+            best = min(measured, key=lambda m: (-m.pairs, finite_loss(m)))
+            running.at(min(len(measured), count), f"best {best.classical.label} {significant(best.loss)}")
             report = next(reports)
     if isinstance(report, Raced):
         with bar(f"NFE {nfe}: race", report.starts) as running:
+            losses = {}
             while isinstance(report, Raced):
-                running.at(report.place, f"{report.classical.label} {report.loss:.5f}")
+                losses[report.classical.label] = report.loss
+                running.at(report.place, f"tried {report.classical.label} {significant(report.loss)}")
                 report = next(reports)
+            if isinstance(report, Started):
+                winner = start_label(report.start)
+                running.at(running.total, f"winner {winner} {significant(losses.get(winner, math.nan))}")
     if not isinstance(report, Started):
         raise RuntimeError(f"a report of {report} where training should have started")
     with bar(f"NFE {nfe}: train", iterations) as running:
         before = 0
         for report in reports:
             if isinstance(report, FitRecord):
-                running.at(before + report.iteration, f"best {report.best_loss:.5f}")
+                running.at(before + report.iteration, f"best {significant(report.best_loss)}")
                 if report.iteration == report.iterations and not before:
                     before = report.iterations  # critics go on where the first training ends
             elif isinstance(report, Distilled):
@@ -51,8 +60,8 @@ def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> 
                     before_gas, after = report.criterion
                     kept = "" if after < before_gas else ": nothing came nearer, GS is kept"
                     note(
-                        f"NFE {nfe}: Frechet distance to the teacher's samples {before_gas:.4f} by GS, "
-                        f"{after:.4f} by GAS, on validation noise{kept}"
+                        f"NFE {nfe}: Frechet distance to the teacher's samples {significant(before_gas)} by GS, "
+                        f"{significant(after)} by GAS, on validation noise{kept}"
                     )
                 return report
     raise RuntimeError("the reports ended without a result")

@@ -10,6 +10,7 @@ import typer
 from gas.cli.app import command
 from gas.cli.options import Json, interpolation
 from gas.cli.screen import note, print_json, print_table
+from gas.display import significant
 
 __all__ = ["inspect"]
 
@@ -23,6 +24,7 @@ def inspect(
 ) -> None:
     """Check a solver file and say what it is for, how it was made and what it measured."""
     from gas.artefact import load
+    from gas.race import start_label
 
     artefact = load(file)
     document = artefact.document
@@ -52,8 +54,8 @@ def inspect(
             [
                 str(e.nfe),
                 e.kind,
-                _short(e.start or ""),
-                ", ".join(f"{k} {v:.5g}" for k, v in e.measured.items()),
+                "" if e.start is None else start_label(e.start),
+                ", ".join(f"{k} {_number(v)}" for k, v in e.measured.items()),
             ]
             for e in sorted(document.solvers, key=lambda entry: entry.nfe)
         ]
@@ -62,16 +64,19 @@ def inspect(
         _draw(picture, file)
 
 
-def _short(start: str) -> str:
-    """A start on times of its own, without the times."""
-    solver, _, grid = start.partition("/")
-    return f"{solver}/own times" if "," in grid else start
+def _number(value: float) -> str:
+    """A measurement: a count in full, and four digits of anything else."""
+    return f"{value:,.0f}" if value == int(value) else significant(value)
 
 
 def _print_entry(times: list[float], states: list[list[float]], outputs: list[list[float]]) -> None:
     indices = [str(j) for j in range(len(times))]
     rows = [
-        [f"x_{n + 1}", f"{times[n]:.4f}", *(f"{w:.4f}" if w else "" for w in [*states[n], *outputs[n]])]
+        [
+            f"x_{n + 1}",
+            significant(times[n]),
+            *(significant(w) if w else "" for w in [*states[n], *outputs[n]]),
+        ]
         for n in range(len(times))
     ]
     columns = ["row", "time", *(f"x_{j}" for j in indices), *(f"d_{j}" for j in indices)]

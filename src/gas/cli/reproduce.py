@@ -14,6 +14,7 @@ from gas.cli.options import Json
 from gas.cli.paper_line import Line, More
 from gas.cli.presets import Weights, changed_settings
 from gas.cli.screen import note, print_json, print_table
+from gas.display import markdown, markdown_table
 
 if TYPE_CHECKING:
     from gas.paper import Measured, PaperTable
@@ -171,7 +172,6 @@ def _commands(rows: list[dict[str, Any]], results: Path) -> list[str]:
 def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]], results: Path) -> None:
     from gas.files import write_text
 
-    lines = [f"## {table.title}", "", "| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines = [f"## {markdown(table.title)}", "", markdown_table(_COLUMNS, map(_cells, rows))]
     lines += ["", "```sh", *_commands(rows, results), "```", ""]
     write_text(path, "\n".join(lines))

@@ -1,4 +1,7 @@
-"""What people see in the terminal: progress bars on standard error, tables on standard output."""
+"""What people see in the terminal: progress bars on standard error, tables on standard output.
+
+Text that comes here may come from a file: nothing in it is markup or reaches the terminal as a control character.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +24,8 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 from rich.text import Text
+
+from gas.display import plain
 
 __all__ = ["Bar", "bar", "note", "print_json", "print_table", "tracked"]
 
@@ -38,14 +42,14 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """A running progress bar."""
+    """A running progress bar of ``total`` steps."""
 
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: Progress, task: Any, total: int) -> None:
+        self._progress, self._task, self.total = progress, task, total
 
     def at(self, done: float, detail: str = "") -> None:
         """Show how much is done, and a short word on it."""
-        self._progress.update(self._task, completed=done, detail=detail)
+        self._progress.update(self._task, completed=done, detail=plain(detail))
 
 
 @contextmanager
@@ -60,7 +64,7 @@ def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         TextColumn("{task.fields[detail]}", style="dim", markup=False),
     )
     with Progress(*columns, console=_console) as progress:
-        yield Bar(progress, progress.add_task(name, total=total, completed=done, detail=""))
+        yield Bar(progress, progress.add_task(plain(name), total=total, completed=done, detail=""), total)
 
 
 def tracked(name: str, items: Iterable[Any], total: int) -> Iterator[Any]:
@@ -73,7 +77,7 @@ def tracked(name: str, items: Iterable[Any], total: int) -> Iterator[Any]:
 
 def note(text: str, *, label: str = "", style: str = "yellow") -> None:
     """Write one line on standard error, its ``label`` first and in a style; nothing in either is markup."""
-    _console.print(Text.assemble((label, style), text), soft_wrap=True)
+    _console.print(Text.assemble((plain(label), style), plain(text)), soft_wrap=True)
 
 
 def print_table(
@@ -86,7 +90,7 @@ def print_table(
 ) -> None:
     """Print a table on standard output; rows whose first cell is ``strong`` stand out."""
     table = Table(
-        title=escape(title),
+        title=Text(plain(title)),
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -96,10 +100,12 @@ def print_table(
     )
     for i, column in enumerate(columns):
         table.add_column(
-            escape(column), justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0
+            Text(plain(column)), justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0
         )
     for row in rows:
-        table.add_row(*map(escape, row), style="bold green" if strong and row[0] == strong else None)
+        table.add_row(
+            *(Text(plain(cell)) for cell in row), style="bold green" if strong and row[0] == strong else None
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe or a file has no edge to cut numbers off at

@@ -31,6 +31,7 @@ from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, object
 from gas.cli.screen import note, print_json, print_table
 from gas.cli.settings import adversarial_settings, adversary_of, config_of
 from gas.cli.train_preset import PresetRun, train_preset
+from gas.display import significant
 from gas.workspace import scratch
 
 if TYPE_CHECKING:
@@ -246,6 +247,8 @@ def _save(
 
 
 def _report(results: list[Distilled], loss: str, pairs: int, name: str, json: bool) -> None:
+    from gas.race import start_label
+
     if json:
         print_json(
             [
@@ -254,6 +257,7 @@ def _report(results: list[Distilled], loss: str, pairs: int, name: str, json: bo
                     "validation_loss": r.loss,
                     "best_classical": r.best_classical.label,
                     "best_classical_loss": r.best_classical_loss,
+                    "start": r.start,
                     "training_evaluations": r.evaluations,
                 }
                 for r in results
@@ -264,13 +268,14 @@ def _report(results: list[Distilled], loss: str, pairs: int, name: str, json: bo
         [
             str(r.nfe),
             r.best_classical.label,
-            f"{r.best_classical_loss:.5f}",
-            f"{r.loss:.5f}",
+            significant(r.best_classical_loss),
+            start_label(r.start),
+            significant(r.loss),
             f"{r.best_classical_loss / r.loss:.1f}x" if r.loss < r.best_classical_loss else "is kept",
             f"{r.evaluations:,}",
         ]
         for r in results
     ]
-    rows.append(["all", "", "", "", "", f"{sum(r.evaluations for r in results):,}"])
-    columns = ["NFE", "best classical", "its loss", name, "better by", "network evaluations"]
+    rows.append(["all", "", "", "", "", "", f"{sum(r.evaluations for r in results):,}"])
+    columns = ["NFE", "best classical", "its loss", "started from", name, "better by", "network evaluations"]
     print_table(f"{loss} to the teacher on {pairs} validation pairs", columns, rows)

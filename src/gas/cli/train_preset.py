@@ -11,6 +11,7 @@ from gas.cli.app import holding
 from gas.cli.pairs import run_teacher
 from gas.cli.presets import model_of, pairs_folder, show_preset, solver_file
 from gas.cli.screen import bar, note, print_json, print_table
+from gas.display import significant
 
 if TYPE_CHECKING:
     from gas.fit import FitRecord
@@ -83,7 +84,7 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
         return
     columns = [name for name in rows[0] if name != "stopped"]  # which was noted when it did
     cells = [
-        [str(r[name]) if isinstance(r[name], (int, str)) else f"{r[name]:.5f}" for name in columns]
+        [str(r[name]) if isinstance(r[name], (int, str)) else significant(r[name]) for name in columns]
         for r in rows
     ]
     print_table(f"{preset.title}: {preset.loss} to the teacher on validation pairs", columns, cells)
@@ -125,7 +126,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
     try:
         with bar(f"{preset.name}, NFE {nfe}", preset.training(objective).iterations) as running:
             for last in learn(solver, preset, objective, model, pairs, folder, checkpoint=state):
-                running.at(last.iteration, f"validation {last.validation_loss:.5f}")
+                running.at(last.iteration, f"validation {significant(last.validation_loss)}")
     except Diverged as error:
         if last is None:
             raise

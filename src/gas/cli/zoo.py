@@ -12,6 +12,7 @@ import typer
 from gas.cli.app import command, holding
 from gas.cli.options import Device, Json
 from gas.cli.screen import bar, note, print_json, print_table
+from gas.display import significant
 from gas.workspace import claim
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _list(json: bool) -> None:
             name,
             "x".join(map(str, card["sample_shape"])),
             f"{card['parameters']:,}",
-            f"{card['frechet_to_held_out']:.2f}",
+            significant(card["frechet_to_held_out"]),
             f"{card['named_right']:.2%}",
         ]
         for name, card in cards.items()
@@ -94,7 +95,7 @@ def _train(name: str, data: Path, out: Path, samples: int | None, seed: int, dev
     try:
         with bar(name, recipe.steps) as running:
             for progress in training:
-                running.at(progress.step, f"loss {progress.loss:.4f}")
+                running.at(progress.step, f"loss {significant(progress.loss)}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {checkpoint}; the same command goes on from there.") from None
     note("making the card: classifier, samples, distances ...")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gas.comparison.cell import Cell
 from gas.comparison.measures import MEASURES
+from gas.display import csv_cell
 
 __all__ = ["csv_text"]
 
@@ -28,5 +29,5 @@ def csv_text(cells: Sequence[Cell]) -> str:
             value = None if cell.comparison is None else measure.read(cell.comparison)
             ends = None if cell.comparison is None else measure.interval(cell.comparison)
             row += [value, *(ends or ("", ""))]
-        writer.writerow([*row, cell.command])
+        writer.writerow(map(csv_cell, [*row, cell.command]))
     return file.getvalue()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gas.comparison.matrix import Entry, Matrix
+from gas.display import html_text as escape
 from gas.report.style import ACCENT, GREY, GRID, INK, RULE, TINT
 
 if TYPE_CHECKING:

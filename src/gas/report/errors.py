@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["error_plot"]
 
-_WIDTH, _MARGIN, _LEFT, _TOP, _PLOT, _LINE = 900, 22, 66, 84, 360, 18
+_WIDTH, _MARGIN, _LEFT, _TOP, _PLOT, _LINE = 900, 22, 88, 64, 360, 18
 
 Curves = Mapping[str, Mapping[int, float]]
 
@@ -37,7 +37,7 @@ def error_plot(
         path: the PNG file to write; whole or absent.
         curves: ``{name: {nfe: error}}``, errors positive and finite.
         title: heading.
-        ylabel: what the error is, in small print under the heading.
+        ylabel: what the error is, along its axis.
         note: small print under the picture.
         highlight: name of the learned solver, drawn in the accent colour over the others.
         scale: device pixels in a CSS pixel, 1 or more.
@@ -55,7 +55,9 @@ def error_plot(
     margin = _MARGIN + round(max(text_width(name, 12, bold=True) for name in curves)) + 26
     sheet = Sheet(_WIDTH, _TOP + _PLOT + 56 + (16 * len(small) + 4 if small else 0), scale)
     sheet.text(_MARGIN, 30, title, size=17, bold=True)
-    sheet.text(_MARGIN, 54, ylabel, size=12, color=GREY)
+    sheet.text(
+        _MARGIN, _TOP + _PLOT / 2, f"{ylabel}, log scale", size=11, color=GREY, align="center", upright=True
+    )
     width = _WIDTH - _LEFT - margin
     axes = sheet.axes(_LEFT, _TOP, width, _PLOT)
     _frame(axes, curves)
@@ -68,7 +70,7 @@ def error_plot(
             for start, length in ((0, 5), (8, 5)) if dashed else ((0, 13),):
                 sheet.box(x - 5 + start, y - 1, length, 2.5, color)
         sheet.text(x if at_end else x + 14, y, name, size=12, bold=chosen, color=color)
-    label = "network evaluations (NFE)"
+    label = "network evaluations a sample (NFE)"
     sheet.text(_LEFT + width / 2, _TOP + _PLOT + 38, label, size=11, color=GREY, align="center")
     for i, line in enumerate(small):
         sheet.text(_MARGIN, _TOP + _PLOT + 60 + 16 * i, line, size=11, color=GREY)

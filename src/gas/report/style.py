@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gas.display import plain
 from gas.files import write_with
 
 if TYPE_CHECKING:
@@ -62,14 +63,16 @@ class Sheet:
         color: str = INK,
         bold: bool = False,
         align: Literal["left", "center", "right"] = "left",
+        upright: bool = False,
     ) -> None:
-        """Write one line whose middle is at height ``y``; ``size`` in CSS pixels."""
+        """Write one line whose middle is at height ``y``, ``upright`` along an axis; ``size`` in CSS pixels."""
         self.figure.text(
             x / self.width,
             1 - y / self.height,
-            text,
+            plain(text),
             ha=align,
-            va="center_baseline",
+            va="center" if upright else "center_baseline",
+            rotation="vertical" if upright else "horizontal",
             fontweight="bold" if bold else "normal",
             color=color,
             fontsize=size * _POINTS,
@@ -116,7 +119,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
     weight = "bold" if bold else "normal"
     font = _matplotlib("font_manager").FontProperties(family=_FONT, weight=weight, size=size)
     ruler = _matplotlib("textpath").text_to_path
-    return float(ruler.get_text_width_height_descent(text, font, ismath=False)[0])
+    return float(ruler.get_text_width_height_descent(plain(text), font, ismath=False)[0])
 
 
 def wrap(text: str, width: float, size: float, bold: bool = False) -> list[str]:

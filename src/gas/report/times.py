@@ -133,7 +133,7 @@ def _label(sheet: Sheet, axes: Axes, schedule: Schedule, left: float, under: flo
         if low <= lam <= high and x - taken >= 44:
             sheet.text(x, _TOP - 12, f"{t:g}", size=11, color=GREY, align="center")
             taken = x
-    sheet.text(left - 12, _TOP - 12, "t", size=11, color=GREY, align="right")
+    sheet.text(left - 12, _TOP - 12, "time t", size=11, color=GREY, align="right")
     sheet.text(left, under + 38, "← noise", size=11, color=GREY)
     axis = "half log-SNR  λ = log(α / σ)"  # noqa: RUF001 (Greek is meant)
     sheet.text(left + width / 2, under + 38, axis, size=11, color=GREY, align="center")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.catalogue import Classical
+from gas.display import markdown
 from gas.files import write_text
 from gas.metrics import FeatureStatistics, extract, feature_statistics, frechet_distance
 from gas.model import labels_of_seeds
@@ -130,12 +131,12 @@ with a small classifier. Stored in float16; loaded, measured and run in float32.
 
 | | |
 |---|---|
-| data | {card["data"]} |
+| data | {markdown(card["data"])} |
 | sample shape | {"x".join(map(str, card["sample_shape"]))}, values in [-1, 1] |
 | training | {card["steps"]:,} steps of {card["batch"]} images, EDM's loss, EMA |
 | noise embedding | regressed on frequencies up to {card["network"]["max_frequency"]:g} after training |
 | class embeddings | moved away from the no-class one by a factor of {card["label_spread"]} |
-| time | {card["seconds"]:,} s on {card["device"]} |
+| time | {card["seconds"]:,} s on {markdown(card["device"])} |
 | fine-grained run | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, seeds 0 to {card["samples"] - 1} |
 | Frechet distance to held-out real images | {card["frechet_to_held_out"]:.3f} |
 | the same for the training images themselves | {card["frechet_of_training_images"]:.3f} |

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gas.artefact import Artefact
+from gas.display import markdown, markdown_table, quoted_string, significant
 from gas.integrations.diffusers.process import Process
 
 __all__ = ["is_ours", "model_card"]
@@ -35,18 +37,21 @@ def model_card(
     document = artefact.document if artefact else None
     model = dict(document.model or {}) if document else {}
     base_model = base_model or model.get("name")
-    front = [f"base_model: {json.dumps(base_model)}"] if base_model else []
+    whose = f" for {markdown(base_model)}" if base_model else ""
+    front = [f"base_model: {quoted_string(base_model)}"] if base_model else []
     front += ["library_name: diffusers", "tags:", *[f"- {tag}" for tag in _TAGS]]
     parts = [
         "---\n" + "\n".join(front) + "\n---",
-        f"# {'Few-step solver' if artefact else 'Classical solvers'}{f' for {base_model}' if base_model else ''}",
+        f"# {'Few-step solver' if artefact else 'Classical solvers'}" + whose,
         _use(name, artefact),
-        "## When it applies\n\n" + _table(["", "made for"], _applies(process, artefact, model)),
+        "## When it applies\n\n" + markdown_table(["", "made for"], _applies(process, artefact, model)),
     ]
     if picture:
-        parts.insert(2, f"![Samples]({picture})")
+        parts.insert(2, f"![Samples]({quote(picture)})")
     if document:
-        parts += ["## How it was made\n\n" + _table(["", ""], _made(document.model_dump(mode="json")))]
+        parts += [
+            "## How it was made\n\n" + markdown_table(["", ""], _made(document.model_dump(mode="json")))
+        ]
         if any(entry.measured for entry in document.solvers):
             parts += ["## Measured\n\n" + _measured(artefact)]
     return "\n\n".join(parts) + "\n"
@@ -61,7 +66,7 @@ def _use(name: str, artefact: Artefact | None) -> str:
     nfe = artefact.nfes[0] if artefact else 8
     return (
         "```python\nimport gas  # pip install 'gas-solver[diffusers]'\n"
-        f"pipe.scheduler = gas.GASScheduler.from_pretrained({json.dumps(name)})\n"
+        f"pipe.scheduler = gas.GASScheduler.from_pretrained({quoted_string(name)})\n"
         f"image = pipe(prompt, num_inference_steps={nfe}).images[0]\n```"
     )
 
@@ -87,15 +92,13 @@ def _measured(artefact: Artefact | None) -> str:
     entries = sorted(artefact.document.solvers, key=lambda entry: entry.nfe) if artefact else []
     names = sorted({name for entry in entries for name in entry.measured})
     rows = [
-        [str(entry.nfe), *(f"{entry.measured[name]:.4g}" if name in entry.measured else "" for name in names)]
+        [
+            str(entry.nfe),
+            *(significant(entry.measured[name]) if name in entry.measured else "" for name in names),
+        ]
         for entry in entries
     ]
-    return _table(["NFE", *map(_words, names)], rows)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown_table(["NFE", *map(_words, names)], rows)
 
 
 def _words(key: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from gas.catalogue import Classical
 from gas.compare import fresh
+from gas.display import markdown
 from gas.files import write_text
 from gas.metrics import extract, feature_statistics, frechet_distance, frechet_interval
 from gas.zoo.build import known_reference
@@ -149,9 +150,9 @@ float16; loaded, measured and run in float32.
 
 | | |
 |---|---|
-| data | {card["data"]} |
+| data | {markdown(card["data"])} |
 | training | {card["steps"]:,} steps of {card["batch"]} images: squared error + 0.001 KL, EMA |
-| time | {card["seconds"]:,} s on {card["device"]} |
+| time | {card["seconds"]:,} s on {markdown(card["device"])} |
 | scaling factor of the latents | {card["scaling_factor"]} |
 | mean squared error of held-out images, values in [-1, 1] | {card["squared_error_held_out"]:.4f} |
 | Frechet distance of their reconstructions to themselves | {card["frechet_to_held_out"]:.3f} |
@@ -175,10 +176,10 @@ can be guided. Stored in float16; loaded, measured and run in float32.
 
 | | |
 |---|---|
-| data | {card["data"]} |
+| data | {markdown(card["data"])} |
 | training | {card["steps"]:,} steps of {card["batch"]} latents, EMA |
 | noise embedding | frequencies of at most 0.03 radians a training step |
-| time | {card["seconds"]:,} s on {card["device"]} |
+| time | {card["seconds"]:,} s on {markdown(card["device"])} |
 | fine-grained run | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, seeds 0 to {card["samples"] - 1} |
 | Frechet distance to held-out real images, guidance {card["guidance"]:g} | {_distance(card, "")} |
 | the same without guidance | {_distance(card, "unguided_")} |

@@ -1,0 +1,230 @@
+"""Text of files and numbers, shown: nothing in a name moves a terminal, runs in a page or is computed in a sheet."""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import gas
+from gas.cli import app, screen
+from gas.cli.app import main
+from gas.compare import Comparison
+from gas.comparison import Cell, Report
+from gas.display import csv_cell, html_text, markdown, markdown_table, plain, quoted_string, significant
+from gas.integrations.diffusers.card import model_card
+from gas.report import error_plot, sample_grid, times_plot
+
+HOSTILE = {
+    "clears the screen": "\x1b[2J\x1b[H",
+    "sets the title": "\x1b]0;owned\x07",
+    "opens a link": "\x1b]8;;https://evil.example\x1b\\gs\x1b]8;;\x1b\\",
+    "one character of control": "\x9b31m",
+    "goes back": "gs\r\x08\x08bad",
+    "turns the direction": "gs\u202etxt.exe\u2066",
+    "has no width": "g\u200bs\ufeff",
+    "breaks lines": "gs\n\n# Heading\n---\nlicense: evil\x0b\x0c\x85\u2028\u2029",
+    "markup": "[bold red]x[/bold red] [/x] [link=https://evil.example]y[/link]",
+    "emoji": ":warning:",
+    "script": "<script>alert(1)</script><img src=x onerror='alert(1)'>\"'>",
+    "markdown": "**a** _b_ `c` | d | [e](javascript:alert(1)) ![f](x) ~~g~~ &lt;",
+    "yaml": "x: y\n- 'a\": #",
+    "mathtext": r"$\frac{$ \$ ^_{",
+    "formula": '=HYPERLINK("https://evil.example")',
+    "lone surrogate": "a\ud800b",
+    "braces": "{task.fields} {0} %s",
+}
+names = pytest.mark.parametrize("name", HOSTILE)
+
+
+def unseen(text):
+    """Characters that a terminal or a reader would not see as themselves."""
+    return [each for each in text if unicodedata.category(each)[0] in "CZ" and each != " "]
+
+
+@given(st.text(st.characters(codec=None)))
+def test_plain_text_is_one_line_of_characters_that_are_seen(text):
+    shown = plain(text)
+    assert unseen(shown) == []
+    assert plain(shown) == shown
+
+
+@given(st.text("abcXYZ019 -+._/@(),:é中"))
+def test_plain_text_leaves_ordinary_names_alone(text):
+    assert plain(text) == text
+
+
+@names
+def test_a_name_is_text_in_markdown(name):
+    shown = markdown(HOSTILE[name])
+    assert unseen(shown) == [] and not re.search(r"(?<!\\)[<>`*|\[\]~$]", shown)
+    (head, rule, row) = markdown_table(["a", "b"], [[HOSTILE[name], (HOSTILE[name], "**")]]).splitlines()
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", head)) == len(re.findall(r"\|", rule))
+
+
+@names
+def test_a_name_is_text_in_html(name):
+    shown = html_text(HOSTILE[name])
+    assert unseen(shown) == [] and not set(shown) & set("<>\"'")
+
+
+@names
+def test_a_name_is_a_string_in_yaml(name):
+    yaml = pytest.importorskip("yaml")
+    text = f"base_model: {quoted_string(HOSTILE[name])}\ntags:\n- a\n"
+    assert yaml.safe_load(text) == {"base_model": plain(HOSTILE[name]), "tags": ["a"]}
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_no_text_is_a_formula(text):
+    assert str(csv_cell(text)).startswith("'")
+    assert [csv_cell(value) for value in (-1.5, 3, None, "gs")] == [-1.5, 3, None, "gs"]
+
+
+# --- on the screen --------------------------------------------------------------------------------------
+
+
+@names
+def test_a_name_is_text_on_the_screen(name, monkeypatch, capfd):
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, force_terminal=True, width=400)
+    monkeypatch.setattr(screen, "_console", console)
+    text = HOSTILE[name]
+    screen.note(text, label=text)
+    with screen.bar(text, 1) as running:
+        running.at(1, text)
+    screen.print_table(text, [text, "b"], [[text, text]], strong=text)
+    printed = capfd.readouterr()
+    for shown, times in ((printed.out, 4), (printed.err, 4)):
+        # Colours and the bar's own movements; no title, link, or other sequence.
+        rest = re.sub(r"\x1b\[[0-9;]*[mAK]|\x1b\[\?25[hl]|\r", "", shown)
+        assert set(unseen(rest)) <= {"\n"}
+        assert re.sub(r"\s+", "", rest).count(re.sub(r"\s+", "", plain(text))) >= min(times, 3)
+
+
+@names
+def test_a_name_is_text_in_an_error(name):
+    text = HOSTILE[name].encode("utf-8", "replace").decode()
+    for words in (["pairs", "--model", text], ["inspect", text], ["sample", f"--{text}"]):
+        result = CliRunner().invoke(app, [*words, *(["--out", "x"] if words[0] == "pairs" else [])])
+        assert result.exit_code == 2, repr(result.exception)
+        assert set(unseen(result.stderr)) <= {"\n"}
+
+
+@names
+@pytest.mark.filterwarnings("ignore:.*no checksum")
+def test_a_name_in_a_file_is_text_wherever_it_is_told(name, tmp_path):
+    text = HOSTILE[name].encode("utf-8", "replace").decode()
+    model = gas.zoo.load("digits")
+    table = gas.Classical("ddim", "log_snr", 2, model.t_end).table(model.schedule)
+    gas.save(tmp_path / "s.json", table, model=model, training={"solver": text}, loss=text, starts={2: text})
+    document = json.loads((tmp_path / "s.json").read_text())
+    document["model"]["name"] = text
+    document.pop("checksum", None)
+    document["teacher"] = {"solver": text, text: text}
+    document["versions"] = {text: text}
+    (tmp_path / "s.json").write_text(json.dumps(document))
+    for words in (["inspect"], ["sample", "--model", "digits", "--out", str(tmp_path / "x.npz"), "--solver"]):
+        result = CliRunner().invoke(app, [*words, str(tmp_path / "s.json")])
+        assert result.exit_code in (0, 2), repr(result.exception)
+        assert set(unseen(result.output)) <= {"\n"}
+
+
+# --- in reports, cards and pictures ---------------------------------------------------------------------
+
+
+def reported(text):
+    comparison = Comparison(text, 4, 1e-7, 1e-8, 0.1, 30.0, None, None, None, 8)
+    cell = Cell(
+        text, text, "learned", 4, text, comparison, 10, text, 1.0, f"gas compare {text}", torch.rand(8)
+    )
+    cells = [cell, replace(cell, spec="gs", label="GS")]
+    return Report(text, [text], f"gas compare --out {text}", cells)
+
+
+@names
+def test_a_name_is_text_in_every_report(name, tmp_path):
+    text = HOSTILE[name].encode("utf-8", "replace").decode()
+    table, page, sheet = (
+        path.read_text("utf-8")
+        for path in sorted(
+            reported(text).write(tmp_path), key=lambda path: ["md", "html", "csv"].index(path.suffix[1:])
+        )
+    )
+    table = "\n".join(
+        line for line in table.splitlines() if not line.startswith("    ")
+    )  # the command, as code
+    for shown in (table, page, sheet):
+        assert set(unseen(shown)) <= {"\n"}
+        assert shown is sheet or ("<script>alert" not in shown and "<img src=x" not in shown)
+    assert table.count("\n# ") == 0 and not re.search(r"(?<!\\)\]\(", table)
+    assert page.count("<h1>") == 1 and page.count("<h2>") == page.count("</h2>") == table.count("\n## ")
+    for row in csv.DictReader(io.StringIO(sheet)):
+        assert not row["label"].startswith(("=", "+", "-", "@"))
+
+
+@names
+def test_a_name_is_text_in_a_model_card(name, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    text = HOSTILE[name].encode("utf-8", "replace").decode()
+    model = gas.zoo.load("digits")
+    table = gas.Classical("ddim", "log_snr", 2, model.t_end).table(model.schedule)
+    gas.save(tmp_path / "s.json", table, model=model, training={"solver": text, text: text}, starts={2: text})
+    artefact = gas.load(tmp_path / "s.json")
+    scheduler = gas.GASScheduler(num_train_timesteps=1000)
+    card = model_card(scheduler.process, artefact, base_model=text, picture=text, name=text)
+    _, front, body = card.split("---\n", 2)
+    body = re.sub(r"(?s)\n```python\n.*?\n```\n", "\n", body)
+    assert set(yaml.safe_load(front)) == {"base_model", "library_name", "tags"}
+    assert set(unseen(card)) <= {"\n"} and "<script>" not in card and not re.search(r"(?<!\\)\]\(j", body)
+    assert len([line for line in body.splitlines() if line.startswith("# ")]) == 1
+
+
+@names
+def test_a_name_is_text_in_every_picture(name, tmp_path):
+    text = HOSTILE[name].encode("utf-8", "replace").decode()
+    schedule = gas.VPLinear()
+    pictures = [(text, torch.zeros(2, 1, 8, 8))]
+    error_plot(tmp_path / "e.png", {text: {2: 0.1, 4: 0.01}}, title=text, note=text, highlight=text)
+    times_plot(tmp_path / "t.png", [(text, [1.0, 0.5], [])], schedule, title=text, note=text)
+    sample_grid(tmp_path / "s.png", pictures, title=text, note=text, captions=[text[:3]] * 2)
+    assert all((tmp_path / f"{each}.png").stat().st_size > 1000 for each in "ets")
+
+
+# --- numbers --------------------------------------------------------------------------------------------
+
+
+@given(st.floats(1e-30, 1e30), st.integers(2, 6))
+def test_a_number_keeps_its_significant_digits(value, digits):
+    for signed in (value, -value):
+        shown = significant(signed, digits)
+        assert float(shown) == pytest.approx(signed, rel=0.51 * 10.0 ** (1 - digits))
+        mantissa = shown.lstrip("-").partition("e")[0].replace(".", "").lstrip("0")
+        assert len(mantissa) >= digits
+
+
+@pytest.mark.parametrize("value", [1e-5, 4e-9, 0.00012, 0.5, 31.0])
+def test_no_loss_is_shown_as_zero(value):
+    from gas.cli.comparisons import _cells
+
+    row = Comparison("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
+    shown = [float(part) for cell in _cells(row)[2:4] for part in cell.split(" ± ")]
+    np.testing.assert_allclose(shown, [value, value / 10, value], rtol=0.05)
+
+
+def test_a_command_warns_in_one_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gas", "--version"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit):
+        main()
+    assert warnings.formatwarning("a\n\x1b[31mb", UserWarning, "f.py", 3) == "warning: a \\x1b[31mb\n"
