@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ __all__ = [
     "NoiseDenoiser",
     "StaticThreshold",
     "VelocityDenoiser",
+    "call_preserving",
+    "is_recorded",
 ]
 
 
@@ -56,7 +58,7 @@ class NoiseDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return (x - sigma * self.network(x, _per_sample(t, x))) / alpha
+        return (x - sigma * call_preserving(self.network, x, _per_sample(t, x))) / alpha
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class VelocityDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return alpha * x - sigma * self.network(x, _per_sample(t, x))
+        return alpha * x - sigma * call_preserving(self.network, x, _per_sample(t, x))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class FlowDenoiser:
     network: Network
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return x - t * self.network(x, _per_sample(t, x))
+        return x - t * call_preserving(self.network, x, _per_sample(t, x))
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,31 @@ class DynamicThreshold:
         reach = torch.quantile(size, self.quantile, dim=1).clamp(min=self.limit)
         reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
         return torch.minimum(torch.maximum(d, -reach), reach) * (self.limit / reach)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Return whether autograd records what is done with a tensor."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+    """Return ``network(x, *rest)`` for a caller who needs ``x`` afterwards: a network may work in place on its input.
+
+    It is given a copy. Where autograd records ``x`` it is given ``x`` itself, so that gradients are summed in the order
+    of the uses, and a change is refused.
+
+    Raises:
+        ValueError: when autograd records ``x`` and the network changed it.
+    """
+    if not is_recorded(x):
+        return network(x.clone(), *rest)
+    version = x._version
+    answer = network(x, *rest)
+    if x._version != version:
+        raise ValueError(
+            "the network changed its input in place, which gradients flow through: let it work on a copy, x.clone()"
+        )
+    return answer
 
 
 def _check_limit(limit: float) -> None:

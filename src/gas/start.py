@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -149,16 +150,21 @@ class _Runner:
     def _losses_from(self, start: int, table: Table) -> Tensor:
         part = self.pairs.subset(slice(start, start + self.batch))
         noise = part.noise.to(self.model.device)
-        denoise = self._remembering(self.model.bind(part.labels, self.pairs.guidance), noise, start)
+        denoise = self._remembering(self.model.bind(part.labels, self.pairs.guidance), start)
         made = sample(denoise, noise, table.folded())
         return self.loss(made, part.target.to(made)).double().cpu()
 
-    def _remembering(self, denoise: Denoiser, noise: Tensor, start: int) -> Denoiser:
-        def asked(x: Tensor, t: Tensor) -> Tensor:
-            if x is not noise or float(t.detach()) != 1.0:
+    def _remembering(self, denoise: Denoiser, start: int) -> Denoiser:
+        """A denoiser for one run, whose first call is made at x_T."""
+        calls = itertools.count()
+
+        def remembering(x: Tensor, t: Tensor) -> Tensor:
+            if next(calls) or float(t.detach()) != 1.0:
                 return denoise(x, t)
             if start not in self._first:
-                self._first[start] = denoise(x, t)
+                self._first[start] = denoise(
+                    x, t
+                ).clone()  # a network may write its next answer over this one
             return self._first[start]
 
-        return asked
+        return remembering

@@ -33,6 +33,9 @@ class Table:
     network evaluations, not time steps, and times may repeat. One solver has many such tables (states
     are themselves combinations of ``x_T`` and answers): compare solvers by :meth:`unrolled`.
 
+    The tensors are copies of what is handed in, on the CPU, and are read afresh at every run: a table that was written
+    to in place, in whatever way, runs as it then reads.
+
     Args:
         times: ``(N,)``, what the network is told.
         states: ``(N, N)`` lower triangular, weights of past states.
@@ -51,7 +54,7 @@ class Table:
 
     def __post_init__(self) -> None:
         for name in ("times", "states", "outputs"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+            object.__setattr__(self, name, _private(name, getattr(self, name)))
         n = self.times.numel()
         if self.times.ndim != 1 or n == 0:
             raise ValueError(
@@ -90,12 +93,15 @@ class Table:
 
         Two tables are the same solver exactly when their times and this matrix agree.
         """
+        return torch.cat([torch.eye(1, self.nfe + 1, dtype=torch.float64), self.steps()])
+
+    def steps(self) -> Tensor:
+        """Return :meth:`unrolled` without its first row, which is ``x_T`` itself: ``(N, N + 1)``."""
         # States 1 .. N are rows of ``X = E x_T + L X + C d`` with L strictly lower triangular: one substitution.
-        start = torch.eye(1, self.nfe + 1, dtype=torch.float64)
         past = torch.eye(self.nfe, dtype=torch.float64) - nn.functional.pad(self.states[:, 1:], (0, 1))
         known = torch.cat([self.states[:, :1], self.outputs.tril()], dim=1)
-        rows = torch.linalg.solve_triangular(past, known, upper=False, unitriangular=True)
-        return torch.cat([start, rows])
+        rows: Tensor = torch.linalg.solve_triangular(past, known, upper=False, unitriangular=True)
+        return rows
 
     def folded(self) -> Table:
         """Return the same solver with no state but ``x_T`` in it: ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``.
@@ -103,13 +109,24 @@ class Table:
         References:
             The non-stationary form of arXiv 2403.01329, section 3.
         """
-        u = self.unrolled()[1:]
+        u = self.steps()
         states = torch.cat([u[:, :1], torch.zeros(self.nfe, self.nfe - 1, dtype=torch.float64)], dim=1)
         return Table(self.times, states, u[:, 1:])
 
     def detach(self) -> Table:
         """Return the same numbers without gradient."""
         return Table(self.times.detach(), self.states.detach(), self.outputs.detach())
+
+
+def _private(name: str, values: object) -> Tensor:
+    """The numbers as a tensor that shares no memory with what was handed in; gradients flow through."""
+    try:
+        given = torch.as_tensor(values)
+        if given.is_complex() or given.is_meta:
+            raise ValueError(f"got {given.dtype} on {given.device}")
+        return given.to("cpu", torch.float64, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array of real numbers: {error}") from error
 
 
 def table_of(solver: Table | nn.Module) -> Table:

@@ -8,6 +8,7 @@ import torch
 
 from gas import grids
 from gas.catalogue import SOLVERS
+from gas.learned import BNS, S4S, GeneralizedSolver
 from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
 
 
@@ -36,3 +37,25 @@ def nominal_times(name, schedule, t):
         euler = bool(torch.isinf(schedule.half_log_snr(torch.stack([start, end]))).any())
         asked += [end] if euler else [end, end]
     return torch.stack(asked)
+
+
+LEARNED = {
+    "generalized": GeneralizedSolver,
+    "generalized-without-theory": lambda *a: GeneralizedSolver(*a, theory=False),
+    "s4s": S4S,
+    "bns": BNS,
+    "s4s-corrected": lambda *a: S4S(*a, corrector=True),
+}
+
+
+def table_named(name, nfe):
+    """A fresh table of any solver; learned ones with corrections everywhere."""
+    schedule = VPLinear()
+    if name in LEARNED:
+        solver, generator = LEARNED[name](schedule, nfe, 1e-3), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in solver.parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.01 * noise)
+            return solver().detach()
+    return SOLVERS[name](schedule, GRIDS["log_snr"](schedule, nfe // 2 if name == "heun" else nfe, 1e-3))

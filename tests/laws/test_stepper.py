@@ -4,26 +4,20 @@ import copy
 import weakref
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solvers import GRIDS, NAMES
+from solvers import LEARNED, NAMES, table_named
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gas.catalogue import SOLVERS
-from gas.learned import S4S, GeneralizedSolver
+from gas.learned import GeneralizedSolver
 from gas.sample import sample, trajectory
 from gas.schedule import VPLinear
 from gas.stepper import Stepper
 from gas.table import Table
 
-LEARNED = {
-    "generalized": GeneralizedSolver,
-    "generalized-without-theory": lambda *a: GeneralizedSolver(*a, theory=False),
-    "s4s": S4S,
-    "s4s-corrected": lambda *a: S4S(*a, corrector=True),
-}
 ENTRY = st.one_of(st.just(0.0), st.floats(-1.5, 1.5))
 
 
@@ -37,19 +31,6 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.calls[str(func)] += 1
         return func(*args, **(kwargs or {}))
-
-
-def table_named(name, nfe):
-    """A fresh table of any solver; learned ones with corrections everywhere."""
-    schedule = VPLinear()
-    if name in LEARNED:
-        solver, generator = LEARNED[name](schedule, nfe, 1e-3), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in solver.parameters():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.01 * noise)
-            return solver().detach()
-    return SOLVERS[name](schedule, GRIDS["log_snr"](schedule, nfe // 2 if name == "heun" else nfe, 1e-3))
 
 
 def written_out(denoise, x, table):
@@ -70,6 +51,14 @@ def tables(draw, most=6):
     lower = [[[draw(ENTRY) if j <= i else 0.0 for j in range(n)] for i in range(n)] for _ in range(2)]
     times = draw(st.lists(st.floats(0.01, 1.0), min_size=n, max_size=n))
     return Table(*(torch.tensor(part, dtype=torch.float64) for part in (times, *lower)))
+
+
+WRITES = {
+    "in place": lambda x: x.mul_(1.5),
+    "a view": lambda x: x[-1:].mul_(1.5),
+    "data": lambda x: x.data.mul_(1.5),
+    "array": lambda x: np.multiply(x.numpy(), 1.5, out=x.numpy()),
+}
 
 
 def nonlinear(x, t):
@@ -118,11 +107,44 @@ def test_a_table_is_read_once_and_again_when_it_changed():
     first = sample(nonlinear, x, table)
     with Counted() as again:
         sample(lambda x, t: x, x, table)
-    assert set(again.calls) == {"aten.unbind.int", "aten.mul.Tensor", "aten.add.Tensor"}
-    table.outputs[3, 3] += 1
-    changed = sample(nonlinear, x, table)
-    assert not torch.equal(first, changed)
-    torch.testing.assert_close(changed, written_out(nonlinear, x, table)[-1], rtol=1e-14, atol=1e-14)
+    running = {"aten.unbind.int", "aten.mul.Tensor", "aten.add.Tensor", "aten.clone.default"}
+    assert set(again.calls) == {*running, "aten.detach.default"}
+    for write in WRITES.values():
+        write(table.outputs)
+        changed = sample(nonlinear, x, table)
+        assert not torch.equal(first, changed)
+        torch.testing.assert_close(changed, written_out(nonlinear, x, table)[-1], rtol=1e-14, atol=1e-14)
+        first = changed
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_a_table_has_numbers_of_its_own(kind, write):
+    table = table_named("unipc-2-bh2", 3)
+    given = [part.clone() for part in (table.times, table.states, table.outputs)]
+    copied = Table(*([part.numpy() for part in given] if kind == "array" else given))
+    detached, before = copied.detach(), copied.unrolled()
+    for part in given:
+        write(part)
+    assert torch.equal(copied.unrolled(), before)
+    assert torch.equal(copied.times, table.times)
+    write(copied.outputs)
+    assert torch.equal(detached.unrolled(), before)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.eye(2) * 1j, "states must be an array of real numbers: got torch.complex64 on cpu"),
+        (torch.eye(2, device="meta"), "states must be an array of real numbers: got torch.float32 on meta"),
+        ([[1.0, 0.0], [1.0]], "states must be an array of real numbers: expected sequence of length 2"),
+        ("one", "states must be an array of real numbers: .*str"),
+        (None, "states must be an array of real numbers: .*None"),
+    ],
+)
+def test_a_table_is_of_real_numbers(values, message):
+    with pytest.raises(ValueError, match=message):
+        Table([1.0, 0.5], values, torch.eye(2))
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -168,22 +190,27 @@ def test_nothing_handed_in_or_out_changes(name, graph):
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "generalized", "s4s"])
-def test_only_what_a_later_row_weighs_is_held(name, graph):
-    table, made = table_named(name, 6), []
+def test_no_state_and_no_answer_is_held(name, graph):
+    table, made, alive = table_named(name, 6), [], []
 
     def denoise(x, t):
+        alive.append([key for key, ref in enumerate(made) if ref() is not None])
         made.append(weakref.ref(x))
         made.append(weakref.ref(answer := x / 2))
         return answer
 
-    folded = torch.stack([table.folded().states, table.folded().outputs], dim=2).flatten(1)
-    plain = torch.stack([table.states, table.outputs], dim=2).flatten(1)
-    weights = folded if int(folded.count_nonzero()) < int(plain.count_nonzero()) else plain
-    start = [torch.ones(2, dtype=torch.float64)]
     with torch.set_grad_enabled(graph):
-        for n, _ in enumerate(trajectory(denoise, start.pop(), table)):
-            alive = {key for key, ref in enumerate(made) if ref() is not None}
-            assert alive == {key for key in range(2 * n) if weights[n:, key].any()} - {2 * n}
+        sample(denoise, torch.ones(2, dtype=torch.float64), table)
+    assert alive == [[]] * 6
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_stepper_holds_the_sums_of_later_rows_alone(graph):
+    stepper, x = Stepper(table_named("dpmpp-2m", 5)), torch.ones(2)
+    with torch.set_grad_enabled(graph):
+        for n, _ in enumerate(stepper.times):
+            x = stepper.step(x, x / 2)
+            assert set(stepper._sums) == ({n + 1} if n < 4 else set())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -249,23 +276,22 @@ def test_autocast_of_the_network_does_not_reach_the_solver():
         assert torch.equal(sample(lambda x, t: x / 2, x, table), expected)
 
 
-def test_a_folded_solver_counts_the_start_and_the_answers_alone():
-    table = table_named("generalized", 3)
-    d = torch.zeros(2, dtype=torch.float64)
+@pytest.mark.parametrize("fold", [True, None])
+def test_a_folded_solver_refuses_changed_states(fold):
+    stepper, x = Stepper(table_named("generalized", 3), fold=fold), torch.ones(2)
+    x = stepper.step(x, x / 2)
+    with pytest.raises(
+        ValueError, match=r"a folded table does not weigh it: use Stepper\(table, fold=False\)"
+    ):
+        stepper.step(x + 1, x / 2)
 
-    def changed(fold):
-        stepper, x = Stepper(table, fold=fold), torch.ones(2, dtype=torch.float64)
-        for _ in stepper.times:
-            x = stepper.step(x + 1, d)
-        return float(x[0])
 
-    plain = 1.0
-    xs = []
-    for n in range(3):
-        xs.append(plain + 1)
-        plain = float(sum(table.states[n, j] * xs[j] for j in range(n + 1)))
-    assert changed(False) == pytest.approx(plain, rel=1e-13)
-    assert changed(True) == changed(None) == pytest.approx(2 * float(table.unrolled()[-1, 0]), rel=1e-13)
+def test_a_folded_solver_takes_equal_states_whose_numbers_are_no_numbers():
+    table, x = table_named("generalized", 3), torch.tensor([1.0, torch.nan])
+    stepper = Stepper(table, fold=True)
+    for _ in stepper.times:
+        x = stepper.step(x.clone(), torch.tanh(x))
+    assert bool(x[0].isfinite()) and bool(x[1].isnan())
 
 
 def test_a_finished_stepper_says_so():
@@ -282,3 +308,106 @@ def test_a_row_of_zeros_gives_zeros_of_the_right_kind():
     made = sample(nonlinear, torch.ones(2, 3, dtype=torch.bfloat16), Table(torch.ones(2), zero, zero))
     assert made.dtype == torch.bfloat16
     assert torch.equal(made, torch.zeros_like(made))
+
+
+def bad_answers():
+    like = torch.ones(2, 3)
+    return {
+        "nothing": (None, "the network's answer must be a tensor, got NoneType"),
+        "a tuple": (
+            (like,),
+            "the network's answer must be a tensor, got tuple: return the tensor that it holds",
+        ),
+        "an array": (like.numpy(), "the network's answer must be a tensor, got ndarray"),
+        "a number": (1.0, "the network's answer must be a tensor, got float"),
+        "one sample": (like[:1], r"must be of the shape of x, \(2, 3\), got \(1, 3\)"),
+        "a scalar": (torch.tensor(1.0), r"must be of the shape of x, \(2, 3\), got \(\)"),
+        "complex": (
+            like * 1j,
+            "must be of a real floating-point dtype on cpu, where x is, got torch.complex64",
+        ),
+        "integers": (
+            like.long(),
+            "must be of a real floating-point dtype on cpu, where x is, got torch.int64",
+        ),
+        "elsewhere": (like.to("meta"), "on cpu, where x is, got torch.float32 on meta"),
+    }
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("kind", bad_answers())
+@pytest.mark.parametrize("name", ["ddim", "generalized"])
+def test_what_is_no_answer_is_refused_in_one_line(name, kind, graph):
+    answer, message = bad_answers()[kind]
+    table, x = table_named(name, 3), torch.ones(2, 3)
+    with torch.set_grad_enabled(graph):
+        with pytest.raises(ValueError, match=message) as caught:
+            sample(lambda x, t: answer, x, table)
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+        with pytest.raises(ValueError, match=message):
+            Stepper(table).step(x, answer)
+
+
+@pytest.mark.parametrize(
+    ("x", "kind"),
+    [
+        (torch.ones(2, dtype=torch.complex64), "torch.complex64"),
+        (torch.ones(2, dtype=torch.int64), "torch.int64"),
+        (torch.ones(2, dtype=torch.bool), "torch.bool"),
+        (np.ones(2), "ndarray"),
+        ([1.0, 2.0], "list"),
+    ],
+)
+def test_what_is_no_state_is_refused_in_one_line(x, kind):
+    table, message = table_named("ddim", 2), f"x must be a tensor of a real floating-point dtype, got {kind}"
+    for run in (sample, lambda *given: list(trajectory(*given))):
+        with pytest.raises(ValueError, match=message):
+            run(nonlinear, x, table)
+    with pytest.raises(ValueError, match=message):
+        Stepper(table).step(x, torch.ones(2))
+
+
+@pytest.mark.parametrize("wide", [torch.float64, torch.float32, torch.bfloat16])
+def test_answers_of_another_precision_are_weighed_as_they_are(wide):
+    table, x = table_named("unipc-2-bh2", 4), torch.linspace(-1, 1, 8)
+    made = sample(lambda x, t: nonlinear(x, t).to(wide), x, table)
+    assert made.dtype == x.dtype
+    expected = written_out(lambda x, t: nonlinear(x, t).to(wide).double(), x.double(), table)[-1]
+    torch.testing.assert_close(made.double(), expected, rtol=0, atol=2e-2 if wide.itemsize == 2 else 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("part", ["states", "outputs"])
+def test_weights_beyond_the_dtype_of_sums_are_refused(dtype, part):
+    parts = {"states": torch.eye(2, dtype=torch.float64), "outputs": torch.zeros(2, 2, dtype=torch.float64)}
+    parts[part][1, 0] = -1e39
+    table, x = Table(torch.ones(2), **parts), torch.ones(2)
+    with pytest.raises(
+        ValueError, match=r"the table has a weight of 1e\+39, beyond the 3.4e\+38 of torch.float32"
+    ):
+        sample(nonlinear, x.to(dtype), table)
+    made = sample(nonlinear, x.double(), table)
+    torch.testing.assert_close(made, written_out(nonlinear, x.double(), table)[-1])
+
+
+def test_a_table_too_large_to_be_folded_runs_as_written():
+    states = torch.diag(torch.full((3,), 1e200, dtype=torch.float64), -1)[:3, :3] + torch.eye(3)
+    table = Table(torch.ones(3), states, torch.ones(3, 3, dtype=torch.float64).tril())
+    x = torch.full((2,), 1e-300, dtype=torch.float64)
+    torch.testing.assert_close(sample(nonlinear, x, table), written_out(nonlinear, x, table)[-1])
+
+
+def test_a_state_of_another_shape_belongs_to_another_run():
+    stepper = Stepper(table_named("dpmpp-2m", 3))
+    stepper.step(torch.ones(2, 4), torch.ones(2, 4))
+    with pytest.raises(
+        ValueError, match=r"first state's shape and device, \(2, 4\) on cpu, got \(1, 4\) on cpu"
+    ):
+        stepper.step(torch.ones(1, 4), torch.ones(1, 4))
+
+
+def test_a_solver_in_place_of_its_table_is_pointed_out():
+    with pytest.raises(
+        ValueError, match=r"table must be a gas\.Table, got GeneralizedSolver: call a learned solver"
+    ):
+        sample(nonlinear, torch.ones(2), GeneralizedSolver(VPLinear(), 3, 1e-3))

@@ -66,11 +66,14 @@ def sample_gas(
     levels = _levels(schedule, table.times)
     if not isinstance(schedule, Flow):
         table = sigma_form(table, schedule(table.times)[0])
-    stepper = Stepper(table, fold=False)  # hosts change states between steps (inpainting)
+    stepper, x = (
+        Stepper(table),
+        x.clone(),
+    )  # hosts change states between steps (inpainting), here the caller's too
     told = [level.to(x.device, torch.promote_types(x.dtype, torch.float32)) for level in levels]
     for i in _progress(table.nfe, disable):
         sigma = told[i]
-        denoised = model(x, sigma.to(x.dtype) * x.new_ones(len(x)), **(extra_args or {}))
+        denoised = model(x.clone(), sigma.to(x.dtype) * x.new_ones(len(x)), **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         x = stepper.step(x, denoised)

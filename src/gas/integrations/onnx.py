@@ -68,15 +68,17 @@ class Unrolled(nn.Module):
     def __init__(self, denoise: Denoiser | ConditionalDenoiser, network: nn.Module, table: Table) -> None:
         super().__init__()
         self.denoise: Any = denoise
-        self.network, self.table = network, table.detach()
-        Stepper(self.table)  # reads the coefficients now: while a graph is traced, numbers cannot be read
+        self.network = network
+        # Reads the coefficients now: while a graph is traced, they cannot be.
+        self.stepper = Stepper(table.detach(), fold=None)
 
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
         """Sample from the start ``x_T`` ``(B, *)``, for a condition ``(B, *)`` if the denoiser takes one."""
         with _FourDimensions():
-            stepper = Stepper(self.table)
+            stepper, x = self.stepper.again(), x.clone()  # the network may work in place
             for t in stepper.times:
-                x = stepper.step(x, self.denoise(x, t, *condition))
+                stepper.add_state(x)
+                x = stepper.next_state(self.denoise(x, t, *condition))
         return x
 
 
