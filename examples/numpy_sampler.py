@@ -13,7 +13,9 @@ def sample(denoise, x, solver):
     """Run one entry of the file's "solvers": ``denoise(x, t)`` estimates clean data, ``x`` is the start."""
     xs, ds = [x], []
     for t, states, outputs in zip(solver["times"], solver["states"], solver["outputs"], strict=True):
-        ds.append(denoise(xs[-1], t))
+        ds.append(
+            np.array(denoise(xs[-1].copy(), t))
+        )  # whatever it does to its input, or to its answer later
         terms = zip(states + outputs, xs + ds, strict=True)
         xs.append(sum(weight * past for weight, past in terms))
     return xs[-1]

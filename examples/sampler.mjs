@@ -25,7 +25,8 @@ function accumulate(out, weights, history) {
 export async function sample(denoise, x, solver) {
   const states = [x], outputs = [];
   for (let n = 0; n < solver.nfe; n++) {
-    outputs.push(await denoise(states[n], solver.times[n]));
+    // Copies: it may work in place, and write its next answer over this one.
+    outputs.push(Float64Array.from(await denoise(states[n].slice(), solver.times[n])));
     const next = new Float64Array(x.length);
     accumulate(next, solver.states[n], states);
     accumulate(next, solver.outputs[n], outputs);

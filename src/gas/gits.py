@@ -124,7 +124,7 @@ def _followed(model: Model, pairs: Pairs, t: Tensor, order: int) -> tuple[list[T
     denoise, answers = model.bind(pairs.labels, pairs.guidance), []
 
     def remembered(x: Tensor, time: Tensor) -> Tensor:
-        answers.append(denoise(x, time))
+        answers.append(denoise(x, time).clone())  # a network may write its next answer over this one
         return answers[-1]
 
     table = ipndm(model.schedule, t, order)

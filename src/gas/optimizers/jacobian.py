@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gas import processes
-from gas.denoise import Denoiser
+from gas.denoise import Denoiser, call_preserving
 from gas.table import Table
 
 __all__ = ["Normal", "evaluations_of", "linearize", "normal_equations", "numbers"]
@@ -150,6 +150,7 @@ def _residual(
 
 def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, int]:
     """The answer at ``(x, t)``, its derivatives along every tangent of x and, last, in t; calls spent."""
+    denoise = _preserving(denoise)
     answer = denoise(x, t)
     # Towards the data from the noisy half and back from the other, so that no schedule is asked outside its range.
     step = 4 * _relative_step(x) * float(t) * (-1 if float(t) > 0.5 else 1)
@@ -162,6 +163,11 @@ def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Ten
     columns = _stacked(column, [*moved, None], answer)
     moving = int(moved.flatten(1).any(1).sum())  # along a tangent of zero nothing is asked
     return answer, columns, moving + 2
+
+
+def _preserving(denoise: Denoiser) -> Denoiser:
+    """The denoiser, its input safe from it, and every answer from the next."""
+    return lambda x, t: call_preserving(denoise, x, t).clone()
 
 
 def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:

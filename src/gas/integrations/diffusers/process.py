@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gas.denoise import call_preserving
 from gas.integrations.diffusers.config import translated
 from gas.schedule import Flow, Schedule, VPDiscrete
 from gas.stepper import is_learned
@@ -118,7 +119,10 @@ class ProcessDenoiser:
             x = x / process.schedule(t)[0]
         p, q = process.conversion(t)
         told = process.told(t).to(x.device, torch.float32).expand(len(x))
-        output = self.network(x * process.input_scale(t) if process.kind == "edm" else x, told)
+        scale = process.input_scale(t)
+        output = (
+            self.network(x * scale, told) if process.kind == "edm" else call_preserving(self.network, x, told)
+        )
         return clean(output, x, p, q) if is_learned(t) else clean(output, x, p.item(), q.item())
 
 
