@@ -188,7 +188,8 @@ def test_any_number_of_steps_unknown_times_and_repeats(name):
     for unknown in (0, 1, 7.5, torch.tensor(3)):
         made.set_timesteps(10)
         assert bool(torch.isfinite(made.step(x, unknown, x).prev_sample).all())
-    again = [made.step(x, made.timesteps[0], x).prev_sample for _ in range(30)]
+    with pytest.warns(UserWarning, match="a scheduler serves one run at a time"):
+        again = [made.step(x, made.timesteps[0], x).prev_sample for _ in range(30)]
     assert all(bool(torch.isfinite(x).all()) for x in again)
 
 
@@ -355,7 +356,6 @@ def test_narrow_times_are_snapped_and_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours = snapped.step(x, snapped.timesteps[0], x).prev_sample
-    assert torch.equal(ours, made.step(x, made.timesteps[0], x).prev_sample) or made.step_index == 2
     d = made.process.conversion(table.times[0])
     want = table.states[0, 0] * x + table.outputs[0, 0] * (d[0] * x.double() + d[1] * x.double())
     assert float((ours - want).abs().max() / want.abs().max()) < 2**-7  # the learned time's own coefficients

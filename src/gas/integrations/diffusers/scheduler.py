@@ -120,6 +120,7 @@ class GASScheduler(SavedScheduler):
         self._checked: set[tuple[Any, ...]] = set()
         self._run: Run | None = None
         self._plan: Plan | None = None
+        self._returned: Tensor | None = None
         self.num_inference_steps: int | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -197,7 +198,8 @@ class GASScheduler(SavedScheduler):
 
         Args:
             model_output: the network's answer, guided.
-            timestep: which of ``timesteps`` this is; looked at only in the first step of a run.
+            timestep: which of ``timesteps`` this is; looked at in the first step of a run, and where ``sample`` is not
+                what the last step returned: the time of another step is then warned of.
             sample: the state that the network was asked at, ``(B, *)``.
             eta, use_clipped_model_output, generator, variance_noise: for samplers that add noise; no table does.
             return_dict: whether to return an object with names, or a tuple.
@@ -206,15 +208,21 @@ class GASScheduler(SavedScheduler):
             The next state and the estimate of the clean sample.
 
         Raises:
-            ValueError: before :meth:`set_timesteps`, or with ``strict`` when the solver is for another pipeline.
+            ValueError: before :meth:`set_timesteps`; when a sample or an answer is not of the shape of the run's first;
+                or with ``strict`` when the solver is for another pipeline.
         """
         n = self._step_index
         if n is None or n >= len(self._times) or self._run is None:
             n = self._begin(timestep, sample, eta)
+        elif (
+            sample is not self._returned
+        ):  # else the same run goes on, and reading a time may wait for the device
+            self._compare_time(n, timestep)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
         following, clean = self._run.step(model_output, sample)  # type: ignore[union-attr]
         self._step_index = n + 1
+        self._returned = following if n + 1 < len(self._times) else None
         if not return_dict:
             return following, clean
         return GASSchedulerOutput(prev_sample=following, pred_original_sample=clean)
@@ -272,6 +280,17 @@ class GASScheduler(SavedScheduler):
                 f"this pipeline computes in {narrow}: if it casts times too, its network is told "
                 f"{float(self._told[n].to(sample.dtype)):g} for {float(self._told[n]):g}; timestep_dtype={narrow!r} "
                 "makes the scheduler round times itself"
+            )
+
+    def _compare_time(self, n: int, timestep: float | Tensor) -> None:
+        """Warn of a state from elsewhere that comes with another step's time: two runs share the scheduler."""
+        told = torch.as_tensor(timestep).detach()
+        if told.numel() == 1 and self._told[self._index(told)] != self._told[n]:
+            warnings.warn(
+                f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample that this scheduler did "
+                f"not return came at {float(told):g}: a scheduler serves one run at a time, "
+                "give each its own, copy.deepcopy(scheduler)",
+                stacklevel=3,
             )
 
     def _index(self, timestep: float | Tensor | None) -> int:
