@@ -162,9 +162,8 @@ class _Runner:
             if next(calls) or float(t.detach()) != 1.0:
                 return denoise(x, t)
             if start not in self._first:
-                self._first[start] = denoise(
-                    x, t
-                ).clone()  # a network may write its next answer over this one
+                # A copy: a network may write its next answer over this one.
+                self._first[start] = denoise(x, t).clone()
             return self._first[start]
 
         return remembering

@@ -9,8 +9,11 @@ import torch
 from solvers import LEARNED, NAMES, table_named
 
 import gas
+from gas.gits import gits
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
+from gas.optimizers.jacobian import linearize
 from gas.sample import sample, trajectory
+from gas.start import rank_classical
 from gas.stepper import Stepper
 
 NFE = 4
@@ -282,6 +285,56 @@ def test_k_diffusion_form_with_models_and_callbacks_that_write_in_place(table, x
     for edit in ("a view", "data", "array"):
         assert torch.equal(by_k_diffusion(table, pure, x, edit), right), edit
     assert torch.equal(x, start)
+
+
+def wrapped(network):
+    """Every wrapper of a network, which needs the state after it has asked."""
+    process = gas.GASScheduler(num_train_timesteps=100).process
+    kinds = [gas.denoise.NoiseDenoiser, gas.denoise.VelocityDenoiser, gas.denoise.EDMDenoiser]
+    return [
+        *(kind(network, SCHEDULE) for kind in kinds),
+        gas.denoise.FlowDenoiser(network),
+        process.denoiser(network),
+        gas.denoise.ClassifierFreeGuidance(
+            lambda x, t, c: network(x, t[None]), torch.ones(2), torch.zeros(2), 2.0
+        ),
+    ]
+
+
+def test_a_network_inside_a_wrapper_may_work_in_place(x):
+    def network(x, t):
+        return torch.tanh(x) * 0.5
+
+    def works_in_place(x, t):
+        return x.tanh_().mul_(0.5)
+
+    t, start = torch.tensor(0.4, dtype=torch.float64), x.clone()
+    for plain, hasty in zip(wrapped(network), wrapped(works_in_place), strict=True):
+        assert torch.equal(hasty(x, t), plain(x, t))
+        assert torch.equal(x, start)
+    for denoise in wrapped(works_in_place)[:2]:
+        with pytest.raises(ValueError, match="the network changed its input in place"):
+            denoise(x.clone().requires_grad_() * 1, t)
+
+
+@pytest.mark.parametrize("denoise", [Reused(torch.empty(2, 4)), in_place])
+def test_training_asks_a_network_that_writes_over_its_answers(denoise):
+    def model(denoise):
+        return gas.OwnModel(denoise, SCHEDULE, (4,), name="toy")
+
+    def results(model):
+        table = table_named("generalized", NFE)
+        made, columns, _ = linearize(model.bind(None), pairs.noise, table)
+        ranked = rank_classical(model, pairs, NFE, lambda a, b: (a - b).square().mean(1), entries=entries)
+        return [made, columns, *(measured.loss for measured in ranked), gits(model, pairs, NFE, steps=8)]
+
+    table = table_named("unipc-2-bh2", 8)
+    entries = [
+        (gas.Classical(name, "log_snr", NFE, 1e-3), table_named(name, NFE)) for name in ("ddim", "ipndm-3")
+    ]
+    pairs = gas.pairs.teach(model(pure), table, range(2))
+    for right, found in zip(results(model(pure)), results(model(denoise)), strict=True):
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(right))
 
 
 @pytest.mark.parametrize("name", ["unipc-2-bh2", "ipndm-3", "generalized"])
