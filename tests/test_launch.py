@@ -121,9 +121,17 @@ def test_the_library_leaves_a_users_environment_alone():
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "rich.progress", "gas.cli.train", "gas.cli.zoo", "torch", "numpy", "gas.artefact"]
+    ("module", "words"),
+    [
+        ("typer", "--help"),
+        ("rich.progress", "--help"),
+        ("gas.cli.zoo", "--help"),
+        ("torch", "inspect none.json"),
+        ("gas.artefact", "inspect none.json"),
+        ("torch", "pairs --model digits --out none"),  # an option's own import, before the command
+    ],
 )
-def test_an_interrupt_while_modules_load_is_one_line(module, tmp_path):
+def test_an_interrupt_while_modules_load_is_one_line(module, words):
     code = f"""
 import sys
 class Interrupt:
@@ -131,7 +139,7 @@ class Interrupt:
         if name == {module!r}:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupt())
-sys.argv = ["gas", "inspect", "none.json"]
+sys.argv = ["gas", *{words.split()!r}]
 from gas.__main__ import main
 main()
 """

@@ -5,20 +5,29 @@ Nothing but this runs before an interrupt is one line: the modules of the comman
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; an interrupt ends in one line and exit code 130, also while modules load."""
     try:
         from gas.cli import main as run
 
         run()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted.\n")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+    else:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python would end with the signal instead of 130 where it met the interrupt in a text that a module compiled.
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,11 @@ class _OneLineErrors(TyperGroup):
             _say(f"error: {_usage(error)}")
             code = 2
         except typer.Abort:
-            _say("interrupted.")
             code = 130
+        if (
+            code == 130 and not _interrupted
+        ):  # outside of any command: while options were read and modules loaded
+            _say("interrupted.")
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -69,6 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _debug = False
+_interrupted = False  # and said so
 
 
 def _show_version(wanted: bool) -> None:
@@ -122,6 +126,8 @@ def command(
             except KeyboardInterrupt as stop:
                 if _debug:
                     raise
+                global _interrupted
+                _interrupted = True
                 _say(f"interrupted. {stop}".rstrip())
                 raise typer.Exit(130) from None
             except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
