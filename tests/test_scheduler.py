@@ -325,7 +325,7 @@ def test_dynamic_shift_and_terminal_are_theirs():
     for scheduler_ in (made, other):
         scheduler_.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.9)
     assert torch.allclose(made.timesteps, other.timesteps)
-    assert made.config.use_flow_sigmas and made.config.base_image_seq_len == 256
+    assert not made.config.use_flow_sigmas and made.config.base_image_seq_len == 256
     with pytest.raises(ValueError, match="mu must be passed where use_dynamic_shifting=True"):
         made.set_timesteps(4)
 

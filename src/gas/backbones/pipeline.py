@@ -19,6 +19,7 @@ from gas.backbones.probe import Answer, Probe, fed, lent
 from gas.backbones.prompts import TextCache
 from gas.denoise import Denoiser
 from gas.integrations.diffusers.choice import shift_of
+from gas.integrations.diffusers.classes import config_of
 from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.process import Process, process_of
 from gas.metrics import FeatureStatistics
@@ -112,7 +113,7 @@ class PipelineModel:
 
     def identity(self) -> dict[str, Any]:
         """Return name, hash of the denoising network's weights, what it predicts, shape, and a flow's shift."""
-        config, mu = translated(self.pipe.scheduler.config), self._first.mu
+        config, mu = translated(config_of(self.pipe.scheduler)), self._first.mu
         shift: dict[str, float] = {}
         if isinstance(self.schedule, Flow) and not (mu is None and config.get("use_dynamic_shifting")):
             shift = {"shift": shift_of(config, mu)}
@@ -279,7 +280,7 @@ def from_pipeline(
         raise ValueError(
             f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {title}"
         )
-    process = process_of(pipe.scheduler.config) if process is None else process
+    process = process_of(config_of(pipe.scheduler)) if process is None else process
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

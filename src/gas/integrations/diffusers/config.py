@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gas.integrations.diffusers.classes import foreign_class
+
 __all__ = ["translated"]
 
 _VP = {
     "CogVideoXDDIMScheduler",
     "CogVideoXDPMScheduler",
-    "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
@@ -55,12 +55,16 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     said = {
         key: value for key, value in config.items() if key != "_use_default_values"
     }  # theirs are not ours
-    name = said.get("_class_name") or _class_name(said)
+    name = str(said.get("_class_name") or _class_name(config))
     if name not in _VP | _EDM | _FLOW | {_OWN}:
-        known = ", ".join(sorted(_VP | _EDM | _FLOW))
+        why = (
+            "its times run backwards"
+            if "Inverse" in name
+            else "it samples no ODE of a plain diffusion or flow model"
+        )
         raise ValueError(
-            f"scheduler {name} is not supported: it does not sample the ODE of a plain diffusion or flow model. "
-            f"Supported are the configs of {known}"
+            f"scheduler {name[:60]} is not supported: {why}. Supported are the configs of diffusers' others, "
+            "DDIMScheduler, EulerDiscreteScheduler, EDMEulerScheduler and FlowMatchEulerDiscreteScheduler among them"
         )
     if said.get("invert_sigmas"):
         raise ValueError(
@@ -84,6 +88,8 @@ def _class_name(said: Mapping[str, Any]) -> str:
     """Which class a config is of that does not say so, as that of a scheduler that was never saved does not."""
     if not said or "solver" in said:
         return _OWN
+    if foreign := foreign_class(said, _VP | _EDM | _FLOW):
+        return foreign
     if "original_inference_steps" in said:
         return "LCMScheduler"
     if "sigma_data" in said and "sigma_schedule" in said:

@@ -27,6 +27,7 @@ __all__ = [
     "levels",
     "same_schedule",
     "shifted",
+    "table_end",
 ]
 
 # What stands in where nothing is said: the order that guidance bears.
@@ -40,14 +41,14 @@ class Plan:
     Attributes:
         table: in the pipeline's form of states.
         t: ``(N,)``, the pipeline's own time at which row n asks.
-        t_end: time that it ends at.
+        t_end: time that it ends at; ``None`` in data, its last estimate itself.
         scale: of the first state, beside the table's own: standard deviation of the pipeline's starting noise.
         label: what it is, for messages.
     """
 
     table: Table
     t: Tensor
-    t_end: float
+    t_end: float | None
     scale: float
     label: str
 
@@ -59,9 +60,28 @@ def learned_plan(process: Process, artefact: Artefact, nfe: int) -> Plan:
         ValueError: when there is no table of this NFE, or it is of a flow and the pipeline is not, or the reverse.
     """
     schedule = process.schedule if artefact.schedule is None else artefact.schedule
-    ends = artefact.document.t_end if same_schedule(schedule, process.schedule) else None
-    t_end = process.t_end if ends is None else ends
-    return _in_form(process, artefact.table(nfe), schedule, t_end, f"the table of NFE {nfe}")
+    table = artefact.table(nfe)
+    t_end = table_end(artefact, nfe, schedule)
+    if t_end is not None and not same_schedule(schedule, process.schedule):  # the same level of noise
+        level = schedule.half_log_snr(torch.tensor(t_end, dtype=torch.float64))
+        t_end = float(process.schedule.inverse_half_log_snr(level))
+    return _in_form(process, table, schedule, t_end, f"the table of NFE {nfe}")
+
+
+def table_end(artefact: Artefact, nfe: int, schedule: Schedule) -> float | None:
+    """Return the time that a table ends at: its file's, or that of the noise it leaves; ``None`` where it leaves none.
+
+    With a perfect denoiser every answer is x_0, and the last state ``c x_T + sum_j b_j x_0`` holds noise ``c sigma_T``.
+    """
+    if artefact.document.t_end is not None:
+        return artefact.document.t_end
+    table = artefact.table(nfe)
+    first, *answers = table.unrolled()[-1].tolist()
+    alpha, sigma = (float(part) for part in schedule(table.times[0]))
+    noise, signal = first * sigma, first * alpha + sum(answers)
+    if noise <= 1e-9 * abs(signal):
+        return None
+    return float(schedule.inverse_half_log_snr(torch.tensor(signal / noise, dtype=torch.float64).log()))
 
 
 def classical_plan(
@@ -97,7 +117,7 @@ def grid_plan(process: Process, solver: str, t: Tensor, t_end: float | None) -> 
     else:
         grid = as_grid(torch.cat([t, torch.tensor([t_end], dtype=torch.float64)]))
         table = built(process.schedule, grid)
-    end = 0.0 if t_end is None else t_end
+    end = t_end if t_end is not None and float(t[-1]) > t_end else None
     return _in_form(process, table, process.schedule, end, f"{solver} on {len(t)} given times")
 
 
@@ -141,7 +161,7 @@ def same_schedule(a: Schedule, b: Schedule) -> bool:
     )
 
 
-def _in_form(process: Process, table: Table, schedule: Schedule, t_end: float, label: str) -> Plan:
+def _in_form(process: Process, table: Table, schedule: Schedule, t_end: float | None, label: str) -> Plan:
     """Match noise levels, then scale states: both leave a table that already fits as it is, bit for bit."""
     if isinstance(schedule, Flow) != (process.kind == "flow"):
         kinds = [type(schedule).__name__, type(process.schedule).__name__]

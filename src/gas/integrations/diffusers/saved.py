@@ -13,6 +13,7 @@ from typing import Any
 from gas.artefact import Artefact
 from gas.files import write_bytes, write_text
 from gas.integrations.diffusers.card import is_ours, model_card
+from gas.integrations.diffusers.classes import config_of
 from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.hub import push
 from gas.integrations.diffusers.pretrained import CONFIG, SOLVER, hub_solver, local_config
@@ -68,18 +69,30 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     process: Process
     artefact: Artefact | None
 
+    @property
+    def config(self) -> Any:
+        """The config, of which pipelines look at attributes and other schedulers at items.
+
+        The attribute ``use_flow_sigmas`` is false whatever the item says: pipelines like Flux's would drop sigmas
+        that their user passed.
+        """
+        config = super().config
+        vars(config)["use_flow_sigmas"] = False
+        return config
+
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """Make a scheduler for the model that ``config``, of this or another scheduler, is for.
 
         Args:
-            config: ``pipe.scheduler.config``.
+            config: ``pipe.scheduler.config``, or the scheduler itself, whose class is then known for sure.
             return_unused_kwargs: as elsewhere in diffusers.
             **kwargs: any argument of the class, above all ``solver``.
 
         Raises:
             ValueError: for a scheduler that samples something else than the ODE of a diffusion or flow model.
         """
+        config = config_of(config) if isinstance(config, SchedulerMixin) else config
         said = translated(config) if isinstance(config, Mapping) else {}
         known = inspect.signature(cls.__init__).parameters
         ours = {key: value for key, value in said.items() if key in known}
