@@ -13,6 +13,7 @@ from torch import Tensor
 from gas.artefact import Artefact
 from gas.integrations.diffusers.choice import Choice, Policy, shift_of
 from gas.integrations.diffusers.fit import misfits
+from gas.integrations.diffusers.guidance import guidance_of_call
 from gas.integrations.diffusers.plan import Plan
 from gas.integrations.diffusers.process import process_of
 from gas.integrations.diffusers.run import Run
@@ -60,7 +61,8 @@ class GASScheduler(SavedScheduler):
         schedule: ``"learned"`` takes only the number of ``sigmas`` or ``timesteps`` that a pipeline hands over,
             ``"pipeline"`` runs ``base`` at exactly those.
         timestep_dtype: dtype that told times are rounded to: that of a pipeline that casts them.
-        guidance_scale: what the pipeline will be called with, to be compared with the solver's.
+        guidance_scale: what the network is guided with, to be compared with the solver's, in a loop of your own; of a
+            pipeline the scale of each call is seen and compared.
         strict: refuse a pipeline that the solver was not made for, instead of warning.
 
     Raises:
@@ -259,10 +261,16 @@ class GASScheduler(SavedScheduler):
 
     def _check(self, sample: Tensor) -> None:
         """Say, or refuse, that the solver was made for something else than this pipeline: once for each use."""
-        use = (sample.shape[1:], sample.dtype, self._shift, self.num_inference_steps)
+        guidance = self.config["guidance_scale"]
+        if self.artefact is not None and self.artefact.document.model is not None:
+            called = guidance_of_call(
+                self
+            )  # of a table without a model, nothing says what guidance it was learned at
+            guidance = guidance if called is None else called
+        use = (sample.shape[1:], sample.dtype, self._shift, self.num_inference_steps, guidance)
         if use in self._checked:
             return
-        guidance, shape = self.config["guidance_scale"], sample.shape[1:]
+        shape = sample.shape[1:]
         wrong = misfits(self.artefact, self.process, guidance=guidance, shift=self._shift, sample_shape=shape)
         if wrong and self.artefact is not None:
             text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
