@@ -122,7 +122,8 @@ class GASScheduler(SavedScheduler):
         self._checked: set[tuple[Any, ...]] = set()
         self._run: Run | None = None
         self._plan: Plan | None = None
-        self._returned: Tensor | None = None
+        self._returned: Tensor | None = None  # until the run is over, and of a run that was not finished
+        self._unfinished: Tensor | None = None
         self.num_inference_steps: int | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -171,6 +172,7 @@ class GASScheduler(SavedScheduler):
         for note in notes:
             self._warn(note)
         self.num_inference_steps = self._plan.table.nfe
+        self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
         self._times = self._plan.t
         self._show(self._times, device)
@@ -216,10 +218,8 @@ class GASScheduler(SavedScheduler):
         n = self._step_index
         if n is None or n >= len(self._times) or self._run is None:
             n = self._begin(timestep, sample, eta)
-        elif (
-            sample is not self._returned
-        ):  # else the same run goes on, and reading a time may wait for the device
-            self._compare_time(n, timestep)
+        elif sample is not self._returned:  # where it is, no time is read, which may wait for the device
+            self._compare_run(n, timestep, sample)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
         following, clean = self._run.step(model_output, sample)  # type: ignore[union-attr]
@@ -290,14 +290,15 @@ class GASScheduler(SavedScheduler):
                 "makes the scheduler round times itself"
             )
 
-    def _compare_time(self, n: int, timestep: float | Tensor) -> None:
-        """Warn of a state from elsewhere that comes with another step's time: two runs share the scheduler."""
+    def _compare_run(self, n: int, timestep: float | Tensor, sample: Tensor) -> None:
+        """Warn of a state of another run: it comes with another step's time, or a run that was left off returned it."""
         told = torch.as_tensor(timestep).detach()
-        if told.numel() == 1 and self._told[self._index(told)] != self._told[n]:
+        elsewhere = told.numel() == 1 and self._told[self._index(told)] != self._told[n]
+        if elsewhere or sample is self._unfinished:
             warnings.warn(
-                f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample that this scheduler did "
-                f"not return came at {float(told):g}: a scheduler serves one run at a time, "
-                "give each its own, copy.deepcopy(scheduler)",
+                f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample of another run came, at "
+                f"{told.flatten()[0].item():g}: a scheduler serves one run at a time and mixes two; give each its own, "
+                "copy.deepcopy(scheduler)",
                 stacklevel=3,
             )
 
