@@ -1,5 +1,6 @@
 """Text of files and numbers, shown: nothing in a name moves a terminal, runs in a page or is computed in a sheet."""
 
+import contextlib
 import csv
 import io
 import json
@@ -22,6 +23,7 @@ from gas.compare import Comparison
 from gas.comparison import Cell, Report
 from gas.display import csv_cell, html_text, markdown, markdown_table, plain, quoted_string, significant
 from gas.integrations.diffusers.card import model_card
+from gas.race import start_label
 from gas.report import error_plot, sample_grid, times_plot
 
 HOSTILE = {
@@ -138,6 +140,56 @@ def test_a_name_in_a_file_is_text_wherever_it_is_told(name, tmp_path):
         result = CliRunner().invoke(app, [*words, str(tmp_path / "s.json")])
         assert result.exit_code in (0, 2), repr(result.exception)
         assert set(unseen(result.output)) <= {"\n"}
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_table_cuts_no_number_and_no_name(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    columns = ["NFE", "best classical", "its loss", "started from", "GS", "better by", "network evaluations"]
+    rows = [
+        ["2", "ipndm-2 / time_quadratic", "0.02537", "unipc-2-bh1 / time_cubic", "0.009732", "2.6x", "5,620"]
+    ]
+    screen.print_table("l2 to the teacher on 32 validation pairs", columns, rows, strong="2")
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines())) <= width
+    words = printed.split()
+    assert all(word in words for text in (*columns, *rows[0]) for word in text.split())
+
+
+def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
+    """The race's bar, the table, the JSON, the file and what inspect says of it."""
+    bars = {}
+
+    class Recorded(screen.Bar):
+        def at(self, done, detail=""):
+            bars[self.name] = detail
+
+    @contextlib.contextmanager
+    def recorded(name, total, *, done=0):
+        running = Recorded(None, None, total)
+        running.name = name
+        yield running
+
+    monkeypatch.setattr("gas.cli.follow.bar", recorded)
+
+    def run(*words):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        return result.stdout
+
+    folder, file = tmp_path / "pairs", tmp_path / "s.json"
+    run("pairs", "--model", "digits", "--seeds", 96, "--nfe", 6, "--out", folder)
+    words = ["train", "--model", "digits", "--pairs", folder, "--validation", 32, "--nfe", 2]
+    words += ["--iterations", 1, "--overwrite", "--out", file]
+    (row,) = json.loads(run(*words, "--json"))
+    start = start_label(row["start"])
+    assert bars["NFE 2: race"].startswith(f"winner {start} ")
+    best = f"best {row['best_classical']} {significant(row['best_classical_loss'])}"
+    assert bars["NFE 2: classical"] == best
+    assert gas.load(file).document.solvers[0].start == row["start"]
+    assert start in run("inspect", file)
+    assert start in run(*words)
 
 
 # --- in reports, cards and pictures ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ Text that comes here may come from a file: nothing in it is markup or reaches th
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,13 @@ from rich.text import Text
 from gas.display import plain
 
 __all__ = ["Bar", "bar", "note", "print_json", "print_table", "tracked"]
+
+# A number as it stands in a table: with thousands, an exponent, or as a factor or a share.
+_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?[x%]?( |$)")
+# Characters between two columns of a table.
+_BETWEEN = 2
+# Columns of a screen that has room for a long bar.
+_WIDE = 110
 
 _console = Console(stderr=True, highlight=False)
 
@@ -55,13 +63,19 @@ class Bar:
 @contextmanager
 def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     """Show a bar with count, rate and time left; ``done`` was there before and does not count as speed."""
+    # On a narrow screen the drawing gives way first, then the detail: never the numbers.
     columns = (
-        TextColumn("{task.description:<18}", markup=False),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
+        TextColumn("{task.description:<18}", markup=False, table_column=Column(no_wrap=True, min_width=18)),
+        BarColumn(bar_width=28 if _console.width >= _WIDE else 8),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(total)) + 1)),
         _Rate(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[detail]}", style="dim", markup=False),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+        TextColumn(
+            "{task.fields[detail]}",
+            style="dim",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis"),
+        ),
     )
     with Progress(*columns, console=_console) as progress:
         yield Bar(progress, progress.add_task(plain(name), total=total, completed=done, detail=""), total)
@@ -89,27 +103,57 @@ def print_table(
     caption: str | None = None,
 ) -> None:
     """Print a table on standard output; rows whose first cell is ``strong`` stand out."""
-    table = Table(
-        title=Text(plain(title)),
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        caption=caption,
-        caption_justify="left",
-    )
-    for i, column in enumerate(columns):
-        table.add_column(
-            Text(plain(column)), justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0
-        )
-    for row in rows:
-        table.add_row(
-            *(Text(plain(cell)) for cell in row), style="bold green" if strong and row[0] == strong else None
-        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe or a file has no edge to cut numbers off at
+    table = Table(
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        caption=caption,
+        caption_justify="left",
+    )
+    head, cells = [plain(column) for column in columns], [[plain(cell) for cell in row] for row in rows]
+    below = [[row[i] for row in cells] for i in range(len(head))]
+    widths = _widths(head, below, console.width)
+    for i, column in enumerate(head):
+        table.add_column(
+            Text(column),
+            justify="right" if i and _are_numbers(below[i]) else "left",
+            overflow="fold",
+            width=widths[i],
+        )
+    for row in cells:
+        table.add_row(*map(Text, row), style="bold green" if strong and row[0] == plain(strong) else None)
+    console.print(Text(plain(title), "bold"))
     console.print(table)
+
+
+def _are_numbers(texts: Sequence[str]) -> bool:
+    """Whether most texts of a column begin with a number."""
+    found = [bool(_NUMBER.match(text)) for text in texts if text]
+    return 2 * sum(found) >= len(found)
+
+
+def _widths(head: Sequence[str], below: Sequence[Sequence[str]], room: int) -> list[int] | list[None]:
+    """Return how wide columns are: as wide as their texts, or else wide enough for numbers, or for every word.
+
+    Where not even words have room, nothing: then they are cut where the column ends.
+    """
+    room -= _BETWEEN * len(head)
+    full = [max(map(len, (column, *texts))) for column, texts in zip(head, below, strict=True)]
+    for whole in (_are_numbers, lambda texts: False):
+        least = []
+        for column, texts in zip(head, below, strict=True):
+            words = texts if whole(texts) else [word for text in texts for word in text.split()]
+            least.append(max(map(len, (*column.split(), *words, ""))))
+        if (left := room - sum(least)) >= 0:
+            for i, width in enumerate(full):
+                more = min(left, width - least[i])
+                least[i], left = least[i] + more, left - more
+            return least
+    return [None] * len(head)
 
 
 def print_json(value: Any) -> None:
