@@ -81,6 +81,13 @@ class PipelineModel:
         return len(self.prompts) if self.family.classes is None else self.family.classes(self.pipe)
 
     @property
+    def default_guidance(self) -> float:
+        """The guidance scale that the pipeline's call has by default; 1, none, where it guides nothing."""
+        parameter = self._parameters.get("guidance_scale")
+        scale = None if parameter is None else parameter.default
+        return float(scale) if isinstance(scale, (int, float)) and self.family.guided(self.pipe) else 1.0
+
+    @property
     def device(self) -> torch.device:
         """Where the network runs (an offloaded one lies elsewhere)."""
         return torch.device(self.pipe._execution_device)

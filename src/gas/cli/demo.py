@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, load_zoo
+from gas.cli.options import Device, Json, ZooName, load_zoo
 from gas.cli.screen import note, print_json
 from gas.display import significant
 from gas.workspace import claim, scratch
@@ -37,7 +37,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pairs, solver and pictures.")] = Path("demo"),
     nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
     iterations: Annotated[int, typer.Option(help="Gauss-Newton steps after the race for the start.")] = 8,
-    model: ModelName = "mnist",
+    model: ZooName = "mnist",
     seed: Annotated[int, typer.Option(help="Of the pairs' order in training.")] = 0,
     device: Device = "cpu",
     json: Json = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Json, ModelName, SolverFile, load_zoo
+from gas.cli.options import Json, SolverFile, ZooName, load_zoo
 from gas.cli.screen import note, print_json
 from gas.cli.solver_files import nfe_of
 
@@ -28,7 +28,7 @@ __all__ = ["export"]
 def export(
     solver: SolverFile,
     onnx: Annotated[Path, typer.Option(help="The .onnx file to write.")],
-    model: ModelName = "mnist",
+    model: ZooName = "mnist",
     nfe: Annotated[
         int | None, typer.Option(help="Network evaluations a sample; default: the file's only one, or 4.")
     ] = None,

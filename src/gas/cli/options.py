@@ -28,6 +28,7 @@ __all__ = [
     "Real",
     "Reference",
     "SolverFile",
+    "ZooName",
     "check_device",
     "interpolation",
     "load_model",
@@ -47,6 +48,12 @@ ModelName = Annotated[
         help="A zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
         "or diffusers:FOLDER_OR_REPOSITORY, published:FILE, a network of gas convert, or preset:NAME, a published "
         "setup's.",
+    ),
+]
+ZooName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A zoo model of images (digits, mnist), or the path of its .safetensors file."
     ),
 ]
 Prompts = Annotated[
@@ -245,6 +252,10 @@ def load_zoo(name: str, device: str) -> ZooModel:
     from gas import zoo
 
     check_device(device)
+    if name.partition(":")[0] in ("diffusers", "published", "preset"):
+        raise ValueError(
+            f"this command takes zoo models of images, digits or mnist say, got --model {name[:80]}"
+        )
     if "pipeline" in zoo.card(name):
         raise ValueError(
             f"model {name} is a pipeline of latents, which this command does not take: choose one of images"

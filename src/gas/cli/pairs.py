@@ -57,7 +57,13 @@ def pairs(
         int,
         typer.Option(help="The teacher's network evaluations; with --preset coco the student's, one fewer."),
     ] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="Classifier-free guidance scale; 1 is none. Default: of diffusers:... what its call has, else 1.",
+            show_default=False,
+        ),
+    ] = 1.0,
     batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
     preset: PresetName = "",
     objective: Annotated[str, typer.Option(help="Of a preset: gs or gas, which decides how many.")] = "gs",
@@ -89,6 +95,7 @@ def pairs(
         if was_given(context, "objective"):
             raise ValueError("--objective is for --preset: say by --seeds how many pairs to make")
         loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
+        guidance = _guidance(model, loaded, guidance if was_given(context, "guidance") else None)
         master = Classical(teacher, grid, nfe, loaded.t_end)
     else:
         show_preset(setup)
@@ -105,8 +112,42 @@ def pairs(
     note(f"teacher pairs are in {out}")
     if json:
         print_json(
-            {"out": str(out), "model": loaded.name, "seeds": [chosen.start, chosen.stop], **master.config()}
+            {
+                "out": str(out),
+                "model": loaded.name,
+                "seeds": [chosen.start, chosen.stop],
+                "guidance": guidance,
+            }
+            | master.config()
         )
+
+
+def _guidance(name: str, model: Model, given: float | None) -> float:
+    """The guidance scale of the pairs: as given, or what a pipeline's own call has; 1 of every other model.
+
+    Raises:
+        ValueError: for a pipeline that is guided by prompts and has none.
+    """
+    from gas.backbones import PipelineModel
+    from gas.precision import full
+
+    pipeline = full(model)
+    if not isinstance(pipeline, PipelineModel):
+        return 1.0 if given is None else given
+    if pipeline.family.encode is not None and not pipeline.prompts:
+        if given is None:
+            raise ValueError(
+                f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "
+                "(with --guidance 1 pairs of the empty prompt are made)"
+            )
+        note("no --prompts: every pair is of the empty prompt")
+    if given is not None:
+        return given
+    usual = pipeline.default_guidance if name.startswith("diffusers:") else 1.0
+    if pipeline.default_guidance != 1:
+        why = f"the default of {pipeline.name}'s call" if usual != 1 else "none"
+        note(f"guidance {usual:g}: {why}; --guidance changes it")
+    return usual
 
 
 def run_teacher(

@@ -80,6 +80,11 @@ def _path(name: str | Path) -> Path:
     if str(name).endswith(".safetensors"):
         return Path(name)
     if name not in names():
+        if Path(name).is_dir() or str(name).count("/") == 1:
+            raise ValueError(
+                f"model {str(name)[-80:]!r} is none of the zoo: a folder or repository of diffusers is "
+                f"--model diffusers:{str(name)[-80:]}, in Python gas.backbones.open_pipeline"
+            )
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
         hint = f": did you mean {near[0]!r}? Known: {', '.join(names())}" if near else ""
         raise ValueError(f"unknown model {str(name)!r}{hint}, or the path of a .safetensors file")
