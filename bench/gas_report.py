@@ -75,9 +75,7 @@ def print_table(cells: dict[tuple[int, str], list[dict]], where: str) -> None:
             continue
         name = f"{KINDS[kind]} ({runs[0]['name']})" if kind in ("classical", "teacher") else KINDS[kind]
         error = "" if kind == "teacher" else spread([run["mse"] for run in runs], 4)
-        ends = [run[where]["frechet_interval"] for run in runs]
-        low, high = min(low for low, _ in ends), max(high for _, high in ends)
-        distance = f"{spread([run[where]['frechet'] for run in runs], 3)} [{low:.2f}, {high:.2f}]"
+        distance = spread([run[where]["frechet"] for run in runs], 3)
         kernel = spread([run[where]["kernel"] for run in runs], 2)
         shares = " | ".join(spread([run[where]["prdc"][share] for run in runs], 3) for share in SHARES)
         print(f"| {name} | {nfe} | {error} | {distance} | {kernel} | {shares} |")
@@ -114,13 +112,7 @@ def print_ablations(folder: Path) -> None:
         print("|---|---|---|---|---|---|---|")
         for row in rows:
             seen = row["to_teacher"]
-            distances = [
-                f"{value:.3f} [{low:.2f}, {high:.2f}]"
-                for value, (low, high) in (
-                    (seen["frechet"], seen["frechet_interval"]),
-                    (row["frechet_data"], row["frechet_data_interval"]),
-                )
-            ]
+            distances = [f"{value:.3f}" for value in (seen["frechet"], row["frechet_data"])]
             shares = [f"{seen['prdc'][share]:.3f}" for share in SHARES[1:]]
             print(f"| {row['name']} | {row['mse']:.4f} | {' | '.join([*distances, *shares])} |")
         print()

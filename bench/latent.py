@@ -227,9 +227,8 @@ def _cell(row: dict[str, Any] | None) -> str:
     """Error to the teacher in thousandths; Frechet distance to it; distance to real data."""
     if row is None:
         return ""
-    low, high = row["frechet_data_interval"]
     error = f"{1000 * row['mse']:.2f} ± {1000 * row['mse_half_width']:.2f}"
-    return f"{error}; {row['to_teacher']['frechet']:.2f}; {row['frechet_data']:.1f} ({low:.1f} to {high:.1f})"
+    return f"{error}; {row['to_teacher']['frechet']:.2f}; {row['frechet_data']:.1f}"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from gas.comparison.matrix import differences, matrix
 from gas.comparison.pictures import draw
 from gas.gits import gits
 from gas.learned import SOLVERS as KINDS
-from gas.metrics import paired
+from gas.metrics import distribution, paired
 from gas.optimizers import GaussNewton
 from gas.schedule import VPLinear
 
@@ -216,8 +216,8 @@ def test_what_blows_up_says_so_and_spoils_nothing_else(pairs, tmp_path):
     assert pictures is None
     good, _ = filled(setting_of(pairs, tmp_path), ruler, ["ddim"], [2], tmp_path)
     bad = replace(good[1], spec="x", label="X", comparison=None, errors=errors)
-    table = matrix([*good, bad], MEASURES["mse"], paired=True)
-    assert [entries[0].mark for _, entries in table.rows] == ["best", ""]
+    table = matrix([*good, bad], MEASURES["mse"])
+    assert [entries[0].mark for _, entries in table.rows] == ["", ""]  # there is nothing to be better than
     assert table.rows[1][1][0].text == "diverged"
 
 
@@ -261,8 +261,8 @@ def test_what_exists_at_no_nfe_is_refused_and_at_some_is_left_out(pairs, tmp_pat
 # Reports
 
 
-def comparison(mse, half=0.1):
-    return Comparison("x", 4, mse, half, mse, 10.0, None, None, None, 16)
+def comparison(mse, half=0.1, **more):
+    return Comparison("x", 4, mse, half, mse, 10.0, None, None, None, 16, **more)
 
 
 def cell(label, nfe, errors, **more):
@@ -281,15 +281,58 @@ CELLS = [
 ]
 
 
-def test_the_best_is_marked_and_who_is_not_surely_worse_sample_by_sample():
-    table = matrix(CELLS, MEASURES["mse"], paired=True)
-    marks = {label: [entry.mark for entry in entries] for label, entries in table.rows}
-    assert marks == {"best": ["best", "best"], "near": ["near", ""], "worse": ["", ""]}
+def marks_of(table):
+    return {label: [entry.mark for entry in entries] for label, entries in table.rows}
+
+
+def test_what_cannot_be_told_from_the_best_sample_by_sample_is_marked_like_it():
+    table = matrix(CELLS, MEASURES["mse"])
+    # At NFE 6 there is one solver, which is better than none.
+    assert marks_of(table) == {"best": ["near", ""], "near": ["near", ""], "worse": ["", ""]}
+    assert "Italic: the best" in table.notes[0] and "seed by seed" in table.notes[0]
     assert table.rows[0][1][0].text == "500.000 ± 82.461"
     assert matrix(CELLS, MEASURES["frechet"]) is None
-    larger = matrix(CELLS, replace(MEASURES["mse"], better="larger"))
-    assert larger.rows[2][1][0].mark == ""
-    assert larger.rows[1][1][0].mark == "best"
+    larger = replace(MEASURES["mse"], better="larger", losses=torch.neg)
+    assert marks_of(matrix(CELLS, larger)) == {
+        "best": ["near", ""],
+        "near": ["near", ""],
+        "worse": ["near", ""],
+    }
+
+
+def test_only_what_is_surely_better_than_every_other_is_the_best():
+    assert marks_of(matrix([CELLS[0], CELLS[2]], MEASURES["mse"])) == {"best": ["best"], "worse": [""]}
+    twins = [CELLS[0], cell("twin", 4, NEAR), CELLS[2]]  # two names of one solver: neither is better
+    assert marks_of(matrix(twins, MEASURES["mse"])) == {"best": ["near"], "twin": ["near"], "worse": [""]}
+
+
+@pytest.mark.parametrize("name", ["frechet-data", "frechet-data-corrected"])
+@pytest.mark.parametrize(("far", "marks"), [(1.7, ["near", "near"]), (2.4, ["best", ""])])
+def test_distances_are_told_apart_by_their_intervals(name, far, marks):
+    def known(corrected):
+        ends = (corrected - 0.3, corrected + 0.3)
+        found = comparison(1.0, frechet_data_corrected=corrected)
+        return replace(found, frechet_data=corrected + 1.0, frechet_data_interval=ends)
+
+    cells = [replace(cell(n, 4, NEAR), comparison=known(x)) for n, x in (("a", 1.6), ("b", far))]
+    table = matrix(cells, MEASURES[name])
+    assert [entries[0].mark for _, entries in table.rows] == marks
+    assert ("±" in table.rows[0][1][0].text) == (name == "frechet-data-corrected")
+
+
+def test_every_measure_with_a_better_end_can_tell_solvers_apart():
+    """A measure that marked the best without a test would crown it by chance."""
+    told = distribution(torch.randn(40, 3), torch.randn(40, 3))
+    both = {"to_teacher": told, "to_data": told, "more": {"lpips": (0.1, 0.01), "clip-score": (0.3, 0.01)}}
+    found = replace(comparison(1.0), frechet_data=1.0, frechet_data_interval=(0.5, 1.5), **both)
+    found = replace(found, frechet_data_corrected=0.9, mse_median=0.7)
+    for name, measure in MEASURES.items():
+        value = measure.read(found)
+        assert value is not None, name
+        ends = [measure.interval(found), measure.chance(found)]
+        assert all(low <= value <= high for low, high in filter(None, ends)), name
+        if measure.better:
+            assert measure.losses is not None or measure.chance(found) is not None, name
 
 
 def test_differences_are_sample_by_sample():
@@ -334,6 +377,7 @@ def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path)
     assert [float(row["mse"]) for row in rows] == [c.comparison.mse for c in shown]
     assert rows[0]["command"] == "make best <4>"
     assert "| <near> | *550.000 ±" in markdown
+    assert "**" not in markdown  # the best is not surely better than the one beside it
     assert "0.25 / 500.000 / +250.000" not in markdown  # the paper's figure is in the measure's own scale
     assert "0.25 / 500.000 / +499.750" in markdown
     assert "make best &lt;4&gt;" in page

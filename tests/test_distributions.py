@@ -19,6 +19,7 @@ from gas.metrics import (
     feature_statistics,
     frechet_distance,
     frechet_interval,
+    jackknife,
     kernel_distance,
     mean_interval,
     prdc,
@@ -453,10 +454,9 @@ def test_seed_interval_tends_to_normal_theory_and_shows_nan():
 
 def test_a_comparison_of_distributions_is_its_parts():
     fake, real = normal(1, 60, 3) + 0.4, normal(2, 80, 3)
-    found, reference = distribution(fake, real, resamples=60), feature_statistics(real)
+    found, reference = distribution(fake, real), feature_statistics(real)
     assert found.frechet == frechet_distance(feature_statistics(fake), reference)
-    assert (found.frechet, found.frechet_interval) == frechet_interval(fake, reference, resamples=60)
-    assert found.frechet_interval[0] < found.frechet_interval[1]
+    assert (found.frechet_corrected, found.frechet_interval) == frechet_interval(fake, reference)
     assert found.kernel == pytest.approx(kid(fake, real))
     assert found.prdc == prdc(fake, real[:60])  # which depends on both counts: equal ones
     assert distribution(fake[:5], real).prdc is None  # a ball to the fifth neighbour needs a sixth sample
@@ -465,18 +465,65 @@ def test_a_comparison_of_distributions_is_its_parts():
 @pytest.mark.parametrize(("shift", "count"), [(0.4, 120), (0.4, 2600), (0.0, 120)])
 def test_the_standard_error_of_a_kernel_distance_is_its_spread_over_independent_samples(shift, count):
     # Beyond 2,000 samples subsets are no longer halves; for one law the estimate is degenerate, its error an upper one.
-    found = [
-        distribution(normal(2 * s, count, 3) + shift, normal(2 * s + 1, count, 3), resamples=2)
-        for s in range(24)
-    ]
+    found = [distribution(normal(2 * s, count, 3) + shift, normal(2 * s + 1, count, 3)) for s in range(24)]
     spread = float(torch.tensor([each.kernel for each in found]).std())
     told = float(torch.tensor([each.kernel_std for each in found]).mean())
     assert 0.7 * spread < told < (1.5 if shift else 2.5) * spread
 
 
-def test_the_interval_of_a_frechet_distance_is_of_the_distance_without_its_bias():
-    # Equal laws: the distance of a few samples is all bias, and an interval about it would miss the truth.
-    reference = FeatureStatistics(torch.zeros(4), torch.eye(4), 10**9)
-    held = [frechet_interval(normal(s, 60, 4), reference, resamples=100)[1][0] for s in range(20)]
-    assert sum(low < 0.01 for low in held) >= 17
-    assert all(frechet_distance(feature_statistics(normal(s, 60, 4)), reference) > 0.02 for s in range(20))
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_an_estimate_of_a_frechet_distance_and_its_interval_belong_together(shift):
+    """Simulation with a known distance: no bias is left, the interval covers it, and the estimate lies inside."""
+    size, count, draws = 4, 60, 60
+    reference = FeatureStatistics(torch.zeros(size), torch.eye(size), 10**9)
+    truth = size * shift**2  # the covariances agree
+    samples = [normal(s, count, size) + shift for s in range(draws)]
+    found = [frechet_interval(each, reference) for each in samples]
+    plain = [frechet_distance(feature_statistics(each), reference) for each in samples]
+    assert np.mean(plain) > truth + 0.1
+    assert np.mean([value for value, _ in found]) == pytest.approx(truth, abs=0.05)
+    assert all(low <= value <= high for value, (low, high) in found)
+    assert (
+        share_inside([ends for _, ends in found], truth) >= 0.88
+    )  # 95% of 60, less two standard errors and a half
+
+
+def test_the_interval_between_pairs_is_of_pairs():
+    """Samples of one noise move together: as independent ones, their distance would lie far from its own interval."""
+    size, count, draws, error = 4, 80, 40, 0.1
+    truth = size * ((1 + error**2) ** 0.5 - 1) ** 2 + size * error**2
+    found = []
+    for s in range(draws):
+        teacher = normal(2 * s, count, size)
+        made = teacher + error * normal(2 * s + 1, count, size) + error
+        found.append(distribution(made, teacher, paired=True))
+    ends = [each.frechet_interval for each in found]
+    assert all(low <= each.frechet_corrected <= high for each, (low, high) in zip(found, ends, strict=True))
+    assert share_inside(ends, truth) >= 0.85
+    assert (
+        np.mean([high - low for low, high in ends]) < truth
+    )  # resampling one side alone makes it several times that
+    with pytest.raises(ValueError, match="must be as many, row by row, got 80 and 79"):
+        distribution(made, teacher[1:], paired=True)
+
+
+def test_too_few_samples_have_no_jackknife_and_all_others_an_interval_around_the_estimate():
+    reference = FeatureStatistics(torch.zeros(2), torch.eye(2), 10**9)
+    assert frechet_interval(normal(0, 3, 2), reference) == (None, None)
+    for count in range(4, 60):
+        value, (low, high) = frechet_interval(normal(count, count, 2), reference)
+        assert 0 <= low <= value <= high < math.inf
+    same = normal(1, 20, 2)
+    assert frechet_interval(same, same) == (0.0, (0.0, 0.0))
+
+
+def test_a_jackknife_of_single_rows_is_exact_for_a_mean_and_unbiased_for_a_variance():
+    x = normal(5, 30)
+    mean, half_width = jackknife(lambda rows: x[rows].mean(), 30, groups=30)
+    assert (mean, half_width) == pytest.approx(seed_interval(x))
+    assert jackknife(lambda rows: x[rows].var(correction=0), 30, groups=30)[0] == pytest.approx(
+        float(x.var())
+    )
+    for count, groups in ((3, 20), (30, 1)):
+        with pytest.raises(ValueError, match="at least 4 rows and 2 groups"):
+            jackknife(lambda rows: x[rows].mean(), count, groups=groups)

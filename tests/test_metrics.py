@@ -20,6 +20,7 @@ from gas.metrics import (
     mse,
     psnr,
 )
+from gas.metrics.paired import mean_psnr
 
 seeds = st.integers(0, 2**31 - 1)
 quick = settings(max_examples=20, deadline=None)
@@ -181,6 +182,19 @@ def test_paired_errors_by_hand():
     assert psnr(a, b)[0].item() == pytest.approx(10 * math.log10(4 / 2.5))
     assert psnr(a, b)[1].item() == math.inf
     assert psnr(a, b, data_range=1.0)[0].item() == pytest.approx(-10 * math.log10(2.5))
+
+
+def test_a_few_bad_samples_do_not_decide_a_mean_psnr():
+    errors = torch.full((200,), 1e-4, dtype=torch.float64)
+    assert mean_psnr(errors, 2.0) == pytest.approx(10 * math.log10(4 / 1e-4))
+    heavy = errors.clone()
+    heavy[:2] = 1e-2  # 1% of the samples carry half of the mean squared error
+    assert float(heavy.mean()) == pytest.approx(2 * float(errors.mean()), rel=0.02)
+    assert mean_psnr(heavy, 2.0) == pytest.approx(mean_psnr(errors, 2.0), abs=0.25)
+    a, b = torch.randn(5, 3), torch.randn(5, 3)
+    assert mean_psnr(mse(a, b), 1.0) == pytest.approx(float(psnr(a, b, data_range=1.0).mean()))
+    assert mean_psnr(errors, None) is None
+    assert mean_psnr(torch.zeros(3), 2.0) is None
 
 
 @pytest.mark.parametrize("error", [mse, l1, psnr])

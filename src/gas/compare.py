@@ -14,6 +14,8 @@ from gas.metrics import (
     Distribution,
     FeatureStatistics,
     distribution,
+    feature_statistics,
+    frechet_distance,
     frechet_interval,
     paired,
 )
@@ -38,13 +40,16 @@ class Comparison:
         nfe: network evaluations a sample.
         mse: mean squared error to the teacher, and half the width of its 95% interval.
         l1: mean absolute error to the teacher.
-        psnr: peak signal-to-noise ratio to the teacher in dB, range 2, of ``mse``; none where that is zero.
+        psnr: mean over samples of their peak signal-to-noise ratio to the teacher in dB; none where the model's data
+            has no range, or a sample is the teacher's own.
         frechet_data: Frechet distance to real data, where the model has statistics of it.
-        frechet_data_interval: its 95% interval, bias taken away.
+        frechet_data_interval: 95% interval around ``frechet_data_corrected``.
         to_teacher: distances to the distribution of the teacher's samples, where the model has features.
         to_data: the same to real images, where they were given; statistics alone tell no more than ``frechet_data``.
         samples: pairs measured on.
         more: by name, what :attr:`Yardstick.judges` say: mean over samples, and half the width of its 95% interval.
+        mse_median: median over samples of their squared errors, which the few worst samples do not decide.
+        frechet_data_corrected: ``frechet_data`` without its bias in the number of samples; none of fewer than 4.
     """
 
     name: str
@@ -59,6 +64,8 @@ class Comparison:
     samples: int
     to_data: Distribution | None = None
     more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    mse_median: float | None = None
+    frechet_data_corrected: float | None = None
 
 
 def run(model: Model, pairs: Pairs, table: Table, *, batch: int = 64) -> Tensor:
@@ -108,6 +115,8 @@ class Yardstick:
         reference: statistics of real data in that space.
         real: features ``(R, F)`` of real data, for what statistics cannot tell.
         judges: by name, ``(samples, pairs) -> (S,)``: what else is told of each sample, as a mean.
+        data_range: largest minus smallest value that data takes, as :func:`gas.model.data_range_of` says of a model:
+            that of PSNR, which is left out without it.
     """
 
     pairs: Pairs
@@ -115,6 +124,7 @@ class Yardstick:
     reference: FeatureStatistics | None = None
     real: Tensor | None = None
     judges: Mapping[str, Callable[[Tensor, Pairs], Tensor]] = field(default_factory=dict)
+    data_range: float | None = None
 
     @cached_property
     def _teacher(self) -> Tensor:
@@ -137,13 +147,15 @@ class Yardstick:
             ValueError: when the shapes disagree.
         """
         pairs = self.pairs
-        error, half_width = paired.mean_interval(paired.mse(made, pairs.target))
-        distance, interval, to_teacher, to_data = None, None, None, None
+        errors = paired.mse(made, pairs.target)
+        error, half_width = paired.mean_interval(errors)
+        distance, corrected, interval, to_teacher, to_data = None, None, None, None, None
         if self.features is not None:
             seen = self._seen(made)
-            to_teacher = distribution(seen, self._teacher)
+            to_teacher = distribution(seen, self._teacher, paired=True)
             if self.reference is not None:
-                distance, interval = frechet_interval(seen, self.reference)
+                distance = frechet_distance(feature_statistics(seen), self.reference)
+                corrected, interval = frechet_interval(seen, self.reference)
             if self.real is not None:
                 to_data = distribution(seen, self.real)
         return Comparison(
@@ -152,13 +164,15 @@ class Yardstick:
             mse=error,
             mse_half_width=half_width,
             l1=float(paired.l1(made, pairs.target).mean()),
-            psnr=float(paired.psnr(made.flatten()[None], pairs.target.flatten()[None])[0]) if error else None,
+            psnr=paired.mean_psnr(errors, self.data_range),
             frechet_data=distance,
             frechet_data_interval=interval,
             to_teacher=to_teacher,
             samples=len(pairs),
             to_data=to_data,
             more={name: paired.mean_interval(judge(made, pairs)) for name, judge in self.judges.items()},
+            mse_median=float(errors.median()),
+            frechet_data_corrected=corrected,
         )
 
 
@@ -170,6 +184,7 @@ def compare(
     *,
     features: Callable[[Tensor], Tensor] | None = None,
     reference: FeatureStatistics | None = None,
+    data_range: float | None = None,
 ) -> Comparison:
     """Measure the samples of one solver; of several, by one :class:`Yardstick`, whose arguments these are."""
-    return Yardstick(pairs, features, reference).measure(name, made, nfe)
+    return Yardstick(pairs, features, reference, data_range=data_range).measure(name, made, nfe)

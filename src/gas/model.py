@@ -16,6 +16,7 @@ __all__ = [
     "Model",
     "bind_labels",
     "conditions_of",
+    "data_range_of",
     "decode_all",
     "labels_of_seeds",
     "noise_of_seeds",
@@ -84,6 +85,15 @@ def conditions_of(model: Model) -> dict[str, Any]:
     """Return ``{"conditions": what labels mean}`` of a model that says so by ``conditions()``, such as prompts."""
     told: Mapping[str, Any] = getattr(model, "conditions", dict)()
     return {"conditions": dict(told)} if told else {}
+
+
+def data_range_of(model: Model) -> float | None:
+    """Return largest minus smallest value of a model's data, 2 for images in [-1, 1]; none where it has no range.
+
+    Latents have none, and of its own data a model says it by an attribute ``data_range``.
+    """
+    found = getattr(model, "data_range", None)
+    return None if found is None else float(found)
 
 
 def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ class OwnModel:
             it in evaluation mode.
         device: where to sample; by default where ``weights`` are, else the CPU.
         decode: samples ``(B, *)`` -> what people look at, images in [-1, 1] say, where that is something else.
+        data_range: largest minus smallest value of the data, 2 for images in [-1, 1]: that of PSNR; latents have none.
 
     Raises:
         ValueError: names the argument that is out of range, or weights that would be trained.
@@ -53,6 +55,7 @@ class OwnModel:
     weights: nn.Module | None = None
     device: torch.device = field(default=None)  # type: ignore[assignment]
     decode: Callable[[Tensor], Tensor] | None = None
+    data_range: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_shape", tuple(self.sample_shape))
@@ -62,6 +65,8 @@ class OwnModel:
             )
         if not 0 <= self.t_end < 1:
             raise ValueError(f"t_end must lie in [0, 1), got {self.t_end}")
+        if self.data_range is not None and not 0 < self.data_range < math.inf:
+            raise ValueError(f"data_range must be a positive number (2 for [-1, 1]), got {self.data_range}")
         if self.classes < 0:
             raise ValueError(f"classes must be at least 0, got {self.classes}")
         if self.weights is not None and any(p.requires_grad for p in self.weights.parameters()):

@@ -186,6 +186,7 @@ def model_of(network: EDMNetwork, *, t_end: float, name: str) -> OwnModel:
         classes=network.label_dim,
         null=network.label_dim if network.has_null else None,
         weights=network,
+        data_range=2.0,  # images in [-1, 1]
     )
 
 

@@ -114,8 +114,12 @@ def _guidance_embeds(pipe: Any) -> bool:
 
 
 FAMILIES: dict[str, Family] = {
-    "DDPMPipeline": Family("unet", takes_latents=False, guided=_never, decode=lambda pipe, x: x),
-    "DDIMPipeline": Family("unet", takes_latents=False, guided=_never, decode=lambda pipe, x: x),
+    "DDPMPipeline": Family(
+        "unet", takes_latents=False, guided=_never, decode=lambda pipe, x: x, data_range=2.0
+    ),
+    "DDIMPipeline": Family(
+        "unet", takes_latents=False, guided=_never, decode=lambda pipe, x: x, data_range=2.0
+    ),
     "LDMPipeline": Family("unet", takes_latents=False, guided=_never, decode=_unscaled("vqvae")),
     "DiTPipeline": Family(
         classes=lambda pipe: int(pipe.transformer.config.num_embeds_ada_norm),

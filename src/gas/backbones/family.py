@@ -27,6 +27,7 @@ class Family:
         embedded: ``embedded(pipe)`` -> whether guidance is an input of the network (a guidance-distilled model).
         decode: ``decode(pipe, latents)`` for pipelines that take no latents, in [-1, 1].
         centre: whether its call returns values in [0, 1] that are to be brought to [-1, 1].
+        data_range: largest minus smallest value of what it samples, where that is no latent.
     """
 
     network: str = "transformer"
@@ -37,3 +38,4 @@ class Family:
     embedded: Callable[[Any], bool] = lambda pipe: False
     decode: Callable[[Any, Tensor], Tensor] | None = None
     centre: bool = True
+    data_range: float | None = None

@@ -76,6 +76,10 @@ class PipelineModel:
         return network
 
     @property
+    def data_range(self) -> float | None:
+        return self.family.data_range
+
+    @property
     def classes(self) -> int:
         """How many labels there are: prompts, or the classes that the network knows."""
         return len(self.prompts) if self.family.classes is None else self.family.classes(self.pipe)

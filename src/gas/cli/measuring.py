@@ -40,10 +40,12 @@ def yardstick(model: Model, pairs: Pairs, real: Tensor | None = None) -> Yardsti
     """Measure in the model's features, where it has some, against its reference, and real images where there are."""
     from gas.compare import Yardstick
     from gas.metrics import extract
+    from gas.model import data_range_of
 
     features = getattr(model, "features", None)
     seen = None if real is None or features is None else extract(features, real)
-    return Yardstick(pairs, features, getattr(model, "reference", None), seen)
+    reference = getattr(model, "reference", None)
+    return Yardstick(pairs, features, reference, seen, data_range=data_range_of(model))
 
 
 def space(model: Model, name: str, weights: Path | None) -> Space:
@@ -86,6 +88,7 @@ def measuring(
     from gas.compare import Yardstick
     from gas.files import sha256
     from gas.metrics.statistics import read_statistics
+    from gas.model import data_range_of
 
     seen = space(model, name, weights)
     told = dict(seen.told)
@@ -96,7 +99,7 @@ def measuring(
     known = None
     if real is not None:
         known, told["real_sha256"] = _real(model, seen, real)
-    return Yardstick(pairs, seen.samples, statistics, known), told
+    return Yardstick(pairs, seen.samples, statistics, known, data_range=data_range_of(model)), told
 
 
 def space_told(ruler: Yardstick, named: Mapping[str, str], reference: Path | None, real: Path | None) -> str:

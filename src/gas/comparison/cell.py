@@ -80,6 +80,7 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
 def _distribution(found: Mapping[str, Any] | None) -> Distribution | None:
     if found is None:
         return None
-    low, high = found["frechet_interval"]
+    interval = found["frechet_interval"]
+    ends = None if interval is None else (interval[0], interval[1])
     prdc = None if found["prdc"] is None else PRDC(**found["prdc"])
-    return Distribution(**{**found, "frechet_interval": (low, high), "prdc": prdc})
+    return Distribution(**{**found, "frechet_interval": ends, "prdc": prdc})

@@ -19,6 +19,7 @@ __all__ = ["html_text"]
 _STYLE = f"""
 :root {{ color-scheme: light; }}
 body {{ margin: 0; background: white; color: {INK}; font: 15px/1.5 "DejaVu Sans", system-ui, sans-serif; }}
+body {{ overflow-wrap: anywhere; }}
 main {{ max-width: 980px; margin: 0 auto; padding: 32px 22px 64px; }}
 h1 {{ font-size: 24px; line-height: 1.25; margin: 0 0 12px; }}
 h2 {{ font-size: 18px; margin: 40px 0 10px; }}
@@ -33,7 +34,12 @@ th {{ color: {GREY}; font-weight: 600; border-bottom-color: {RULE}; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 td.best {{ font-weight: 700; color: {ACCENT}; background: {TINT}; }}
 td.near {{ font-style: italic; color: {ACCENT}; }}
-td.command {{ text-align: left; white-space: normal; }}
+td.command {{ text-align: left; white-space: normal; min-width: 14em; }}
+@media (max-width: 600px) {{
+  main {{ padding: 20px 14px 40px; }}
+  h1 {{ font-size: 20px; }}
+  th, td {{ padding: 5px 7px; }}
+}}
 img {{ max-width: 100%; height: auto; display: block; margin: 8px 0 24px; }}
 details {{ margin: 10px 0; }}
 summary {{ cursor: pointer; color: {GREY}; }}
@@ -46,7 +52,7 @@ def html_text(report: Report) -> str:
     body = [f"<h1>{escape(report.title)}</h1>", *(f"<p>{escape(line)}</p>" for line in report.lines)]
     body += [f"<pre>{escape(report.command)}</pre>", *(_section(table) for table in tables[:1])]
     if pictures.errors is not None:
-        body += ["<h2>Error over network evaluations</h2>", _image(pictures.errors, "error over NFE")]
+        body += [f"<h2>{_errors_title(report)}</h2>", _image(pictures.errors, "error over NFE")]
     body += [_section(table) for table in tables[1:]]
     for title, drawn in (
         ("The same noise through every solver", pictures.samples),
@@ -58,6 +64,11 @@ def html_text(report: Report) -> str:
     head = f'<meta charset="utf-8"><title>{escape(report.title)}</title><style>{_STYLE}</style>'
     page = "\n".join(body)
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body><main>\n{page}\n</main></body>\n</html>\n'
+
+
+def _errors_title(report: Report) -> str:
+    nfes = sorted({cell.nfe for cell in report.cells if cell.family != "teacher"})
+    return "Error over network evaluations" if len(nfes) > 1 else f"Error at {nfes[0]} network evaluations"
 
 
 def _section(table: Matrix) -> str:

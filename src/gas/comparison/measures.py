@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from gas.compare import Comparison
 from gas.metrics import Distribution
@@ -24,6 +27,9 @@ class Measure:
         read: the number, or nothing where it was not measured.
         interval: its 95% interval, where it has one.
         better: which is better, or neither.
+        losses: per sample, squared errors ``(S,)`` -> how bad each sample is by this measure: by these, solvers that
+            ran from the same seeds are told apart, pair by pair.
+        chance: an interval of what other samples would give, to tell solvers apart by where there are no pairs.
         scale: factor to show it in.
         digits: after the point.
     """
@@ -34,6 +40,8 @@ class Measure:
     better: Better = "smaller"
     scale: float = 1.0
     digits: int = 3
+    losses: Callable[[Tensor], Tensor] | None = None
+    chance: Callable[[Comparison], Interval | None] = lambda c: None
 
     def text(self, comparison: Comparison) -> str:
         """Return number and interval for people: ``2.86 ± 1.10`` or ``2.01 [1.49, 2.02]``."""
@@ -53,12 +61,25 @@ class Measure:
         return f"{self.scale * value:.{self.digits}f}"
 
 
+# The two estimators of a Frechet distance, as titles name them.
+_PLAIN, _CORRECTED = "as published", "corrected for the number of samples"
+
+
+# Half the width of a normal 95% interval, in standard errors.
+_Z = 1.96
+
+
 def _mse(c: Comparison) -> Interval:
     return c.mse - c.mse_half_width, c.mse + c.mse_half_width
 
 
 def _of(
-    whom: str, title: str, number: Callable[[Distribution], float | None], better: Better = "smaller"
+    whom: str,
+    title: str,
+    number: Callable[[Distribution], float | None],
+    better: Better = "smaller",
+    ends: Callable[[Distribution], Interval | None] = lambda d: None,
+    chance: Callable[[Distribution, int], Interval | None] = lambda d, samples: None,
 ) -> Measure:
     def found(c: Comparison) -> Distribution | None:
         told: Distribution | None = getattr(c, f"to_{whom}")
@@ -70,13 +91,53 @@ def _of(
 
     def interval(c: Comparison) -> Interval | None:
         seen = found(c)
-        # Samples of the teacher's own noise are no independent ones: resampling one side says nothing of chance.
-        if seen is None or whom == "teacher" or not title.startswith("Frechet"):
-            return None
-        return seen.frechet_interval
+        return None if seen is None else ends(seen)
+
+    def spread(c: Comparison) -> Interval | None:
+        seen = found(c)
+        return None if seen is None else chance(seen, c.samples)
 
     people = "the teacher's samples" if whom == "teacher" else "real images"
-    return Measure(f"{title} {people}", read, interval, better)
+    return Measure(title.format(people), read, interval, better, chance=spread)
+
+
+def _frechet(whom: str, *, corrected: bool) -> Measure:
+    """The Frechet distance as published, or without the bias of its number of samples and with an interval."""
+
+    def ends(found: Distribution) -> Interval | None:
+        return found.frechet_interval
+
+    def chance(found: Distribution, samples: int) -> Interval | None:
+        return found.frechet_interval
+
+    if not corrected:
+        return _of(whom, f"Frechet distance to {{}}, {_PLAIN}", lambda d: d.frechet, chance=_moved)
+    title = f"Frechet distance to {{}}, {_CORRECTED}"
+    return _of(whom, title, lambda d: d.frechet_corrected, ends=ends, chance=chance)
+
+
+def _moved(found: Distribution, samples: int) -> Interval | None:
+    """The corrected distance's interval, around the distance with its bias."""
+    if found.frechet_interval is None or found.frechet_corrected is None:
+        return None
+    bias = found.frechet - found.frechet_corrected
+    low, high = found.frechet_interval
+    return low + bias, high + bias
+
+
+def _data_moved(c: Comparison) -> Interval | None:
+    if c.frechet_data is None or c.frechet_data_corrected is None or c.frechet_data_interval is None:
+        return None
+    low, high = c.frechet_data_interval
+    bias = c.frechet_data - c.frechet_data_corrected
+    return low + bias, high + bias
+
+
+def _kernel(whom: str) -> Measure:
+    def chance(found: Distribution, samples: int) -> Interval | None:
+        return found.kernel - _Z * found.kernel_std, found.kernel + _Z * found.kernel_std
+
+    return _of(whom, "Kernel distance to {}", lambda d: d.kernel, chance=chance)
 
 
 def _judged(name: str, title: str, better: Better, digits: int) -> Measure:
@@ -86,34 +147,71 @@ def _judged(name: str, title: str, better: Better, digits: int) -> Measure:
         value, half_width = c.more.get(name, (None, 0.0))
         return None if value is None else (value - half_width, value + half_width)
 
-    return Measure(title, lambda c: c.more.get(name, (None, 0.0))[0], interval, better, digits=digits)
+    def read(c: Comparison) -> float | None:
+        return c.more.get(name, (None, 0.0))[0]
+
+    return Measure(title, read, interval, better, digits=digits, chance=interval)
 
 
-def _share(name: str) -> Callable[[Distribution], float | None]:
-    return lambda found: None if found.prdc is None else float(getattr(found.prdc, name))
+def _share(whom: str, title: str, name: str) -> Measure:
+    """A share of the samples, or of the reference's: by chance it moves as that of as many draws."""
+
+    def read(found: Distribution) -> float | None:
+        return None if found.prdc is None else float(getattr(found.prdc, name))
+
+    def chance(found: Distribution, samples: int) -> Interval | None:
+        share = read(found)
+        if share is None:
+            return None
+        half = _Z * math.sqrt(max(0.0, share * (1 - share)) / samples)
+        return share - half, share + half
+
+    return _of(whom, title, read, "" if name == "density" else "larger", chance=chance)
 
 
 MEASURES: dict[str, Measure] = {
-    "mse": Measure("Mean squared error to the teacher, x 1000", lambda c: c.mse, _mse, scale=1e3),
-    "l1": Measure("Mean absolute error to the teacher, x 1000", lambda c: c.l1, scale=1e3),
-    "psnr": Measure("PSNR to the teacher, dB", lambda c: c.psnr, better="larger", digits=2),
+    "mse": Measure(
+        "Mean squared error to the teacher, x 1000", lambda c: c.mse, _mse, scale=1e3, losses=lambda e: e
+    ),
+    "mse-median": Measure(
+        "Median over seeds of the squared error to the teacher, x 1000",
+        lambda c: c.mse_median,
+        scale=1e3,
+        losses=Tensor.log10,  # a mean that, like a median, a few bad samples do not decide
+    ),
+    "l1": Measure(
+        "Mean absolute error to the teacher, x 1000", lambda c: c.l1, scale=1e3, losses=Tensor.sqrt
+    ),
+    "psnr": Measure(
+        "PSNR to the teacher, mean over seeds, dB",
+        lambda c: c.psnr,
+        better="larger",
+        digits=2,
+        losses=Tensor.log10,
+    ),
     "lpips": _judged("lpips", "LPIPS to the teacher", "smaller", 4),
     "clip-score": _judged("clip-score", "CLIP score of the prompts", "larger", 2),
     "frechet-data": Measure(
-        "Frechet distance to the data's statistics",
-        lambda c: c.frechet_data,
-        lambda c: c.frechet_data_interval,
+        f"Frechet distance to the data's statistics, {_PLAIN}", lambda c: c.frechet_data, chance=_data_moved
     ),
-    "frechet": _of("teacher", "Frechet distance to", lambda d: d.frechet),
-    "kernel": _of("teacher", "Kernel distance to", lambda d: d.kernel),
-    "precision": _of("teacher", "Precision on", _share("precision"), better="larger"),
-    "recall": _of("teacher", "Recall of", _share("recall"), better="larger"),
-    "density": _of("teacher", "Density on", _share("density"), better=""),
-    "coverage": _of("teacher", "Coverage of", _share("coverage"), better="larger"),
-    "frechet-real": _of("data", "Frechet distance to", lambda d: d.frechet),
-    "kernel-real": _of("data", "Kernel distance to", lambda d: d.kernel),
-    "precision-real": _of("data", "Precision on", _share("precision"), better="larger"),
-    "recall-real": _of("data", "Recall of", _share("recall"), better="larger"),
-    "density-real": _of("data", "Density on", _share("density"), better=""),
-    "coverage-real": _of("data", "Coverage of", _share("coverage"), better="larger"),
+    "frechet-data-corrected": Measure(
+        f"Frechet distance to the data's statistics, {_CORRECTED}",
+        lambda c: c.frechet_data_corrected,
+        lambda c: c.frechet_data_interval,
+        chance=lambda c: c.frechet_data_interval,
+    ),
+    "frechet": _frechet("teacher", corrected=False),
+    "frechet-corrected": _frechet("teacher", corrected=True),
+    "kernel": _kernel("teacher"),
+    "precision": _share("teacher", "Precision on {}", "precision"),
+    "recall": _share("teacher", "Recall of {}", "recall"),
+    "density": _share("teacher", "Density on {}", "density"),
+    "coverage": _share("teacher", "Coverage of {}", "coverage"),
+    "frechet-real": _frechet("data", corrected=False),
+    "frechet-real-corrected": _frechet("data", corrected=True),
+    "kernel-real": _kernel("data"),
+    "precision-real": _share("data", "Precision on {}", "precision"),
+    "recall-real": _share("data", "Recall of {}", "recall"),
+    "density-real": _share("data", "Density on {}", "density"),
+    "coverage-real": _share("data", "Coverage of {}", "coverage"),
 }

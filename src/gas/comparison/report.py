@@ -61,7 +61,7 @@ class Report:
         """Return the tables, first that beside a paper's."""
         found = []
         for name in self.measures:
-            found.append(matrix(self.cells, MEASURES[name], paired=name == "mse"))
+            found.append(matrix(self.cells, MEASURES[name]))
             if name == "mse":
                 found.append(differences(self.cells, self.against, MEASURES[name]))
         beside = None if self.published is None else self._beside(self.published)

@@ -19,6 +19,8 @@ __all__ = ["Ruler"]
 
 # Most pixels a side of a kept picture: what a report shows of it.
 _SIDE = 128
+# Counts how often figures of a measurement have come to mean something else: cells with others are measured anew.
+_FIGURES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,8 @@ class Ruler:
 
     def needs(self) -> dict[str, Any]:
         """Return everything that decides a measurement, beside the solver, in plain JSON."""
-        return {"unseen": ends_of(self.yardstick.pairs), "pictures": self.pictures, **self.told}
+        told = {"unseen": ends_of(self.yardstick.pairs), "pictures": self.pictures, "figures": _FIGURES}
+        return {**told, **self.told}
 
     def measure(self, name: str, made: Tensor, nfe: int) -> tuple[Comparison | None, Tensor, Tensor | None]:
         """Return the measurements, the squared error of every sample ``(S,)``, and pictures of the first few.

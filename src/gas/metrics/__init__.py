@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from gas.lazy import submodules_of
-from gas.metrics.bootstrap import Bootstrap, bootstrap, seed_interval
+from gas.metrics.bootstrap import Bootstrap, bootstrap, jackknife, seed_interval
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.criterion import FrechetCriterion
 from gas.metrics.distribution import Distribution, distribution, frechet_interval
@@ -24,6 +24,7 @@ __all__ = [
     "feature_statistics",
     "frechet_distance",
     "frechet_interval",
+    "jackknife",
     "kernel_distance",
     "l1",
     "mean_interval",

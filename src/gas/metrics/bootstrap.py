@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Bootstrap", "bootstrap", "seed_interval"]
+__all__ = ["Bootstrap", "bootstrap", "jackknife", "seed_interval"]
+
+# A statistic of fewer rows than this cannot be told from its noise.
+_LEAST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +69,8 @@ def bootstrap(
     The Fréchet distance of S samples is too large, by about ``1 / S``; a resample is to the sample as
     the sample is to the law, so ``d*`` is too large once more, by about the same. Its percentile interval sits
     two biases above the truth and can miss it always. The basic interval mirrors ``d*`` at ``d``, which takes
-    both away: use :attr:`Bootstrap.basic`. To compare two solvers, compare equal S and seeds instead: the
-    biases cancel.
+    both away, and need not hold ``d`` itself: :func:`jackknife` gives an estimate without the bias and the interval
+    around it. To compare two solvers, compare equal S and seeds instead: the biases cancel.
 
     Resampling repeats rows. A statistic that compares rows of this sample with each other takes a repeat for
     a close neighbour: a kernel distance loses its unbiasedness, the recall of resampled samples and
@@ -108,6 +111,58 @@ def bootstrap(
         rows = torch.randint(len(features), (len(features),), generator=generator)
         replicates[r] = _number(statistic(features[rows.to(features.device)]))
     return Bootstrap(estimate, replicates, level)
+
+
+def jackknife(
+    statistic: Callable[[Tensor], float | Tensor],
+    count: int,
+    *,
+    groups: int = 20,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return a statistic without its bias in the number of samples, and the half width of its interval.
+
+    Rows are divided at random into G groups of equal size. With ``d`` the statistic of all rows and ``d_g`` that of
+    all but group g, the estimate is ``G d - (G - 1) mean_g d_g``, which removes a bias proportional to ``1 / S``,
+    and the half width is ``t sqrt((G - 1) / G sum_g (d_g - mean d_g)^2)`` with Student's t of ``G - 1`` degrees of
+    freedom. The variance is too large on average rather than too small (Efron and Stein), most where the statistic is
+    degenerate, as a distance between equal laws is. No row is ever repeated, unlike in :func:`bootstrap`.
+
+    Args:
+        statistic: one number for the indices ``(K,)`` of the rows that are left.
+        count: number S of rows, at least 4.
+        groups: number G of groups, at least 2; 20 of them cost 21 evaluations of the statistic, and t is 2.09.
+        seed: of the division.
+        level: coverage, within (0, 1).
+
+    Raises:
+        ValueError: for fewer than four rows or two groups, a level outside (0, 1), or a statistic that is not one
+            number.
+
+    References:
+        Quenouille, Biometrika 43 (1956); Efron and Stein, Annals of Statistics 9 (1981); Shao and Wu, Annals of
+        Statistics 17 (1989), for groups.
+
+    >>> x = torch.arange(10.0)
+    >>> estimate, half_width = jackknife(lambda rows: x[rows].var(correction=0), 10, groups=10)  # biased by 9/10
+    >>> round(estimate, 3), round(float(x.var()), 3)
+    (9.167, 9.167)
+    """
+    if count < _LEAST or groups < 2:
+        raise ValueError(f"a jackknife needs at least 4 rows and 2 groups, got {count} and {groups}")
+    _require_level(level)
+    # Two rows at least have to be left, which a covariance needs; of eight rows on, all but one are enough.
+    groups = min(groups, count if count >= 2 * _LEAST else count // 2)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    left = torch.empty(groups, dtype=torch.float64)
+    for g, group in enumerate(order.tensor_split(groups)):
+        rest = torch.ones(count, dtype=torch.bool)
+        rest[group] = False
+        left[g] = _number(statistic(rest.nonzero().flatten()))
+    estimate = groups * _number(statistic(torch.arange(count))) - (groups - 1) * float(left.mean())
+    error = math.sqrt((groups - 1) / groups * float((left - left.mean()).square().sum()))
+    return estimate, _student_quantile(level, groups - 1) * error
 
 
 def seed_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:

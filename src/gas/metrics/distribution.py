@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gas.metrics.bootstrap import bootstrap
+from gas.metrics.bootstrap import jackknife
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from gas.metrics.kernel import kernel_distance
 
 __all__ = ["BRACKETS", "Distribution", "distribution", "frechet_interval"]
 
-# What people have to know to read such intervals.
+# How an interval in brackets is read, wherever one is shown.
 BRACKETS = (
-    "The Frechet distance of few samples is too large. The interval in brackets (95%) has that taken away, and may lie "
-    "below the distance."
+    "Frechet distances with an interval in brackets (95%, jackknife) are corrected for the bias of few samples, which "
+    "makes the plain Frechet distance (FID as published) too large."
 )
+
+# Fewer samples than this have no jackknife.
+_LEAST = 4
 
 _NEIGHBOURS = 5
 _SUBSET = 1000
@@ -30,52 +33,75 @@ class Distribution:
     """How far samples are from a reference as a distribution.
 
     Args:
-        frechet: Frechet distance, with the bias of its number of samples.
-        frechet_interval: 95% interval of the distance, the bias taken away (:attr:`gas.metrics.Bootstrap.basic`), so
-            that it may lie below ``frechet``; it stands for the samples' share of the chance, not the reference's.
+        frechet: Frechet distance as published (FID's formula), too large by the bias of its number of samples.
         kernel: unbiased kernel distance (KID where features are Inception's).
         kernel_std: its standard error ``s sqrt(m / (n - m))``, from the standard deviation s over subsets of m of the
             n samples, which drawn without replacement vary by ``1/m - 1/n`` of what one sample does; where both laws
             are the same it is too large.
         prdc: precision, recall, density and coverage at k = 5, on the first samples of the larger set, as many as the
             smaller has: they depend on both counts. None with 5 samples or fewer.
+        frechet_corrected: the distance without that bias (:func:`frechet_interval`); none of fewer than 4 samples.
+        frechet_interval: 95% interval around ``frechet_corrected``; it stands for the samples' share of the chance, not
+            the reference's, unless they are pairs.
     """
 
     frechet: float
-    frechet_interval: tuple[float, float]
     kernel: float
     kernel_std: float
     prdc: PRDC | None
+    frechet_corrected: float | None = None
+    frechet_interval: tuple[float, float] | None = None
 
 
 def frechet_interval(
-    features: Tensor, reference: FeatureStatistics, *, resamples: int = 100
-) -> tuple[float, tuple[float, float]]:
-    """Return the Frechet distance of features ``(S, F)`` to a reference and its basic 95% bootstrap interval."""
-    found = bootstrap(
-        lambda rows: frechet_distance(feature_statistics(rows), reference), features, resamples=resamples
-    )
-    low, high = found.basic
-    return found.estimate, (max(0.0, low), max(0.0, high))
+    features: Tensor, reference: FeatureStatistics | Tensor, *, groups: int = 20
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the Frechet distance without its bias in the number of samples, and the 95% interval around it.
+
+    Both are the jackknife's (:func:`gas.metrics.jackknife`), cut off at zero, where no distance is less: the estimate
+    always lies within the interval. The bias is removed to first order in ``1 / S``; with fewer than about three
+    samples a feature some of it stays, or a little too much is removed.
+
+    Args:
+        features: ``(S, F)`` of the samples. Of fewer than 4 there is no jackknife: both are none.
+        reference: statistics to hold them against, taken as exact; or features ``(S, F)`` of the teacher's samples of
+            the same noise, row by row, which are left out together with their partners.
+        groups: that are left out in turn.
+    """
+    if len(features) < _LEAST:
+        return None, None
+
+    def distance(rows: Tensor) -> float:
+        other = reference if isinstance(reference, FeatureStatistics) else feature_statistics(reference[rows])
+        return frechet_distance(feature_statistics(features[rows]), other)
+
+    estimate, half_width = jackknife(distance, len(features), groups=groups)
+    return max(0.0, estimate), (max(0.0, estimate - half_width), max(0.0, estimate + half_width))
 
 
-def distribution(fake: Tensor, real: Tensor, *, resamples: int = 100) -> Distribution:
+def distribution(fake: Tensor, real: Tensor, *, paired: bool = False) -> Distribution:
     """Compare features of samples ``(M, F)`` with those of a reference ``(N, F)``.
 
     Args:
         fake: of the samples, M >= 2.
         real: of the teacher or of real data, N >= 2.
-        resamples: of the bootstrap.
+        paired: whether row k of both comes from the same noise, as a solver's and its teacher's samples do. They are
+            not independent then, and the interval of the Frechet distance leaves them out together.
 
     Raises:
-        ValueError: for features that are not two finite matrices of one width.
+        ValueError: for features that are not two finite matrices of one width, or pairs of unequal number.
     """
+    if paired and len(fake) != len(real):
+        raise ValueError(f"paired features must be as many, row by row, got {len(fake)} and {len(real)}")
     reference, fewer = feature_statistics(real), min(len(fake), len(real))
     size = min(_SUBSET, max(2, fewer // 2))
     kernel = kernel_distance(fake, real, subset_size=size, subsets=_SUBSETS)
+    corrected, interval = frechet_interval(fake, real if paired else reference)
     return Distribution(
-        *frechet_interval(fake, reference, resamples=resamples),
-        kernel.estimate,
-        kernel.std * math.sqrt(size / max(1, fewer - size)),
-        prdc(fake[:fewer], real[:fewer], k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
+        frechet=frechet_distance(feature_statistics(fake), reference),
+        kernel=kernel.estimate,
+        kernel_std=kernel.std * math.sqrt(size / max(1, fewer - size)),
+        prdc=prdc(fake[:fewer], real[:fewer], k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
+        frechet_corrected=corrected,
+        frechet_interval=interval,
     )

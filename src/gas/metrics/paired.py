@@ -9,7 +9,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-__all__ = ["l1", "mean_interval", "mse", "psnr"]
+__all__ = ["l1", "mean_interval", "mean_psnr", "mse", "psnr"]
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -62,6 +62,19 @@ def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     if not 0 < data_range < math.inf:
         raise ValueError(f"data_range must be a positive number (2 for images in [-1, 1]), got {data_range}")
     return 20 * math.log10(data_range) - 10 * mse(a, b).log10()
+
+
+def mean_psnr(errors: Tensor, data_range: float | None) -> float | None:
+    """Return the mean over samples of ``10 log10(data_range^2 / mse_k)`` in dB, of their squared errors ``(S,)``.
+
+    The logarithm comes before the mean, so that a few bad samples do not decide it as they decide a mean squared error.
+
+    Returns:
+        None without a range, and where a sample has no error, whose ratio is infinite.
+    """
+    if data_range is None or not bool((errors > 0).all()):
+        return None
+    return 20 * math.log10(data_range) - 10 * float(errors.double().log10().mean())
 
 
 def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gas.report.bars import error_bars
 from gas.report.style import ACCENT, GREY, GRID, MUTED, Sheet, text_width, wrap
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def error_plot(
 ) -> Path:
     """Draw error over NFE, both logarithmic, one line a solver, and save it as a PNG.
 
-    Solvers are named at the ends of their lines where the names have room, else in a legend.
+    Solvers are named at the ends of their lines where the names have room, else in a legend. Where all have the same
+    single NFE there is no line to draw: :func:`gas.report.bars.error_bars` draws a bar for each.
 
     Args:
         path: the PNG file to write; whole or absent.
@@ -51,6 +53,14 @@ def error_plot(
         ModuleNotFoundError: when matplotlib is not installed.
     """
     _check(curves, highlight, scale)
+    nfes = {nfe for curve in curves.values() for nfe in curve}
+    if len(nfes) == 1:
+        (nfe,) = nfes
+        heading = f"{title}, {nfe} network evaluations"
+        bars = {name: curve[nfe] for name, curve in curves.items()}
+        return error_bars(
+            path, bars, title=heading, label=ylabel, note=note, highlight=highlight, scale=scale
+        )
     small = wrap(note, _WIDTH - 2 * _MARGIN, 11)
     margin = _MARGIN + round(max(text_width(name, 12, bold=True) for name in curves)) + 26
     sheet = Sheet(_WIDTH, _TOP + _PLOT + 56 + (16 * len(small) + 4 if small else 0), scale)

@@ -44,6 +44,7 @@ class ZooModel:
 
     schedule = EDMasVP(t_end=1e-3, sigma_min=0.002, sigma_max=80.0)
     t_end = 1e-3
+    data_range = 2.0  # images in [-1, 1]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
