@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gas import discriminator
 from gas.discriminator import CIFAR10, DIGITS, FFHQ64, MNIST, R3GANDiscriminator, latent, load_discriminator
 
 GOLDEN = Path(__file__).parent / "golden" / "r3gan_discriminator_tiny.safetensors"
@@ -333,7 +332,3 @@ def test_almost_a_discriminator(change: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no R3GAN discriminator") as caught:
         load_discriminator(tmp_path / "critic.safetensors")
     assert "\n" not in str(caught.value)
-
-
-def test_public_names() -> None:
-    assert all(hasattr(discriminator, name) for name in discriminator.__all__)

@@ -13,7 +13,7 @@ from gas.interpolate import form_of, interpolated, table_of_form
 from gas.learned import GeneralizedSolver
 from gas.losses import l2
 from gas.schedule import Flow, VPLinear
-from gas.start import evaluate, surely_better, surely_positive
+from gas.start import evaluate, surely_positive
 from gas.table import Table
 
 
@@ -104,6 +104,10 @@ def test_a_file_says_what_is_interpolated_and_refuses_outside(tmp_path):
     bare = gas.save(tmp_path / "t.json", [classical(MODEL.schedule, 3), classical(MODEL.schedule, 5)])
     with pytest.raises(ValueError, match="does not say its schedule"):
         bare.table(4, interpolate=True)
+
+
+def surely_better(model, pairs, table, other, loss):
+    return surely_positive(evaluate(model, pairs, other, loss) - evaluate(model, pairs, table, loss))
 
 
 def test_better_by_chance_is_not_surely_better():

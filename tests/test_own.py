@@ -6,7 +6,7 @@ from torch import nn
 
 import gas
 from doubles import Gaussian, Mixture
-from gas.model import Model, labels_of_seeds, weights_hash
+from gas.model import labels_of_seeds, weights_hash
 
 
 class Network(nn.Module):
@@ -26,7 +26,6 @@ class Network(nn.Module):
 def test_pairs_learning_file_and_samples(tmp_path):
     schedule, network = gas.VPLinear(), Network().eval().requires_grad_(False)
     model = gas.OwnModel(gas.denoise.NoiseDenoiser(network, schedule), schedule, (2, 3), weights=network)
-    assert isinstance(model, Model)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=model.t_end)
     spec = gas.PairsSpec(range(96), teacher.config())
     for _ in gas.write_pairs(model, teacher.table(schedule), tmp_path / "pairs", spec):

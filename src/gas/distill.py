@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from gas.adversary import Adversary
 from gas.catalogue import Classical
@@ -18,7 +18,7 @@ from gas.model import Model
 from gas.optimizers import Adam, Diverged, GaussNewton
 from gas.pairs import Pairs
 from gas.race import ROUNDING, Race, Raced, Started
-from gas.start import Measured, evaluate, surely_better
+from gas.start import Measured, evaluate, surely_positive
 from gas.table import Table, table_of
 
 __all__ = ["FINISH", "STATE", "Distilled", "Heard", "Report", "against", "distill"]
@@ -38,7 +38,8 @@ class Distilled:
     ``evaluations`` are all network evaluations: of ranking, race, training and every validation, as
     :class:`gas.FitRecord` counts.
     With an adversary, ``criterion`` is its criterion before it and at the best after, equal where nothing came nearer;
-    ``loss`` is then no promise, and ``stopped`` says why the training ended early, if it did.
+    ``loss`` is then no promise, and ``stopped`` says why the training ended early, if it did. ``losses`` are
+    ``(S,)``, of each validation pair; none where nothing had to be learned.
     """
 
     nfe: int
@@ -50,6 +51,7 @@ class Distilled:
     evaluations: int
     stopped: str = ""
     criterion: tuple[float, float] | None = None
+    losses: Tensor | None = field(default=None, compare=False)
 
     def table(self) -> Table:
         """Return the table to sample with, without gradient."""
@@ -122,17 +124,21 @@ def distill(
     evaluations += spent + 2 * len(validation) * nfe
     result: nn.Module | Table = learned
     classical = chosen.best.table(model.schedule)
-    if not surely_better(model, validation, learned().detach(), classical, loss_by_name(loss)):
-        result, best_loss = classical, chosen.best_loss
+    losses, before = (
+        evaluate(model, validation, table, loss_by_name(loss)) for table in (learned().detach(), classical)
+    )
+    if not surely_positive(before - losses):
+        result, best_loss, losses = classical, chosen.best_loss, before
     if adversary is None or not adversary.speaks():
-        yield Distilled(nfe, result, *known, best_loss, evaluations)
+        yield Distilled(nfe, result, *known, best_loss, evaluations, losses=losses)
         return
     if isinstance(result, Table):
         learned = GeneralizedSolver.from_table(model.schedule, result, model.t_end, theory=theory)
     heard = yield from against(adversary, learned, model, pairs, validation, loss, _file(state, nfe, "-gas"))
-    best_loss = float(evaluate(model, validation, learned().detach(), loss_by_name(loss)).mean())
+    losses = evaluate(model, validation, learned().detach(), loss_by_name(loss))
     evaluations += heard.evaluations + len(validation) * nfe
-    yield Distilled(nfe, learned, *known, best_loss, evaluations, heard.stopped, heard.criterion)
+    ended = (heard.stopped, heard.criterion, losses)
+    yield Distilled(nfe, learned, *known, float(losses.mean()), evaluations, *ended)
 
 
 class Heard(NamedTuple):

@@ -20,7 +20,7 @@ from gas.pairs import Pairs
 from gas.sample import sample
 from gas.table import Table
 
-__all__ = ["Measured", "evaluate", "finite_loss", "rank_classical", "surely_better", "surely_positive"]
+__all__ = ["Measured", "evaluate", "finite_loss", "rank_classical", "surely_positive"]
 
 # Gains of which resamples vary too little.
 _FEW = 16
@@ -87,13 +87,6 @@ def evaluate(
 ) -> Tensor:
     """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's."""
     return _Runner(model, pairs, loss, batch).losses(table)
-
-
-def surely_better(
-    model: Model, pairs: Pairs, table: Table, other: Table, loss: Callable[[Tensor, Tensor], Tensor]
-) -> bool:
-    """Whether a solver's mean loss is below another's by more than chance, pair by pair."""
-    return surely_positive(evaluate(model, pairs, other, loss) - evaluate(model, pairs, table, loss))
 
 
 def surely_positive(gains: Tensor) -> bool:
