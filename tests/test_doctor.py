@@ -7,11 +7,14 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import inception
 import standins
+from gas.cli.doctor import _files
 from gas.presets import PRESETS, cost
 from gas.presets.cost import RATES, Unit, counted, totals
 from gas.presets.files import find_files, layout
@@ -89,7 +92,8 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
     standins.write_weights(preset, tmp_path)
     words = ["doctor", "--preset", "cifar10", "--preset-weights", tmp_path, "--nfe", 4]
     standins.write_lpips(tmp_path)
-    network, critic, *loss = json.loads(run(*words, "--json").stdout)["files"]
+    network, critic, *loss, features, reference = json.loads(run(*words, "--json").stdout)["files"]
+    assert (features["state"], reference["state"]) == ("missing", "missing")
     assert {row["state"] for row in (network, critic, *loss)} == {"whole"}
     assert [row["expected sha256"] for row in loss] == ["begins with 397923af", "unknown"]
     assert [row["holds"] for row in loss] == ["weights, 1,888 numbers", "weights, 20 numbers"]
@@ -115,14 +119,29 @@ def test_files_are_listed_without_diffusers(
     cost._counts.cache_clear()
     words = ["doctor", "--preset", name, "--preset-weights", folder]
     told = json.loads(run(*words, "--json").stdout)
-    assert (
-        {row["state"] for row in told["files"]} == {"whole"} and told["cost"] == [] and told["unit"] is None
-    )
+    own = [row for row in told["files"] if row["role"] not in ("features", "reference", "images")]
+    assert {row["state"] for row in own} == {"whole"} and told["cost"] == [] and told["unit"] is None
     assert "pip install 'gas-solver[diffusers]'" in told["not counted"]
     shown = run(*words)
     assert "whole" in shown.stdout and "cost and expected size are not told" in shown.stderr
     assert "gas-solver[diffusers]" in shown.stderr
     assert "needs diffusers" in refused(*words, "--measure")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_a_preset_is_measured_by_is_listed(name: str, tmp_path: Path) -> None:
+    """FID needs Inception's weights and real data's statistics, as much as training needs its files."""
+    *_, features, real = _files(PRESETS[name], tmp_path, None)
+    assert features["role"] == "features" and features["expected sha256"] == "begins with 6726825d"
+    assert features["source"].endswith(features["file"]) and features["needed for"] == "FID"
+    assert real["role"] == ("images" if name in ("lsun", "imagenet") else "reference")
+    assert real["state"] == "missing" and real["place"] == str(tmp_path / real["file"])
+    assert real["source"] != "unknown"
+    torch.save(inception.weights(divide=16), tmp_path / features["file"])
+    np.savez(tmp_path / real["file"], mu=np.zeros(128), sigma=np.eye(128))
+    *_, features, real = _files(PRESETS[name], tmp_path, None)
+    assert features["state"] == real["state"] == "whole"
+    assert features["holds"].startswith("Inception-v3, ") and real["holds"] == "statistics of 128 features"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import gas
 import inception
 import standins
+from gas.cli import app
 from gas.features import extractor_by_name
 from gas.features.real import RealImages
 from gas.metrics import distribution
@@ -58,6 +60,36 @@ def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path)
         seen.add(row["solver"])
 
 
+@pytest.mark.parametrize("measure", ["", "--features dinov2 --weights w --reference r.npz"])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_printed_command_measures_what_its_cell_shows(name: str, measure: str, tmp_path: Path) -> None:
+    """Parsed as the command line parses it, each command has the features and the data that its figure needs."""
+    words = ["--preset-weights", tmp_path / "w", *(["--measure", measure] if measure else [])]
+    told = json.loads(run("reproduce", name, "--results", tmp_path, "--json", *words).stdout)["cells"]
+    commands = typer.main.get_command(app).commands
+    for row in told:
+        train, rest = row["command"].split(" && ")
+        evaluate, _, _ = rest.partition(" > ")
+        for text, parsed in ((train, {}), (evaluate, {})):
+            _, command, *options = shlex.split(text)
+            parsed |= commands[command].make_context(command, options).params
+        if measure:
+            assert (parsed["features"], parsed["reference"], parsed["real"]) == (
+                "dinov2",
+                Path("r.npz"),
+                None,
+            )
+            continue
+        assert parsed["features"] == "inception"
+        assert parsed["weights"] == tmp_path / "w" / "pt_inception-2015-12-05-6726825d.pth"
+        assert parsed["reference"].parent == tmp_path / "w" and parsed["reference"].suffix == ".npz"
+        if row["metric"] != "FID":
+            assert parsed["real"] == parsed["reference"] and parsed["real"].name.startswith("VIRTUAL_")
+        # What it needs and is not there is said, and told by gas doctor with where to get it.
+        missing = row["state"].removeprefix("missing; needs ").split(", ")
+        assert {parsed["weights"].name, parsed["reference"].name} <= set(missing)
+
+
 def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
     rows = [
         {"name": "dpmpp-3m / log_snr", "nfe": 4, "frechet_data": 46.5},
@@ -83,7 +115,8 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
     )
     assert "1,000 samples, the paper 50,000" in found["GS", 6]["state"] and found["GS", 8]["ours"] is None
     assert found["GAS", 6]["state"] == (
-        "missing; needs edm-cifar10-32x32-uncond-vp.pkl, R3GAN-CIFAR10.pkl, vgg16-397923af.pth, lpips-vgg.pth"
+        "missing; needs edm-cifar10-32x32-uncond-vp.pkl, R3GAN-CIFAR10.pkl, vgg16-397923af.pth, lpips-vgg.pth, "
+        "pt_inception-2015-12-05-6726825d.pth, cifar10-32x32.npz"
     )
     text = run("reproduce", "table2a", "--results", tmp_path, "--markdown", tmp_path / "t.md").stdout
     assert "GS 4 FID 4.41 4.50 +0.09" in " ".join(text.split())

@@ -99,11 +99,17 @@ def _of_preset(preset: Preset, weights: Path | None, unit: Unit | None, nfes: li
 def _files(preset: Preset, weights: Path | None, parameters: int | None) -> list[dict[str, str]]:
     """Look at every file of a preset: where it is or should be, and what it holds."""
     from gas.files import sha256
-    from gas.presets.files import find_files, layout, weights_folder
+    from gas.presets.files import find_files, find_measuring_files, layout, weights_folder
 
     told = []
-    for found in find_files(preset, weights_folder(weights)):
-        row = {"role": found.file.role, "file": found.file.name, "what": found.file.what}
+    folder = weights_folder(weights)
+    for found in (*find_files(preset, folder), *find_measuring_files(preset, folder)):
+        row = {
+            "role": found.file.role,
+            "file": found.file.name,
+            "what": found.file.what,
+            "needed for": found.file.needed_for,
+        }
         if found.path is None:
             row |= {"state": "missing", "place": str(found.looked[0]), "source": found.file.source}
         else:

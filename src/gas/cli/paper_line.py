@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gas.paper import Cell
-    from gas.presets import Preset
+    from gas.presets import Found, Preset
     from gas.presets.preset import Objective
 
 __all__ = ["Line", "More"]
@@ -82,13 +82,33 @@ class Line:
         baselines = ["--baselines", _BASELINES if self.cell.preset == "cifar10" else ""]
         return [
             [*train, *words, "--out", str(self.solver)],
-            [*evaluate, *words, *baselines, *self.more.measure, "--json"],
+            [*evaluate, *words, *baselines, *self.measure(), "--json"],
         ]
 
     def command(self) -> str:
         """The commands as people type them."""
         train, evaluate = (" ".join(["gas", *map(shlex.quote, words)]) for words in self.commands())
         return f"{train} && {evaluate} > {shlex.quote(str(self.result))}"
+
+    def measure(self) -> list[str]:
+        """Words that name what the cell's figure is measured in and against: those given, or the preset's own files."""
+        if self.more.measure:
+            return list(self.more.measure)
+        words = []
+        for found in self._measuring_files():
+            place = str(found.path or found.looked[0])
+            options = {
+                "features": ["--features", "inception", "--weights"],
+                "reference": ["--reference"],
+                "images": ["--real", place, "--reference"],
+            }
+            words += [*options[found.file.role], place]
+        return words
+
+    def _measuring_files(self) -> list[Found]:
+        from gas.presets import find_measuring_files, weights_folder
+
+        return find_measuring_files(self.preset, weights_folder(self.more.weights))
 
     def check(self) -> None:
         """Refuse a solver that lies where this cell's belongs and was trained with other settings.
@@ -121,6 +141,7 @@ class Line:
         folder = weights_folder(self.more.weights)
         found = [one for one in find_files(self.trained, folder) if one.file.role in wanted]
         found += [one for one in find_files(self.preset, folder) if one.file.role in ("network", "prompts")]
+        found += [] if self.more.measure else self._measuring_files()
         return list(dict.fromkeys(one.file.name for one in found if one.path is None))
 
 

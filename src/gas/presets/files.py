@@ -12,7 +12,7 @@ from torch import Tensor
 from gas.presets.preset import Preset
 
 __all__ = ["ENVIRONMENT", "File", "Found", "files_of", "find_files", "layout", "need", "prompts_of"]
-__all__ += ["weights_folder"]
+__all__ += ["find_measuring_files", "measuring_files_of", "weights_folder"]
 
 ENVIRONMENT = "GAS_WEIGHTS"
 
@@ -32,9 +32,30 @@ _SOURCES = {
     "lpips-vgg.pth": "lpips/weights/v0.1/vgg.pth of the package lpips, under this name",
     "prompts.txt": "captions of MS-COCO's validation set, one a line, in the order of the seeds",
 }
+_INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+_SOURCES[_INCEPTION] = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_INCEPTION}"
+_ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
+# What samples of a preset are measured against, with where it is published.
+_REFERENCES = {
+    **{
+        name: (
+            f"{name}-{size}x{size}.npz",
+            f"https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/{name}-{size}x{size}.npz",
+        )
+        for name, size in (("cifar10", 32), ("ffhq", 64), ("afhqv2", 64))
+    },
+    "lsun": ("VIRTUAL_lsun_bedroom256.npz", _ADM + "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz"),
+    "imagenet": ("VIRTUAL_imagenet256_labeled.npz", _ADM + "imagenet/256/VIRTUAL_imagenet256_labeled.npz"),
+    "coco": (
+        "coco-val2014-512.npz",
+        "made by gas statistics --images of MS-COCO's validation images, 512 x 512",
+    ),
+}
+# Reference batches hold their images too, which precision, recall, density and coverage need.
+_WITH_IMAGES = "VIRTUAL_"
 _UNKNOWN = "unknown"
 # torchvision writes the first digits of a file's checksum into its name.
-_CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af"}
+_CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af", _INCEPTION: "begins with 6726825d"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,8 @@ class File:
 
     Attributes:
         name: under the folder of weights.
-        role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``.
+        role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``; of measuring ``"features"``,
+            ``"reference"`` (statistics) or ``"images"`` (the same with real images).
         what: it should be, in words.
         needed_for: in words.
         source: where it is published.
@@ -93,6 +115,21 @@ def files_of(preset: Preset) -> list[File]:
         told = "a UTF-8 file of one prompt a line"
         found.append(File("prompts.txt", "prompts", told, "everything", _source("prompts.txt")))
     return found
+
+
+def measuring_files_of(preset: Preset) -> list[File]:
+    """Return the files that a preset's metric needs: Inception's weights, and statistics or images of real data."""
+    name, source = _REFERENCES[preset.name]
+    told = "Inception-v3 of FID, as pytorch-fid has it"
+    features = File(_INCEPTION, "features", told, "FID", _source(_INCEPTION), _CHECKSUMS[_INCEPTION])
+    images = name.startswith(_WITH_IMAGES)
+    needed = "FID, recall and coverage" if images else "FID"
+    return [features, File(name, "images" if images else "reference", preset.reference, needed, source)]
+
+
+def find_measuring_files(preset: Preset, folder: Path) -> list[Found]:
+    """Look for what a preset's metric needs, as :func:`find_files` does."""
+    return [_find(file, preset, folder) for file in measuring_files_of(preset)]
 
 
 def find_files(preset: Preset, folder: Path) -> list[Found]:
@@ -152,6 +189,15 @@ def layout(found: Found) -> str:
         from gas.discriminator import load_discriminator
 
         return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
+    if role in ("reference", "images"):
+        from gas.metrics.statistics import read_statistics
+
+        return f"statistics of {len(read_statistics(path).mean):,} features"
+    if role == "features":
+        from gas.features import Inception
+        from gas.features.state import read_state
+
+        return _size(Inception(read_state(path)).state_dict().values(), "Inception-v3")
     if role.startswith("loss"):
         from gas.features.state import read_state
 
