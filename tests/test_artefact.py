@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -221,6 +222,21 @@ def test_ten_lines_of_numpy_sample_the_same(tmp_path, numpy_sampler, schedule):
         expected = sample(model.denoise, start, load(path).table(solver["nfe"]))
         made = torch.from_numpy(numpy_sampler.sample(denoise, start.numpy(), solver))
         torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ten_lines_of_numpy_with_denoisers_that_write_in_place(numpy_sampler):
+    solver = json.loads(save(None, learned(VPLinear(), 4)).document.model_dump_json())["solvers"][0]
+    start, buffer = np.linspace(-1, 1, 5), np.empty(5)
+
+    def written_to(memory):
+        def denoise(x, t):
+            return np.tanh(x + t, out=x if memory is None else memory)
+
+        return denoise
+
+    expected = numpy_sampler.sample(lambda x, t: np.tanh(x + t), start.copy(), solver)
+    for memory in (None, buffer):
+        assert np.array_equal(numpy_sampler.sample(written_to(memory), start.copy(), solver), expected)
 
 
 def test_the_ten_lines_stand_alone(tmp_path, numpy_sampler, capsys):

@@ -47,6 +47,35 @@ def node(*words):
     return subprocess.run([NODE, *map(str, words)], capture_output=True, text=True, timeout=60)
 
 
+# Prints, for every NFE, the sample of one denoiser in three ways: with answers of their own, in place, in one buffer.
+ALIASING = """
+const { entry, sample } = await import(process.argv[1]);
+const [path, nfes] = process.argv.slice(2);
+const answer = (value, t) => Math.sin(2 * value + t), first = Float64Array.of(-1.5, 0.2, 1.1), buffer = first.slice();
+const ways = [
+  (x, t) => x.map((value) => answer(value, t)),
+  (x, t) => { x.forEach((value, i) => (x[i] = answer(value, t))); return x; },
+  (x, t) => { x.forEach((value, i) => (buffer[i] = answer(value, t))); return buffer; },
+];
+const made = [];
+for (const nfe of JSON.parse(nfes)) {
+  const each = [];
+  for (const denoise of ways) each.push(Array.from(await sample(denoise, first, entry(path, nfe))));
+  made.push(each);
+}
+console.log(JSON.stringify(made));
+"""
+
+
+@needs_node
+def test_javascript_with_denoisers_that_write_in_place(path):
+    words = [path, json.dumps(load(path).nfes)]
+    result = node("--input-type=module", "-e", ALIASING, SAMPLER.as_uri(), *words)
+    assert result.returncode == 0, result.stderr
+    for plain, in_place, buffered in json.loads(result.stdout):
+        assert plain == in_place == buffered
+
+
 @needs_node
 @pytest.mark.parametrize(
     ("array", "dtype"), [("Float64Array", torch.float64), ("Float32Array", torch.float32)]
