@@ -335,6 +335,13 @@ def test_every_measure_with_a_better_end_can_tell_solvers_apart():
             assert measure.losses is not None or measure.chance(found) is not None, name
 
 
+def test_people_get_the_median_and_the_psnr_beside_the_mean():
+    cells = [replace(c, comparison=replace(c.comparison, mse_median=0.4)) for c in CELLS]
+    titles = [table.title for table in Report("t", [], "c", cells).headline()]
+    assert titles == [MEASURES[name].title for name in ("mse", "mse-median", "psnr")]
+    assert [t.title for t in Report("t", [], "c", cells, ("l1",)).headline()] == [MEASURES["l1"].title]
+
+
 def test_differences_are_sample_by_sample():
     table = differences(CELLS, "best", MEASURES["mse"])
     assert table.nfes == [4]

@@ -4,6 +4,7 @@ import itertools
 import struct
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from PIL import Image
 
 from gas.report import error_plot, sample_grid, times_plot
 from gas.report.errors import _spread
-from gas.report.style import ACCENT, text_width, wrap
+from gas.report.style import ACCENT, MUTED, text_width, wrap
 from gas.schedule import Flow, VPLinear
 
 RED, GREEN, BLUE = (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0)
@@ -161,7 +162,7 @@ def test_times_plot_takes_any_mix_of_series(tmp_path):
     "curves",
     [
         CURVES,
-        {"one": {4: 0.5}},
+        {"one": {4: 0.5, 5: 0.4}},
         {"same": {1: 1e-3, 2: 1e-3}, "too": {1: 1e-3, 2: 1e-3}},
         {"short": {4: 0.1}, "long": {4: 0.2, 1000: 1e-9}},
         {f"solver {n}": {4: 0.1, 8: 0.01} for n in range(8)},
@@ -172,6 +173,24 @@ def test_error_plot_draws_any_curves(tmp_path, curves):
     picture = pixels(tmp_path / "e.png")
     assert picture.shape[1] == 1800 and 800 < picture.shape[0] < 1200
     assert len(accent(picture)) > 0
+
+
+@pytest.mark.parametrize("curves", [{"A": {4: 0.02}, "GS": {4: 0.01}}, {"GS": {4: 1e-9}}])
+def test_errors_at_one_nfe_are_bars(curves, tmp_path):
+    """Lengths are in proportion from zero: of twice the error, a bar of twice the length."""
+    path = error_plot(tmp_path / "bars.png", curves, highlight="GS")
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+    def longest(color):
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        rows = (
+            np.abs(pixels - wanted).sum(axis=2) < 12
+        )  # numbers and names have the colour too: the longest run counts
+        return max(len(list(run)) for row in rows for alike, run in itertools.groupby(row) if alike)
+
+    if len(curves) == 2:
+        assert longest(MUTED[0]) == pytest.approx(2 * longest(ACCENT), rel=0.02)
+    assert longest(ACCENT) > 500
 
 
 def test_a_smaller_error_is_drawn_lower(tmp_path):

@@ -144,7 +144,7 @@ def compare(
     if json:
         print_json([cell.row() for cell in cells])
         return
-    for table in report.matrices()[:1]:
+    for table in report.headline():
         listed = [[label, *(entry.text for entry in entries)] for label, entries in table.rows]
         print_table(table.title, ["solver", *map(str, table.nfes)], listed, strong="GAS")
 
