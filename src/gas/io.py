@@ -11,14 +11,36 @@ import reprlib
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeGuard
 
 import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-__all__ = ["CHECKSUM", "brief", "open_regular", "parse_json", "read_bytes", "read_json", "read_text"]
-__all__ += ["sealed", "unsealed"]
+__all__ = [
+    "CHANGED",
+    "CHECKSUM",
+    "brief",
+    "check_sides",
+    "one_line",
+    "open_regular",
+    "open_tensors",
+    "parse_json",
+]
+__all__ += [
+    "parts_checksum",
+    "read_bytes",
+    "read_json",
+    "read_tensors",
+    "read_text",
+    "sealed",
+    "sealed_metadata",
+]
+__all__ += ["unsealed", "warn_unsealed", "whole_numbers"]
 
 # A table of NFE 1000, the most that a solver file may hold, is a million numbers in 20 MB.
 JSON_BYTES, JSON_VALUES = 24 << 20, 2_000_000
@@ -254,3 +276,144 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_canonical(part) for part in value]
     return value
+
+
+# --- safetensors ----------------------------------------------------------------------------------------
+
+# Stable Diffusion XL's U-Net has 1,680 tensors and a header of 240 kB.
+_HEADER_BYTES = 4 << 20
+# An empty tensor costs a file nothing, whatever its other sides are; loops over them cost time.
+_SIDE_OF_EMPTY = 1 << 16
+DIMENSIONS = 16
+_WIDTHS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+
+
+@contextmanager
+def open_tensors(path: str | Path, most: int | None = None) -> Iterator[Any]:
+    """Open a safetensors file whose header holds: ``metadata()``, ``keys()``, ``get_tensor()`` and ``get_slice()``.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: why it is refused: damaged, cut short, shapes that are not those of its bytes. The caller says
+            which file.
+    """
+    with open_regular(path, most) as file:
+        _check_header(file, os.fstat(file.fileno()).st_size)
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def read_tensors(
+    path: str | Path, most: int | None = None, *, ours: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file, whose checksum holds if it has one.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        ours: it was written by this library, so warn where it has no checksum.
+
+    Raises:
+        OSError, ValueError: as :func:`open_tensors`, and when the file was changed since it was written.
+    """
+    with open_tensors(path, most) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    known = metadata.pop(CHECKSUM, None)
+    if known is None and ours:
+        warn_unsealed(str(path))
+    if known is not None and known != _tensors_checksum(tensors, metadata):
+        raise ValueError(f"it {CHANGED}")
+    return tensors, metadata
+
+
+def sealed_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file with the checksum of both, names in order."""
+    rest = {name: text for name, text in sorted(metadata.items()) if name != CHECKSUM}
+    return {**rest, CHECKSUM: _tensors_checksum(tensors, rest)}
+
+
+def _tensors_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    parts = {name: (str(x.dtype), list(x.shape), _bytes_of(x)) for name, x in tensors.items()}
+    return parts_checksum(parts, metadata)
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def parts_checksum(parts: Mapping[str, tuple[str, list[int], Any]], metadata: Mapping[str, str]) -> str:
+    """Return the checksum of arrays, each by its type, shape and bytes, and of texts."""
+    digest = hashlib.sha256(json.dumps(dict(sorted(metadata.items()))).encode())
+    for name, (kind, shape, data) in sorted(parts.items()):
+        digest.update(json.dumps([name, kind, shape]).encode())
+        digest.update(data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _check_header(file: BinaryIO, size: int) -> None:
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError("it is cut short, or no safetensors file")
+    if length > _HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes, more than {_HEADER_BYTES:,}")
+    header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata is not text by name")
+    for name, entry in header.items():
+        _check_entry(name, entry, size - 8 - length)
+
+
+def _check_entry(name: str, entry: Any, size: int) -> None:
+    """Refuse a tensor whose shape is not that of its bytes."""
+    width = _WIDTHS.get(str(entry.get("dtype"))[:16]) if isinstance(entry, dict) else None
+    if width is None:
+        raise ValueError(f"tensor {brief(name)} is {brief(entry)}, which is no tensor of a known type")
+    shape, ends = entry.get("shape"), entry.get("data_offsets")
+    if not whole_numbers(shape, DIMENSIONS) or not whole_numbers(ends, 2) or len(ends) != 2:
+        raise ValueError(
+            f"tensor {brief(name)} has no plain shape and place: {brief(shape)} at {brief(ends)}"
+        )
+    if not ends[0] <= ends[1] <= size or math.prod(shape) * width != ends[1] - ends[0]:
+        raise ValueError(
+            f"tensor {brief(name)} of shape {brief(shape)} is not in the file: it is cut short or damaged"
+        )
+    check_sides(shape)
+
+
+def whole_numbers(value: Any, most: int) -> TypeGuard[Sequence[int]]:
+    """Whether a value from a file is a list of at most ``most`` whole numbers from 0 up."""
+    plain = isinstance(value, (list, tuple)) and len(value) <= most
+    return plain and all(type(x) is int and x >= 0 for x in value)
+
+
+def check_sides(shape: Sequence[int]) -> None:
+    """Refuse an empty tensor of very many rows: nothing in the file bounds them.
+
+    Raises:
+        ValueError: names the shape.
+    """
+    if 0 in shape and max(shape) > _SIDE_OF_EMPTY:
+        raise ValueError(
+            f"a tensor of shape {brief(list(shape))} is empty and has more than {_SIDE_OF_EMPTY:,} rows"
+        )
+
+
+def one_line(error: BaseException, most: int = 160) -> str:
+    """Return the text of an error in one line of at most ``most`` characters."""
+    return " ".join(str(error)[: 4 * most].split())[:most] or type(error).__name__

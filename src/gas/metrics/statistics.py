@@ -7,15 +7,17 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from gas import processes
+from gas.archives import check_arrays, open_zip, read_array, sealed_arrays
 from gas.files import in_order, write_bytes
+from gas.io import CHECKSUM, one_line, read_tensors, sealed_metadata, warn_unsealed
 from gas.metrics.frechet import FeatureStatistics, extract
 
 __all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
@@ -24,6 +26,9 @@ __all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_stati
 _UNSAID = 2
 # What our own say of their features.
 _SAID = ("features", "features_of", "weights_sha256")
+# Features of the widest space in use (VGG-16's); a covariance then has 128 MB.
+_WIDEST = 4096
+_TEXT = 4096  # bytes of a text
 
 
 def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
@@ -86,7 +91,7 @@ def save_statistics(
         arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
         arrays["count"] = np.array(statistics.count)
         arrays |= {name: np.array(text) for name, text in (told or {}).items()}
-        return write_bytes(path, _archive(arrays))
+        return write_bytes(path, _archive(sealed_arrays(arrays)))
     if path.suffix != ".safetensors":
         raise ValueError(f"statistics go to a .safetensors or .npz file, got {path.name}")
     tensors = {
@@ -94,7 +99,7 @@ def save_statistics(
         "cov": statistics.cov.contiguous(),
         "count": torch.tensor(statistics.count),
     }
-    return write_bytes(path, in_order(save(tensors, dict(told or {}))))
+    return write_bytes(path, in_order(save(tensors, sealed_metadata(tensors, told or {}))))
 
 
 def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> FeatureStatistics:
@@ -104,12 +109,15 @@ def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> 
         path: the file.
         told: of which features they must be, where the file says of which they are.
 
+    Warns:
+        UserWarning: when one of ours has no checksum.
+
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is damaged, holds no statistics, or those of other features.
+        ValueError: when it is damaged or was changed, holds no statistics, or those of other features.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no statistics at {path}")
     found, said = _of_safetensors(path) if path.suffix == ".safetensors" else _of_npz(path)
     _check(path, said, told or {})
@@ -143,7 +151,7 @@ def has_images(path: str | Path) -> bool:
         ValueError: when it is damaged.
     """
     with _archive_of(Path(path)) as archive:
-        return "arr_0" in archive
+        return "arr_0.npy" in archive.namelist()
 
 
 def read_images(path: str | Path) -> Tensor:
@@ -153,8 +161,8 @@ def read_images(path: str | Path) -> Tensor:
         FileNotFoundError: when there is no such file.
         ValueError: when it is damaged or holds no such images.
     """
-    arrays = _arrays(Path(path), ("arr_0",))
-    images = arrays.get("arr_0")
+    with _archive_of(Path(path)) as archive:
+        images = read_array(archive, "arr_0")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"{path} has no images: arr_0 must be bytes (N, H, W, 3)")
     return torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -162,25 +170,55 @@ def read_images(path: str | Path) -> Tensor:
 
 def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            found = FeatureStatistics(
-                file.get_tensor("mean"), file.get_tensor("cov"), int(file.get_tensor("count"))
-            )
-            return found, file.metadata() or {}
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} holds no statistics, or is damaged: {error}") from error
+        tensors, said = read_tensors(path, _most(_WIDEST), ours=True)
+        return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), said
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no statistics, or is damaged: {one_line(error)}") from error
 
 
 def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
-    arrays = _arrays(path, ("mu", "sigma", "count", *_SAID))
+    with _archive_of(path) as archive:
+        arrays = _arrays(archive, str(path))
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(f"{path} has no statistics mu and sigma: make them of images with `gas statistics`")
     said = {name: str(arrays[name]) for name in _SAID if name in arrays}
-    mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     try:
-        return FeatureStatistics(mean, (cov + cov.T) / 2, int(arrays.get("count", _UNSAID))), said
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
+        count = _count(arrays["count"]) if "count" in arrays else _UNSAID
+        if cov.shape != (mean.numel(), mean.numel()) or not bool(torch.isfinite(cov).all()):
+            raise ValueError(
+                f"sigma of shape {tuple(cov.shape)} is not a finite covariance of {mean.numel()} features"
+            )
+        return FeatureStatistics(mean, (cov + cov.T) / 2, count), said
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
+
+
+def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
+    """The arrays of statistics: ``sigma`` after ``mu``, which says how large it can be."""
+    found: dict[str, Any] = {"mu": read_array(archive, "mu", 8 * _WIDEST)}
+    width = 0 if found["mu"] is None else found["mu"].size
+    found["sigma"] = read_array(archive, "sigma", 8 * width * width)
+    listed = [name.removesuffix(".npy") for name in archive.namelist()]
+    texts = ("count", *_SAID) if CHECKSUM not in listed else [key for key in listed[:64] if key not in found]
+    found |= {key: read_array(archive, key, _TEXT) for key in texts}
+    arrays = {key: array for key, array in found.items() if array is not None}
+    if CHECKSUM in arrays:
+        check_arrays(arrays)
+    elif "count" in arrays:  # which none but ours have
+        warn_unsealed(name)
+    return arrays
+
+
+def _count(value: np.ndarray) -> int:
+    if value.dtype.kind not in "iu" or value.size != 1:
+        raise ValueError(f"count must be a whole number, got {value.dtype} of shape {value.shape}")
+    return int(value.reshape(-1)[0])
+
+
+def _most(width: int) -> int:
+    """Bytes of a file of statistics of so many features."""
+    return 8 * width * (width + 1) + (1 << 20)
 
 
 def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -193,19 +231,15 @@ def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read some arrays of an archive; one that would have to be unpickled is refused."""
-    with _archive_of(path) as archive:
-        return {name: archive[name] for name in names if name in archive}
-
-
 @contextmanager
-def _archive_of(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive whose arrays are read as they are asked for."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_zip(path) as archive:
             yield archive
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not an .npz of plain arrays, or is damaged: {error}") from error
+    except (ValueError, OSError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not an .npz of plain arrays, or is damaged: {one_line(error)}"
+        ) from error

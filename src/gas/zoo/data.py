@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gas.io import one_line, open_regular
+
 __all__ = ["Images", "digits", "mnist", "read_idx"]
+
+_IDX_BYTES = 64 << 20  # MNIST's 60,000 images have 47 MB
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,21 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, ndim = struct.unpack(">HBB", data[:4])
-        shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
-    except (OSError, EOFError, struct.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} is not a readable IDX file: {error}") from error
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * ndim)
-    if zero != 0 or kind != 8 or body.size != int(np.prod(shape)):
-        raise ValueError(f"{path} is not an IDX file of bytes: kind {kind}, shape {shape}, {body.size} bytes")
-    return body.reshape(shape)
+        with open_regular(path, _IDX_BYTES) as raw:
+            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            zero, kind, ndim = struct.unpack(">HBB", file.read(4))
+            shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
+            count = math.prod(shape)
+            if zero != 0 or kind != 8 or not 1 <= ndim <= 4 or not 0 < count <= _IDX_BYTES:
+                raise ValueError(f"kind {kind}, {ndim} dimensions, shape {shape[:4]}")
+            body = bytearray(file.read(count + 1))
+            if len(body) != count:
+                raise ValueError(f"shape {shape} in {'more' if len(body) > count else 'fewer'} bytes")
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise ValueError(f"{path} is not a readable IDX file of bytes: {one_line(error)}") from error
+    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def _shuffled(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
