@@ -322,7 +322,7 @@ def test_the_corpus_has_every_kind() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"weights": torch.zeros(2)}, "holds 'weights': no file that is known (an EDM network; an R3GAN"),
+        ({"weights": torch.zeros(2)}, "holds ['weights']: no file that is known (an EDM network; an R3GAN"),
         ([1, 2], "holds list: no file that is known"),
         ({"ema": nn.Linear(2, 2)}, "holds no EDM network that is known"),
         ({"D": nn.Linear(2, 2)}, "holds no R3GAN discriminator"),

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from doubles import Mixture
 from gas.files import sha256
+from gas.io import sealed
 from gas.model import noise_of_seeds
 from gas.pairs import PairsProgress, PairsSpec, read_pairs, write_pairs
 from gas.sample import sample
@@ -85,7 +86,7 @@ def edit(folder, change):
     change(manifest)
     canonical = json.dumps(manifest["recipe"], sort_keys=True).encode()
     manifest["recipe_sha256"] = hashlib.sha256(canonical).hexdigest()
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    path.write_text(json.dumps(sealed(manifest), indent=1) + "\n")
 
 
 def forge(folder, change):

@@ -232,7 +232,7 @@ def hostile(touch: str) -> dict[str, tuple[bytes, str]]:
             "_src_to_module",
         ),
         "storage with a call": (whole(call(STORAGE, data(saved(evil, zipped=False)))), ".system'"),
-        "zipped storage with a call": (whole(call(STORAGE, data(saved(evil, zipped=True)))), ".system'"),
+        "zipped storage with a call": (whole(call(STORAGE, data(saved(evil, zipped=True)))), "zip archive"),
         "storage that is a module": (
             whole(call(STORAGE, data(saved(nn.Linear(1, 1), zipped=False)))),
             "'torch.nn.modules.linear.Linear'",
@@ -348,7 +348,7 @@ def test_a_tensor_beyond_its_storage_is_an_error(offset: int, size: int, stride:
     )
     file = tmp_path / "weights.pkl"
     file.write_bytes(whole(view))
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"damaged|refused a tensor"):
         read_pickle(file)
 
 

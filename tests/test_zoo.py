@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from gas import zoo
+from gas.files import load_state
 from gas.metrics import extract, feature_statistics, frechet_distance
 from gas.model import Model, labels_of_seeds
 from gas.sample import sample
@@ -138,8 +139,8 @@ def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     broken.close()
     list(train_denoiser(recipe, images, tmp_path / "broken.pt", every=1))
     whole, resumed = (
-        torch.load(tmp_path / "whole.pt", weights_only=True),
-        torch.load(tmp_path / "broken.pt", weights_only=True),
+        load_state(tmp_path / "whole.pt"),
+        load_state(tmp_path / "broken.pt"),
     )
     for name, value in whole["ema"].items():
         assert torch.equal(value, resumed["ema"][name]), name

@@ -26,7 +26,7 @@ from gas.io import (
     whole_numbers,
 )
 
-__all__ = ["check_arrays", "open_zip", "read_array", "sealed_arrays"]
+__all__ = ["check_arrays", "open_zip", "read_array", "sealed_arrays", "unpacked"]
 
 _DIRECTORY_BYTES = 4 << 20  # of the list of an archive's members: 40,000 tensors of torch.save
 _RATIO, _SMALL = 100, 32 << 20  # what a member may become: so many times its bytes, or so many in any case
@@ -55,29 +55,36 @@ def open_zip(path: str | Path) -> Iterator[zipfile.ZipFile]:
         ValueError: why it is refused: damaged, members that occur twice or that unpack to very much more than they
             are. The caller says which file.
     """
-    with open_regular(path) as file:
-        capped = _Capped(file)
-        try:
-            with zipfile.ZipFile(capped) as archive:
-                file.seek(-22 - len(archive.comment), os.SEEK_END)
-                listed = struct.unpack("<4H", file.read(12)[4:])[3]
-                if listed not in (
-                    len(archive.infolist()),
-                    0xFFFF,
-                ):  # the last stands for a number of more bytes
-                    raise ValueError(f"it should have {listed} members and lists {len(archive.infolist())}")
-                capped.most = os.fstat(file.fileno()).st_size
-                _check_members(archive.infolist(), capped.most)
-                yield archive
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            struct.error,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            raise ValueError(one_line(error)) from error
+    with open_regular(path) as file, unpacked(file) as archive:
+        yield archive
+
+
+@contextmanager
+def unpacked(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive in an open file, as :func:`open_zip` does.
+
+    Raises:
+        ValueError: why it is refused.
+    """
+    capped, size = _Capped(file), file.seek(0, os.SEEK_END)
+    try:
+        with zipfile.ZipFile(capped) as archive:
+            file.seek(-22 - len(archive.comment), os.SEEK_END)
+            listed = struct.unpack("<4H", file.read(12)[4:])[3]
+            if listed not in (len(archive.infolist()), 0xFFFF):  # the last stands for a number of more bytes
+                raise ValueError(f"it should have {listed} members and lists {len(archive.infolist())}")
+            capped.most = size
+            _check_members(archive.infolist(), size)
+            yield archive
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        struct.error,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(one_line(error)) from error
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
@@ -85,6 +92,8 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
         raise ValueError("a member occurs twice")
     if sum(member.compress_size for member in members) > size:
         raise ValueError("its members overlap, or go beyond its end")
+    if sum(member.file_size for member in members) > max(_SMALL, _RATIO * size):
+        raise ValueError(f"its {size:,} bytes unpack to more than {_RATIO} times as many")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
             raise ValueError(f"member {brief(member.filename)} is encrypted, or packed in an unusual way")
@@ -113,7 +122,10 @@ def read_array(archive: zipfile.ZipFile, name: str, most: int | None = None) -> 
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in headers:
             raise ValueError(f"array {name!r} is of version {version} of numpy's format")
-        shape, fortran, dtype = headers[version](file)
+        try:
+            shape, fortran, dtype = headers[version](file)
+        except Exception as error:  # whatever a tokenizer says of what is no literal
+            raise ValueError(f"array {name!r} has no readable header: {one_line(error)}") from error
         if dtype.kind not in "biufUS" or dtype.itemsize > 4096 or not whole_numbers(shape, DIMENSIONS):
             raise ValueError(f"array {name!r} is no array of numbers: {brief(str(dtype))} of {brief(shape)}")
         check_sides(shape)

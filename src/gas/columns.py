@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from gas.io import one_line, open_tensors
 from gas.model import noise_of_seeds
 from gas.shards import AGAIN, STORED, Json, read_shard
 
@@ -116,12 +116,14 @@ class StoredColumn:
         try:
             if StoredColumn.mark(path) != mark:
                 raise ValueError("it was written again since it was checked")
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 kept = file.get_slice(self.name)
                 for row, destination in zip(rows, to, strict=True):
                     values[destination] = kept[row]
         except Exception as error:  # the reader's own errors have no common class
-            raise ValueError(f"shard {path} changed while it was in use ({error}); {AGAIN}") from error
+            raise ValueError(
+                f"shard {path} changed while it was in use ({one_line(error)}); {AGAIN}"
+            ) from error
 
 
 def open_columns(folder: Path, manifest: Json) -> tuple[dict[str, Tensor], Column, StoredColumn]:

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from gas.io import brief, one_line, read_tensors
 from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
 __all__ = ["CIFAR10", "DIGITS", "FFHQ64", "MNIST", "R3GANDiscriminator", "latent", "load_discriminator"]
@@ -23,6 +22,7 @@ __all__ += ["stages"]
 Sizes = Sequence[int]
 _L = TypeVar("_L", nn.Conv2d, nn.Linear)
 
+_MOST_STAGES, _MOST_BLOCKS = 10, 64  # images of 2048 x 2048; the published have 2 blocks
 _SLOPE = 0.2  # of the leaky ReLU, below zero
 _ACTIVATION_GAIN = math.sqrt(2 / (1 + _SLOPE**2))
 
@@ -252,9 +252,8 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
             network = R3GANDiscriminator(**_sizes(weights))
         network.load_state_dict(weights, assign=True)
     except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(
-            f"{path} holds no R3GAN discriminator ({' '.join(lines)[:240]}); its names should be "
+            f"{path} holds no R3GAN discriminator ({one_line(error)}); its names should be "
             "ExtractionLayer.Layer.weight, MainLayers.0.Layers.0.LinearLayer1.Layer.weight, ..."
         ) from error
     return network
@@ -262,10 +261,9 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+        weights, _ = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     own = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}
     return own or weights
 
@@ -273,8 +271,8 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 def _from_pickle(path: Path) -> dict[str, Tensor]:
     data = read_pickle(path)
     if not (isinstance(data, Mapping) and isinstance(data.get("D"), Persistent)):
-        found = ", ".join(map(repr, data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no network 'D', R3GAN's discriminator; it holds {found:.200}")
+        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} has no network 'D', R3GAN's discriminator; it holds {found}")
     # The published D wraps the network proper, for its training loop.
     return {name.removeprefix("Model."): value for name, value in state_dict_of(data["D"]).items()}
 
@@ -288,10 +286,14 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     blocks: list[int] = []
     while (first := weights.get(layer(len(widths), 0, 1))) is not None:
         stage = len(widths)
+        if stage >= _MOST_STAGES:
+            raise ValueError(f"more than {_MOST_STAGES} stages")
         grouped = weights[layer(stage, 0, 2)]
         widths.append(first.shape[1])
         groups.append(grouped.shape[0] // grouped.shape[1])
-        blocks.append(next(n for n in range(1, 1000) if layer(stage, n, 1) not in weights))
+        blocks.append(
+            next((n for n in range(1, _MOST_BLOCKS) if layer(stage, n, 1) not in weights), _MOST_BLOCKS)
+        )
     expanded, width, *_ = weights[layer(0, 0, 1)].shape
     sizes = stages(stem.shape[1], widths, groups, blocks) | {"expansion_factor": expanded // width}
     sizes["kernel_size"] = weights[layer(0, 0, 2)].shape[-1]

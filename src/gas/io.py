@@ -24,6 +24,7 @@ from torch import Tensor
 __all__ = [
     "CHANGED",
     "CHECKSUM",
+    "DIMENSIONS",
     "brief",
     "check_sides",
     "one_line",
@@ -281,7 +282,7 @@ def _canonical(value: Any) -> Any:
 # --- safetensors ----------------------------------------------------------------------------------------
 
 # Stable Diffusion XL's U-Net has 1,680 tensors and a header of 240 kB.
-_HEADER_BYTES = 4 << 20
+_HEADER_BYTES, _TENSORS = 2 << 20, 10_000
 # An empty tensor costs a file nothing, whatever its other sides are; loops over them cost time.
 _SIDE_OF_EMPTY = 1 << 16
 DIMENSIONS = 16
@@ -375,6 +376,8 @@ def _check_header(file: BinaryIO, size: int) -> None:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("its metadata is not text by name")
+    if len(header) > _TENSORS:
+        raise ValueError(f"it has {len(header):,} tensors, more than {_TENSORS:,}")
     for name, entry in header.items():
         _check_entry(name, entry, size - 8 - length)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gas import processes
 from gas.catalogue import Classical, candidates
 from gas.files import write_text
+from gas.io import brief, one_line, read_json, sealed, unsealed
 from gas.learned import Kind, kind_by_name
 from gas.losses import Loss, l2, loss_by_name
 from gas.model import Model
@@ -151,7 +152,7 @@ class Race:
             return _read(path, asked)
         chosen = yield from self._choose(model, pairs, validation, nfe, loss, kind)
         if path is not None and processes.first():
-            write_text(path, json.dumps({**asdict(chosen), "asked": asked}))
+            write_text(path, json.dumps(sealed({**asdict(chosen), "asked": asked})))
         return chosen
 
     def _choose(
@@ -286,15 +287,16 @@ def _ends(pairs: Pairs) -> list[int]:
 
 def _read(path: Path, asked: Mapping[str, Any]) -> Started:
     try:
-        found = json.loads(path.read_text())
+        found = unsealed(read_json(path), str(path))
         if found["asked"] != asked:
             other = [name for name, value in asked.items() if found["asked"].get(name) != value]
-            told = "; ".join(f"{name} was {found['asked'].get(name)}, is {asked[name]}" for name in other)
+            was = {name: brief(found["asked"].get(name), 40) for name in other[:3]}
+            told = "; ".join(f"{name} was {was[name]}, is {brief(asked[name], 40)}" for name in was)
             raise ValueError(f"it is of another run: {told}")
         best = Classical(**found["best"])
         rest = (found["numbers"], int(found["evaluations"]))
         return Started(best, float(found["best_loss"]), str(found["start"]), *rest)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be continued ({error}): delete {path.parent} to train afresh"
+            f"{path} cannot be continued ({one_line(error)}): delete {path.parent} to train afresh"
         ) from error

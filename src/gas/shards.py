@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from gas.files import sha256, write_text
+from gas.io import (
+    CHECKSUM,
+    brief,
+    one_line,
+    open_regular,
+    read_json,
+    read_tensors,
+    sealed,
+    unsealed,
+    whole_numbers,
+)
 from gas.model import labels_of_seeds
 
 __all__ = [
@@ -39,6 +51,7 @@ STORED = "stored"
 OPTIONAL = ("conditions", "decoded", STORED)
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
+_LARGEST = 1 << 30  # numbers of a sample: 4 GB
 
 
 def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
@@ -50,14 +63,17 @@ def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
 
 def checked(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) -> dict[str, Tensor]:
     """Return the tensors of a shard if they are what the recipe asks for; ``name`` is for the message."""
-    index, target = shard_index(recipe, entry), torch.empty(entry["count"], *recipe["shape"])
+    index = shard_index(recipe, entry)
+    target = torch.empty(entry["count"], *recipe["shape"], device="meta")  # for its shape alone
     stored = {key: {"noise": target, "labels": index["seeds"]}[key] for key in recipe.get(STORED, [])}
     wanted = {key: (x.dtype, *x.shape) for key, x in {**index, **stored, "target": target}.items()}
     if "decoded" in recipe:
         wanted["decoded"] = (torch.float16, entry["count"], *recipe["decoded"])
     found = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
     if found != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
-        raise ValueError(f"{name} must hold {wanted} from seed {entry['first_seed']} on, got {found}")
+        raise ValueError(
+            f"{name} must hold {str(wanted)[:90]} from seed {entry['first_seed']} on, got {str(found)[:90]}"
+        )
     finite = torch.isfinite(tensors["target"]).reshape(entry["count"], -1).all(1)
     if bad := index["seeds"][~finite].tolist():
         raise ValueError(f"{name} is not finite for seed {bad[0]}; check model, guidance and table")
@@ -94,44 +110,75 @@ def open_folder(folder: Path, recipe: Json) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: Json) -> None:
     """Write the manifest, whole or not at all."""
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(sealed(manifest), indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest and hold it against what its own recipe implies."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        version, implied = manifest["version"], {}
+        content: dict[str, Any] = read_json(path)
+        version, implied = content["version"], {}
+        manifest = {key: value for key, value in content.items() if key != CHECKSUM}
         if version == _VERSION:
             found = manifest["recipe"]
             recipe = {key: found[key] for key in (*RECIPE, *(key for key in OPTIONAL if key in found))}
+            _check_recipe(recipe, manifest["shards"])
             implied = _manifest(recipe, [entry["sha256"] for entry in manifest["shards"]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); choose another folder") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); choose another folder") from error
     if version != _VERSION:
-        raise ValueError(f"{path} has version {version!r}, but this gas-solver reads version {_VERSION}")
+        raise ValueError(f"{path} has version {brief(version)}, but this gas-solver reads version {_VERSION}")
     if other := differences(manifest, implied):
-        raise ValueError(f"{path} is damaged or has unknown fields ({other}); choose another folder")
+        raise ValueError(f"{path} is damaged or has unknown fields ({other[:200]}); choose another folder")
+    unsealed(content, str(path))
     if names := {x.name for x in folder.glob("*.safetensors")} - {x["file"] for x in manifest["shards"]}:
         raise ValueError(f"shard {folder / min(names)} is foreign, not in the manifest; move it away")
     return manifest
+
+
+def _check_recipe(recipe: Json, shards: Any) -> None:
+    """Refuse numbers that a shard's size and the list of shards do not bear out, before anything is built by them."""
+    shape, seeds, decoded = recipe["shape"], recipe["seeds"], recipe.get("decoded", [])
+    if not whole_numbers(shape, 8) or not whole_numbers(decoded, 8) or math.prod(shape) > _LARGEST:
+        raise ValueError(f"shape {brief(shape)} is none of samples")
+    if not whole_numbers(seeds, 2) or len(seeds) != 2 or not seeds[0] < seeds[1] <= 1 << 63:
+        raise ValueError(f"seeds {brief(seeds)} are no range")
+    for name, least in (("shard", 1), ("batch", 1), ("classes", 0)):
+        if type(recipe[name]) is not int or not least <= recipe[name] <= 1 << 63:
+            raise ValueError(f"{name} {brief(recipe[name])} is no whole number from {least} up")
+    count = -(-(seeds[1] - seeds[0]) // recipe["shard"])
+    if not isinstance(shards, list) or len(shards) != count:
+        raise ValueError(f"{count} shards should be listed for seeds {seeds[0]} to {seeds[1] - 1}")
+    if not all(isinstance(entry, dict) for entry in shards):
+        raise ValueError("shards must be objects")
 
 
 def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
     """Return the tensors of one shard, or say what is wrong with the file."""
     path = folder / entry["file"]
     try:
-        with safe_open(path, framework="pt") as file:
-            mark = (file.metadata() or {}).get("recipe")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:
-        raise ValueError(f"shard {path} is missing, truncated or damaged ({error}); {AGAIN}") from error
+        _check_size(path, entry, manifest["recipe"])
+        tensors, metadata = read_tensors(path)
+        mark = metadata.get("recipe")
+    except (OSError, ValueError) as error:
+        why = one_line(error) if isinstance(error, ValueError) else error.strerror
+        raise ValueError(f"shard {path} is missing, truncated or damaged ({why}); {AGAIN}") from error
     if mark != manifest["recipe_sha256"]:
         raise ValueError(f"shard {path} is foreign, from a folder of other settings; {AGAIN}")
     if not is_whole(folder, entry):
         raise ValueError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
     return checked(f"shard {path}", tensors, manifest["recipe"], entry)
+
+
+def _check_size(path: Path, entry: Json, recipe: Json) -> None:
+    """Refuse a file that is too small for what the manifest says of it, before that is counted out."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size < entry["count"] * math.prod(recipe["shape"]) * 4 or size < 8 * entry["count"]:
+        raise ValueError(
+            f"{size:,} bytes are too few for {entry['count']:,} samples of {brief(recipe['shape'])}"
+        )
 
 
 def is_whole(folder: Path, entry: Json) -> bool:

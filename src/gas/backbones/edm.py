@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.backbones.edm_unets import DhariwalUNet, SongUNet
-from gas.backbones.weights import Weights, one_line, read_weights
+from gas.backbones.weights import Weights, read_weights
 from gas.denoise import EDMDenoiser
+from gas.io import brief, one_line
 from gas.names import named
 from gas.own import OwnModel
 from gas.schedule import EDMasVP
@@ -26,10 +27,8 @@ _KINDS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "S
 # Arguments of the published constructors that decide nothing about a network in evaluation and float32.
 _IDLE = {"use_fp16", "dropout", "label_dropout"}
 _OWN = {"sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t", "model_type"}
-_LIMIT, _BLOCKS = (
-    4096,
-    64,
-)  # far above every published size; a file may not ask for a network that takes forever to lay out
+# Far above every published size; a file may not ask for a network that takes forever to lay out.
+_LIMIT, _BLOCKS, _LEVELS = 4096, 16, 8
 
 
 class EDMNetwork(nn.Module):
@@ -134,7 +133,7 @@ def build(weights: Weights) -> EDMNetwork:
         with torch.device("meta"):  # the weights that a constructor draws would only be thrown away
             network = EDMNetwork(weights.kind, **weights.init)
         network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{weights.source} holds no EDM network that is known: {one_line(error)}") from error
     return network.eval().requires_grad_(False)
 
@@ -196,5 +195,6 @@ def _check_sizes(init: Mapping[str, Any]) -> None:
         numbers = value if isinstance(value, (list, tuple)) else [value]
         large = [x for x in numbers if isinstance(x, (int, float)) and not isinstance(x, bool) and x > _LIMIT]
         deep = name == "num_blocks" and (not isinstance(value, int) or value > _BLOCKS)
-        if len(numbers) > 16 or deep or (large and name != "sigma_max"):
-            raise ValueError(f"{name} = {value!r:.60} is not a size of a network")
+        nested = any(isinstance(x, (list, tuple, dict)) for x in numbers)
+        if len(numbers) > _LEVELS or deep or nested or (large and name != "sigma_max"):
+            raise ValueError(f"{name[:40]} = {brief(value)} is not a size of a network")

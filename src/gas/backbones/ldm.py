@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.backbones.compvis import averaged, first_stage_weights, unet_weights
-from gas.backbones.weights import one_line
 from gas.denoise import DiscreteTime, NoiseDenoiser
 from gas.files import sha256, write_with
+from gas.io import one_line, open_tensors, read_tensors, sealed_metadata
 from gas.official.unpickle import read_pickle
 from gas.own import OwnModel
 from gas.schedule import VPDiscrete
@@ -34,6 +33,8 @@ __all__ = [
 __all__ += ["write"]
 
 _KIND = "gas-solver latent diffusion"
+# The published have 4 levels of 2 blocks.
+_MOST_LEVELS, _MOST_LAYERS = 8, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +107,8 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            card = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except Exception as error:
+        tensors, card = read_tensors(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     if card.get("kind") != _KIND:
         raise ValueError(
@@ -121,7 +120,7 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
 def is_converted(path: str | Path) -> bool:
     """Whether a file is safetensors that :func:`write` made."""
     try:
-        with safe_open(Path(path), framework="pt") as file:
+        with open_tensors(path) as file:
             return (file.metadata() or {}).get("kind") == _KIND
     except Exception:  # no such file, or no safetensors: whoever opens it says so
         return False
@@ -131,6 +130,7 @@ def write(model: LatentDiffusion, path: str | Path, source: str | Path) -> Path:
     """Write a converted checkpoint to safetensors, with its source and that file's hash in the metadata."""
     card = {**model.card, "source": Path(source).name, "source_sha256": sha256(source)}
     tensors = {name: value.contiguous() for name, value in model.tensors.items()}
+    card = sealed_metadata(tensors, card)
     return write_with(path, lambda temporary: save_file(tensors, temporary, metadata=card))
 
 
@@ -163,7 +163,7 @@ def load(
         raise ValueError(f"{path} holds a first stage alone, which has nothing to sample")
     try:
         network = _Network(found).eval().requires_grad_(False).to(device)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is of another architecture: {one_line(error)}") from error
     schedule = VPDiscrete(found.tensors["alphas_cumprod"])
 
@@ -197,8 +197,10 @@ def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
     try:
         widths = _widths(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
         codes, embedding = weights["quantize.embedding.weight"].shape
-        layers = max(int(x[1]) for n in weights if (x := re.match(r"encoder\.\w+\.0\.resnets\.(\d+)", n))) + 1
-        network: nn.Module = diffusers_class("VQModel")(
+        layers = _layers(weights, r"encoder\.\w+\.0\.resnets\.(\d+)")
+        network: nn.Module = _laid_out(
+            "VQModel",
+            weights,
             in_channels=weights["encoder.conv_in.weight"].shape[1],
             out_channels=weights["decoder.conv_out.weight"].shape[0],
             down_block_types=["DownEncoderBlock2D"] * len(widths),
@@ -209,8 +211,7 @@ def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
             num_vq_embeddings=codes,
             vq_embed_dim=embedding,
         )
-        network.load_state_dict(weights)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a first stage of another architecture: {one_line(error)}") from error
     return network.eval().requires_grad_(False).to(device)
 
@@ -230,8 +231,8 @@ class _Network(nn.Module):
             any(f"down_blocks.{i}.attentions." in name for name in weights) for i in range(len(widths))
         ]
         kind = "CrossAttn" if told else "Attn"
-        layers = max(int(x[1]) for n in weights if (x := re.match(r"down_blocks\.0\.resnets\.(\d+)", n))) + 1
-        sizes = {
+        layers = _layers(weights, r"down_blocks\.0\.resnets\.(\d+)")
+        sizes: dict[str, Any] = {
             "in_channels": self.channels,
             "out_channels": weights["conv_out.weight"].shape[0],
             "block_out_channels": widths,
@@ -242,15 +243,12 @@ class _Network(nn.Module):
         if told:
             width = next(value.shape[1] for name, value in weights.items() if name.endswith(letter))
             # In this class the setting of that name counts heads: CompVis gives its transformers one.
-            network = diffusers_class("UNet2DConditionModel")(
-                **sizes, cross_attention_dim=width, attention_head_dim=1
-            )
+            sizes |= {"cross_attention_dim": width, "attention_head_dim": 1}
+            network = _laid_out("UNet2DConditionModel", weights, **sizes)
             self.register_buffer("table", found.tensors["classes"])
         else:
-            network = diffusers_class("UNet2DModel")(
-                **sizes, attention_head_dim=int(found.card["head_channels"])
-            )
-        network.load_state_dict(weights)
+            heads = int(found.card["head_channels"][:4])
+            network = _laid_out("UNet2DModel", weights, **sizes, attention_head_dim=heads)
         self.unet: nn.Module = network
 
     def forward(self, x: Tensor, step: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -277,11 +275,30 @@ def diffusers_class(name: str) -> Any:
         ) from error
 
 
+def _laid_out(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Module:
+    """A network of diffusers with these weights, laid out without memory first: shapes in a file may lie."""
+    kind = diffusers_class(name)
+    with torch.device("meta"):
+        network: nn.Module = kind(**sizes)
+    network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    return network
+
+
+def _layers(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """Residual blocks a level, by the highest number that the names of the weights have."""
+    numbers = [int(found[1][:9]) for name in weights if (found := re.match(pattern, name))]
+    if not numbers or max(numbers) >= _MOST_LAYERS:
+        raise ValueError(f"{max(numbers, default=-1) + 1} residual blocks a level")
+    return max(numbers) + 1
+
+
 def _widths(weights: Mapping[str, Tensor], name: str) -> list[int]:
     """Widths of the levels, from the highest resolution down."""
     widths: list[int] = []
     while (weight := weights.get(name.format(len(widths)))) is not None:
         widths.append(weight.shape[0])
+        if weight.ndim != 4 or len(widths) > _MOST_LEVELS:
+            raise ValueError(f"level {len(widths)} of a U-Net has weights of shape {tuple(weight.shape)}")
     return widths
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gas.io import read_text
+
 __all__ = ["TextCache", "read_prompts"]
 
 
@@ -43,7 +45,7 @@ def read_prompts(path: str | Path) -> list[str]:
         ValueError: when it is not UTF-8, or no line holds a prompt.
     """
     try:
-        text = Path(path).read_text("utf-8-sig")
+        text = read_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt a line"

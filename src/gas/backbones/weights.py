@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gas.files import sha256, write_with
+from gas.io import brief, one_line, parse_json, read_tensors, sealed_metadata
 from gas.official.unpickle import Persistent, read_pickle, state_dict_of
 
-__all__ = ["Weights", "of_pickle", "one_line", "read_weights", "write_weights"]
+__all__ = ["Weights", "of_pickle", "read_weights", "write_weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +50,11 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            card = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        kind, init = card.pop("class_name", "EDMPrecond"), json.loads(card.pop("init_kwargs"))
+        tensors, card = read_tensors(path)
+        kind, init = card.pop("class_name", "EDMPrecond"), parse_json(card.pop("init_kwargs"), finite=False)
         if not isinstance(init, dict):
             raise ValueError("init_kwargs is not an object")
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is no whole safetensors file of an EDM network ({one_line(error)}); "
             "make one with `gas convert edm.pkl OUT.safetensors`"
@@ -74,13 +71,13 @@ def of_pickle(path: Path, data: Any) -> Weights:
     """
     network = data.get("ema") if isinstance(data, Mapping) else None
     if not isinstance(network, Persistent):
-        found = ", ".join(map(repr, data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no network 'ema', EDM's averaged weights; it holds {found:.200}")
+        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} has no network 'ema', EDM's averaged weights; it holds {found}")
     if network.init_args:
         raise ValueError(f"{path}: its network was built with positional arguments, which no known file does")
     try:
         init = json.loads(json.dumps(network.init_kwargs))
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the arguments of its network are not plain ({one_line(error)})") from error
     return Weights(network.class_name, init, state_dict_of(network), str(path), {})
 
@@ -95,9 +92,5 @@ def write_weights(weights: Weights, path: str | Path) -> Path:
     if Path(weights.source).is_file() and "source_sha256" not in card:
         card |= {"source": Path(weights.source).name, "source_sha256": sha256(weights.source)}
     tensors = {name: value.contiguous() for name, value in weights.tensors.items()}
+    card = sealed_metadata(tensors, card)
     return write_with(path, lambda temporary: save_file(tensors, temporary, metadata=card))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the text of an error in one line of at most 240 characters."""
-    return " ".join(str(error).split())[:240] or type(error).__name__

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gas.catalogue import Classical, candidates
 from gas.files import write_text
+from gas.io import read_json, sealed, unsealed
 from gas.losses import Loss
 from gas.model import Model
 from gas.pairs import Pairs
@@ -49,7 +50,7 @@ class Rankings:
         for measured in self._rank(nfe, todo):
             self.losses[_key(measured[0])] = measured[1] if math.isfinite(measured[1]) else None
         if todo and self.path is not None:
-            write_text(self.path, json.dumps({"asked": self.asked, "losses": self.losses}))
+            write_text(self.path, json.dumps(sealed({"asked": self.asked, "losses": self.losses})))
         return _sorted([(classical, self.losses[_key(classical)]) for classical, _ in entries])
 
     def on(self, nfe: int, solvers: Sequence[str], t: Tensor) -> list[tuple[Classical, float]]:
@@ -65,10 +66,10 @@ class Rankings:
     def _read(self, path: Path) -> None:
         """Take over what an earlier run measured; a file that cannot be read is one of other settings."""
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = unsealed(read_json(path), str(path))
             if found["asked"] == self.asked:
                 self.losses = dict(found["losses"])
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from gas import artefact
 from gas.comparison.cell import Cell
 from gas.comparison.slug import slug
 from gas.files import sha256, write_bytes, write_text
+from gas.io import read_json, read_tensors, sealed, unsealed
 from gas.model import Model
 from gas.table import Table
 from gas.workspace import claim
@@ -73,10 +74,10 @@ class Store:
         """Return what is kept of a cell, whatever it was made for; none where nothing whole is."""
         path, tensors = self._files(spec, nfe)
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = unsealed(read_json(path), str(path))
             if {name: found[name] for name in _FORMAT} != _FORMAT:
                 return None
-            table, data = None, tensors.read_bytes()
+            table = None
             if sha256(tensors) != found["sha256"]["tensors"]:
                 return None
             if found["sha256"]["solver"] is not None:
@@ -84,7 +85,7 @@ class Store:
                 if sha256(solver) != found["sha256"]["solver"]:
                     return None
                 table = artefact.load(solver).table(nfe)
-            parts = load(data)
+            parts, _ = read_tensors(tensors)
             kept = {"errors": parts["errors"], "pictures": parts.get("pictures"), "table": table}
             return Kept(Cell.of(found["cell"], **kept), found["made"], found["measured"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -110,7 +111,7 @@ class Store:
             "measured": kept.measured,
             "sha256": {"tensors": sha256(tensors), "solver": solver},
         }
-        write_text(path, json.dumps(document, indent=1, allow_nan=False))
+        write_text(path, json.dumps(sealed(document), indent=1, allow_nan=False))
 
     def _write_solver(self, cell: Cell, table: Table, model: Model, told: dict[str, Any]) -> str:
         path = self.solver(cell.spec, cell.nfe)

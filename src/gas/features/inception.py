@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.features.images import as_bytes, resize_as_tensorflow, rgb
+from gas.io import one_line
 
 __all__ = ["Inception"]
 
 _SIDE = 299
+# The published network has 2,048 channels and kernels of 7: pictures are padded by them.
+_WIDEST, _KERNEL = 4096, 7
 
 # A branch is a chain of convolutions and poolings; a pair at its end is two convolutions side by side.
 Branch = tuple[str | tuple[str, str], ...]
@@ -101,7 +104,7 @@ class Inception(nn.Module):
         wanted = {f"{unit}.{part}" for unit in _units() for part in _PARTS}
         if rest != wanted:
             missing, unknown = sorted(wanted - rest), sorted(rest - wanted)
-            told = f"lacks {missing[0]}" if missing else f"has an unknown {unknown[0]}"
+            told = f"lacks {missing[0]}" if missing else f"has an unknown {unknown[0][:60]}"
             raise ValueError(
                 f"weights are not those of the published Inception (pt_inception-2015-12-05): {told}, "
                 f"{len(missing)} missing and {len(unknown)} unknown in all"
@@ -113,7 +116,9 @@ class Inception(nn.Module):
                 torch.zeros(1, 3, 75, 75)
             )  # the smallest image that every block has something to see of
         except RuntimeError as error:
-            raise ValueError(f"shapes of the Inception's weights do not fit together: {error}") from error
+            raise ValueError(
+                f"shapes of the Inception's weights do not fit together: {one_line(error)}"
+            ) from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``(B, F)``."""
@@ -141,7 +146,12 @@ class _Unit(nn.Module):
     def __init__(self, name: str, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         weight, *numbers = (state[f"{name}.{part}"].float() for part in _PARTS)
-        if weight.ndim != 4 or any(value.shape != weight.shape[:1] for value in numbers):
+        if (
+            weight.ndim != 4
+            or max(weight.shape[:2]) > _WIDEST
+            or max(weight.shape[2:]) > _KERNEL
+            or any(value.shape != weight.shape[:1] for value in numbers)
+        ):
             raise ValueError(f"weights of {name} have shapes that do not belong together")
         self.weight = nn.Parameter(weight)
         self.scale, self.shift, self.mean, self.variance = (nn.Parameter(value) for value in numbers)

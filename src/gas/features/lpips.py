@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -56,6 +56,7 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"weights of LPIPS lack {error}: VGG-16's and LPIPS's own are two files"
             ) from error
+        _check_shapes(weights, biases, roots)
         self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
         self.roots = nn.ParameterList([nn.Parameter(root) for root in roots])
         self.eval().requires_grad_(False)
@@ -104,6 +105,22 @@ class LPIPS(nn.Module):
             return seen * math.sqrt(seen.shape[1])  # the loss is a mean over features, LPIPS a sum
 
         return FeatureLoss(features)
+
+
+def _check_shapes(weights: Sequence[Tensor], biases: Sequence[Tensor], roots: Sequence[Tensor]) -> None:
+    """Refuse convolutions that do not follow one another, or are much wider than VGG-16's."""
+    width = 3
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.ndim != 4 or weight.shape[1:] != (width, 3, 3) or bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"VGG-16's weights of shape {tuple(weight.shape)} do not follow {width} channels"
+            )
+        width = len(weight)
+    ends = [len(weights[sum(map(len, _STAGES[: stage + 1])) - 1]) for stage in range(len(_STAGES))]
+    if [len(root) for root in roots] != ends or max(ends) > 4096:
+        raise ValueError(
+            f"LPIPS's weights are of {[len(root) for root in roots]} channels, VGG-16 has {ends}"
+        )
 
 
 def _channel_weights(linear: Mapping[str, Tensor], stage: int) -> Tensor:

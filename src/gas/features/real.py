@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from gas.files import sha256
+from gas.io import one_line, open_regular
 from gas.metrics.statistics import has_images, read_images
 
 __all__ = ["RealImages"]
 
+_PICTURE_BYTES, _PIXELS = 64 << 20, 1 << 24  # 4096 x 4096
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -100,7 +102,9 @@ def _picture(path: Path) -> Tensor:
     except Exception as error:  # a broken install raises whatever it likes
         raise ModuleNotFoundError("pictures need Pillow: pip install 'gas-solver[plot]'") from error
     try:
-        with Image.open(path) as image:
+        with open_regular(path, _PICTURE_BYTES) as file, Image.open(file) as image:
+            if image.width * image.height > _PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:  # its readers' errors have no common class
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
+        raise ValueError(f"picture {path} cannot be read: {one_line(error)}") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from gas.io import one_line, read_tensors
+from gas.official.unpickle import read_pickle
 
 __all__ = ["read_state"]
 
@@ -19,15 +20,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         ValueError: when it is damaged, or holds anything but tensors by name, such as a TorchScript program.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers' own errors have no common class
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a file of weights alone, or is damaged: {line}") from error
+        state = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a file of weights alone, or is damaged: {one_line(error)}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name")
     return state

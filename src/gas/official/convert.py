@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gas.files import sha256, write_with
+from gas.io import brief, sealed_metadata
 from gas.names import named
 from gas.official.lazy import read_lazily
 from gas.official.student import is_student
@@ -73,7 +74,7 @@ def recognise(path: str | Path) -> tuple[str, Any]:
 
     if is_checkpoint(data):
         return "ldm", data
-    found = ", ".join(repr(key)[:40] for key in list(entries)[:8]) or type(data).__name__
+    found = brief(list(entries)) if entries else type(data).__name__
     known = "; ".join(what for what, _ in KINDS.values())
     raise ValueError(f"{path} holds {found}: no file that is known ({known})")
 
@@ -119,5 +120,6 @@ def _r3gan(path: Path, out: Path) -> int:
 
     state = {name: value.contiguous() for name, value in load_discriminator(path).state_dict().items()}
     card = {"kind": "R3GAN discriminator", "source": path.name, "source_sha256": sha256(path)}
+    card = sealed_metadata(state, card)
     write_with(out, lambda temporary: save_file(state, temporary, metadata=card))
     return sum(value.numel() for value in state.values())

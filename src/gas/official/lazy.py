@@ -6,22 +6,21 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
 
-from gas.official.plain import NAMES, Allowed, Refused, torch_load
-from gas.official.unpickle import Reader, explained, is_torch_file
+from gas.io import brief, open_regular, whole_numbers
+from gas.official.plain import NAMES, STORAGES, Allowed, Refused
+from gas.official.reader import Budget, Reader, bounded
+from gas.official.torch_file import DataReader, read_torch
+from gas.official.unpickle import explained, is_torch_file
 
 __all__ = ["FileTensor", "read_lazily"]
 
 _LARGE = 1 << 16  # bytes from which a payload stays on disk; the pickler writes these outside its frames
-_STORAGES = {f"{name}Storage": dtype for name, dtype in [("Float", torch.float32), ("Double", torch.float64)]}
-_STORAGES |= {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "ByteStorage": torch.uint8}
-_STORAGES |= {"LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,12 @@ def read_lazily(path: str | Path) -> Any:
         FileNotFoundError: when there is no such file.
     """
     path = Path(path)
-    with open(path, "rb") as file, explained(path):
-        if is_torch_file(file):
-            zipped = file.peek(4).startswith(b"PK")
-            return torch_load(str(path), mmap=True) if zipped else torch_load(file)
-        return _LazyReader(file, path).load()
+    with explained(path), open_regular(path) as file:
+        budget = Budget(path.stat().st_size)
+        torch_file = is_torch_file(file)
+        return bounded(
+            read_torch(file, budget, path) if torch_file else _LazyReader(file, path, budget).load()
+        )
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,20 @@ class _Flat:
     dtype: torch.dtype
 
 
-class _LazyReader(Reader):
+class _LazyReader(DataReader):
     """Passes over large payloads and remembers where they were."""
 
-    def __init__(self, file: BufferedReader, path: Path) -> None:
-        super().__init__(file)
+    def __init__(self, file: BinaryIO, path: Path, budget: Budget) -> None:
+        super().__init__(file, budget)
         self._file, self._path = file, path
-        self._end = path.stat().st_size
 
     def find_class(self, module: str, name: str) -> Any:
         return _LAZY.get(f"{module}.{name}") or super().find_class(module, name)
+
+    def call(self, function: Allowed, args: tuple[Any, ...]) -> Any:
+        if function.name == _LOAD and len(args) == 1 and isinstance(args[0], _Window):
+            return _storage(args[0], self.budget)
+        return super().call(function, args)
 
     def load_bytes(self, width: int) -> None:
         """BINBYTES and BINBYTES8, whose length takes ``width`` bytes."""
@@ -117,13 +121,13 @@ class _LazyReader(Reader):
             self.append(self.read(length))  # type: ignore[attr-defined]
             return
         start = self._file.tell()
-        if start + length > self._end:
+        if start + length > self.budget.size:
             raise EOFError("a payload ends beyond the file")
         self._file.seek(length, 1)
         self.append(_Window(self._path, start, length))  # type: ignore[attr-defined]
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
-        **Reader.dispatch,
+        **DataReader.dispatch,
         pickle.BINBYTES[0]: lambda self: self.load_bytes(4),
         pickle.BINBYTES8[0]: lambda self: self.load_bytes(8),
     }
@@ -133,26 +137,28 @@ class _Header(Reader):
     """Reads the descriptions within an older ``torch.save``: plain values and one kind of persistent id."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
+        if not isinstance(pid, tuple) or len(pid) != 6:
+            raise Refused("a persistent id that is no storage")
         kind, dtype, _, _, count, view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(count) is not int or view:
             raise Refused("a persistent id that is no storage")
         return dtype, count
 
 
-def _storage(data: bytes | _Window) -> Any:
-    """Find the numbers within the bytes of an older ``torch.save``, or read them where they are few."""
-    if not isinstance(data, _Window):
-        return NAMES["torch.storage._load_from_bytes"].make(data)
-    with open(data.path, "rb") as file:
+def _storage(data: _Window, budget: Budget) -> Any:
+    """Find the numbers within the bytes of an older ``torch.save``."""
+    with open_regular(data.path) as file:
         file.seek(data.start)
-        magic, protocol, system, described, keys = (_Header(file).load() for _ in range(5))
+        magic, protocol, system, described, keys = (_Header(file, budget).load() for _ in range(5))
         count = int.from_bytes(file.read(8), "little")
         start = file.tell()
+    if not (isinstance(system, dict) and isinstance(described, tuple) and isinstance(keys, list)):
+        raise Refused("a torch storage of another layout")
     dtype, told = described
     whole = start + count * dtype.itemsize == data.start + data.length
     if (magic, protocol, len(keys), told) != (_MAGIC, 1001, 1, count) or not whole:
@@ -166,17 +172,19 @@ def _tensor(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
     """Tensor on disk, or in memory where it is small."""
     if not isinstance(flat, _Flat):
         return NAMES["torch._utils._rebuild_tensor_v2"].make(flat, offset, size, stride, *rest)
-    shape, steps = tuple(int(n) for n in size), tuple(stride)
+    if not (whole_numbers(size, 16) and whole_numbers(stride, 16) and whole_numbers((offset,), 1)):
+        raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
+    shape, steps = tuple(size), tuple(stride)
     expected = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     if not shape or steps != expected:
-        raise Refused(f"a large tensor of strides {steps}, which is not contiguous")
-    if min(shape) < 0 or offset < 0 or offset + math.prod(shape) > flat.count:
+        raise Refused(f"a large tensor of strides {brief(steps)}, which is not contiguous")
+    if 0 in shape or offset + math.prod(shape) > flat.count:
         raise ValueError("a tensor goes beyond its storage")
     return FileTensor(flat.path, flat.start + offset * flat.dtype.itemsize, shape, flat.dtype)
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+_LOAD = "torch.storage._load_from_bytes"
 _LAZY = {
-    "torch.storage._load_from_bytes": Allowed("torch.storage._load_from_bytes", _storage),
     "torch._utils._rebuild_tensor_v2": Allowed("torch._utils._rebuild_tensor_v2", _tensor),
 }

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import pickle
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MODULES", "NAMES", "TORCH_MAGIC", "Allowed", "Persistent", "Refused", "is_plain_array_state"]
-__all__ += ["is_plain_dtype_state", "torch_load"]
+from gas.io import DIMENSIONS, brief, check_sides, whole_numbers
+
+__all__ = [
+    "MODULES",
+    "NAMES",
+    "STORAGES",
+    "Allowed",
+    "Persistent",
+    "Refused",
+    "check_key",
+    "is_plain_array_state",
+]
+__all__ += ["is_plain_dtype_state"]
 
 
 @dataclass(eq=False, repr=False)
@@ -34,7 +44,7 @@ class Persistent:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """What a file asked for and does not get; the text goes into the caller's message."""
 
 
@@ -46,57 +56,44 @@ class Allowed:
     make: Callable[..., Any]
 
 
-# The long that opens every file of the older torch.save, as LONG1 of ten bytes and STOP.
-TORCH_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
-
 # Modules that become inert: their names are kept, they are never imported.
 MODULES = re.compile(r"(torch\.nn\.modules|BaselineGAN|R3GAN|training)(\.[A-Za-z_]\w*)+")
 
 
-def torch_load(file: BinaryIO | str, *, mmap: bool = False) -> Any:
-    """torch's own restricted reader, with PyTorch Lightning's record keeping inert; refusals in one line.
+# Storages by their names in the module torch.
+STORAGES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        "Float": torch.float32,
+        "Double": torch.float64,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Byte": torch.uint8,
+        "Char": torch.int8,
+        "Short": torch.int16,
+        "Int": torch.int32,
+        "Long": torch.int64,
+        "Bool": torch.bool,
+        "Untyped": torch.uint8,
+    }.items()
+}
 
-    Args:
-        file: an open file, or with ``mmap`` its path: tensors then stay on disk until they are used.
+
+def _lightning(*_: Any) -> NoReturn:
+    """A class of PyTorch Lightning, which older checkpoints use as a key; it cannot be called."""
+    raise Refused("a call of a class of PyTorch Lightning")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what takes long to hash: tuples in tuples, which a file can double at every level, and long numbers.
 
     Raises:
-        Refused: when the file asks for anything but data.
+        Refused: for anything but text, numbers, names and flat tuples of them.
     """
-    try:
-        with torch.serialization.safe_globals(_LIGHTNING):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise Refused(f"the name {found[1]!r}") from None
-        raise Refused(
-            f"it ({str(error).split('WeightsUnpickler error: ')[-1].splitlines()[0]:.200})"
-        ) from None
-
-
-class _Inert:
-    """Stands in for a class of PyTorch Lightning, which older checkpoints use as a key; it cannot be called."""
-
-    def __new__(cls, *_: Any) -> NoReturn:
-        raise Refused("a call of a class of PyTorch Lightning")
-
-
-class _Dtype:
-    """A numpy type in a file of ``torch.save``: its code, and no state but a byte order."""
-
-    def __init__(self, code: str, *rest: Any) -> None:
-        self.dtype = _dtype(code, *rest)
-
-    def __setstate__(self, state: Any) -> None:
-        if not is_plain_dtype_state(self.dtype, state):
-            raise Refused("a state for a numpy type")
-        self.dtype.__setstate__(state)  # type: ignore[attr-defined]
-
-
-def _torch_scalar(dtype: Any, data: Any) -> Any:
-    """A number of numpy in a file of ``torch.save``: best losses and the like."""
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-        raise Refused("a numpy scalar of something else")
-    return _scalar(dtype.dtype, data).item()
+    for part in key if isinstance(key, tuple) and len(key) <= DIMENSIONS else (key,):
+        number = isinstance(part, int) and abs(part) < 1 << 60  # above, numbers of one hash are easily found
+        if not number and not isinstance(part, (str, bytes, float, Allowed, torch.dtype, type(None))):
+            raise Refused(f"a key that is a {type(part).__name__}")
 
 
 def _object(meta: dict[str, Any]) -> Persistent:
@@ -107,29 +104,84 @@ def _object(meta: dict[str, Any]) -> Persistent:
     return Persistent(meta["class_name"], state.get("_init_args", ()), state.get("_init_kwargs", {}), state)
 
 
-def _storage(data: bytes) -> Tensor:
-    """Flat tensor of a torch storage, which plain pickles hold as bytes of the older ``torch.save``."""
-    storage = torch_load(io.BytesIO(data))
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise Refused(f"a torch storage that is a {type(storage).__name__}")
-    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
-
-
 def _tensor(flat: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    """View of a storage; unlike ``set_``, ``as_strided`` never grows a storage that is too short."""
+    """View of a storage, no larger than it; unlike ``set_``, ``as_strided`` never grows one that is too short."""
+    if not isinstance(flat, Tensor) or not whole_numbers((offset,), 1):
+        raise Refused("a tensor of no storage")
+    if (
+        not whole_numbers(size, DIMENSIONS)
+        or not whole_numbers(stride, DIMENSIONS)
+        or len(size) != len(stride)
+    ):
+        raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
+    if math.prod(size) > flat.numel():
+        raise Refused(f"a tensor of size {brief(size)} in a storage of {flat.numel():,} numbers")
+    check_sides(size)
     return torch.as_strided(flat, tuple(size), tuple(stride), offset)
+
+
+def _typed_tensor(flat: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """The same of a storage of bytes; the third of ``rest`` is the type."""
+    if not isinstance(flat, Tensor) or len(rest) < 3 or not isinstance(rest[2], torch.dtype):
+        raise Refused("a tensor of no storage")
+    return _tensor(flat.view(rest[2]), offset, size, stride)
+
+
+def _device(*args: Any) -> torch.device:
+    if not all(isinstance(part, (str, int)) for part in args):
+        raise Refused("a device of something else than its name")
+    return torch.device(*args)
+
+
+def _text(text: Any = "", *rest: Any) -> str:
+    # Of anything else, text would be as long as the file likes: a list of itself doubles it at every level.
+    if not isinstance(text, (str, bytes)) or rest:
+        raise Refused(f"text of a {type(text).__name__}")
+    return text if isinstance(text, str) else text.decode("latin1")
+
+
+def _number(kind: type) -> Callable[..., Any]:
+    def make(value: Any = 0, *rest: Any) -> Any:
+        if (
+            not isinstance(value, (bool, int, float, str))
+            or (isinstance(value, str) and len(value) > 400)
+            or rest
+        ):
+            raise Refused(f"a number of a {type(value).__name__}")
+        return kind(value)
+
+    return make
+
+
+def _keyed(kind: type) -> Callable[..., Any]:
+    """A set of keys."""
+
+    def make(keys: Iterable[Any] = ()) -> Any:
+        keys = list(keys)
+        for key in keys:
+            check_key(key)
+        return kind(keys)
+
+    return make
+
+
+def _dict(pairs: Any = (), **_: Any) -> dict[Any, Any]:
+    pairs = list(pairs.items() if isinstance(pairs, dict) else pairs)
+    for key, _value in pairs:
+        check_key(key)
+    return dict(pairs)
 
 
 def _defaultdict(factory: Any = None, *args: Any) -> dict[Any, Any]:
     if factory is not None and not isinstance(factory, Allowed):
         raise Refused(f"a defaultdict that makes a {type(factory).__name__}")
-    return dict(*args)
+    return _dict(*args)
 
 
 def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
     """Bytes as protocols 0 to 2 spell them."""
     if encoding not in ("latin1", "latin-1"):
-        raise Refused(f"the encoding {encoding!r:.40}")
+        raise Refused(f"the encoding {brief(encoding)}")
     return text.encode("latin1")
 
 
@@ -140,12 +192,15 @@ def _bytearray(data: Any = b"", *rest: Any) -> bytearray:
 
 def _dtype(code: str, *_: Any) -> np.dtype[Any]:
     if not (isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)):
-        raise Refused(f"the numpy type {code!r:.40} (only numbers are read)")
+        raise Refused(f"the numpy type {brief(code)} (only numbers are read)")
     return np.dtype(code, align=False, copy=True)  # a copy can take a state
 
 
 def _array(buffer: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: str) -> np.ndarray[Any, Any]:
     """Array of protocol 5, copied: the file's bytes may be read-only."""
+    if not whole_numbers(shape, DIMENSIONS):
+        raise Refused(f"a numpy array of shape {brief(shape)}")
+    check_sides(shape)
     return np.frombuffer(buffer, dtype).reshape(shape, order=cast("Any", order)).copy()
 
 
@@ -161,31 +216,41 @@ def is_plain_dtype_state(target: Any, state: Any) -> bool:
 
 def is_plain_array_state(target: Any, state: Any) -> bool:
     """Raw bytes of numbers; arrays of objects hold a list instead."""
-    return type(target) is np.ndarray and isinstance(state[4], bytes) and not state[2].hasobject
+    if type(target) is not np.ndarray or not isinstance(state[4], bytes) or state[2].hasobject:
+        return False
+    if not whole_numbers(state[1], DIMENSIONS) or math.prod(state[1]) * state[2].itemsize != len(state[4]):
+        raise Refused(f"a numpy array of shape {brief(state[1])} in {len(state[4]):,} bytes")
+    check_sides(state[1])
+    return True
 
 
 def _table() -> dict[str, Any]:
     """Every importable name a file may use, with what it gets instead."""
     makers: dict[str, Callable[..., Any]] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _object,
-        "torch.storage._load_from_bytes": _storage,
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_tensor_v3": _typed_tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch.Size": tuple,
-        "torch.device": torch.device,
-        "collections.OrderedDict": dict,
+        "torch.device": _device,
+        "collections.OrderedDict": _dict,
         "collections.defaultdict": _defaultdict,
-        "dnnlib.EasyDict": dict,
-        "dnnlib.util.EasyDict": dict,
+        "dnnlib.EasyDict": _dict,
+        "dnnlib.util.EasyDict": _dict,
         "_codecs.encode": _bytes,
         "builtins.bytes": _bytes,
         "builtins.bytearray": _bytearray,
         "numpy.ndarray": lambda *_: np.empty(0, "b"),
         "numpy.dtype": _dtype,
     }
-    plain = (set, frozenset, list, dict, tuple, int, float, bool, complex, slice, str)
-    makers |= {f"builtins.{kind.__name__}": kind for kind in plain}
+    makers |= {f"builtins.{kind.__name__}": kind for kind in (list, tuple, slice)}
+    makers |= {f"builtins.{kind.__name__}": _number(kind) for kind in (int, float, bool)}
+    makers |= {"builtins.set": _keyed(set), "builtins.frozenset": _keyed(frozenset), "builtins.dict": _dict}
+    makers |= {"builtins.str": _text, "builtins.complex": complex}
+    lightning = "pytorch_lightning.callbacks."
+    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping"):
+        makers[lightning + name] = _lightning
     for core in ("numpy.core", "numpy._core"):
         makers[f"{core}.multiarray._reconstruct"] = lambda *_: np.empty(0, "b")
         makers[f"{core}.multiarray.scalar"] = _scalar
@@ -196,12 +261,3 @@ def _table() -> dict[str, Any]:
 
 
 NAMES = _table()
-
-_LIGHTNING: list[Any] = [
-    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (_Inert, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
-    (_Dtype, "numpy.dtype"),
-    (_torch_scalar, "numpy.core.multiarray.scalar"),
-    (_torch_scalar, "numpy._core.multiarray.scalar"),
-    (_bytes, "_codecs.encode"),
-]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.document import MOST_NFE
+from gas.io import brief
 from gas.learned import S4S, GeneralizedSolver
 from gas.names import named
 from gas.official.unpickle import read_pickle
@@ -53,17 +55,22 @@ def read_student(
     """
     data = read_pickle(path) if data is None else data
     if not is_student(data):
-        found = ", ".join(map(repr, data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no averaged parameters ema.shadow_params; it holds {found:.200}")
+        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} has no averaged parameters ema.shadow_params; it holds {found}")
     parameters = data["ema"]["shadow_params"]
     if not all(isinstance(value, Tensor) for value in parameters):
         raise ValueError(f"{path}: ema.shadow_params should be tensors")
     lengths = [value.numel() for value in parameters]
     nfe = lengths[1] if len(lengths) > 1 else 0
-    if len(lengths) < 4 or len(lengths) % 2 or lengths != [nfe - 1, *[nfe] * (len(lengths) - 1)]:
+    if (
+        nfe > MOST_NFE
+        or len(lengths) < 4
+        or len(lengths) % 2
+        or lengths != [nfe - 1, *[nfe] * (len(lengths) - 1)]
+    ):
         raise ValueError(
             f"{path}: a student's parameters are mu_logit of N - 1 numbers, then t_couple and pairs of c_diff and "
-            f"a_diff of N each, got {len(lengths)} tensors of {lengths[:12]} numbers"
+            f"a_diff of N each, N at most {MOST_NFE}, got {len(lengths)} tensors of {brief(lengths)} numbers"
         )
     logits, shifts, *rest = (value.double().flatten() for value in parameters)
     if (len(rest) // 2) > nfe:
@@ -89,7 +96,7 @@ def _form(path: str | Path, c_diff: list[Tensor]) -> str:
         return "gs"
     if bool((used > 0.5).all()):
         return "s4s"
-    sums = ", ".join(f"{value:.2f}" for value in used.tolist())
+    sums = ", ".join(f"{value:.2f}" for value in used[:8].tolist())
     raise ValueError(
         f"{path} does not say whether it was trained with theory: the weights of answers add up to {sums} in its "
         "steps, near 0 in GS, near 1 in S4S; say --form gs or --form s4s"

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gas.files import sha256, write_bytes, write_text
+from gas.io import brief
 from gas.model import Model
 from gas.official.lazy import FileTensor, read_lazily
 from gas.pairs import PairsProgress
@@ -65,8 +66,8 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     path = Path(path)
     data = read_lazily(path) if data is None else data
     if not is_teacher_set(data):
-        found = ", ".join(map(repr, data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} is no teacher set of noise, images and latents; it holds {found:.200}")
+        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} is no teacher set of noise, images and latents; it holds {found}")
     noise = data["noise"]
     target = data["latents"] if isinstance(data["latents"], Rows) else data["images"]
     for name, rows in (("noise", noise), ("target", target)):

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from gas.official.plain import (
-    MODULES,
-    NAMES,
-    TORCH_MAGIC,
-    Allowed,
-    Persistent,
-    Refused,
-    is_plain_array_state,
-    is_plain_dtype_state,
-    torch_load,
-)
+from gas.io import one_line, open_regular
+from gas.official.plain import Persistent, Refused
+from gas.official.reader import Budget, bounded
+from gas.official.torch_file import TORCH_MAGIC, DataReader, read_torch
 
-__all__ = ["Persistent", "Reader", "explained", "is_torch_file", "read_pickle", "state_dict_of"]
+__all__ = ["Persistent", "explained", "is_torch_file", "read_open", "read_pickle", "state_dict_of"]
 
 _ADVICE = (
     "only tensors, numbers and plain containers are read; have its owner save the weights as safetensors"
@@ -51,13 +43,27 @@ def read_pickle(path: str | Path) -> Any:
         Layouts: Karras et al., arXiv 2206.00364; Huang et al., arXiv 2501.05441 (their published weights).
     """
     path = Path(path)
-    with open(path, "rb") as file, explained(path):
-        return torch_load(file) if is_torch_file(file) else Reader(file).load()
+    with explained(path), open_regular(path) as file:
+        return read_open(file)
 
 
-def is_torch_file(file: BufferedReader) -> bool:
-    """Whether a file at its beginning was written by ``torch.save``, in either of its forms."""
-    head = file.peek(16)
+def read_open(file: BinaryIO, start: int = 0) -> Any:
+    """Read an open file as :func:`read_pickle` does, from byte ``start`` on.
+
+    Raises:
+        ValueError: when it asks for more than data, or for more than a file of its size can hold.
+    """
+    budget = Budget(file.seek(0, os.SEEK_END))
+    if is_torch_file(file, start):
+        return bounded(read_torch(file, budget))
+    return bounded(DataReader(file, budget).load())
+
+
+def is_torch_file(file: BinaryIO, start: int = 0) -> bool:
+    """Whether a file was written by ``torch.save``, in either of its forms; leaves it at ``start``."""
+    file.seek(start)
+    head = file.read(16)
+    file.seek(start)
     return head.startswith(b"PK\x03\x04") or head[2:14] == TORCH_MAGIC
 
 
@@ -72,6 +78,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except Refused as error:
         raise ValueError(f"{path}: refused {error}; {_ADVICE}") from None
+    except FileNotFoundError:
+        raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
         what = "is cut short, damaged or no pickle"
         raise ValueError(f"{path} {what} ({_one_line(error)}); download it again") from error
@@ -117,59 +125,5 @@ def _is_module(thing: Any) -> bool:
     return all(isinstance(part, dict) for part in parts) and isinstance(hidden, set)
 
 
-class Reader(pickle._Unpickler):
-    """Unpickler that resolves names in a fixed table and calls nothing else.
-
-    The pure Python class, because the C one cannot be told what BUILD may touch: there it sets any attribute
-    of anything, also of functions and classes.
-    """
-
-    stack: list[Any]
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins"}.get(module, module)  # as protocols 0 to 2 spell it
-        full = f"{module}.{name}"
-        if full in NAMES:
-            return NAMES[full]
-        if MODULES.fullmatch(full):
-            return Allowed(full, lambda *args: Persistent(full, init_args=args))
-        raise Refused(f"the name {full[:120]!r}")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise Refused("a persistent id (a reference to something outside the file)")
-
-    def load_call(self) -> None:
-        """REDUCE and NEWOBJ: call a name of the table with the arguments on the stack."""
-        args, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Allowed) or not isinstance(args, tuple):
-            raise Refused(f"a call of a {type(function).__name__}")
-        self.stack.append(function.make(*args))
-
-    def load_build(self) -> None:
-        """BUILD: hand a state to an object that may have one."""
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Persistent) and isinstance(state, dict) and not target.state:
-            target.state = state
-        elif is_plain_dtype_state(target, state) or is_plain_array_state(target, state):
-            target.__setstate__(state)
-        elif type(target) is not dict:  # attributes of dict subclasses (state_dict's _metadata) are dropped
-            kind = target.name if isinstance(target, Allowed) else type(target).__name__
-            raise Refused(f"a state for a {kind}")
-
-    def load_refused(self) -> NoReturn:
-        raise Refused("a pickle instruction that published weights do not need (INST, OBJ, EXT, buffers)")
-
-    # Keyed by opcode; the base class looks a handler up here.
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
-        **pickle._Unpickler.dispatch,
-        # INST, OBJ, EXT1, EXT2, EXT4, NEWOBJ_EX, NEXT_BUFFER, READONLY_BUFFER
-        **dict.fromkeys(b"io\x82\x83\x84\x92\x97\x98", load_refused),
-        pickle.REDUCE[0]: load_call,
-        pickle.NEWOBJ[0]: load_call,
-        pickle.BUILD[0]: load_build,
-    }
-
-
 def _one_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gas.io import CHECKSUM, one_line, read_json, unsealed
 from gas.paper.tables import Cell
 
 __all__ = ["Measured", "best_of", "names_of", "read_results"]
@@ -57,9 +57,13 @@ def read_results(folder: Path) -> list[Measured]:
     found: list[Measured] = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            document = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"result {path} is damaged ({error}): make it again, or take it away") from error
+            document = read_json(path)
+            if isinstance(document, dict) and CHECKSUM in document:
+                document = unsealed(document, "it")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"result {path} is damaged ({one_line(error)}): make it again, or take it away"
+            ) from error
         if isinstance(document, dict):
             found += _rows(document, path)
     return found
@@ -111,7 +115,9 @@ def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
             figures, settings = _figures(row, told), dict(told.get("settings") or {})
             yield Measured(preset, label, int(row["nfe"]), figures, int(row["samples"]), path, settings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"result {path} is damaged ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"result {path} is damaged ({type(error).__name__}: {one_line(error)})"
+            ) from error
 
 
 def _row_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:

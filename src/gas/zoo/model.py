@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
+from gas.io import brief, whole_numbers
 from gas.metrics import FeatureStatistics
 from gas.model import bind_labels, noise_of_seeds, weights_hash
 from gas.schedule import EDMasVP
 from gas.zoo.classifier import Classifier
 from gas.zoo.unet import EDMUNet
-from gas.zoo.weights_file import damaged, part, read_weights
+from gas.zoo.weights_file import build, damaged, part, read_weights
 
 __all__ = ["ZooModel", "read_model"]
+
+_LARGEST = 1 << 22  # numbers of a sample; the zoo's have 1,024
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +128,13 @@ def read_model(path: str | Path) -> ZooModel:
     tensors, card = read_weights(path)
     try:
         name, shape = str(card["name"]), tuple(card["sample_shape"])
-        network = EDMUNet(**card["network"])
-        network.load_state_dict(part(tensors, "network."))
-        classifier = Classifier(**card["classifier"])
-        classifier.load_state_dict(part(tensors, "classifier."))
+        network = build(EDMUNet, card["network"], part(tensors, "network."))
+        classifier = build(Classifier, card["classifier"], part(tensors, "classifier."))
         kept = part(tensors, "reference.")
         reference = FeatureStatistics(kept["mean"], kept["cov"], int(kept["count"])) if kept else None
-        if len(shape) != 3:
-            raise ValueError(f"sample_shape is {shape}")
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        if not whole_numbers(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _LARGEST:
+            raise ValueError(f"sample_shape is {brief(shape)}")
+    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from gas.backbones.pipeline import PipelineModel, from_pipeline
 from gas.zoo.latent.parts import WORDS, assemble, autoencoder, denoiser, text_encoder
 from gas.zoo.latent.recipes import PLACES
 from gas.zoo.model import ZooModel
-from gas.zoo.weights_file import damaged, part, read_card, read_weights
+from gas.zoo.weights_file import build, check_sizes, damaged, part, read_card, read_weights
 
 __all__ = ["SHARED", "read_latent", "read_pipeline", "read_shared", "shared_beside", "weights_of"]
 
@@ -31,10 +31,10 @@ def read_shared(path: str | Path) -> tuple[Any, Any]:
     """
     tensors, card = read_weights(path)
     try:
-        vae = autoencoder(card["autoencoder"], card["scaling_factor"])
-        vae.load_state_dict(part(tensors, "vae."))
-        text = text_encoder(card["text"], part(tensors, "text."))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        config = {"config": card["autoencoder"], "scaling_factor": card["scaling_factor"]}
+        vae = build(autoencoder, config, part(tensors, "vae."))
+        text = build(text_encoder, {"width": card["text"]}, part(tensors, "text."))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
     return vae.eval().requires_grad_(False), text
 
@@ -62,11 +62,12 @@ def read_pipeline(path: str | Path) -> Any:
             f"{path} denoises latents of another autoencoder than {beside}: put its own beside it"
         )
     try:
-        network = denoiser(card["pipeline"], card["network"])
-        network.load_state_dict(part(tensors, "network."))
+        check_sizes(card["scheduler"])
+        config = {"kind": card["pipeline"], "config": card["network"]}
+        network = build(denoiser, config, part(tensors, "network."))
         network.eval().requires_grad_(False)
         return assemble(card["pipeline"], network, vae, text, card["scheduler"])
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
 
 
