@@ -185,8 +185,8 @@ def test_model_card(tmp_path):
         "| training: pairs | 640 |",
         "| started from, NFE 4 | deis-3/karras |",
         "| NFE | fid \\| all | mse |",
-        "| 4 | 5.5 | 0.00123 |",
-        "| 6 |  | 0.0007 |",
+        "| 4 | 5.500 | 0.001230 |",
+        "| 6 |  | 0.0007000 |",
         "![Samples](samples.png)",
     ):
         assert line in text, line

@@ -12,7 +12,7 @@ __all__ = ["csv_cell", "html_text", "markdown", "markdown_table", "plain", "quot
 
 # What a cell of a spreadsheet may not begin with: it would be computed.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {mark: f"\\{mark}" for mark in "\\`*_[]|~$"}
+_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"}
 
 
 def plain(text: object) -> str:
@@ -36,7 +36,10 @@ def markdown(text: object) -> str:
     """
     # An underscore within a word is no emphasis, and our own names are full of them.
     shown = re.sub(r"(?<=[^\W_])_(?=[^\W_])", "\0", plain(text))
-    return "".join(_MARKDOWN.get(each, each) for each in shown).replace("\0", "_")
+    shown = "".join(_MARKDOWN.get(each, each) for each in shown).replace("\0", "_")
+    return re.sub(
+        r"\](?=[(\[])", r"\\]", shown
+    )  # a bracket is a link only before another, and so is an interval none
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
