@@ -135,3 +135,16 @@ def test_a_run_from_the_middle_ends_where_its_table_ends(name, t_end, keys):
             a, s = process.schedule(torch.tensor(end, dtype=torch.float64))
             expected = a * x0 + s * eps
         assert (y - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("source", ["flow", "flow-vp"])
+def test_flux_runs_at_the_sigmas_that_were_passed(source):
+    import pipelines
+
+    pipe, passed = pipelines.build("flux"), [1.0, 0.9, 0.5, 0.2]
+    pipe.scheduler = gas.GASScheduler.from_config(CONFIGS[source], schedule="pipeline", base="ddim/shifted")
+    call = {"prompt": "a cat", "height": 16, "width": 16, "output_type": "latent", "num_inference_steps": 4}
+    pipe(**call, sigmas=passed)
+    shift = pipe.scheduler.config["shift"]
+    expected = torch.tensor([*(shift * s / (1 + (shift - 1) * s) for s in passed), 0.0])
+    assert torch.allclose(pipe.scheduler.sigmas, expected, atol=1e-6)
