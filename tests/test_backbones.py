@@ -193,7 +193,7 @@ def test_without_a_decoder_nothing_is_decoded(tmp_path):
 
 
 def test_what_is_not_supported_is_said_with_what_is():
-    with pytest.raises(ValueError, match=r"Linear is not a pipeline .*FluxPipeline.*gas\.OwnModel"):
+    with pytest.raises(ValueError, match=r"Linear is not a pipeline .*Flux.*gas\.OwnModel"):
         from_pipeline(torch.nn.Linear(1, 1))
     pipe = pipelines.build("ddpm")
     from diffusers import LCMScheduler
@@ -203,11 +203,18 @@ def test_what_is_not_supported_is_said_with_what_is():
         from_pipeline(pipe)
 
 
+def flux(**told):
+    return from_pipeline(pipelines.build("flux"), ["a cat"], height=16, width=16, **told)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
         (lambda sd: ddpm(prompts=["a cat"]), "for a pipeline that takes prompts, got .*a cat"),
         (lambda sd: from_pipeline(sd.pipe, "a cat"), "prompts must be a list"),
+        (lambda sd: ddpm(negative_prompt="a dog"), "negative_prompt and true_cfg_scale have no effect"),
+        (lambda sd: flux(negative_prompt="a dog"), "negative_prompt and true_cfg_scale have no effect"),
+        (lambda sd: flux(true_cfg_scale=4.0), "negative_prompt and true_cfg_scale have no effect"),
         (lambda sd: from_pipeline(sd.pipe, heigth=8), "takes no argument 'heigth'"),
         (lambda sd: from_pipeline(sd.pipe, latents=1), "takes no argument 'latents'"),
         (lambda sd: ddpm().bind(None, 2.0), "guidance 2 means nothing to DDPMPipeline"),

@@ -131,6 +131,7 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusion3Pipeline": Family(encode=_encoded(*_POOLED)),
     "FluxPipeline": Family(
         encode=_encoded("prompt_embeds", "pooled_prompt_embeds", None),
+        negative=False,
         guided=_guidance_embeds,
         embedded=_guidance_embeds,
     ),

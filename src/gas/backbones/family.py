@@ -22,6 +22,7 @@ class Family:
         encode: ``encode(pipe, prompt, negative_prompt, arguments)`` -> the arguments of its call, each with a batch of
             1, that stand for a prompt; ``None`` where it takes no prompts.
         classes: ``classes(pipe)`` -> how many classes it knows; the label after the last means none.
+        negative: whether a negative prompt goes into what ``encode`` returns.
         takes_latents: whether its call takes ``latents``; else x is put in the place of the network's input.
         guided: ``guided(pipe)`` -> whether guidance means anything to it.
         embedded: ``embedded(pipe)`` -> whether guidance is an input of the network (a guidance-distilled model).
@@ -33,6 +34,7 @@ class Family:
     network: str = "transformer"
     encode: Encode | None = None
     classes: Callable[[Any], int] | None = None
+    negative: bool = True
     takes_latents: bool = True
     guided: Callable[[Any], bool] = lambda pipe: True
     embedded: Callable[[Any], bool] = lambda pipe: False

@@ -291,6 +291,11 @@ def from_pipeline(
         raise ValueError(
             f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {title}"
         )
+    guided_by_text = family.encode is not None and family.negative
+    if not guided_by_text and (negative_prompt is not None or (arguments.get("true_cfg_scale") or 1) != 1):
+        raise ValueError(
+            f"negative_prompt and true_cfg_scale have no effect on {title[-80:]} here: leave them out"
+        )
     process = process_of(config_of(pipe.scheduler)) if process is None else process
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
