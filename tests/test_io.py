@@ -4,6 +4,7 @@ import json
 import os
 import random
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from safetensors.torch import save_file
 import gas
 from doubles import Mixture
 from gas import io
+from gas.backbones.weights import Weights, read_weights, write_weights
+from gas.files import load_state, save_state
 from gas.metrics import feature_statistics
 from gas.metrics.statistics import read_statistics, save_statistics
 from gas.schedule import EDMasVP
+from gas.shards import _manifest, read_manifest, write_manifest
+from gas.zoo import weights_file
 
 
 def refusal(read, *args):
@@ -226,3 +231,56 @@ def test_statistics_without_a_checksum_are_read_with_a_warning_where_they_are_ou
             assert torch.equal(read_statistics(tmp_path / name).mean, statistics.mean)
     np.savez(tmp_path / "published.npz", **arrays)
     assert read_statistics(tmp_path / "published.npz").count == 2
+
+
+# --- every other file that is written -------------------------------------------------------------------
+
+
+def written(kind, path):
+    """Write a small file of a kind; return what reads it."""
+    tensors = {"network.a": torch.arange(4.0)}
+    if kind == "checkpoint":
+        save_state(path, {"step": 3, "rates": [0.25, 0.5], "weights": torch.arange(4.0)})
+        return load_state
+    if kind == "zoo":
+        weights_file.write_weights(path, tensors, {"name": "x", "accuracy": 0.25})
+        return weights_file.read_weights
+    if kind == "network":
+        weights = Weights("EDMPrecond", {"img_resolution": 8}, tensors, "none", {"source": "edm-0123.pkl"})
+        write_weights(weights, path)
+        return read_weights
+    write_manifest(path.parent, _manifest(RECIPE_OF_FOUR, ["0" * 64]))
+    return lambda _: read_manifest(path.parent)
+
+
+RECIPE_OF_FOUR = {
+    "model": {"name": "x"}, "schedule": {}, "shape": [2], "table": "x", "teacher": {"nfe": 40}, "guidance": 1.5,
+    "classes": 0, "seeds": [0, 4], "shard": 4, "batch": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "zoo", "network", "manifest"])
+@pytest.mark.filterwarnings("ignore:.*has no checksum")
+def test_no_file_that_is_written_is_read_with_another_digit(kind, tmp_path):
+    path = tmp_path / ("manifest.json" if kind == "manifest" else f"{kind}.safetensors")
+    read = written(kind, path)
+    data, whole = path.read_bytes(), str(read(path))
+    for changed in list(damaged(data, 2, range(len(data))))[::8]:
+        path.write_bytes(changed)
+        try:
+            assert str(read(path)) == whole
+        except ValueError:
+            continue
+
+
+def test_a_listed_file_of_the_zoo_is_held_against_the_list(tmp_path):
+    source = Path(gas.zoo.__file__).parent / "weights" / "digits.safetensors"
+    (tmp_path / "digits.safetensors").write_bytes(source.read_bytes())
+    with pytest.warns(UserWarning, match="has no checksum"):
+        gas.zoo.load(tmp_path / "digits.safetensors")
+    (tmp_path / "SHA256SUMS").write_text((source.parent / "SHA256SUMS").read_text())
+    assert gas.zoo.load(tmp_path / "digits.safetensors").name == "digits"
+    data = bytearray(source.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "digits.safetensors").write_bytes(data)
+    assert "SHA256SUMS" in refusal(gas.zoo.load, tmp_path / "digits.safetensors")
