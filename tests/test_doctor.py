@@ -82,7 +82,7 @@ def test_the_installation_is_told() -> None:
     assert set(told["extras"]) == {"plot", "zoo", "diffusers", "onnx"} and "preset" not in told
     assert "This installation" in run("doctor").stdout
     assert "--tflops is for --preset" in refused("doctor", "--tflops", 3)
-    assert "tflops must be positive" in refused("doctor", "--preset", "ffhq", "--tflops", 0)
+    assert "tflops must lie in" in refused("doctor", "--preset", "ffhq", "--tflops", 0)
     assert "--batch is for --measure" in refused("doctor", "--preset", "ffhq", "--batch", 2)
     assert "leave it out, or --measure" in refused("doctor", "--preset", "ffhq", "--tflops", 2, "--measure")
 

@@ -377,17 +377,16 @@ def test_a_models_own_features_say_whose_they_are(tmp_path):
         shown = json.loads(run(*words, "--out", tmp_path / name, "--json").stdout)
         assert shown["features_of"] == "digits"
         assert shown["weights_sha256"] == weights_hash(model.classifier) != weights_hash(other.classifier)
-        pairs = gas.read_pairs(tmp_path / "pairs")
-        _, told = measuring(model, pairs, None, "model", None, tmp_path / name)
+        _, told = measuring(model, None, "model", None, tmp_path / name)
         assert told["features_of"] == "digits"
         with pytest.raises(ValueError, match=r"features_of digits, not mnist.*gas statistics --model"):
-            measuring(other, pairs, None, "model", None, tmp_path / name)
+            measuring(other, None, "model", None, tmp_path / name)
     found = read_statistics(tmp_path / "s.npz")
     save_statistics(tmp_path / "old.npz", found, {"features": "model"})
     with pytest.raises(ValueError, match="does not say whose: make them again with gas statistics --model d"):
-        measuring(model, pairs, None, "model", None, tmp_path / "old.npz")
+        measuring(model, None, "model", None, tmp_path / "old.npz")
     save_statistics(tmp_path / "edm.npz", found)  # as papers publish them
-    measuring(model, pairs, None, "model", None, tmp_path / "edm.npz")
+    measuring(model, None, "model", None, tmp_path / "edm.npz")
 
 
 # From the command line

@@ -93,7 +93,7 @@ def test_a_graph_with_other_numbers_is_not_written(tmp_path, table, monkeypatch)
         (["--row", 3], "row must lie in 0 .. 2 for a table of NFE 3, got 3"),
         (["--nfe", 9], "has no table for NFE 9; it has NFE 3"),
         (["-m", "mnist"], "was made for another model or use"),
-        (["--onnx", "a.txt"], "--onnx must end in .onnx"),
+        (["--onnx", "a.txt"], "the name must end in .onnx"),
     ],
 )
 def test_bad_calls_get_one_line(tmp_path, file, words, message):

@@ -407,8 +407,8 @@ def test_a_full_disk_leaves_nothing_half_written_and_room_lets_it_continue(tmp_p
         ({"seeds": range(0, 9, 2)}, "seeds must be"),
         ({"seeds": range(-1, 3)}, "seeds must be"),
         ({"seeds": [0, 1]}, "seeds must be"),
-        ({"shard": 0}, "shard must be 1 or more, guidance finite; got 0, 1.0"),
-        ({"guidance": math.inf}, "shard must be 1 or more, guidance finite; got 4, inf"),
+        ({"shard": 0}, "shard must be from 1 to"),
+        ({"guidance": math.inf}, "guidance must lie in"),
     ],
 )
 def test_a_spec_that_cannot_be_is_refused(change, text):
@@ -421,7 +421,7 @@ def test_arguments_of_the_writer_are_refused_before_anything_is_written(tmp_path
         def noise(self, seeds):
             return 2 * super().noise(seeds)
 
-    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch must be from 1 to"):
         write(tmp_path / "new", batch=0)
     with pytest.raises(ValueError, match=r"model.noise\(\[3\]\) must be gas.model.noise_of_seeds"):
         write(tmp_path / "new", model=Loud())

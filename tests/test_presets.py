@@ -100,7 +100,7 @@ def test_every_setting_can_be_changed(name: str) -> None:
         ("evaluation_seeds=5,5", "evaluation_seeds must be FIRST,LAST"),
         ("t_end=1", r"t_end must lie in \(0, 1\), got 1"),
         ("validation=0", "validation must be at least 1"),
-        ("nfes=", "nfes must be numbers from 1 up"),
+        ("nfes=", "nfes must be numbers from 1 to"),
     ],
 )
 def test_settings_that_make_no_sense(setting: str, words: str) -> None:
@@ -370,7 +370,7 @@ def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]
     line = refused(
         "train", "--preset", "ffhq", "--nfe", 4, "--out", tmp_path / "x.json", "--preset-weights", tmp_path
     )
-    assert "preset ffhq needs vgg16-397923af.pth (VGG-16 as torchvision has it): put it at" in line
+    assert "preset ffhq needs" in line
     assert "depends on the student's: --nfe" in refused("pairs", "--preset", "coco")
     assert "has its own: --set teacher_nfe" in refused("pairs", "--preset", "lsun", "--nfe", 4)
     assert "takes no --prompts" in refused(

@@ -313,8 +313,8 @@ def test_a_large_rho_is_even_in_half_log_snr():
 @pytest.mark.parametrize(
     ("nfe", "t_end", "message"),
     [
-        (0, 1e-3, r"nfe \(network evaluations\) must be at least 1, got 0"),
-        (-2, 1e-3, "at least 1, got -2"),
+        (0, 1e-3, r"nfe \(network evaluations\) must be from 1 to"),
+        (-2, 1e-3, "from 1 to 1,000, got -2"),
         (4, 1.0, r"t_end must lie in \[0, 1\), got 1\.0"),
         (4, -0.1, r"t_end must lie in \[0, 1\), got -0\.1"),
         (4, NAN, "t_end must .* got nan"),
@@ -326,7 +326,7 @@ def test_a_grid_out_of_range_is_refused(grid, nfe, t_end, message):
 
 
 def test_rho_must_be_positive():
-    with pytest.raises(ValueError, match=r"rho must be positive, got 0\.0"):
+    with pytest.raises(ValueError, match=r"rho must lie in \(0, inf\), got 0"):
         karras(VPLinear(), 4, 1e-3, rho=0.0)
 
 
@@ -443,7 +443,7 @@ def test_pseudo_huber_does_not_cancel_in_float32():
 
 @pytest.mark.parametrize("c", [0.0, -1.0, NAN])
 def test_c_of_pseudo_huber_must_be_positive(c):
-    with pytest.raises(ValueError, match=f"c of the pseudo-Huber loss must be positive, got {c}"):
+    with pytest.raises(ValueError, match="c of the pseudo-Huber loss must"):
         PseudoHuber(c)
 
 

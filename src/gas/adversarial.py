@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.arguments import MAX_ITERATIONS, callable_, flag, integer, number, of_type
 from gas.names import named
 from gas.precision import PRECISIONS
 
@@ -117,17 +118,16 @@ class Critic:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("weight", "penalty", "warmup"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} of critic {self.name!r} must be at least 0, got {getattr(self, name)}"
-                )
-        if not self.learning_rate > 0:
-            raise ValueError(
-                f"learning_rate of critic {self.name!r} must be positive, got {self.learning_rate}"
-            )
-        if self.steps < 1:
-            raise ValueError(f"steps of critic {self.name!r} must be at least 1, got {self.steps}")
+        whose = f"of critic {self.name!r}"
+        of_type(f"network {whose}", self.network, nn.Module, "a torch.nn.Module")
+        for name in ("weight", "penalty"):
+            number(f"{name} {whose}", getattr(self, name), "[0, inf)")
+        number(f"learning_rate {whose}", self.learning_rate, "(0, inf)")
+        integer(f"warmup {whose}", self.warmup, 0, MAX_ITERATIONS)
+        integer(f"steps {whose}", self.steps, 1, MAX_ITERATIONS)
+        flag(f"conditional {whose}", self.conditional)
+        if self.view is not None:
+            callable_(f"view {whose}", self.view, "callable as view(x)")
         objective_by_name(self.objective)
         named("precision", self.precision, PRECISIONS)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gas.adversarial import Critic
+from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, integer, of_type, one_of
 from gas.compare import fresh
 from gas.fit import Criterion
 from gas.metrics import FrechetCriterion, extract, feature_statistics
@@ -90,8 +91,11 @@ class Adversary:
     unit: Literal["absolute", "paired"] = "absolute"
 
     def __post_init__(self) -> None:
-        if self.unit not in ("absolute", "paired"):
-            raise ValueError(f"unit must be 'absolute' or 'paired', got {self.unit!r}")
+        callable_("critics", self.critics, "a function that makes critics")
+        callable_("criterion", self.criterion, "a measure of a table, smaller being better")
+        of_type("config", self.config, Adam, "a gas.Adam")
+        one_of("pairing", self.pairing, ("independent", "paired"))
+        one_of("unit", self.unit, ("absolute", "paired"))
 
     def weighed(self, paired_loss: float) -> list[Critic]:
         """Return fresh critics with their weights as w, for a solver that comes with this paired loss."""
@@ -147,6 +151,9 @@ def adversary_for(
     """
     from gas.discriminator import R3GANDiscriminator
 
+    integer("watched", watched, 2, MAX_SEEDS)
+    integer("seed", seed, 0, MAX_ORDER_SEED)
+    one_of("pairing", pairing, ("independent", "paired"))
     if len(pairs) == 0:
         raise ValueError("a critic needs pairs to learn from, got none: make some with `gas pairs`")
     sizes = {} if network is not None else _sizes(tuple(model.sample_shape))

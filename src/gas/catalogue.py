@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gas import classical
+from gas.arguments import MAX_NFE, integer, number
 from gas.error_bound import dmn
 from gas.grids import GRIDS, as_grid
 from gas.names import named
@@ -16,7 +17,7 @@ from gas.published import PUBLISHED
 from gas.schedule import Flow, Schedule
 from gas.table import Table
 
-__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "own_grid"]
+__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "grid_times", "own_grid"]
 
 SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
     "ddim": classical.ddim,
@@ -66,10 +67,10 @@ class Classical:
 
     def __post_init__(self) -> None:
         named("solver", self.solver, SOLVERS)
-        if "," not in self.grid:
+        if not isinstance(self.grid, str) or "," not in self.grid:
             named("grid", self.grid, NAMED_GRIDS)
-        if self.nfe < 1:
-            raise ValueError(f"nfe (network evaluations) must be at least 1, got {self.nfe}")
+        integer("nfe (network evaluations)", self.nfe, 1, MAX_NFE)
+        number("t_end", self.t_end, "[0, 1)")
         if self.solver == "heun" and self.nfe % 2:
             raise ValueError(f"heun asks the network twice a step, so nfe must be even, got {self.nfe}")
 
@@ -96,7 +97,7 @@ class Classical:
         steps = self.nfe // 2 if self.solver == "heun" else self.nfe
         if "," not in self.grid:
             return NAMED_GRIDS[self.grid](schedule, steps, self.t_end)
-        t = as_grid([_number(part) for part in self.grid.split(",")])
+        t = as_grid(grid_times(self.grid))
         if len(t) != steps + 1 or float(t[0]) != 1 or float(t[-1]) != self.t_end:
             raise ValueError(
                 f"a grid for {self.solver} at NFE {self.nfe} is {steps + 1} times from 1 to {self.t_end:g}, "
@@ -145,8 +146,19 @@ def _euler_steps(schedule: Schedule, t_end: float) -> bool:
     return bool(schedule.half_log_snr(1.0).isinf() or schedule.half_log_snr(t_end).isinf())
 
 
+def grid_times(text: str) -> list[float]:
+    """Read times separated by commas.
+
+    Raises:
+        ValueError: for what is no number.
+    """
+    return [_number(part) for part in text.split(",")]
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"a grid of times is numbers separated by commas, got {text.strip()!r}") from None
+        raise ValueError(
+            f"a grid of times is numbers separated by commas, got {text.strip()[:60]!r}"
+        ) from None

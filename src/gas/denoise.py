@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gas.arguments import number
 from gas.schedule import Schedule, VPDiscrete
 
 __all__ = [
@@ -134,6 +135,9 @@ class ClassifierFreeGuidance:
         null: what stands for *no condition*, ``(B, *)`` or anything that broadcasts to it.
         scale: 1 is the plain conditional model, 0 the unconditional one.
 
+    Raises:
+        ValueError: when ``scale`` is no finite number.
+
     References:
         Ho and Salimans, arXiv 2207.12598, equation 6 with ``w = scale - 1``.
     """
@@ -142,6 +146,9 @@ class ClassifierFreeGuidance:
     condition: Tensor
     null: Tensor
     scale: float
+
+    def __post_init__(self) -> None:
+        number("scale", self.scale, "(-inf, inf)")
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         null = self.null.expand_as(self.condition)
@@ -184,8 +191,7 @@ class DynamicThreshold:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
+        number("quantile", self.quantile, "(0, 1]")
         _check_limit(self.limit)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -222,8 +228,7 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
 
 
 def _check_limit(limit: float) -> None:
-    if not limit > 0:
-        raise ValueError(f"limit must be positive, got {limit}")
+    number("limit", limit, "(0, inf)")
 
 
 def _per_sample(t: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gas.arguments import MAX_NFE, integer, number, of_type, shape
 from gas.grids import as_grid
 from gas.io import brief
 from gas.schedule import schedule_from_config
@@ -106,8 +107,33 @@ class Document(_Strict):
                 raise ValueError(
                     f"times on schedule {self.schedule['kind']} end at {latest:g}, got {late[0]:g}"
                 )
+        _check_model(self.model or {})
+        _check_teacher(self.teacher or {})
+        seeds = self.training.get("seeds", [0, 0])
+        if not (isinstance(seeds, list) and len(seeds) == 2 and all(type(seed) is int for seed in seeds)):
+            raise ValueError("training.seeds must be two integers, first and last")
         json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
         return self
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    """Refuse what describes no model: its name and hash are text, its shape positive integers."""
+    for name in ("name", "sha256", "prediction"):
+        if name in model:
+            of_type(f"model.{name}", model[name], str, "text")
+    if "sample_shape" in model:
+        shape("model.sample_shape", model["sample_shape"])
+
+
+def _check_teacher(teacher: Mapping[str, Any]) -> None:
+    """Refuse what describes no teacher: names are text, NFE an integer, ``t_end`` a time."""
+    for name in ("solver", "grid"):
+        if name in teacher:
+            of_type(f"teacher.{name}", teacher[name], str, "text")
+    if "nfe" in teacher:
+        integer("teacher.nfe", teacher["nfe"], 1, MAX_NFE)
+    if "t_end" in teacher:
+        number("teacher.t_end", teacher["t_end"], "[0, 1)")
 
 
 def document_of(content: Mapping[str, Any], name: str) -> Document:

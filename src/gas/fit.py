@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from gas import processes
 from gas.adversarial import Critic
+from gas.arguments import of_type, one_of
 from gas.files import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.model import Model
 from gas.names import origin
 from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
-from gas.pairs import Pairs
+from gas.pairs import Pairs, check_pairs
 from gas.start import evaluate
 from gas.table import Table
 
@@ -134,8 +135,17 @@ def fit(
     References:
         arXiv 2510.17699, equations 15 and 22, section 5.
     """
+    one_of("keep", keep, ("best", "last"))
+    one_of("pairing", pairing, ("independent", "paired"))
+    of_type("solver", solver, nn.Module, "a module whose forward() returns a gas.Table")
+    if config is not None:
+        of_type("config", config, (Adam, GaussNewton), "a gas.Adam or a gas.GaussNewton")
+    if checkpoint is not None:
+        of_type("checkpoint", checkpoint, (str, Path), "the path of a file")
+    check_pairs(pairs, model)
     if validation is None:
         pairs, validation = pairs.split(min(256, len(pairs) // 4))
+    check_pairs(validation, model, "validation")
     if not len(pairs) or not len(validation):
         raise ValueError(
             f"fit needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
@@ -150,7 +160,7 @@ def fit(
             f"the solver is of schedule {schedule.config()}, the model {model.name} of {model.schedule.config()}: "
             "build the solver from model.schedule"
         )
-    asked = loss_by_name(loss) if isinstance(loss, str) else loss
+    asked = loss if callable(loss) else loss_by_name(loss)
     steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
     training = _Run(solver, steps, asked, criterion, keep)
     identity = _identity(solver, steps, pairs, validation, asked, criterion)
@@ -289,9 +299,18 @@ def _identity(
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.detach().cpu().numpy().tobytes())
     for part in (pairs, validation):
-        for tensor in (part.seeds, *(some.target for some in part.batches())):
+        for tensor in (part.seeds, *(_finite(some).target for some in part.batches())):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _finite(pairs: Pairs) -> Pairs:
+    """Return pairs whose targets are finite; on their way through the digest all of them are read anyway."""
+    whole = pairs.target.reshape(len(pairs), -1).isfinite().all(1)
+    if not bool(whole.all()):
+        seed = int(pairs.seeds[~whole][0])
+        raise ValueError(f"the teacher's sample of seed {seed} is not finite: make the pairs anew")
+    return pairs
 
 
 def _copy(solver: nn.Module) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gas import grids
+from gas.arguments import MAX_BATCH, integer, number
 from gas.classical.ipndm import ipndm
 from gas.model import Model
-from gas.pairs import Pairs
+from gas.pairs import Pairs, check_pairs
 from gas.sample import trajectory
 
 __all__ = ["cheapest_path", "gits", "jump_costs"]
@@ -53,12 +54,10 @@ def gits(
     """
     if measure not in ("deviation", "distance"):
         raise ValueError(f"measure must be 'deviation' or 'distance', got {measure!r}")
-    if not 1 <= nfe <= steps:
-        raise ValueError(f"nfe must be 1 to the teacher's {steps} steps, got {nfe}")
-    if not discount > 0:
-        raise ValueError(f"discount must be positive, got {discount}")
-    if len(pairs) == 0 or batch < 1:
-        raise ValueError(f"gits needs at least one pair and a batch of one, got {len(pairs)} and {batch}")
+    integer("nfe (at most the teacher's steps)", nfe, 1, steps)
+    number("discount", discount, "(0, inf)")
+    integer("batch", batch, 1, MAX_BATCH)
+    check_pairs(pairs, model)
     t = grids.karras(model.schedule, steps, model.t_end)
     total = torch.zeros(steps + 1, steps + 1, dtype=torch.float64)
     for start in range(0, len(pairs), batch):

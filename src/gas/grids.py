@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from gas.arguments import MAX_NFE, integer, number
 from gas.schedule import Schedule
 
 __all__ = [
@@ -75,8 +77,7 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
         ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``rho`` not positive.
     """
     _check(nfe, t_end)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    number("rho", rho, "(0, inf)")
     first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
     root = torch.lerp((-first / rho).exp(), (-last / rho).exp(), steps)
@@ -102,8 +103,7 @@ def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0)
         Esser et al., arXiv 2403.03206, equation 23.
     """
     _check(nfe, t_end)
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
+    number("shift", shift, "(0, inf)")
     last = t_end / (shift - (shift - 1) * t_end)
     t = torch.linspace(1.0, last, nfe + 1, dtype=torch.float64)
     return _pinned(shift * t / (1 + (shift - 1) * t), t_end)
@@ -137,12 +137,15 @@ def as_grid(t: Sequence[float] | Tensor) -> Tensor:
     Raises:
         ValueError: says what is wrong and where.
     """
-    grid = torch.as_tensor(t, dtype=torch.float64)
+    try:
+        grid = torch.as_tensor(t, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"a time grid is a list of numbers, got {reprlib.repr(t)}") from None
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"a time grid is a list of at least two times, got shape {tuple(grid.shape)}")
     values = grid.detach()
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"a time grid must be finite, got {values.tolist()}")
+        raise ValueError(f"a time grid must be finite, got {reprlib.repr(values.tolist())}")
     rising = (values.diff() >= 0).nonzero()
     if len(rising):
         i = int(rising[0])
@@ -156,10 +159,8 @@ def as_grid(t: Sequence[float] | Tensor) -> Tensor:
 
 
 def _check(nfe: int, t_end: float) -> None:
-    if nfe < 1:
-        raise ValueError(f"nfe (network evaluations) must be at least 1, got {nfe}")
-    if not 0 <= t_end < 1:
-        raise ValueError(f"t_end must lie in [0, 1), got {t_end}")
+    integer("nfe (network evaluations)", nfe, 1, MAX_NFE)
+    number("t_end", t_end, "[0, 1)")
 
 
 def _pinned(t: Tensor, t_end: float) -> Tensor:

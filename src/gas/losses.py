@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gas.arguments import number
 from gas.names import named
 
 __all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "is_sum_of_squares", "l1", "l2", "loss_by_name"]
@@ -47,8 +48,7 @@ class PseudoHuber:
     c: float = 0.03
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"c of the pseudo-Huber loss must be positive, got {self.c}")
+        number("c of the pseudo-Huber loss", self.c, "(0, inf)")
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         # d^2 / (sqrt(d^2 + c^2) + c) is sqrt(d^2 + c^2) - c without the cancellation at small d.

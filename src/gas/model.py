@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from gas.arguments import MAX_SEED, integer, number
 from gas.denoise import ClassifierFreeGuidance, ConditionalDenoiser, Denoiser
 from gas.schedule import Schedule
 
@@ -70,9 +71,8 @@ def noise_of_seeds(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     Raises:
         ValueError: when a seed is negative.
     """
-    if any(seed < 0 for seed in seeds):
-        raise ValueError(f"seeds must be non-negative integers, got {min(seeds)}")
-    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    whole = [integer("a seed", seed, 0, MAX_SEED) for seed in seeds]
+    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(s)) for s in whole]
     return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
@@ -155,6 +155,7 @@ def bind_labels(
     Raises:
         ValueError: when a label is not in ``[0, classes)``, or guidance or no class is asked where there is no null.
     """
+    number("guidance", guidance, "(-inf, inf)")
     if labels is None and guidance != 1.0:
         raise ValueError(f"guidance {guidance:g} needs labels to guide towards, got none")
     if labels is not None:

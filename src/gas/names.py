@@ -10,6 +10,9 @@ __all__ = ["named", "origin"]
 
 T = TypeVar("T")
 
+# Characters of known names in an error: two lines of a terminal.
+_LISTED = 160
+
 
 def named(kind: str, name: str, known: Mapping[str, T]) -> T:
     """Return ``known[name]``.
@@ -17,12 +20,21 @@ def named(kind: str, name: str, known: Mapping[str, T]) -> T:
     Raises:
         ValueError: for an unknown name, with a known one that is like it, if any is, and all of them.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"{kind} must be a name, got a {type(name).__name__}: one of {_listed(known)}")
     if name not in known:
         lower = {each.lower(): each for each in known}
-        near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower()[:60], lower, n=1, cutoff=0.4)
         hint = f": did you mean {lower[near[0]]!r}?" if near else "."
-        raise ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+        shown = name if len(name) <= 60 else f"{name[:57]}..."
+        raise ValueError(f"unknown {kind} {shown!r}{hint} Known: {_listed(known)}")
     return known[name]
+
+
+def _listed(known: Mapping[str, object]) -> str:
+    """The known names, as many of them as fit into a line with what is said of them."""
+    text = ", ".join(known)
+    return text if len(text) <= _LISTED else f"{text[:_LISTED].rpartition(', ')[0]}, ..."
 
 
 def origin(thing: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas.arguments import MAX_SEED, callable_, integer, number, of_type, shape
 from gas.denoise import Denoiser
 from gas.model import bind_labels, noise_of_seeds, weights_hash
 from gas.schedule import Schedule
@@ -58,17 +58,23 @@ class OwnModel:
     data_range: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sample_shape", tuple(self.sample_shape))
-        if not self.sample_shape or min(self.sample_shape) < 1:
-            raise ValueError(
-                f"sample_shape must be positive sizes without the batch, got {self.sample_shape}"
-            )
-        if not 0 <= self.t_end < 1:
-            raise ValueError(f"t_end must lie in [0, 1), got {self.t_end}")
-        if self.data_range is not None and not 0 < self.data_range < math.inf:
-            raise ValueError(f"data_range must be a positive number (2 for [-1, 1]), got {self.data_range}")
-        if self.classes < 0:
-            raise ValueError(f"classes must be at least 0, got {self.classes}")
+        callable_("denoiser", self.denoiser, "callable as denoise(x, t)")
+        object.__setattr__(self, "sample_shape", shape("sample_shape", self.sample_shape))
+        if not hasattr(self.schedule, "half_log_snr"):
+            raise ValueError(f"schedule must be a gas.Schedule, got a {type(self.schedule).__name__}")
+        of_type("name", self.name, str, "text")
+        number("t_end", self.t_end, "[0, 1)")
+        integer("classes", self.classes, 0, MAX_SEED)
+        if self.null is not None:
+            integer("null", self.null, -MAX_SEED, MAX_SEED)
+            if not self.classes:
+                raise ValueError(f"null is a label, and without classes there is none, got {self.null}")
+        if self.weights is not None:
+            of_type("weights", self.weights, nn.Module, "the network, a torch.nn.Module")
+        if self.decode is not None:
+            callable_("decode", self.decode, "callable as decode(x)")
+        if self.data_range is not None:
+            number("data_range (2 for [-1, 1])", self.data_range, "(0, inf)")
         if self.weights is not None and any(p.requires_grad for p in self.weights.parameters()):
             raise ValueError(
                 "weights must be frozen: call .eval().requires_grad_(False) on the network first"
@@ -76,6 +82,11 @@ class OwnModel:
         if self.device is None:
             first = None if self.weights is None else next(self.weights.parameters(), None)
             object.__setattr__(self, "device", torch.device("cpu") if first is None else first.device)
+        elif not isinstance(self.device, torch.device):
+            try:
+                object.__setattr__(self, "device", torch.device(self.device))
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"device must be one of torch's, got {self.device!r}") from error
 
     @cached_property
     def _sha256(self) -> str:
@@ -104,6 +115,7 @@ class OwnModel:
         Raises:
             ValueError: when a label is out of range, or guidance or no class is asked of a model without ``null``.
         """
+        number("guidance", guidance, "(-inf, inf)")
         if not self.classes:
             if guidance != 1.0:
                 raise ValueError(

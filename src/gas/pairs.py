@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gas import processes
+from gas.arguments import number, of_type
 from gas.columns import WhenAsked, open_columns
 from gas.files import write_bytes
 from gas.model import Model, conditions_of, decode_all, labels_of_seeds, noise_of_seeds
@@ -35,7 +36,16 @@ from gas.shards import (
 )
 from gas.table import Table
 
-__all__ = ["Pairs", "PairsProgress", "PairsSpec", "join_pairs", "read_pairs", "teach", "write_pairs"]
+__all__ = [
+    "Pairs",
+    "PairsProgress",
+    "PairsSpec",
+    "check_pairs",
+    "join_pairs",
+    "read_pairs",
+    "teach",
+    "write_pairs",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Pairs:
     @property
     def guidance(self) -> float:
         """Scale of classifier-free guidance that the teacher ran with."""
-        return float(self.manifest["recipe"]["guidance"])
+        return number("guidance of the pairs", self.manifest["recipe"]["guidance"], "(-inf, inf)")
 
     @property
     def prompts(self) -> list[str] | None:
@@ -114,6 +124,22 @@ class Pairs:
             )
         cut = len(self) - validation
         return self.subset(slice(0, cut)), self.subset(slice(cut, None))
+
+
+def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
+    """Refuse what are no pairs of a model: none at all, or samples of another shape.
+
+    Raises:
+        ValueError: names the argument and what came.
+    """
+    of_type(name, pairs, Pairs, "gas.Pairs")
+    if len(pairs):
+        sample_shape = tuple(pairs.subset(slice(0, 1)).target.shape[1:])
+        if sample_shape != tuple(model.sample_shape):
+            raise ValueError(
+                f"{name} have samples of shape {sample_shape}, model {model.name} of {tuple(model.sample_shape)}: "
+                "make pairs with this model"
+            )
 
 
 def write_pairs(
@@ -234,6 +260,12 @@ def teach(
         target = sample(bound, noise.to(model.device), table.detach().folded())
     recipe = {"guidance": guidance, "teacher": dict(teacher or {}), **conditions_of(model)}
     target = target.to("cpu", torch.float32)
+    broken = ~target.reshape(len(target), -1).isfinite().all(1)
+    if bool(broken.any()):
+        seed = list(seeds)[int(broken.nonzero()[0])]
+        raise ValueError(
+            f"the teacher's answer is not finite for seed {seed}; check model, guidance and table"
+        )
     return Pairs(torch.tensor(list(seeds)), noise.cpu(), target, labels, {"recipe": recipe})
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gas import processes
-from gas.catalogue import Classical, candidates
+from gas.arguments import MAX_SEEDS, integer
+from gas.catalogue import Classical, candidates, grid_times
 from gas.files import write_text
+from gas.grids import as_grid
 from gas.io import brief, one_line, read_json, sealed, unsealed
 from gas.learned import Kind, kind_by_name
 from gas.losses import Loss, l2, loss_by_name
@@ -25,7 +27,7 @@ from gas.schedule import Schedule
 from gas.start import Measured, evaluate, finite_loss, rank_classical
 from gas.table import Table
 
-__all__ = ["FINALISTS", "ROUNDING", "SHORTLIST", "Race", "Raced", "Started", "start_label"]
+__all__ = ["FINALISTS", "ROUNDING", "SHORTLIST", "Race", "Raced", "Started", "check_start", "start_label"]
 
 # Classical solvers that are measured on all validation pairs after a first round on some.
 FINALISTS = 4
@@ -90,6 +92,9 @@ class Race:
         near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
         sprint: settings that each start is trained with in a round (on squared error). The two best of a first round
             are trained for a second one, and the one that then validates best wins.
+
+    Raises:
+        ValueError: names the setting that is unknown or out of range.
     """
 
     start: str = "best"
@@ -98,6 +103,13 @@ class Race:
     starts: int = 3
     near: Tensor | None = None
     sprint: GaussNewton = _SPRINT
+
+    def __post_init__(self) -> None:
+        check_start(self.start)
+        for name in ("rank", "first", "starts"):
+            integer(name, getattr(self, name), 1, MAX_SEEDS)
+        if not isinstance(self.sprint, GaussNewton):
+            raise ValueError(f"sprint must be a gas.GaussNewton, got a {type(self.sprint).__name__}")
 
     def seeded(self, seed: int) -> Race:
         """Return the race with training pairs in the order of another seed."""
@@ -249,6 +261,20 @@ class _Entrant:
     def numbers(self) -> dict[str, Any]:
         """Return the solver's parameters in plain JSON."""
         return {name: parameter.tolist() for name, parameter in self.steps.solver.state_dict().items()}
+
+
+def check_start(start: str) -> None:
+    """Refuse what names no start of a training: ``"best"``, ``"uniform"``, ``"SOLVER"`` or ``"SOLVER/GRID"``.
+
+    Raises:
+        ValueError: for an unknown solver or grid, with the nearest known one, or a grid that is none.
+    """
+    if not isinstance(start, str):
+        raise ValueError(f"start must be 'best', 'uniform' or 'SOLVER/GRID', got {start!r}")
+    if start != "best":
+        classical = named_start(start, 2, 0.0)
+        if "," in classical.grid:
+            as_grid(grid_times(classical.grid))
 
 
 def start_label(start: str) -> str:

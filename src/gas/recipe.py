@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from gas.arguments import MAX_BATCH, MAX_SEEDS, flag, integer, number, of_type
 from gas.model import Model, conditions_of, decode_all, noise_of_seeds
 from gas.shards import RECIPE
 from gas.table import Table
@@ -45,8 +45,13 @@ class PairsSpec:
         s = self.seeds
         if not isinstance(s, range) or len(s) == 0 or s.step != 1 or s.start < 0 or s.stop > 2**63:
             raise ValueError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
-        if self.shard < 1 or not math.isfinite(self.guidance):
-            raise ValueError(f"shard must be 1 or more, guidance finite; got {self.shard}, {self.guidance}")
+        if len(s) > MAX_SEEDS:
+            raise ValueError(f"seeds must be at most {MAX_SEEDS:,}, got {len(s):,}")
+        of_type("teacher", self.teacher, Mapping, "a description in plain JSON, a dict")
+        number("guidance", self.guidance, "(-inf, inf)")
+        integer("shard", self.shard, 1, MAX_SEEDS)
+        flag("labelled", self.labelled)
+        flag("decoded", self.decoded)
 
 
 def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
@@ -55,8 +60,7 @@ def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[s
     Raises:
         ValueError: for a batch below 1, or a model whose noise does not follow from its seed alone.
     """
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    integer("batch", batch, 1, MAX_BATCH)
     shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
     if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):
         raise ValueError(f"model.noise({seeds[:1]}) must be gas.model.noise_of_seeds: only the seed is kept")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gas.arguments import integer
 from gas.grids import as_grid
 from gas.schedule import Schedule
 from gas.table import Row
@@ -69,5 +70,4 @@ def added(first: dict[int, Tensor], second: dict[int, Tensor]) -> dict[int, Tens
 
 def check_order(solver: str, order: int, highest: int) -> None:
     """Raise unless the order is one that the solver has."""
-    if order not in range(1, highest + 1):
-        raise ValueError(f"{solver} order must be 1 to {highest}, got {order}")
+    integer(f"{solver} order", order, 1, highest)

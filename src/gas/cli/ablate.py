@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gas.arguments import MAX_NFE
 from gas.cli.app import command
+from gas.cli.checks import checked, registered
 from gas.cli.comparisons import print_comparisons, print_distributions
 from gas.cli.evaluate import taught
 from gas.cli.measuring import yardstick
-from gas.cli.options import Device, GasIterations, Json, ModelName, load_model, parse_seeds
+from gas.cli.options import (
+    Device,
+    GasIterations,
+    Json,
+    ModelName,
+    PairsBatch,
+    PairsFolder,
+    Seed,
+    Validation,
+    load_model,
+    measured_seeds,
+    parse_seeds,
+)
 from gas.cli.screen import bar, print_json
 from gas.cli.settings import against_of
 
 __all__ = ["ablate"]
+
+
+def _questions() -> Iterable[str]:
+    from gas.ablation import ABLATIONS
+
+    return (*ABLATIONS, "transfer")
 
 
 @command("gas ablate weight --model mnist --pairs runs/mnist-pairs --nfe 2")
@@ -24,18 +45,21 @@ def ablate(
     question: Annotated[
         str,
         typer.Argument(
-            help="objective, weight, balance, penalty, pairs, pairing, theory, or transfer (with --onto)."
+            help="objective, weight, balance, penalty, pairs, pairing, theory, or transfer (with --onto).",
+            callback=checked(registered("ablation", _questions)),
         ),
     ],
-    pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
+    pairs: Annotated[Path, PairsFolder],
     model: ModelName = "mnist",
-    nfe: Annotated[int, typer.Option(help="Network evaluations.", min=1)] = 2,
-    validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2)] = 256,
-    seeds: Annotated[str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST.")] = "50000:50512",
+    nfe: Annotated[int, typer.Option(help="Network evaluations.", min=1, max=MAX_NFE)] = 2,
+    validation: Validation = 256,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST.", callback=checked(measured_seeds))
+    ] = "50000:50512",
     gas_iterations: GasIterations = None,
-    batch: Annotated[int | None, typer.Option(help="Pairs a step against the critic.", min=1)] = None,
+    batch: PairsBatch = None,
     onto: Annotated[str, typer.Option(help="The model that a transfer is measured on.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:

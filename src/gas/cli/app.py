@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import inspect
 import os
@@ -17,10 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from gas import processes, workspace
+from gas.cli.checks import check_device, error_text
 from gas.display import plain
 from gas.threads import set_thread_defaults
 
-__all__ = ["app", "command", "holding", "main"]
+__all__ = ["app", "command", "holding", "main", "parsed"]
 
 P = ParamSpec("P")
 
@@ -120,6 +120,9 @@ def command(
                     raise ValueError(f"gas {label} runs in one process: leave torchrun out")
                 if "device" in kwargs:
                     kwargs["device"] = processes.local_device(str(kwargs["device"]))
+                    check_device(str(kwargs["device"]))
+                if "precision" in kwargs:
+                    _set_tf32(kwargs["precision"] == "tf32")
                 output = kwargs.get(file or folder)
                 with processes.together(), holding(output, f"gas {label}", folder=bool(folder)):
                     function(*args, **kwargs)
@@ -157,6 +160,27 @@ def main() -> None:
         app(prog_name="gas")
 
 
+def _set_tf32(truncated: bool) -> None:
+    """What float32 means on CUDA is set for the whole process, which is this command's own."""
+    from gas.tf32 import truncate
+
+    truncate(truncated)
+
+
+def parsed(name: str, words: list[str]) -> Any:
+    """Return a command's parameters as they are read from words, without running it.
+
+    Raises:
+        ValueError: says what is wrong with the words.
+    """
+    commands: Any = typer.main.get_command(app)
+    try:
+        with commands.commands[name].make_context(f"gas {name}", list(words)) as context:
+            return context.params
+    except _UsageError as error:
+        raise ValueError(f"gas {name}: {error.format_message()}") from None  # type: ignore[attr-defined]
+
+
 def _usage(error: Any) -> str:
     """Return what an error of usage says, with the value that came where typer leaves it out, and where to read on."""
     message = error.format_message().rstrip(".")
@@ -168,7 +192,7 @@ def _usage(error: Any) -> str:
 
 def _refuse(error: Exception) -> NoReturn:
     """Report a mistake in one line and end with exit code 2."""
-    _say(f"error: {_told(error)}")
+    _say(f"error: {error_text(error)}")
     raise typer.Exit(2) from None
 
 
@@ -177,20 +201,6 @@ def holding(output: object, work: str, *, folder: bool = False) -> contextlib.Ab
     if not isinstance(output, Path) or not processes.first():
         return contextlib.nullcontext()
     return workspace.hold(output, work, folder=folder)
-
-
-def _told(error: Exception) -> str:
-    """What an error says; of a path that the system refused, what is there and what to do."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return str(error)
-    advice = {
-        errno.EEXIST: "is a file already, and a folder is wanted: name another",
-        errno.ENOTDIR: "is under a file, and a folder is wanted: name another",
-        errno.EISDIR: "is a folder, and a file is wanted: name one in it",
-        errno.ENOENT: "does not exist",
-        errno.EACCES: "may not be read or written: its permissions forbid it",
-    }
-    return f"{error.filename} {advice.get(error.errno or 0, f'cannot be used: {error.strerror}')}"
 
 
 def _say(text: str) -> None:

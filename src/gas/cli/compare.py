@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gas.arguments import MAX_SEEDS
 from gas.cli.app import command
+from gas.cli.checks import checked, existing_folder, listed, output_folder
 from gas.cli.measuring import judging, measuring, space_told
 from gas.cli.options import (
     Call,
@@ -20,14 +22,26 @@ from gas.cli.options import (
     Features,
     FeatureWeights,
     GasIterations,
+    Iterations,
     Json,
+    LearningRate,
+    LossName,
+    Method,
     MetricWeights,
     ModelName,
+    PairsBatch,
+    PairsFolder,
     Precision,
     Prompts,
     Real,
     Reference,
+    Relax,
+    Seed,
+    Start,
+    Validation,
+    check_space,
     load_model,
+    measured_seeds,
     parse_nfes,
     parse_seeds,
     recorded,
@@ -46,6 +60,15 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
+
+def _check_row(name: str) -> None:
+    from gas.comparison import contestant_by_name
+    from gas.race import check_start
+
+    check_start(name.partition("@")[2] or "best")
+    contestant_by_name(name)
+
+
 SOLVERS = "ddim,dpmpp-2m,dpmpp-3m,unipc,ipndm,deis,gits,dmn,ld3,s4s,s4s-pc,bns,gs-free,gs,gas"
 
 
@@ -55,50 +78,70 @@ SOLVERS = "ddim,dpmpp-2m,dpmpp-3m,unipc,ipndm,deis,gits,dmn,ld3,s4s,s4s-pc,bns,g
 )
 def compare(
     context: typer.Context,
-    pairs: Annotated[Path, typer.Option(help="Folder of teacher pairs, as gas pairs writes it.")],
+    pairs: Annotated[Path, PairsFolder],
     out: Annotated[
-        Path, typer.Option(help="Folder for cells, solvers and reports; of an earlier run to go on.")
+        Path,
+        typer.Option(
+            help="Folder for cells, solvers and reports; of an earlier run to go on.",
+            callback=checked(output_folder),
+        ),
     ],
     model: ModelName = "mnist",
     solvers: Annotated[
         str,
         typer.Option(
             help="Rows, comma-separated: SOLVER or a family (unipc) on its best grid, SOLVER/GRID, classical (best of "
-            "all), gits, dmn or a published grid, ld3, s4s, s4s-pc, s4s-alt, bns, gs-free, gs, gas; NAME@START."
+            "all), gits, dmn or a published grid, ld3, s4s, s4s-pc, s4s-alt, bns, gs-free, gs, gas; NAME@START.",
+            callback=checked(listed(_check_row, empty=False)),
         ),
     ] = SOLVERS,
-    nfe: Annotated[str, typer.Option(help="Columns, as 4 or 3-6,8,10.")] = "3-6,8,10",
+    nfe: Annotated[
+        str, typer.Option(help="Columns, as 4 or 3-6,8,10.", callback=checked(parse_nfes))
+    ] = "3-6,8,10",
     unseen: Annotated[
-        Path | None, typer.Option(help="Folder of pairs to measure on; default: made of --seeds.")
+        Path | None,
+        typer.Option(
+            help="Folder of pairs to measure on; default: made of --seeds.", callback=checked(existing_folder)
+        ),
     ] = None,
     seeds: Annotated[
-        str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST, without --unseen.")
+        str,
+        typer.Option(
+            help="Seeds to measure on, as N or FIRST:LAST, without --unseen.",
+            callback=checked(measured_seeds),
+        ),
     ] = "50000:50512",
-    count: Annotated[int | None, typer.Option(help="How many of --unseen, from the first.", min=2)] = None,
-    validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2)] = 256,
+    count: Annotated[
+        int | None, typer.Option(help="How many of --unseen, from the first.", min=2, max=MAX_SEEDS)
+    ] = None,
+    validation: Validation = 256,
     rank: Annotated[
-        int, typer.Option(help="Validation pairs that classical solvers and grids are chosen on.", min=1)
+        int,
+        typer.Option(
+            help="Validation pairs that classical solvers and grids are chosen on.", min=1, max=MAX_SEEDS
+        ),
     ] = 64,
-    guides: Annotated[int, typer.Option(help="Training pairs that GITS follows.", min=1)] = 256,
-    start: Annotated[
-        str, typer.Option(help="Of learned solvers: best, uniform (the paper's), or SOLVER/GRID.")
-    ] = "best",
-    loss: Annotated[str, typer.Option(help="l2, l1 or pseudo_huber.")] = "l2",
-    method: Annotated[str, typer.Option(help="auto, gauss-newton (for l2), adam, or paper.")] = "auto",
-    iterations: Annotated[int | None, typer.Option(help="Optimiser steps; 18 by default for l2.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pairs a step; 24 and growing by default for l2.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
-    relax: Annotated[float | None, typer.Option(help="Radius of relaxed starts (adam, paper).")] = None,
+    guides: Annotated[
+        int, typer.Option(help="Training pairs that GITS follows.", min=1, max=MAX_SEEDS)
+    ] = 256,
+    start: Start = "best",
+    loss: LossName = "l2",
+    method: Method = "auto",
+    iterations: Iterations = None,
+    batch: PairsBatch = None,
+    learning_rate: LearningRate = None,
+    relax: Relax = None,
     metrics: Annotated[
         str,
         typer.Option(
             help="Tables of the report, comma-separated (mse, frechet, ...); default: all. lpips and clip-score are "
-            "measured where they are named."
+            "measured where they are named.",
+            callback=checked(_measures),
         ),
     ] = "",
     metric_weights: MetricWeights = None,
     gas_iterations: GasIterations = None,
-    seed: Annotated[int, typer.Option(help="Of the batches' order and the critic's first weights.")] = 0,
+    seed: Seed = 0,
     real: Real = None,
     features: Features = "model",
     weights: FeatureWeights = None,
@@ -120,18 +163,19 @@ def compare(
     from gas.comparison import Budget, Report, Setting, Store, claim_folders, contestant_by_name, fill
     from gas.pairs import read_pairs
 
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
-    loaded = recorded(loaded, cuda_graphs)
+    _check_combination(context, features, weights, unseen)
     rows = [contestant_by_name(name, start) for name in _names(solvers)]
     shown = _measures(metrics)
     columns = parse_nfes(nfe)
     config = config_of(method, loss, "best", iterations, batch, learning_rate, relax, "auto", seed)
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
+    loaded = recorded(loaded, cuda_graphs)
     budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
     kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
     setting = Setting(loaded, kept, held, budget, claim_folders(out))
-    measured_on = _unseen(loaded, kept, unseen, seeds, count, out)
-    ruler = _ruler(loaded, measured_on, real, features, weights, reference, metrics, metric_weights)
     _check_critic(setting, rows)
+    ruler_of = _ruler(loaded, real, features, weights, reference, metrics, metric_weights)
+    ruler = ruler_of(_unseen(loaded, kept, unseen, seeds, count, out))
     running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
     cells = list(_followed(running, len(rows) * len(columns) + 1, out))
     lines = _lines(setting, ruler, rows)
@@ -147,6 +191,17 @@ def compare(
     for table in report.headline():
         listed = [[label, *(entry.text for entry in entries)] for label, entries in table.rows]
         print_table(table.title, ["solver", *map(str, table.nfes)], listed, strong="GAS")
+
+
+def _check_combination(
+    context: typer.Context, features: str, weights: Path | None, unseen: Path | None
+) -> None:
+    """Refuse options that others leave without a meaning."""
+    check_space(features, weights)
+    if unseen is not None and was_given(context, "seeds"):
+        raise ValueError("--seeds and --unseen are two sets of noise to measure on: leave one out")
+    if unseen is None and was_given(context, "count"):
+        raise ValueError("--count is for --unseen: say by --seeds how many to measure on")
 
 
 def _unseen(
@@ -169,23 +224,29 @@ def _unseen(
 
 def _ruler(
     model: Model,
-    unseen: Pairs,
     real: Path | None,
     features: str,
     weights: Path | None,
     reference: Path | None,
     metrics: str,
     metric_weights: Path | None,
-) -> Ruler:
+) -> Callable[[Pairs], Ruler]:
+    """What makes a ruler of the pairs to measure on; all of its files are read before there are any."""
     from gas.comparison import Ruler
     from gas.features.judges import JUDGES
 
-    ruler, named = measuring(model, unseen, real, features, weights, reference)
+    yardstick_of, named = measuring(model, real, features, weights, reference)
     asked = ",".join(name for name in _names(metrics) if name in JUDGES)
-    ruler, judged = judging(ruler, model, asked, metric_weights)
+    judges, judged = judging(model, asked, metric_weights)
     plain = real is None and reference is None and features == "model"  # decided by the model alone
-    said = " ".join([space_told(ruler, named, reference, real), *(f"{k}: {v}." for k, v in judged.items())])
-    return Ruler(model, ruler, {**({} if plain else named), **judged}, said=said)
+
+    def ruler_of(pairs: Pairs) -> Ruler:
+        yardstick = replace(yardstick_of(pairs), judges=judges)
+        space = space_told(yardstick, named, reference, real)
+        said = " ".join([space, *(f"{k}: {v}." for k, v in judged.items())])
+        return Ruler(model, yardstick, {**({} if plain else named), **judged}, said=said)
+
+    return ruler_of
 
 
 def _check_critic(setting: Setting, rows: list[Contestant]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gas.cli.app import command
-from gas.cli.options import Json
+from gas.cli.checks import GUIDANCE, checked, existing_file, is_in, output_file, output_folder, registered
+from gas.cli.options import Json, was_given
 from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
@@ -17,9 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["convert"]
 
 
+# Options of a student, and those of teacher sets.
+_STUDENTS = ("model", "schedule", "t_end", "guidance", "form")
+_TEACHERS = ("model", "t_end", "guidance")
+
+
+def _schedules() -> Iterable[str]:
+    from gas.official.convert import SCHEDULES
+
+    return SCHEDULES
+
+
 @command("gas convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors", file="out")
 def convert(
-    file: Annotated[Path, typer.Argument(help="A published .pkl, .ckpt or .pt file.")],
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(help="A published .pkl, .ckpt or .pt file.", callback=checked(existing_file))
+    ],
     out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],
     model: Annotated[
         str,
@@ -28,14 +44,31 @@ def convert(
         ),
     ] = "",
     schedule: Annotated[
-        str, typer.Option(help="A student's schedule without --model: edm, ldm, sd or vp.")
+        str,
+        typer.Option(
+            help="A student's schedule without --model: edm, ldm, sd or vp.",
+            callback=checked(registered("schedule", _schedules)),
+        ),
     ] = "",
-    t_end: Annotated[float, typer.Option(help="Time that a student's sampling ends at.")] = 1e-3,
+    t_end: Annotated[
+        float,
+        typer.Option(
+            help="Time that a student's sampling ends at.", callback=checked(is_in("t_end", "(0, 1)"))
+        ),
+    ] = 1e-3,
     guidance: Annotated[
-        float, typer.Option(help="Guidance scale that pairs or a student were made with.")
+        float,
+        typer.Option(
+            help="Guidance scale that pairs or a student were made with.",
+            callback=checked(is_in("guidance", GUIDANCE)),
+        ),
     ] = 1.0,
     form: Annotated[
-        str, typer.Option(help="A student's: gs, s4s (trained without theory), or auto: by its numbers.")
+        str,
+        typer.Option(
+            help="A student's: gs, s4s (trained without theory), or auto: by its numbers.",
+            callback=checked(registered("form", lambda: ("auto", "gs", "s4s"))),
+        ),
     ] = "auto",
     json: Json = False,
 ) -> None:
@@ -46,11 +79,20 @@ def convert(
     """
     from gas.official.convert import KINDS, recognise, weights_to_safetensors
 
+    if model and schedule:
+        raise ValueError("--model and --schedule both say what a student is for: give one")
+    (output_file() if out.suffix else output_folder)(out)
     kind, data = recognise(file)
     what, suffix = KINDS[kind]
     if out.suffix != suffix:
         wanted = f"end in {suffix}" if suffix else "be a folder, without a suffix"
         raise ValueError(f"{file} holds {what}, so the output should {wanted}, got {str(out)!r}")
+    taken = {"student": _STUDENTS, "teachers": _TEACHERS}.get(kind, ())
+    for name in _STUDENTS:
+        if name not in taken and was_given(context, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not for {what}, which {file} holds: leave it out"
+            )
     note(f"{file} holds {what}")
     report: dict[str, Any] = {"file": str(file), "kind": kind, "out": str(out)}
     if kind == "student":

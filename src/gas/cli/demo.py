@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gas.arguments import MAX_ITERATIONS, MAX_NFE
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ZooName, load_zoo
+from gas.cli.checks import checked, output_folder
+from gas.cli.options import Device, Json, Seed, ZooName, load_zoo
 from gas.cli.screen import note, print_json
 from gas.display import significant
 from gas.workspace import claim, scratch
@@ -34,11 +36,18 @@ STEPS = 48  # against the critic
 
 @command("gas demo --nfe 4 --out demo", folder="out")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pairs, solver and pictures.")] = Path("demo"),
-    nfe: Annotated[int, typer.Option(help="Network evaluations of the solver to learn.")] = 4,
-    iterations: Annotated[int, typer.Option(help="Gauss-Newton steps after the race for the start.")] = 8,
+    out: Annotated[
+        Path, typer.Option(help="Folder for pairs, solver and pictures.", callback=checked(output_folder))
+    ] = Path("demo"),
+    nfe: Annotated[
+        int, typer.Option(help="Network evaluations of the solver to learn.", min=1, max=MAX_NFE)
+    ] = 4,
+    iterations: Annotated[
+        int,
+        typer.Option(help="Gauss-Newton steps after the race for the start.", min=0, max=MAX_ITERATIONS),
+    ] = 8,
     model: ZooName = "mnist",
-    seed: Annotated[int, typer.Option(help="Of the pairs' order in training.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -56,6 +65,7 @@ def demo(
 
     began = time.perf_counter()
     require_matplotlib()
+    output_folder(out)
     loaded = load_zoo(model, device)
     teacher = Classical("unipc-3-bh2", "log_snr", 20, loaded.t_end)
     note(f": {teacher.label}, {teacher.nfe} network calls a sample", label="1. Teacher", style="bold")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gas.arguments import MAX_BATCH
 from gas.cli.app import command
-from gas.cli.options import Device, Json, check_device, parse_nfes, was_given
+from gas.cli.checks import checked, is_in
+from gas.cli.options import Device, Json, parse_nfes, was_given
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset
 from gas.cli.screen import note, print_json, print_table
 
@@ -27,16 +29,24 @@ def doctor(
     settings: Settings = None,
     preset_weights: Weights = None,
     nfe: Annotated[
-        str, typer.Option(help="NFE to say the cost of, as 4 or 4-7; default: the preset's.")
+        str,
+        typer.Option(
+            help="NFE to say the cost of, as 4 or 4-7; default: the preset's.", callback=checked(parse_nfes)
+        ),
     ] = "",
     measure: Annotated[
         bool, typer.Option("--measure", help="Run the preset's network, of random weights, on --device.")
     ] = False,
     batch: Annotated[
-        int | None, typer.Option(help="Samples at a time for --measure; default: 1 on a CPU.", min=1)
+        int | None,
+        typer.Option(help="Samples at a time for --measure; default: 1 on a CPU.", min=1, max=MAX_BATCH),
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option(help="Rate to assume without --measure, in 10^12 operations a second.")
+        float | None,
+        typer.Option(
+            help="Rate to assume without --measure, in 10^12 operations a second.",
+            callback=checked(is_in("tflops", "[0.000001, 1000000]")),
+        ),
     ] = None,
     device: Device = "cpu",
     json: Json = False,
@@ -48,13 +58,13 @@ def doctor(
     """
     from gas.environment import environment, extras
 
-    check_device(device)
     setup = chosen_preset(context, preset, settings, ("nfe", "measure", "batch", "tflops"))
+    wrong = [name for name in ("nfe", "measure", "batch", "tflops") if was_given(context, name)]
+    if setup is None and wrong:
+        raise ValueError(f"--{wrong[0]} is for --preset: add that or leave it out")
+    _check_measure(measure, batch, tflops)
     told: dict[str, Any] = {"environment": environment(device), "extras": extras()}
-    if setup is None:
-        if wrong := [name for name in ("nfe", "measure", "batch", "tflops") if was_given(context, name)]:
-            raise ValueError(f"--{wrong[0]} is for --preset: add that or leave it out")
-    else:
+    if setup is not None:
         nfes = parse_nfes(nfe) if nfe else list(setup.nfes)
         unit, lacking = _unit(setup, measure, device, batch, tflops)
         told |= _of_preset(setup, preset_weights, unit, nfes)
@@ -68,6 +78,14 @@ def doctor(
         _print(setup, told)
 
 
+def _check_measure(measure: bool, batch: int | None, tflops: float | None) -> None:
+    """Refuse what measuring or estimating does not take."""
+    if batch is not None and not measure:
+        raise ValueError("--batch is for --measure: add that or leave it out")
+    if tflops is not None and measure:
+        raise ValueError("--tflops is for an estimate: leave it out, or --measure")
+
+
 def _unit(
     preset: Preset, measure: bool, device: str, batch: int | None, tflops: float | None
 ) -> tuple[Unit | None, str]:
@@ -75,14 +93,10 @@ def _unit(
     from gas.presets.cost import counted, measured
 
     if not measure:
-        if batch is not None:
-            raise ValueError("--batch is for --measure: add that or leave it out")
         try:
             return counted(preset, tflops), ""
         except ModuleNotFoundError as error:  # files are told without it
             return None, str(error)
-    if tflops is not None:
-        raise ValueError("--tflops is for an estimate: leave it out, or --measure")
     note(f"measuring the network of preset {preset.name}, of random weights, on {device} ...")
     return measured(preset, device, batch or (1 if device == "cpu" else preset.batch)), ""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gas import processes
+from gas.arguments import MAX_NFE
 from gas.cli.app import command
+from gas.cli.checks import checked, existing_file, listed, registered
 from gas.cli.comparisons import print_comparisons, print_distributions
 from gas.cli.measuring import judging, measuring
 from gas.cli.options import (
@@ -23,19 +25,25 @@ from gas.cli.options import (
     Json,
     MetricWeights,
     ModelName,
+    Picture,
     Precision,
     Prompts,
     Real,
     Reference,
+    check_classical,
+    check_grid,
+    check_space,
     interpolation,
+    measured_seeds,
     parse_nfes,
     parse_seeds,
     recorded,
+    solver_names,
     was_given,
 )
 from gas.cli.presets import PresetName, Settings, Weights, changed_settings, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
-from gas.cli.solver_files import load_named, warn_of_known_seeds
+from gas.cli.solver_files import load_named, warn_of_known_seeds, warn_of_unknown_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,24 +65,59 @@ BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 _FINALISTS = 8
 
 
+def _judges() -> Iterable[str]:
+    from gas.features.judges import JUDGES
+
+    return JUDGES
+
+
 @command(
     "gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True, file="picture"
 )
 def evaluate(
     context: typer.Context,
     solver: Annotated[
-        list[Path], typer.Option("--solver", "-s", help="A solver file; repeat it to compare several.")
+        list[Path],
+        typer.Option(
+            "--solver",
+            "-s",
+            help="A solver file; repeat it to compare several.",
+            callback=checked(existing_file),
+        ),
     ],
     model: ModelName = "mnist",
-    nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10; default: all in the file.")] = "",
+    nfe: Annotated[
+        str,
+        typer.Option(
+            help="Which NFE, as 4 or 3-6,8,10; default: all in the file.", callback=checked(parse_nfes)
+        ),
+    ] = "",
     seeds: Annotated[
-        str, typer.Option(help="Seeds, as N or FIRST:LAST; not those trained on.")
+        str,
+        typer.Option(
+            help="Seeds, as N or FIRST:LAST; not those trained on.", callback=checked(measured_seeds)
+        ),
     ] = "50000:50512",
-    teacher: Annotated[str | None, typer.Option(help="The teacher's solver; default: the file's.")] = None,
-    grid: Annotated[str | None, typer.Option(help="The teacher's time grid; default: the file's.")] = None,
-    teacher_nfe: Annotated[int | None, typer.Option(help="The teacher's NFE; default: the file's.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="The teacher's solver; default: the file's.",
+            callback=checked(registered("solver", solver_names)),
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="The teacher's time grid; default: the file's.", callback=checked(check_grid)),
+    ] = None,
+    teacher_nfe: Annotated[
+        int | None, typer.Option(help="The teacher's NFE; default: the file's.", min=1, max=MAX_NFE)
+    ] = None,
     baselines: Annotated[
-        str, typer.Option(help="Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.")
+        str,
+        typer.Option(
+            help="Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.",
+            callback=checked(listed(check_classical)),
+        ),
     ] = (",".join(BASELINES)),
     every: Annotated[
         bool, typer.Option("--every", help="Also find the best of all classical solvers.")
@@ -88,10 +131,14 @@ def evaluate(
         typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
     ] = False,
     metrics: Annotated[
-        str, typer.Option(help="Judges of each sample too: lpips (to the teacher), clip-score (of prompts).")
+        str,
+        typer.Option(
+            help="Judges of each sample too: lpips (to the teacher), clip-score (of prompts).",
+            callback=checked(listed(registered("metric", _judges))),
+        ),
     ] = "",
     metric_weights: MetricWeights = None,
-    picture: Annotated[Path | None, typer.Option(help="A .png of error over NFE.")] = None,
+    picture: Picture = None,
     preset: PresetName = "",
     settings: Settings = None,
     preset_weights: Weights = None,
@@ -113,6 +160,8 @@ def evaluate(
     own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
     own += ("metrics", "metric_weights", "features", "weights", "reference", "real")
     setup = chosen_preset(context, preset, settings, own)
+    check_space(features, weights)
+    names = [name.strip() for name in baselines.split(",") if name.strip()]
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
     loaded = recorded(loaded, cuda_graphs)
     artefacts = load_named(solver, loaded, transfer=transfer)
@@ -124,16 +173,16 @@ def evaluate(
     guidance, chosen = artefact.document.guidance, parse_seeds(seeds)
     if setup is not None and not was_given(context, "seeds"):
         chosen = range(*setup.evaluation_seeds)
-    if len(chosen) < 2:
-        raise ValueError(f"--seeds must name at least two seeds to measure on, got {seeds!r}")
-    for one in artefacts.values():
-        warn_of_known_seeds(one, chosen)
     usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
+    _check_baselines(names, nfes, loaded.t_end)
+    yardstick_of, told = measuring(loaded, real, features, weights, reference)
+    judges, judged = judging(loaded, metrics, metric_weights or preset_weights)
+    for one in artefacts.values():
+        warn_of_unknown_model(one, loaded)
+        warn_of_known_seeds(one, chosen)
     pairs = taught(_as_taught(loaded, master.t_end), master, chosen, guidance)
-    ruler, told = measuring(loaded, pairs, real, features, weights, reference)
-    ruler, judged = judging(ruler, loaded, metrics, metric_weights or preset_weights)
-    names = [name.strip() for name in baselines.split(",") if name.strip()]
+    ruler = replace(yardstick_of(pairs), judges=judges)
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
     rows.append(ruler.measure(f"{master.label} (teacher)", pairs.target, master.nfe))
@@ -151,6 +200,16 @@ def evaluate(
         print_comparisons(title, rows, strong=strong)
         print_distributions("the same, as distributions of features; 95% intervals", rows, strong=strong)
         print_distributions("the same, against real images", rows, strong=strong, data=True)
+
+
+def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
+    """Refuse a baseline that does not exist at one of the NFE before the teacher runs."""
+    from gas.catalogue import Classical
+
+    for name in names:
+        solver, _, grid = name.partition("/")
+        for n in nfes:
+            Classical(solver, grid or "log_snr", n, t_end)
 
 
 def _as_taught(model: Model, t_end: float) -> Model:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.options import Json, SolverFile, ZooName, load_zoo
+from gas.cli.checks import checked, output_file
+from gas.cli.options import Json, SolverFile, ZooName, load_zoo, was_given
 from gas.cli.screen import note, print_json
 from gas.cli.solver_files import nfe_of
 
@@ -26,16 +28,24 @@ __all__ = ["export"]
 
 @command("gas export --onnx runs/mnist.onnx --model mnist --solver runs/mnist.json --nfe 4", file="onnx")
 def export(
+    context: typer.Context,
     solver: SolverFile,
-    onnx: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+    onnx: Annotated[
+        Path, typer.Option(help="The .onnx file to write.", callback=checked(output_file(".onnx")))
+    ],
     model: ZooName = "mnist",
     nfe: Annotated[
-        int | None, typer.Option(help="Network evaluations a sample; default: the file's only one, or 4.")
+        int | None,
+        typer.Option(
+            help="Network evaluations a sample; default: the file's only one, or 4.", min=1, max=MAX_NFE
+        ),
     ] = None,
     row: Annotated[
         int | None,
         typer.Option(
-            help="Write this row of the table alone, from 0, without a network; default: the whole sampler."
+            help="Write this row of the table alone, from 0, without a network; default: the whole sampler.",
+            min=0,
+            max=MAX_NFE,
         ),
     ] = None,
     json: Json = False,
@@ -49,8 +59,8 @@ def export(
     from gas.artefact import load
     from gas.integrations.onnx import export as write
 
-    if onnx.suffix != ".onnx":
-        raise ValueError(f"--onnx must end in .onnx, got {str(onnx)!r}")
+    if row is not None and was_given(context, "model"):
+        raise ValueError("--model is for the whole sampler: leave it out, or --row")
     artefact = load(solver)
     nfe = nfe_of(artefact, nfe)
     module, given, batch = _sampler(artefact, model, nfe) if row is None else _step(artefact.table(nfe), row)

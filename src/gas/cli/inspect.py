@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.options import Json, interpolation
+from gas.cli.checks import checked, existing_file
+from gas.cli.options import Json, Picture, interpolation
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
 
@@ -17,9 +19,9 @@ __all__ = ["inspect"]
 
 @command("gas inspect runs/mnist.json --nfe 4", file="picture")
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A solver file.")],
-    nfe: Annotated[int | None, typer.Option(help="Show the table of this NFE.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="A .png of the learned times.")] = None,
+    file: Annotated[Path, typer.Argument(help="A solver file.", callback=checked(existing_file))],
+    nfe: Annotated[int | None, typer.Option(help="Show the table of this NFE.", min=1, max=MAX_NFE)] = None,
+    picture: Picture = None,
     json: Json = False,
 ) -> None:
     """Check a solver file and say what it is for, how it was made and what it measured."""
@@ -29,6 +31,8 @@ def inspect(
     artefact = load(file)
     document = artefact.document
     around = None if nfe is None else artefact.neighbours(nfe)
+    if picture is not None and artefact.schedule is None:
+        raise ValueError(f"{file} does not say its schedule, which the axis of --picture needs")
     if json:
         print_json(document.model_dump(mode="json", exclude_none=True))
     elif nfe is not None:
@@ -90,7 +94,7 @@ def _draw(picture: Path, file: Path) -> None:
     artefact = load(file)
     schedule = artefact.schedule
     if schedule is None:
-        raise ValueError(f"{file} does not say its schedule, which the picture's axis needs")
+        return
     series = [(f"NFE {e.nfe}", e.times, e.nominal or []) for e in artefact.document.solvers]
     times_plot(picture, series, schedule, highlight=None)
     note(f"wrote {picture}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gas.cli.options import check_space
 from gas.cli.screen import tracked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gas.compare import Yardstick
+    from gas.features.judges import Judge
     from gas.model import Model
     from gas.pairs import Pairs
 
@@ -59,15 +61,12 @@ def space(model: Model, name: str, weights: Path | None) -> Space:
     Raises:
         ValueError: for an unknown name, or weights where none or no others are wanted.
     """
+    check_space(name, weights)
     if name == "model":
-        if weights is not None:
-            raise ValueError("--weights are of a published network: name it with --features")
         return Space(getattr(model, "features", None), None, _own(model))
     from gas.features import extractor_by_name
 
-    if weights is None:
-        raise ValueError(f"--features {name} needs --weights: nothing is downloaded")
-    extractor = extractor_by_name(name, weights, model.device)
+    extractor = extractor_by_name(name, weights or "", model.device)
     return Space(extractor.of(model), extractor, dict(extractor.told()))
 
 
@@ -82,9 +81,12 @@ def _own(model: Model) -> dict[str, str]:
 
 
 def measuring(
-    model: Model, pairs: Pairs, real: Path | None, name: str, weights: Path | None, reference: Path | None
-) -> tuple[Yardstick, dict[str, str]]:
-    """Return what samples are measured with, and what a result says of its space, reference and real images."""
+    model: Model, real: Path | None, name: str, weights: Path | None, reference: Path | None
+) -> tuple[Callable[[Pairs], Yardstick], dict[str, str]]:
+    """Return what makes a yardstick of pairs, and what a result says of its space, reference and real images.
+
+    All files are read before there are pairs, so that a bad one is refused before the teacher runs.
+    """
     from gas.compare import Yardstick
     from gas.files import sha256
     from gas.metrics.statistics import read_statistics
@@ -99,7 +101,8 @@ def measuring(
     known = None
     if real is not None:
         known, told["real_sha256"] = _real(model, seen, real)
-    return Yardstick(pairs, seen.samples, statistics, known, data_range=data_range_of(model)), told
+    span = data_range_of(model)
+    return lambda pairs: Yardstick(pairs, seen.samples, statistics, known, data_range=span), told
 
 
 def space_told(ruler: Yardstick, named: Mapping[str, str], reference: Path | None, real: Path | None) -> str:
@@ -122,13 +125,10 @@ def space_told(ruler: Yardstick, named: Mapping[str, str], reference: Path | Non
     )
 
 
-def judging(
-    ruler: Yardstick, model: Model, names: str, weights: Path | None
-) -> tuple[Yardstick, dict[str, str]]:
-    """Return a yardstick with judges of each sample, and what a result says of their weights.
+def judging(model: Model, names: str, weights: Path | None) -> tuple[dict[str, Judge], dict[str, str]]:
+    """Return judges of each sample by name, and what a result says of their weights.
 
     Args:
-        ruler: to add to.
         model: whose samples they are.
         names: keys of :data:`gas.features.judges.JUDGES`, comma-separated.
         weights: the folder of their weights; by default that of presets.
@@ -139,13 +139,13 @@ def judging(
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        return ruler, {}
+        return {}, {}
     from gas.features.judges import judge_by_name
     from gas.presets import weights_folder
 
     found = {name: judge_by_name(name, model, weights_folder(weights)) for name in wanted}
     told = {key: value for _, said in found.values() for key, value in said.items()}
-    return replace(ruler, judges={name: judge for name, (judge, _) in found.items()}), told
+    return {name: judge for name, (judge, _) in found.items()}, told
 
 
 def _real(model: Model, seen: Space, path: Path) -> tuple[Tensor, str]:

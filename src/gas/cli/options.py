@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_NFE, MAX_ORDER_SEED, MAX_SEED, MAX_SEEDS
+from gas.cli.checks import (
+    checked,
+    existing_file,
+    existing_folder,
+    existing_path,
+    is_in,
+    output_file,
+    registered,
+)
 
 if TYPE_CHECKING:
     from gas.backbones import PipelineModel
@@ -29,7 +42,6 @@ __all__ = [
     "Reference",
     "SolverFile",
     "ZooName",
-    "check_device",
     "interpolation",
     "load_model",
     "load_zoo",
@@ -48,6 +60,7 @@ ModelName = Annotated[
         help="A zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
         "or diffusers:FOLDER_OR_REPOSITORY, published:FILE, a network of gas convert, or preset:NAME, a published "
         "setup's.",
+        callback=checked(lambda name: check_model_name(name)),
     ),
 ]
 ZooName = Annotated[
@@ -58,19 +71,107 @@ ZooName = Annotated[
 ]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help="A UTF-8 file of one prompt a line, for a pipeline: seed s takes line s mod lines."),
+    typer.Option(
+        help="A UTF-8 file of one prompt a line, for a pipeline: seed s takes line s mod lines.",
+        callback=checked(existing_file),
+    ),
 ]
-Call = Annotated[str, typer.Option(help="Arguments of the pipeline's call, as height=512,width=512.")]
+Call = Annotated[
+    str,
+    typer.Option(
+        help="Arguments of the pipeline's call, as height=512,width=512.",
+        callback=checked(lambda text: parse_call(text)),
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
 
 
-def _truncating(precision: str) -> str:
-    """What float32 means on CUDA is set for the whole process, which is this command's own."""
-    from gas.tf32 import truncate
+def check_model_name(name: str) -> None:
+    """Refuse a model that is not there, as far as its name tells.
 
-    truncate(precision == "tf32")
-    return precision
+    Raises:
+        ValueError: for an empty name after a prefix, or an unknown preset.
+        OSError: when a file does not exist.
+    """
+    prefix, colon, rest = name.partition(":")
+    if not colon or prefix not in ("diffusers", "published", "preset"):
+        return
+    if not rest:
+        raise ValueError(f"--model {prefix}: wants a name after the colon")
+    if prefix == "preset":
+        from gas.presets import preset_by_name
+
+        preset_by_name(rest)
+    if prefix == "published" or (prefix == "diffusers" and "/" not in rest):
+        existing_path(Path(rest))
+
+
+# What --method takes; auto is one of the next two by the loss.
+METHODS = ("auto", "gauss-newton", "adam", "paper")
+
+
+def _losses() -> Iterable[str]:
+    from gas.losses import LOSSES
+
+    return LOSSES
+
+
+def _check_start(text: str) -> None:
+    from gas.race import check_start
+
+    check_start(text)
+
+
+def check_classical(text: str) -> None:
+    """Refuse what is no ``SOLVER`` or ``SOLVER/GRID`` of a classical solver."""
+    from gas.race import check_start
+
+    if text in ("best", "uniform"):
+        raise ValueError(f"a classical solver is SOLVER or SOLVER/GRID, got {text!r}")
+    check_start(text)
+
+
+def _check_matplotlib() -> None:
+    from gas.report import require_matplotlib
+
+    require_matplotlib()
+
+
+def solver_names() -> Iterable[str]:
+    from gas.catalogue import SOLVERS
+
+    return SOLVERS
+
+
+def check_grid(text: str) -> None:
+    from gas.race import check_start
+
+    check_start(f"ddim/{text}")
+
+
+def _precisions() -> Iterable[str]:
+    from gas.precision import PRECISIONS
+
+    return PRECISIONS
+
+
+def _spaces() -> Iterable[str]:
+    from gas.features.extractor import EXTRACTORS
+
+    return ("model", *EXTRACTORS)
+
+
+def check_space(features: str, weights: Path | None) -> None:
+    """Refuse weights without a network's name, or a name without weights.
+
+    Raises:
+        ValueError: says which of both is missing.
+    """
+    if features == "model" and weights is not None:
+        raise ValueError("--weights are of a published network: name it with --features")
+    if features != "model" and weights is None:
+        raise ValueError(f"--features {features} needs --weights: nothing is downloaded")
 
 
 Precision = Annotated[
@@ -78,7 +179,7 @@ Precision = Annotated[
     typer.Option(
         help="Of the network: float32, tf32 (CUDA's products of 10 bits), bf16 or fp16 (mixed: states and coefficients "
         "stay exact).",
-        callback=_truncating,
+        callback=checked(registered("precision", _precisions)),
     ),
 ]
 Compile = Annotated[
@@ -94,36 +195,105 @@ CudaGraphs = Annotated[
 ]
 Features = Annotated[
     str,
-    typer.Option(help="Space of distances: the model's own, or inception, dinov2, clip with --weights."),
+    typer.Option(
+        help="Space of distances: the model's own, or inception, dinov2, clip with --weights.",
+        callback=checked(registered("features", _spaces)),
+    ),
 ]
 FeatureWeights = Annotated[
     Path | None,
     typer.Option(
         "--weights",
         help="Of --features: a file of pt_inception-2015-12-05's names, or a folder as transformers saves it.",
+        callback=checked(existing_path),
     ),
 ]
 MetricWeights = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets."
+        help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets.",
+        callback=checked(existing_folder),
     ),
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(help="Statistics of real data in that space: gas statistics', EDM's or ADM's .npz."),
+    typer.Option(
+        help="Statistics of real data in that space: gas statistics', EDM's or ADM's .npz.",
+        callback=checked(existing_file),
+    ),
 ]
 Real = Annotated[
     Path | None,
     typer.Option(
         help="Real images to measure against too, with --features: an .npz with arr_0 (ADM's reference batch) or a "
-        "folder of pictures; for mnist in its own features a folder of MNIST's IDX files."
+        "folder of pictures; for mnist in its own features a folder of MNIST's IDX files.",
+        callback=checked(existing_path),
     ),
 ]
 GasIterations = Annotated[
-    int | None, typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1)
+    int | None,
+    typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1, max=MAX_ITERATIONS),
 ]
-SolverFile = Annotated[Path, typer.Option("--solver", "-s", help="A solver file, as gas train writes it.")]
+Iterations = Annotated[
+    int | None,
+    typer.Option(help="Optimiser steps for each NFE; default 18 for l2.", min=0, max=MAX_ITERATIONS),
+]
+PairsBatch = Annotated[
+    int | None,
+    typer.Option(help="Pairs a step; default 24, and growing for l2.", min=1, max=MAX_BATCH),
+]
+SamplesBatch = Annotated[int, typer.Option(help="Samples a network call.", min=1, max=MAX_BATCH)]
+Validation = Annotated[
+    int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2, max=MAX_SEEDS)
+]
+Seed = Annotated[
+    int,
+    typer.Option(help="Of the batches' order, and of a critic's first weights.", min=0, max=MAX_ORDER_SEED),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="Of adam and paper.", callback=checked(is_in("learning_rate", "(0, 100]"))),
+]
+Relax = Annotated[
+    float | None,
+    typer.Option(
+        help="Radius that a pair's noise may move in (adam, paper), as LD3 and S4S do; default 0.",
+        callback=checked(is_in("relax", "[0, 1000]")),
+    ),
+]
+LossName = Annotated[
+    str, typer.Option(help="l2, l1 or pseudo_huber.", callback=checked(registered("loss", _losses)))
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="auto, gauss-newton (for l2), adam, or paper (its settings of Adam).",
+        callback=checked(registered("method", lambda: METHODS)),
+    ),
+]
+Start = Annotated[
+    str,
+    typer.Option(
+        help="Of learned solvers: best, uniform (the paper's), or SOLVER/GRID.",
+        callback=checked(_check_start),
+    ),
+]
+PairsFolder = typer.Option(
+    help="Folder of teacher pairs, as gas pairs writes it.", callback=checked(existing_folder)
+)
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .png to draw: the learned times, or the error over NFE.",
+        callback=checked(output_file(".png"), lambda _: _check_matplotlib()),
+    ),
+]
+SolverFile = Annotated[
+    Path,
+    typer.Option(
+        "--solver", "-s", help="A solver file, as gas train writes it.", callback=checked(existing_file)
+    ),
+]
 
 
 def was_given(context: typer.Context, name: str) -> bool:
@@ -136,37 +306,45 @@ def parse_seeds(text: str) -> range:
     """Read ``A:B`` (A up to, not including, B) or ``N`` (0 up to N) as a range of seeds.
 
     Raises:
-        ValueError: shows both forms.
+        ValueError: shows both forms, or the bounds.
     """
-    parts = text.split(":")
-    try:
-        first, stop = (0, int(parts[0])) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-        if len(parts) > 2 or not 0 <= first < stop:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"seeds must be like 1024 or 50000:51024 with first < last, got {text!r}") from None
+    form = re.fullmatch(r"\s*(?:(\d{1,30})\s*:)?\s*(\d{1,30})\s*", text, re.ASCII)
+    first, stop = (int(form[1] or 0), int(form[2])) if form else (0, 0)
+    if not first < stop:
+        raise ValueError(f"seeds must be like 1024 or 50000:51024 with first < last, got {text[:60]!r}")
+    if stop - first > MAX_SEEDS or stop > MAX_SEED:
+        raise ValueError(f"seeds must be at most {MAX_SEEDS:,} and below 2^63, got {text!r}")
     return range(first, stop)
+
+
+def measured_seeds(text: str) -> range:
+    """Read seeds to measure on: a spread, and so an interval, is of two samples at least.
+
+    Raises:
+        ValueError: as :func:`parse_seeds`, and for a single seed.
+    """
+    seeds = parse_seeds(text)
+    if len(seeds) < 2:
+        raise ValueError(f"at least two seeds are needed to measure on, got {text!r}")
+    return seeds
 
 
 def parse_nfes(text: str) -> list[int]:
     """Read ``3-6,8,10`` as a sorted list of NFE.
 
     Raises:
-        ValueError: shows the form.
+        ValueError: shows the form, or the bounds.
     """
-    parts: list[tuple[int, int]] = []
     nfes: set[int] = set()
-    try:
-        for part in text.split(","):
-            ends = [int(end) for end in part.split("-")]
-            if len(ends) > 2 or min(ends) < 1:
-                raise ValueError
-            parts.append((ends[0], ends[-1]))
-    except ValueError:
-        raise ValueError(f"nfe must be like 4 or 3-6,8,10 with numbers from 1 up, got {text!r}") from None
-    for first, last in parts:
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,30})\s*(?:-\s*(\d{1,30}))?\s*", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
+        if first < 1:
+            raise ValueError(f"nfe must be like 4 or 3-6,8,10 with numbers from 1 up, got {text[:60]!r}")
+        if max(first, last) > MAX_NFE:
+            raise ValueError(f"nfe must be from 1 to {MAX_NFE:,}, got {text[:60]!r}")
         if first > last:
-            raise ValueError(f"nfe {text!r} has a range from high to low: write {last}-{first}")
+            raise ValueError(f"nfe {text[:60]!r} has a range from high to low: write {last}-{first}")
         nfes.update(range(first, last + 1))
     return sorted(nfes)
 
@@ -213,13 +391,11 @@ def load_model(
     from gas.precision import precise
 
     if name.startswith("diffusers:"):
-        check_device(device)
         pipeline = _pipeline(name.removeprefix("diffusers:"), prompts, call, pairs).to(device)
         return cast("PipelineModel", precise(pipeline, precision, compiled=compiled))
     if name.startswith("preset:"):
         from gas.presets import open_backbone, preset_by_name
 
-        check_device(device)
         if call:
             raise ValueError(
                 f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}"
@@ -233,12 +409,10 @@ def load_model(
     if name.startswith("published:"):
         from gas.backbones import open_model
 
-        check_device(device)
         published = open_model(name.removeprefix("published:"), device=device)
         return cast("ZooModel", precise(published, precision, compiled=compiled))
     from gas import zoo
 
-    check_device(device)
     # A PreciseModel has all that the model it wraps has.
     return cast("ZooModel", precise(zoo.load(name).to(device), precision, compiled=compiled))
 
@@ -251,7 +425,6 @@ def load_zoo(name: str, device: str) -> ZooModel:
     """
     from gas import zoo
 
-    check_device(device)
     if name.partition(":")[0] in ("diffusers", "published", "preset"):
         raise ValueError(
             f"this command takes zoo models of images, digits or mnist say, got --model {name[:80]}"
@@ -261,20 +434,6 @@ def load_zoo(name: str, device: str) -> ZooModel:
             f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
         )
     return cast("ZooModel", zoo.load(name).to(device))
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: says why it cannot be used.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _pipeline(source: str, prompts: Path | None, call: str, pairs: Path | None) -> PipelineModel:

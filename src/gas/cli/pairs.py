@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gas.arguments import MAX_NFE
 from gas.cli.app import command, holding
+from gas.cli.checks import GUIDANCE, checked, is_in, output_folder, registered
 from gas.cli.options import (
     Call,
     Compile,
@@ -17,9 +19,12 @@ from gas.cli.options import (
     ModelName,
     Precision,
     Prompts,
+    SamplesBatch,
+    check_grid,
     load_model,
     parse_seeds,
     recorded,
+    solver_names,
     was_given,
 )
 from gas.cli.presets import (
@@ -45,28 +50,47 @@ __all__ = ["pairs", "run_teacher"]
 def pairs(
     context: typer.Context,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for shards and manifest (--preset has a place for it).")
+        Path | None,
+        typer.Option(
+            help="Folder for shards and manifest (--preset has a place for it).",
+            callback=checked(output_folder),
+        ),
     ] = None,
     model: ModelName = "mnist",
-    seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "1280",
-    teacher: Annotated[str, typer.Option(help="The teacher's solver.")] = "unipc-3-bh2",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, as N or FIRST:LAST.", callback=checked(parse_seeds))
+    ] = "1280",
+    teacher: Annotated[
+        str, typer.Option(help="The teacher's solver.", callback=checked(registered("solver", solver_names)))
+    ] = "unipc-3-bh2",
     grid: Annotated[
-        str, typer.Option(help="The teacher's time grid: a name, or its times as 1,0.5,0.001.")
+        str,
+        typer.Option(
+            help="The teacher's time grid: a name, or its times as 1,0.5,0.001.", callback=checked(check_grid)
+        ),
     ] = "log_snr",
     nfe: Annotated[
         int,
-        typer.Option(help="The teacher's network evaluations; with --preset coco the student's, one fewer."),
+        typer.Option(
+            help="The teacher's network evaluations; with --preset coco the student's, one fewer.",
+            min=1,
+            max=MAX_NFE,
+        ),
     ] = 20,
     guidance: Annotated[
         float,
         typer.Option(
             help="Classifier-free guidance scale; 1 is none. Default: of diffusers:... what its call has, else 1.",
             show_default=False,
+            callback=checked(is_in("guidance", GUIDANCE)),
         ),
     ] = 1.0,
-    batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    batch: SamplesBatch = 64,
     preset: PresetName = "",
-    objective: Annotated[str, typer.Option(help="Of a preset: gs or gas, which decides how many.")] = "gs",
+    objective: Annotated[
+        str,
+        typer.Option(help="Of a preset: gs or gas, which decides how many.", callback=checked(objective_of)),
+    ] = "gs",
     settings: Settings = None,
     preset_weights: Weights = None,
     prompts: Prompts = None,
@@ -94,16 +118,17 @@ def pairs(
             raise ValueError("--out is needed where no --preset says it")
         if was_given(context, "objective"):
             raise ValueError("--objective is for --preset: say by --seeds how many pairs to make")
+        Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
         loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
         guidance = _guidance(model, loaded, guidance if was_given(context, "guidance") else None)
         master = Classical(teacher, grid, nfe, loaded.t_end)
     else:
-        show_preset(setup)
         kind, named = objective_of(objective), was_given(context, "nfe")
         if named == bool(setup.teacher_nfe):
             what = "has its own: --set teacher_nfe" if named else "depends on the student's: --nfe"
             raise ValueError(f"the NFE of the teacher of preset {preset} {what}")
         raw = model_of(setup, preset_weights, prompts=prompts, device=device)
+        show_preset(setup)
         loaded = precise(ending_at(raw, setup.teacher_t_end), precision, compiled=compiled)
         chosen = chosen if was_given(context, "seeds") else setup.seeds(kind)
         master, guidance = setup.master(nfe), setup.guidance
@@ -161,11 +186,14 @@ def run_teacher(
 ) -> None:
     """Write pairs with a progress bar; an interrupt says how to go on."""
     from gas.pairs import PairsSpec, write_pairs
+    from gas.recipe import recipe_of
 
     spec = PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
+    table = teacher.table(model.schedule)
+    recipe_of(model, table, spec, batch)  # refuses settings that do not fit before there is a bar
     try:
         with holding(out, "making teacher pairs", folder=True), bar("teacher pairs", len(seeds)) as running:
-            for progress in write_pairs(model, teacher.table(model.schedule), out, spec, batch=batch):
+            for progress in write_pairs(model, table, out, spec, batch=batch):
                 running.at(progress.done)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas.cli.options import check_device, load_model, was_given
+from gas.cli.options import load_model, was_given
 from gas.cli.screen import note
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def model_of(
     """Load a preset's network."""
     from gas.presets import open_backbone
 
-    check_device(device)
     return open_backbone(preset, weights, prompts=prompts, device=device)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gas.cli.app import command, holding
-from gas.cli.options import Json
+from gas.cli.checks import checked, output_file, output_folder, registered
+from gas.cli.options import Json, was_given
 from gas.cli.paper_line import Line, More
 from gas.cli.presets import Weights, changed_settings
 from gas.cli.screen import note, print_json, print_table
@@ -24,16 +26,49 @@ __all__ = ["reproduce"]
 RESULTS = Path("runs/results")
 
 
+def _tables() -> Iterable[str]:
+    from gas.paper import TABLES
+
+    return ("list", *TABLES)
+
+
+def _measure_words(text: str) -> list[str]:
+    """Read words for ``gas evaluate`` as a shell splits them.
+
+    Raises:
+        ValueError: for a quotation that does not end.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(
+            f"options of gas evaluate, quoted as in a shell, are wanted, got {text[:80]!r} ({error})"
+        ) from None
+    if words and not words[0].startswith("-"):
+        raise ValueError(f"options of gas evaluate are wanted, as --features inception, got {text[:80]!r}")
+    if words:
+        from gas.cli.app import parsed
+
+        parsed("evaluate", ["--solver", __file__, *words])
+    return words
+
+
 @command("gas reproduce table2a --results runs/results")
 def reproduce(
+    context: typer.Context,
     table: Annotated[
         str,
         typer.Argument(
-            help="table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list."
+            help="table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list.",
+            callback=checked(registered("table", _tables)),
         ),
     ] = "list",
     results: Annotated[
-        Path, typer.Option(help="Folder of results: what gas evaluate --json and gas compare wrote.")
+        Path,
+        typer.Option(
+            help="Folder of results: what gas evaluate --json and gas compare wrote.",
+            callback=checked(output_folder),
+        ),
     ] = RESULTS,
     go: Annotated[
         bool,
@@ -45,12 +80,16 @@ def reproduce(
     measure: Annotated[
         str,
         typer.Option(
-            help="Words for every gas evaluate: --features inception --weights FILE --reference FILE."
+            help="Words for every gas evaluate: --features inception --weights FILE --reference FILE.",
+            callback=checked(_measure_words),
         ),
     ] = "",
     preset_weights: Weights = None,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
-    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Also write the table to this Markdown file.", callback=checked(output_file())),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print paper, ours and difference for every cell, and the command that makes it.
@@ -61,6 +100,11 @@ def reproduce(
     from gas.paper import TABLES, table_by_name
 
     if table == "list":
+        options = {"go": "--run", "sets": "--set", "measure": "--measure", "markdown": "--markdown"}
+        if unused := [option for name, option in options.items() if was_given(context, name)]:
+            raise ValueError(
+                f"{unused[0]} is for one table, not the list of them: name a table, or leave it out"
+            )
         rows = [[one.name, one.title, str(len(one.cells))] for one in TABLES.values()]
         if json:
             print_json({one.name: one.title for one in TABLES.values()})
@@ -68,7 +112,7 @@ def reproduce(
         print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
         return
     chosen = table_by_name(table)
-    more = More(tuple(sets or ()), preset_weights, device, tuple(shlex.split(measure)))
+    more = More(tuple(sets or ()), preset_weights, device, tuple(_measure_words(measure)))
     lines = [Line.of(cell, results, more) for cell in chosen.cells]
     if go:
         with holding(results, f"gas reproduce {chosen.name}", folder=True):

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gas.arguments import MAX_NFE, MAX_SEED
 from gas.cli.app import command
+from gas.cli.checks import checked, class_label, output_file
 from gas.cli.options import (
     Call,
     Compile,
@@ -17,6 +19,7 @@ from gas.cli.options import (
     ModelName,
     Precision,
     Prompts,
+    SamplesBatch,
     SolverFile,
     interpolation,
     parse_seeds,
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["sample"]
 
+# Samples of one picture, 12 a row: 100 rows are as high as a picture can be drawn.
+_PICTURED = 1200
+
 
 @command(
     "gas sample --model mnist --solver runs/mnist.json --nfe 4 --seeds 24 --out runs/samples.png", file="out"
@@ -40,14 +46,27 @@ __all__ = ["sample"]
 def sample(
     context: typer.Context,
     solver: SolverFile,
-    out: Annotated[Path, typer.Option(help="A .png picture, or .npz or .safetensors arrays.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A .png picture, or .npz or .safetensors arrays.",
+            callback=checked(output_file(".png", ".npz", ".safetensors")),
+        ),
+    ],
     model: ModelName = "mnist",
     nfe: Annotated[
-        int | None, typer.Option(help="Network evaluations a sample; default: the file's, or 4 of several.")
+        int | None,
+        typer.Option(
+            help="Network evaluations a sample; default: the file's, or 4 of several.", min=1, max=MAX_NFE
+        ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, as N or FIRST:LAST.")] = "24",
-    label: Annotated[int | None, typer.Option(help="One class for all; default: seed mod classes.")] = None,
-    batch: Annotated[int, typer.Option(help="Samples a network call.")] = 64,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, as N or FIRST:LAST.", callback=checked(parse_seeds))
+    ] = "24",
+    label: Annotated[
+        int | None, typer.Option(help="One class for all; default: seed mod classes.", min=0, max=MAX_SEED)
+    ] = None,
+    batch: SamplesBatch = 64,
     preset: PresetName = "",
     settings: Settings = None,
     preset_weights: Weights = None,
@@ -66,13 +85,9 @@ def sample(
     from gas.model import labels_of_seeds
     from gas.sample import sample as run
 
-    if batch < 1:
-        raise ValueError(f"--batch must be at least 1, got {batch}")
-    suffixes = (".png", ".npz", ".safetensors")
-    if out.suffix not in suffixes:
-        raise ValueError(f"--out must end in one of {', '.join(suffixes)}, got {str(out)!r}")
     setup = chosen_preset(context, preset, settings, ("solver", "out", "nfe", "seeds", "label", "batch"))
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
+    class_label(loaded, label)
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
     artefact.check(loaded, guidance)
@@ -83,7 +98,7 @@ def sample(
     if around is not None:
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
-        _check_picture(loaded)
+        _check_picture(loaded, len(chosen))
     asked = recorded(loaded, cuda_graphs)
     decode, made, shown = getattr(loaded, "decode", None), [], []
     with torch.no_grad():
@@ -109,10 +124,15 @@ def sample(
         print_json({**told, "interpolated_from": around})
 
 
-def _check_picture(model: Model) -> None:
-    """Refuse a picture of what is none, before any work."""
+def _check_picture(model: Model, count: int) -> None:
+    """Refuse a picture of what is none, or of too many, before any work."""
     import torch
 
+    from gas.report import require_matplotlib
+
+    require_matplotlib()
+    if count > _PICTURED:
+        raise ValueError(f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors")
     decode = getattr(model, "decode", None)
     shape = tuple(model.sample_shape)
     if decode is not None:

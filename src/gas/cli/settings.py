@@ -114,8 +114,6 @@ def config_of(
     }
     if method == "auto":
         method = "gauss-newton" if is_sum_of_squares(loss_by_name(loss)) else "adam"
-    if method not in methods:
-        raise ValueError(f"method must be auto or one of {', '.join(methods)}, got {method!r}")
     given: dict[str, Any] = {
         "iterations": iterations,
         "batch": batch,

@@ -28,10 +28,11 @@ def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> di
     from gas.artefact import load
 
     named: dict[str, Artefact] = {}
-    for path in paths:
+    for place, path in enumerate(paths):
+        if path in paths[:place]:
+            raise ValueError(f"--solver {path} is given twice: once is enough")
         artefact = load(path)
         _check(artefact, model, transfer)
-        warn_of_unknown_model(artefact, model)
         name = _title(artefact, model)
         name = f"{name} ({path.stem})" if name in named else name
         if name in named:

@@ -10,7 +10,17 @@ import typer
 
 from gas import processes
 from gas.cli.app import command
-from gas.cli.options import Device, Json, ModelName, load_model
+from gas.cli.checks import checked, existing_folder, existing_path, output_file
+from gas.cli.options import (
+    Device,
+    Features,
+    FeatureWeights,
+    Json,
+    ModelName,
+    check_space,
+    load_model,
+    was_given,
+)
 from gas.cli.screen import note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -27,14 +37,26 @@ _BATCH = 64
     file="out",
 )
 def statistics(
-    out: Annotated[Path, typer.Option(help="A .safetensors file, or an .npz of mu and sigma.")],
-    features: Annotated[
-        str, typer.Option(help="inception, dinov2 or clip; or model, for its own.")
-    ] = "model",
-    weights: Annotated[Path | None, typer.Option(help="Of --features: a file, or a folder.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Folder of pairs: of the teacher's samples.")] = None,
+    context: typer.Context,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A .safetensors file, or an .npz of mu and sigma.",
+            callback=checked(output_file(".safetensors", ".npz")),
+        ),
+    ],
+    features: Features = "model",
+    weights: FeatureWeights = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pairs: of the teacher's samples.", callback=checked(existing_folder)),
+    ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="An .npz of images, arr_0 of bytes (N, H, W, 3), or a folder.")
+        Path | None,
+        typer.Option(
+            help="An .npz of images, arr_0 of bytes (N, H, W, 3), or a folder.",
+            callback=checked(existing_path),
+        ),
     ] = None,
     model: ModelName = "mnist",
     device: Device = "cpu",
@@ -46,8 +68,9 @@ def statistics(
 
     if (pairs is None) == (images is None):
         raise ValueError("give either --pairs or --images")
-    if features != "model" and weights is None:
-        raise ValueError(f"--features {features} needs --weights")
+    check_space(features, weights)
+    if images is not None and was_given(context, "model"):
+        raise ValueError("--model is of --pairs: leave it out, or --images")
     if features == "model" and images is not None:
         raise ValueError("--images are for a published network: name it with --features")
     seen: Callable[[Tensor], Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from gas import processes
 from gas.cli.app import command
+from gas.cli.checks import checked, existing_file, existing_folder, is_in, output_file, registered
 from gas.cli.follow import show
 from gas.cli.options import (
     Call,
@@ -18,10 +20,19 @@ from gas.cli.options import (
     CudaGraphs,
     Device,
     GasIterations,
+    Iterations,
     Json,
+    LearningRate,
+    LossName,
+    Method,
     ModelName,
+    PairsBatch,
     Precision,
     Prompts,
+    Relax,
+    Seed,
+    Start,
+    Validation,
     load_model,
     parse_nfes,
     recorded,
@@ -41,6 +52,27 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+# Of a critic: the paper's is 0.1, and at thousands of times that nothing but the critic is learned from.
+_WEIGHTS = "[0, 1000000]"
+
+
+def _kinds() -> Iterable[str]:
+    from gas.learned import SOLVERS
+
+    return SOLVERS
+
+
+def _objectives() -> Iterable[str]:
+    from gas.adversarial import OBJECTIVES
+
+    return OBJECTIVES
+
+
+def _memory_modes() -> Iterable[str]:
+    from gas.memory import MODES
+
+    return MODES
+
 
 @command(
     "gas train --model digits --pairs runs/digits-pairs --nfe 3-6 --out runs/digits.json",
@@ -51,64 +83,87 @@ def train(
     context: typer.Context,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Folder of teacher pairs, as gas pairs writes it (--preset makes them)."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The solver file to write (--preset has a place for it).")
-    ] = None,
-    model: ModelName = "mnist",
-    nfe: Annotated[str, typer.Option(help="Which NFE, as 4 or 3-6,8,10.")] = "4",
-    validation: Annotated[int, typer.Option(help="Pairs, from the end, kept for choosing.")] = 256,
-    loss: Annotated[str, typer.Option(help="l2, l1 or pseudo_huber.")] = "l2",
-    method: Annotated[
-        str, typer.Option(help="auto, gauss-newton (for l2), adam, or paper (its settings of Adam).")
-    ] = "auto",
-    start: Annotated[str, typer.Option(help="best, uniform (the paper's), or SOLVER/GRID.")] = "best",
-    solver: Annotated[
-        str, typer.Option(help="What is learned: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns.")
-    ] = "gs",
-    theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
-    iterations: Annotated[int | None, typer.Option(help="Optimiser steps for each NFE.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of adam and paper.")] = None,
-    relax: Annotated[
-        float | None,
         typer.Option(
-            help="Radius that a pair's noise may move in (adam, paper), as LD3 and S4S do; default 0."
+            help="Folder of teacher pairs, as gas pairs writes it (--preset makes them).",
+            callback=checked(existing_folder),
         ),
     ] = None,
-    objective: Annotated[str, typer.Option(help="gs, or gas: then learn from a critic too.")] = "gs",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The solver file to write (--preset has a place for it).", callback=checked(output_file())
+        ),
+    ] = None,
+    model: ModelName = "mnist",
+    nfe: Annotated[
+        str, typer.Option(help="Which NFE, as 4 or 3-6,8,10.", callback=checked(parse_nfes))
+    ] = "4",
+    validation: Validation = 256,
+    loss: LossName = "l2",
+    method: Method = "auto",
+    start: Start = "best",
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="What is learned: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns.",
+            callback=checked(registered("solver", _kinds)),
+        ),
+    ] = "gs",
+    theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
+    iterations: Iterations = None,
+    batch: PairsBatch = None,
+    learning_rate: LearningRate = None,
+    relax: Relax = None,
+    objective: Annotated[
+        str,
+        typer.Option(help="gs, or gas: then learn from a critic too.", callback=checked(objective_of)),
+    ] = "gs",
     weight: Annotated[
-        float | None, typer.Option(help="Of the critic in the solver's loss, the paper's w (gas).")
+        float | None,
+        typer.Option(
+            help="Of the critic in the solver's loss, the paper's w (gas).",
+            callback=checked(is_in("weight", _WEIGHTS)),
+        ),
     ] = None,
     balance: Annotated[
         float | None,
-        typer.Option(help="The same in units of the loss that GS ends with (gas); the default, 10."),
+        typer.Option(
+            help="The same in units of the loss that GS ends with (gas); the default, 10.",
+            callback=checked(is_in("balance", _WEIGHTS)),
+        ),
     ] = None,
     critic: Annotated[
-        str | None, typer.Option(help="The critic's loss (gas): relativistic (default) or classic.")
+        str | None,
+        typer.Option(
+            help="The critic's loss (gas): relativistic (default) or classic.",
+            callback=checked(registered("critic", _objectives)),
+        ),
     ] = None,
     pairing: Annotated[
         str | None,
         typer.Option(
-            help="Fakes and reals (gas): independent noises (default), or paired as the authors' code."
+            help="Fakes and reals (gas): independent noises (default), or paired as the authors' code.",
+            callback=checked(registered("pairing", lambda: ("independent", "paired"))),
         ),
     ] = None,
     gas_iterations: GasIterations = None,
     critic_weights: Annotated[
         Path | None,
         typer.Option(
-            help="A critic to start from (gas): R3GAN's published pickle, not executed, or safetensors."
+            help="A critic to start from (gas): R3GAN's published pickle, not executed, or safetensors.",
+            callback=checked(existing_file),
         ),
     ] = None,
     critic_steps: Annotated[
-        int | None, typer.Option(help="Of the critic for one of the solver (gas); default 1.", min=1)
+        int | None,
+        typer.Option(help="Of the critic for one of the solver (gas); default 1.", min=1, max=1000),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the batches' order, and of a critic's first weights.")] = 0,
+    seed: Seed = 0,
     memory: Annotated[
         str,
         typer.Option(
-            help="Of Adam's graph: fast (kept), flat (three calls kept, the rest made again), least, or auto."
+            help="Of Adam's graph: fast (kept), flat (three calls kept, the rest made again), least, or auto.",
+            callback=checked(registered("memory", _memory_modes)),
         ),
     ] = "auto",
     overwrite: Annotated[
@@ -139,6 +194,7 @@ def train(
     """
     from gas.distill import STATE
     from gas.family import distill_family
+    from gas.optimizers import GaussNewton
     from gas.pairs import read_pairs
     from gas.race import Race
 
@@ -158,13 +214,6 @@ def train(
     if out.exists() and not overwrite:
         raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes = parse_nfes(nfe)
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
-    loaded = recorded(loaded, cuda_graphs)
-    config = config_of(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
-    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
-    if not len(held):
-        raise ValueError("--validation must be at least 1: the best solver is chosen on those pairs")
-    state = out.with_name(out.name + ".state")
     given = {
         "weight": weight,
         "balance": balance,
@@ -175,6 +224,16 @@ def train(
         "critic_steps": critic_steps,
     }
     told_gas = adversarial_settings(objective, given)
+    _check_combination(solver, theory, start, nfes)
+    config = config_of(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
+    if was_given(context, "memory") and isinstance(config, GaussNewton) and objective == "gs":
+        raise ValueError(
+            "--memory is of Adam's graph, and gauss-newton keeps none: choose --method adam or leave it out"
+        )
+    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
+    loaded = recorded(loaded, cuda_graphs)
+    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
+    state = out.with_name(out.name + ".state")
     adversary = None
     if told_gas is not None:
         adversary = adversary_of(
@@ -199,6 +258,20 @@ def train(
             _save(out, results, loaded, kept, held, loss, told)
     _report(results, loaded, loss, len(held), solver.upper() if told_gas is None else "GAS", json)
     note(f"wrote {out}")
+
+
+def _check_combination(solver: str, theory: bool, start: str, nfes: list[int]) -> None:
+    """Refuse a kind without its theory, and a start that does not exist at an NFE, before the model is loaded."""
+    from gas.learned import kind_by_name
+    from gas.race import named_start
+
+    kind = kind_by_name(solver, theory=theory)
+    for n in nfes if start != "best" else ():
+        classical = named_start(start, n, 0.0)
+        if not kind.starts_at(classical):
+            raise ValueError(
+                f"--solver {solver} cannot start at {start}, whose times repeat: name another --start"
+            )
 
 
 def _say_split(kept: int, held: int) -> None:

@@ -62,10 +62,10 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
     if run.objective == "gas":
         check_one_process()
     preset, folder = run.preset, weights_folder(run.weights)
-    show_preset(preset)
     if run.out is not None and len(run.nfes) > 1:
         raise ValueError("--out names one file, so give one --nfe with it")
     if dry:
+        show_preset(preset)
         _plan(run, folder)
         return
     for nfe in run.nfes:
@@ -73,6 +73,7 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
             raise ValueError(f"{run.file(nfe)} exists: name another by --out, or replace it with --overwrite")
     loss_of(preset, folder)  # refused before the long loading
     raw = model_of(preset, run.weights, prompts=run.prompts, device=run.device)
+    show_preset(preset)
     model = precise(raw, run.precision, compiled=run.compiled)
     teacher = precise(ending_at(raw, preset.teacher_t_end), run.precision)
     rows = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from gas.arguments import MAX_BATCH, MAX_ORDER_SEED
 from gas.cli.app import command, holding
-from gas.cli.options import Device, Json
+from gas.cli.checks import checked, existing_folder, output_folder, registered
+from gas.cli.options import Device, Json, was_given
 from gas.cli.screen import bar, note, print_json, print_table
 from gas.display import significant
 from gas.workspace import claim
@@ -24,24 +26,51 @@ if TYPE_CHECKING:
 __all__ = ["zoo"]
 
 
+def _recipes() -> Iterable[str]:
+    from gas.zoo.latent.recipes import LATENT
+    from gas.zoo.train import RECIPES
+
+    return (*RECIPES, "mnist-autoencoder", *LATENT)
+
+
 @command("gas zoo train digits --out weights", name="zoo")
 def zoo(
-    action: Annotated[str, typer.Argument(help="'list' the shipped models, or 'train' one anew.")] = "list",
+    context: typer.Context,
+    action: Annotated[
+        str,
+        typer.Argument(
+            help="'list' the shipped models, or 'train' one anew.",
+            callback=checked(registered("action", lambda: ("list", "train"))),
+        ),
+    ] = "list",
     name: Annotated[
         str,
-        typer.Argument(help="Which to train: digits, mnist, mnist-autoencoder, mnist-latent, mnist-flow."),
+        typer.Argument(
+            help="Which to train: digits, mnist, mnist-autoencoder, mnist-latent, mnist-flow.",
+            callback=checked(registered("model", _recipes)),
+        ),
     ] = "",
-    data: Annotated[Path, typer.Option(help="Folder of MNIST's IDX files, for all but digits.")] = Path(
-        "data"
-    ),
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of MNIST's IDX files, for all but digits.", callback=checked(existing_folder)
+        ),
+    ] = Path("data"),
     out: Annotated[
-        Path, typer.Option(help="Folder for the weights, the card and the resumable state.")
+        Path,
+        typer.Option(
+            help="Folder for the weights, the card and the resumable state.", callback=checked(output_folder)
+        ),
     ] = Path("runs/zoo"),
     samples: Annotated[
         int | None,
-        typer.Option(help="Samples that the card's quality is measured on; default 5000, or 400 of latents."),
+        typer.Option(
+            help="Samples that the card's quality is measured on; default 5000, or 400 of latents.",
+            min=2,
+            max=MAX_BATCH,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, noise and order.", min=0, max=MAX_ORDER_SEED)] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -50,12 +79,19 @@ def zoo(
     The latent models denoise what mnist-autoencoder encodes: their own in --out where there is one, else the shipped.
     """
     if action == "list":
+        for option in ("name", "data", "out", "samples", "seed", "device"):
+            if was_given(context, option):
+                raise ValueError(f"{option} is for gas zoo train: leave it out to list the models")
         _list(json)
-    elif action == "train":
-        with holding(out / name, f"gas zoo train {name}"):
-            _train(name, data, out, samples, seed, device)
-    else:
-        raise ValueError(f"action must be 'list' or 'train', got {action!r}")
+        return
+    if name == "digits" and was_given(context, "data"):
+        raise ValueError("--data is of MNIST, and digits come with scikit-learn: leave it out")
+    if name == "mnist-autoencoder" and was_given(context, "samples"):
+        raise ValueError("--samples is of models that sample, which an autoencoder does not: leave it out")
+    if not name:
+        raise ValueError(f"name the model to train: one of {', '.join(_recipes())}")
+    with holding(out / name, f"gas zoo train {name}"):
+        _train(name, data, out, samples, seed, device)
 
 
 def _list(json: bool) -> None:

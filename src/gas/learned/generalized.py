@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gas import grids
+from gas.arguments import MAX_SEED, flag, integer
 from gas.classical.dpmpp import difference_basis, dpmpp
 from gas.classical.grid import Grid
 from gas.learned.official import Numbers, put_numbers
@@ -66,10 +67,8 @@ class GeneralizedSolver(nn.Module):
         super().__init__()
         t = grids.time_uniform(schedule, nfe, t_end)
         order = nfe if order is None else order
-        if order < 1:
-            raise ValueError(
-                f"order (past states and answers a step may use) must be at least 1, got {order}"
-            )
+        integer("order (past states and answers a step may use)", order, 1, MAX_SEED)
+        flag("theory", theory)
         self.schedule, self.t_end, self.order, self.theory = schedule, float(t_end), min(order, nfe), theory
         base = dpmpp(schedule, t, order=min(3, self.order))
         self.register_buffer("base_states", base.states)

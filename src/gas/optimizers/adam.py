@@ -13,12 +13,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gas import processes
 from gas.adversarial import Critic
+from gas.arguments import number, one_of
 from gas.losses import Loss
 from gas.memory import MODES, Recomputed, kept_calls
 from gas.model import Model
 from gas.optimizers.critics import CriticSteps, check_one_process, scaler_for
 from gas.optimizers.diverged import Diverged
-from gas.optimizers.order import visited
+from gas.optimizers.order import check_counts, visited
 from gas.optimizers.relaxed import RelaxedStarts
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
@@ -79,20 +80,17 @@ class Adam:
     ema_warmup: bool = False
 
     def __post_init__(self) -> None:
-        if self.memory not in MODES:
-            raise ValueError(f"memory must be one of {', '.join(MODES)}, got {self.memory!r}")
-        for name in ("batch", "validate_every", "learning_rate", "clip", "relax_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("iterations", "alternate", "relax"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.decay not in ("cosine", "constant"):
-            raise ValueError(f"decay must be 'cosine' or 'constant', got {self.decay!r}")
+        one_of("memory", self.memory, MODES)
+        check_counts(self)
+        for name in ("learning_rate", "clip", "relax_rate"):
+            number(name, getattr(self, name), "(0, inf)")
+        number("relax", self.relax, "[0, inf)")
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
+        for beta in self.betas:
+            number("betas", beta, "[0, 1)")
+        number("ema", self.ema, "[0, 1)")
+        one_of("decay", self.decay, ("cosine", "constant"))
 
 
 PAPER = Adam(

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gas import processes
+from gas.arguments import MAX_BATCH, MAX_SEED, integer, number
 from gas.denoise import Denoiser
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.model import Model
 from gas.optimizers.composite import floored, minimise
 from gas.optimizers.diverged import Diverged
 from gas.optimizers.jacobian import Normal, evaluations_of, normal_equations, numbers
-from gas.optimizers.order import visited
+from gas.optimizers.order import check_counts, visited
 from gas.optimizers.turns import check_turns, in_turn
 from gas.pairs import Pairs
 from gas.precision import full
@@ -71,18 +72,13 @@ class GaussNewton:
     alternate: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "largest", "budget", "damping", "validate_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not self.outlier >= 1:
-            raise ValueError(f"outlier must be at least 1 median, got {self.outlier}")
-        for name in ("iterations", "alternate"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 1 <= self.growth < math.inf:
-            raise ValueError(f"growth must be at least 1, got {self.growth}")
-        if not 0 <= self.memory < 1:
-            raise ValueError(f"memory must lie in [0, 1), got {self.memory}")
+        check_counts(self)
+        integer("largest", self.largest, 1, MAX_BATCH)
+        integer("budget", self.budget, 1, MAX_SEED)
+        number("damping", self.damping, "(0, inf)")
+        number("outlier", self.outlier, "[1, inf]")
+        number("growth", self.growth, "[1, inf)")
+        number("memory", self.memory, "[0, 1)")
 
     def pairs_of(self, iteration: int, available: int, cost: int = 0) -> int:
         """Return how many pairs an iteration sees, each of which costs so many network evaluations."""

@@ -150,8 +150,8 @@ def need(preset: Preset, role: str, folder: Path) -> Path:
     (found,) = (one for one in find_files(preset, folder) if one.file.role == role)
     if found.path is None:
         raise FileNotFoundError(
-            f"preset {preset.name} needs {found.file.name} ({found.file.what}): put it at {found.looked[0]}, or name "
-            f"its folder by --preset-weights or {ENVIRONMENT}; published at {found.file.source}"
+            f"preset {preset.name} needs {found.looked[0]} (or name its folder by --preset-weights or {ENVIRONMENT}): "
+            f"gas doctor --preset {preset.name} says what it is and where it is published"
         )
     return found.path
 

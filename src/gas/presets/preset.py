@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -9,11 +10,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import nn
 
 from gas.adversarial import Critic, objective_by_name
+from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, integer, number, one_of
 from gas.catalogue import Classical
 from gas.discriminator import R3GANDiscriminator, stages
 from gas.learned.kinds import kind_by_name
 from gas.names import named
 from gas.optimizers import Adam
+from gas.race import check_start
 
 __all__ = ["FIXED", "Objective", "Preset"]
 
@@ -123,20 +126,21 @@ class Preset:
     reference: str
 
     def __post_init__(self) -> None:
-        for name in ("size", "pairs", "pairs_gas", "validation", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("size", "pairs", "pairs_gas", "validation", "samples", "validate_every"):
+            integer(name, getattr(self, name), 1, MAX_SEEDS)
+        number("guidance", self.guidance, "(-inf, inf)")
+        check_start(self.start)
+        one_of("pairing", self.pairing, ("independent", "paired"))
         for name in ("teacher_seeds", "evaluation_seeds"):
             first, stop = getattr(self, name)
-            if not 0 <= first < stop:
+            if not 0 <= first < stop <= MAX_SEED:
                 raise ValueError(f"{name} must be FIRST,LAST with 0 <= first < last, got {first},{stop}")
         for name in ("t_end", "teacher_t_end"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
-        if not self.nfes or min(self.nfes) < 1:
-            raise ValueError(f"nfes must be numbers from 1 up, got {self.nfes}")
-        if self.teacher_nfe < 0:
-            raise ValueError(f"teacher_nfe must be at least 1, or 0 for N + 1, got {self.teacher_nfe}")
+        if not self.nfes or min(self.nfes) < 1 or max(self.nfes) > MAX_NFE:
+            raise ValueError(f"nfes must be numbers from 1 to {MAX_NFE}, got {reprlib.repr(self.nfes)}")
+        integer("teacher_nfe (0 is N + 1)", self.teacher_nfe, 0, MAX_NFE)
         for name, count in {"pairs": self.pairs, "pairs_gas": self.pairs_gas}.items():
             if count + self.validation > self.teacher_seeds[1] - self.teacher_seeds[0]:
                 raise ValueError(

@@ -85,7 +85,8 @@ def _path(name: str | Path) -> Path:
                 f"model {str(name)[-80:]!r} is none of the zoo: a folder or repository of diffusers is "
                 f"--model diffusers:{str(name)[-80:]}, in Python gas.backbones.open_pipeline"
             )
-        near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
-        hint = f": did you mean {near[0]!r}? Known: {', '.join(names())}" if near else ""
-        raise ValueError(f"unknown model {str(name)!r}{hint}, or the path of a .safetensors file")
+        near = difflib.get_close_matches(str(name).lower()[:60], names(), n=1, cutoff=0.4)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        known = f"Known: {', '.join(names())}, or the path of a .safetensors file"
+        raise ValueError(f"unknown model {str(name)[:100]!r}{hint} {known}")
     return _WEIGHTS / f"{name}.safetensors"

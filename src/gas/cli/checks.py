@@ -1,0 +1,207 @@
+"""What the value of an option has to be: checked while the command line is read, before any model is loaded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from gas.arguments import number
+
+__all__ = [
+    "GUIDANCE",
+    "check_device",
+    "checked",
+    "class_label",
+    "error_text",
+    "existing_file",
+    "existing_folder",
+    "existing_path",
+    "is_in",
+    "listed",
+    "output_file",
+    "output_folder",
+    "registered",
+]
+
+# Published guidance scales are 1 to 20.
+GUIDANCE = "[-1000, 1000]"
+# Kinds of devices of torch that networks run on; others only pretend to compute, or need packages of their own.
+_COMPUTING = ("cpu", "cuda", "mps", "xpu")
+# The longest name of a file nearly everywhere is 255 bytes, of which a temporary file beside it takes some.
+_LONGEST_NAME = 230
+
+
+def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
+    """Return an option's callback that refuses a given value for which one of ``checks`` raises an error."""
+
+    def callback(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        source = context.get_parameter_source(param.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            return value
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            for check in checks:
+                try:
+                    check(each)
+                except (ValueError, OSError, ModuleNotFoundError) as error:
+                    raise typer.BadParameter(
+                        error_text(error), ctx=context, param_hint=_hint(param)
+                    ) from None
+        return value
+
+    return callback
+
+
+def _hint(param: typer.CallbackParam) -> str:
+    """The option as it is typed, or the argument's name."""
+    return f"'{param.opts[0] if param.opts else param.name}'"
+
+
+def is_in(name: str, interval: str) -> Callable[[Any], object]:
+    """Return a check that a number lies in an interval, as :func:`gas.arguments.number` takes it."""
+    return lambda value: number(name, value, interval)
+
+
+def registered(kind: str, registry: Callable[[], Any]) -> Callable[[Any], object]:
+    """Return a check that a name is a key of a registry, which is imported only then."""
+
+    def check(name: str) -> None:
+        from gas.names import named
+
+        named(kind, name, dict.fromkeys(registry()))
+
+    return check
+
+
+def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[Any], object]:
+    """Return a check of every part of a comma-separated list, which may be ``empty``."""
+
+    def every(text: str) -> None:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts and (text or not empty):
+            raise ValueError(f"a comma-separated list of names is wanted, got {text!r}")
+        if repeated := [part for part in dict.fromkeys(parts) if parts.count(part) > 1]:
+            raise ValueError(f"{repeated[0]!r} is listed twice: once is enough")
+        for part in parts:
+            check(part)
+
+    return every
+
+
+def existing_path(path: Path) -> None:
+    """Refuse a path where nothing is, or that may not be read."""
+    path.stat()
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def existing_file(path: Path) -> None:
+    """Refuse a path that is no file."""
+    existing_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+
+
+def existing_folder(path: Path) -> None:
+    """Refuse a path that is no folder."""
+    existing_path(path)
+    if not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def output_file(*suffixes: str) -> Callable[[Any], object]:
+    """Return a check that a file can be written, with one of these suffixes where some are named."""
+
+    def check(path: Path) -> None:
+        if suffixes and path.suffix not in suffixes:
+            one_of = "one of " if len(suffixes) > 1 else ""
+            raise ValueError(f"the name must end in {one_of}{', '.join(suffixes)}, got {str(path)!r}")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file, and would be replaced by one: name another")
+        _check_writable(path, path.parent)
+
+    return check
+
+
+def output_folder(path: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    _check_writable(path, path)
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Try to write where the path is, or will be made: permissions alone do not tell, ``/proc`` for one has them."""
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ValueError(f"a name of {len(os.fsencode(path.name))} bytes is longer than file systems take")
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): name a place in another folder"
+        ) from error
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, or that only pretends to compute, as torch's ``meta`` does.
+
+    Raises:
+        ValueError: says why it cannot be used.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        kind = torch.device(device).type
+        if kind not in _COMPUTING:
+            raise RuntimeError(f"networks do not run on {kind}")
+        float(torch.ones((), device=device) + 1)
+    except (RuntimeError, AssertionError, ValueError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(": ")[0].strip()
+        raise ValueError(
+            f"device {device[:40]!r} cannot be used ({reason[:120]}): take cpu, cuda or mps"
+        ) from error
+
+
+def class_label(model: Any, label: int | None) -> None:
+    """Refuse a class that a model does not have."""
+    if label is None:
+        return
+    if not model.classes:
+        raise ValueError(
+            f"--label {label} is for models with classes, and {model.name} has none: leave it out"
+        )
+    if not 0 <= label < model.classes:
+        raise ValueError(f"--label must be from 0 to {model.classes - 1} for model {model.name}, got {label}")
+
+
+def error_text(error: Exception) -> str:
+    """Return what an error says; of a path that the system refused, what is wrong with it and what to do."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error) or f"{type(error).__name__} without a message"
+    advice = {
+        errno.EEXIST: "is a file already, and a folder is wanted: name another",
+        errno.ENOTDIR: "is under a file, and a folder is wanted: name another",
+        errno.EISDIR: "is a folder, and a file is wanted: name one in it",
+        errno.ENOENT: "does not exist",
+        errno.EACCES: "may not be read or written: its permissions forbid it",
+        errno.ENAMETOOLONG: "is a longer name than the file system takes",
+    }
+    name = str(error.filename)
+    shown = name if len(name) <= 160 else f"{name[:60]}...{name[-60:]}"
+    return f"{shown} {advice.get(error.errno or 0, f'cannot be used: {error.strerror}')}"

@@ -1,0 +1,386 @@
+"""Bad command lines: each is refused before any work, in one line that names what came, and writes nothing."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import gas
+from gas.catalogue import Classical
+from gas.cli import app
+from gas.io import CHECKSUM, sealed
+
+# By command: a line that would run, and what makes it a bad one when added to it (the last of two options counts).
+# {pairs}, {solver} and the like are files of the fixture below.
+LINES = {
+    "pairs --model digits --seeds 8 --nfe 2 --out new": """
+        --seeds 0; --seeds -1; --seeds 5:5; --seeds 9:3; --seeds 1:2:3; --seeds 1e23; --seeds 100000000000000000000000
+        --seeds 1.5; --seeds x; --seeds ''; --seeds nan; --seeds 99999999999; --seeds :5; --seeds 5:
+        --seeds 9223372036854775800:9223372036854775809; --seeds 1_000
+        --nfe 0; --nfe -3; --nfe 99999999; --nfe 1e9; --nfe x; --nfe 2.5; --nfe nan; --nfe 1001; --nfe ''; --nfe 4-6
+        --teacher x; --teacher Heun; --teacher ''; --teacher heun --nfe 3; --teacher unipc-3-bh2/log_snr
+        --grid x; --grid ''; --grid 1,x; --grid 1,0.5; --grid 0.5,1; --grid 1,nan; --grid 1,,0; --grid LOG_SNR
+        --grid 1,1
+        --guidance nan; --guidance inf; --guidance -inf; --guidance x; --guidance 1e30; --guidance ''
+        --batch 0; --batch -1; --batch x; --batch 1.5; --batch 99999999999999999999; --batch nan
+        --objective gan; --objective gs; --objective ''; --set batch=8; --preset-weights .; --preset x
+        --prompts nowhere; --prompts .; --prompts {text}; --call x; --call height=3; --call =; --call height
+        --device meta; --device x; --device cuda:99; --device mps; --device xla; --device ''; --device cpu:x
+        --device 7
+        --device vulkan; --device hpu; --device privateuseone
+        --precision x; --precision ''; --precision float64; --precision FP16
+        --model x; --model DIGITS; --model ''; --model nowhere.safetensors; --model diffusers:
+        --model diffusers:nowhere
+        --model published:; --model published:nowhere; --model preset:x; --model preset:; --model {solver}
+        --model published:{text}; --model .
+        --out /proc/x; --out /proc/x/y; --out {text}; --out {text}/x; --out /sys/x; --out {long}; --out /dev/null
+        --out /dev/null/x
+        --nosuch; extra; --seeds; --json=3; --decoded
+    """,
+    "train --model digits --pairs {pairs} --validation 8 --nfe 2 --iterations 1 --out new.json": """
+        --pairs nowhere; --pairs {solver}; --pairs .; --pairs ''; --pairs {unfinished}; --pairs {other}
+        --nfe 0; --nfe 99999999; --nfe 3-99999999; --nfe 6-3; --nfe x; --nfe 3,; --nfe ''; --nfe 3--4; --nfe 1e3
+        --nfe -4
+        --validation 0; --validation 1; --validation 24; --validation 99999; --validation -3; --validation x
+        --validation 1e99; --validation 2.5
+        --loss x; --loss L2; --loss ''; --loss l2,l1
+        --method x; --method ''; --method ADAM; --method gauss-newton --loss l1
+        --start x; --start ddim/x; --start ''; --start unipc; --start heun --nfe 3; --start heun --solver s4s
+        --start ddim/1,2; --start ddim/1,x
+        --solver x; --solver GS; --solver ''; --solver ld3 --no-theory; --solver bns --no-theory
+        --iterations -1; --iterations 1e20; --iterations 100000000000000000000; --iterations x; --iterations nan
+        --iterations 1.5; --iterations 1000001
+        --batch 0; --batch -1; --batch x; --batch 99999999999999999999
+        --learning-rate nan --method adam; --learning-rate 0 --method adam; --learning-rate -1 --method adam
+        --learning-rate inf --method adam; --learning-rate x; --learning-rate 1e-3; --learning-rate 1e9 --method adam
+        --relax nan --method adam; --relax -1 --method adam; --relax 0.1; --relax x; --relax inf --method adam
+        --objective x; --objective GS; --objective ''
+        --weight 1; --weight nan --objective gas; --weight -1 --objective gas; --weight inf --objective gas
+        --weight 1 --balance 1 --objective gas; --weight x
+        --balance 1; --balance nan --objective gas; --balance -1 --objective gas; --balance 1e300 --objective gas
+        --critic x --objective gas; --critic classic; --critic '' --objective gas
+        --pairing x --objective gas; --pairing paired; --pairing x; --pairing ''
+        --gas-iterations 0 --objective gas; --gas-iterations 5; --gas-iterations 100000000000 --objective gas
+        --gas-iterations x
+        --critic-weights nowhere --objective gas; --critic-weights {text} --objective gas; --critic-weights {text}
+        --critic-weights . --objective gas
+        --critic-steps 0 --objective gas; --critic-steps 2; --critic-steps 99999999 --objective gas; --critic-steps x
+        --seed -1; --seed x; --seed 1e5; --seed 99999999999999999999999; --seed 1.5
+        --memory x; --memory ''; --memory flat; --memory x --method adam; --memory FAST --method adam
+        --out {pairs}; --out /proc/x.json; --out {solver}; --out {solver}/x.json; --out /dev/full; --out {long}.json
+        --overwrite --out {pairs}
+        --preset x; --preset ''  --set batch=8; --set x; --dry-run; --preset-weights nowhere
+        --prompts {text}; --call height=3; --device meta; --precision x; --model mnist; --model x; --theory=3
+    """,
+    "sample --model digits --solver {solver} --nfe 2 --seeds 4 --out new.npz": """
+        --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver ''; --solver {damaged}
+        --solver {mnist}
+        --out new; --out new.txt; --out new.gif; --out 'o[/x]'; --out ''; --out {pairs}; --out /proc/x.npz
+        --out {text}/x.npz; --out {folder}; --out {long}.npz; --out [red].jpg
+        --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --nfe -1; --nfe 1; --nfe 2.5
+        --seeds 0; --seeds x; --seeds 3:1; --seeds 1e23; --seeds 1,2; --seeds 99999999999; --seeds 2000 --out new.png
+        --label 10; --label -1; --label x; --label 1.5; --label 99999999999999999999999
+        --batch 0; --batch -5; --batch x; --batch 1e3; --batch 99999999999999999999
+        --preset x; --set batch=8; --preset-weights .; --prompts {text}; --prompts nowhere; --call a=1; --call height
+        --device meta; --device x; --precision x; --model x; --model mnist; --nosuch 3; more
+    """,
+    "evaluate --model digits --solver {solver} --nfe 2 --seeds 50:54": """
+        --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver {mnist}; --solver {damaged}
+        --solver {solver}; --solver {badseeds}; --solver {badteacher}; --solver {badshape}; --solver {hugeteacher}
+        --nfe x; --nfe 0; --nfe 99999999; --nfe 9; --nfe 3-2
+        --seeds 1; --seeds x; --seeds 5:6; --seeds 0; --seeds 1e23; --seeds 9999999999
+        --teacher x; --teacher ''; --grid x; --grid 1,x; --grid 1,0.5 ; --teacher-nfe 0; --teacher-nfe 99999999
+        --teacher-nfe x; --teacher heun --teacher-nfe 7; --teacher-nfe 1e9
+        --baselines x; --baselines ddim/x; --baselines ddim,ddim; --baselines best; --baselines ,
+        --baselines heun --nfe 3; --baselines uniform
+        --real nowhere; --real {pairs}; --real {text}; --real .
+        --features x; --features inception; --features Inception; --features ''; --features clip --weights nowhere
+        --features inception --weights {text}; --weights {text}; --weights nowhere
+        --reference nowhere; --reference .; --reference {text}; --reference {solver}
+        --metrics x; --metrics lpips,x; --metrics ,; --metrics clip-score --metric-weights {folder}
+        --metrics lpips,lpips
+        --metric-weights nowhere; --metric-weights {text}; --metrics lpips --metric-weights {folder}
+        --picture x; --picture x.jpg; --picture /proc/x.png; --picture {folder}; --picture {text}/x.png
+        --preset x; --preset cifar10 --seeds x; --set batch=8; --preset-weights .; --prompts {text}; --call a=1
+        --device meta; --precision x; --model x; --model mnist; --nosuch; more; --every=1; --transfer --model mnist
+    """,
+    "compare --model digits --pairs {pairs} --validation 8 --seeds 50:54 --nfe 2 --solvers ddim --out new": """
+        --pairs nowhere; --pairs {text}; --pairs .; --out {text}; --out /proc/x; --out {text}/x; --out /dev/null
+        --solvers x; --solvers ''; --solvers ,; --solvers gs@x; --solvers ddim@best; --solvers ddim/x; --solvers DDIM
+        --solvers gs@ddim/x; --solvers ddim,ddim; --solvers ddim/; --solvers @
+        --nfe x; --nfe 0; --nfe 99999999; --nfe 4-2
+        --unseen nowhere; --unseen {text}; --unseen {pairs} --count 99999; --unseen {pairs}; --count 3; --count x
+        --unseen .
+        --seeds x; --seeds 1; --seeds 1e23; --seeds 9:9
+        --validation 0; --validation 24; --validation 1e9; --validation x
+        --rank 0; --rank x; --rank 99999999999999999; --guides 0; --guides x; --guides 1e30
+        --start x; --start ''; --start ddim/x; --start best/x; --loss x; --method x; --method gauss-newton --loss l1
+        --iterations -1; --iterations x; --iterations 1e20; --iterations 100000000000; --batch 0; --batch x
+        --learning-rate nan; --learning-rate 1; --relax nan; --relax 1; --relax x
+        --metrics x; --metrics mse,x; --metric-weights nowhere; --metrics lpips --metric-weights {folder}
+        --gas-iterations 0; --gas-iterations x; --gas-iterations 99999999999; --seed -1; --seed x
+        --real nowhere; --real {pairs}; --features x; --features inception; --weights {text}; --reference nowhere
+        --reference {text}; --features dinov2 --weights {text}
+        --prompts {text}; --prompts nowhere; --call a=1; --device meta; --precision x; --model x; --model mnist
+    """,
+    "ablate weight --model digits --pairs {pairs} --validation 8 --seeds 50:54": """
+        more; --pairs nowhere; --pairs {text}; --nfe 0; --nfe x; --nfe 99999999; --validation 0; --validation 24
+        --seeds 1; --seeds x; --gas-iterations 0; --gas-iterations x; --batch 0; --batch x; --onto x; --onto mnist
+        --onto digits; --seed -1; --seed 1e9; --device meta; --model x; --model mnist
+    """,
+    "ablate": """
+        x --pairs {pairs}; transfer --pairs {pairs}; weight; transfer --onto x --pairs {pairs} --model digits
+        transfer --onto '' --pairs {pairs}; WEIGHT --pairs {pairs}; '' --pairs {pairs}
+    """,
+    "inspect {solver}": """
+        more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}
+        --picture {folder}/x.pdf; --json=1; --nosuch; --picture {text}/x.png
+    """,
+    "inspect": """
+        ''; nowhere; .; {text}; {pairs}; {damaged}; {badseeds}; {badteacher}; {badshape}; {hugeteacher}; /dev/null
+        {nometa} --picture new.png; {npz}
+    """,
+    "export --solver {solver} --model digits --nfe 2 --onnx new.onnx": """
+        --solver nowhere; --solver {text}; --solver .; --onnx new; --onnx new.pt; --onnx /proc/x.onnx; --onnx {folder}
+        --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --row 2; --row -1; --row x; --row 99999999; --row 0
+        --model x; --model mnist; --model mnist-latent; --model diffusers:nowhere; --device cpu
+    """,
+    "demo --model digits --out new": """
+        --nfe 0; --nfe -1; --nfe x; --nfe 99999999; --iterations -1; --iterations x; --iterations 1e20
+        --iterations 99999999999; --seed -1; --seed x; --device meta; --device x; --model x; --model mnist-latent
+        --out {text}; --out /proc/x; --out {text}/x; more; --model DIGITS; --model diffusers:nowhere
+    """,
+    "doctor": """
+        --preset x; --nfe 4; --measure; --batch 3; --tflops 1; --set batch=8; --preset-weights .; --device meta; more
+        --preset cifar10 --nfe 0; --preset cifar10 --nfe x; --preset cifar10 --nfe 99999999
+        --preset cifar10 --batch 0 --measure; --preset cifar10 --batch 4; --preset cifar10 --batch x --measure
+        --preset cifar10 --tflops nan; --preset cifar10 --tflops 0; --preset cifar10 --tflops -1
+        --preset cifar10 --tflops inf; --preset cifar10 --tflops x; --preset cifar10 --tflops 1 --measure
+        --preset cifar10 --set x; --preset cifar10 --set x=1; --preset cifar10 --set batch=x
+        --preset cifar10 --set batch=
+        --preset cifar10 --set batch=0; --preset cifar10 --set batch=-1; --preset cifar10 --set batch=1.5
+        --preset cifar10 --set learning_rate=nan; --preset cifar10 --set iterations=1e20
+        --preset cifar10 --set ema=2; --preset cifar10 --set teacher_nfe=1000000000; --preset cifar10 --set solver=x
+        --preset cifar10 --set batch=99999999999999999999; --preset cifar10 --set memory=x
+        --preset cifar10 --set nfes=x; --preset cifar10 --set guidance=nan; --preset cifar10 --set objective=x
+        --preset cifar10 --set validate_every=0; --preset cifar10 --set seed=-1; --preset cifar10 --set start=x
+        --preset cifar10 --set pairing=x; --preset cifar10 --set metric=x; --preset cifar10 --set decay=x
+        --preset cifar10 --set iterations=99999999999; --preset cifar10 --set samples=-1
+    """,
+    "pairs --preset cifar10 --preset-weights {folder}": """
+        --set batch=0; --nfe 4; --objective x; --objective ''; --teacher ddim; --grid log_snr; --guidance 2
+        --model digits
+        --cuda-graphs --set x=1; --seeds x; ; --batch 0; --call a=1
+    """,
+    "train --preset cifar10 --preset-weights {folder}": """
+        --nfe 4,5 --out new.json; --cuda-graphs; --loss l2; --validation 8; --set iterations=x; ; --nfe x
+        --pairs nowhere
+        --set iterations=-1 --dry-run; --out new.json --nfe 4,6 --dry-run; --memory flat; --theory; --objective x
+    """,
+    "sample --preset cifar10 --preset-weights {folder} --solver {solver} --out new.npz": "; --model digits; --seeds x",
+    "evaluate --preset cifar10 --preset-weights {folder} --solver {solver}": """
+        ; --teacher ddim; --nfe x; --model digits
+    """,
+    "convert {text} new.json": """
+        ; --schedule x; --t-end nan; --t-end 0; --t-end 1; --t-end -1; --t-end x; --guidance nan; --guidance x
+        --form x
+        --model digits --schedule edm; more; --json=1; --guidance inf; --form ''; --schedule EDM; --model x
+    """,
+    "convert": """
+        nowhere new.json; . new.json; {solver} new.json; {text}; {text} {folder}; {text} /proc/x.json; {npz} new.json
+        {text} {text}/x; {damaged} new; /dev/null new.json
+    """,
+    "reproduce table2a": """
+        --set x; --set x=1; --set batch=0; --set batch; --measure '"'; --measure x; --measure --features
+        --measure '--a "b'
+        --markdown /proc/x.md; --markdown {folder}; --results {text}; --results /proc/x; --device meta; more
+        --measure '--nosuch 3'; --measure '--features x'; --measure '--weights nowhere'; --nosuch
+    """,
+    "reproduce": """
+        x; TABLE2A; table; list --run; list --measure --x; list --markdown x.md; list --set batch=8; ''; list x
+    """,
+    "zoo": """
+        x; LIST; train; train x; train DIGITS; train ''; list digits; list --seed 3; list --out new; list --data .
+        list --samples 3; list --device cpu; train digits --data .; train digits --samples 0; train digits --samples x
+        train digits --samples 99999999999; train digits --seed -1; train digits --seed x; train digits --out {text}
+        train digits --out /proc/x; train digits --device meta; train mnist --data nowhere
+        train mnist --data {folder}
+        train mnist --data {text}; train mnist-autoencoder --data {folder} --samples 5; train digits extra
+        train mnist
+        train mnist-latent --data {folder}
+    """,
+    "statistics --out new.npz": """
+        ; --pairs {pairs} --images {folder}; --pairs nowhere; --pairs {text} --model digits; --images nowhere
+        --features x --pairs {pairs}; --features inception --pairs {pairs}; --weights {text} --pairs {pairs}
+        --images {folder}; --images {folder} --model digits --features inception --weights {text}
+        --features inception --weights nowhere --images {folder}; --pairs {pairs} --model x
+        --pairs {pairs} --model mnist
+        --features inception --weights {text} --images {folder}; --pairs {pairs} --model digits --device meta
+        --pairs {pairs} --model digits --out new; --pairs {pairs} --model digits --out /proc/x.npz
+        --pairs {pairs} --model digits --out {folder}; more; --images {npz} --features inception --weights {text}
+    """,
+    "": "x; --nosuch; --debug=3; Train; trian; --device; -m; ''",
+}
+
+CASES = [
+    f"{line} {bad.strip()}".strip()
+    for line, added in LINES.items()
+    for bad in added.replace("\n", ";").split(";")
+    if bad.strip() or added.strip().startswith(";")
+]
+CASES = list(dict.fromkeys(CASES))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files that lines name, as ``{name}``."""
+    folder = tmp_path_factory.mktemp("files")
+    os.environ.pop("GAS_WEIGHTS", None)
+    model, teacher = gas.zoo.load("digits"), Classical("unipc-3-bh2", "log_snr", 4, 1e-3)
+    table = teacher.table(model.schedule)
+    spec = gas.PairsSpec(range(24), teacher.config())
+    list(gas.write_pairs(model, table, folder / "pairs", spec))
+    running = gas.write_pairs(
+        model, table, folder / "unfinished", gas.PairsSpec(range(24), teacher.config(), shard=8)
+    )
+    next(running), next(running)
+    running.close()
+    other = gas.OwnModel(lambda x, t: 0 * x, model.schedule, (1, 8, 8))
+    list(gas.write_pairs(other, table, folder / "other", spec))
+    tables = {n: Classical("ddim", "log_snr", n, 1e-3).table(model.schedule) for n in (2, 3)}
+    told = {"model": model, "teacher": teacher.config(), "training": {"seeds": [0, 24]}}
+    gas.save(folder / "solver.json", tables, **told)
+    gas.save(folder / "mnist.json", tables, model=gas.zoo.load("mnist"))
+    gas.save(folder / "nometa.json", tables)
+    text = (folder / "solver.json").read_text()
+    for name, old, new in (
+        ("badseeds", '"seeds": [0, 24]', '"seeds": "x"'),
+        ("badteacher", '"solver": "unipc-3-bh2"', '"solver": 3'),
+        ("hugeteacher", '"nfe": 4,', '"nfe": 1000000000,'),
+        ("badshape", '"sample_shape": [1, 8, 8]', '"sample_shape": 8'),
+        ("damaged", '"times"', '"time"'),
+    ):
+        assert old in text
+        (folder / f"{name}.json").write_text(_sealed(text.replace(old, new)))
+    (folder / "text").write_text("a line of text\n")
+    np.savez(folder / "npz.npz", x=np.zeros(3))
+    (folder / "folder").mkdir()
+    names = {path.stem: path for path in folder.iterdir()}
+    return {**names, "long": "x" * 300}
+
+
+def _sealed(text):
+    """A solver file's text with the checksum of what it holds now."""
+    content = {name: value for name, value in json.loads(text).items() if name != CHECKSUM}
+    return json.dumps(sealed(content))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Modules load once: what the lines cost is theirs."""
+
+    CliRunner().invoke(app, ["inspect", "nowhere"])
+
+
+def listing(*folders):
+    """Every file with its size and time of change."""
+    found = (path for folder in folders for path in folder.rglob("*"))
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def check(status, stdout, stderr, line):
+    assert status == 2, (line, status, stderr)
+    assert "Traceback" not in stderr
+    assert stderr.count("\n") == 1 and stderr.endswith("\n"), stderr
+    assert stderr.startswith("error: ")
+    assert len(stderr) <= 300
+    assert not stdout
+
+
+def test_the_corpus_is_large_and_has_every_option():
+    import typer.main
+
+    assert len(CASES) >= 300
+    commands = typer.main.get_command(app).commands
+    for name, command in commands.items():
+        lines = [shlex.split(line) for line in CASES if line.split()[:1] == [name]]
+        assert lines, name
+        for option in (
+            opt for parameter in command.params for opt in parameter.opts[:1] if opt.startswith("--")
+        ):
+            if option not in FLAGS:
+                assert any(option in words for words in lines), (name, option)
+
+
+# Flags without a value, of which no value can be bad.
+FLAGS = {"--help", "--json", "--compile", "--cuda-graphs", "--decoded", "--every", "--overwrite", "--theory"}
+FLAGS |= {"--transfer", "--measure", "--dry-run", "--run"}
+
+
+@pytest.mark.parametrize("line", CASES)
+def test_a_bad_line_is_refused_at_once(line, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format_map(files) for word in shlex.split(line)]
+    before, began = listing(files["pairs"].parent, tmp_path), time.process_time()
+    result = CliRunner().invoke(app, words)
+    seconds = time.process_time() - began
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    check(result.exit_code, result.stdout, result.stderr, line)
+    assert listing(files["pairs"].parent, tmp_path) == before
+    assert seconds < 2
+
+
+@pytest.mark.parametrize(
+    ("line", "variables"),
+    [
+        ("zoo", {"WORLD_SIZE": "abc"}),
+        ("zoo", {"RANK": "-1"}),
+        ("zoo", {"MASTER_PORT": "x"}),
+        ("pairs --device meta --out new", {}),
+        ("sample --solver {solver} --out 'o[/x]'", {}),
+        ("evaluate --solver {badseeds}", {}),
+        ("train --nfe 99999999", {}),
+        ("demo --nfe 0", {}),
+        ("reproduce table2a --measure '\"'", {}),
+        ("nosuch", {}),
+    ],
+)
+def test_a_bad_line_is_refused_in_a_process_of_its_own(line, variables, files, tmp_path):
+    words = [word.format_map(files) for word in shlex.split(line)]
+    launch = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    environment = {**os.environ, **(launch | variables if variables else {}), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "gas", *words]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    check(done.returncode, done.stdout, done.stderr, line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("pairs --out new --guidance nan", "guidance must lie in [-1000, 1000], got nan"),
+        ("pairs --out new --seeds 1e23", "seeds must be like 1024 or 50000:51024"),
+        ("pairs --out new --model DIGITS", "did you mean 'digits'?"),
+        ("reproduce table2a --measure '\"'", "options of gas evaluate, quoted as in a shell"),
+        ("train --validation abc", "got 'abc'"),
+        ("inspect nowhere", "nowhere does not exist"),
+    ],
+)
+def test_what_a_message_says(line, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert told in CliRunner().invoke(app, shlex.split(line)).stderr
+
+
+def test_a_long_message_is_cut_and_shown_whole_on_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["inspect", *("more" for _ in range(200))]
+    short = CliRunner().invoke(app, words).stderr
+    assert short.endswith("... (gas --debug shows all)\n") and len(short) == 300
+    assert len(CliRunner().invoke(app, ["--debug", *words]).stderr) > 1000
