@@ -10,8 +10,10 @@ import diffusers
 import pytest
 import torch
 import yaml
+from diffusers.utils import DummyObject
 
 import gas
+from gas.integrations.diffusers.card import model_card, stand_in
 from gas.integrations.diffusers.process import process_of
 from gas.io import sealed
 from schedulers import CONFIGS, learned, noise, pipeline, scheduler
@@ -96,13 +98,21 @@ def test_damaged_and_missing_files(tmp_path):
     (half / "scheduler_config.json").write_text("[1]")
     with pytest.raises(ValueError, match="holds a list, not a scheduler's config or a solver"):
         gas.GASScheduler.from_pretrained(half)
-    changed = json.loads(text)
-    changed["solver"]["solvers"][0]["times"].pop()
-    (half / "scheduler_config.json").write_text(json.dumps(changed))
+    (half / "scheduler_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"names the solver file 'solver.json' .* pass solver=..."):
+        gas.GASScheduler.from_pretrained(half)
+    assert gas.GASScheduler.from_pretrained(half, solver=None).artefact is None
+    changed = json.loads((tmp_path / "whole" / "solver.json").read_text())
+    changed["solvers"][0]["times"].pop()
+    (half / "solver.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"solver file .*half/solver.json: .*must be 5 numbers, got 4"):
+        gas.GASScheduler.from_pretrained(half)
+    del changed["checksum"]
+    embedded = {**json.loads(text), "solver": changed}  # as in configs of before
     with pytest.raises(
         ValueError, match=r"solver in the scheduler's config is damaged: .*must be 5 numbers, got 4"
     ):
-        gas.GASScheduler.from_pretrained(half)
+        gas.GASScheduler.from_config(embedded)
     with pytest.raises(FileNotFoundError, match="there is no solver file or folder"):
         gas.GASScheduler.from_pretrained(tmp_path / "nowhere.json")
 
@@ -152,6 +162,67 @@ def test_a_saved_pipeline_runs_in_a_fresh_process(tmp_path):
     assert float((images - want).abs().max()) < 1e-5
 
 
+_WITHOUT_US = """
+import sys, torch
+sys.modules["gas"] = None
+exec(sys.argv[2].replace("pipeline-folder", sys.argv[1]))
+pipe.set_progress_bar_config(disable=True)
+images = pipe(generator=torch.manual_seed(0), num_inference_steps=3, output_type="pt").images
+assert type(pipe.scheduler).__name__ == sys.argv[3], type(pipe.scheduler)
+assert torch.isfinite(torch.as_tensor(images)).all()
+print(pipe.scheduler.config.beta_schedule, pipe.scheduler.config.timestep_spacing)
+"""
+
+
+def test_a_saved_pipeline_loads_without_this_library(tmp_path):
+    """By the lines of its card, with a scheduler of diffusers that is told the same of the model."""
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), norm_num_groups=8, layers_per_block=1, **blocks
+    )
+    config = diffusers.DDPMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing").config
+    scheduler = gas.GASScheduler.from_config(config, solver=learned(process_of(config), nfe=4))
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "pipe")
+    card = (tmp_path / "pipe" / "scheduler" / "README.md").read_text()
+    lines = card.split("```python\n")[2].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _WITHOUT_US, str(tmp_path / "pipe"), lines, "DDIMScheduler"],
+        check=True, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["scaled_linear", "trailing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("v", "DDIMScheduler"),
+        ("edm", "EDMEulerScheduler"),
+        ("edm-v", "EulerDiscreteScheduler"),
+        ("cosine", "CosineDPMSolverMultistepScheduler"),
+        ("flow", "FlowMatchEulerDiscreteScheduler"),
+        ("flow-vp", "UniPCMultistepScheduler"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_the_stand_in_is_of_the_same_model(name, cls, tmp_path):
+    ours = gas.GASScheduler.from_config(CONFIGS[name])
+    assert stand_in(ours.process, ours.config) == cls
+    if isinstance(getattr(diffusers, cls), DummyObject):
+        pytest.skip(f"{cls} needs torchsde")
+    ours.save_pretrained(tmp_path)
+    theirs = getattr(diffusers, cls).from_pretrained(tmp_path)
+    assert gas.GASScheduler.from_config({**theirs.config, "_class_name": cls}).process == ours.process
+    assert theirs.config.get("flow_shift", theirs.config.get("shift", 1.0)) == ours.config.shift
+
+
+def test_a_card_names_only_a_base_model_that_the_hub_may_have(tmp_path):
+    process = process_of(CONFIGS["vp"])
+    for name in ("StableDiffusionPipeline", "/home/me/model", "owner/na\nme", None):
+        model = gas.OwnModel(lambda x, t: x, process.schedule, (3,), name=name or "x", t_end=process.t_end)
+        card = model_card(process, gas.save(None, learned(process), model=model))
+        assert "base_model" not in card and "on a package index" in card
+
+
 def test_model_card(tmp_path):
     process = process_of(CONFIGS["vp"])
     model = gas.OwnModel(lambda x, t: x, process.schedule, (3, 4, 4), name="owner/base", t_end=process.t_end)
@@ -180,7 +251,7 @@ def test_model_card(tmp_path):
         "| guidance scale | 2 |",
         "| network calls (NFE) | 4, 6 |",
         "| prediction | epsilon |",
-        "| sample shape | [3, 4, 4] |",
+        "| sample shape | \\[3, 4, 4\\] |",
         "| teacher: solver | unipc-3-bh2 |",
         "| training: pairs | 640 |",
         "| started from, NFE 4 | deis-3/karras |",

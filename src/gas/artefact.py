@@ -52,6 +52,10 @@ class Artefact:
         """The forward process that the tables are for, if the file says."""
         return None if self.document.schedule is None else schedule_from_config(self.document.schedule)
 
+    def write(self, path: str | Path) -> None:
+        """Write the solver file, whole or not at all."""
+        write_text(path, compact(sealed(self.document.model_dump(mode="json", exclude_none=True))))
+
     def entry(self, nfe: int) -> Entry:
         """Return everything the file says of one NFE.
 
@@ -189,9 +193,10 @@ def save(
             for nfe in sorted(family)
         ],
     )
+    artefact = Artefact(document, "this solver" if path is None else str(path))
     if path is not None:
-        write_text(path, compact(sealed(document.model_dump(mode="json", exclude_none=True))))
-    return Artefact(document, "this solver" if path is None else str(path))
+        artefact.write(path)
+    return artefact
 
 
 def load(path: str | Path) -> Artefact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from gas.artefact import Artefact
 from gas.display import markdown, markdown_table, quoted_string, significant
 from gas.integrations.diffusers.process import Process
 
-__all__ = ["is_ours", "model_card"]
+__all__ = ["is_ours", "model_card", "stand_in"]
+
+# ``owner/name``, as the hub has it.
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _TAGS = ["diffusers", "gas-solver", "scheduler", "few-step-sampling"]
 
@@ -24,19 +28,23 @@ def model_card(
     base_model: str | None = None,
     picture: str | None = None,
     name: str = "this-folder",
+    config: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text of a ``README.md`` in the hub's form.
 
     Args:
         process: of the model that the scheduler is for.
         artefact: the solver, ``None`` for classical ones only.
-        base_model: name of that model on the hub; by default the one that the solver file names.
+        base_model: name of that model on the hub; by default the one that the solver file names, if it is of the form
+            ``owner/name``.
         picture: file name of a picture beside the card.
         name: what ``from_pretrained`` is told in the three lines.
+        config: the scheduler's, for the class of diffusers that may take its place.
     """
     document = artefact.document if artefact else None
     model = dict(document.model or {}) if document else {}
-    base_model = base_model or model.get("name")
+    if base_model is None and _REPOSITORY.fullmatch(str(model.get("name"))):
+        base_model = str(model["name"])
     whose = f" for {markdown(base_model)}" if base_model else ""
     front = [f"base_model: {quoted_string(base_model)}"] if base_model else []
     front += ["library_name: diffusers", "tags:", *[f"- {tag}" for tag in _TAGS]]
@@ -44,6 +52,7 @@ def model_card(
         "---\n" + "\n".join(front) + "\n---",
         f"# {'Few-step solver' if artefact else 'Classical solvers'}" + whose,
         _use(name, artefact),
+        _without_us(stand_in(process, config or {})),
         "## When it applies\n\n" + markdown_table(["", "made for"], _applies(process, artefact, model)),
     ]
     if picture:
@@ -62,12 +71,34 @@ def is_ours(path: Path) -> bool:
     return not path.exists() or "\n- gas-solver\n" in path.read_text("utf-8", errors="replace")
 
 
+def stand_in(process: Process, config: Mapping[str, Any]) -> str:
+    """Return the class of diffusers that samples the same model from the same ``scheduler_config.json``."""
+    if process.kind == "flow":
+        return "UniPCMultistepScheduler" if "flow_shift" in config else "FlowMatchEulerDiscreteScheduler"
+    if process.kind == "vp":
+        return "DDIMScheduler"
+    if config.get("timestep_type") == "continuous":
+        return "EulerDiscreteScheduler"
+    return "CosineDPMSolverMultistepScheduler" if process.level == "atan" else "EDMEulerScheduler"
+
+
 def _use(name: str, artefact: Artefact | None) -> str:
     nfe = artefact.nfes[0] if artefact else 8
     return (
-        "```python\nimport gas  # pip install 'gas-solver[diffusers]'\n"
+        "gas-solver is not on a package index: install it from a checkout of its repository, "
+        "`pip install '.[diffusers]'`.\n\n```python\nimport gas\n\n"
         f"pipe.scheduler = gas.GASScheduler.from_pretrained({quoted_string(name)})\n"
         f"image = pipe(prompt, num_inference_steps={nfe}).images[0]\n```"
+    )
+
+
+def _without_us(cls: str) -> str:
+    return (
+        "Without gas-solver, a pipeline that was saved with this scheduler loads with one of diffusers' own in its "
+        "place, which needs more steps:\n\n"
+        f"```python\nfrom diffusers import DiffusionPipeline, {cls}\n\n"
+        'pipe = DiffusionPipeline.from_pretrained("pipeline-folder", scheduler=None)\n'
+        f'pipe.scheduler = {cls}.from_pretrained("pipeline-folder", subfolder="scheduler")\n```'
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gas.artefact import Artefact
 from gas.catalogue import SOLVERS
 from gas.grids import GRIDS
+from gas.integrations.diffusers.caller import times_were_passed
 from gas.integrations.diffusers.plan import (
     Plan,
     base_of,
@@ -25,7 +27,7 @@ from gas.integrations.diffusers.plan import (
 from gas.integrations.diffusers.process import Process
 from gas.names import named
 
-__all__ = ["Choice", "Policy", "shift_of"]
+__all__ = ["Choice", "NetworkTimes", "Policy", "shift_of"]
 
 _KEYS = {
     "missing_nfe": ("base", "error"),
@@ -79,9 +81,17 @@ class Choice:
         Raises:
             ValueError: when nothing gives the number of steps, two things disagree on it, or there is no such table.
         """
-        given = timesteps if timesteps is not None else sigmas
         if timesteps is not None and sigmas is not None:
-            raise ValueError("timesteps and sigmas say the same: pass one of them")
+            if self.process.kind != "flow":
+                raise ValueError(
+                    "timesteps and sigmas say the same of a model that is no flow: pass one of them"
+                )
+            if len(timesteps) != len(sigmas):
+                raise ValueError(
+                    f"timesteps and sigmas must be equally many, got {len(timesteps)} and {len(sigmas)}"
+                )
+            timesteps = None  # what the network is told at the sigmas: see NetworkTimes
+        given = timesteps if timesteps is not None else sigmas
         if given is not None:
             count = len(given) - (sigmas is not None and float(given[-1]) == 0)
             if nfe not in (None, count):
@@ -144,10 +154,55 @@ class Choice:
         values = torch.as_tensor(given, dtype=torch.float64)
         if not told and torch.allclose(values, even_times(len(values), 1.0, 0.0), atol=1e-3):
             return []
+        if not times_were_passed():
+            return []
         return [
             f"of the {'timesteps' if told else 'sigmas'} passed only the number, {len(values)}, is used: the solver "
             "has its own (schedule='learned'; schedule='pipeline' runs a classical solver at yours)"
         ]
+
+
+@dataclass(frozen=True)
+class NetworkTimes:
+    """What a flow's network is told at each time.
+
+    ``t M`` as a rule. CogView4's is told the time before the shift: its pipeline passes ``sigmas``, which are then
+    shifted, and ``timesteps``, which are not. Between those passed the told times are interpolated.
+
+    Args:
+        process: the pipeline's.
+        timesteps: ``(N,)``, told at ``sigmas`` ``(N,)``; ``None`` where the pipeline passes not both.
+        shift: of the sigmas.
+    """
+
+    process: Process
+    timesteps: Sequence[float] | Tensor | None = None
+    sigmas: Sequence[float] | Tensor | None = None
+    shift: float = 1.0
+
+    def at(self, t: Tensor) -> Tensor:
+        """Return the float time that the network is told at ``t``, float64."""
+        if self.timesteps is None:
+            return self.process.told(t)
+        return _interpolated(t / (self.shift - (self.shift - 1) * t), *self._knots)
+
+    def inverse(self, timestep: Tensor) -> Tensor:
+        """Return the time ``t`` at which the network is given ``timestep``."""
+        if self.timesteps is None:
+            return self.process.time(timestep)
+        return shifted(_interpolated(timestep, *reversed(self._knots)), self.shift)
+
+    @property
+    def _knots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sigmas before the shift and told times, ascending from 0 to at least 1."""
+        ends = [(0.0, 0.0), (1.0, float(self.process.steps))]
+        sigmas, timesteps = (torch.as_tensor(values).tolist() for values in (self.sigmas, self.timesteps))
+        knots = sorted({*ends, *zip(sigmas, timesteps, strict=True)})
+        return np.array([sigma for sigma, _ in knots]), np.array([time for _, time in knots])
+
+
+def _interpolated(x: Tensor, at: np.ndarray, values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.interp(x.numpy(), at, values))
 
 
 def shift_of(config: Mapping[str, Any], mu: float | None) -> float:

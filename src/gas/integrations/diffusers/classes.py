@@ -57,11 +57,13 @@ def foreign_class(config: Mapping[str, Any], served: Collection[str]) -> str | N
 
 @functools.cache
 def _arguments() -> dict[str, frozenset[str]]:
-    """The arguments of every scheduler that is installed."""
+    """The arguments of every scheduler of diffusers that is installed."""
     library = diffusers()
     kinds = {name: getattr(library, name) for name in dir(library) if name.endswith("Scheduler")}
     return {
         name: frozenset(inspect.signature(kind).parameters) - {"kwargs"}
         for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, library.SchedulerMixin)
+        if isinstance(kind, type)
+        and issubclass(kind, library.SchedulerMixin)
+        and kind.__module__.startswith("diffusers.")  # ours is in its namespace too
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from gas.integrations.diffusers.classes import foreign_class
 
-__all__ = ["translated"]
+__all__ = ["model_keys", "translated"]
 
 _VP = {
     "CogVideoXDDIMScheduler",
@@ -33,6 +33,7 @@ _VP = {
 _EDM = {"CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"}
 _FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 _OWN = "GASScheduler"
+_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "sigmoid", "laplace")
 _EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 _COSINE_DEFAULTS = {
     "sigma_min": 0.3,
@@ -56,6 +57,8 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
         key: value for key, value in config.items() if key != "_use_default_values"
     }  # theirs are not ours
     name = str(said.get("_class_name") or _class_name(config))
+    if name in _FLOW and _of_a_vp_model(said):
+        name = _OWN
     if name not in _VP | _EDM | _FLOW | {_OWN}:
         why = (
             "its times run backwards"
@@ -66,12 +69,15 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
             f"scheduler {name[:60]} is not supported: {why}. Supported are the configs of diffusers' others, "
             "DDIMScheduler, EulerDiscreteScheduler, EDMEulerScheduler and FlowMatchEulerDiscreteScheduler among them"
         )
+    if said.get("trained_betas") is None and said.get("beta_schedule", "linear") not in _BETA_SCHEDULES:
+        known = ", ".join(_BETA_SCHEDULES)
+        raise ValueError(f"beta_schedule of {name} must be one of {known}, got {said['beta_schedule']!r}")
     if said.get("invert_sigmas"):
         raise ValueError(
             f"scheduler {name} with invert_sigmas=True is not supported: its times run backwards"
         )
     if name in _FLOW or said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
-        said.update(prediction_type="flow_prediction", use_flow_sigmas=True)
+        said["prediction_type"] = "flow_prediction"
         said["shift"] = said.get("flow_shift", 1.0) if said.get("shift") is None else said["shift"]
     elif name in _EDM:
         cosine = name.startswith("Cosine")
@@ -82,6 +88,46 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     elif name.startswith("CogVideoX"):
         said.setdefault("snr_shift_scale", 3.0)
     return said
+
+
+def _of_a_vp_model(said: Mapping[str, Any]) -> bool:
+    """Whether a flow scheduler was put in the place of a VP one, whose keys it does not know and carries along."""
+    if said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
+        return False
+    return any(said.get(key) is not None for key in ("beta_schedule", "prediction_type", "trained_betas"))
+
+
+_MODEL_KEYS = {
+    "edm": {"level_embedding", "sigma_data", "sigma_max", "sigma_min"},
+    "flow": {
+        "base_image_seq_len",
+        "base_shift",
+        "max_image_seq_len",
+        "max_shift",
+        "shift",
+        "shift_terminal",
+        "time_shift_type",
+        "use_dynamic_shifting",
+    },
+    "vp": {
+        "beta_end",
+        "beta_schedule",
+        "beta_start",
+        "rescale_betas_zero_snr",
+        "snr_shift_scale",
+        "trained_betas",
+    },
+}
+
+
+def model_keys(meant: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those keys of a translated config that say what the model is, defaults among them."""
+    flow, edm = meant.get("prediction_type") == "flow_prediction", meant.get("sigma_data") is not None
+    keys = _MODEL_KEYS["flow" if flow else "edm" if edm else "vp"] | {
+        "num_train_timesteps",
+        "prediction_type",
+    }
+    return {key: value for key, value in meant.items() if key in keys}
 
 
 def _class_name(said: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 
 from gas.artefact import Artefact, load
 from gas.integrations.diffusers.process import PREDICTIONS
-from gas.integrations.diffusers.solver_config import plain
+from gas.integrations.diffusers.solver_config import SOLVER, SolverFile, solver_file
 from gas.io import read_json
 from gas.schedule import Flow, VPDiscrete
 
-__all__ = ["CONFIG", "SOLVER", "config_of_solver", "hub_solver", "local_config"]
+__all__ = ["CONFIG", "config_of_solver", "hub_config", "hub_solver", "local_config"]
 
-CONFIG, SOLVER = "scheduler_config.json", "solver.json"
+CONFIG = "scheduler_config.json"
 
 
 def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> dict[str, Any] | None:
@@ -52,7 +53,38 @@ def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> 
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{place} holds a {type(content).__name__}, not a scheduler's config or a solver")
-    return config_of_solver(load(place)) if content.get("format") == "gas-solver" else content
+    if content.get("format") == "gas-solver":
+        return config_of_solver(load(place))
+    return content | {"solver": _beside(place, content["solver"])} if _names_file(content) else content
+
+
+def hub_config(
+    config: dict[str, Any], repo_id: str, subfolder: str | None = None, **where: Any
+) -> dict[str, Any]:
+    """Return a config that was downloaded, with the solver file that it names.
+
+    Args:
+        config: what the repository's ``scheduler_config.json`` holds.
+        repo_id, subfolder, where: as in :func:`hub_solver`.
+
+    Raises:
+        FileNotFoundError: when the config names a solver file and the repository has none.
+    """
+    if not _names_file(config):
+        return config
+    path = _download(repo_id, subfolder, **where)
+    if path is None:
+        raise FileNotFoundError(f"{CONFIG} of {repo_id} names {SOLVER}, which is not there: pass solver=...")
+    return config | {"solver": solver_file(path)}
+
+
+def _names_file(config: Mapping[str, Any]) -> bool:
+    return isinstance(config.get("solver"), str) and not isinstance(config["solver"], SolverFile)
+
+
+def _beside(place: Path, name: str) -> SolverFile | str:
+    """The solver file beside a config; its name alone where there is none, for ``solver=`` may replace it."""
+    return solver_file(place.with_name(SOLVER)) if place.with_name(SOLVER).is_file() else name
 
 
 def hub_solver(repo_id: str, subfolder: str | None = None, **where: Any) -> dict[str, Any] | None:
@@ -66,14 +98,18 @@ def hub_solver(repo_id: str, subfolder: str | None = None, **where: Any) -> dict
     Raises:
         ValueError: when the file is damaged, or does not say what it is for.
     """
+    path = _download(repo_id, subfolder, **where)
+    return None if path is None else local_config(path)
+
+
+def _download(repo_id: str, subfolder: str | None, **where: Any) -> str | None:
     import huggingface_hub
 
     for name in [SOLVER] if subfolder is None else [f"{subfolder}/{SOLVER}", SOLVER]:
         try:
-            found = huggingface_hub.hf_hub_download(repo_id, name, **where)
+            return str(huggingface_hub.hf_hub_download(repo_id, name, **where))
         except Exception:  # no such file, no such repository, no network: what was asked for first says which
             continue
-        return local_config(found)
     return None
 
 
@@ -85,11 +121,11 @@ def config_of_solver(artefact: Artefact) -> dict[str, Any]:
     """
     schedule = artefact.schedule
     prediction = (artefact.document.model or {}).get("prediction")
-    told: dict[str, Any] = {"_class_name": "GASScheduler", "solver": plain(artefact)}
+    told: dict[str, Any] = {"_class_name": "GASScheduler", "solver": solver_file(artefact)}
     if isinstance(schedule, Flow):
         shift = (artefact.document.model or {}).get("shift")  # what it was learned at
         told |= {} if shift is None else {"shift": float(shift)}
-        return told | {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        return told | {"prediction_type": "flow_prediction"}
     if isinstance(schedule, VPDiscrete) and prediction in PREDICTIONS and not _karras(schedule):
         alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])

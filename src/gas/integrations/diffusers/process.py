@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch._C import _disabled_torch_function_impl
 
 from gas.denoise import call_preserving
 from gas.integrations.diffusers.config import translated
 from gas.schedule import Flow, Schedule, VPDiscrete
 from gas.stepper import is_learned
 
-__all__ = ["PREDICTIONS", "Process", "ProcessDenoiser", "clean", "process_of", "schedule_of"]
+__all__ = ["PREDICTIONS", "Process", "ProcessDenoiser", "StepValues", "clean", "process_of", "schedule_of"]
 
 Kind = Literal["vp", "edm", "flow"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -126,6 +127,33 @@ class ProcessDenoiser:
         return clean(output, x, p, q) if is_learned(t) else clean(output, x, p.item(), q.item())
 
 
+class StepValues(torch.Tensor):
+    """One number a training step, which a pipeline may look up at the float time that its network is step.
+
+    Between two steps ``log`` of the number is interpolated, as in :class:`gas.VPDiscrete`. Everything else of a tensor
+    gives a plain tensor.
+    """
+
+    __torch_function__ = _disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        plain = self.as_subclass(Tensor)
+        if isinstance(index, slice) and any(isinstance(end, float) for end in (index.start, index.stop)):
+            raise IndexError(
+                f"steps {index.start:g} to {index.stop:g} of the training cannot be counted: the times of a table lie "
+                "between steps, and this pipeline needs a scheduler of whole timesteps"
+            )
+        if not isinstance(index, float) and not (isinstance(index, Tensor) and index.is_floating_point()):
+            return plain[index]
+        step = torch.as_tensor(index, dtype=torch.float64, device=plain.device).clamp(0, len(plain) - 1)
+        before = step.floor().long().clamp(max=len(plain) - 2)
+        log = plain.to(torch.float64).log()
+        return torch.lerp(log[before], log[before + 1], step - before).exp().to(plain.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepValues:
+        return self.clone().as_subclass(StepValues)
+
+
 def clean(output: Tensor, y: Tensor, p: float | Tensor, q: float | Tensor) -> Tensor:
     """Return ``x_0 = p y + q output``.
 
@@ -178,7 +206,8 @@ def process_of(config: Mapping[str, Any]) -> Process:
             config["sigma_data"],
             config.get("level_embedding") or "log",
         )
-    return Process("vp", VPDiscrete(_alphas_cumprod(config)), prediction, steps)
+    schedule = VPDiscrete(_alphas_cumprod(config))
+    return Process("vp", schedule, prediction, schedule.steps)  # trained betas may be of another number
 
 
 def _karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> VPDiscrete:
@@ -189,16 +218,51 @@ def _karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) ->
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
-    """The betas as diffusers itself makes them, whatever their schedule is called."""
+    """Return ``alpha^2`` of the training steps, of the betas as diffusers makes them, whatever their name."""
+    keys = [
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "snr_shift_scale",
+    ]
+    given = {key: config[key] for key in keys if config.get(key) is not None}
+    zero_snr = bool(config.get("rescale_betas_zero_snr"))
+    if "trained_betas" in given and "snr_shift_scale" not in given:
+        exact = (1 - torch.tensor(given["trained_betas"], dtype=torch.float64)).cumprod(0)
+        return _zero_snr(exact) if zero_snr else exact
+    maker = _maker(config)
+    alphas_cumprod = maker(**given, **({"rescale_betas_zero_snr": True} if zero_snr else {})).alphas_cumprod
+    alphas_cumprod = (
+        _above_zero(alphas_cumprod.to(torch.float64)) if zero_snr else alphas_cumprod.to(torch.float64)
+    )
+    if bool((alphas_cumprod.diff() < 0).all()) or "snr_shift_scale" in given:
+        return alphas_cumprod
+    # Of many steps the last products are below what float32 holds.
+    exact = (1 - maker(**given).betas.to(torch.float64)).cumprod(0)
+    return _zero_snr(exact) if zero_snr else exact
+
+
+def _maker(config: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the class of diffusers that makes these betas."""
     from gas.integrations.diffusers.library import diffusers
 
-    library = diffusers()
-    maker = library.DDPMScheduler if config.get("snr_shift_scale") is None else library.CogVideoXDDIMScheduler
-    keys = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"]
-    keys += ["rescale_betas_zero_snr", "snr_shift_scale"]
-    given = {key: config[key] for key in keys if config.get(key) is not None}
-    zero = config.get("rescale_betas_zero_snr")
-    if "trained_betas" in given and not zero and "snr_shift_scale" not in given:
-        return (1 - torch.tensor(given["trained_betas"], dtype=torch.float64)).cumprod(0)
-    alphas_cumprod: Tensor = maker(**given).alphas_cumprod.to(torch.float64)
-    return alphas_cumprod.clamp(min=_LEAST_ALPHA_SQUARED) if zero else alphas_cumprod
+    name = "DDPMScheduler"
+    if config.get("snr_shift_scale") is not None:
+        name = "CogVideoXDDIMScheduler"
+    elif config.get("beta_schedule") == "exp":
+        name = "HeunDiscreteScheduler"
+    return cast("Callable[..., Any]", getattr(diffusers(), name))
+
+
+def _zero_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return the schedule shifted and stretched so that its last signal is 0 (arXiv 2305.08891, algorithm 1)."""
+    root = alphas_cumprod.sqrt()
+    return _above_zero(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2)
+
+
+def _above_zero(alphas_cumprod: Tensor) -> Tensor:
+    """Return the schedule with its last signal, 0, replaced by a little: less than the step before still has."""
+    least = min(_LEAST_ALPHA_SQUARED, float(alphas_cumprod[-2]) / 4)
+    return torch.cat([alphas_cumprod[:-1], alphas_cumprod.new_tensor([least])])

@@ -8,21 +8,22 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gas.artefact import Artefact
 from gas.files import write_bytes, write_text
 from gas.integrations.diffusers.card import is_ours, model_card
 from gas.integrations.diffusers.classes import config_of
-from gas.integrations.diffusers.config import translated
+from gas.integrations.diffusers.config import model_keys, translated
 from gas.integrations.diffusers.hub import push
-from gas.integrations.diffusers.pretrained import CONFIG, SOLVER, hub_solver, local_config
+from gas.integrations.diffusers.pretrained import CONFIG, hub_config, hub_solver, local_config
 from gas.integrations.diffusers.process import Process
-from gas.io import sealed
+from gas.integrations.diffusers.solver_config import SOLVER, SolverFile
 
 try:
     from diffusers.configuration_utils import ConfigMixin
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.utils.import_utils import DummyObject
 except Exception as error:  # a broken torchvision raises RuntimeError
     raise ImportError(
         f"gas.GASScheduler needs diffusers ({type(error).__name__}: {error}): pip install 'gas-solver[diffusers]'"
@@ -44,30 +45,43 @@ _HUB_ONLY = {
 
 _HUB_FILE = {"cache_dir", "force_download", "local_files_only", "revision", "token"}
 
+_DEFAULTS = "_use_default_values"  # the key under which diffusers lists what nobody set
+
+# What pipelines read of a scheduler beside its contract, and whose it is.
+_INTERNALS = {
+    "_get_conditioning_c_in": "EDMEulerScheduler",
+    "_get_variance": "DDIMScheduler",
+    "_init_step_index": "DPMSolverMultistepScheduler",
+    "_is_ode_scheduler": "DDIMParallelScheduler",
+    "_sigma_to_alpha_sigma_t": "DPMSolverMultistepScheduler",
+    "batch_step_no_noise": "DDIMParallelScheduler",
+    "convert_model_output": "DPMSolverMultistepScheduler",
+    "dpm_solver_first_order_update": "DPMSolverMultistepScheduler",
+    "final_alpha_cumprod": "DDIMScheduler",
+    "last_sample": "UniPCMultistepScheduler",
+    "lower_order_nums": "DPMSolverMultistepScheduler",
+    "model_outputs": "UniPCMultistepScheduler",
+    "ori_start_sigmas": "HeliosScheduler",
+    "undo_step": "RePaintScheduler",
+}
+
+# Arguments of no other scheduler.
+_POLICY = {"base", "guidance_scale", "missing_nfe", "schedule", "solver", "strict", "timestep_dtype"}
+
 
 class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """The half of :class:`gas.GASScheduler` that makes one from a config or file and writes it."""
 
+    # As every VP scheduler there says, with that of flows, less that of EDM: its defaults would pass for an EDM model's
+    # levels on the way back.
     _compatibles = [  # noqa: RUF012 (a list, as in every scheduler there)
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "PNDMScheduler",
-        "LMSDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "DEISMultistepScheduler",
-        "UniPCMultistepScheduler",
-        "DPMSolverSDEScheduler",
-        "EDMEulerScheduler",
+        *(e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"),
+        "FlowMatchEulerDiscreteScheduler",
     ]
 
     process: Process
     artefact: Artefact | None
+    _converted = False
 
     @property
     def config(self) -> Any:
@@ -93,14 +107,74 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: for a scheduler that samples something else than the ODE of a diffusion or flow model.
         """
         config = config_of(config) if isinstance(config, SchedulerMixin) else config
-        said = translated(config) if isinstance(config, Mapping) else {}
-        known = inspect.signature(cls.__init__).parameters
-        ours = {key: value for key, value in said.items() if key in known}
-        made: Any = super().from_config(ours or config, return_unused_kwargs, **kwargs)
-        kept = {key: value for key, value in said.items() if key not in known and not key.startswith("_")}
+        if not isinstance(config, Mapping):
+            return super().from_config(config, return_unused_kwargs, **kwargs)
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        defaults = set(config.get(_DEFAULTS) or [])
+        given = {key: value for key, value in config.items() if key not in defaults and key != _DEFAULTS}
+        solver = kwargs.get("solver", given.get("solver"))
+        if "solver" not in kwargs and isinstance(solver, str) and not isinstance(solver, SolverFile):
+            raise ValueError(
+                f"the config names the solver file {solver!r} and does not hold its numbers: pass solver=..., "
+                "or the folder that has both to from_pretrained"
+            )
+        # What the model is, where the config's class implies it; the next scheduler is to see only what was given.
+        implied = {key: value for key, value in model_keys(translated(config)).items() if key in known}
+        ours = implied | {key: value for key, value in given.items() if key in known}
+        made: Any = super().from_config(ours, return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
-        scheduler.register_to_config(**kept)  # so that the next scheduler finds what it said
-        return made
+        passed_on = {key: value for key, value in given.items() if key not in known}
+        if "_class_name" in given:
+            passed_on["_class_name"] = cls.__name__
+        elif not _POLICY & (set(given) | set(kwargs)):  # a config that was never saved names no class
+            bare = {key: value for key, value in scheduler._internal_dict.items() if key != "_class_name"}
+            scheduler._internal_dict = type(scheduler._internal_dict)(bare)
+        scheduler.register_to_config(**passed_on)
+        if left := known - set(given) - set(kwargs):
+            scheduler.register_to_config(**{_DEFAULTS: left})
+        scheduler._converted = True
+        return (scheduler, made[1] | passed_on) if return_unused_kwargs else scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        """Fail with the reason where a pipeline reaches for what only one of diffusers' own schedulers has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in _INTERNALS:
+                raise
+            raise AttributeError(
+                f"{error}: this pipeline works with the inside of {_INTERNALS[name]}, "
+                "keep that scheduler in it"
+            ) from None
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        """The compatible classes that are installed: one of them needs another package."""
+        return [cls for cls in super()._get_compatibles() if not isinstance(cls, DummyObject)]
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Set keys of the config.
+
+        It names its class from the start: another scheduler then drops what only this one has without a warning. The
+        names of the keys left at their defaults are sorted, so that equal configs compare equal.
+        """
+        if _DEFAULTS in kwargs:
+            kwargs[_DEFAULTS] = sorted(kwargs[_DEFAULTS])
+        if not hasattr(self, "_internal_dict"):
+            kwargs["_class_name"] = type(self).__name__
+        super().register_to_config(**kwargs)  # type: ignore[no-untyped-call]
+
+    def to_json_string(self) -> str:
+        """Return the config as ``scheduler_config.json`` has it.
+
+        Of a scheduler that was made from another's config, the file also says which keys that one left at their
+        defaults: the next scheduler then takes its own.
+        """
+        text: str = super().to_json_string()
+        defaults = self.config.get(_DEFAULTS)
+        if not self._converted or not defaults:
+            return text
+        return json.dumps(json.loads(text) | {_DEFAULTS: defaults}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(
@@ -126,17 +200,32 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: when a file is damaged, or a solver file does not say what model it is for.
         """
         path = pretrained_model_name_or_path
-        config = None if path is None else local_config(path, subfolder)
+        if path is None:
+            raise ValueError("pass the scheduler's folder, a solver file or owner/name on the hub, got None")
+        config = local_config(path, subfolder)
         if config is None:
+            where = {key: value for key, value in kwargs.items() if key in _HUB_FILE}
             try:
-                return super().from_pretrained(path, subfolder, return_unused_kwargs, **kwargs)
+                config = cast("dict[str, Any]", cls.load_config(path, subfolder=subfolder, **where))
             except OSError:  # how diffusers says that there is no config
-                where = {key: value for key, value in kwargs.items() if key in _HUB_FILE}
-                config = None if path is None else hub_solver(str(path), subfolder, **where)
+                config = hub_solver(str(path), subfolder, **where)
                 if config is None:
                     raise
+            if "solver" not in kwargs:
+                config = hub_config(config, str(path), subfolder, **where)
         given = {key: value for key, value in kwargs.items() if key not in _HUB_ONLY}
         return cls.from_config(config, return_unused_kwargs, **given)
+
+    def save_config(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write ``scheduler_config.json`` and the solver that it names: :meth:`save_pretrained` less the card."""
+        folder = Path(save_directory)
+        write_text(folder / CONFIG, self.to_json_string())
+        if self.artefact is not None:
+            self.artefact.write(folder / SOLVER)
+        if push_to_hub:
+            push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
 
     def save_pretrained(
         self,
@@ -157,14 +246,14 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             **kwargs: ``repo_id``, by default the folder's name, and the rest.
         """
         folder = Path(save_directory)
-        write_text(folder / CONFIG, self.to_json_string())
-        if self.artefact is not None:
-            write_text(folder / SOLVER, json.dumps(sealed(self.config["solver"])))
+        self.save_config(folder)
         if picture is not None:
             write_bytes(folder / Path(picture).name, Path(picture).read_bytes())
         shown = None if picture is None else Path(picture).name
         name = kwargs.get("repo_id") or folder.name
-        card = model_card(self.process, self.artefact, base_model=base_model, picture=shown, name=name)
+        card = model_card(
+            self.process, self.artefact, base_model=base_model, picture=shown, name=name, config=self.config
+        )
         if is_ours(folder / "README.md"):
             write_text(folder / "README.md", card)
         if push_to_hub:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from gas.artefact import Artefact
-from gas.integrations.diffusers.choice import Choice, Policy, shift_of
+from gas.integrations.diffusers.choice import Choice, NetworkTimes, Policy, shift_of
 from gas.integrations.diffusers.fit import misfits
 from gas.integrations.diffusers.guidance import guidance_of_call
 from gas.integrations.diffusers.plan import Plan
-from gas.integrations.diffusers.process import process_of
+from gas.integrations.diffusers.process import StepValues, process_of
 from gas.integrations.diffusers.run import Run
 from gas.integrations.diffusers.saved import SavedScheduler, SchedulerMixin
-from gas.integrations.diffusers.solver_config import artefact_of, plain
+from gas.integrations.diffusers.solver_config import solver_file
 from gas.schedule import VPDiscrete
 
-from diffusers.configuration_utils import register_to_config  # isort: skip (saved.py says what is missing)
+import diffusers  # isort: skip (saved.py says what is missing)
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
 
 __all__ = ["GASScheduler", "GASSchedulerOutput", "SchedulerMixin"]
@@ -53,8 +54,10 @@ class GASScheduler(SavedScheduler):
         sigma_min, sigma_max, sigma_data, level_embedding: an EDM model's; ``sigma_data`` makes it one.
         shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len, shift_terminal,
             time_shift_type, use_flow_sigmas: a flow model's, which has ``prediction_type="flow_prediction"``.
-        solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or what a solver file holds; kept in
-            the config as plain lists. ``None`` runs ``base``.
+        invert_sigmas, stochastic_sampling: of flow pipelines that ask for them; the first must be false, the second
+            does nothing.
+        solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or what a solver file holds; the config
+            names it ``solver.json``, the file that ``save_pretrained`` writes. ``None`` runs ``base``.
         missing_nfe: for a number of steps without a table, ``"base"`` runs ``base`` and warns, ``"error"`` refuses.
         base: a classical ``SOLVER/GRID``, grid ``shifted`` for a flow's own; by default what the nearest table's
             training started from. It also finishes what starts in the middle (img2img, inpainting).
@@ -97,6 +100,8 @@ class GASScheduler(SavedScheduler):
         shift_terminal: float | None = None,
         time_shift_type: str = "exponential",
         use_flow_sigmas: bool = False,
+        invert_sigmas: bool = False,
+        stochastic_sampling: bool = False,
         solver: Any = None,
         missing_nfe: str = "base",
         base: str | None = None,
@@ -106,17 +111,20 @@ class GASScheduler(SavedScheduler):
         strict: bool = False,
     ) -> None:
         self._policy = Policy(missing_nfe, base, schedule, timestep_dtype)
+        self.artefact: Artefact | None = None
         if solver is not None:
-            self.register_to_config(solver=plain(solver))  # type: ignore[no-untyped-call]
+            self.register_to_config(solver=solver_file(solver))
+            self.artefact = self.config["solver"].artefact
         if trained_betas is not None:
-            betas = torch.as_tensor(trained_betas).tolist()
-            self.register_to_config(trained_betas=betas)  # type: ignore[no-untyped-call]
-        self.artefact: Artefact | None = artefact_of(self.config["solver"])
+            self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
         self.process = process_of(self.config)
         if isinstance(self.process.schedule, VPDiscrete):
-            self.alphas_cumprod = torch.tensor(self.process.schedule.alphas_cumprod, dtype=torch.float32)
-            before = torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
-            self.betas = 1 - self.alphas_cumprod / before
+            alphas_cumprod = torch.tensor(self.process.schedule.alphas_cumprod, dtype=torch.float64)
+            self.alphas_cumprod = alphas_cumprod.to(torch.float32).as_subclass(StepValues)
+            alphas = alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
+            self.alphas = alphas.to(torch.float32).as_subclass(StepValues)
+            self.betas = 1 - self.alphas
+        self._network_times = NetworkTimes(self.process)
         self._choice = Choice(self.process, self.artefact, self._policy, self.config)
         self._said: set[str] = set()
         self._checked: set[tuple[Any, ...]] = set()
@@ -162,11 +170,12 @@ class GASScheduler(SavedScheduler):
             num_inference_steps: network evaluations N.
             device: where ``timesteps`` are wanted.
             timesteps: the pipeline's own times; what becomes of them ``schedule`` in the config says.
-            sigmas: the pipeline's own levels; likewise.
+            sigmas: the pipeline's own levels; likewise. With both, a flow's network is told ``timesteps`` at them.
             mu: shift of a flow for this resolution, as pipelines compute it.
 
         Raises:
-            ValueError: when no number of steps is given, or there is no table for it and ``missing_nfe="error"``.
+            ValueError: when no number of steps is given, two things disagree on it, or there is no table for it and
+                ``missing_nfe="error"``.
         """
         self._plan, notes = self._choice.plan(num_inference_steps, timesteps, sigmas, mu)
         for note in notes:
@@ -175,9 +184,15 @@ class GASScheduler(SavedScheduler):
         self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
         self._times = self._plan.t
+        self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
+        both = timesteps is not None and sigmas is not None
+        self._network_times = (
+            NetworkTimes(self.process, timesteps, sigmas, self._shift or 1.0)
+            if both
+            else NetworkTimes(self.process)
+        )
         self._show(self._times, device)
         self.init_noise_sigma = self._plan.scale
-        self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """Return what the network is to be given: the state itself, but for EDM."""
@@ -197,6 +212,8 @@ class GASScheduler(SavedScheduler):
         generator: Any = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        per_token_timesteps: Tensor | None = None,
+        pred_original_sample: Tensor | None = None,
     ) -> GASSchedulerOutput | tuple[Tensor, Tensor]:
         """Run the next row of the table.
 
@@ -207,6 +224,10 @@ class GASScheduler(SavedScheduler):
             sample: the state that the network was asked at, ``(B, *)``.
             eta, use_clipped_model_output, generator, variance_noise: for samplers that add noise; no table does.
             return_dict: whether to return an object with names, or a tuple.
+            per_token_timesteps: ``(B, L)`` of a flow's tokens ``(B, L, C)``, each this step's timestep, or 0 for those
+                that condition the rest and come back as they are. ``model_output`` is then the negative velocity, as
+                in diffusers.
+            pred_original_sample: refused: pipelines that pass an estimate made one by a step that they take back.
 
         Returns:
             The next state and the estimate of the clean sample.
@@ -215,6 +236,11 @@ class GASScheduler(SavedScheduler):
             ValueError: before :meth:`set_timesteps`; when a sample or an answer is not of the shape of the run's first;
                 or with ``strict`` when the solver is for another pipeline.
         """
+        if pred_original_sample is not None:
+            raise ValueError(
+                "pred_original_sample is not supported: this pipeline takes a step back for its guidance, "
+                "after which a table has a false history; keep diffusers' own scheduler in it"
+            )
         n = self._step_index
         if n is None or n >= len(self._times) or self._run is None:
             n = self._begin(timestep, sample, eta)
@@ -222,12 +248,28 @@ class GASScheduler(SavedScheduler):
             self._compare_run(n, timestep, sample)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
+        moving = None if per_token_timesteps is None else self._moving(n, per_token_timesteps)
+        if moving is not None:
+            model_output = -model_output
         following, clean = self._run.step(model_output, sample)  # type: ignore[union-attr]
+        if moving is not None:
+            following = torch.where(moving, following, sample)
         self._step_index = n + 1
         self._returned = following if n + 1 < len(self._times) else None
         if not return_dict:
             return following, clean
         return GASSchedulerOutput(prev_sample=following, pred_original_sample=clean)
+
+    def _moving(self, n: int, per_token_timesteps: Tensor) -> Tensor:
+        """Which tokens a step moves, ``(B, L, 1)``: those at its own time. The others must be clean."""
+        times = per_token_timesteps.detach().to(torch.float64)
+        moving = (times - float(self._told[n])).abs() < 1e-3
+        if not bool((moving | (times < 1e-3)).all()):
+            raise ValueError(
+                "per_token_timesteps must be the step's timestep or 0: tokens that start at another (a conditioning "
+                "strength between 0 and 1) lack the history that a table weighs"
+            )
+        return moving[..., None]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return ``a x_0 + s eps``, the pipeline's state at each of ``timesteps`` ``(B,)``."""
@@ -309,11 +351,11 @@ class GASScheduler(SavedScheduler):
     def _time(self, told: Tensor) -> Tensor:
         """The time of a told time: exactly a row's where it is one."""
         match = (self._told == told).nonzero()
-        return self._times[match[0, 0]] if len(match) else self.process.time(told)
+        return self._times[match[0, 0]] if len(match) else self._network_times.inverse(told)
 
     def _show(self, t: Tensor, device: str | torch.device | None) -> None:
         """Set what pipelines look at: told times, and N + 1 levels of which the last is 0."""
-        told = self.process.told(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
+        told = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
         self._told = told.to(torch.float64)
         self.timesteps = told.to(device)
         alpha, sigma = self.process.form(t)
@@ -325,3 +367,8 @@ class GASScheduler(SavedScheduler):
         if text not in self._said:
             self._said.add(text)
             warnings.warn(text, stacklevel=3)
+
+
+# Diffusers looks up the class that a config came from by its name among its own: without this, every switch from this
+# class to another would warn of the arguments that only this one has.
+setattr(diffusers, "GASScheduler", GASScheduler)  # noqa: B010 (no attribute of it to a type checker)

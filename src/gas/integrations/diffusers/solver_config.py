@@ -1,4 +1,4 @@
-"""A solver inside a scheduler's config: plain lists and numbers, as a solver file holds them."""
+"""A solver in a scheduler's config: the name of its file stands there, the numbers stay out of it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from gas.artefact import Artefact, load, save
 from gas.document import document_of
 from gas.io import CHECKSUM, unsealed
 
-__all__ = ["artefact_of", "plain"]
+__all__ = ["SOLVER", "SolverFile", "solver_file"]
+
+SOLVER = "solver.json"
 
 
-def plain(solver: Any) -> dict[str, Any]:
-    """Return a solver as a solver file holds it.
+class SolverFile(str):
+    """The name of the solver file beside a scheduler's config, with the solver itself.
+
+    A plain string to JSON, ``==`` and ``repr``, so that a config stays short; conversion to another scheduler and back,
+    copies and pickles take the solver along.
+    """
+
+    artefact: Artefact
+
+
+def solver_file(solver: Any) -> SolverFile:
+    """Return what a scheduler's config holds of a solver.
 
     Args:
         solver: a path to a solver file, what such a file holds, an artefact, or what :func:`gas.save` takes: a table,
@@ -23,19 +35,16 @@ def plain(solver: Any) -> dict[str, Any]:
     Raises:
         ValueError: when it is none of these or damaged.
     """
+    if isinstance(solver, SolverFile):
+        return solver
+    name = SolverFile(SOLVER)
     if isinstance(solver, Mapping) and "format" in solver:
-        artefact = _read(solver)
+        name.artefact = _read(solver)
     elif isinstance(solver, (str, Path)):
-        artefact = load(solver)
+        name.artefact = load(solver)
     else:
-        artefact = solver if isinstance(solver, Artefact) else save(None, solver)
-    told: dict[str, Any] = artefact.document.model_dump(mode="json", exclude_none=True)
-    return told
-
-
-def artefact_of(told: Mapping[str, Any] | None) -> Artefact | None:
-    """Return the artefact that :func:`plain` described."""
-    return None if told is None else _read(told)
+        name.artefact = solver if isinstance(solver, Artefact) else save(None, solver)
+    return name
 
 
 def _read(told: Mapping[str, Any]) -> Artefact:
