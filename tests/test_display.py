@@ -280,3 +280,12 @@ def test_a_command_warns_in_one_line(monkeypatch):
     with pytest.raises(SystemExit):
         main()
     assert warnings.formatwarning("a\n\x1b[31mb", UserWarning, "f.py", 3) == "warning: a \\x1b[31mb\n"
+
+
+@pytest.mark.parametrize("value", [1e-5, 4e-9, 0.00012])
+def test_no_measure_of_a_report_is_shown_as_zero(value):
+    from gas.comparison import MEASURES
+
+    for measure in MEASURES.values():
+        assert float(measure.shown(value)) == pytest.approx(measure.scale * value, rel=0.01)
+        assert float(measure.shown(0.0)) == 0

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from gas.compare import Comparison
+from gas.display import significant
 from gas.metrics import Distribution
 
 __all__ = ["MEASURES", "Measure"]
@@ -57,8 +58,10 @@ class Measure:
         return f"{shown} [{self.shown(low)}, {self.shown(high)}]"
 
     def shown(self, value: float) -> str:
-        """Return one number for people."""
-        return f"{self.scale * value:.{self.digits}f}"
+        """Return one number for people: with its digits after the point, or three significant ones if it is small."""
+        scaled = self.scale * value
+        small = 0 < abs(scaled) < 10.0 ** (2 - self.digits)
+        return significant(scaled, 3) if small else f"{scaled:.{self.digits}f}"
 
 
 # The two estimators of a Frechet distance, as titles name them.
