@@ -107,7 +107,7 @@ def differences(cells: Sequence[Cell], spec: str, measure: Measure) -> Matrix | 
     for cell in shown:
         mean, half = mean_interval(cell.errors.double() - base[cell.nfe].errors.double())
         found[cell.label, cell.nfe] = Entry(
-            f"{'+' if mean >= 0 else ''}{measure.shown(mean)} ± {measure.shown(half)}"
+            f"{'+' if mean >= 0 else ''}{measure.shown(mean)} ± {measure.shown(half, mean)}"
         )
     labels = list(dict.fromkeys(cell.label for cell in shown))
     rows = [(label, [found.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]

@@ -54,13 +54,16 @@ class Measure:
             return shown
         low, high = ends
         if abs((high - value) - (value - low)) < 1e-9 * max(abs(value), 1e-12):
-            return f"{shown} ± {self.shown((high - low) / 2)}"
-        return f"{shown} [{self.shown(low)}, {self.shown(high)}]"
+            return f"{shown} ± {self.shown((high - low) / 2, value)}"
+        return f"{shown} [{self.shown(low, value)}, {self.shown(high, value)}]"
 
-    def shown(self, value: float) -> str:
-        """Return one number for people: with its digits after the point, or three significant ones if it is small."""
-        scaled = self.scale * value
-        small = 0 < abs(scaled) < 10.0 ** (2 - self.digits)
+    def shown(self, value: float, beside: float | None = None) -> str:
+        """Return one number for people: with its digits after the point, or three significant ones if it is small.
+
+        What stands ``beside`` another number, as its interval, is written as that is.
+        """
+        scaled, other = self.scale * value, self.scale * (value if beside is None else beside)
+        small = 0 < abs(other) < 10.0 ** (2 - self.digits)
         return significant(scaled, 3) if small else f"{scaled:.{self.digits}f}"
 
 
