@@ -89,7 +89,8 @@ def table(folder: Path, model: str) -> list[str]:
         lines.append("| " + " | ".join(map(str, [*cells, f"{member['evaluations']:,}"])) + " |")
     total, least = sum(m["evaluations"] for m in found["family"].values()), min(found["family"], default=1)
     lines.append(
-        f"\nLosses x 1000. The family took {total:,} network evaluations in all; the official recipe takes"
+        "\nLosses x 1000 on the validation pairs, by which each best was also chosen. "
+        f"The family took {total:,} network evaluations in all; the official recipe takes"
     )
     lines.append(f"{OFFICIAL * least:,} for NFE {least} alone and {OFFICIAL * 4:,} for NFE 4.")
     return lines

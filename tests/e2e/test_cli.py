@@ -365,9 +365,9 @@ def test_zoo_lists_the_cards():
 
 
 def test_demo_runs_on_digits(tmp_path):
-    shown = run("demo", *SMALL, "--out", tmp_path, "--iterations", 3, "--nfe", 2).output
-    assert "done in" in shown
-    rows = {cells[0]: cells for cells in table_rows(shown)}
+    result = run("demo", *SMALL, "--out", tmp_path, "--iterations", 3, "--nfe", 2)
+    assert "done in" in result.stderr
+    rows = {cells[0]: cells for cells in table_rows(result.stdout)}
     names = ["DPM-Solver++(3M)", "UniPC-3", "iPNDM-3", "GS", "GAS", "teacher"]
     assert [name for name in rows if name in names] == names
     assert [rows[name][1] for name in names] == ["2"] * 5 + ["20"]
