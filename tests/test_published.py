@@ -240,7 +240,7 @@ def test_gits_follows_a_flow_from_where_there_is_no_signal():
         ({"nfe": 61}, "must be from 1 to 60, got 61"),
         ({"nfe": 4, "measure": "l3"}, "measure must be 'deviation' or 'distance', got 'l3'"),
         ({"nfe": 4, "discount": 0.0}, "discount must lie in"),
-        ({"nfe": 4, "batch": 0}, "a batch of one, got 4 and 0"),
+        ({"nfe": 4, "batch": 0}, "batch must be from 1 to"),
     ],
 )
 def test_gits_settings_are_checked(setting, message):

@@ -58,6 +58,8 @@ def gits(
     number("discount", discount, "(0, inf)")
     integer("batch", batch, 1, MAX_BATCH)
     check_pairs(pairs, model)
+    if len(pairs) == 0:
+        raise ValueError("pairs must be at least one, got none")
     t = grids.karras(model.schedule, steps, model.t_end)
     total = torch.zeros(steps + 1, steps + 1, dtype=torch.float64)
     for start in range(0, len(pairs), batch):
