@@ -197,6 +197,7 @@ LINES = {
         {text} {text}/x; {damaged} new; /dev/null new.json
     """,
     "reproduce table2a": """
+        --preset-weights . --set y
         --set x; --set x=1; --set batch=0; --set batch; --measure '"'; --measure x; --measure --features
         --measure '--a "b'
         --markdown /proc/x.md; --markdown {folder}; --results {text}; --results /proc/x; --device meta; more
@@ -380,7 +381,7 @@ def test_what_a_message_says(line, told, tmp_path, monkeypatch):
 
 def test_a_long_message_is_cut_and_shown_whole_on_request(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["inspect", *("more" for _ in range(200))]
+    words = ["reproduce", "list", *("more" for _ in range(200))]
     short = CliRunner().invoke(app, words).stderr
     assert short.endswith("... (gas --debug shows all)\n") and len(short) == 300
     assert len(CliRunner().invoke(app, ["--debug", *words]).stderr) > 1000
