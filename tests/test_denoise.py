@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from solvers import SCHEDULES
 
+import gas
 from doubles import Gaussian, Mixture
 from gas.denoise import (
     ClassifierFreeGuidance,
@@ -446,3 +447,60 @@ def test_a_discrete_network_is_never_asked_outside_its_steps():
     for t in (1.3, 1.0, 0.5, 0.001):
         network(torch.zeros(2, 3), torch.full((2,), t))
     assert [float(t[0]) for t in asked] == pytest.approx([99.0, 99.0, 49.0, 0.0], abs=1e-4)
+
+
+ALPHAS = VPDiscrete((1 - torch.linspace(1e-3, 0.2, 20, dtype=torch.float64)).cumprod(0))
+PASSING = {
+    "noise": lambda f: NoiseDenoiser(f, ALPHAS),
+    "velocity": lambda f: VelocityDenoiser(f, ALPHAS),
+    "flow": FlowDenoiser,
+    "edm": lambda f: EDMDenoiser(f, ALPHAS),
+    "steps": lambda f: NoiseDenoiser(DiscreteTime(f, ALPHAS, rounded=True), ALPHAS),
+    "threshold": lambda f: StaticThreshold(NoiseDenoiser(f, ALPHAS), 0.5),
+    "dynamic": lambda f: DynamicThreshold(NoiseDenoiser(f, ALPHAS)),
+}
+
+
+@pytest.mark.parametrize("wrapper", PASSING.values(), ids=PASSING)
+def test_wrappers_pass_a_condition_on(wrapper):
+    x, t = torch.randn(3, 4), torch.tensor(0.5, dtype=torch.float64)
+    condition = {"shift": torch.arange(3.0)[:, None], "scale": torch.tensor([2.0, 1.0, 0.5])[:, None]}
+
+    def network(x, t, condition):
+        return condition["scale"] * torch.sin(x) + condition["shift"]
+
+    made = wrapper(network)(x, t, condition)
+    torch.testing.assert_close(made, wrapper(lambda x, t: network(x, t, condition))(x, t))
+
+
+@pytest.mark.parametrize("t", [0.05, 0.0501, 0.074, 0.076, 0.5, 0.9999, 1.0, 1.2])
+def test_rounded_steps_are_the_nearest_that_an_embedding_has(t):
+    table = torch.nn.Embedding(20, 2)
+    seen = []
+
+    def network(x, step):
+        seen.append(step)
+        return table(step)
+
+    x, t = torch.randn(3, 2), torch.tensor(t, dtype=torch.float64)
+    NoiseDenoiser(DiscreteTime(network, ALPHAS, rounded=True), ALPHAS)(x, t)
+    expected = min(range(20), key=lambda step: abs((step + 1) / 20 - float(t)))
+    assert (seen[0].dtype, seen[0].tolist()) == (torch.int64, [expected] * 3)
+
+
+def test_a_network_of_rounded_steps_is_learned_from():
+    """Times snap to steps, so that their gradient is that of the schedule alone; everything else learns as ever."""
+    exact = Gaussian(ALPHAS, 0.2, 0.5)
+
+    def network(x, step):
+        t = (step[0].double() + 1) / 20
+        alpha, sigma = ALPHAS(t)
+        x0 = exact.denoise(x, t) + 0.3 * torch.sin(3 * x)
+        return ((x - alpha * x0) / sigma).to(x)
+
+    denoise = NoiseDenoiser(DiscreteTime(network, ALPHAS, rounded=True), ALPHAS)
+    model = gas.OwnModel(denoise, ALPHAS, (3,))
+    pairs = gas.pairs.teach(model, gas.Classical("unipc-3-bh2", "log_snr", 19, model.t_end), range(48))
+    solver = gas.GeneralizedSolver(ALPHAS, 3, model.t_end)
+    *_, record = gas.fit(solver, model, pairs, config=gas.GaussNewton(iterations=4, batch=8))
+    assert record.best_loss < 0.5 * record.start_loss

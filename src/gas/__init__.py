@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gas.gits import gits
     from gas.integrations.diffusers.scheduler import GASScheduler
     from gas.learned import BNS, LD3, S4S, GeneralizedSolver
+    from gas.model_checks import check_model
     from gas.optimizers import PAPER, Adam, Diverged, GaussNewton
     from gas.own import OwnModel
     from gas.pairs import Pairs, PairsSpec, read_pairs, write_pairs
@@ -68,6 +69,7 @@ _HOMES = {
     "integrations.diffusers.scheduler": ["GASScheduler"],
     "learned": ["BNS", "LD3", "S4S", "GeneralizedSolver"],
     "optimizers": ["PAPER", "Adam", "Diverged", "GaussNewton"],
+    "model_checks": ["check_model"],
     "own": ["OwnModel"],
     "pairs": ["Pairs", "PairsSpec", "read_pairs", "write_pairs"],
     "sample": ["sample", "trajectory"],

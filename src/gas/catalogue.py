@@ -54,7 +54,7 @@ class Classical:
 
     Raises:
         ValueError: for an unknown solver or grid, with the nearest known name, times that are no grid or
-            do not fit, and for an NFE that the solver cannot have (Heun asks twice a step).
+            do not fit, a ``t_end`` that is none, and for an NFE that the solver cannot have (Heun asks twice a step).
 
     >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
     'unipc-3-bh2 / log_snr'

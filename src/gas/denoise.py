@@ -35,14 +35,14 @@ class Denoiser(Protocol):
 
 
 class ConditionalDenoiser(Protocol):
-    """A denoiser that is also told a condition whose first dimension is the batch."""
+    """A denoiser that also takes a condition whose tensors have the batch as their first dimension."""
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, condition: Any, /) -> Tensor: ...
 
 
 # A user's network: ``network(x, t)`` with t one value a sample, ``(B,)``, on the device of x, in the dtype of x or
-# float32 where that has fewer bits.
-Network = Callable[[Tensor, Tensor], Tensor]
+# float32 where that has fewer bits. Of a denoiser that is called with a condition, ``network(x, t, condition)``.
+Network = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class NoiseDenoiser:
     network: Network
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return (x - sigma * call_preserving(self.network, x, _per_sample(t, x))) / alpha
+        return (x - sigma * call_preserving(self.network, x, _per_sample(t, x), *condition)) / alpha
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class VelocityDenoiser:
     network: Network
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return alpha * x - sigma * call_preserving(self.network, x, _per_sample(t, x))
+        return alpha * x - sigma * call_preserving(self.network, x, _per_sample(t, x), *condition)
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class FlowDenoiser:
 
     network: Network
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return x - t * call_preserving(self.network, x, _per_sample(t, x))
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
+        return x - t * call_preserving(self.network, x, _per_sample(t, x), *condition)
 
 
 @dataclass(frozen=True)
@@ -103,23 +103,31 @@ class EDMDenoiser:
     network: Network
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         alpha, sigma = self.schedule(t)
-        return self.network(x / alpha, _per_sample(sigma / alpha, x))
+        return self.network(x / alpha, _per_sample(sigma / alpha, x), *condition)
 
 
 @dataclass(frozen=True)
 class DiscreteTime:
-    """Tell a network its discrete training step, as a float, in place of t: ``(t - 1/M) M``, within ``[0, M - 1]``.
+    """Give a network its discrete training step, as a float, in place of t: ``(t - 1/M) M``, within ``[0, M - 1]``.
 
-    A learned solver may ask a little before t = 1 or after 1/M, where an embedding table has no entry.
+    A learned solver may ask a little after t = 1 or before 1/M, where an embedding table has no entry.
+
+    Args:
+        network: ``network(x, step)``.
+        schedule: of the M steps.
+        rounded: give the nearest step as an integer, for a network that looks it up in an ``nn.Embedding``. States
+            keep the noise of their own time, at most half a step from that of the network's.
     """
 
     network: Network
     schedule: VPDiscrete
+    rounded: bool = False
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, self.schedule.network_time(t).clamp(0, self.schedule.steps - 1).to(t.dtype))
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
+        step = self.schedule.network_time(t).clamp(0, self.schedule.steps - 1)
+        return self.network(x, step.round().long() if self.rounded else step.to(t.dtype), *condition)
 
 
 @dataclass(frozen=True)
@@ -159,20 +167,23 @@ class ClassifierFreeGuidance:
 
 @dataclass(frozen=True)
 class StaticThreshold:
-    """Clip the data prediction to ``[-limit, limit]``.
+    """Clip the data prediction to ``[-limit, limit]``, the range of the data.
+
+    For a network that predicts noise where hardly any signal is left (cosine schedules): there ``1/alpha`` magnifies
+    its error thousands of times, and what is out of range is no estimate.
 
     Raises:
         ValueError: when ``limit`` is not positive.
     """
 
-    denoise: Denoiser
+    denoise: Callable[..., Tensor]
     limit: float = 1.0
 
     def __post_init__(self) -> None:
         _check_limit(self.limit)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.denoise(x, t).clamp(-self.limit, self.limit)
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
+        return self.denoise(x, t, *condition).clamp(-self.limit, self.limit)
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,7 @@ class DynamicThreshold:
         Saharia et al., arXiv 2205.11487, section 2.3.
     """
 
-    denoise: Denoiser
+    denoise: Callable[..., Tensor]
     quantile: float = 0.995
     limit: float = 1.0
 
@@ -194,8 +205,8 @@ class DynamicThreshold:
         number("quantile", self.quantile, "(0, 1]")
         _check_limit(self.limit)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        d = self.denoise(x, t)
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
+        d = self.denoise(x, t, *condition)
         size = d.abs().flatten(1).to(torch.promote_types(d.dtype, torch.float32))
         reach = torch.quantile(size, self.quantile, dim=1).clamp(min=self.limit)
         reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))

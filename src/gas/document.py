@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gas.arguments import MAX_NFE, integer, number, of_type, shape
 from gas.grids import as_grid
 from gas.io import brief
-from gas.schedule import schedule_from_config
+from gas.schedule import check_t_end, schedule_from_config
 
 __all__ = ["MOST_NFE", "Document", "Entry", "compact", "document_of"]
 
@@ -101,11 +101,15 @@ class Document(_Strict):
         if len(set(listed)) != len(listed):
             raise ValueError(f"each NFE may have one table, got NFE {brief(sorted(listed))}")
         if self.schedule is not None:
-            latest = schedule_from_config(self.schedule).t_max
-            late = [t for entry in self.solvers for t in entry.times if t > latest]
-            if late:
+            schedule = schedule_from_config(self.schedule)
+            if self.t_end is not None:
+                check_t_end(schedule, self.t_end)
+            limits = schedule.t_min, schedule.t_max
+            outside = [t for x in self.solvers for t in x.times if not limits[0] <= t <= limits[1]]
+            if outside:
                 raise ValueError(
-                    f"times on schedule {self.schedule['kind']} end at {latest:g}, got {late[0]:g}"
+                    f"times on schedule {self.schedule['kind']} lie in [{limits[0]:.6g}, {limits[1]:g}], "
+                    f"got {outside[0]:g}"
                 )
         _check_model(self.model or {})
         _check_teacher(self.teacher or {})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import MAX_NFE, integer, number
-from gas.schedule import Schedule
+from gas.schedule import Schedule, check_t_end
 
 __all__ = [
     "GRIDS",
@@ -32,9 +32,9 @@ def time_uniform(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in t.
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(nfe, t_end)
+    _check(schedule, nfe, t_end)
     return _pinned(torch.linspace(1.0, t_end, nfe + 1, dtype=torch.float64), t_end)
 
 
@@ -42,9 +42,9 @@ def time_quadratic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in the square root of t (denser near the data).
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(nfe, t_end)
+    _check(schedule, nfe, t_end)
     return _pinned(torch.linspace(1.0, t_end**0.5, nfe + 1, dtype=torch.float64) ** 2, t_end)
 
 
@@ -52,9 +52,9 @@ def time_cubic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in the cube root of t (denser still near the data).
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(nfe, t_end)
+    _check(schedule, nfe, t_end)
     return _pinned(torch.linspace(1.0, t_end ** (1 / 3), nfe + 1, dtype=torch.float64) ** 3, t_end)
 
 
@@ -62,9 +62,9 @@ def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in half log-SNR (arXiv 2206.00927, section 3.3).
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [0, 1).
+        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(nfe, t_end)
+    _check(schedule, nfe, t_end)
     first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
     return _pinned(schedule.inverse_half_log_snr(torch.lerp(first, last, steps)), t_end)
@@ -74,9 +74,9 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
     """Return ``nfe + 1`` times spaced evenly in ``(sigma/alpha)^(1/rho)`` (arXiv 2206.00364, equation 5).
 
     Raises:
-        ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``rho`` not positive.
+        ValueError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``rho`` not positive.
     """
-    _check(nfe, t_end)
+    _check(schedule, nfe, t_end)
     number("rho", rho, "(0, inf)")
     first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
@@ -97,12 +97,12 @@ def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0)
         shift: s; 1 is the time-uniform grid.
 
     Raises:
-        ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``shift`` not positive.
+        ValueError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``shift`` not positive.
 
     References:
         Esser et al., arXiv 2403.03206, equation 23.
     """
-    _check(nfe, t_end)
+    _check(schedule, nfe, t_end)
     number("shift", shift, "(0, inf)")
     last = t_end / (shift - (shift - 1) * t_end)
     t = torch.linspace(1.0, last, nfe + 1, dtype=torch.float64)
@@ -158,9 +158,10 @@ def as_grid(t: Sequence[float] | Tensor) -> Tensor:
     return grid
 
 
-def _check(nfe: int, t_end: float) -> None:
+def _check(schedule: Schedule, nfe: int, t_end: float) -> None:
     integer("nfe (network evaluations)", nfe, 1, MAX_NFE)
     number("t_end", t_end, "[0, 1)")
+    check_t_end(schedule, t_end)
 
 
 def _pinned(t: Tensor, t_end: float) -> Tensor:
@@ -174,8 +175,6 @@ def finite_half_log_snr(schedule: Schedule, t_end: float) -> tuple[Tensor, Tenso
     first, last = schedule.half_log_snr(1.0), schedule.half_log_snr(t_end)
     if torch.isinf(first):
         first = schedule.half_log_snr(1 - _INSIDE)
-    if not torch.isfinite(last):
-        last = schedule.half_log_snr(_INSIDE)
-    if not torch.isfinite(last):
-        raise ValueError(f"the schedule has no noise left at t_end={t_end:g}: choose a later t_end")
+    if torch.isinf(last):
+        last = schedule.half_log_snr(schedule.t_min + _INSIDE)
     return first, last

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gas.schedule import Schedule
+from gas.schedule import Schedule, earliest_asked
 from gas.table import Table
 
 __all__ = ["Form", "form_of", "interpolated", "table_of_form"]
@@ -78,7 +78,7 @@ def table_of_form(schedule: Schedule, form: Form, t_end: float) -> Table:
         states[n, n] = ratio
         outputs[n, : n + 1] = (alpha[n + 1] - ratio * alpha[n]) * form.weights[n, : n + 1].flip(0)
     told = schedule.inverse_half_log_snr(form.levels[:-1] + form.told)
-    return Table(told.clamp(min=t_end / 2 or _INSIDE, max=schedule.t_max), states, outputs)
+    return Table(told.clamp(min=earliest_asked(schedule, t_end), max=schedule.t_max), states, outputs)
 
 
 def interpolated(schedule: Schedule, below: Table, above: Table, nfe: int, t_end: float) -> Table:

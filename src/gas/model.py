@@ -82,9 +82,9 @@ def labels_of_seeds(classes: int, seeds: Sequence[int]) -> Tensor | None:
 
 
 def conditions_of(model: Model) -> dict[str, Any]:
-    """Return ``{"conditions": what labels mean}`` of a model that says so by ``conditions()``, such as prompts."""
-    told: Mapping[str, Any] = getattr(model, "conditions", dict)()
-    return {"conditions": dict(told)} if told else {}
+    """Return ``{"conditions": what labels mean}`` of a model with ``describe_conditions()``: prompts, observations."""
+    meaning: Mapping[str, Any] = getattr(model, "describe_conditions", dict)()
+    return {"conditions": dict(meaning)} if meaning else {}
 
 
 def data_range_of(model: Model) -> float | None:

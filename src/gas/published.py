@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gas.schedule import Schedule
+from gas.schedule import Schedule, check_t_end
 
 __all__ = ["PUBLISHED", "Levels"]
 
@@ -42,6 +42,7 @@ class Levels:
             ValueError: for an NFE without a list, or a schedule of another noise range.
         """
         self._check(schedule)
+        check_t_end(schedule, t_end)
         levels = self.lists.get(nfe)
         if levels is None:
             if not self.between or nfe < 1:

@@ -14,7 +14,16 @@ from torch.nn.functional import softplus
 
 from gas.io import brief
 
-__all__ = ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear", "schedule_from_config"]
+__all__ = [
+    "EDMasVP",
+    "Flow",
+    "Schedule",
+    "VPDiscrete",
+    "VPLinear",
+    "check_t_end",
+    "earliest_asked",
+    "schedule_from_config",
+]
 
 Time = Tensor | float
 
@@ -24,11 +33,19 @@ class Schedule(Protocol):
     """The forward process ``x_t = alpha_t x_0 + sigma_t eps`` for t from 1 (noise) down to 0 (data).
 
     Every answer is float64 and differentiable in its argument. ``config()`` describes the schedule in
-    plain JSON; :func:`schedule_from_config` reads it back. ``t_max`` is the latest time with a meaning
-    (a VP process goes on beyond 1, rectified flow does not).
+    plain JSON; :func:`schedule_from_config` reads it back. Times lie within ``[t_min, t_max]`` (a VP process goes
+    on beyond 1, rectified flow does not); others are a ValueError. Sampling usually ends at ``t_end``.
     """
 
     t_max: ClassVar[float]
+
+    @property
+    def t_min(self) -> float:
+        """The earliest time, at which no noise is left."""
+
+    @property
+    def t_end(self) -> float:
+        """The time that sampling ends at unless it is chosen: a network's first training step."""
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return ``(alpha_t, sigma_t)``, each of the shape of ``t``."""
@@ -62,7 +79,9 @@ class VPLinear:
     (0.2812, 1.0)
     """
 
+    t_min: ClassVar[float] = 0.0
     t_max: ClassVar[float] = math.inf
+    t_end: ClassVar[float] = 1e-3  # where training on continuous times begins, arXiv 2011.13456, appendix C
     beta_0: float = 0.1
     beta_1: float = 20.0
 
@@ -79,7 +98,8 @@ class VPLinear:
         return _vp_half_log_snr(self._log_alpha(t))
 
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
-        log_alpha = _vp_log_alpha(_float64(lam))
+        # Of lam = -inf the root would be infinity divided by infinity: a time this late is late enough.
+        log_alpha = _vp_log_alpha(_float64(lam)).clamp(min=-1e300)
         a, b = (self.beta_1 - self.beta_0) / 4, self.beta_0 / 2
         # The root of a t^2 + b t + log_alpha = 0 in the form without cancellation near t = 0.
         return -2 * log_alpha / (b + (b * b - 4 * a * log_alpha).sqrt())
@@ -88,8 +108,8 @@ class VPLinear:
         return {"kind": "vp_linear", "beta_0": self.beta_0, "beta_1": self.beta_1}
 
     def _log_alpha(self, t: Time) -> Tensor:
-        t = _float64(t)
-        return -t * t * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2
+        t = _within(self, t)
+        return (-t * t * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2).clamp(max=0.0)
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ class EDMasVP:
         Karras et al., arXiv 2206.00364, Table 1 (VP column) and the sampler of its published code.
     """
 
+    t_min: ClassVar[float] = 0.0
     t_max: ClassVar[float] = math.inf
     t_end: float = 1e-3
     sigma_min: float = 0.002
@@ -157,14 +178,14 @@ class VPDiscrete:
     """Variance-preserving schedule of a network trained on M discrete steps.
 
     ``log alpha`` is interpolated linearly in t between its values at ``t_i = (i + 1) / M`` and continued
-    linearly outside.
+    linearly outside, from the time on at which it is 0.
 
     Args:
         alphas_cumprod: ``alpha^2`` of the M steps, strictly decreasing, within (0, 1): the array of that
             name in DDPM-style code.
 
     Raises:
-        ValueError: when the values are too few, not decreasing, or outside (0, 1).
+        ValueError: when the values are too few, not decreasing, or outside (0, 1); says which.
 
     References:
         Lu et al., arXiv 2206.00927, appendix D.4.
@@ -174,13 +195,37 @@ class VPDiscrete:
     alphas_cumprod: Sequence[float] | Tensor
 
     def __post_init__(self) -> None:
-        values = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).flatten()
-        if len(values) < 2 or not bool(((values > 0) & (values < 1)).all() and (values.diff() < 0).all()):
+        values = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).flatten().cpu()
+        wrong = ~((values > 0) & (values < 1))
+        wrong[1:] |= ~(values.diff() < 0)
+        if len(values) < 2 or bool(wrong.any()):
+            place = int(wrong.nonzero()[0]) if bool(wrong.any()) else 0
             raise ValueError(
                 "alphas_cumprod must be at least two strictly decreasing numbers within (0, 1), got "
-                f"{len(values)} from {float(values[0]) if len(values) else None} on"
+                + (f"{float(values[place]):g} at step {place} of {len(values)}" if len(values) else "none")
+                + (
+                    "; for zero terminal SNR put 2**-24 in its place"
+                    if values[place:].tolist() == [0.0]
+                    else ""
+                )
             )
         object.__setattr__(self, "alphas_cumprod", tuple(values.tolist()))
+
+    def __repr__(self) -> str:
+        """Return the number of steps and both ends: a thousand numbers would fill pages."""
+        first, last = self.alphas_cumprod[0], self.alphas_cumprod[-1]
+        return f"VPDiscrete({self.steps} steps, alphas_cumprod {float(first):g} to {float(last):g})"
+
+    @cached_property
+    def t_min(self) -> float:
+        """The time at which the first two steps' line through ``log alpha`` is 0, or 0 where that is earlier."""
+        first, second = (math.log(value) for value in self.alphas_cumprod[:2])
+        return max(0.0, (1 - first / (second - first)) / self.steps)
+
+    @property
+    def t_end(self) -> float:
+        """The first training step, ``1 / M``."""
+        return 1 / self.steps
 
     @property
     def steps(self) -> int:
@@ -219,8 +264,8 @@ class VPDiscrete:
         return self._placed[device]
 
     def _log_alpha(self, t: Time) -> Tensor:
-        t = _float64(t)
-        return _interpolate(t, *self._knots(t.device))
+        t = _within(self, t)
+        return _interpolate(t, *self._knots(t.device)).clamp(max=0.0)
 
 
 @dataclass(frozen=True)
@@ -235,14 +280,16 @@ class Flow:
     (0.75, 0.25)
     """
 
+    t_min: ClassVar[float] = 0.0
     t_max: ClassVar[float] = 1.0
+    t_end: ClassVar[float] = 0.0
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        t = _float64(t)
+        t = _within(self, t)
         return 1 - t, t * 1
 
     def half_log_snr(self, t: Time) -> Tensor:
-        t = _float64(t)
+        t = _within(self, t)
         return torch.log1p(-t) - t.log()
 
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
@@ -270,6 +317,48 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     except (TypeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"schedule {kind!r} does not take these parameters: {str(error)[:120]}") from error
     return schedule
+
+
+def check_t_end(schedule: Schedule, t_end: float) -> None:
+    """Refuse an end of sampling that is no time of the schedule.
+
+    Raises:
+        ValueError: unless ``t_min <= t_end < 1``.
+    """
+    if not schedule.t_min <= t_end < 1:
+        raise ValueError(
+            f"t_end must lie in [{schedule.t_min:.6g}, 1), got {t_end:g}; the usual one of {schedule} is "
+            f"{schedule.t_end:g}"
+        )
+
+
+def earliest_asked(schedule: Schedule, t_end: float) -> float:
+    """Return the time before which a learned solver asks no network: half of ``t_end``, if noise is left there."""
+    if t_end / 2 > schedule.t_min:
+        return t_end / 2
+    return (schedule.t_min + t_end) / 2 if t_end > schedule.t_min else schedule.t_min + 1e-4
+
+
+# Rounding of times that were computed, in float32 as pipelines do too.
+_ROUNDING = 1e-6
+
+
+def _within(schedule: Schedule, t: Time) -> Tensor:
+    """The time as float64; on the CPU one that the schedule has, as a look at a device's would wait for it."""
+    t = _float64(t)
+    if t.device.type != "cpu" or not t.numel() or torch.compiler.is_compiling():
+        return t
+    try:
+        low, high = (float(end) for end in t.detach().aminmax())
+    except (
+        RuntimeError
+    ):  # of a batch of times in vmap, or of none in a FakeTensor, there are no values to look at
+        return t
+    if not schedule.t_min - _ROUNDING <= low <= high <= schedule.t_max + _ROUNDING:
+        wrong = low if low < schedule.t_min - _ROUNDING else high
+        limits = f"[{schedule.t_min:.6g}, {schedule.t_max:g}]"
+        raise ValueError(f"times of {schedule} lie in {limits}, 1 being noise, got {wrong:g}")
+    return t
 
 
 def _float64(value: Time) -> Tensor:

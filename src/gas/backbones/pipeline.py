@@ -24,7 +24,7 @@ from gas.integrations.diffusers.config import translated
 from gas.integrations.diffusers.process import Process, process_of
 from gas.metrics import FeatureStatistics
 from gas.model import noise_of_seeds, weights_hash
-from gas.schedule import Flow, Schedule
+from gas.schedule import Flow, Schedule, check_t_end
 
 __all__ = ["PipelineModel", "from_pipeline"]
 
@@ -136,7 +136,7 @@ class PipelineModel:
             **shift,
         }
 
-    def conditions(self) -> dict[str, Any]:
+    def describe_conditions(self) -> dict[str, Any]:
         """Return what labels mean here, in plain JSON: pairs record it, solver files do not depend on it."""
         told = {
             "prompts": list(self.prompts),
@@ -301,6 +301,7 @@ def from_pipeline(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     ending = process.t_end if t_end is None else t_end
+    check_t_end(process.schedule, ending)
     means = (tuple(prompts), negative_prompt, arguments)
     return PipelineModel(pipe, family, process, *means, title, ending, features, reference)
 

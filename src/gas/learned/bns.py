@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gas import grids
 from gas.classical.dpmpp import dpmpp
-from gas.schedule import Schedule
+from gas.schedule import Schedule, earliest_asked
 from gas.table import Table
 
 __all__ = ["BNS"]
@@ -74,4 +74,4 @@ class BNS(nn.Module):
         return Table(self._told(), states, self.beta.tril())
 
     def _told(self) -> Tensor:
-        return self.times.clamp(min=self.t_end / 2 or 1e-4, max=self.schedule.t_max)
+        return self.times.clamp(min=earliest_asked(self.schedule, self.t_end), max=self.schedule.t_max)

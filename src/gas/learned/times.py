@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gas.schedule import Schedule
+from gas.schedule import Schedule, earliest_asked
 from gas.table import Table
 
 __all__ = [
@@ -54,7 +54,7 @@ def shifted_times(schedule: Schedule, t: Tensor, xi: Tensor) -> Tensor:
     Where ``alpha_t = 0`` (rectified flow at t = 1) a shift has no finite meaning and is ignored.
     """
     alpha, _ = schedule(t.detach())
-    floor = float(t[-1].detach()) / 2 or 1e-4
+    floor = earliest_asked(schedule, float(t[-1].detach()))
     moved = (t[:-1] + xi).clamp(min=floor, max=schedule.t_max)
     return torch.where(alpha[:-1] > 0, moved, t[:-1])
 

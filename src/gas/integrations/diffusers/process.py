@@ -52,7 +52,7 @@ class Process:
     @property
     def t_end(self) -> float:
         """Time that classical solvers end at: the first training step, or 0 of a flow."""
-        return 0.0 if self.kind == "flow" else 1 / self.steps
+        return self.schedule.t_end
 
     def form(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much signal and noise a state of the pipeline holds at ``t``."""

@@ -1,0 +1,87 @@
+"""Conditions of any kind, row by row: observations, embeddings, tuples and dictionaries of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["append_row", "describe_rows", "row_count", "take_rows"]
+
+
+def row_count(conditions: Any) -> int:
+    """Return how many rows conditions have.
+
+    Raises:
+        ValueError: for what is no tensor, or tuple or dictionary of them, or tensors of different lengths.
+    """
+    lengths = {len(tensor) if tensor.ndim else 0 for _, tensor in _tensors(conditions)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            "conditions must be a tensor (N, *), or a tuple or dict of them, N rows each and at least one, got "
+            f"{sorted(lengths) or 'no'} rows"
+        )
+    return lengths.pop()
+
+
+def take_rows(conditions: Any, rows: Tensor, device: torch.device) -> Any:
+    """Return these rows ``(B,)`` of every tensor, on a device, in the structure that they came in."""
+    return _mapped(lambda tensor: tensor[rows.to(tensor.device)].to(device), conditions)
+
+
+def append_row(conditions: Any, row: Any) -> Any:
+    """Return conditions with one more row, ``row``, whose tensors may have a leading dimension of 1 or none.
+
+    Raises:
+        ValueError: when its tensors are not those of a row.
+    """
+
+    def joined(table: Tensor, last: Tensor) -> Tensor:
+        last = torch.as_tensor(last, dtype=table.dtype, device=table.device)
+        if last.numel() != table[0].numel():
+            raise ValueError(
+                f"null must be one row of conditions, {tuple(table.shape[1:])}, got shape {tuple(last.shape)}"
+            )
+        return torch.cat([table, last.reshape(1, *table.shape[1:])])
+
+    try:
+        return _mapped(joined, conditions, row)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"null must have the structure of conditions, one row of each tensor ({error!r})"
+        ) from error
+
+
+def describe_rows(conditions: Any) -> dict[str, Any]:
+    """Return the number of rows and a SHA-256 of names, types, shapes and values, in plain JSON."""
+    digest = hashlib.sha256()
+    for name, tensor in _tensors(conditions):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().data)
+    return {"rows": row_count(conditions), "sha256": digest.hexdigest()}
+
+
+def _mapped(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    if isinstance(first, Mapping):
+        return {key: _mapped(function, first[key], *(other[key] for other in others)) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_mapped(function, part, *(o[i] for o in others)) for i, part in enumerate(first))
+    return function(first, *others)
+
+
+def _tensors(conditions: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its place, in an order that does not depend on that of a dictionary."""
+    if isinstance(conditions, Tensor):
+        yield name, conditions
+        return
+    if not isinstance(conditions, (Mapping, tuple, list)):
+        raise ValueError(
+            f"conditions are tensors, or tuples or dicts of them, got {type(conditions).__name__}"
+        )
+    parts = sorted(conditions.items()) if isinstance(conditions, Mapping) else enumerate(conditions)
+    for key, part in parts:
+        yield from _tensors(part, f"{name}.{key}")
