@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,22 @@ from gas.table import Table, table_of
 __all__ = ["Artefact", "load", "save"]
 
 Solver = Table | nn.Module
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A solver with a report of its making, as :func:`gas.distill` yields last."""
+
+    @property
+    def nfe(self) -> int: ...
+    @property
+    def solver(self) -> Solver: ...
+    @property
+    def start(self) -> str: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    def measured(self) -> Mapping[str, float]: ...
+
 
 # How a model was asked, not what it is: numbers learned at one precision serve at another.
 _ASKED = ("precision", "compiled")
@@ -148,10 +164,10 @@ class Artefact:
 
 def save(
     path: str | Path | None,
-    solvers: Solver | Sequence[Solver] | Mapping[int, Solver],
+    solvers: Solver | Learned | Sequence[Solver | Learned] | Mapping[int, Solver | Learned],
     *,
     model: Model | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     teacher: Mapping[str, Any] | None = None,
     loss: str | None = None,
     training: Mapping[str, Any] | None = None,
@@ -164,9 +180,10 @@ def save(
 
     Args:
         path: the file, usually ``*.json``; ``None`` writes none and only returns what would be in it.
-        solvers: one table or solver module, or several of different NFE.
+        solvers: one table or solver module, or several of different NFE; or what :func:`gas.distill` yields last,
+            which brings the guidance, teacher, loss, training, start and measurements that are not given.
         model: the model they are for; the file will refuse others.
-        guidance: the guidance scale they are for.
+        guidance: the guidance scale they are for; 1, by default, is none.
         teacher: description of the teacher in plain JSON.
         loss: name of the loss they were trained with.
         training: settings of the training in plain JSON.
@@ -175,23 +192,24 @@ def save(
 
     Raises:
         ValueError: when two have the same NFE, a key is not its solver's NFE, solvers and model disagree on
-            schedule or t_end, or a value is not finite.
+            schedule or t_end, learned solvers were made in different ways, or a value is not finite.
     """
-    family = _family(solvers)
+    bare, learned = _parted(solvers)
+    provenance = _shared([each.provenance for each in learned.values()])
+    family = _family(bare)
     schedule, t_end = _setting(family, model)
+    starts = {nfe: each.start for nfe, each in learned.items()} | dict(starts or {})
+    measured = {nfe: each.measured() for nfe, each in learned.items()} | dict(measured or {})
     document = Document(
         schedule=schedule.config() if schedule else None,
         t_end=t_end,
         model=dict(model.identity()) if model else None,
-        guidance=guidance,
-        teacher=dict(teacher) if teacher else None,
-        loss=loss,
-        training=dict(training or {}),
+        guidance=provenance.get("guidance", 1.0) if guidance is None else guidance,
+        teacher=dict(teacher or provenance.get("teacher") or {}) or None,
+        loss=provenance.get("loss") if loss is None else loss,
+        training=dict(provenance.get("training", {}) if training is None else training),
         versions={"gas-solver": _own_version(), "torch": torch.__version__},
-        solvers=[
-            _entry(family[nfe], (starts or {}).get(nfe), (measured or {}).get(nfe, {}))
-            for nfe in sorted(family)
-        ],
+        solvers=[_entry(family[nfe], starts.get(nfe), measured.get(nfe, {})) for nfe in sorted(family)],
     )
     artefact = Artefact(document, "this solver" if path is None else str(path))
     if path is not None:
@@ -230,6 +248,28 @@ def load(path: str | Path) -> Artefact:
     for nfe in artefact.nfes:
         artefact.table(nfe)
     return artefact
+
+
+def _parted(solvers: Any) -> tuple[Any, dict[int, Learned]]:
+    """Solvers as they came, without the reports around them, and the reports by NFE."""
+    if isinstance(solvers, Learned):
+        return solvers.solver, {solvers.nfe: solvers}
+    if isinstance(solvers, (Table, nn.Module)):
+        return solvers, {}
+    pairs = list(solvers.items()) if isinstance(solvers, Mapping) else list(enumerate(solvers))
+    bare = {key: each.solver if isinstance(each, Learned) else each for key, each in pairs}
+    learned = {each.nfe: each for _, each in pairs if isinstance(each, Learned)}
+    return (bare if isinstance(solvers, Mapping) else list(bare.values())), learned
+
+
+def _shared(provenances: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The one provenance of a file."""
+    for other in provenances[1:]:
+        if wrong := [name for name in provenances[0] if other.get(name) != provenances[0][name]]:
+            raise ValueError(
+                f"solvers of one file share how they were made, but their {wrong[0]} differ: save one a file"
+            )
+    return provenances[0] if provenances else {}
 
 
 def _family(solvers: Solver | Sequence[Solver] | Mapping[int, Solver]) -> dict[int, Solver]:

@@ -21,9 +21,9 @@ from gas.metrics import (
 )
 from gas.metrics.statistics import extract_all
 from gas.model import Model, labels_of_seeds
-from gas.pairs import Pairs
+from gas.pairs import Pairs, Solver, check_conditions
 from gas.sample import sample
-from gas.table import Table
+from gas.table import table_on
 
 __all__ = ["Comparison", "Yardstick", "compare", "fresh", "run"]
 
@@ -68,15 +68,16 @@ class Comparison:
     frechet_data_corrected: float | None = None
 
 
-def run(model: Model, pairs: Pairs, table: Table, *, batch: int = 64) -> Tensor:
+def run(model: Model, pairs: Pairs, table: Solver, *, batch: int = 64) -> Tensor:
     """Return a solver's samples ``(S, *)`` from the noise and labels of the pairs, on the CPU."""
+    check_conditions(model, pairs)
     parts = ((part.noise, part.labels) for part in pairs.batches(batch))
     return _samples(model, table, parts, pairs.guidance)
 
 
 def fresh(
     model: Model,
-    table: Table,
+    table: Solver,
     seeds: Sequence[int],
     *,
     guidance: float = 1.0,
@@ -92,10 +93,10 @@ def fresh(
 
 
 def _samples(
-    model: Model, table: Table, parts: Iterable[tuple[Tensor, Tensor | None]], guidance: float
+    model: Model, table: Solver, parts: Iterable[tuple[Tensor, Tensor | None]], guidance: float
 ) -> Tensor:
     """Sample batches of noise and labels, shared by several processes; the table's coefficients are read once."""
-    folded = table.detach().folded()
+    folded = table_on(table, model.schedule).folded()
 
     @torch.no_grad()
     def made(part: tuple[Tensor, Tensor | None]) -> Tensor:

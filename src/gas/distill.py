@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from gas.model import Model
 from gas.optimizers import Adam, Diverged, GaussNewton
 from gas.pairs import Pairs
 from gas.race import ROUNDING, Race, Raced, Started
+from gas.schedule import Schedule
 from gas.start import Measured, evaluate, surely_positive
 from gas.table import Table, table_of
 
@@ -39,7 +41,8 @@ class Distilled:
     :class:`gas.FitRecord` counts.
     With an adversary, ``criterion`` is its criterion before it and at the best after, equal where nothing came nearer;
     ``loss`` is then no promise, and ``stopped`` says why the training ended early, if it did. ``losses`` are
-    ``(S,)``, of each validation pair; none where nothing had to be learned.
+    ``(S,)``, of each validation pair; none where nothing had to be learned. ``provenance`` holds the guidance, teacher,
+    loss and training that a solver file records: :func:`gas.save` takes this object itself.
     """
 
     nfe: int
@@ -52,10 +55,19 @@ class Distilled:
     stopped: str = ""
     criterion: tuple[float, float] | None = None
     losses: Tensor | None = field(default=None, compare=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def table(self) -> Table:
-        """Return the table to sample with, without gradient."""
+    def table(self, schedule: Schedule | None = None) -> Table:
+        """Return the table to sample with, without gradient; it is of the schedule that it was learned on."""
         return table_of(self.solver)
+
+    def measured(self) -> dict[str, float]:
+        """Return what a solver file records of this NFE."""
+        return {
+            "validation_loss": self.loss,
+            "best_classical_loss": self.best_classical_loss,
+            "evaluations": float(self.evaluations),
+        }
 
 
 Report = Measured | Raced | Started | FitRecord | Distilled
@@ -108,12 +120,13 @@ def distill(
         model, pairs, validation, nfe, loss=loss, solver=solver, theory=theory, state=state
     )
     yield chosen
+    config = kind.training(_usual(race, loss) if config is None else config)
     known = (chosen.start, chosen.best, chosen.best_loss)
+    result_of = partial(Distilled, provenance=_provenance(pairs, validation, loss, solver, config, adversary))
     if chosen.best_loss < ROUNDING:
-        yield Distilled(nfe, chosen.best.table(model.schedule), *known, chosen.best_loss, chosen.evaluations)
+        yield result_of(nfe, chosen.best.table(model.schedule), *known, chosen.best_loss, chosen.evaluations)
         return
     learned = chosen.solver(model.schedule, kind)
-    config = kind.training(_usual(race, loss) if config is None else config)
     best_loss, evaluations = chosen.best_loss, chosen.evaluations
     for record in fit(
         learned, model, pairs, validation=validation, loss=loss, config=config, checkpoint=_file(state, nfe)
@@ -130,7 +143,7 @@ def distill(
     if not surely_positive(before - losses):
         result, best_loss, losses = classical, chosen.best_loss, before
     if adversary is None or not adversary.speaks():
-        yield Distilled(nfe, result, *known, best_loss, evaluations, losses=losses)
+        yield result_of(nfe, result, *known, best_loss, evaluations, losses=losses)
         return
     if isinstance(result, Table):
         learned = GeneralizedSolver.from_table(model.schedule, result, model.t_end, theory=theory)
@@ -138,7 +151,27 @@ def distill(
     losses = evaluate(model, validation, learned().detach(), loss_by_name(loss))
     evaluations += heard.evaluations + len(validation) * nfe
     ended = (heard.stopped, heard.criterion, losses)
-    yield Distilled(nfe, learned, *known, float(losses.mean()), evaluations, *ended)
+    yield result_of(nfe, learned, *known, float(losses.mean()), evaluations, *ended)
+
+
+def _provenance(
+    pairs: Pairs,
+    validation: Pairs,
+    loss: str,
+    solver: str,
+    config: Adam | GaussNewton,
+    adversary: Adversary | None,
+) -> dict[str, Any]:
+    """What a solver file says of the making of its numbers."""
+    training = {
+        "pairs": len(pairs),
+        "validation": len(validation),
+        "seeds": [int(pairs.seeds[0]), int(validation.seeds[-1]) + 1],
+        "solver": solver,
+        **asdict(config),
+        **({"objective": "gas"} if adversary is not None and adversary.speaks() else {}),
+    }
+    return {"guidance": pairs.guidance, "teacher": pairs.teacher, "loss": loss, "training": training}
 
 
 class Heard(NamedTuple):

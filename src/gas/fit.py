@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +22,15 @@ from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.model import Model
 from gas.names import origin
 from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
-from gas.pairs import Pairs, check_pairs
+from gas.pairs import Pairs, check_conditions, check_pairs
 from gas.start import evaluate
 from gas.table import Table
 
 __all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
 
+
+# A loss this many times that of a constant answer is no approximation; at one call a solver is about such an answer.
+_WORSE = 2
 
 # What to choose the best solver by: its table -> smaller is better. If it samples with the table, its attribute
 # ``samples`` says how many, so that they can be counted.
@@ -128,8 +132,12 @@ def fit(
     Yields:
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
 
+    Warns:
+        UserWarning: when the best solver is farther from the teacher than a constant would be.
+
     Raises:
-        ValueError: when the pairs are empty, overlap the validation pairs or the checkpoint is of another run.
+        ValueError: when the pairs are empty, overlap the validation pairs, were made with other conditions than the
+            model's, or the checkpoint is of another run.
         Diverged: when a loss or gradient is not finite, or a critic wins outright.
 
     References:
@@ -157,9 +165,10 @@ def fit(
     schedule = getattr(solver, "schedule", model.schedule)
     if schedule.config() != model.schedule.config():
         raise ValueError(
-            f"the solver is of schedule {schedule.config()}, the model {model.name} of {model.schedule.config()}: "
+            f"the solver is of schedule {schedule}, the model {model.name} of {model.schedule}: "
             "build the solver from model.schedule"
         )
+    check_conditions(model, pairs)
     asked = loss if callable(loss) else loss_by_name(loss)
     steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
     training = _Run(solver, steps, asked, criterion, keep)
@@ -175,10 +184,25 @@ def fit(
                     save_state(path, {"identity": identity, **training.state()})
                 yield record
             if steps.iteration >= training.iterations:
+                if criterion is None and (problem := _implausible(training.best_loss, validation, asked)):
+                    warnings.warn(problem, UserWarning, stacklevel=2)
                 return
             training.advance()
     finally:
         solver.load_state_dict(training.best)
+
+
+def _implausible(best: float, validation: Pairs, loss: Loss) -> str:
+    """What to say of a solver that is much worse than one that answers every noise with the teacher's mean."""
+    target = next(validation.batches()).target
+    usual = float(loss(target.mean(0).expand_as(target), target).mean())
+    if not best > _WORSE * usual > 0:
+        return ""
+    return (
+        f"after training the loss to the teacher is {best:.3g}; the mean of the teacher's samples alone would have "
+        f"{usual:.3g}: gas.check_model(model) looks for the reason; gas.denoise.StaticThreshold(denoise, limit) bounds "
+        "estimates where alpha is near 0"
+    )
 
 
 class _Run:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from gas import processes
 from gas.arguments import number, of_type
+from gas.catalogue import Classical
 from gas.columns import WhenAsked, open_columns
 from gas.files import write_bytes
 from gas.model import Model, conditions_of, decode_all, labels_of_seeds, noise_of_seeds
@@ -34,18 +37,21 @@ from gas.shards import (
     shard_index,
     write_manifest,
 )
-from gas.table import Table
+from gas.table import Table, TableMaker, table_on
 
 __all__ = [
     "Pairs",
     "PairsProgress",
     "PairsSpec",
+    "check_conditions",
     "check_pairs",
     "join_pairs",
     "read_pairs",
     "teach",
     "write_pairs",
 ]
+
+Solver = Table | nn.Module | TableMaker
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
 
 
 def write_pairs(
-    model: Model, table: Table, folder: Path | str, spec: PairsSpec, *, batch: int = 64
+    model: Model, table: Solver, folder: Path | str, spec: PairsSpec, *, batch: int = 64
 ) -> Iterator[PairsProgress]:
     """Run the teacher from the noise of every seed: ``target_s = sample(model, noise(s), table)``.
 
@@ -154,7 +160,7 @@ def write_pairs(
 
     Args:
         model: the model; its noise must be that of :func:`gas.model.noise_of_seeds`.
-        table: the teacher.
+        table: the teacher; a :class:`gas.Classical` describes itself where ``spec.teacher`` is left out.
         folder: new, empty or of an earlier run; one writer at a time. Of several processes
             (:func:`gas.processes.together`) all make batches and the first writes, to the same bytes.
         spec: seeds, guidance, shard size.
@@ -167,7 +173,9 @@ def write_pairs(
         ValueError: when the folder is not of these settings or is damaged, or a sample is not finite.
         OSError: when the folder cannot be written or the disk is full; what was written stays valid.
     """
-    folder, table, total = Path(folder), table.detach(), len(spec.seeds)
+    folder, total = Path(folder), len(spec.seeds)
+    spec = replace(spec, teacher=_described(table, spec.teacher))
+    table = table_on(table, model.schedule)
     recipe = recipe_of(model, table, spec, batch)
     manifest, places = processes.alone(lambda: _opened(folder, recipe))
     recipe, todo = manifest["recipe"], [manifest["shards"][place] for place in places]
@@ -175,8 +183,11 @@ def write_pairs(
     yield PairsProgress(done, total, resumed)
     # Batch after batch through all shards, so that processes that share them are idle at most once, at the end.
     made = processes.spread(lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo))
+    problem = ""
     for entry in todo:
         tensors = _shard(recipe, entry, list(islice(made, -(-entry["count"] // recipe["batch"]))))
+        if not problem and (problem := _range_problem(tensors["target"])):
+            warnings.warn(problem, UserWarning, stacklevel=2)
         if processes.first():
             try:
                 _write(folder, manifest, entry, tensors)
@@ -236,7 +247,7 @@ def read_pairs(
 
 def teach(
     model: Model,
-    table: Table,
+    table: Solver,
     seeds: Sequence[int],
     *,
     guidance: float = 1.0,
@@ -247,18 +258,38 @@ def teach(
 
     Args:
         model: the model.
-        table: the teacher.
+        table: the teacher; a :class:`gas.Classical` describes itself where ``teacher`` is left out.
         seeds: one sample each.
         guidance: scale of classifier-free guidance; 1 is the plain conditional model.
         labelled: give a class-conditional model the label ``seed mod classes``.
         teacher: description of the table in plain JSON.
+
+    Warns:
+        UserWarning: when samples are of another scale than noise, which has standard deviation 1, or some are far
+            larger than most.
     """
+    pairs = _taught(
+        model, table_on(table, model.schedule), seeds, guidance, labelled, _described(table, teacher)
+    )
+    if problem := _range_problem(pairs.target):
+        warnings.warn(problem, UserWarning, stacklevel=2)
+    return pairs
+
+
+def _taught(
+    model: Model,
+    table: Table,
+    seeds: Sequence[int],
+    guidance: float,
+    labelled: bool,
+    teacher: Mapping[str, Any],
+) -> Pairs:
     labels = labels_of_seeds(model.classes if labelled else 0, seeds)
     noise = model.noise(list(seeds))
     bound = model.bind(None if labels is None else labels.to(model.device), guidance)
     with torch.no_grad():
-        target = sample(bound, noise.to(model.device), table.detach().folded())
-    recipe = {"guidance": guidance, "teacher": dict(teacher or {}), **conditions_of(model)}
+        target = sample(bound, noise.to(model.device), table.folded())
+    recipe = {"guidance": guidance, "teacher": dict(teacher), **conditions_of(model)}
     target = target.to("cpu", torch.float32)
     broken = ~target.reshape(len(target), -1).isfinite().all(1)
     if bool(broken.any()):
@@ -267,6 +298,50 @@ def teach(
             f"the teacher's answer is not finite for seed {seed}; check model, guidance and table"
         )
     return Pairs(torch.tensor(list(seeds)), noise.cpu(), target, labels, {"recipe": recipe})
+
+
+def check_conditions(model: Model, pairs: Pairs) -> None:
+    """Refuse pairs whose labels mean something else than the model's: other prompts, other observations.
+
+    Raises:
+        ValueError: says so.
+    """
+    there, here = pairs.manifest["recipe"].get("conditions"), conditions_of(model).get("conditions")
+    if (
+        there is not None
+        and pairs.labels is not None
+        and (other := differences(there, json.loads(json.dumps(here or {}))))
+    ):
+        raise ValueError(f"the pairs were made with other conditions than those of {model.name} ({other})")
+
+
+# A sample this many times larger than most, and than noise, has left the range of the data.
+_OUTLIER, _LARGE = 5, 3
+
+# Most samples this much larger than noise, to which the data's scale should be like.
+_SCALE = 10
+
+
+def _range_problem(target: Tensor) -> str:
+    """What is implausible about the size of samples."""
+    size = target.reshape(len(target), -1).double().square().mean(1).sqrt()
+    if not len(size) or not bool(size.isfinite().all()):  # infinite ones are refused elsewhere
+        return ""
+    usual, largest = float(size.median()), float(size.max())
+    if usual <= _SCALE and largest <= max(_OUTLIER * usual, _LARGE):
+        return ""
+    return (
+        f"the teacher's samples have root mean squares of {usual:.3g} (median) to {largest:.3g}, noise has 1: if "
+        "that is not the data's, gas.check_model(model) looks for the reason; where alpha is near 0, "
+        "gas.denoise.StaticThreshold(denoise, limit) bounds estimates"
+    )
+
+
+def _described(solver: Solver, teacher: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The description of a teacher in plain JSON: its own where none is given."""
+    if teacher is not None:
+        return teacher
+    return solver.config() if isinstance(solver, Classical) else {}
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
@@ -302,8 +377,7 @@ def _batches(recipe: Json, entries: Sequence[Json]) -> Iterator[list[int]]:
 
 def _batch(model: Model, table: Table, recipe: Json, seeds: Sequence[int]) -> dict[str, Tensor]:
     """What a shard stores of a batch."""
-    labelled = recipe["classes"] > 0
-    target = teach(model, table, seeds, guidance=recipe["guidance"], labelled=labelled).target
+    target = _taught(model, table, seeds, recipe["guidance"], recipe["classes"] > 0, {}).target
     return {"target": target} | ({"decoded": decode_all(model, [target])} if "decoded" in recipe else {})
 
 

@@ -24,7 +24,8 @@ class PairsSpec:
 
     Args:
         seeds: one sample each; contiguous.
-        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing).
+        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing); by default
+            that of a :class:`gas.Classical`, of another table none.
         guidance: scale of classifier-free guidance; 1 is the plain conditional model.
         shard: samples a file.
         labelled: give a class-conditional model the label ``seed mod classes``.
@@ -35,7 +36,7 @@ class PairsSpec:
     """
 
     seeds: range
-    teacher: Mapping[str, Any]
+    teacher: Mapping[str, Any] | None = None
     guidance: float = 1.0
     shard: int = 256
     labelled: bool = True
@@ -66,7 +67,7 @@ def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[s
         raise ValueError(f"model.noise({seeds[:1]}) must be gas.model.noise_of_seeds: only the seed is kept")
     arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
     digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
-    rest = (shape, digest, dict(spec.teacher), spec.guidance, classes, seeds, spec.shard, batch)
+    rest = (shape, digest, dict(spec.teacher or {}), spec.guidance, classes, seeds, spec.shard, batch)
     told: dict[str, Any] = dict(zip(RECIPE[2:], rest, strict=True))
     if spec.decoded:
         told["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])

@@ -16,9 +16,9 @@ from gas.denoise import Denoiser
 from gas.losses import Loss
 from gas.metrics.bootstrap import bootstrap, seed_interval
 from gas.model import Model
-from gas.pairs import Pairs
+from gas.pairs import Pairs, Solver, check_conditions
 from gas.sample import sample
-from gas.table import Table
+from gas.table import Table, table_on
 
 __all__ = ["Measured", "evaluate", "finite_loss", "rank_classical", "surely_positive"]
 
@@ -83,10 +83,14 @@ def rank_classical(
 
 
 def evaluate(
-    model: Model, pairs: Pairs, table: Table, loss: Callable[[Tensor, Tensor], Tensor], *, batch: int = 64
+    model: Model, pairs: Pairs, table: Solver, loss: Callable[[Tensor, Tensor], Tensor], *, batch: int = 64
 ) -> Tensor:
-    """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's."""
-    return _Runner(model, pairs, loss, batch).losses(table)
+    """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's.
+
+    Raises:
+        ValueError: when the pairs were made with other conditions than the model's.
+    """
+    return _Runner(model, pairs, loss, batch).losses(table_on(table, model.schedule))
 
 
 def surely_positive(gains: Tensor) -> bool:
@@ -123,6 +127,9 @@ class _Runner:
     loss: Callable[[Tensor, Tensor], Tensor]
     batch: int
     _first: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_conditions(self.model, self.pairs)
 
     def measured(self, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
         """Measure solvers one by one; several processes share them."""

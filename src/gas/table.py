@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Row", "Table", "table_of"]
+__all__ = ["Row", "Table", "TableMaker", "table_of", "table_on"]
 
 Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
 
@@ -127,6 +128,26 @@ def _private(name: str, values: object) -> Tensor:
         return given.to("cpu", torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be an array of real numbers: {error}") from error
+
+
+class TableMaker(Protocol):
+    """A solver by name, :class:`gas.Classical`, or anything else that has a table on every schedule."""
+
+    def table(self, schedule: Any, /) -> Table: ...
+
+
+def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
+    """Return what a solver samples with on a schedule, without gradient: of one by name its table there.
+
+    Raises:
+        ValueError: for what is no solver.
+    """
+    if isinstance(solver, (Table, nn.Module)):
+        return table_of(solver)
+    if not callable(getattr(solver, "table", None)):
+        wanted = "a gas.Table, a gas.Classical or a learned solver"
+        raise ValueError(f"a solver is {wanted}, got {type(solver).__name__}")
+    return solver.table(schedule).detach()
 
 
 def table_of(solver: Table | nn.Module) -> Table:

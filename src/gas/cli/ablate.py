@@ -27,6 +27,7 @@ from gas.cli.options import (
     load_model,
     measured_seeds,
     parse_seeds,
+    split_pairs,
 )
 from gas.cli.screen import bar, print_json
 from gas.cli.settings import against_of
@@ -52,7 +53,7 @@ def ablate(
     pairs: Annotated[Path, PairsFolder],
     model: ModelName = "mnist",
     nfe: Annotated[int, typer.Option(help="Network evaluations.", min=1, max=MAX_NFE)] = 2,
-    validation: Validation = 256,
+    validation: Validation = None,
     seeds: Annotated[
         str, typer.Option(help="Seeds to measure on, as N or FIRST:LAST.", callback=checked(measured_seeds))
     ] = "50000:50512",
@@ -81,7 +82,7 @@ def ablate(
     measured = load_model(onto, device) if transfer else loaded
     if measured.schedule.config() != loaded.schedule.config():
         raise ValueError(f"{onto} has another schedule than {model}: their solvers are not each other's")
-    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
+    kept, held = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
     config = against_of(gas_iterations, seed, batch)
     teacher = Classical(**{"t_end": loaded.t_end, **kept.teacher})
     unseen = taught(measured, teacher, parse_seeds(seeds), kept.guidance)

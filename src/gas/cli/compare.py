@@ -45,6 +45,7 @@ from gas.cli.options import (
     parse_nfes,
     parse_seeds,
     recorded,
+    split_pairs,
     was_given,
 )
 from gas.cli.pairs import run_teacher
@@ -114,7 +115,7 @@ def compare(
     count: Annotated[
         int | None, typer.Option(help="How many of --unseen, from the first.", min=2, max=MAX_SEEDS)
     ] = None,
-    validation: Validation = 256,
+    validation: Validation = None,
     rank: Annotated[
         int,
         typer.Option(
@@ -171,7 +172,7 @@ def compare(
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
     loaded = recorded(loaded, cuda_graphs)
     budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
-    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
+    kept, held = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
     setting = Setting(loaded, kept, held, budget, claim_folders(out))
     _check_critic(setting, rows)
     ruler_of = _ruler(loaded, real, features, weights, reference, metrics, metric_weights)

@@ -23,6 +23,7 @@ from gas.cli.checks import (
 
 if TYPE_CHECKING:
     from gas.backbones import PipelineModel
+    from gas.pairs import Pairs
     from gas.zoo import ZooModel
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Real",
     "Reference",
     "SolverFile",
+    "Validation",
     "ZooName",
     "interpolation",
     "load_model",
@@ -49,6 +51,7 @@ __all__ = [
     "parse_nfes",
     "parse_seeds",
     "recorded",
+    "split_pairs",
     "was_given",
 ]
 
@@ -244,7 +247,12 @@ PairsBatch = Annotated[
 ]
 SamplesBatch = Annotated[int, typer.Option(help="Samples a network call.", min=1, max=MAX_BATCH)]
 Validation = Annotated[
-    int, typer.Option(help="Pairs, from the end, kept for choosing.", min=2, max=MAX_SEEDS)
+    int | None,
+    typer.Option(
+        help="Pairs, from the end, kept for choosing; by default 256, of fewer than 512 pairs a quarter.",
+        min=2,
+        max=MAX_SEEDS,
+    ),
 ]
 Seed = Annotated[
     int,
@@ -327,6 +335,20 @@ def measured_seeds(text: str) -> range:
     if len(seeds) < 2:
         raise ValueError(f"at least two seeds are needed to measure on, got {text!r}")
     return seeds
+
+
+def split_pairs(pairs: Pairs, validation: int | None) -> tuple[Pairs, Pairs]:
+    """Return the pairs to learn from and those to choose on, as ``--validation`` says."""
+    count = len(pairs)
+    if validation is None:
+        validation = 256 if count >= 512 else count // 4
+        if validation < 2:
+            raise ValueError(f"{count} pairs are too few to learn from and to choose on: make more")
+    if not validation < count:
+        raise ValueError(
+            f"--validation must be below the {count} pairs, got {validation}: leave it out, or make more pairs"
+        )
+    return pairs.split(validation)
 
 
 def parse_nfes(text: str) -> list[int]:

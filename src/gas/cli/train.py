@@ -36,6 +36,7 @@ from gas.cli.options import (
     load_model,
     parse_nfes,
     recorded,
+    split_pairs,
     was_given,
 )
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, objective_of
@@ -98,7 +99,7 @@ def train(
     nfe: Annotated[
         str, typer.Option(help="Which NFE, as 4 or 3-6,8,10.", callback=checked(parse_nfes))
     ] = "4",
-    validation: Validation = 256,
+    validation: Validation = None,
     loss: LossName = "l2",
     method: Method = "auto",
     start: Start = "best",
@@ -232,7 +233,7 @@ def train(
         )
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
     loaded = recorded(loaded, cuda_graphs)
-    kept, held = read_pairs(pairs, model=loaded, hold=False).split(validation)
+    kept, held = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
     state = out.with_name(out.name + ".state")
     adversary = None
     if told_gas is not None:
@@ -296,18 +297,14 @@ def _save(
 
     save(
         out,
-        {r.nfe: r.solver for r in results},
+        results,
         model=model,
-        guidance=pairs.guidance,
-        teacher=pairs.teacher,
-        loss=loss,
         training={
             "pairs": len(pairs),
             "validation": len(validation),
             "seeds": [int(pairs.seeds[0]), int(validation.seeds[-1]) + 1],
             **settings,
         },
-        starts={r.nfe: r.start for r in results},
         measured={
             r.nfe: {
                 "validation_loss": r.loss,
