@@ -8,6 +8,9 @@ from solvers import SCHEDULES
 
 import gas
 from gas.catalogue import NAMED_GRIDS
+from gas.family import neighbour_grid
+from gas.integrations.diffusers.plan import same_schedule
+from gas.interpolate import interpolated
 from gas.published import Levels
 from gas.schedule import EDMasVP, Flow, VPDiscrete
 
@@ -115,3 +118,17 @@ def test_the_usual_end_is_the_schedules_own():
     assert gas.OwnModel(lambda x, t: x, COARSE["cosine-100"], (2,)).t_end == 0.01
     assert gas.OwnModel(lambda x, t: x, Flow(), (2,)).t_end == 0.0
     assert gas.OwnModel(lambda x, t: x, gas.VPLinear(), (2,)).t_end == 1e-3
+
+
+@pytest.mark.parametrize("schedule", COARSE.values(), ids=COARSE)
+def test_grids_of_neighbours_interpolated_tables_and_pictures_stay_within_the_schedule(schedule, tmp_path):
+    for t_end in (schedule.t_end, schedule.t_min + 1e-4):
+        tables = {n: gas.classical.ddim(schedule, gas.grids.log_snr(schedule, n, t_end)) for n in (3, 6)}
+        near = neighbour_grid(schedule, tables[3], 4, t_end)
+        assert bool((near.diff() < 0).all()) and float(near[-1]) == t_end
+        between = interpolated(schedule, tables[3], tables[6], 4, t_end)
+        assert bool((between.times >= schedule.t_min).all())
+    shown = [("ddim", tables[3].times.tolist(), [*tables[3].times.tolist(), t_end])]
+    assert gas.report.times_plot(tmp_path / "t.png", shown, schedule)
+    same = VPDiscrete(schedule.alphas_cumprod)
+    assert same_schedule(schedule, same) and not same_schedule(schedule, gas.VPLinear())

@@ -75,7 +75,11 @@ def neighbour_grid(schedule: Schedule, table: Table, nfe: int, t_end: float) -> 
     told = table.times.detach()[1:].clamp(min=t_end, max=1.0)
     times = torch.cat([told.new_ones(1), told, told.new_full((1,), t_end)])
     # Infinite ends (a flow's) are drawn from just inside; told times may fall back or coincide, a grid's may not.
-    level = schedule.half_log_snr(times.clamp(min=1e-4, max=1 - 1e-4)).cummax(dim=0).values.numpy()
+    level = (
+        schedule.half_log_snr(times.clamp(min=schedule.t_min + 1e-4, max=1 - 1e-4))
+        .cummax(dim=0)
+        .values.numpy()
+    )
     share = np.linspace(0, 1, nfe + 1)
     drawn = np.interp(share, np.linspace(0, 1, len(level)), level)
     even = level[0] + share * (level[-1] - level[0])

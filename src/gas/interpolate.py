@@ -130,7 +130,8 @@ def _mixture(schedule: Schedule, folded: Table) -> tuple[Tensor, Tensor]:
 def _levels(schedule: Schedule, t: Tensor) -> Tensor:
     """The half log-SNR, finite at a flow's ends too."""
     level = schedule.half_log_snr(t)
-    return torch.where(level.isfinite(), level, schedule.half_log_snr(t.clamp(_INSIDE, 1 - _INSIDE)))
+    inside = t.clamp(schedule.t_min + _INSIDE, 1 - _INSIDE)
+    return torch.where(level.isfinite(), level, schedule.half_log_snr(inside))
 
 
 def _times(schedule: Schedule, levels: Tensor, t_end: float) -> Tensor:

@@ -92,10 +92,11 @@ def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, 
     for name, asked, steps in series:
         if len(asked) == 0:
             raise ValueError(f"asked times of {name!r} must hold at least one time, got none")
-        outside = [float(t) for t in (*asked, *steps) if not 0 <= t <= schedule.t_max]
+        outside = [float(t) for t in (*asked, *steps) if not schedule.t_min <= t <= schedule.t_max]
         if outside:
             raise ValueError(
-                f"times of {name!r} must lie in [0, {schedule.t_max:g}], 1 being noise, got {outside[0]:.6g}"
+                f"times of {name!r} must lie in [{schedule.t_min:.6g}, {schedule.t_max:g}], 1 being noise, got "
+                f"{outside[0]:.6g}"
             )
     if highlight is not None and not 0 <= highlight < len(series):
         raise ValueError(f"highlight must be a series of 0 .. {len(series) - 1} or None, got {highlight}")
@@ -128,7 +129,8 @@ def _label(sheet: Sheet, axes: Axes, schedule: Schedule, left: float, under: flo
     axes.grid(axis="x", color=GRID, linewidth=1)
     axes.set_axisbelow(True)
     taken = left - 40.0
-    for t, lam in zip(_LABELS, _half_log_snr(schedule, _LABELS), strict=True):
+    known = [t for t in _LABELS if schedule.t_min <= t]
+    for t, lam in zip(known, _half_log_snr(schedule, known), strict=True):
         x = left + (lam - low) / (high - low) * width
         if low <= lam <= high and x - taken >= 44:
             sheet.text(x, _TOP - 12, f"{t:g}", size=11, color=GREY, align="center")

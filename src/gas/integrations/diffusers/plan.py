@@ -155,7 +155,7 @@ def levels(values: Sequence[float] | Tensor, process: Process) -> Tensor:
 
 def same_schedule(a: Schedule, b: Schedule) -> bool:
     """Whether two schedules have the same noise levels, up to the rounding of float32 betas."""
-    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    t = torch.linspace(max(0.01, a.t_end, b.t_end), 0.99, 99, dtype=torch.float64)
     return isinstance(a, Flow) == isinstance(b, Flow) and bool(
         ((a.half_log_snr(t) - b.half_log_snr(t)).abs() < 1e-3).all()
     )
