@@ -29,8 +29,8 @@ from gas.table import Table
 __all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
 
 
-# A loss this many times that of a constant answer is no approximation; at one call a solver is about such an answer.
-_WORSE = 2
+# A loss this many times that of a constant answer is no approximation; few steps from a poor start may leave 3.
+_WORSE = 10
 
 # What to choose the best solver by: its table -> smaller is better. If it samples with the table, its attribute
 # ``samples`` says how many, so that they can be counted.
@@ -133,7 +133,7 @@ def fit(
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
 
     Warns:
-        UserWarning: when the best solver is farther from the teacher than a constant would be.
+        UserWarning: when the best solver is much farther from the teacher than a constant would be.
 
     Raises:
         ValueError: when the pairs are empty, overlap the validation pairs, were made with other conditions than the
