@@ -48,7 +48,8 @@ class PairsSpec:
             raise ValueError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
         if len(s) > MAX_SEEDS:
             raise ValueError(f"seeds must be at most {MAX_SEEDS:,}, got {len(s):,}")
-        of_type("teacher", self.teacher, Mapping, "a description in plain JSON, a dict")
+        if self.teacher is not None:
+            of_type("teacher", self.teacher, Mapping, "a description in plain JSON, a dict")
         number("guidance", self.guidance, "(-inf, inf)")
         integer("shard", self.shard, 1, MAX_SEEDS)
         flag("labelled", self.labelled)

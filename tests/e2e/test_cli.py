@@ -447,7 +447,7 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
     assert "from high to low: write 3-6" in refused(*train, "--nfe", "6-3")
     assert "memory must be" in refused(*train, "--validation", 32, "--method", "adam", "--memory", "tiny")
     assert "did you mean 'l2'" in refused(*train, "--loss", "L2", "--validation", 32)
-    assert "--validation must be from 1 to below the 96 pairs, got 96" in refused(*train, "--validation", 96)
+    assert "--validation must be below the 96 pairs, got 96" in refused(*train, "--validation", 96)
     assert "has no manifest.json" in refused(*train[:-4], "--pairs", tmp_path, "--out", tmp_path / "d.json")
     assert "unknown action 'paint'" in refused("zoo", "paint")
     unknown = refused(*train[:-1], tmp_path / "e.json", "--validation", 32, "--solver", "zzz")
