@@ -251,7 +251,7 @@ def test_model_card(tmp_path):
         "| guidance scale | 2 |",
         "| network calls (NFE) | 4, 6 |",
         "| prediction | epsilon |",
-        "| sample shape | \\[3, 4, 4\\] |",
+        "| sample shape | [3, 4, 4] |",
         "| teacher: solver | unipc-3-bh2 |",
         "| training: pairs | 640 |",
         "| started from, NFE 4 | deis-3/karras |",
