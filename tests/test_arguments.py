@@ -100,6 +100,8 @@ def test_what_is_no_integer_in_range_is_refused_by_name(make, name):
 @pytest.mark.parametrize(("make", "name"), NUMBERS)
 def test_what_is_no_number_is_refused_by_name(make, name):
     for value in NO_NUMBERS:
+        if value is None and make is model:  # which leaves t_end to the schedule
+            continue
         with pytest.raises(ValueError, match=name) as caught:
             make(**{name: value})
         assert len(str(caught.value)) < 250
