@@ -170,7 +170,7 @@ LINES = {
         --preset cifar10 --set batch=99999999999999999999; --preset cifar10 --set memory=x
         --preset cifar10 --set nfes=x; --preset cifar10 --set guidance=nan; --preset cifar10 --set objective=x
         --preset cifar10 --set validate_every=0; --preset cifar10 --set seed=-1; --preset cifar10 --set start=x
-        --preset cifar10 --set pairing=x; --preset cifar10 --set metric=x; --preset cifar10 --set decay=x
+        --preset cifar10 --set pairing=x; --preset cifar10 --set decay=x
         --preset cifar10 --set iterations=99999999999; --preset cifar10 --set samples=-1
     """,
     "pairs --preset cifar10 --preset-weights {folder}": """
