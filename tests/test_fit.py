@@ -324,7 +324,7 @@ def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, 
 
 def test_a_solver_of_another_schedule_is_refused(pairs, validation):
     solver = GeneralizedSolver(Flow(), NFE, MODEL.t_end)
-    with pytest.raises(ValueError, match=r"of schedule .*flow.*build the solver from model\.schedule"):
+    with pytest.raises(ValueError, match=r"of schedule Flow.*build the solver from model\.schedule"):
         next(fit(solver, MODEL, pairs, validation=validation))
 
 
