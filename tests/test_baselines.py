@@ -16,10 +16,10 @@ from gas.fit import fit
 from gas.learned import BNS, LD3, S4S, SOLVERS, GeneralizedSolver, kind_by_name
 from gas.losses import l2
 from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps, RelaxedStarts
-from gas.race import Race, _best_of_each_grid
+from gas.race import Race, Raced, Started, _best_starts
 from gas.sample import sample
 from gas.schedule import Flow, VPLinear
-from gas.start import Measured
+from gas.start import Measured, evaluate
 from gas.table import Table
 
 START = Classical("ipndm-2", "time_quadratic", 4, MODEL.t_end)
@@ -247,15 +247,56 @@ def test_wrong_kinds_are_refused_before_anything_is_measured(pairs, validation):
 
 
 def test_what_a_kind_cannot_start_at_enters_no_race():
-    table = Table(torch.ones(1), torch.ones(1, 1), torch.ones(1, 1))
     entries = [("heun", "karras", 0.1), ("ddim", "karras", 0.2), ("ddim", "log_snr", 0.3)]
-    ranked = [Measured(Classical(s, g, 4, 1e-3), table, loss, 8) for s, g, loss in entries]
+    ranked = [
+        Measured(entry, entry.table(VPLinear()), loss, 8)
+        for entry, loss in ((Classical(s, g, 4, 1e-3), loss) for s, g, loss in entries)
+    ]
 
     def entrants(name):
-        return [m.classical.spec for m in _best_of_each_grid(ranked, 4, SOLVERS[name])]
+        return [m.classical.spec for m in _best_starts(ranked, 4, SOLVERS[name])]
 
     assert entrants("s4s") == ["ddim/karras", "ddim/log_snr"]
+    assert entrants("gs") == ["heun/karras", "ddim/log_snr"]
     assert entrants("ld3") == ["heun/karras", "ddim/log_snr"]
+
+
+def test_where_the_formula_lasts_every_formula_enters_once():
+    """LD3 keeps the formula and learns the times, from even steps of log-SNR on; at 4 calls UniPC's orders are one."""
+    ranked = [
+        Measured(entry, entry.table(VPLinear()), float(place), 8)
+        for place, entry in enumerate(
+            Classical(s, g, 4, 1e-3)
+            for s in ("unipc-2-bh1", "unipc-3-bh1", "ipndm-2", "ddim")
+            for g in ("karras", "log_snr")
+        )
+    ]
+    best = [m.classical.spec for m in _best_starts(ranked, 3, SOLVERS["ld3"])]
+    assert best == ["unipc-2-bh1/log_snr", "ipndm-2/log_snr", "ddim/log_snr"]
+
+
+@pytest.mark.parametrize("name", ["gs", "ld3"])
+def test_a_start_has_the_best_numbers_of_all_its_rounds(pairs, validation, name, monkeypatch):
+    """Steps of few pairs may lead away; what the short trainings reported is what the main one starts from."""
+    step = GaussNewtonSteps.step
+
+    def leads_away_later(self):
+        loss = step(self)
+        if self.iteration > 2:
+            with torch.no_grad():
+                self.solver.xi.add_(0.02)
+        return loss
+
+    monkeypatch.setattr(GaussNewtonSteps, "step", leads_away_later)
+    race = Race(rank=4, first=16, starts=2, sprint=GaussNewton(iterations=2))
+    reports = distill(MODEL, pairs, validation, 3, race=race, solver=name, config=GaussNewton(iterations=0))
+    reports = list(reports)
+    started = next(r for r in reports if isinstance(r, Started))
+    raced = [r for r in reports if isinstance(r, Raced)]
+    assert len(raced) == (4 if name == "gs" else 8)
+    table = started.solver(MODEL.schedule, SOLVERS[name])().detach()
+    loss = float(evaluate(MODEL, validation.subset(slice(0, 16)), table, l2).mean())
+    assert loss == pytest.approx(min(r.loss for r in raced), rel=1e-9)
 
 
 def test_the_kinds_of_gs_are_the_solver_itself():

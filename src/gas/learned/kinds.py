@@ -36,12 +36,14 @@ class Kind:
         build: makes the module that starts at a classical solver on a schedule.
         repeats: whether it can start where times repeat, as Heun's do.
         alternates: whether times and coefficients are learned in turns.
+        lasting: whether the classical solver it starts at stays its formula, on learned times.
     """
 
     what: str
     build: Callable[[Schedule, Classical], nn.Module]
     repeats: bool = True
     alternates: bool = False
+    lasting: bool = False
 
     def starts_at(self, classical: Classical) -> bool:
         """Whether :attr:`build` can start there."""
@@ -81,7 +83,7 @@ def _bns(schedule: Schedule, start: Classical) -> nn.Module:
 SOLVERS: dict[str, Kind] = {
     "gs": Kind("GS: theoretical coefficients and corrections", _gs(theory=True)),
     "gs-free": Kind("GS without theory: coefficients do not follow the times", _gs(theory=False)),
-    "ld3": Kind("LD3: times alone, coefficients of a classical solver", _ld3),
+    "ld3": Kind("LD3: times alone, coefficients of a classical solver", _ld3, lasting=True),
     "s4s": Kind("S4S: times and weights of answers", _s4s(corrector=False), repeats=False),
     "s4s-pc": Kind("S4S with a corrector", _s4s(corrector=True), repeats=False),
     "s4s-alt": Kind("S4S, times and weights in turns", _s4s(corrector=False), repeats=False, alternates=True),
