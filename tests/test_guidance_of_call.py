@@ -11,11 +11,10 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
-from gas.integrations.diffusers.guidance import guidance_of_call
-
 import gas
 import pipelines
 from gas.backbones import from_pipeline
+from gas.integrations.diffusers.caller import guidance_of_call
 
 CALLS = {
     "sd1": {"prompt": "a cat", "output_type": "latent"},

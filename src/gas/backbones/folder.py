@@ -142,7 +142,7 @@ def _unusable(what: str, error: Exception) -> ValueError:
 def _is_pipeline(name: Any) -> bool:
     from diffusers import DiffusionPipeline
 
-    return _is_kind(_member("diffusers", name if isinstance(name, str) else ""), (DiffusionPipeline,))
+    return isinstance(name, str) and _is_kind(_member("diffusers", str(name)), (DiffusionPipeline,))
 
 
 def _is_setting(value: Any) -> bool:
@@ -156,7 +156,7 @@ def _is_component(name: str, value: Any) -> bool:
         return value == _OURS
     library, kind = value
     bases = tuple(_member(module, base) for module, names in _BASES.items() for base in names)
-    return _is_kind(_member(library, _RENAMED.get(kind, kind)), bases)
+    return _is_kind(_member(str(library), str(_RENAMED.get(kind, kind))), bases)
 
 
 def _is_kind(member: Any, bases: tuple[type, ...]) -> bool:

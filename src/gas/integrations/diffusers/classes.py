@@ -61,7 +61,7 @@ def _arguments() -> dict[str, frozenset[str]]:
     library = diffusers()
     kinds = {name: getattr(library, name) for name in dir(library) if name.endswith("Scheduler")}
     return {
-        name: frozenset(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
+        name: frozenset(inspect.signature(kind).parameters) - {"kwargs"}
         for name, kind in kinds.items()
         if isinstance(kind, type)
         and issubclass(kind, library.SchedulerMixin)

@@ -39,7 +39,7 @@ def misfits(
     prediction = model.get("prediction")
     if prediction in PREDICTIONS and prediction != process.prediction:
         wrong.append(f"prediction {prediction} (this pipeline: {process.prediction})")
-    if guidance is not None and guidance != document.guidance:
+    if guidance is not None and abs(guidance - document.guidance) > 1e-6:
         wrong.append(f"guidance {document.guidance:g} (this pipeline: {guidance:g})")
     if shift is not None and "shift" in model and abs(float(model["shift"]) - shift) > 1e-3 * shift:
         wrong.append(f"shift {float(model['shift']):g} (this pipeline: {shift:g})")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gas.artefact import Artefact
+from gas.integrations.diffusers.caller import guidance_of_call
 from gas.integrations.diffusers.choice import Choice, NetworkTimes, Policy, shift_of
 from gas.integrations.diffusers.fit import misfits
 from gas.integrations.diffusers.plan import Plan
@@ -63,7 +64,8 @@ class GASScheduler(SavedScheduler):
         schedule: ``"learned"`` takes only the number of ``sigmas`` or ``timesteps`` that a pipeline hands over,
             ``"pipeline"`` runs ``base`` at exactly those.
         timestep_dtype: dtype that told times are rounded to: that of a pipeline that casts them.
-        guidance_scale: what the pipeline will be called with, to be compared with the solver's.
+        guidance_scale: what the network is guided with, to be compared with the solver's, in a loop of your own; of a
+            pipeline the scale of each call is seen and compared.
         strict: refuse a pipeline that the solver was not made for, instead of warning.
 
     Raises:
@@ -128,7 +130,8 @@ class GASScheduler(SavedScheduler):
         self._checked: set[tuple[Any, ...]] = set()
         self._run: Run | None = None
         self._plan: Plan | None = None
-        self._returned: Tensor | None = None
+        self._returned: Tensor | None = None  # until the run is over, and of a run that was not finished
+        self._unfinished: Tensor | None = None
         self.num_inference_steps: int | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -178,6 +181,7 @@ class GASScheduler(SavedScheduler):
         for note in notes:
             self._warn(note)
         self.num_inference_steps = self._plan.table.nfe
+        self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
         self._times = self._plan.t
         self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
@@ -240,10 +244,8 @@ class GASScheduler(SavedScheduler):
         n = self._step_index
         if n is None or n >= len(self._times) or self._run is None:
             n = self._begin(timestep, sample, eta)
-        elif (
-            sample is not self._returned
-        ):  # else the same run goes on, and reading a time may wait for the device
-            self._compare_time(n, timestep)
+        elif sample is not self._returned:  # where it is, no time is read, which may wait for the device
+            self._compare_run(n, timestep, sample)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
         moving = None if per_token_timesteps is None else self._moving(n, per_token_timesteps)
@@ -301,10 +303,15 @@ class GASScheduler(SavedScheduler):
 
     def _check(self, sample: Tensor) -> None:
         """Say, or refuse, that the solver was made for something else than this pipeline: once for each use."""
-        use = (sample.shape[1:], sample.dtype, self._shift, self.num_inference_steps)
+        guidance = self.config["guidance_scale"]
+        if self.artefact is not None and self.artefact.document.model is not None:
+            # Of a table without a model nothing says what guidance it was learned at.
+            called = guidance_of_call(self)
+            guidance = guidance if called is None else called
+        use = (sample.shape[1:], sample.dtype, self._shift, self.num_inference_steps, guidance)
         if use in self._checked:
             return
-        guidance, shape = self.config["guidance_scale"], sample.shape[1:]
+        shape = sample.shape[1:]
         wrong = misfits(self.artefact, self.process, guidance=guidance, shift=self._shift, sample_shape=shape)
         if wrong and self.artefact is not None:
             text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
@@ -324,14 +331,15 @@ class GASScheduler(SavedScheduler):
                 "makes the scheduler round times itself"
             )
 
-    def _compare_time(self, n: int, timestep: float | Tensor) -> None:
-        """Warn of a state from elsewhere that comes with another step's time: two runs share the scheduler."""
+    def _compare_run(self, n: int, timestep: float | Tensor, sample: Tensor) -> None:
+        """Warn of a state of another run: it comes with another step's time, or a run that was left off returned it."""
         told = torch.as_tensor(timestep).detach()
-        if told.numel() == 1 and self._told[self._index(told)] != self._told[n]:
+        elsewhere = told.numel() == 1 and self._told[self._index(told)] != self._told[n]
+        if elsewhere or sample is self._unfinished:
             warnings.warn(
-                f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample that this scheduler did "
-                f"not return came at {float(told):g}: a scheduler serves one run at a time, "
-                "give each its own, copy.deepcopy(scheduler)",
+                f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample of another run came, at "
+                f"{told.flatten()[0].item():g}: a scheduler serves one run at a time and mixes two; give each its own, "
+                "copy.deepcopy(scheduler)",
                 stacklevel=3,
             )
 
