@@ -335,6 +335,7 @@ def test_files_of_something_else(content: Any, words: str, tmp_path: Path) -> No
 
 def test_words_about_files(network: Path, tmp_path: Path) -> None:
     assert "should end in .safetensors, got" in refused(network, tmp_path / "out.json")
+    (tmp_path / "a.safetensors").touch()
     assert "is safetensors already" in refused(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert "none.pkl" in refused(tmp_path / "none.pkl", tmp_path / "b.safetensors")
     file = pickled(teachers(), tmp_path / "d.pkl")

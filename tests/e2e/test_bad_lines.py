@@ -201,7 +201,7 @@ LINES = {
         --set x; --set x=1; --set batch=0; --set batch; --measure '"'; --measure x; --measure --features
         --measure '--a "b'
         --markdown /proc/x.md; --markdown {folder}; --results {text}; --results /proc/x; --device meta; more
-        --measure '--nosuch 3'; --measure '--features x'; --measure '--weights nowhere'; --nosuch
+        --measure '--nosuch 3'; --run --measure '--features x'; --run --measure '--weights nowhere'; --nosuch
     """,
     "reproduce": """
         x; TABLE2A; table; list --run; list --measure --x; list --markdown x.md; list --set batch=8; ''; list x

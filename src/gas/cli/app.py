@@ -20,7 +20,7 @@ from gas.cli.checks import check_device, error_text
 from gas.display import plain
 from gas.threads import set_thread_defaults
 
-__all__ = ["app", "command", "holding", "main", "parsed"]
+__all__ = ["app", "check_options", "command", "holding", "main"]
 
 P = ParamSpec("P")
 
@@ -167,16 +167,19 @@ def _set_tf32(truncated: bool) -> None:
     truncate(truncated)
 
 
-def parsed(name: str, words: list[str]) -> Any:
-    """Return a command's parameters as they are read from words, without running it.
+def check_options(name: str, words: list[str], *, values: bool = False) -> None:
+    """Refuse words that are no options of a command, and where ``values`` are looked at, options with bad ones.
 
     Raises:
         ValueError: says what is wrong with the words.
     """
     commands: Any = typer.main.get_command(app)
+    command: Any = commands.commands[name]
     try:
-        with commands.commands[name].make_context(f"gas {name}", list(words)) as context:
-            return context.params
+        if values:
+            command.make_context(f"gas {name}", list(words)).close()
+        else:
+            command.make_parser(typer.Context(command, info_name=name)).parse_args(list(words))
     except _UsageError as error:
         raise ValueError(f"gas {name}: {error.format_message()}") from None  # type: ignore[attr-defined]
 

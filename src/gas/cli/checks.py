@@ -42,7 +42,7 @@ def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.
 
     def callback(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
         source = context.get_parameter_source(param.name or "")
-        if source is None or source.name != "COMMANDLINE":
+        if context.resilient_parsing or source is None or source.name != "COMMANDLINE":
             return value
         for each in value if isinstance(value, (list, tuple)) else [value]:
             for check in checks:

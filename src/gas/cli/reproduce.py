@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gas.cli.app import command, holding
+from gas.cli.app import check_options, command, holding
 from gas.cli.checks import checked, output_file, output_folder, registered
 from gas.cli.options import Json, was_given
 from gas.cli.paper_line import Line, More
@@ -47,9 +47,7 @@ def _measure_words(text: str) -> list[str]:
     if words and not words[0].startswith("-"):
         raise ValueError(f"options of gas evaluate are wanted, as --features inception, got {text[:80]!r}")
     if words:
-        from gas.cli.app import parsed
-
-        parsed("evaluate", ["--solver", __file__, *words])
+        check_options("evaluate", words)
     return words
 
 
@@ -115,6 +113,7 @@ def reproduce(
     more = More(tuple(sets or ()), preset_weights, device, tuple(_measure_words(measure)))
     lines = [Line.of(cell, results, more) for cell in chosen.cells]
     if go:
+        check_options("evaluate", ["--solver", __file__, *_measure_words(measure)], values=True)
         with holding(results, f"gas reproduce {chosen.name}", folder=True):
             _make(lines)
     told = _told(chosen, lines, results)
