@@ -12,7 +12,7 @@ from gas import zoo
 from gas.adversarial import gradient_penalty
 from gas.catalogue import Classical
 from gas.cli import app
-from gas.cuda_graphs import CudaGraphed, CudaGraphs
+from gas.cuda_graphs import CudaGraphed, CudaGraphs, settings_of
 from gas.fit import fit
 from gas.learned import GeneralizedSolver
 from gas.optimizers import Adam, GaussNewton, GaussNewtonSteps
@@ -206,6 +206,20 @@ def test_what_cannot_be_is_refused(digits):
     words = ["pairs", "--model", "digits", "--out", "nowhere", "--precision", "float16"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and "unknown precision 'float16'" in result.stderr
+
+
+def test_a_recording_is_of_one_autocast():
+    x, enabled = torch.zeros(2), torch.is_autocast_enabled("cuda")
+    dtype, keys = torch.get_autocast_dtype("cuda"), [settings_of(x)]
+    try:
+        for narrow in (torch.float16, torch.bfloat16):
+            torch.set_autocast_enabled("cuda", True)
+            torch.set_autocast_dtype("cuda", narrow)
+            keys.append(settings_of(x))
+    finally:
+        torch.set_autocast_enabled("cuda", enabled)
+        torch.set_autocast_dtype("cuda", dtype)
+    assert len(set(keys)) == 3 and settings_of(x) == keys[0]
 
 
 def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits, table):

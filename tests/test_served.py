@@ -192,3 +192,23 @@ def test_inpainting(sd):
             x = (1 - free) * known + free * x
     assert_same(made, x)
     torch.testing.assert_close(made * (1 - free), drawn * (1 - free))
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda x: x.mul_(0.9), lambda x: x[:].mul_(0.9), lambda x: x.data.mul_(0.9)]
+)
+def test_a_callback_may_edit_latents_in_place(sd, edit):
+    model = from_pipeline(sd, PROMPTS)
+    sd.scheduler = scheduler(sd, model)
+
+    def run(callback):
+        told = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent"}
+        return sd("a cat", latents=model.noise([5]), callback_on_step_end=callback, **told).images
+
+    def in_place(pipe, n, t, given):
+        edit(given["latents"])
+        return given
+
+    made = run(in_place)
+    assert torch.equal(made, run(lambda pipe, n, t, given: {"latents": 0.9 * given["latents"]}))
+    assert not torch.equal(made, run(lambda pipe, n, t, given: given))

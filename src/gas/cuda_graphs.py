@@ -11,7 +11,7 @@ from gas.denoise import Denoiser
 from gas.tf32 import truncated
 from gas.wrapped import WrappedModel
 
-__all__ = ["CudaGraphed", "CudaGraphs"]
+__all__ = ["CudaGraphed", "CudaGraphs", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CudaGraphed:
         """
         if x.device.type != "cuda":
             raise ValueError(f"CUDA graphs need a CUDA device, x is on {x.device}: ask the denoiser itself")
-        key = (tuple(x.shape), x.dtype, x.device, *truncated())
+        key = settings_of(x)
         if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.most):
             return self.denoise(x, t)
         if key not in self._graphs:
@@ -73,6 +73,12 @@ class CudaGraphed:
         with torch.cuda.graph(graph, pool=pool):
             answer = self.denoise(x, t)
         return _Graph(graph, x, t, answer)
+
+
+def settings_of(x: Tensor) -> tuple[object, ...]:
+    """All that kernels are chosen by, so that a graph recorded under other settings is not replayed."""
+    cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return (tuple(x.shape), x.dtype, x.device, *cast, *truncated())
 
 
 @dataclass(frozen=True)

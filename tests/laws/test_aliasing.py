@@ -399,6 +399,17 @@ def test_a_scheduler_says_that_two_runs_share_it(table, x):
     assert first.shape == x.shape
 
 
+def test_a_scheduler_says_that_a_run_goes_on_which_another_took_the_place_of(x):
+    table = table_named("ipndm-3", NFE)
+    scheduler, other = scheduler_of(table), x + 1
+    t = scheduler.timesteps
+    first = scheduler.step(pure(x, t[0]), t[0], x, return_dict=False)[0]
+    scheduler.set_timesteps(NFE)
+    scheduler.step(pure(other, t[0]), t[0], other)
+    with pytest.warns(UserWarning, match="a sample of another run came"):
+        scheduler.step(pure(first, t[1]), t[1], first)
+
+
 def test_a_scheduler_is_silent_about_one_run(table, x):
     """Edited states, states elsewhere, copies of the scheduler in the middle, a run after a run."""
     with warnings.catch_warnings():
