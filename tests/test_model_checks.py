@@ -227,3 +227,20 @@ def test_layers_that_answer_otherwise_in_training_have_to_be_evaluating(layer):
 
 def test_time_problem_does_not_look_into_foreign_functions():
     assert time_problem(model(lambda x, t: 1 / 0, gas.VPLinear())) == ""
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError])
+@pytest.mark.parametrize("message", ["t must lie in [0, 1]", "t must lie in [0, 1], and is no integer step"])
+def test_a_network_may_refuse_times_outside_its_range(error, message):
+    exact = Exact(gas.VPLinear(), "noise")
+
+    def network(x, t):
+        if bool((t > 1).any()):
+            raise error(message)
+        return exact(x, t)
+
+    own = model(NoiseDenoiser(network, gas.VPLinear()), gas.VPLinear())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.bind(None)
+    assert gas.check_model(own) == []
