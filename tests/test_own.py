@@ -9,6 +9,7 @@ from torch import nn
 import gas
 from doubles import Gaussian, Mixture
 from gas.compare import fresh, run
+from gas.fit import _implausible
 from gas.model import labels_of_seeds, weights_hash
 from gas.race import Race
 
@@ -312,6 +313,18 @@ def test_a_solver_that_is_worse_than_a_constant_is_noticed():
         for nfe in (2, 3):
             start = gas.GeneralizedSolver(easy.schedule, nfe, 1e-3)
             list(gas.fit(start, easy, taught, config=gas.GaussNewton(iterations=2, batch=4)))
+
+
+def test_the_loss_of_a_constant_is_taken_where_the_model_is_and_without_gradient():
+    calls = []
+
+    def loss(x, target):
+        calls.append((x.device.type, target.device.type, torch.is_grad_enabled()))
+        return torch.ones(len(x))
+
+    pairs = gas.pairs.teach(gaussian(), gas.Classical("unipc-3-bh2", "log_snr", 10, 1e-3), range(4))
+    assert "the mean of the teacher's samples" in _implausible(1e3, pairs, loss, torch.device("meta"))
+    assert calls == [("meta", "meta", False)]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 3.0])

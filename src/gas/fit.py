@@ -184,7 +184,8 @@ def fit(
                     save_state(path, {"identity": identity, **training.state()})
                 yield record
             if steps.iteration >= training.iterations:
-                if criterion is None and (problem := _implausible(training.best_loss, validation, asked)):
+                best = training.best_loss
+                if criterion is None and (problem := _implausible(best, validation, asked, model.device)):
                     warnings.warn(problem, UserWarning, stacklevel=2)
                 return
             training.advance()
@@ -192,9 +193,10 @@ def fit(
         solver.load_state_dict(training.best)
 
 
-def _implausible(best: float, validation: Pairs, loss: Loss) -> str:
+@torch.no_grad()
+def _implausible(best: float, validation: Pairs, loss: Loss, device: torch.device) -> str:
     """What to say of a solver that is much worse than one that answers every noise with the teacher's mean."""
-    target = next(validation.batches()).target
+    target = next(validation.batches()).target.to(device)
     usual = float(loss(target.mean(0).expand_as(target), target).mean())
     if not best > _WORSE * usual > 0:
         return ""
