@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Threads that wait sleep instead of spinning on a processor that others need. `gas` sets both by itself.
-export OMP_WAIT_POLICY ?= PASSIVE
-export KMP_BLOCKTIME ?= 0
+# Threads that wait sleep instead of spinning on a processor that others need, unless any of these settings is yours.
+# `gas` does the same by itself.
+ifeq (,$(OMP_WAIT_POLICY)$(GOMP_SPINCOUNT)$(KMP_BLOCKTIME)$(KMP_LIBRARY))
+export OMP_WAIT_POLICY := PASSIVE
+export KMP_BLOCKTIME := 0
+endif
 
 .PHONY: demo test lint bench clean
 

@@ -1,6 +1,7 @@
 """How a command starts: threads that share a machine, interrupts while modules load, the version."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -156,6 +157,27 @@ def test_the_version_is_that_of_the_installed_package():
     assert gas.__version__ == version("gas-solver")
 
 
-def test_the_makefile_lets_threads_sleep_too():
-    text = (Path(__file__).parents[1] / "Makefile").read_text()
-    assert "export OMP_WAIT_POLICY ?= PASSIVE" in text
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("setting", "waiting"),
+    [
+        ({}, "PASSIVE,,0,"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE,,,"),
+        ({"GOMP_SPINCOUNT": "5"}, ",5,,"),
+        ({"KMP_BLOCKTIME": "200"}, ",,200,"),
+        ({"KMP_LIBRARY": "turnaround"}, ",,,turnaround"),
+    ],
+)
+def test_the_makefile_lets_threads_sleep_unless_the_user_says_otherwise(setting, waiting):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    shown = ",".join(f"$${name}" for name in names)
+    done = subprocess.run(
+        ["make", "-s", "-f", "-", "show"],
+        input=f"include Makefile\nshow:\n\t@echo {shown}\n",
+        cwd=Path(__file__).parents[1],
+        env={name: value for name, value in os.environ.items() if name not in names} | setting,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == waiting
