@@ -380,9 +380,8 @@ def test_critics_of_their_own_size_are_made_afresh_for_every_solver():
 def test_the_criterion_is_a_distance_of_distributions(validation):
     x = validation.target
     criterion = FrechetCriterion(lambda x: x, x)
-    assert criterion(x.flip(0)) == pytest.approx(
-        0.0, abs=1e-9
-    )  # another sample for every noise, the same set
+    # Another sample for every noise, the same set.
+    assert criterion(x.flip(0)) == pytest.approx(0.0, abs=1e-9)
     assert criterion(x * 0.5) > 0.01
     assert criterion(torch.full_like(x, float("nan"))) == float("inf")
 

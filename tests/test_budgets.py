@@ -164,9 +164,8 @@ def test_every_refusal_is_short_quick_and_small(form, tmp_path):
     assert not offenders(form, bombs.ANY | READERS[form][2], tmp_path)
 
 
-if (
-    __name__ == "__main__"
-):  # every file to every reader of its form: `PYTHONPATH=src:tests python tests/test_budgets.py`
+# Every file to every reader of its form: `PYTHONPATH=src:tests python tests/test_budgets.py`.
+if __name__ == "__main__":
     import tempfile
     from pathlib import Path
 

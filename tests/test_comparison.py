@@ -138,9 +138,8 @@ def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, 
     for a, b in zip(first, again, strict=True):
         assert a.row() == b.row()
         assert torch.equal(a.errors.float(), b.errors)
-    monkeypatch.setattr(
-        grid_module.time, "perf_counter", lambda: 0.0
-    )  # whatever is measured now took no time
+    # Whatever is measured now took no time.
+    monkeypatch.setattr(grid_module.time, "perf_counter", lambda: 0.0)
     others, _ = filled(setting, ruler_of(pairs, told={"features": "others"}), specs, [2], tmp_path)
     assert made == []
     assert [c.seconds for c in others[1:]] == [c.seconds for c in first[1:]]  # of making them

@@ -213,9 +213,8 @@ def test_a_name_is_text_in_every_report(name, tmp_path):
             reported(text).write(tmp_path), key=lambda path: ["md", "html", "csv"].index(path.suffix[1:])
         )
     )
-    table = "\n".join(
-        line for line in table.splitlines() if not line.startswith("    ")
-    )  # the command, as code
+    # The command, as code.
+    table = "\n".join(line for line in table.splitlines() if not line.startswith("    "))
     for shown in (table, page, sheet):
         assert set(unseen(shown)) <= {"\n"}
         assert shown is sheet or ("<script>alert" not in shown and "<img src=x" not in shown)

@@ -483,9 +483,8 @@ def test_an_estimate_of_a_frechet_distance_and_its_interval_belong_together(shif
     assert np.mean(plain) > truth + 0.1
     assert np.mean([value for value, _ in found]) == pytest.approx(truth, abs=0.05)
     assert all(low <= value <= high for value, (low, high) in found)
-    assert (
-        share_inside([ends for _, ends in found], truth) >= 0.88
-    )  # 95% of 60, less two standard errors and a half
+    # 95% of 60, less two standard errors and a half.
+    assert share_inside([ends for _, ends in found], truth) >= 0.88
 
 
 def test_the_interval_between_pairs_is_of_pairs():
@@ -500,9 +499,8 @@ def test_the_interval_between_pairs_is_of_pairs():
     ends = [each.frechet_interval for each in found]
     assert all(low <= each.frechet_corrected <= high for each, (low, high) in zip(found, ends, strict=True))
     assert share_inside(ends, truth) >= 0.85
-    assert (
-        np.mean([high - low for low, high in ends]) < truth
-    )  # resampling one side alone makes it several times that
+    # Resampling one side alone makes it several times that.
+    assert np.mean([high - low for low, high in ends]) < truth
     with pytest.raises(ValueError, match="must be as many, row by row, got 80 and 79"):
         distribution(made, teacher[1:], paired=True)
 

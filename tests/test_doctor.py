@@ -59,9 +59,8 @@ def test_totals_add_up() -> None:
     assert (pairs.evaluations, pairs.seconds) == (6000 * 20, 6000 * 20)
     assert gs.seconds == 100 * 10 * (4 * 3 + 2) + 3 * 1000 * (4 + 1)
     assert gas.seconds == 200 * 10 * (4 * 3 + 2 + 7) + 5 * 1000 * (4 + 1)
-    assert (
-        gs.evaluations == 100 * 10 * 4 * 3 + 3 * 1000 * 4
-    )  # as gas.fit counts, and what it does not: validation
+    # As gas.fit counts, and what it does not: validation.
+    assert gs.evaluations == 100 * 10 * 4 * 3 + 3 * 1000 * 4
     assert (gs.peak, gs.flat) == (90 + 10 * (4 * 1000 + 500), 90 + 10 * (3 * 1000 + 500))
     (_, two, _) = totals(preset, unit, 2)
     assert two.flat == two.peak == 90 + 10 * (2 * 1000 + 500)

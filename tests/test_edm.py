@@ -153,9 +153,8 @@ def test_fused_resampling_filters_after_the_weights(taps: list[float], margin: i
     layer = Convolution(3, 4, 3, down=True, taps=taps, fused=True).double()
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-    wide = F.conv2d(
-        F.pad(x, [1 + margin] * 4), layer.weight
-    )  # the weighted map, and what the filter sees beyond
+    # The weighted map, and what the filter sees beyond.
+    wide = F.conv2d(F.pad(x, [1 + margin] * 4), layer.weight)
     f = torch.tensor(taps, dtype=torch.float64)
     kernel, reach = torch.outer(f, f) / f.sum() ** 2, range(len(taps))
     parts = [kernel[i, j] * wide[..., i : i + 11 : 2, j : j + 11 : 2] for i in reach for j in reach]

@@ -100,9 +100,8 @@ def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
     one = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
     assert weights + one + flat[1] < 1.15 * (weights + one + flat[0])
     assert fast[1] - weights > 2 * (fast[0] - weights)
-    assert one == pytest.approx(
-        (fast[1] - weights) / 10, rel=0.1
-    )  # and a call's own share has no weights in it
+    # And a call's own share has no weights in it.
+    assert one == pytest.approx((fast[1] - weights) / 10, rel=0.1)
 
 
 def test_the_calls_kept_are_the_last_ones(digits, pairs):

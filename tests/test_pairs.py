@@ -111,9 +111,8 @@ def test_answers_in_another_memory_layout_are_the_same_bytes(tmp_path):
     class ChannelsLast(Images):
         layout = torch.channels_last
 
-    plain = Table(
-        TABLE.times, torch.zeros_like(TABLE.states), TABLE.outputs
-    )  # the answers' layout goes through
+    # The answers' layout goes through.
+    plain = Table(TABLE.times, torch.zeros_like(TABLE.states), TABLE.outputs)
     write(tmp_path / "plain", table=plain, model=Images(sample_shape=(2, 3, 3)))
     write(tmp_path / "last", table=plain, model=ChannelsLast(sample_shape=(2, 3, 3)))
     assert contents(tmp_path / "last") == contents(tmp_path / "plain")

@@ -183,9 +183,8 @@ def test_errors_at_one_nfe_are_bars(curves, tmp_path):
 
     def longest(color):
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        rows = (
-            np.abs(pixels - wanted).sum(axis=2) < 12
-        )  # numbers and names have the colour too: the longest run counts
+        # Numbers and names have the colour too: the longest run counts.
+        rows = np.abs(pixels - wanted).sum(axis=2) < 12
         return max(len(list(run)) for row in rows for alike, run in itertools.groupby(row) if alike)
 
     if len(curves) == 2:

@@ -67,9 +67,8 @@ def test_first_order_is_their_own_sampler(name, theirs):
         ours.set_timesteps(timesteps=other.timesteps)
     assert torch.allclose(ours.timesteps, other.timesteps.to(torch.float32), atol=1e-3)
     y = x
-    for n in range(
-        4 if theirs == "FlowMatch" else 3
-    ):  # DDIM's last step goes to alpha = 1, ours to the first step
+    # DDIM's last step goes to alpha = 1, ours to the first step.
+    for n in range(4 if theirs == "FlowMatch" else 3):
         output = network(x, ours.timesteps[n].expand(2))
         x = ours.step(output, ours.timesteps[n], x).prev_sample
         y = other.step(output, other.timesteps[n], y).prev_sample
@@ -338,9 +337,8 @@ def test_vp_levels_and_times_handed_over():
     other.set_timesteps(4)
     made = gas.GASScheduler.from_config(other.config, schedule="pipeline")
     made.set_timesteps(sigmas=other.sigmas.tolist()[:-1])
-    assert torch.allclose(
-        made.timesteps, other.timesteps, atol=0.51
-    )  # theirs interpolates in sigma, ours in log alpha
+    # Theirs interpolates in sigma, ours in log alpha.
+    assert torch.allclose(made.timesteps, other.timesteps, atol=0.51)
     assert torch.allclose(made.sigmas[:-1], other.sigmas[:-1], rtol=1e-5)
     made.set_timesteps(timesteps=[999, 850, 24])
     assert made.timesteps.tolist() == pytest.approx([999, 850, 24])

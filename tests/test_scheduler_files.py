@@ -35,9 +35,8 @@ def test_saved_and_loaded_alone(name, tmp_path):
     assert torch.equal(pipeline(again, x, 5), pipeline(made, x, 5)), "float64 does not survive"
     ours = {key: value for key, value in made.config.items() if not key.startswith("_")}
     assert ours == {key: value for key, value in again.config.items() if not key.startswith("_")}
-    assert (
-        json.loads(json.dumps(dict(made.config)))["solver"] == made.config.solver
-    )  # plain JSON, nothing pickled
+    # Plain JSON, nothing pickled.
+    assert json.loads(json.dumps(dict(made.config)))["solver"] == made.config.solver
     changed = gas.GASScheduler.from_pretrained(tmp_path / "folder", missing_nfe="error")
     assert changed.config.missing_nfe == "error" and changed.config.schedule == "pipeline"
     in_memory = gas.GASScheduler.from_config(made.config)

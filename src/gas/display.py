@@ -37,9 +37,8 @@ def markdown(text: object) -> str:
     # An underscore within a word is no emphasis, and our own names are full of them.
     shown = re.sub(r"(?<=[^\W_])_(?=[^\W_])", "\0", plain(text))
     shown = "".join(_MARKDOWN.get(each, each) for each in shown).replace("\0", "_")
-    return re.sub(
-        r"\](?=[(\[])", r"\\]", shown
-    )  # a bracket is a link only before another, and so is an interval none
+    # A bracket is a link only before another, so an interval alone needs no escape.
+    return re.sub(r"\](?=[(\[])", r"\\]", shown)
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

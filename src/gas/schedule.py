@@ -350,9 +350,7 @@ def _within(schedule: Schedule, t: Time) -> Tensor:
         return t
     try:
         low, high = (float(end) for end in t.detach().aminmax())
-    except (
-        RuntimeError
-    ):  # of a batch of times in vmap, or of none in a FakeTensor, there are no values to look at
+    except RuntimeError:  # a batch of times in vmap and a FakeTensor have no values to look at
         return t
     if not schedule.t_min - _ROUNDING <= low <= high <= schedule.t_max + _ROUNDING:
         wrong = low if low < schedule.t_min - _ROUNDING else high

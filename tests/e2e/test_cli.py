@@ -102,9 +102,8 @@ def test_train_reports_and_cleans_up(work):
         assert row["validation_loss"] <= row["best_classical_loss"]
         assert 1000 < row["training_evaluations"] < 100_000
         assert row["validation_median"] > 0
-        assert row["validation_psnr"] > 10 * math.log10(
-            4 / row["validation_loss"]
-        )  # Jensen: a mean of logarithms
+        # Jensen: a mean of logarithms.
+        assert row["validation_psnr"] > 10 * math.log10(4 / row["validation_loss"])
     assert not (work / "digits.json.state").exists()
     document = gas.load(work / "digits.json").document
     assert document.teacher == {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 8, "t_end": 1e-3}

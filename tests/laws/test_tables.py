@@ -101,9 +101,8 @@ def test_gradients_in_the_times(name):
 def test_flow_ends_are_finite_with_finite_gradients(name, grid, t_end):
     t = GRIDS[grid](Flow(), 6, t_end).requires_grad_()
     ends = torch.tensor([True, *[False] * 5, True])
-    table = SOLVERS[name](
-        Flow(), torch.where(ends, t.detach(), t)
-    )  # the ends are constants, as when learning
+    # The ends are constants, as when learning.
+    table = SOLVERS[name](Flow(), torch.where(ends, t.detach(), t))
     unrolled = table.unrolled()
     assert torch.isfinite(unrolled).all()
     unrolled.square().sum().backward()

@@ -53,9 +53,8 @@ class _OneLineErrors(TyperGroup):
             code = 2
         except typer.Abort:
             code = 130
-        if (
-            code == 130 and not _interrupted
-        ):  # outside of any command: while options were read and modules loaded
+        # Outside of any command: while options were read and modules loaded.
+        if code == 130 and not _interrupted:
             _say("interrupted.")
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -112,9 +112,8 @@ class Inception(nn.Module):
         self.units = nn.ModuleDict({_key(unit): _Unit(unit, kept) for unit in _units()})
         self.eval().requires_grad_(False)
         try:
-            self._pooled(
-                torch.zeros(1, 3, 75, 75)
-            )  # the smallest image that every block has something to see of
+            # The smallest image that every block has something to see of.
+            self._pooled(torch.zeros(1, 3, 75, 75))
         except RuntimeError as error:
             raise ValueError(
                 f"shapes of the Inception's weights do not fit together: {one_line(error)}"

@@ -85,9 +85,8 @@ class LPIPS(nn.Module):
             for _ in places:
                 x = F.relu(F.conv2d(x, self.weights[convolution], self.biases[convolution], padding=1))
                 convolution += 1
-            length = (
-                x.square().sum(1, keepdim=True).clamp(min=1e-20).sqrt()
-            )  # whose slope at zero is not infinite
+            # Whose slope at zero is not infinite.
+            length = x.square().sum(1, keepdim=True).clamp(min=1e-20).sqrt()
             unit = x / (length + 1e-10)
             seen.append((unit * self.roots[stage][:, None, None] / math.sqrt(x[0, 0].numel())).flatten(1))
         return torch.cat(seen, dim=1)

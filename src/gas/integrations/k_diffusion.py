@@ -66,13 +66,11 @@ def sample_gas(
     levels = _levels(schedule, table.times)
     if not isinstance(schedule, Flow):
         table = sigma_form(table, schedule(table.times)[0])
-    stepper, x = (
-        Stepper(table),
-        x.clone(),
-    )  # hosts change states between steps (inpainting), here the caller's too
-    told = [level.to(x.device, torch.promote_types(x.dtype, torch.float32)) for level in levels]
+    # Hosts change states between steps (inpainting): the caller's noise is not to change with them.
+    stepper, x = Stepper(table), x.clone()
+    step_sigmas = [level.to(x.device, torch.promote_types(x.dtype, torch.float32)) for level in levels]
     for i in _progress(table.nfe, disable):
-        sigma = told[i]
+        sigma = step_sigmas[i]
         denoised = model(x.clone(), sigma.to(x.dtype) * x.new_ones(len(x)), **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})

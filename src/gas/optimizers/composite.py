@@ -90,9 +90,8 @@ class _Model:
         hessian = jacobian.T @ self.hessian @ jacobian
         metric = torch.diag(floored(hessian.diagonal()))
         for _ in range(_TRIES):
-            move, _ = torch.linalg.solve_ex(
-                hessian + damping * metric, gradient
-            )  # NaN where that is singular
+            # NaN where that is singular.
+            move, _ = torch.linalg.solve_ex(hessian + damping * metric, gradient)
             there = self.at(here.p.index_add(0, free, -move))
             if there.value < here.value:
                 return there, damping

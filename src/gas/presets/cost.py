@@ -139,9 +139,8 @@ def _counts(preset: Preset) -> tuple[tuple[int, ...], tuple[int, int], tuple[int
     operations = tuple(_operations(one) for one in work.all())
     if preset.kind == "edm":
         return operations, _kept(work), work.sizes()
-    with FakeTensorMode(
-        allow_non_fake_inputs=True
-    ):  # attention then takes its fused form, which keeps no matrix
+    # Attention then takes its fused form, which keeps no matrix.
+    with FakeTensorMode(allow_non_fake_inputs=True):
         kept = _kept(_Works(preset, asked(preset, "cpu"), torch.device("cpu"), 1))
     return operations, kept, work.sizes()
 

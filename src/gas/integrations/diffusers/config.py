@@ -53,9 +53,8 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: for a scheduler class that samples something else than a diffusion or flow ODE, and for a flow that
             runs from data to noise.
     """
-    said = {
-        key: value for key, value in config.items() if key != "_use_default_values"
-    }  # theirs are not ours
+    # Defaults of their classes are not ours.
+    said = {key: value for key, value in config.items() if key != "_use_default_values"}
     name = str(said.get("_class_name") or _class_name(config))
     if name in _FLOW and _of_a_vp_model(said):
         name = _OWN

@@ -128,7 +128,7 @@ class ProcessDenoiser:
 
 
 class StepValues(torch.Tensor):
-    """One number a training step, which a pipeline may look up at the float time that its network is step.
+    """One number a training step, which a pipeline may look up at the float time that its network is given.
 
     Between two steps ``log`` of the number is interpolated, as in :class:`gas.VPDiscrete`. Everything else of a tensor
     gives a plain tensor.
