@@ -22,7 +22,7 @@ from solvers import GRIDS, NAMES, SCHEDULES
 
 from doubles import Mixture
 from gas.artefact import load, save
-from gas.catalogue import SOLVERS
+from gas.catalogue import SOLVERS, Classical
 from gas.io import JSON_DEPTH, sealed
 from gas.learned import S4S, GeneralizedSolver
 from gas.sample import sample
@@ -176,6 +176,24 @@ def test_a_family_is_a_mapping_a_list_or_one(tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert [e.kind for e in load(paths[0]).document.solvers] == ["S4S", "GeneralizedSolver"]
     assert load(paths[2]).nfes == [3]
+
+
+def test_a_solver_by_name_is_saved_as_its_table_on_the_schedule_of_the_model(tmp_path):
+    model = Mixture()
+    named = {n: Classical("ddim", "log_snr", n, model.t_end) for n in (2, 3)}
+    for solvers in (named[2], list(named.values()), named, [named[2], named[3].table(model.schedule)]):
+        save(tmp_path / "x.json", solvers, model=model)
+        found = load(tmp_path / "x.json")
+        for nfe in found.nfes:
+            table, expected = found.table(nfe), named[nfe].table(model.schedule)
+            assert all(map(torch.equal, vars(table).values(), vars(expected).values()))
+    for solvers in (named[2], [named[2]], named):
+        with pytest.raises(ValueError, match=r"Classical depends on a schedule: give model="):
+            save(tmp_path / "none.json", solvers)
+    for wrong in (None, 3, "ddim", Path("ddim"), found, [None], {2: "ddim"}):
+        with pytest.raises(ValueError, match=r"solvers must be a gas\.Table, gas\.Classical.* got \w+$"):
+            save(tmp_path / "none.json", wrong, model=model)
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_what_the_file_does_not_have_is_said(tmp_path):

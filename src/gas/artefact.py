@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from gas.io import CHECKSUM, brief, read_json, sealed, unsealed
 from gas.learned import GeneralizedSolver
 from gas.model import Model
 from gas.schedule import Schedule, schedule_from_config
-from gas.table import Table, table_of
+from gas.table import Table, TableMaker, table_of, table_on
 
 __all__ = ["Artefact", "load", "save"]
 
@@ -39,6 +39,9 @@ class Learned(Protocol):
     def provenance(self) -> Mapping[str, Any]: ...
     def measured(self) -> Mapping[str, float]: ...
 
+
+# What a file is made from; of a solver by name, its table on the schedule of ``model``.
+Saved = Solver | TableMaker | Learned
 
 # How a model was asked, not what it is: numbers learned at one precision serve at another.
 _ASKED = ("precision", "compiled")
@@ -164,7 +167,7 @@ class Artefact:
 
 def save(
     path: str | Path | None,
-    solvers: Solver | Learned | Sequence[Solver | Learned] | Mapping[int, Solver | Learned],
+    solvers: Saved | Sequence[Saved] | Mapping[int, Saved],
     *,
     model: Model | None = None,
     guidance: float | None = None,
@@ -180,7 +183,8 @@ def save(
 
     Args:
         path: the file, usually ``*.json``; ``None`` writes none and only returns what would be in it.
-        solvers: one table or solver module, or several of different NFE; or what :func:`gas.distill` yields last,
+        solvers: one table, solver module or solver by name (:class:`gas.Classical`, whose table on the schedule of
+            ``model`` is written), or several of different NFE; or what :func:`gas.distill` yields last,
             which brings the guidance, teacher, loss, training, start and measurements that are not given.
         model: the model they are for; the file will refuse others.
         guidance: the guidance scale they are for; 1, by default, is none.
@@ -191,10 +195,11 @@ def save(
         measured: by NFE, named measurements.
 
     Raises:
-        ValueError: when two have the same NFE, a key is not its solver's NFE, solvers and model disagree on
-            schedule or t_end, learned solvers were made in different ways, or a value is not finite.
+        ValueError: for what is no solver, or one by name without ``model``; when two have the same NFE, a key is not
+            its solver's NFE, solvers and model disagree on schedule or t_end, learned solvers were made in different
+            ways, or a value is not finite.
     """
-    bare, learned = _parted(solvers)
+    bare, learned = _parted(solvers, model)
     provenance = _shared([each.provenance for each in learned.values()])
     family = _family(bare)
     schedule, t_end = _setting(family, model)
@@ -250,16 +255,30 @@ def load(path: str | Path) -> Artefact:
     return artefact
 
 
-def _parted(solvers: Any) -> tuple[Any, dict[int, Learned]]:
-    """Solvers as they came, without the reports around them, and the reports by NFE."""
+def _parted(solvers: Any, model: Model | None) -> tuple[Any, dict[int, Learned]]:
+    """Solvers without the reports around them and with tables for names, and the reports by NFE."""
     if isinstance(solvers, Learned):
         return solvers.solver, {solvers.nfe: solvers}
-    if isinstance(solvers, (Table, nn.Module)):
-        return solvers, {}
+    if isinstance(solvers, (nn.Module, str)) or not isinstance(solvers, Iterable):
+        return _solver(solvers, model), {}
     pairs = list(solvers.items()) if isinstance(solvers, Mapping) else list(enumerate(solvers))
-    bare = {key: each.solver if isinstance(each, Learned) else each for key, each in pairs}
+    bare = {key: each.solver if isinstance(each, Learned) else _solver(each, model) for key, each in pairs}
     learned = {each.nfe: each for _, each in pairs if isinstance(each, Learned)}
     return (bare if isinstance(solvers, Mapping) else list(bare.values())), learned
+
+
+def _solver(solver: Any, model: Model | None) -> Solver:
+    if isinstance(solver, (Table, nn.Module)):
+        return solver
+    if isinstance(solver, Artefact) or not callable(getattr(solver, "table", None)):
+        wanted = "gas.Table, gas.Classical, learned solver or several of them"
+        raise ValueError(f"solvers must be a {wanted}, got {type(solver).__name__}")
+    if model is None:
+        kind = type(solver).__name__
+        raise ValueError(
+            f"the table of a {kind} depends on a schedule: give model=, or save solver.table(schedule)"
+        )
+    return table_on(solver, model.schedule)
 
 
 def _shared(provenances: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
