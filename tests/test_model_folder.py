@@ -18,9 +18,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
+import gas  # noqa: E402
 import pipelines  # noqa: E402 (after the library it needs)
 from gas.backbones import open_pipeline  # noqa: E402
 from gas.features.transformer import clip_of  # noqa: E402
+from gas.model_folder import check_model_folder  # noqa: E402
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -214,6 +216,11 @@ HOSTILE = {
     "network of many blocks": edit("unet/config.json", down_block_types=["DownBlock2D"] * 100_000),
     "encoder of a billion layers": edit("text_encoder/config.json", num_hidden_layers=10**9),
     "vocabulary of 10^12": edit("text_encoder/config.json", vocab_size=10**12),
+    "vocabulary of 10^30": edit("text_encoder/config.json", vocab_size=10**30),
+    "name that occurs twice": text("unet/config.json", '{"sample_size": 8, "sample_size": 8}'),
+    "config that passes for a solver": edit("unet/config.json", format="gas-solver", layers_per_block=10**6),
+    "solver that is none": text("scheduler/solver.json", '{"format": "gas-solver", "version": 1, "auto_map": {}}'),
+    "solver of 30 MB": text("scheduler/solver.json", b" " * 30_000_000),
     "scheduler of 10^12 steps": edit("scheduler/scheduler_config.json", num_train_timesteps=10**12),
     "positions of 10^12": edit(
         "unet/config.json", sample_size=10**6, num_attention_heads=8, attention_head_dim=64, patch_size=1
@@ -253,6 +260,32 @@ def test_what_a_clone_may_hold_beside_is_left_alone(change, folder: Path) -> Non
     change(folder)
     open_pipeline(str(folder))
     assert not (folder.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("nfe", [4, 500])
+def test_a_pipeline_that_was_saved_with_our_scheduler_opens_again(nfe: int, folder: Path) -> None:
+    pipe = open_pipeline(str(folder))
+    schedule = gas.VPDiscrete(pipe.scheduler.alphas_cumprod.double())
+    solver = gas.Classical("ipndm-3", "log_snr", nfe, 1e-3).table(schedule)
+    training = {"seeds": [0, 5_000_000], "seed": 2_000_000, "layers": 10**6}
+    artefact = gas.save(None, solver, training=training)
+    pipe.scheduler = gas.GASScheduler.from_config(pipe.scheduler.config, solver=artefact)
+    pipe.save_pretrained(folder.parent / "ours")
+    again = open_pipeline(str(folder.parent / "ours")).scheduler.artefact
+    assert again.nfes == [nfe] and dict(again.document.training) == training
+
+
+def test_a_solver_within_a_schedulers_config_is_one_too(folder: Path) -> None:
+    table = gas.Classical("ipndm-3", "log_snr", 4, 1e-3).table(gas.VPLinear())
+    gas.save(folder.parent / "solver.json", table, training={"seeds": [0, 5_000_000]})
+    content = json.loads((folder.parent / "solver.json").read_text())
+    edit("scheduler/scheduler_config.json", solver=content)(folder)
+    check_model_folder(folder)
+    edit("scheduler/scheduler_config.json", solver={**content, "auto_map": {"AutoModel": "evil.Evil"}})(
+        folder
+    )
+    with pytest.raises(ValueError, match="no sound solver"):
+        check_model_folder(folder)
 
 
 def snapshot(whole: Path, cache: Path, name: str) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from gas.document import document_of
+from gas.io import CHECKSUM, JSON_BYTES, one_line, open_regular, parse_json, read_bytes
 
 __all__ = ["check_model_folder", "read_json"]
 
@@ -15,8 +17,10 @@ __all__ = ["check_model_folder", "read_json"]
 # tokenizer's vocabulary up to 33 MB, and a network of a thousand tensors a header of 0.1 MB. At these limits the
 # checks take half a second and 100 MB.
 _ENTRIES, _DEPTH, _VOCABULARY_BYTES = 2000, 4, 64 << 20
-_JSON_BYTES, _JSON_BYTES_IN_ALL, _JSON_DEPTH, _JSON_VALUES = 4 << 20, 16 << 20, 32, 200_000
+_JSON_BYTES, _JSON_BYTES_IN_ALL, _JSON_VALUES = 4 << 20, 16 << 20, 200_000
 _TENSORS, _INTEGER, _EMBEDDING_BYTES = 20_000, 1 << 20, 1 << 30
+# A solver of ours beside its scheduler, which may be larger than any config: all of them have the bytes of one.
+_SOLVER = "solver.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 
 _CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pkl", ".pickle", ".joblib", ".dill"}
@@ -40,7 +44,7 @@ def check_model_folder(folder: str | Path) -> None:
     root = Path(folder)
     files = list(_files(root))
     tensors: dict[Path, int] = {}
-    read = 0
+    read = solvers = 0
     for file in files:
         if file.suffix.lower() in _CODE:
             raise _refusal(root, file, "holds code, which is never run from a model folder: remove it")
@@ -51,6 +55,10 @@ def check_model_folder(folder: str | Path) -> None:
         if file.suffix == ".safetensors":
             count, size = _header(root, file)
             tensors[file.parent], read = tensors.get(file.parent, 0) + count, read + size
+        elif file.name == _SOLVER:
+            solvers += file.stat().st_size
+            if solvers > JSON_BYTES:
+                raise _refusal(root, file, f"is beyond {JSON_BYTES:,} bytes of solvers: this is no pipeline")
         elif file.suffix == ".json":
             vocabulary = file.name in _VOCABULARIES
             _check_size(root, file, _VOCABULARY_BYTES if vocabulary else _JSON_BYTES)
@@ -66,15 +74,12 @@ def read_json(root: Path, file: Path, limit: int = _JSON_BYTES) -> Any:
     """Return what a JSON file in a model folder holds, of at most ``limit`` bytes.
 
     Raises:
-        ValueError: when it is no regular file, too large, nested too deeply or not JSON.
+        ValueError: when it cannot be read, is no regular file, too large, nested too deeply or not JSON.
     """
-    if not file.is_file():
-        raise _refusal(root, file, "is no regular file")
-    _check_size(root, file, limit)
     try:
-        return json.loads(file.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _refusal(root, file, f"is damaged ({type(error).__name__}): download it again") from error
+        return parse_json(read_bytes(file, limit), finite=False)
+    except (OSError, ValueError) as error:
+        raise _refusal(root, file, f"cannot be read: {one_line(error)}") from error
 
 
 def _refusal(root: Path, file: Path, why: str) -> ValueError:
@@ -122,15 +127,15 @@ def _check_size(root: Path, file: Path, limit: int) -> None:
 def _header(root: Path, file: Path) -> tuple[int, int]:
     """How many tensors a safetensors file declares, and in how many bytes."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(_JSON_BYTES, size - 8):
             raise _refusal(
                 root, file, "is incomplete or damaged (its header does not fit): download it again"
             )
         try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError) as error:
+            header = parse_json(stream.read(length))
+        except ValueError as error:
             raise _refusal(root, file, "is incomplete or damaged (its header): download it again") from error
     if not isinstance(header, dict) or len(header) > _TENSORS:
         raise _refusal(root, file, f"does not declare at most {_TENSORS:,} tensors")
@@ -138,25 +143,36 @@ def _header(root: Path, file: Path) -> tuple[int, int]:
 
 
 def _check_config(root: Path, file: Path, tensors: int) -> None:
-    content = read_json(root, file)
+    content = read_json(root, file, JSON_BYTES if file.name == _SOLVER else _JSON_BYTES)
     if file.name.endswith(".index.json"):
         _check_shards(root, file, content)
         return
-    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    waiting: list[tuple[str, Any]] = [("", content)]
     values = 0
     while waiting:
-        key, value, depth = waiting.pop()
+        key, value = waiting.pop()
+        if isinstance(value, dict) and value.get("format") == "gas-solver":
+            _check_solver(root, file, value)
+            continue
         values += len(value) if isinstance(value, (dict, list)) else 0
-        if depth > _JSON_DEPTH or values > _JSON_VALUES:
-            raise _refusal(root, file, f"has more than {_JSON_DEPTH} levels or {_JSON_VALUES:,} values")
+        if values > _JSON_VALUES:
+            raise _refusal(root, file, f"has more than {_JSON_VALUES:,} values")
         if why := _harm(root, key, value, tensors):
             raise _refusal(root, file, f"sets {key[:40]!r}, {why}")
         if isinstance(value, dict):
-            waiting += [(str(name), item, depth + 1) for name, item in value.items()]
+            waiting += [(str(name), item) for name, item in value.items()]
         elif isinstance(value, list):
-            waiting += [(key, item, depth + 1) for item in value]
+            waiting += [(key, item) for item in value]
     if isinstance(content, dict) and _position_bytes(content) > _EMBEDDING_BYTES:
         raise _refusal(root, file, "asks for position embeddings of more than a gigabyte")
+
+
+def _check_solver(root: Path, file: Path, content: dict[str, Any]) -> None:
+    """A solver has its own bounds; nothing in it is a setting of a network, and no other entry may be in it."""
+    try:
+        document_of({key: value for key, value in content.items() if key != CHECKSUM}, "it")
+    except ValueError as error:
+        raise _refusal(root, file, f"holds no sound solver: {one_line(error, 120)}") from error
 
 
 def _check_shards(root: Path, file: Path, content: Any) -> None:
@@ -185,11 +201,16 @@ def _harm(root: Path, key: str, value: Any, tensors: int) -> str:
         if not _plain(value) and (place.exists() or Path(value).exists()):
             return "a file outside its folder"
     counts = [len(value)] if isinstance(value, list) else [value]
-    if key != "model_max_length" and type(value) is int and abs(value) > _INTEGER and "theta" not in key:
+    if key != "model_max_length" and "theta" not in key and _whole(value) and abs(value) > _INTEGER:
         return f"which must be at most {_INTEGER:,}, got {str(value)[:20]}"
     if _COUNT.search(key) and any(type(count) is int and count > max(tensors, 64) for count in counts):
         return f"more than the {tensors} tensors of its weights can be"
     return ""
+
+
+def _whole(value: Any) -> bool:
+    """Whether it is a whole number; one of more than 20 digits has been read as a float."""
+    return type(value) is int or (isinstance(value, float) and value.is_integer() and abs(value) >= 1e19)
 
 
 def _bits(value: dict[str, Any]) -> bool:
