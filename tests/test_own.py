@@ -196,6 +196,22 @@ def test_what_are_no_conditions_is_refused(wrong, message):
         gas.OwnModel(lambda x, t, c: x, gas.VPLinear(), (2,), **wrong)
 
 
+@pytest.mark.parametrize("null", [10, 99, 0, -1, -5])
+def test_any_integer_may_mean_no_class_and_reaches_the_network(null):
+    labels = []
+
+    def denoise(x, t, label):
+        labels.append(label.tolist())
+        return 0 * x
+
+    model = gas.OwnModel(denoise, gas.VPLinear(), (2,), classes=10, null=null)
+    x, t = model.noise(range(2)), torch.tensor(0.5)
+    model.denoise(x, t)
+    model.bind(torch.tensor([3, 4]), guidance=2.0)(x, t)
+    assert labels[0] == [null] * 2
+    assert sorted(labels[1]) == sorted([3, 4, null, null])
+
+
 @pytest.mark.parametrize("null", [torch.zeros(3), 5, {"a": torch.zeros(2)}])
 def test_a_null_that_is_no_row_is_refused(null):
     model = gas.OwnModel(lambda x, t, c: x, gas.VPLinear(), (2,), conditions=torch.zeros(3, 2), null=null)

@@ -37,8 +37,9 @@ class OwnModel:
         t_end: time that sampling ends at, in ``[schedule.t_min, 1)``; by default ``schedule.t_end``, the first
             training step, of a flow 0.
         classes: number of classes it knows; 0 when it takes none. Seed s gets class ``s mod classes``.
-        null: the label that means *no class*, for guidance and for sampling without a class; of ``conditions``, the
-            row that means *no condition*.
+        null: the label that means *no class*, for guidance and for sampling without a class: any integer that the
+            network takes as that and is handed as it stands, often ``classes``, of some networks -1; of
+            ``conditions``, the row that means *no condition*.
         weights: the network whose parameters identify the model; solver files then refuse others. Freeze it and put
             it in evaluation mode.
         device: where to sample; by default where ``weights`` are, else the CPU.
