@@ -200,6 +200,10 @@ def test_large_tensors_of_a_pickle_stay_on_disk(tmp_path: Path) -> None:
     assert torch.equal(read["noise"][17:29], data["noise"][17:29])
     assert torch.equal(read["view"][:], data["view"])
     assert read["noise"][9:9].shape == (0, 3, 8, 8)
+    (tmp_path / "dataset.pkl").unlink()
+    os.mkfifo(tmp_path / "dataset.pkl")
+    with pytest.raises(ValueError, match="is a named pipe, not a file"):
+        read["noise"][17:29]
 
 
 def test_latents_classes_and_prompts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from diffusers.utils import DummyObject
 
 import gas
-from gas.integrations.diffusers.card import model_card, stand_in
+from gas.integrations.diffusers.card import is_ours, model_card, stand_in
 from gas.integrations.diffusers.process import process_of
 from gas.io import sealed
 from schedulers import CONFIGS, learned, noise, pipeline, scheduler
@@ -262,6 +262,29 @@ def test_model_card(tmp_path):
         assert line in text, line
     assert (tmp_path / "card" / "samples.png").read_bytes() == b"png"
     assert gas.load(tmp_path / "card" / "solver.json").nfes == [4, 6]
+
+
+CARD = "---\ntags:\n- gas-solver\n---\n"
+CARDS = {
+    "of ours": (CARD.encode(), True),
+    "of ours, with a byte order mark": (CARD.encode("utf-8-sig"), True),
+    "of ours, by an editor of Windows": (CARD.replace("\n", "\r\n").encode(), True),
+    "of a user": (b"# My model\n", False),
+    "in Latin-1": (CARD.encode() + b"\xe9", False),
+    "of 2 MB": (CARD.encode() + b" " * (2 << 20), False),
+}
+
+
+@pytest.mark.parametrize(("content", "ours"), CARDS.values(), ids=CARDS)
+def test_only_a_card_of_ours_is_written_over(content, ours, tmp_path):
+    (tmp_path / "README.md").write_bytes(content)
+    assert is_ours(tmp_path / "README.md") is ours
+
+
+def test_a_pipe_in_place_of_a_card_is_left_alone(tmp_path):
+    assert is_ours(tmp_path / "README.md")
+    os.mkfifo(tmp_path / "README.md")
+    assert not is_ours(tmp_path / "README.md")
 
 
 def test_pushing_offline_says_what_to_do(monkeypatch, tmp_path):

@@ -46,11 +46,11 @@ class FileTensor:
         """Read rows ``[a:b]`` into memory.
 
         Raises:
-            ValueError: when the file ends before them.
+            ValueError: when the file ends before them, or is no regular one any more.
         """
         first, stop, _ = rows.indices(len(self))
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.start + first * row)
             data = bytearray(file.read((stop - first) * row))
         if len(data) < (stop - first) * row:

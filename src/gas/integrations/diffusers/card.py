@@ -12,11 +12,15 @@ from urllib.parse import quote
 from gas.artefact import Artefact
 from gas.display import markdown, markdown_table, quoted_string, significant
 from gas.integrations.diffusers.process import Process
+from gas.io import read_text
 
 __all__ = ["is_ours", "model_card", "stand_in"]
 
 # ``owner/name``, as the hub has it.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# A card with a hundred NFE and as many measurements has 0.2 MB.
+_CARD_BYTES = 1 << 20
 
 _TAGS = ["diffusers", "gas-solver", "scheduler", "few-step-sampling"]
 
@@ -68,7 +72,10 @@ def model_card(
 
 def is_ours(path: Path) -> bool:
     """Whether a card may be written here: nothing is, or a card of this library. A user's own text stays."""
-    return not path.exists() or "\n- gas-solver\n" in path.read_text("utf-8", errors="replace")
+    try:
+        return not path.exists() or "- gas-solver" in read_text(path, _CARD_BYTES).splitlines()
+    except (OSError, ValueError):  # no regular file, too large, not UTF-8
+        return False
 
 
 def stand_in(process: Process, config: Mapping[str, Any]) -> str:
