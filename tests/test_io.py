@@ -113,6 +113,37 @@ def test_a_checksum_is_of_values_not_of_their_spelling(number):
             assert "checksum" in refusal(io.unsealed, {**whole, "x": [number, {"y": other}]}, "it")
 
 
+@pytest.mark.parametrize(
+    "number", [10**19, 10**20, 10**23, 2**64 + 1, -(10**40), 10**300 + 1], ids=lambda n: f"{n:.0e}"
+)
+def test_a_file_with_long_whole_numbers_is_not_called_damaged(number, tmp_path):
+    solver = gas.GeneralizedSolver(EDMasVP(1e-3), 2, 1e-3)
+    gas.save(tmp_path / "s.json", solver, training={"x": number})
+    assert gas.load(tmp_path / "s.json").document.training["x"] == pytest.approx(number)
+
+
+def test_what_no_reader_takes_is_not_sealed():
+    deep = []
+    for _ in range(40):
+        deep = [deep]
+    for content in ({"x": deep}, {"x": 10**1001}, {1: 0, "1": 0}):
+        refusal(io.sealed, content)
+
+
+def test_a_mark_that_an_editor_put_before_the_text_is_no_matter(solver_file):
+    whole = gas.load(solver_file).document
+    solver_file.write_bytes(b"\xef\xbb\xbf" + solver_file.read_bytes())
+    assert gas.load(solver_file).document == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["sha256", "modelspec.hash_sha256", "checksums", "model_checksum", "sshs_hash"]
+)
+def test_a_foreign_file_may_have_checksums_of_another_kind(name, tmp_path):
+    save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors", {name: f"sha256:{'0' * 64}"})
+    assert io.read_tensors(tmp_path / "x.safetensors")[1] == {name: f"sha256:{'0' * 64}"}
+
+
 # --- JSON -----------------------------------------------------------------------------------------------
 
 HOSTILE_JSON = {
