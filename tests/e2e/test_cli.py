@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -20,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import gas
+from gas.archives import check_arrays
 from gas.cli import app
 from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
-from gas.io import sealed
+from gas.io import read_tensors, sealed, sealed_metadata
 from gas.metrics import distribution, extract
 from gas.zoo import data
 
@@ -147,6 +149,22 @@ def test_sample_is_gas_sample_in_every_format(work, tmp_path):
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(load_file(tmp_path / "s.safetensors")["samples"], made)
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_samples_carry_a_checksum(work, tmp_path):
+    words = ["sample", *SMALL, "--solver", work / "digits.json", "--nfe", 3, "--seeds", 2]
+    for suffix in (".npz", ".safetensors"):
+        run(*words, "--out", tmp_path / f"s{suffix}")
+    check_arrays(dict(np.load(tmp_path / "s.npz")))
+    with warnings.catch_warnings(action="error"):
+        tensors, _ = read_tensors(tmp_path / "s.safetensors", ours=True)
+    save_file(
+        {**tensors, "samples": tensors["samples"] + 1},
+        tmp_path / "t.safetensors",
+        sealed_metadata(tensors, {}),
+    )
+    with pytest.raises(ValueError, match="damaged"):
+        read_tensors(tmp_path / "t.safetensors")
 
 
 def test_evaluate_measures_what_it_says(work):

@@ -152,7 +152,9 @@ def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str)
     import torch
     from safetensors.torch import save
 
+    from gas.archives import sealed_arrays
     from gas.files import write_bytes
+    from gas.io import sealed_metadata
     from gas.report import sample_grid
 
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
@@ -168,7 +170,8 @@ def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str)
         )
     elif out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
+        np.savez(buffer, **sealed_arrays({name: value.numpy() for name, value in arrays.items()}))  # type: ignore[arg-type]
         write_bytes(out, buffer.getvalue())
     else:
-        write_bytes(out, save({name: value.contiguous() for name, value in arrays.items()}))
+        tensors = {name: value.contiguous() for name, value in arrays.items()}
+        write_bytes(out, save(tensors, sealed_metadata(tensors, {})))
