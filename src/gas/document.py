@@ -13,9 +13,8 @@ from gas.grids import as_grid
 from gas.io import brief
 from gas.schedule import check_t_end, schedule_from_config
 
-__all__ = ["MOST_NFE", "Document", "Entry", "compact", "document_of"]
+__all__ = ["Document", "Entry", "compact", "document_of"]
 
-MOST_NFE = 1000
 """Network evaluations of the largest table in a file: as many as the published models have training steps."""
 
 # The first error is all that a message shows; a list of a million wrong numbers would otherwise report them all.
@@ -43,7 +42,7 @@ class _Strict(BaseModel):
 class Entry(_Strict):
     """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
 
-    nfe: int = Field(ge=1, le=MOST_NFE)
+    nfe: int = Field(ge=1, le=MAX_NFE)
     kind: str
     times: Numbers
     states: Annotated[list[Numbers], _First]

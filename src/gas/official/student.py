@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas.document import MOST_NFE
+from gas.arguments import MAX_NFE
 from gas.io import brief
 from gas.learned import S4S, GeneralizedSolver
 from gas.names import named
@@ -63,14 +63,14 @@ def read_student(
     lengths = [value.numel() for value in parameters]
     nfe = lengths[1] if len(lengths) > 1 else 0
     if (
-        nfe > MOST_NFE
+        nfe > MAX_NFE
         or len(lengths) < 4
         or len(lengths) % 2
         or lengths != [nfe - 1, *[nfe] * (len(lengths) - 1)]
     ):
         raise ValueError(
             f"{path}: a student's parameters are mu_logit of N - 1 numbers, then t_couple and pairs of c_diff and "
-            f"a_diff of N each, N at most {MOST_NFE}, got {len(lengths)} tensors of {brief(lengths)} numbers"
+            f"a_diff of N each, N at most {MAX_NFE}, got {len(lengths)} tensors of {brief(lengths)} numbers"
         )
     logits, shifts, *rest = (value.double().flatten() for value in parameters)
     if (len(rest) // 2) > nfe:
