@@ -20,9 +20,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from solvers import GRIDS, NAMES, SCHEDULES
 
+import gas
 from doubles import Mixture
 from gas.artefact import load, save
 from gas.catalogue import SOLVERS, Classical
+from gas.environment import environment
 from gas.io import JSON_DEPTH, sealed
 from gas.learned import S4S, GeneralizedSolver
 from gas.sample import sample
@@ -194,6 +196,12 @@ def test_a_solver_by_name_is_saved_as_its_table_on_the_schedule_of_the_model(tmp
         with pytest.raises(ValueError, match=r"solvers must be a gas\.Table, gas\.Classical.* got \w+$"):
             save(tmp_path / "none.json", wrong, model=model)
     assert not (tmp_path / "none.json").exists()
+
+
+def test_a_file_says_the_version_of_this_library(monkeypatch):
+    monkeypatch.setattr(gas, "__version__", "12.3")
+    solver = GeneralizedSolver(VPLinear(), 2, 1e-3)
+    assert save(None, solver).document.versions["gas-solver"] == environment()["gas-solver"] == "12.3"
 
 
 def test_what_the_file_does_not_have_is_said(tmp_path):

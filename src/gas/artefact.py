@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+import gas
 from gas.document import Document, Entry, compact, document_of
 from gas.files import write_text
 from gas.interpolate import interpolated
@@ -213,7 +213,7 @@ def save(
         teacher=dict(teacher or provenance.get("teacher") or {}) or None,
         loss=provenance.get("loss") if loss is None else loss,
         training=dict(provenance.get("training", {}) if training is None else training),
-        versions={"gas-solver": _own_version(), "torch": torch.__version__},
+        versions={"gas-solver": gas.__version__, "torch": torch.__version__},
         solvers=[_entry(family[nfe], starts.get(nfe), measured.get(nfe, {})) for nfe in sorted(family)],
     )
     artefact = Artefact(document, "this solver" if path is None else str(path))
@@ -345,13 +345,6 @@ def _square(rows: list[list[float]]) -> Tensor:
     for n, row in enumerate(rows):
         square[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
     return square
-
-
-def _own_version() -> str:
-    try:
-        return version("gas-solver")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _short(value: Any) -> str:

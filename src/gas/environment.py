@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import gas
 from gas.memory import available_bytes
 
 __all__ = ["EXTRAS", "environment", "extras"]
@@ -31,7 +32,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     """
     device = torch.device(device)
     told: dict[str, Any] = {
-        "gas-solver": _version("gas-solver"),
+        "gas-solver": gas.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": _version("numpy"),
