@@ -127,8 +127,8 @@ def test_the_library_leaves_a_users_environment_alone():
         ("typer", "--help"),
         ("rich.progress", "--help"),
         ("gas.cli.zoo", "--help"),
-        ("torch", "inspect none.json"),
-        ("gas.artefact", "inspect none.json"),
+        ("torch", f"inspect {__file__}"),
+        ("gas.artefact", f"inspect {__file__}"),
         ("torch", "pairs --model digits --out none"),  # an option's own import, before the command
     ],
 )

@@ -163,9 +163,9 @@ def test_order_limits_the_history():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"nfe": 0, "t_end": 1e-3}, "nfe .* at least 1, got 0"),
+        ({"nfe": 0, "t_end": 1e-3}, "nfe .* from 1 to 1,000, got 0"),
         ({"nfe": 4, "t_end": 1.0}, r"t_end must lie in \[0, 1\), got 1.0"),
-        ({"nfe": 4, "t_end": 1e-3, "order": 0}, "order .* at least 1, got 0"),
+        ({"nfe": 4, "t_end": 1e-3, "order": 0}, "order .* must be from 1 to .*, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
