@@ -17,6 +17,10 @@ from gas.table import Table
 
 __all__ = ["Stepper", "check_state", "is_learned"]
 
+# Terms of the last tables are remembered. They grow with the square of the NFE, here to a megabyte a table; reading a
+# larger one again is little beside asking the network so often.
+_REMEMBERED, _LARGEST = 128, 64
+
 # A float, or a float64 scalar that is being learned.
 Weight = float | Tensor
 
@@ -197,8 +201,8 @@ class _Content:
 
 
 def _terms_of(table: Table, fold: bool | None) -> _Terms:
-    """The terms; of numbers that are not being learned, those of the last tables are remembered."""
-    if any(is_learned(part) for part in (table.states, table.outputs)):
+    """The terms; of few numbers that are not being learned, those of the last tables are remembered."""
+    if table.nfe > _LARGEST or any(is_learned(part) for part in (table.states, table.outputs)):
         return _read(table, fold)
     try:
         states, outputs = (part.numpy().tobytes() for part in (table.states, table.outputs))
@@ -207,7 +211,7 @@ def _terms_of(table: Table, fold: bool | None) -> _Terms:
     return _remembered(_Content(states, outputs, table), fold)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=_REMEMBERED)
 def _remembered(content: _Content, fold: bool | None) -> _Terms:
     return _read(content.table, fold)
 

@@ -1,6 +1,7 @@
 """Running a table: the written-out formula, at the price of a few tensor operations a row and of nothing else."""
 
 import copy
+import gc
 import weakref
 from collections import Counter
 
@@ -115,6 +116,16 @@ def test_a_table_is_read_once_and_again_when_it_changed():
         assert not torch.equal(first, changed)
         torch.testing.assert_close(changed, written_out(nonlinear, x, table)[-1], rtol=1e-14, atol=1e-14)
         first = changed
+
+
+@pytest.mark.parametrize("fold", [False, True, None])
+@pytest.mark.parametrize(("nfe", "is_remembered"), [(8, True), (64, True), (65, False), (300, False)])
+def test_large_tables_are_not_remembered(nfe, is_remembered, fold):
+    table = Table(torch.linspace(1, 0.1, nfe), torch.eye(nfe), 1e-3 * torch.rand(nfe, nfe).tril())
+    Stepper(table, fold=fold)
+    table = weakref.ref(table)
+    gc.collect()
+    assert (table() is not None) == is_remembered
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
