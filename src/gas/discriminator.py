@@ -271,8 +271,8 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 def _from_pickle(path: Path) -> dict[str, Tensor]:
     data = read_pickle(path)
     if not (isinstance(data, Mapping) and isinstance(data.get("D"), Persistent)):
-        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no network 'D', R3GAN's discriminator; it holds {found}")
+        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} has no network 'D', R3GAN's discriminator; it holds {contents}")
     # The published D wraps the network proper, for its training loop.
     return {name.removeprefix("Model."): value for name, value in state_dict_of(data["D"]).items()}
 

@@ -154,8 +154,8 @@ def document_of(content: Mapping[str, Any], name: str) -> Document:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
-        what = " ".join(f"{where}: {first['msg']}"[:200].split())
-        raise ValueError(f"{name}: {what}") from error
+        problem = " ".join(f"{where}: {first['msg']}"[:200].split())
+        raise ValueError(f"{name}: {problem}") from error
 
 
 def compact(value: Any, depth: int = 0) -> str:

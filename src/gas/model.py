@@ -92,8 +92,8 @@ def data_range_of(model: Model) -> float | None:
 
     Latents have none, and of its own data a model says it by an attribute ``data_range``.
     """
-    found = getattr(model, "data_range", None)
-    return None if found is None else float(found)
+    data_range = getattr(model, "data_range", None)
+    return None if data_range is None else float(data_range)
 
 
 def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:

@@ -306,11 +306,11 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
     Raises:
         ValueError: says so.
     """
-    there, here = pairs.manifest["recipe"].get("conditions"), conditions_of(model).get("conditions")
+    recorded, conditions = pairs.manifest["recipe"].get("conditions"), conditions_of(model).get("conditions")
     if (
-        there is not None
+        recorded is not None
         and pairs.labels is not None
-        and (other := differences(there, json.loads(json.dumps(here or {}))))
+        and (other := differences(recorded, json.loads(json.dumps(conditions or {}))))
     ):
         raise ValueError(f"the pairs were made with other conditions than those of {model.name} ({other})")
 

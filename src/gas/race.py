@@ -340,15 +340,15 @@ def _ends(pairs: Pairs) -> list[int]:
 
 def _read(path: Path, asked: Mapping[str, Any]) -> Started:
     try:
-        found = unsealed(read_json(path), str(path))
-        if found["asked"] != asked:
-            other = [name for name, value in asked.items() if found["asked"].get(name) != value]
-            was = {name: brief(found["asked"].get(name), 40) for name in other[:3]}
-            told = "; ".join(f"{name} was {was[name]}, is {brief(asked[name], 40)}" for name in was)
-            raise ValueError(f"it is of another run: {told}")
-        best = Classical(**found["best"])
-        rest = (found["numbers"], int(found["evaluations"]))
-        return Started(best, float(found["best_loss"]), str(found["start"]), *rest)
+        content = unsealed(read_json(path), str(path))
+        if content["asked"] != asked:
+            other = [name for name, value in asked.items() if content["asked"].get(name) != value]
+            was = {name: brief(content["asked"].get(name), 40) for name in other[:3]}
+            changes = "; ".join(f"{name} was {was[name]}, is {brief(asked[name], 40)}" for name in was)
+            raise ValueError(f"it is of another run: {changes}")
+        best = Classical(**content["best"])
+        rest = (content["numbers"], int(content["evaluations"]))
+        return Started(best, float(content["best_loss"]), str(content["start"]), *rest)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be continued ({one_line(error)}): delete {path.parent} to train afresh"

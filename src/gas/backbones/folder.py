@@ -134,9 +134,9 @@ def _downloaded(source: str) -> Path:
         raise _unusable(f"model {source} cannot be had", error) from error
 
 
-def _unusable(what: str, error: Exception) -> ValueError:
+def _unusable(subject: str, error: Exception) -> ValueError:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(f"{what}: {line[:200]}; download it again, whole and as safetensors")
+    return ValueError(f"{subject}: {line[:200]}; download it again, whole and as safetensors")
 
 
 def _is_pipeline(name: Any) -> bool:

@@ -286,7 +286,7 @@ def _laid_out(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Modu
 
 def _layers(weights: Mapping[str, Tensor], pattern: str) -> int:
     """Residual blocks a level, by the highest number that the names of the weights have."""
-    numbers = [int(found[1][:9]) for name in weights if (found := re.match(pattern, name))]
+    numbers = [int(match[1][:9]) for name in weights if (match := re.match(pattern, name))]
     if not numbers or max(numbers) >= _MOST_LAYERS:
         raise ValueError(f"{max(numbers, default=-1) + 1} residual blocks a level")
     return max(numbers) + 1

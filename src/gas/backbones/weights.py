@@ -71,8 +71,8 @@ def of_pickle(path: Path, data: Any) -> Weights:
     """
     network = data.get("ema") if isinstance(data, Mapping) else None
     if not isinstance(network, Persistent):
-        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no network 'ema', EDM's averaged weights; it holds {found}")
+        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} has no network 'ema', EDM's averaged weights; it holds {contents}")
     if network.init_args:
         raise ValueError(f"{path}: its network was built with positional arguments, which no known file does")
     try:

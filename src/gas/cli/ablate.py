@@ -82,13 +82,15 @@ def ablate(
     measured = load_model(onto, device) if transfer else loaded
     if measured.schedule.config() != loaded.schedule.config():
         raise ValueError(f"{onto} has another schedule than {model}: their solvers are not each other's")
-    kept, held = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
+    training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
     config = against_of(gas_iterations, seed, batch)
-    teacher = Classical(**{"t_end": loaded.t_end, **kept.teacher})
-    unseen = taught(measured, teacher, parse_seeds(seeds), kept.guidance)
+    teacher = Classical(**{"t_end": loaded.t_end, **training_pairs.teacher})
+    unseen = taught(measured, teacher, parse_seeds(seeds), training_pairs.guidance)
     ruler, rows = yardstick(measured, unseen), []
     with bar(f"{question}, NFE {nfe}", len(variants)) as running:
-        trained = run_ablation(loaded, kept, held, nfe, variants, config=config, seed=seed)
+        trained = run_ablation(
+            loaded, training_pairs, validation_pairs, nfe, variants, config=config, seed=seed
+        )
         for done, (variant, table) in enumerate(trained, start=1):
             rows.append(ruler.measure(variant.label, run(measured, unseen, table), nfe))
             running.at(done, variant.label)

@@ -172,12 +172,12 @@ def compare(
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
     loaded = recorded(loaded, cuda_graphs)
     budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
-    kept, held = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
-    setting = Setting(loaded, kept, held, budget, out)
+    training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
+    setting = Setting(loaded, training_pairs, validation_pairs, budget, out)
     _check_critic(setting, rows)
     ruler_of = _ruler(loaded, real, features, weights, reference, metrics, metric_weights)
     claim_folders(out)
-    ruler = ruler_of(_unseen(loaded, kept, unseen, seeds, count, out))
+    ruler = ruler_of(_unseen(loaded, training_pairs, unseen, seeds, count, out))
     running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
     cells = list(_followed(running, len(rows) * len(columns) + 1, out))
     lines = _lines(setting, ruler, rows)
@@ -218,10 +218,10 @@ def _unseen(
         if not pairs.teacher:
             raise ValueError("the pairs do not say their teacher: give --unseen a folder of its pairs")
         run_teacher(model, Classical(**pairs.teacher), folder, chosen, pairs.guidance)
-    found = read_pairs(folder, model=model)
-    if count is not None and count > len(found):
-        raise ValueError(f"--count is {count}, but {folder} holds {len(found)} pairs")
-    return found.subset(slice(0, count))
+    chosen_pairs = read_pairs(folder, model=model)
+    if count is not None and count > len(chosen_pairs):
+        raise ValueError(f"--count is {count}, but {folder} holds {len(chosen_pairs)} pairs")
+    return chosen_pairs.subset(slice(0, count))
 
 
 def _ruler(
@@ -245,8 +245,8 @@ def _ruler(
     def ruler_of(pairs: Pairs) -> Ruler:
         yardstick = replace(yardstick_of(pairs), judges=judges)
         space = space_told(yardstick, named, reference, real)
-        said = " ".join([space, *(f"{k}: {v}." for k, v in judged.items())])
-        return Ruler(model, yardstick, {**({} if plain else named), **judged}, said=said)
+        summary = " ".join([space, *(f"{k}: {v}." for k, v in judged.items())])
+        return Ruler(model, yardstick, {**({} if plain else named), **judged}, said=summary)
 
     return ruler_of
 

@@ -26,8 +26,8 @@ def print_comparisons(title: str, rows: list[Comparison], *, strong: str = "GS")
 
 def _filled(columns: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """Leave out columns in which nothing was measured."""
-    kept = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in cells)]
-    return [columns[i] for i in kept], [[row[i] for i in kept] for row in cells]
+    filled = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in cells)]
+    return [columns[i] for i in filled], [[row[i] for i in filled] for row in cells]
 
 
 def _cells(row: Comparison) -> list[str]:

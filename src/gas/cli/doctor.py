@@ -115,30 +115,30 @@ def _files(preset: Preset, weights: Path | None, parameters: int | None) -> list
     from gas.files import sha256
     from gas.presets.files import find_files, find_measuring_files, layout, weights_folder
 
-    told = []
+    rows = []
     folder = weights_folder(weights)
-    for found in (*find_files(preset, folder), *find_measuring_files(preset, folder)):
+    for entry in (*find_files(preset, folder), *find_measuring_files(preset, folder)):
         row = {
-            "role": found.file.role,
-            "file": found.file.name,
-            "what": found.file.what,
-            "needed for": found.file.needed_for,
+            "role": entry.file.role,
+            "file": entry.file.name,
+            "what": entry.file.what,
+            "needed for": entry.file.needed_for,
         }
-        if found.path is None:
-            row |= {"state": "missing", "place": str(found.looked[0]), "source": found.file.source}
+        if entry.path is None:
+            row |= {"state": "missing", "place": str(entry.looked[0]), "source": entry.file.source}
         else:
             try:
-                row |= {"state": "whole", "place": str(found.path), "holds": layout(found)}
+                row |= {"state": "whole", "place": str(entry.path), "holds": layout(entry)}
             except (ValueError, ModuleNotFoundError) as error:
-                row |= {"state": "bad", "place": str(found.path), "holds": str(error)}
-            if found.path.is_file():
-                row |= {"bytes": f"{found.path.stat().st_size:,}", "sha256": sha256(found.path)}
-        if found.file.role == "network" and parameters is not None:
+                row |= {"state": "bad", "place": str(entry.path), "holds": str(error)}
+            if entry.path.is_file():
+                row |= {"bytes": f"{entry.path.stat().st_size:,}", "sha256": sha256(entry.path)}
+        if entry.file.role == "network" and parameters is not None:
             row["expected size"] = (
                 f"{parameters:,} parameters, {parameters / 250_000:,.0f} MB in float32 (computed)"
             )
-        told.append({**row, "expected sha256": found.file.sha256})
-    return told
+        rows.append({**row, "expected sha256": entry.file.sha256})
+    return rows
 
 
 def _cost(preset: Preset, unit: Unit, nfes: list[int]) -> list[dict[str, Any]]:

@@ -168,19 +168,19 @@ def evaluate(
     artefact = next(iter(artefacts.values()))
     nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if nfe else ():
-        for one in artefacts.values():
-            one.neighbours(n)  # refuses what is neither trained nor between two that are
+        for each in artefacts.values():
+            each.neighbours(n)  # refuses what is neither trained nor between two that are
     guidance, chosen = artefact.document.guidance, parse_seeds(seeds)
     if setup is not None and not was_given(context, "seeds"):
         chosen = range(*setup.evaluation_seeds)
     usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
     master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
     _check_baselines(names, nfes, loaded.t_end)
-    yardstick_of, told = measuring(loaded, real, features, weights, reference)
+    yardstick_of, space = measuring(loaded, real, features, weights, reference)
     judges, judged = judging(loaded, metrics, metric_weights or preset_weights)
-    for one in artefacts.values():
-        warn_of_unknown_model(one, loaded)
-        warn_of_known_seeds(one, chosen)
+    for each in artefacts.values():
+        warn_of_unknown_model(each, loaded)
+        warn_of_known_seeds(each, chosen)
     pairs = taught(_as_taught(loaded, master.t_end), master, chosen, guidance)
     ruler = replace(yardstick_of(pairs), judges=judges)
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
@@ -192,7 +192,7 @@ def evaluate(
     if json:
         seeds_used = [chosen.start, chosen.stop]
         of = {} if setup is None else {"preset": preset, "settings": changed_settings(setup)}
-        named = {"model": loaded.name, **of, "seeds": seeds_used, **told, **judged}
+        named = {"model": loaded.name, **of, "seeds": seeds_used, **space, **judged}
         print_json({**named, "rows": [asdict(r) for r in rows]})
     else:
         title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"

@@ -95,14 +95,14 @@ class Line:
         if self.more.measure:
             return list(self.more.measure)
         words = []
-        for found in self._measuring_files():
-            place = str(found.path or found.looked[0])
+        for entry in self._measuring_files():
+            place = str(entry.path or entry.looked[0])
             options = {
                 "features": ["--features", "inception", "--weights"],
                 "reference": ["--reference"],
                 "images": ["--real", place, "--reference"],
             }
-            words += [*options[found.file.role], place]
+            words += [*options[entry.file.role], place]
         return words
 
     def _measuring_files(self) -> list[Found]:

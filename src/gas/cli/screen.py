@@ -132,8 +132,8 @@ def print_table(
 
 def _are_numbers(texts: Sequence[str]) -> bool:
     """Whether most texts of a column begin with a number."""
-    found = [bool(_NUMBER.match(text)) for text in texts if text]
-    return 2 * sum(found) >= len(found)
+    numeric = [bool(_NUMBER.match(text)) for text in texts if text]
+    return 2 * sum(numeric) >= len(numeric)
 
 
 def _widths(head: Sequence[str], below: Sequence[Sequence[str]], room: int) -> list[int] | list[None]:

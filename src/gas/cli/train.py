@@ -224,7 +224,7 @@ def train(
         "critic_weights": None if critic_weights is None else str(critic_weights),
         "critic_steps": critic_steps,
     }
-    told_gas = adversarial_settings(objective, given)
+    gas_settings = adversarial_settings(objective, given)
     _check_combination(solver, theory, start, nfes)
     config = config_of(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     if was_given(context, "memory") and isinstance(config, GaussNewton) and objective == "gs":
@@ -233,31 +233,35 @@ def train(
         )
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
     loaded = recorded(loaded, cuda_graphs)
-    kept, held = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
+    training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
     state = out.with_name(out.name + ".state")
     adversary = None
-    if told_gas is not None:
+    if gas_settings is not None:
         adversary = adversary_of(
-            loaded, kept, told_gas, seed=seed, memory=memory, batch=batch, precision=precision
+            loaded, training_pairs, gas_settings, seed=seed, memory=memory, batch=batch, precision=precision
         )
-    _say_split(len(kept), len(held))
+    _say_split(len(training_pairs), len(validation_pairs))
     options = {"loss": loss, "solver": solver, "theory": theory, "adversary": adversary, "state": state}
-    told = {
+    solver_settings = {
         "solver": solver,
         **asdict(config),
-        **({} if told_gas is None else {"objective": "gas", **told_gas}),
+        **({} if gas_settings is None else {"objective": "gas", **gas_settings}),
     }
     race = Race(start).seeded(seed)
     total = config.iterations + (0 if adversary is None else adversary.config.iterations)
     with scratch(state, STATE) if processes.first() else nullcontext():
         try:
-            reports = distill_family(loaded, kept, held, nfes, config=config, race=race, **options)
+            reports = distill_family(
+                loaded, training_pairs, validation_pairs, nfes, config=config, race=race, **options
+            )
             results = [show(reports, loaded, n, total) for n in sorted(nfes)]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
         if processes.first():
-            _save(out, results, loaded, kept, held, loss, told)
-    _report(results, loaded, loss, len(held), solver.upper() if told_gas is None else "GAS", json)
+            _save(out, results, loaded, training_pairs, validation_pairs, loss, solver_settings)
+    _report(
+        results, loaded, loss, len(validation_pairs), solver.upper() if gas_settings is None else "GAS", json
+    )
     note(f"wrote {out}")
 
 
@@ -275,13 +279,13 @@ def _check_combination(solver: str, theory: bool, start: str, nfes: list[int]) -
             )
 
 
-def _say_split(kept: int, held: int) -> None:
+def _say_split(training: int, validation: int) -> None:
     """Say how many pairs teach and how many choose; a default meant for more pairs may leave few to teach."""
-    told = f"{kept} pairs to learn from, the last {held} to choose on"
-    if kept < held:
-        told += "; few to learn from: make more, or say "
-        told += f"--validation {max(1, (kept + held) // 4)}"
-    note(told)
+    text = f"{training} pairs to learn from, the last {validation} to choose on"
+    if training < validation:
+        text += "; few to learn from: make more, or say "
+        text += f"--validation {max(1, (training + validation) // 4)}"
+    note(text)
 
 
 def _save(

@@ -55,12 +55,12 @@ class Matrix:
     def notes(self) -> list[str]:
         """What people have to know to read the table, a line each."""
         bracketed = any("[" in entry.text for _, entries in self.rows for entry in entries)
-        told = {
+        shown = {
             _LEGEND[self.told_by]: bool(self.told_by),
             BRACKETS: bracketed,
             f"The teacher: {self.teacher}.": bool(self.teacher),
         }
-        return [note for note, said in told.items() if said]
+        return [note for note, applies in shown.items() if applies]
 
 
 def matrix(cells: Sequence[Cell], measure: Measure) -> Matrix | None:
@@ -80,9 +80,9 @@ def matrix(cells: Sequence[Cell], measure: Measure) -> Matrix | None:
     marks: dict[int, str] = {}
     for nfe in nfes:
         marks |= _marks([cell for cell in shown if cell.nfe == nfe], measure)
-    found = {(cell.label, cell.nfe): Entry(_text(cell, measure), marks.get(id(cell), "")) for cell in shown}
+    entries = {(cell.label, cell.nfe): Entry(_text(cell, measure), marks.get(id(cell), "")) for cell in shown}
     labels = list(dict.fromkeys(cell.label for cell in shown))
-    rows = [(label, [found.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
+    rows = [(label, [entries.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
     told_by = _told_by(measure) if marks else ""
     return Matrix(measure.title, nfes, rows, _teacher(cells, measure), told_by)
 
@@ -103,14 +103,14 @@ def differences(cells: Sequence[Cell], spec: str, measure: Measure) -> Matrix | 
     ]
     if not shown:
         return None
-    nfes, found = sorted({cell.nfe for cell in shown}), {}
+    nfes, entries = sorted({cell.nfe for cell in shown}), {}
     for cell in shown:
         mean, half = mean_interval(cell.errors.double() - base[cell.nfe].errors.double())
-        found[cell.label, cell.nfe] = Entry(
+        entries[cell.label, cell.nfe] = Entry(
             f"{'+' if mean >= 0 else ''}{measure.shown(mean)} ± {measure.shown(half, mean)}"
         )
     labels = list(dict.fromkeys(cell.label for cell in shown))
-    rows = [(label, [found.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
+    rows = [(label, [entries.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
     (label, *_) = (cell.label for cell in base.values())
     return Matrix(f"Squared error less that of {label}, sample by sample, x 1000", nfes, rows)
 
@@ -154,10 +154,12 @@ def _surely_better(best: Cell, other: Cell, measure: Measure) -> bool:
     """Whether one solver is better than another by more than chance: pair by pair, or by intervals that are apart."""
     if measure.losses is not None:
         return surely_positive(measure.losses(other.errors.double()) - measure.losses(best.errors.double()))
-    one, two = (None if c.comparison is None else measure.chance(c.comparison) for c in (best, other))
-    if one is None or two is None:
+    interval, other_interval = (
+        None if c.comparison is None else measure.chance(c.comparison) for c in (best, other)
+    )
+    if interval is None or other_interval is None:
         return False
-    return one[0] > two[1] if measure.better == "larger" else one[1] < two[0]
+    return interval[0] > other_interval[1] if measure.better == "larger" else interval[1] < other_interval[0]
 
 
 def _teacher(cells: Sequence[Cell], measure: Measure) -> str:

@@ -87,21 +87,21 @@ def _of(
     ends: Callable[[Distribution], Interval | None] = lambda d: None,
     chance: Callable[[Distribution, int], Interval | None] = lambda d, samples: None,
 ) -> Measure:
-    def found(c: Comparison) -> Distribution | None:
-        told: Distribution | None = getattr(c, f"to_{whom}")
-        return told
+    def distances_of(c: Comparison) -> Distribution | None:
+        distances: Distribution | None = getattr(c, f"to_{whom}")
+        return distances
 
     def read(c: Comparison) -> float | None:
-        seen = found(c)
-        return None if seen is None else number(seen)
+        distances = distances_of(c)
+        return None if distances is None else number(distances)
 
     def interval(c: Comparison) -> Interval | None:
-        seen = found(c)
-        return None if seen is None else ends(seen)
+        distances = distances_of(c)
+        return None if distances is None else ends(distances)
 
     def spread(c: Comparison) -> Interval | None:
-        seen = found(c)
-        return None if seen is None else chance(seen, c.samples)
+        distances = distances_of(c)
+        return None if distances is None else chance(distances, c.samples)
 
     people = "the teacher's samples" if whom == "teacher" else "real images"
     return Measure(title.format(people), read, interval, better, chance=spread)
@@ -110,11 +110,11 @@ def _of(
 def _frechet(whom: str, *, corrected: bool) -> Measure:
     """The Frechet distance as published, or without the bias of its number of samples and with an interval."""
 
-    def ends(found: Distribution) -> Interval | None:
-        return found.frechet_interval
+    def ends(distances: Distribution) -> Interval | None:
+        return distances.frechet_interval
 
-    def chance(found: Distribution, samples: int) -> Interval | None:
-        return found.frechet_interval
+    def chance(distances: Distribution, samples: int) -> Interval | None:
+        return distances.frechet_interval
 
     if not corrected:
         return _of(whom, f"Frechet distance to {{}}, {_PLAIN}", lambda d: d.frechet, chance=_moved)
@@ -122,12 +122,12 @@ def _frechet(whom: str, *, corrected: bool) -> Measure:
     return _of(whom, title, lambda d: d.frechet_corrected, ends=ends, chance=chance)
 
 
-def _moved(found: Distribution, samples: int) -> Interval | None:
+def _moved(distances: Distribution, samples: int) -> Interval | None:
     """The corrected distance's interval, around the distance with its bias."""
-    if found.frechet_interval is None or found.frechet_corrected is None:
+    if distances.frechet_interval is None or distances.frechet_corrected is None:
         return None
-    bias = found.frechet - found.frechet_corrected
-    low, high = found.frechet_interval
+    bias = distances.frechet - distances.frechet_corrected
+    low, high = distances.frechet_interval
     return low + bias, high + bias
 
 
@@ -140,8 +140,8 @@ def _data_moved(c: Comparison) -> Interval | None:
 
 
 def _kernel(whom: str) -> Measure:
-    def chance(found: Distribution, samples: int) -> Interval | None:
-        return found.kernel - _Z * found.kernel_std, found.kernel + _Z * found.kernel_std
+    def chance(distances: Distribution, samples: int) -> Interval | None:
+        return distances.kernel - _Z * distances.kernel_std, distances.kernel + _Z * distances.kernel_std
 
     return _of(whom, "Kernel distance to {}", lambda d: d.kernel, chance=chance)
 
@@ -162,11 +162,11 @@ def _judged(name: str, title: str, better: Better, digits: int) -> Measure:
 def _share(whom: str, title: str, name: str) -> Measure:
     """A share of the samples, or of the reference's: by chance it moves as that of as many draws."""
 
-    def read(found: Distribution) -> float | None:
-        return None if found.prdc is None else float(getattr(found.prdc, name))
+    def read(distances: Distribution) -> float | None:
+        return None if distances.prdc is None else float(getattr(distances.prdc, name))
 
-    def chance(found: Distribution, samples: int) -> Interval | None:
-        share = read(found)
+    def chance(distances: Distribution, samples: int) -> Interval | None:
+        share = read(distances)
         if share is None:
             return None
         half = _Z * math.sqrt(max(0.0, share * (1 - share)) / samples)

@@ -66,9 +66,9 @@ class Rankings:
     def _read(self, path: Path) -> None:
         """Take over what an earlier run measured; a file that cannot be read is one of other settings."""
         try:
-            found = unsealed(read_json(path), str(path))
-            if found["asked"] == self.asked:
-                self.losses = dict(found["losses"])
+            content = unsealed(read_json(path), str(path))
+            if content["asked"] == self.asked:
+                self.losses = dict(content["losses"])
         except (OSError, ValueError, KeyError, TypeError):
             return
 

@@ -59,19 +59,19 @@ class Report:
 
     def matrices(self) -> list[Matrix]:
         """Return the tables, first that beside a paper's."""
-        found = []
+        tables = []
         for name in self.measures:
-            found.append(matrix(self.cells, MEASURES[name]))
+            tables.append(matrix(self.cells, MEASURES[name]))
             if name == "mse":
-                found.append(differences(self.cells, self.against, MEASURES[name]))
+                tables.append(differences(self.cells, self.against, MEASURES[name]))
         beside = None if self.published is None else self._beside(self.published)
-        return [table for table in (beside, *found) if table is not None]
+        return [table for table in (beside, *tables) if table is not None]
 
     def headline(self) -> list[Matrix]:
         """Return the first table and, where it is squared errors, what a few bad samples do not decide of them."""
         robust = [name for name in ("mse-median", "psnr") if {"mse", name} <= set(self.measures)]
-        found = [*self.matrices()[:1], *(matrix(self.cells, MEASURES[name]) for name in robust)]
-        return [table for table in found if table is not None]
+        tables = [*self.matrices()[:1], *(matrix(self.cells, MEASURES[name]) for name in robust)]
+        return [table for table in tables if table is not None]
 
     def _beside(self, paper: Published) -> Matrix | None:
         """Paper, ours and the difference, of every cell that a paper has too."""

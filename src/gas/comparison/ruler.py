@@ -43,8 +43,8 @@ class Ruler:
 
     def needs(self) -> dict[str, Any]:
         """Return everything that decides a measurement, beside the solver, in plain JSON."""
-        told = {"unseen": ends_of(self.yardstick.pairs), "pictures": self.pictures, "figures": _FIGURES}
-        return {**told, **self.told}
+        settings = {"unseen": ends_of(self.yardstick.pairs), "pictures": self.pictures, "figures": _FIGURES}
+        return {**settings, **self.told}
 
     def measure(self, name: str, made: Tensor, nfe: int) -> tuple[Comparison | None, Tensor, Tensor | None]:
         """Return the measurements, the squared error of every sample ``(S,)``, and pictures of the first few.

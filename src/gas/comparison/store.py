@@ -74,20 +74,20 @@ class Store:
         """Return what is kept of a cell, whatever it was made for; none where nothing whole is."""
         path, tensors = self._files(spec, nfe)
         try:
-            found = unsealed(read_json(path), str(path))
-            if {name: found[name] for name in _FORMAT} != _FORMAT:
+            content = unsealed(read_json(path), str(path))
+            if {name: content[name] for name in _FORMAT} != _FORMAT:
                 return None
             table = None
-            if sha256(tensors) != found["sha256"]["tensors"]:
+            if sha256(tensors) != content["sha256"]["tensors"]:
                 return None
-            if found["sha256"]["solver"] is not None:
+            if content["sha256"]["solver"] is not None:
                 solver = self.solver(spec, nfe)
-                if sha256(solver) != found["sha256"]["solver"]:
+                if sha256(solver) != content["sha256"]["solver"]:
                     return None
                 table = artefact.load(solver).table(nfe)
             parts, _ = read_tensors(tensors)
             kept = {"errors": parts["errors"], "pictures": parts.get("pictures"), "table": table}
-            return Kept(Cell.of(found["cell"], **kept), found["made"], found["measured"])
+            return Kept(Cell.of(content["cell"], **kept), content["made"], content["measured"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -104,9 +104,9 @@ class Inception(nn.Module):
         wanted = {f"{unit}.{part}" for unit in _units() for part in _PARTS}
         if rest != wanted:
             missing, unknown = sorted(wanted - rest), sorted(rest - wanted)
-            told = f"lacks {missing[0]}" if missing else f"has an unknown {unknown[0][:60]}"
+            problem = f"lacks {missing[0]}" if missing else f"has an unknown {unknown[0][:60]}"
             raise ValueError(
-                f"weights are not those of the published Inception (pt_inception-2015-12-05): {told}, "
+                f"weights are not those of the published Inception (pt_inception-2015-12-05): {problem}, "
                 f"{len(missing)} missing and {len(unknown)} unknown in all"
             )
         self.units = nn.ModuleDict({_key(unit): _Unit(unit, kept) for unit in _units()})

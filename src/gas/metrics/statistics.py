@@ -170,8 +170,8 @@ def read_images(path: str | Path) -> Tensor:
 
 def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     try:
-        tensors, said = read_tensors(path, _most(_WIDEST), ours=True)
-        return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), said
+        tensors, metadata = read_tensors(path, _most(_WIDEST), ours=True)
+        return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), metadata
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no statistics, or is damaged: {one_line(error)}") from error
 
@@ -196,13 +196,15 @@ def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
 
 def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
     """The arrays of statistics: ``sigma`` after ``mu``, which says how large it can be."""
-    found: dict[str, Any] = {"mu": read_array(archive, "mu", 8 * _WIDEST)}
-    width = 0 if found["mu"] is None else found["mu"].size
-    found["sigma"] = read_array(archive, "sigma", 8 * width * width)
+    contents: dict[str, Any] = {"mu": read_array(archive, "mu", 8 * _WIDEST)}
+    width = 0 if contents["mu"] is None else contents["mu"].size
+    contents["sigma"] = read_array(archive, "sigma", 8 * width * width)
     listed = [name.removesuffix(".npy") for name in archive.namelist()]
-    texts = ("count", *_SAID) if CHECKSUM not in listed else [key for key in listed[:64] if key not in found]
-    found |= {key: read_array(archive, key, _TEXT) for key in texts}
-    arrays = {key: array for key, array in found.items() if array is not None}
+    texts = (
+        ("count", *_SAID) if CHECKSUM not in listed else [key for key in listed[:64] if key not in contents]
+    )
+    contents |= {key: read_array(archive, key, _TEXT) for key in texts}
+    arrays = {key: array for key, array in contents.items() if array is not None}
     if CHECKSUM in arrays:
         check_arrays(arrays)
     elif "count" in arrays:  # which none but ours have

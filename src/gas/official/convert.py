@@ -74,9 +74,9 @@ def recognise(path: str | Path) -> tuple[str, Any]:
 
     if is_checkpoint(data):
         return "ldm", data
-    found = brief(list(entries)) if entries else type(data).__name__
+    contents = brief(list(entries)) if entries else type(data).__name__
     known = "; ".join(what for what, _ in KINDS.values())
-    raise ValueError(f"{path} holds {found}: no file that is known ({known})")
+    raise ValueError(f"{path} holds {contents}: no file that is known ({known})")
 
 
 def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:

@@ -66,8 +66,8 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     path = Path(path)
     data = read_lazily(path) if data is None else data
     if not is_teacher_set(data):
-        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} is no teacher set of noise, images and latents; it holds {found}")
+        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} is no teacher set of noise, images and latents; it holds {contents}")
     noise = data["noise"]
     target = data["latents"] if isinstance(data["latents"], Rows) else data["images"]
     for name, rows in (("noise", noise), ("target", target)):

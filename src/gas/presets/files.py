@@ -91,37 +91,41 @@ class Found:
 
 def weights_folder(given: Path | str | None = None) -> Path:
     """Return the folder of weights: the one given, that of ``GAS_WEIGHTS``, or ``~/.cache/gas-solver/weights``."""
-    told = given or os.environ.get(ENVIRONMENT) or Path.home() / ".cache" / "gas-solver" / "weights"
-    return Path(told).expanduser()
+    folder = given or os.environ.get(ENVIRONMENT) or Path.home() / ".cache" / "gas-solver" / "weights"
+    return Path(folder).expanduser()
 
 
 def files_of(preset: Preset) -> list[File]:
     """Return the files that a preset needs."""
-    what = {
+    network = {
         "edm": "EDM's pickle, or what gas convert makes of it",
         "ldm": "CompVis's checkpoint with its first stage, or what gas convert makes of it",
         "sd": "a diffusers folder of Stable Diffusion",
     }[preset.kind]
-    found = [File(preset.network, "network", what, "everything", _source(preset.network))]
+    files = [File(preset.network, "network", network, "everything", _source(preset.network))]
     if preset.critic_file:
-        told = "R3GAN's pickle, or what gas convert makes of it"
-        found.append(File(preset.critic_file, "critic", told, "--objective gas", _source(preset.critic_file)))
+        description = "R3GAN's pickle, or what gas convert makes of it"
+        files.append(
+            File(preset.critic_file, "critic", description, "--objective gas", _source(preset.critic_file))
+        )
     if preset.loss == "lpips":
         for name, role in (("vgg16-397923af.pth", "loss"), ("lpips-vgg.pth", "loss weights")):
-            told = "VGG-16 as torchvision has it" if role == "loss" else "LPIPS's own weights of channels"
+            description = (
+                "VGG-16 as torchvision has it" if role == "loss" else "LPIPS's own weights of channels"
+            )
             checksum = _CHECKSUMS.get(name, _UNKNOWN)
-            found.append(File(name, role, told, "training", _source(name), checksum))
+            files.append(File(name, role, description, "training", _source(name), checksum))
     if preset.kind == "sd":
-        told = "a UTF-8 file of one prompt a line"
-        found.append(File("prompts.txt", "prompts", told, "everything", _source("prompts.txt")))
-    return found
+        description = "a UTF-8 file of one prompt a line"
+        files.append(File("prompts.txt", "prompts", description, "everything", _source("prompts.txt")))
+    return files
 
 
 def measuring_files_of(preset: Preset) -> list[File]:
     """Return the files that a preset's metric needs: Inception's weights, and statistics or images of real data."""
     name, source = _REFERENCES[preset.name]
-    told = "Inception-v3 of FID, as pytorch-fid has it"
-    features = File(_INCEPTION, "features", told, "FID", _source(_INCEPTION), _CHECKSUMS[_INCEPTION])
+    description = "Inception-v3 of FID, as pytorch-fid has it"
+    features = File(_INCEPTION, "features", description, "FID", _source(_INCEPTION), _CHECKSUMS[_INCEPTION])
     images = name.startswith(_WITH_IMAGES)
     needed = "FID, recall and coverage" if images else "FID"
     return [features, File(name, "images" if images else "reference", preset.reference, needed, source)]

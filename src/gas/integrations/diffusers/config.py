@@ -89,11 +89,11 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     return said
 
 
-def _of_a_vp_model(said: Mapping[str, Any]) -> bool:
+def _of_a_vp_model(config: Mapping[str, Any]) -> bool:
     """Whether a flow scheduler was put in the place of a VP one, whose keys it does not know and carries along."""
-    if said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return False
-    return any(said.get(key) is not None for key in ("beta_schedule", "prediction_type", "trained_betas"))
+    return any(config.get(key) is not None for key in ("beta_schedule", "prediction_type", "trained_betas"))
 
 
 _MODEL_KEYS = {

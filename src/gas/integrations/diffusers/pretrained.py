@@ -121,15 +121,15 @@ def config_of_solver(artefact: Artefact) -> dict[str, Any]:
     """
     schedule = artefact.schedule
     prediction = (artefact.document.model or {}).get("prediction")
-    told: dict[str, Any] = {"_class_name": "GASScheduler", "solver": solver_file(artefact)}
+    config: dict[str, Any] = {"_class_name": "GASScheduler", "solver": solver_file(artefact)}
     if isinstance(schedule, Flow):
         shift = (artefact.document.model or {}).get("shift")  # what it was learned at
-        told |= {} if shift is None else {"shift": float(shift)}
-        return told | {"prediction_type": "flow_prediction"}
+        config |= {} if shift is None else {"shift": float(shift)}
+        return config | {"prediction_type": "flow_prediction"}
     if isinstance(schedule, VPDiscrete) and prediction in PREDICTIONS and not _karras(schedule):
         alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
-        return told | {
+        return config | {
             "prediction_type": prediction,
             "trained_betas": (1 - alphas / before).tolist(),
             "num_train_timesteps": schedule.steps,

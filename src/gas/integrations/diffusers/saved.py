@@ -121,8 +121,8 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         # What the model is, where the config's class implies it; the next scheduler is to see only what was given.
         implied = {key: value for key, value in model_keys(translated(config)).items() if key in known}
         ours = implied | {key: value for key, value in given.items() if key in known}
-        made: Any = super().from_config(ours, return_unused_kwargs, **kwargs)
-        scheduler = made[0] if return_unused_kwargs else made
+        loaded: Any = super().from_config(ours, return_unused_kwargs, **kwargs)
+        scheduler = loaded[0] if return_unused_kwargs else loaded
         passed_on = {key: value for key, value in given.items() if key not in known}
         if "_class_name" in given:
             passed_on["_class_name"] = cls.__name__
@@ -133,7 +133,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if left := known - set(given) - set(kwargs):
             scheduler.register_to_config(**{_DEFAULTS: left})
         scheduler._converted = True
-        return (scheduler, made[1] | passed_on) if return_unused_kwargs else scheduler
+        return (scheduler, loaded[1] | passed_on) if return_unused_kwargs else scheduler
 
     def __getattr__(self, name: str) -> Any:
         """Fail with the reason where a pipeline reaches for what only one of diffusers' own schedulers has."""

@@ -333,13 +333,13 @@ class GASScheduler(SavedScheduler):
 
     def _compare_run(self, n: int, timestep: float | Tensor, sample: Tensor) -> None:
         """Warn of a state of another run: it comes with another step's time, or a run that was left off returned it."""
-        told = torch.as_tensor(timestep).detach()
-        elsewhere = told.numel() == 1 and self._told[self._index(told)] != self._told[n]
+        given = torch.as_tensor(timestep).detach()
+        elsewhere = given.numel() == 1 and self._told[self._index(given)] != self._told[n]
         if elsewhere or sample is self._unfinished:
             warnings.warn(
                 f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample of another run came, at "
-                f"{told.flatten()[0].item():g}: a scheduler serves one run at a time and mixes two; give each its own, "
-                "copy.deepcopy(scheduler)",
+                f"{given.flatten()[0].item():g}: a scheduler serves one run at a time and mixes two; give each its "
+                "own, copy.deepcopy(scheduler)",
                 stacklevel=3,
             )
 
@@ -347,16 +347,16 @@ class GASScheduler(SavedScheduler):
         """The step whose told time is nearest."""
         return int((self._told - torch.as_tensor(timestep).detach().to("cpu", torch.float64)).abs().argmin())
 
-    def _time(self, told: Tensor) -> Tensor:
+    def _time(self, network_time: Tensor) -> Tensor:
         """The time of a told time: exactly a row's where it is one."""
-        match = (self._told == told).nonzero()
-        return self._times[match[0, 0]] if len(match) else self._network_times.inverse(told)
+        match = (self._told == network_time).nonzero()
+        return self._times[match[0, 0]] if len(match) else self._network_times.inverse(network_time)
 
     def _show(self, t: Tensor, device: str | torch.device | None) -> None:
         """Set what pipelines look at: told times, and N + 1 levels of which the last is 0."""
-        told = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
-        self._told = told.to(torch.float64)
-        self.timesteps = told.to(device)
+        times = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
+        self._told = times.to(torch.float64)
+        self.timesteps = times.to(device)
         alpha, sigma = self.process.form(t)
         level = sigma if self.process.kind == "flow" else sigma / alpha
         self.sigmas = torch.cat([level, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
