@@ -269,7 +269,8 @@ def test_no_loss_is_shown_as_zero(value):
     from gas.cli.comparisons import _cells
 
     row = Comparison("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
-    shown = [float(part) for cell in _cells(row)[2:4] for part in cell.split(" ± ")]
+    mse, _, l1 = _cells(row)[2:5]
+    shown = [float(part) for cell in (mse, l1) for part in cell.split(" ± ")]
     np.testing.assert_allclose(shown, [value, value / 10, value], rtol=0.05)
 
 

@@ -185,7 +185,8 @@ def fit(
                 yield record
             if steps.iteration >= training.iterations:
                 best = training.best_loss
-                if criterion is None and (problem := _implausible(best, validation, asked, model.device)):
+                paired = criterion is None and not critics  # critics move samples away from the teacher's
+                if paired and (problem := _implausible(best, validation, asked, model.device)):
                     warnings.warn(problem, UserWarning, stacklevel=2)
                 return
             training.advance()
