@@ -144,6 +144,41 @@ def test_files_beside_those_of_a_comparison_are_no_matter(tmp_path):
     assert (tmp_path / "notes.md").read_text() == "mine"
 
 
+def test_a_mark_of_some_entries_is_of_no_others(tmp_path):
+    names = ("ours.json", "ours")
+    claim(tmp_path, names)
+    (tmp_path / "ours.json").write_text("ours")
+    for name in ("mine.json", "ours.json.bak"):
+        (tmp_path / name).write_text("mine")
+        for others in ([name], [*names, name], None):
+            with pytest.raises(ValueError, match=rf"{name} was not written by gas-solver"):
+                claim(tmp_path, others)
+        (tmp_path / name).unlink()
+    (tmp_path / "mine").mkdir()
+    claim(tmp_path, names)
+    claim(tmp_path, ["later"])
+    (tmp_path / "later").write_text("ours")
+    claim(tmp_path, [*names, "later"])
+    discard(tmp_path, ".*")
+    assert listing(tmp_path) == [MARKER, "later", "mine", "ours.json"]
+
+
+def test_a_folder_marked_as_a_whole_takes_every_name(tmp_path):
+    claim(tmp_path)
+    (tmp_path / "x").write_text("ours")
+    claim(tmp_path, ["x"])
+    claim(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["samples.png", "digits-8.json", "pairs-digits"])
+def test_a_second_demo_overwrites_nothing_of_a_users(tmp_path, name):
+    claim(tmp_path, ["digits-2.json"])
+    (tmp_path / name).write_text("mine")
+    line = refused("demo", "--model", "digits", "--nfe", 8, "--out", tmp_path)
+    assert f"{name} was not written by gas-solver" in line
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def refused(*words):
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 2, result.output + repr(result.exception)
@@ -242,12 +277,35 @@ def test_a_link_to_an_output_is_that_output(tmp_path, other):
         hold(tmp_path / "b", "another", folder=True).__enter__()
 
 
-@pytest.mark.parametrize("note", ["", "[1]", '{"work": 1}', '{"process": "x"', "\x1b[31m" * 2000])
+@pytest.mark.parametrize(
+    "note",
+    ["", "[1]", "[" * 4000, '{"a":' * 800, "9" * 4096, '{"work": 1}', '{"process": "x"', "\x1b[31m" * 2000],
+)
 def test_a_lock_that_says_nothing_is_one_all_the_same(tmp_path, other, note):
     other(tmp_path / "out.json")
     (tmp_path / ".out.json.lock").write_text(note)
     with pytest.raises(ValueError, match=r"^another process is at work on"):
         hold(tmp_path / "out.json", "another").__enter__()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_folder_has_one_lock_whatever_it_is_taken_for(tmp_path, other, folder):
+    (tmp_path / "x").mkdir()
+    other(tmp_path / "x", folder)
+    with pytest.raises(ValueError, match="is at work on"):
+        hold(tmp_path / "x", "another", folder=not folder).__enter__()
+
+
+@pytest.mark.parametrize("name", ["pairs", "weights.safetensors", "student.json"])
+def test_a_conversion_locks_a_folder_as_pairs_do_and_a_file_as_others_do(tmp_path, monkeypatch, name):
+    held = []
+    monkeypatch.setattr(
+        "gas.official.convert.recognise", lambda file: held.extend(listing(tmp_path)) or ("teachers", None)
+    )
+    monkeypatch.setattr("gas.cli.convert._teachers", lambda *_: {})
+    (tmp_path / "x.pkl").write_bytes(b"x")
+    CliRunner().invoke(app, ["convert", str(tmp_path / "x.pkl"), str(tmp_path / name)])
+    assert (f"{name}/{LOCK}" if name == "pairs" else f".{name}.lock") in held
 
 
 def test_a_command_may_call_another_on_its_own_output(tmp_path):

@@ -23,6 +23,9 @@ LOCK = ".gas.lock"
 # Outputs that this process is at work on: a command may call another's work on the same one.
 _held: set[Path] = set()
 _TEXT = "gas-solver made this folder: it may overwrite and delete files that it wrote here.\n"
+# In a folder with files of others too; below it a name a line.
+_TEXT_OF_NAMES = "gas-solver writes into this folder: it may overwrite these entries.\n"
+_MARKER_BYTES = 1 << 20
 
 
 def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
@@ -40,7 +43,7 @@ def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
 
     Raises:
         ValueError: for a link in place of the folder or of an entry, which would be written through, and for
-            entries in a folder without a mark.
+            entries that no mark is about: of a folder without a mark, or whose mark names others.
     """
     folder = Path(folder)
     if names is None and folder.is_symlink():
@@ -55,27 +58,44 @@ def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
         raise ValueError(
             f"{folder / links[0]} is a link and would be written through: remove it, or name another output"
         )
-    if not marker.is_file():
-        if entries:
-            raise ValueError(
-                f"{folder / entries[0]} was not written by gas-solver (no {MARKER} beside it): move it away, "
-                "or name another output"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
+    marked = _marked(marker)
+    if marked is None:
+        return folder
+    if foreign := [name for name in entries if name not in marked]:
+        raise ValueError(
+            f"{folder / foreign[0]} was not written by gas-solver (no {MARKER} beside it names it): move it away, "
+            "or name another output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if names is None:
         marker.write_text(_TEXT)
+    elif new := [name for name in names if name not in marked]:
+        with marker.open("a", encoding="utf-8") as file:
+            file.write("" if marked else _TEXT_OF_NAMES)
+            file.writelines(f"{name}\n" for name in new)
     return folder
+
+
+def _marked(marker: Path) -> set[str] | None:
+    """Return the entries that a mark is about, none where there is no mark; ``None`` is every entry of the folder."""
+    from gas.io import read_text  # which loads torch; every command loads this module
+
+    if not marker.is_file():
+        return set()
+    first, *names = read_text(marker, _MARKER_BYTES).splitlines() or [""]
+    return set(names) if f"{first}\n" == _TEXT_OF_NAMES else None
 
 
 def discard(folder: str | Path, pattern: str) -> None:
     """Delete the files of a marked folder whose names match, and the folder if nothing else is left in it.
 
     Args:
-        folder: that :func:`claim` marked; without the mark, or behind a link, nothing is deleted.
+        folder: that :func:`claim` marked as a whole; without the mark, or behind a link, nothing is deleted.
         pattern: a regular expression for the whole name of a file that this project writes there.
     """
     folder = Path(folder)
     marker = folder / MARKER
-    if folder.is_symlink() or marker.is_symlink() or not marker.is_file():
+    if folder.is_symlink() or marker.is_symlink() or _marked(marker) is not None:
         return
     for entry in list(os.scandir(folder)):
         if entry.is_file(follow_symlinks=False) and re.fullmatch(pattern, entry.name):
@@ -112,7 +132,7 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
     Args:
         output: a file or folder that is to be written.
         work: what is done, for another process that is refused.
-        folder: whether it is a folder. Its lock lies in it, a file's beside it.
+        folder: whether it will be a folder; one that exists is. Its lock lies in it, a file's beside it.
 
     Raises:
         ValueError: when another process is at work on it: which, and since when.
@@ -122,6 +142,7 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
     if target in _held:
         yield
         return
+    folder = folder or target.is_dir()
     home = target if folder else target.parent
     absent = [path for path in (home, *home.parents) if not path.exists()]
     path = home / (LOCK if folder else f".{target.name}.lock")
@@ -179,8 +200,10 @@ def _is(path: Path, handle: int) -> bool:
 
 def _holder(note: bytes) -> str:
     """Return who holds a lock, in words."""
+    from gas.io import parse_json  # which loads torch; every command loads this module
+
     try:
-        found = json.loads(note)
+        found = parse_json(note)
         where = "" if found["host"] == socket.gethostname() else f" on {found['host']}"
         return f"{found['work']} (process {int(found['process'])}{where}, since {found['since']})"
     except (ValueError, KeyError, TypeError):  # it has the lock, and not yet written its name

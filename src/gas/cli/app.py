@@ -103,7 +103,8 @@ def command(
     """Register a command: its help ends with an example, its errors are one line and exit code 2.
 
     A ``shared`` one does its work in all the processes that ``torchrun`` started; another is refused there.
-    ``file`` or ``folder`` names the parameter of the output, which a second command is kept from meanwhile.
+    ``file`` or ``folder`` names the parameter of the output, which a second command is kept from meanwhile; one
+    that both name is a folder where it has no suffix.
 
     Bad input (ValueError, OSError, ArithmeticError, a missing optional package) is reported without a
     traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
@@ -123,7 +124,8 @@ def command(
                 if "precision" in kwargs:
                     _set_tf32(kwargs["precision"] == "tf32")
                 output = kwargs.get(file or folder)
-                with processes.together(), holding(output, f"gas {label}", folder=bool(folder)):
+                is_folder = bool(folder) and not (file and isinstance(output, Path) and output.suffix)
+                with processes.together(), holding(output, f"gas {label}", folder=is_folder):
                     function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 if _debug:

@@ -30,7 +30,7 @@ def _schedules() -> Iterable[str]:
     return SCHEDULES
 
 
-@command("gas convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors", file="out")
+@command("gas convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors", file="out", folder="out")
 def convert(
     context: typer.Context,
     file: Annotated[
