@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import gas
 from gas.cli import app
 from gas.comparison import claim_folders
 from gas.distill import STATE
@@ -322,28 +323,31 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
 
 
 COMMANDS = {
-    "pairs": ("pairs --model digits --out {}", True),
-    "train": ("train --model digits --pairs {pairs} --out {}", False),
-    "compare": ("compare --model digits --pairs {pairs} --out {}", True),
-    "demo": ("demo --model digits --out {}", True),
-    "sample": ("sample --model digits --solver s.json --out {}", False),
-    "statistics": ("statistics --model digits --pairs {pairs} --out {}", False),
-    "convert": ("convert file.pkl {}", False),
-    "export": ("export --model digits --solver s.json --onnx {}", False),
-    "evaluate": ("evaluate --model digits --solver s.json --picture {}", False),
-    "inspect": ("inspect s.json --picture {}", False),
-    "reproduce": ("reproduce table2a --run --results {}", True),
-    "zoo train": ("zoo train digits --out {folder}", False),
+    "pairs": ("pairs --model digits --out {}", "x"),
+    "train": ("train --model digits --pairs {pairs} --out {}", "x.json"),
+    "compare": ("compare --model digits --pairs {pairs} --out {}", "x"),
+    "demo": ("demo --model digits --out {}", "x"),
+    "sample": ("sample --model digits --solver {solver} --out {}", "x.png"),
+    "statistics": ("statistics --model digits --pairs {pairs} --out {}", "x.npz"),
+    "convert": ("convert {solver} {}", "x.safetensors"),
+    "export": ("export --model digits --solver {solver} --onnx {}", "x.onnx"),
+    "evaluate": ("evaluate --model digits --solver {solver} --picture {}", "x.png"),
+    "inspect": ("inspect {solver} --picture {}", "x.png"),
+    "reproduce": ("reproduce table2a --run --results {}", "x"),
+    "zoo train": ("zoo train digits --out {folder}", "digits"),
 }
+FOLDERS = ("pairs", "compare", "demo", "reproduce")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path, other, name, pairs):
-    line, folder = COMMANDS[name]
-    output = tmp_path / ("digits" if name == "zoo train" else "x.out")
-    process, _ = other(output, folder)
+    line, output = COMMANDS[name]
+    solver, output = tmp_path / "s.json", tmp_path / output
+    digits = gas.zoo.load("digits")
+    gas.save(solver, gas.Classical("ipndm-2", "log_snr", 4, digits.t_end), model=digits)
+    process, _ = other(output, name in FOLDERS)
     before = listing(tmp_path)
-    message = refused(*line.format(output, pairs=pairs, folder=tmp_path).split())
+    message = refused(*line.format(output, pairs=pairs, folder=tmp_path, solver=solver).split())
     assert f"gas test (process {process.pid}, since" in message and "is at work on" in message
     assert listing(tmp_path) == before
 

@@ -367,7 +367,9 @@ def test_inspect_shows_what_is_in_the_file(work, tmp_path):
     measured = gas.load(work / "digits.json").entry(3).measured
     (line,) = [cells[-1] for cells in table_rows(shown) if cells[0] == "3"]
     told = dict(part.split(" ") for part in line.split(", "))
-    assert {name: float(value) for name, value in told.items()} == pytest.approx(measured, rel=1e-3)
+    assert {name: float(value.replace(",", "")) for name, value in told.items()} == pytest.approx(
+        measured, rel=1e-3
+    )
     assert {"validation_loss", "validation_median", "validation_psnr"} <= told.keys()
     table = run("inspect", work / "digits.json", "--nfe", 2, "--picture", tmp_path / "t.png").stdout
     assert "sum_j states[n, j] x_j" in table
