@@ -89,17 +89,17 @@ def trouble(folder):
     """What cannot be shared, and a teacher that fails in the second process alone."""
     critic = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --out {folder / 'gas.json'}"
     told = [gas_command(*critic.split(), *WHERE), gas_command("zoo")]
-    real = pairs.teach
+    real = pairs._taught
 
     def failing(*args, **kwargs):
         if processes.rank() == 1:
             raise OSError("the second machine's own trouble")
         return real(*args, **kwargs)
 
-    with mock.patch.object(pairs, "teach", failing):
+    with mock.patch.object(pairs, "_taught", failing):
         told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
     if processes.first():
-        (folder / "trouble.out").write_text("".join(f"{code} {said}" for code, _, said in told))
+        (folder / "trouble.out").write_text("\n\n".join(f"{code} {said.strip()}" for code, _, said in told))
     raise SystemExit(told[-1][0])
 
 

@@ -314,7 +314,9 @@ def test_a_comparison_of_a_preset_stands_beside_the_paper(
     cells = json.loads(run("compare", *words, *fid, "--json").stdout)
     ours = next(c["comparison"]["frechet_data"] for c in cells if c["spec"] == "dpmpp-3m")
     first = Path("out/report.md").read_text().split("## ")[1]
-    assert first.startswith("Frechet distance to the data's statistics: arXiv 2510.17699 / ours / difference")
+    assert first.startswith(
+        "Frechet distance to the data's statistics, as published: arXiv 2510.17699 / ours / difference"
+    )
     assert f"| DPM-Solver++(3M) | 46.59 / {ours:.3f} / {ours - 46.59:+.3f} |" in first
     assert "log_snr" not in first  # on a grid of its own it is another solver
 

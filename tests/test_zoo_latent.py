@@ -18,6 +18,7 @@ from gas.backbones.families import family_of
 from gas.catalogue import Classical
 from gas.cli import app
 from gas.distill import against
+from gas.io import sealed_metadata
 from gas.model import Model, labels_of_seeds
 from gas.optimizers import AdamSteps
 from gas.zoo import data
@@ -173,7 +174,7 @@ def test_the_recipes_train_and_go_on_where_they_stopped(tmp_path, measuring, mon
 
 def test_files_that_do_not_belong_together(tmp_path):
     latent = zoo._WEIGHTS / "mnist-latent.safetensors"
-    (tmp_path / "own.safetensors").write_bytes(latent.read_bytes())
+    zoo.weights_file.write_weights(tmp_path / "own.safetensors", *zoo.weights_file.read_weights(latent))
     assert zoo.pipeline(tmp_path / "own.safetensors") is not None  # with the shipped autoencoder
     tensors, card = zoo.weights_file.read_weights(zoo._WEIGHTS / "mnist-autoencoder.safetensors")
     zoo.weights_file.write_weights(
@@ -185,7 +186,9 @@ def test_files_that_do_not_belong_together(tmp_path):
     (tmp_path / "own.safetensors").write_bytes(latent.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
         zoo.load(tmp_path / "own.safetensors")
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata={"card": '{"name": "x"}'})
+    tensors = {"x": torch.zeros(1)}
+    metadata = sealed_metadata(tensors, {"card": '{"name": "x"}'})
+    save_file(tensors, tmp_path / "other.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
         zoo.load(tmp_path / "other.safetensors")
 

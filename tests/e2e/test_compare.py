@@ -84,10 +84,10 @@ def test_what_would_fail_late_is_refused_at_once(work, tmp_path):
     folder, words, _ = work
     assert "did you mean 'gs'" in refused("compare", *words, "--solvers", "gz")
     assert "did you mean 'frechet'" in refused("compare", *words, "--metrics", "frechett")
-    assert "--count is 900" in refused(
-        "compare", *words, "--unseen", folder / "out" / "unseen", "--count", 900
-    )
-    assert "share 88 seeds" in refused("compare", *words, "--unseen", folder / "pairs")
+    assert "--seeds and --unseen are two sets" in refused("compare", *words, "--unseen", folder / "pairs")
+    place = words.index("--seeds")
+    unseeded = [*words[:place], *words[place + 2 :]]
+    assert "share 88 seeds" in refused("compare", *unseeded, "--unseen", folder / "pairs")
     assert "gauss-newton has no relax" in refused("compare", *words, "--relax", 0.1)
     few = ["--validation", 60, "--solvers", "gas"]
     assert "two batches of 24 pairs" in refused("compare", *words, *few)
