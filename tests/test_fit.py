@@ -332,7 +332,7 @@ def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation,
     race = Race(first=8, starts=1, sprint=GaussNewton(iterations=1))
     options = {"race": race, "config": GaussNewton(iterations=1)}
     list(distill(MODEL, pairs, validation, 2, **options, state=tmp_path))
-    with pytest.raises(ValueError, match=r"of another run: loss was l2, is l1\): delete"):
+    with pytest.raises(ValueError, match=r"of another run: loss was 'l2', is 'l1'\): delete"):
         list(distill(MODEL, pairs, validation, 2, **options, loss="l1", state=tmp_path))
 
 
