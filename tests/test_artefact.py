@@ -1,6 +1,7 @@
 """The solver file: the same bits back, small, readable without us, and one clear line for anything else."""
 
 import ast
+import contextlib
 import errno
 import functools
 import importlib.util
@@ -78,10 +79,12 @@ def text():
 
 
 def edited(path, change):
-    """A file that is right, its checksum too, but for one change made by hand."""
+    """A file that is right, its checksum too, but for one change made by hand, which may be too wrong to be sealed."""
     content = json.loads(text())
     change(content)
-    path.write_text(json.dumps(sealed(content)))
+    with contextlib.suppress(ValueError):
+        content = sealed(content)
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -411,7 +414,7 @@ def test_depth_is_bounded(tmp_path):
         (b"import os", "is not valid JSON"),
         (b"PK\x03\x04\x00\xff\xfe", "is not valid JSON"),
         (bytes(range(256)), "is not valid JSON"),
-        (b"\xef\xbb\xbf{}", "is not valid JSON"),
+        (b"\xef\xbb\xbf{}", "is not a solver file"),
         (b"[]", "is not a solver file"),
         (b"{}", "is not a solver file"),
         (b"null", "is not a solver file"),
