@@ -18,7 +18,9 @@ from gas.integrations.diffusers.process import process_of  # noqa: E402
 from gas.integrations.form import ending_in_data  # noqa: E402
 from schedulers import CONFIGS, noise, scheduler  # noqa: E402
 
-CLASSES = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and name[:4] != "Flax")
+CLASSES = sorted(
+    name for name in dir(diffusers) if name.endswith("Scheduler") and name[:4] not in ("Flax", "GASS")
+)
 SERVED = {
     *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMParallelScheduler", "DDIMScheduler"),
     *("DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),

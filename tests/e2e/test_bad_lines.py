@@ -290,9 +290,9 @@ def _imported():
 
 
 def listing(*folders):
-    """Every file with its size and time of change."""
+    """Every file with its size and time of change, and every folder (a probe for writing changes its time)."""
     found = (path for folder in folders for path in folder.rglob("*"))
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+    return {path: path.is_dir() or (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
 def check(status, stdout, stderr, line):
