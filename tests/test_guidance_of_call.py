@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,14 +36,14 @@ def models():
     }
 
 
-def mentions(models, family, learned, called, told=None, **keys):
+def mentions(models, family, learned, called, told=None, more=None, **keys):
     """What a call warns of guidance."""
     model = models[family]
     pipe, original = model.pipe, model.pipe.scheduler
     solver = gas.GeneralizedSolver(model.schedule, 2, model.t_end)
     artefact = gas.save(None, solver, model=model, guidance=learned)
     served = gas.GASScheduler.from_config(original.config, solver=artefact, guidance_scale=told, **keys)
-    passed = {} if called is None else {"guidance_scale": called}
+    passed = {**(more or {}), **({} if called is None else {"guidance_scale": called})}
     pipe.scheduler = served
     try:
         with warnings.catch_warnings(record=True) as caught, torch.no_grad():
@@ -73,6 +74,36 @@ def mentions(models, family, learned, called, told=None, **keys):
 )
 def test_a_call_with_other_guidance_is_said(models, family, learned, called, told, said):
     assert mentions(models, family, learned, called, told) == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(
+    ("more", "problems"),
+    [
+        ({"true_cfg_scale": 4.0, "negative_prompt": "a dog"}, ["guidance 3.5 (this pipeline: 4)"]),
+        ({"true_cfg_scale": 4.0}, []),  # without a negative prompt there is nothing to extrapolate from
+        ({"true_cfg_scale": 1.0, "negative_prompt": "a dog"}, []),
+    ],
+)
+def test_extrapolation_from_a_negative_prompt_counts(models, more, problems):
+    assert mentions(models, "flux", 3.5, 3.5, more=more) == problems
+
+
+@pytest.mark.parametrize("embeds", [False, None])
+@pytest.mark.parametrize(("negative", "scale"), [("a dog", 4.0), (None, 1.0)])
+def test_a_pipeline_that_guides_by_its_true_scale_alone(embeds, negative, scale):
+    class Qwen:
+        scheduler = None
+
+        def __init__(self):
+            self.scheduler, self.transformer = "mine", SimpleNamespace(config=SimpleNamespace())
+            if embeds is not None:
+                self.transformer.config.guidance_embeds = embeds
+
+        def __call__(self, true_cfg_scale=4.0, negative_prompt=None, guidance_scale=None):
+            do_true_cfg = true_cfg_scale > 1 and negative_prompt is not None  # noqa: F841  # read from outside
+            return guidance_of_call("mine")
+
+    assert Qwen()(negative_prompt=negative) == scale
 
 
 def test_strict_refuses_it(models):

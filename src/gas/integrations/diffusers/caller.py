@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -33,13 +33,15 @@ def guidance_of_call(scheduler: Any) -> float | None:
     Pipelines do not hand it to their scheduler, and a quarter of them keep it nowhere but in their call's variables. So
     it is read in that frame, and only of an object whose ``scheduler`` is this one.
 
+    Where a pipeline extrapolates from a negative prompt by ``true_cfg_scale`` (Flux, Qwen), that scale counts.
+
     Returns:
-        ``None`` outside of a pipeline's call, and of a pipeline that takes no ``guidance_scale``.
+        ``None`` outside of a pipeline's call, and of a pipeline that takes neither scale.
     """
     for frame in _callers("__call__", _FRAMES):
         pipe = frame.f_locals.get("self")
         if getattr(pipe, "__dict__", {}).get("scheduler") is scheduler:
-            return _effective(pipe, frame.f_locals.get("guidance_scale"))
+            return _effective(pipe, frame.f_locals)
     return None
 
 
@@ -62,12 +64,18 @@ def _of_times(argument: tuple[str, Any]) -> bool:
     return name.endswith(("sigmas", "timesteps")) and hasattr(value, "__len__")
 
 
-def _effective(pipe: Any, scale: Any) -> float | None:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        return None
+def _effective(pipe: Any, variables: Mapping[str, Any]) -> float | None:
+    scale, is_extrapolated = variables.get("guidance_scale"), variables.get("do_true_cfg")
+    if is_extrapolated:
+        scale = variables.get("true_cfg_scale")
+        return float(scale) if isinstance(scale, (int, float)) else None
     networks = [getattr(pipe, name, None) for name in ("transformer", "unet")]
     configs = [getattr(network, "config", None) for network in networks if network is not None]
     embedded = [getattr(config, "guidance_embeds", None) for config in configs]
+    if is_extrapolated is False and not any(embedded):
+        return 1.0
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        return None
     if any(embedded) or any(getattr(config, "time_cond_proj_dim", None) for config in configs):
         return float(scale)  # an input of the network, of which every value counts
     return 1.0 if False in embedded or scale <= 1 else float(scale)
