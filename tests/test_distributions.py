@@ -507,8 +507,12 @@ def test_the_interval_between_pairs_is_of_pairs():
 
 def test_too_few_samples_have_no_jackknife_and_all_others_an_interval_around_the_estimate():
     reference = FeatureStatistics(torch.zeros(2), torch.eye(2), 10**9)
-    assert frechet_interval(normal(0, 3, 2), reference) == (None, None)
-    for count in range(4, 60):
+    for count in (3, 5):
+        assert frechet_interval(normal(0, count, 2), reference) == (None, None)
+    assert frechet_interval(normal(0, 3, 1), reference) == (None, None)
+    wide = FeatureStatistics(torch.zeros(200), torch.eye(200), 10**9)
+    assert frechet_interval(normal(0, 64, 200), wide) == (None, None)
+    for count in range(6, 60):
         value, (low, high) = frechet_interval(normal(count, count, 2), reference)
         assert 0 <= low <= value <= high < math.inf
     same = normal(1, 20, 2)

@@ -442,6 +442,7 @@ def test_unsupported_schedulers_and_arguments():
         ({"prediction_type": "epsylon"}, "prediction_type must be one of epsilon"),
         ({"schedule": "mine"}, "schedule must be one of learned, pipeline, got 'mine'"),
         ({"missing_nfe": "no"}, "missing_nfe must be one of base, error"),
+        ({"base": "ddim"}, "base must be .SOLVER/GRID., got .ddim.: grids are .*log_snr"),
         ({"base": "unipc-9/log_snr"}, "unknown solver 'unipc-9'"),
         (
             {"solver": {"format": "gas-solver", "solvers": []}},

@@ -150,3 +150,12 @@ def test_flux_runs_at_the_sigmas_that_were_passed(source):
     shift = pipe.scheduler.config["shift"]
     expected = torch.tensor([*(shift * s / (1 + (shift - 1) * s) for s in passed), 0.0])
     assert torch.allclose(pipe.scheduler.sigmas, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_a_flow_s_levels_with_a_diffusion_model_s_prediction_are_refused(prediction):
+    other = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type=prediction)
+    with pytest.raises(
+        ValueError, match=f"use_flow_sigmas=True has prediction_type='{prediction}'.*flow_prediction"
+    ):
+        gas.GASScheduler.from_config(other.config)

@@ -56,7 +56,12 @@ class Policy:
         if self.base is not None:
             solver, _, grid = self.base.partition("/")
             named("solver", solver, SOLVERS)
-            named("grid", grid, {**GRIDS, "shifted": None})
+            grids = {**GRIDS, "shifted": None}
+            if not grid:
+                raise ValueError(
+                    f"base must be 'SOLVER/GRID', got {self.base!r}: grids are {', '.join(sorted(grids))}"
+                )
+            named("grid", grid, grids)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,16 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"scheduler {name} with invert_sigmas=True is not supported: its times run backwards"
         )
+    if (
+        name not in _FLOW
+        and said.get("use_flow_sigmas")
+        and said.get("prediction_type") in ("epsilon", "sample")
+    ):
+        # What it says of itself is a flow's levels with a diffusion model's prediction: no model is trained so.
+        raise ValueError(
+            f"{name} with use_flow_sigmas=True has prediction_type={said['prediction_type']!r}: a flow model's config "
+            'says "flow_prediction"'
+        )
     if name in _FLOW or said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
         said["prediction_type"] = "flow_prediction"
         said["shift"] = said.get("flow_shift", 1.0) if said.get("shift") is None else said["shift"]
