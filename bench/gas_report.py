@@ -47,7 +47,6 @@ def main() -> None:
     for where in ("to_teacher", "to_data"):
         print_table(cells, where)
     print_differences(cells, nfes)
-    print_ablations(options.results)
     if options.picture is not None:
         draw(options, nfes)
 
@@ -96,26 +95,6 @@ def print_differences(cells: dict[tuple[int, str], list[dict]], nfes: list[int])
         ]
         print(f"| {nfe} | {KINDS[kind]} | {error} | {' | '.join(columns)} |")
     print()
-
-
-def print_ablations(folder: Path) -> None:
-    """Print what ``gas ablate QUESTION --json`` was kept as ``ablate-QUESTION.json``."""
-    for path in sorted(folder.glob("ablate-*.json")):
-        report = json.loads(path.read_text())
-        rows = report["rows"]
-        print(
-            f"{report['question']}: `{report['model']}`, {rows[0]['nfe']} calls, {rows[0]['samples']} samples\n"
-        )
-        print(
-            "| | MSE to the teacher | Frechet to the teacher | Frechet to data | recall | density | coverage |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for row in rows:
-            seen = row["to_teacher"]
-            distances = [f"{value:.3f}" for value in (seen["frechet"], row["frechet_data"])]
-            shares = [f"{seen['prdc'][share]:.3f}" for share in SHARES[1:]]
-            print(f"| {row['name']} | {row['mse']:.4f} | {' | '.join([*distances, *shares])} |")
-        print()
 
 
 def by_seed(cells: dict[tuple[int, str], list[dict]], nfe: int, kind: str) -> list[dict]:

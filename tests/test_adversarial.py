@@ -10,7 +10,6 @@ from torch import nn
 from doubles import MIXTURE as MODEL
 from doubles import Mixture, taught
 from gas import zoo
-from gas.ablation import ABLATIONS, Variant, ablate, ablation_by_name
 from gas.adversarial import Critic, classic, gradient_penalty, objective_by_name, relativistic
 from gas.adversary import Adversary, Watched, adversary_for
 from gas.catalogue import Classical
@@ -454,30 +453,3 @@ def test_a_pretrained_critic_is_copied_and_must_fit_the_samples():
     assert torch.equal(parameters(critic.network), parameters(network))
     with pytest.raises(ValueError, match=r"takes x of shape \(B, 1, 32, 32\), got \(1, 1, 8, 8\)"):
         adversary_for(model, pairs, network=R3GANDiscriminator(**MNIST))
-
-
-def test_an_ablation_changes_one_thing_at_a_time_from_one_start():
-    model = zoo.load("digits")
-    teacher = Classical("ddim", "log_snr", 4, 1e-3).table(model.schedule)
-    pairs, held = teach(model, teacher, range(48)), teach(model, teacher, range(100, 124))
-    quick = GaussNewton(iterations=1, batch=4)
-    variants = (
-        Variant("GS", None),
-        Variant("w = 0", {"weight": 0.0}),
-        Variant("w = 5", {"weight": 5.0, "learning_rate": 1e-3, "warmup": 1}),
-        Variant("half", None, share=0.5),
-        Variant("free", None, theory=False),
-    )
-    config = Adam(iterations=4, batch=8, validate_every=2, learning_rate=0.05)
-    options = {"race": Race("ddim", first=8, sprint=quick), "finish": quick, "config": config}
-    made = {v.label: t for v, t in ablate(model, pairs, held, 2, variants, **options)}
-    assert list(made) == [v.label for v in variants]
-    assert torch.equal(made["w = 0"].unrolled(), made["GS"].unrolled())
-    for other in ("half", "free"):
-        assert not torch.equal(made[other].unrolled(), made["GS"].unrolled())
-    (again,) = ablate(model, pairs.subset(slice(0, 24)), held, 2, variants[:1], **options)
-    assert torch.equal(again[1].unrolled(), made["half"].unrolled())
-    with pytest.raises(ValueError, match="did you mean 'weight'"):
-        ablation_by_name("weights")
-    assert [v.adversary.get("weight") for v in ABLATIONS["weight"]] == [0.0, 0.1, 1.0, 10.0, 100.0]
-    assert [v.adversary.get("penalty") for v in ABLATIONS["penalty"]] == [0.2, 2.0, 20.0]

@@ -129,15 +129,6 @@ LINES = {
         --reference {text}; --features dinov2 --weights {text}
         --prompts {text}; --prompts nowhere; --call a=1; --device meta; --precision x; --model x; --model mnist
     """,
-    "ablate weight --model digits --pairs {pairs} --validation 8 --seeds 50:54": """
-        more; --pairs nowhere; --pairs {text}; --nfe 0; --nfe x; --nfe 99999999; --validation 0; --validation 24
-        --seeds 1; --seeds x; --gas-iterations 0; --gas-iterations x; --batch 0; --batch x; --onto x; --onto mnist
-        --onto digits; --seed -1; --seed 1e9; --device meta; --model x; --model mnist
-    """,
-    "ablate": """
-        x --pairs {pairs}; transfer --pairs {pairs}; weight; transfer --onto x --pairs {pairs} --model digits
-        transfer --onto '' --pairs {pairs}; WEIGHT --pairs {pairs}; '' --pairs {pairs}
-    """,
     "inspect {solver}": """
         more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}
         --picture {folder}/x.pdf; --json=1; --nosuch; --picture {text}/x.png

@@ -233,19 +233,6 @@ def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
     assert not marker.exists()
 
 
-def test_an_ablation_is_one_command(work):
-    words = [*SMALL, "--pairs", work / "pairs", "--validation", 32, "--nfe", 2, "--seeds", "500:516"]
-    quick = ["--gas-iterations", 2, "--batch", 8]
-    report = json.loads(run("ablate", "objective", *words, *quick, "--json").stdout)
-    assert [row["name"] for row in report["rows"]] == ["relativistic", "classic"]
-    assert {row["samples"] for row in report["rows"]} == {16}
-    shown = run("ablate", "transfer", *words, *quick, "--onto", "digits").stdout
-    assert "GAS" in shown
-    assert "recall" in shown
-    assert "belong together" in refused("ablate", "transfer", *words)
-    assert "did you mean 'weight'" in refused("ablate", "weigth", *words)
-
-
 def test_a_table_for_people(work, tmp_path):
     words = [
         "evaluate",
@@ -602,7 +589,7 @@ def test_help_is_light_and_shows_an_example():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    for name in ("demo", "zoo", "pairs", "train", "sample", "evaluate", "ablate", "inspect"):
+    for name in ("demo", "zoo", "pairs", "train", "sample", "evaluate", "inspect"):
         assert f"Example: gas {name}" in run(name, "--help").stdout
 
 

@@ -2,7 +2,6 @@
 
 # The commands register themselves with the application when imported.
 from gas.cli import (
-    ablate,
     compare,
     convert,
     demo,
@@ -20,7 +19,6 @@ from gas.cli import (
 from gas.cli.app import app, main
 
 __all__ = [
-    "ablate",
     "app",
     "compare",
     "convert",

@@ -60,7 +60,7 @@ def html_text(report: Report) -> str:
     ):
         body += [f"<h2>{title}</h2>"] if drawn else []
         body += [_folded(f"NFE {nfe}", _image(path, f"{title}, NFE {nfe}")) for nfe, path in drawn.items()]
-    body += ["<h2>Every cell</h2>", _cells(report)]
+    body += ["<h2>Every cell</h2>", _cells_as_html(report)]
     head = f'<meta charset="utf-8"><title>{escape(report.title)}</title><style>{_STYLE}</style>'
     page = "\n".join(body)
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body><main>\n{page}\n</main></body>\n</html>\n'
@@ -73,10 +73,10 @@ def _errors_title(report: Report) -> str:
 
 def _section(table: Matrix) -> str:
     notes = "".join(f'<p class="small">{escape(text)}</p>' for text in table.notes)
-    return f"<h2>{escape(table.title)}</h2>{_table(table)}{notes}"
+    return f"<h2>{escape(table.title)}</h2>{_matrix_as_html(table)}{notes}"
 
 
-def _table(table: Matrix) -> str:
+def _matrix_as_html(table: Matrix) -> str:
     head = "".join(f"<th>{text}</th>" for text in ("solver", *(f"NFE {nfe}" for nfe in table.nfes)))
     rows = "\n".join(
         f"<tr><td>{escape(label)}</td>{''.join(map(_entry, entries))}</tr>" for label, entries in table.rows
@@ -89,7 +89,7 @@ def _entry(entry: Entry) -> str:
     return f"<td{mark}>{escape(entry.text)}</td>"
 
 
-def _cells(report: Report) -> str:
+def _cells_as_html(report: Report) -> str:
     head = "".join(
         f"<th>{text}</th>" for text in ("solver", "NFE", "grid, or start", "calls to learn", "seconds")
     )

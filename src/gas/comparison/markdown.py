@@ -17,17 +17,17 @@ def markdown_text(report: Report) -> str:
     """Return tables and the command of every cell; pictures are left to the HTML."""
     parts = [f"# {markdown(report.title)}", *map(markdown, report.lines), f"    {plain(report.command)}"]
     for table in report.matrices():
-        parts += [f"## {markdown(table.title)}", _table(table), *map(markdown, table.notes)]
-    parts += ["## Every cell", _cells(report)]
+        parts += [f"## {markdown(table.title)}", _matrix_as_markdown(table), *map(markdown, table.notes)]
+    parts += ["## Every cell", _cells_as_markdown(report)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Matrix) -> str:
+def _matrix_as_markdown(table: Matrix) -> str:
     rows = [[label, *map(_marked, entries)] for label, entries in table.rows]
     return markdown_table(["solver", *table.nfes], rows)
 
 
-def _cells(report: Report) -> str:
+def _cells_as_markdown(report: Report) -> str:
     rows = [
         [c.label, c.nfe, c.what, "" if c.evaluations is None else f"{c.evaluations:,}", c.stopped]
         for c in report.cells

@@ -9,7 +9,7 @@ from gas.report.style import ACCENT, GREY, INK, MUTED, RULE, Sheet, text_width, 
 
 __all__ = ["error_bars"]
 
-_WIDTH, _MARGIN, _TOP, _ROW, _BAR = 900, 22, 84, 26, 16
+_BARS_WIDTH, _BARS_MARGIN, _BARS_TOP, _ROW, _BAR = 900, 22, 84, 26, 16
 
 
 def error_bars(
@@ -36,22 +36,27 @@ def error_bars(
     Raises:
         ModuleNotFoundError: when matplotlib is not installed.
     """
-    small = wrap(note, _WIDTH - 2 * _MARGIN, 11)
-    bottom = _TOP + _ROW * len(errors)
-    sheet = Sheet(_WIDTH, bottom + 16 * len(small) + 24, scale)
-    sheet.text(_MARGIN, 30, title, size=17, bold=True)
-    sheet.text(_MARGIN, 54, f"{label}; smaller is better", size=12, color=GREY)
-    left = _MARGIN + round(max(text_width(name, 12, bold=True) for name in errors)) + 12
+    small = wrap(note, _BARS_WIDTH - 2 * _BARS_MARGIN, 11)
+    bottom = _BARS_TOP + _ROW * len(errors)
+    sheet = Sheet(_BARS_WIDTH, bottom + 16 * len(small) + 24, scale)
+    sheet.text(_BARS_MARGIN, 30, title, size=17, bold=True)
+    sheet.text(_BARS_MARGIN, 54, f"{label}; smaller is better", size=12, color=GREY)
+    left = _BARS_MARGIN + round(max(text_width(name, 12, bold=True) for name in errors)) + 12
     numbers = {name: f"{error:.3g}" for name, error in errors.items()}
-    right = _WIDTH - _MARGIN - round(max(text_width(text, 12, bold=True) for text in numbers.values())) - 8
+    right = (
+        _BARS_WIDTH
+        - _BARS_MARGIN
+        - round(max(text_width(text, 12, bold=True) for text in numbers.values()))
+        - 8
+    )
     longest = max(errors.values())
-    sheet.box(left - 1, _TOP - 4, 1, bottom - _TOP + 4, RULE)
+    sheet.box(left - 1, _BARS_TOP - 4, 1, bottom - _BARS_TOP + 4, RULE)
     for n, name in enumerate(sorted(errors, key=lambda name: errors[name])):
-        y, chosen = _TOP + _ROW * n + _ROW / 2, name == highlight
+        y, chosen = _BARS_TOP + _ROW * n + _ROW / 2, name == highlight
         width = max(1.0, (right - left) * errors[name] / longest)
         sheet.text(left - 10, y, name, size=12, bold=chosen, color=ACCENT if chosen else INK, align="right")
         sheet.box(left, y - _BAR / 2, width, _BAR, ACCENT if chosen else MUTED[0])
         sheet.text(left + width + 7, y, numbers[name], size=12, bold=chosen, color=ACCENT if chosen else GREY)
     for i, line in enumerate(small):
-        sheet.text(_MARGIN, bottom + 16 + 16 * i, line, size=11, color=GREY)
+        sheet.text(_BARS_MARGIN, bottom + 16 + 16 * i, line, size=11, color=GREY)
     return sheet.save(path)
