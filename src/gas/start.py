@@ -20,10 +20,7 @@ from gas.pairs import Pairs, Solver, check_conditions
 from gas.sample import sample
 from gas.table import Table, table_on
 
-__all__ = ["Measured", "evaluate", "finite_loss", "rank_classical", "surely_positive"]
-
-# Gains of which resamples vary too little.
-_FEW = 16
+__all__ = ["Measured", "PairLosses", "evaluate", "finite_loss", "rank_classical", "surely_positive"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,14 @@ def rank_classical(
         Measured: as many as there are solvers, then ``kept`` finalists in order of their loss.
     """
     entries = candidates(model.schedule, nfe, model.t_end) if entries is None else entries
-    some = _Runner(model, pairs.subset(slice(0, first)), loss, batch)
+    some = PairLosses(model, pairs.subset(slice(0, first)), loss, batch)
     measured = []
-    for entry in some.measured(list(entries)):
+    for entry in _measured(some, list(entries)):
         measured.append(entry)
         yield entry
     measured.sort(key=finite_loss)
-    every = _Runner(model, pairs, loss, batch)
-    finalists = every.measured([(m.classical, m.table) for m in measured[:kept]])
+    every = PairLosses(model, pairs, loss, batch)
+    finalists = _measured(every, [(m.classical, m.table) for m in measured[:kept]])
     yield from sorted(finalists, key=finite_loss)
 
 
@@ -90,7 +87,11 @@ def evaluate(
     Raises:
         ValueError: when the pairs were made with other conditions than the model's.
     """
-    return _Runner(model, pairs, loss, batch).losses(table_on(table, model.schedule))
+    return PairLosses(model, pairs, loss, batch).losses(table_on(table, model.schedule))
+
+
+# Gains of which resamples vary too little.
+_FEW = 16
 
 
 def surely_positive(gains: Tensor) -> bool:
@@ -113,14 +114,35 @@ def surely_positive(gains: Tensor) -> bool:
     return bootstrap(torch.mean, gains, resamples=1000, level=0.95).percentile[0] > 0
 
 
+def _measured(validation: PairLosses, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
+    """Measure solvers one by one; several processes share them."""
+    losses = processes.spread(lambda entry: float(validation.losses(entry[1]).mean()), entries)
+    shared, pairs = False, len(validation.pairs)
+    for (classical, table), loss in zip(entries, losses, strict=True):
+        starts_at_noise = float(table.times[0]) == 1.0
+        calls = table.nfe - (shared and starts_at_noise)
+        shared = shared or starts_at_noise
+        yield Measured(classical, table, loss, pairs, pairs * calls)
+
+
 def finite_loss(measured: Measured) -> float:
     """Return the loss to sort by: a solver that blows up comes last, not wherever NaN happens to sort."""
     return measured.loss if math.isfinite(measured.loss) else math.inf
 
 
 @dataclass
-class _Runner:
-    """Runs tables on the same pairs, remembering the first answer, which all that start at x_T share."""
+class PairLosses:
+    """Losses of tables on the same pairs, whose first prediction, at x_T, all that start there share.
+
+    Args:
+        model: that made the pairs.
+        pairs: the teacher's.
+        loss: ``(B, *), (B, *) -> (B,)``.
+        batch: samples a call of the model.
+
+    Raises:
+        ValueError: when the pairs were made with other conditions than the model's.
+    """
 
     model: Model
     pairs: Pairs
@@ -130,16 +152,6 @@ class _Runner:
 
     def __post_init__(self) -> None:
         check_conditions(self.model, self.pairs)
-
-    def measured(self, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
-        """Measure solvers one by one; several processes share them."""
-        losses = processes.spread(lambda entry: float(self.losses(entry[1]).mean()), entries)
-        shared = False
-        for (classical, table), loss in zip(entries, losses, strict=True):
-            starts_at_noise = float(table.times[0]) == 1.0
-            calls = table.nfe - (shared and starts_at_noise)
-            shared = shared or starts_at_noise
-            yield Measured(classical, table, loss, len(self.pairs), len(self.pairs) * calls)
 
     def losses(self, table: Table) -> Tensor:
         """Return the loss of every pair; several processes share the batches."""

@@ -20,8 +20,8 @@ BRACKETS = (
     "makes the plain Frechet distance (FID as published) too large; below 3 samples a feature there is none."
 )
 
-# Fewer samples than this, or than this many for each feature, have no jackknife. What it takes away is the bias of
-# order 1/S; with fewer the rest shows: 64 samples of 200 features, of one law with the reference, are 96 [88, 103] apart.
+# Fewer samples than this, or than this many for each feature, have no jackknife. It removes the bias of order 1/S;
+# with fewer samples the rest shows: 64 of 200 features, of the reference's own law, are 96 [88, 103] from it.
 _LEAST = 4
 _LEAST_A_FEATURE = 3
 
