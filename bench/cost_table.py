@@ -10,8 +10,8 @@ import json
 import math
 from pathlib import Path
 
-from gas.optimizers import PAPER
-from gas.report.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
+from gas.plotting.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
+from gas.training.adam import PAPER
 
 
 def main() -> None:

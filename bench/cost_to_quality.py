@@ -16,11 +16,11 @@ from pathlib import Path
 import rows
 
 import gas
-from gas.distill import distill
-from gas.fit import FitRecord
-from gas.optimizers import PAPER
-from gas.race import Started
-from gas.tf32 import truncate
+from gas.models.runtime import truncate
+from gas.training.adam import PAPER
+from gas.training.distillation import distill
+from gas.training.initialization import Started
+from gas.training.loop import FitRecord
 
 RECIPES = ("official", "ours")
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _training(
-    recipe: str, model: gas.model.Model, pairs: gas.Pairs, validation: gas.Pairs, nfe: int, state: Path
+    recipe: str, model: gas.models.Model, pairs: gas.Pairs, validation: gas.Pairs, nfe: int, state: Path
 ) -> Iterator[tuple[int, float, float]]:
     """Yield network evaluations so far, the validation loss now and the best so far."""
     if recipe == "official":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from gas.report.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
+from gas.plotting.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
 
 LINES = {"dpmpp-3m": "DPM-Solver++(3M)", "unipc-3-bh2": "UniPC-3", "ipndm-3": "iPNDM-3"}
 BEST = "best of all classical"

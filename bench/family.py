@@ -11,8 +11,7 @@ from pathlib import Path
 
 import gas
 from gas.cli.options import parse_nfes
-from gas.distill import Distilled, distill
-from gas.family import distill_family
+from gas.training.distillation import Distilled, distill, distill_family
 
 # What the official recipe spends on one NFE: 10,000 steps of 24 pairs, a gradient through each call counted as three.
 OFFICIAL = 10_000 * 24 * 3

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gas
-from gas.metrics import extract
-from gas.report import sample_grid
+from gas.metrics.frechet import extract
+from gas.plotting.samples import sample_grid
 
 KINDS = {
     "classical": "best classical",

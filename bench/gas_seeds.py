@@ -17,17 +17,18 @@ import torch
 from safetensors.torch import save_file
 
 import gas
-from gas.adversary import BALANCE, GAS, adversary_for
-from gas.catalogue import SOLVERS, Classical
+from gas.classical.registry import SOLVERS, Classical
 from gas.cli.evaluate import best_on
 from gas.cli.measuring import held_out, yardstick
 from gas.cli.options import parse_nfes
-from gas.compare import Yardstick, run
-from gas.distill import FINISH, against, distill
-from gas.learned import GeneralizedSolver
-from gas.race import Race
+from gas.evaluation.evaluator import Yardstick
+from gas.evaluation.sampler import run
+from gas.learned.generalized import GeneralizedSolver
 from gas.table import Table
-from gas.zoo import ZooModel
+from gas.training.adversarial.setup import BALANCE, GAS, adversary_for
+from gas.training.distillation import FINISH, against, distill
+from gas.training.initialization import Race
+from gas.zoo.model import ZooModel
 
 
 def main() -> None:

@@ -16,19 +16,19 @@ import rows
 import torch
 
 import gas
-from gas.adversary import GAS, adversary_for
-from gas.catalogue import Classical
+from gas.classical.registry import Classical
 from gas.cli.evaluate import best_on, taught
 from gas.cli.measuring import yardstick
 from gas.cli.options import parse_nfes, parse_seeds
-from gas.compare import Yardstick, run
-from gas.distill import against, distill
-from gas.family import neighbour_grid
-from gas.learned import GeneralizedSolver
-from gas.model import Model
-from gas.optimizers import GaussNewton
-from gas.race import Race
+from gas.evaluation.evaluator import Yardstick
+from gas.evaluation.sampler import run
+from gas.learned.generalized import GeneralizedSolver
+from gas.models.protocol import Model
 from gas.table import Table
+from gas.training.adversarial.setup import GAS, adversary_for
+from gas.training.distillation import against, distill, neighbour_grid
+from gas.training.gauss_newton import GaussNewton
+from gas.training.initialization import Race
 
 BASELINES = {
     "Euler": ["ddim"],
@@ -184,7 +184,7 @@ class Bench:
 
     def draw(self, path: Path, nfe: int, columns: int = 10) -> None:
         """Draw the decoded samples of the first unseen seeds, one row a solver."""
-        from gas.report import sample_grid
+        from gas.plotting.samples import sample_grid
 
         first = self.ruler.pairs.subset(slice(0, columns))
         found = json.loads((self.options.out / f"{self.options.model}-{nfe}.json").read_text())

@@ -17,7 +17,8 @@ import rows
 import torch
 
 import gas
-from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps
+from gas.training.adam import Adam, AdamSteps
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.zoo.unet import EDMUNet
 
 MB = 2**20
@@ -102,7 +103,7 @@ def _cell(
 
 
 def _reading(
-    model: gas.model.Model, mode: str, nfe: int, batch: int, repeats: int, count: int
+    model: gas.models.Model, mode: str, nfe: int, batch: int, repeats: int, count: int
 ) -> dict[str, float]:
     """What the pairs themselves take: made up, of 3 x 32 x 32, read back and trained on."""
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +139,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun) / 1024, min(t
 """
 
 
-def model_at(name: str, size: int, device: str) -> gas.model.Model:
+def model_at(name: str, size: int, device: str) -> gas.models.Model:
     """Return a zoo model, or one with its network on images of another size."""
     loaded = gas.zoo.load(name).to(device)
     if not size:
@@ -152,15 +153,15 @@ def model_at(name: str, size: int, device: str) -> gas.model.Model:
     )
 
 
-def made_up(model: gas.model.Model, count: int) -> gas.Pairs:
+def made_up(model: gas.models.Model, count: int) -> gas.Pairs:
     """Return pairs whose targets are made up: what is measured does not depend on their values."""
     noise = model.noise(range(count)).cpu()
-    labels = gas.model.labels_of_seeds(model.classes, range(count))
+    labels = gas.models.labels_of_seeds(model.classes, range(count))
     return gas.Pairs(torch.arange(count), noise, noise / 80, labels, {"recipe": {"guidance": 1.0}})
 
 
 def steps(
-    model: gas.model.Model, pairs: gas.Pairs, mode: str, nfe: int, batch: int
+    model: gas.models.Model, pairs: gas.Pairs, mode: str, nfe: int, batch: int
 ) -> AdamSteps | GaussNewtonSteps:
     """Return a training that has not begun."""
     solver = gas.GeneralizedSolver(model.schedule, nfe, model.t_end)

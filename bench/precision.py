@@ -11,9 +11,7 @@ import rows
 import torch
 
 import gas
-from gas.cuda_graphs import CudaGraphed
-from gas.precision import precise
-from gas.tf32 import truncate
+from gas.models.runtime import CudaGraphed, precise, truncate
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
     rows.write("precision", found, options.device)
 
 
-def _ways(plain: gas.zoo.ZooModel, labels: torch.Tensor, options: argparse.Namespace) -> dict:
+def _ways(plain: gas.zoo.model.ZooModel, labels: torch.Tensor, options: argparse.Namespace) -> dict:
     """Every way of asking, by name; compiling changes the network, so it comes last."""
     ways = {way: precise(plain, way).bind(labels) for way in options.ways}
     if options.device.startswith("cuda"):

@@ -13,7 +13,7 @@ import rows
 import torch
 
 import gas
-from gas import processes
+from gas import distributed
 
 # Each run times itself, so that starting Python and loading the model does not count.
 TIMED = "seconds.txt"
@@ -69,13 +69,13 @@ def _make(options: argparse.Namespace, folder: Path) -> None:
     model = gas.zoo.load(options.model)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", options.nfe, model.t_end)
     table, spec = teacher.table(model.schedule), gas.PairsSpec(range(options.seeds), teacher.config())
-    with processes.together():
+    with distributed.together():
         gas.pairs.teach(model, table, range(2))  # warm
-        processes.everyones(0)  # all are ready
+        distributed.everyones(0)  # all are ready
         start = time.perf_counter()
         for _ in gas.write_pairs(model, table, folder / "pairs", spec, batch=options.batch):
             pass
-        if processes.first():
+        if distributed.first():
             (folder / TIMED).write_text(str(time.perf_counter() - start))
 
 

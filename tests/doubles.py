@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gas.catalogue import Classical
-from gas.model import noise_of_seeds
-from gas.pairs import teach
+from gas.classical.registry import Classical
+from gas.models.seeds import noise_of_seeds
+from gas.pairs.teacher import teach
 from gas.schedule import Schedule, VPLinear
 
 

@@ -6,7 +6,7 @@ import diffusers
 import torch
 
 import gas
-from gas.integrations.diffusers.process import process_of
+from gas.pipelines.process import process_of
 
 _SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CONFIGS = {

@@ -11,13 +11,14 @@ import torch
 
 import standins
 from doubles import MIXTURE, taught
-from gas import pairs, processes
-from gas.catalogue import Classical
-from gas.fit import fit
-from gas.learned import GeneralizedSolver
+from gas import distributed, pairs
+from gas.classical.registry import Classical
+from gas.learned.generalized import GeneralizedSolver
 from gas.losses import FeatureLoss, l1
-from gas.optimizers import Adam, GaussNewton
-from gas.presets import PRESETS
+from gas.paper.presets import PRESETS
+from gas.training.adam import Adam
+from gas.training.gauss_newton import GaussNewton
+from gas.training.loop import fit
 
 WHERE = ["--model", "digits"]
 
@@ -44,7 +45,7 @@ def learned(folder, name, loss, config):
     data = {"validation": taught(range(500, 600), labelled=True), "checkpoint": folder / f"{name}.state"}
     *_, last = fit(solver, MIXTURE, taught(range(101), labelled=True), loss=loss, config=config, **data)
     ended = {"solver": solver.state_dict(), "losses": (last.start_loss, last.best_loss, last.evaluations)}
-    torch.save(ended, folder / f"{name}-{processes.rank()}.pt")
+    torch.save(ended, folder / f"{name}-{distributed.rank()}.pt")
 
 
 def work(folder):
@@ -61,10 +62,10 @@ def work(folder):
         code, printed, said = gas_command(*words, *WHERE)
         if code:
             raise RuntimeError(f"gas {words[0]} ended with {code}: {said}")
-        if processes.first():
+        if distributed.first():
             (folder / f"{words[0]}.out").write_text(printed.replace(str(folder), "FOLDER"))
         elif printed or said:
-            raise RuntimeError(f"gas {words[0]} speaks in process {processes.rank()}: {printed}{said}")
+            raise RuntimeError(f"gas {words[0]} speaks in process {distributed.rank()}: {printed}{said}")
     preset(folder)
     learned(folder, "features", FeatureLoss(lambda x: x.sin()), GaussNewton(iterations=4))
     learned(folder, "adam", l1, Adam(iterations=16, batch=13, relax=0.1, validate_every=8))
@@ -73,7 +74,7 @@ def work(folder):
 def preset(folder):
     """A published setup on its stand-in: pairs, then training as the paper does, by Adam."""
     weights, setup = folder / "weights", PRESETS["cifar10"]
-    processes.alone(lambda: str(standins.write_weights(setup, weights)))
+    distributed.alone(lambda: str(standins.write_weights(setup, weights)))
     words = ["--preset", setup.name, "--preset-weights", weights, *standins.small(setup)]
     made = folder / "preset-pairs"
     for more in (
@@ -92,19 +93,19 @@ def trouble(folder):
     real = pairs._taught
 
     def failing(*args, **kwargs):
-        if processes.rank() == 1:
+        if distributed.rank() == 1:
             raise OSError("the second machine's own trouble")
         return real(*args, **kwargs)
 
     with mock.patch.object(pairs, "_taught", failing):
         told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
-    if processes.first():
+    if distributed.first():
         (folder / "trouble.out").write_text("\n\n".join(f"{code} {said.strip()}" for code, _, said in told))
     raise SystemExit(told[-1][0])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with processes.together():
+    with distributed.together():
         work(Path(sys.argv[1]))
         trouble(Path(sys.argv[1]))

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from gas.backbones import edm
-from gas.presets import PRESETS, Preset
+from gas.paper import edm
+from gas.paper.presets import PRESETS, Preset
 from published import drawn, write_edm, write_r3gan
 
 EDM: dict[str, Any] = {"img_resolution": 8, "img_channels": 3, "model_type": "SongUNet", "model_channels": 8}

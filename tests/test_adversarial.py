@@ -7,25 +7,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from doubles import MIXTURE as MODEL
-from doubles import Mixture, taught
+from doubles import MIXTURE as MODEL, Mixture, taught
 from gas import zoo
-from gas.adversarial import Critic, classic, gradient_penalty, objective_by_name, relativistic
-from gas.adversary import Adversary, Watched, adversary_for
-from gas.catalogue import Classical
-from gas.compare import run
-from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
-from gas.distill import against, distill
-from gas.fit import fit
-from gas.learned import GeneralizedSolver
+from gas.classical.registry import Classical
+from gas.errors import Diverged
+from gas.evaluation.sampler import run
+from gas.learned.generalized import GeneralizedSolver
 from gas.losses import loss_by_name
-from gas.metrics import FrechetCriterion
-from gas.optimizers import Adam, AdamSteps, Diverged, GaussNewton
-from gas.optimizers.critics import CriticSteps
-from gas.pairs import teach
-from gas.race import Race
-from gas.sample import sample
-from gas.start import evaluate
+from gas.metrics.criterion import FrechetCriterion
+from gas.pairs.teacher import teach
+from gas.sampling import sample
+from gas.training.adam import Adam, AdamSteps
+from gas.training.adversarial.losses import Critic, classic, gradient_penalty, objective_by_name, relativistic
+from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
+from gas.training.adversarial.setup import Adversary, Watched, adversary_for
+from gas.training.adversarial.updates import CriticSteps
+from gas.training.distillation import against, distill
+from gas.training.gauss_newton import GaussNewton
+from gas.training.initialization import Race
+from gas.training.loop import fit
+from gas.training.validation import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import gas
 from gas import arguments
 from gas.denoise import ClassifierFreeGuidance, DynamicThreshold, StaticThreshold
 from gas.losses import PseudoHuber
-from gas.race import Race
+from gas.training.initialization import Race
 
 SCHEDULE = gas.VPLinear()
 TABLE = gas.Classical("ddim", "log_snr", 2, 1e-3).table(SCHEDULE)

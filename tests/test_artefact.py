@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from solvers import GRIDS, NAMES, SCHEDULES
 
 import gas
 from doubles import Mixture
-from gas.artefact import load, save
-from gas.catalogue import SOLVERS, Classical
-from gas.environment import environment
+from gas.classical.registry import SOLVERS, Classical
 from gas.io import JSON_DEPTH, sealed
-from gas.learned import S4S, GeneralizedSolver
-from gas.sample import sample
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.s4s import S4S
+from gas.paper.environment import environment
+from gas.sampling import sample
 from gas.schedule import EDMasVP, Flow, VPLinear
+from gas.solver_file import load, save
 from gas.table import Table
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "numpy_sampler.py"

@@ -11,15 +11,16 @@ import torch
 from typer.testing import CliRunner
 
 import gas
-from gas.cli import app
-from gas.model import Model
+from gas.cli.app import app
+from gas.models.protocol import Model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import pipelines  # noqa: E402 (after the library it needs)
-from gas.backbones import from_pipeline, open_pipeline, read_prompts  # noqa: E402
+from gas.pipelines.loading import open_pipeline, read_prompts  # noqa: E402
+from gas.pipelines.model import from_pipeline  # noqa: E402
 
 PROMPTS = ["a cat", "dog on the mat"]
 LABELS = torch.tensor([1, 0, 1])

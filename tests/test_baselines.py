@@ -7,20 +7,25 @@ import pytest
 import torch
 from solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES
 
-from doubles import MIXTURE as MODEL
-from doubles import Gaussian, taught
-from gas import artefact, classical, grids
-from gas.catalogue import Classical
-from gas.distill import Distilled, distill
-from gas.fit import fit
-from gas.learned import BNS, LD3, S4S, SOLVERS, GeneralizedSolver, kind_by_name
+from doubles import MIXTURE as MODEL, Gaussian, taught
+from gas import classical, grids, solver_file
+from gas.classical.registry import Classical
+from gas.learned.bns import BNS
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.ld3 import LD3
+from gas.learned.registry import SOLVERS, kind_by_name
+from gas.learned.s4s import S4S
 from gas.losses import l2
-from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps, RelaxedStarts
-from gas.race import Race, Raced, Started, _best_starts
-from gas.sample import sample
+from gas.sampling import sample
 from gas.schedule import Flow, VPLinear
-from gas.start import Measured, evaluate
 from gas.table import Table
+from gas.training.adam import Adam, AdamSteps, RelaxedStarts
+from gas.training.distillation import Distilled, distill
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.initialization import Race, Raced, Started, _best_starts
+from gas.training.loop import fit
+from gas.training.ranking import Measured
+from gas.training.validation import evaluate
 
 START = Classical("ipndm-2", "time_quadratic", 4, MODEL.t_end)
 
@@ -199,8 +204,8 @@ def test_each_kind_learns_under_either_optimiser(name, config, pairs, validation
 def test_each_kind_comes_back_from_its_file(name, tmp_path):
     solver = randomised(SOLVERS[name].build(MODEL.schedule, START), size=0.01)
     table = solver().detach()
-    artefact.save(tmp_path / "s.json", solver, model=MODEL)
-    found = artefact.load(tmp_path / "s.json")
+    solver_file.save(tmp_path / "s.json", solver, model=MODEL)
+    found = solver_file.load(tmp_path / "s.json")
     assert found.entry(4).kind == type(solver).__name__
     again = found.table(4)
     torch.testing.assert_close(found.solver(4)().detach().unrolled(), table.unrolled(), rtol=1e-8, atol=1e-8)
@@ -208,7 +213,7 @@ def test_each_kind_comes_back_from_its_file(name, tmp_path):
         assert torch.equal(getattr(again, part), getattr(table, part))
     other = replace(MODEL, t_end=1e-2)
     with pytest.raises(ValueError, match="share schedule and t_end"):
-        artefact.save(tmp_path / "s.json", solver, model=other)
+        solver_file.save(tmp_path / "s.json", solver, model=other)
 
 
 @pytest.mark.parametrize("name", ["ld3", "s4s-alt", "bns", "s4s-pc"])

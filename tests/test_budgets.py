@@ -12,21 +12,22 @@ import torch
 
 import bombs
 import gas
-from gas.backbones import edm, ldm, read_prompts
-from gas.backbones.weights import read_weights
-from gas.discriminator import load_discriminator
 from gas.features.inception import Inception
 from gas.features.lpips import LPIPS
 from gas.features.real import RealImages
 from gas.features.state import read_state
-from gas.files import load_state, save_state
+from gas.io import load_state, save_state
 from gas.metrics.statistics import read_images, read_statistics
-from gas.official.convert import recognise
-from gas.official.student import read_student
-from gas.official.teacher_set import read_teacher_set
-from gas.official.unpickle import read_pickle
+from gas.paper import edm, ldm
+from gas.paper.convert import recognise
 from gas.paper.results import read_results
+from gas.paper.student import read_student
+from gas.paper.teacher_set import read_teacher_set
+from gas.paper.weights import read_weights
+from gas.pipelines.loading import read_prompts
 from gas.schedule import VPLinear
+from gas.training.adversarial.r3gan import load_discriminator
+from gas.unpickle.loading import read_pickle
 from gas.zoo.data import read_idx
 
 SECONDS, BYTES = 2, 300 << 20

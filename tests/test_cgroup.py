@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gas.cgroup import group_available
-from gas.memory import available_bytes
+from gas.machine import group_available
+from gas.training.activation_checkpointing import available_bytes
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from doubles import Mixture
-from gas.catalogue import Classical
-from gas.fit import fit
-from gas.learned import GeneralizedSolver
-from gas.optimizers import Adam, GaussNewton
-from gas.pairs import PairsSpec, read_pairs, write_pairs
+from gas.classical.registry import Classical
+from gas.learned.generalized import GeneralizedSolver
+from gas.pairs.dataset import read_pairs
+from gas.pairs.fingerprint import PairsSpec
+from gas.pairs.teacher import write_pairs
+from gas.training.adam import Adam
+from gas.training.gauss_newton import GaussNewton
+from gas.training.loop import fit
 
 MODEL = Mixture()
 

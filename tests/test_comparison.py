@@ -11,35 +11,28 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from doubles import MIXTURE as MODEL
-from doubles import taught
+from doubles import MIXTURE as MODEL, taught
 from gas import grids
-from gas.artefact import load
-from gas.catalogue import Classical, candidates, own_grid
+from gas.classical.registry import Classical, candidates, own_grid
 from gas.cli.evaluate import best_on
-from gas.compare import Comparison, Yardstick, run
-from gas.comparison import (
-    MEASURES,
-    Budget,
-    Cell,
-    Published,
-    Report,
-    Ruler,
-    Setting,
-    Store,
-    Training,
-    contestant_by_name,
-    fill,
-)
-from gas.comparison import grid as grid_module
-from gas.comparison.contestants import Made, OnGrid
-from gas.comparison.matrix import differences, matrix
-from gas.comparison.pictures import draw
-from gas.gits import gits
-from gas.learned import SOLVERS as KINDS
-from gas.metrics import distribution, paired
-from gas.optimizers import GaussNewton
+from gas.evaluation.evaluator import Comparison, Yardstick
+from gas.evaluation.sampler import run
+from gas.experiments import runner as grid_module
+from gas.experiments.evaluator import Ruler
+from gas.experiments.experiment import Budget, Setting
+from gas.experiments.methods import Made, OnGrid, contestant_by_name
+from gas.experiments.pictures import draw
+from gas.experiments.report import Published, Report
+from gas.experiments.runner import Training, fill
+from gas.experiments.store import Cell, Store
+from gas.experiments.tables import MEASURES, differences, matrix
+from gas.learned.registry import SOLVERS as KINDS
+from gas.metrics import paired
+from gas.metrics.distribution import distribution
 from gas.schedule import VPLinear
+from gas.solver_file import load
+from gas.training.gauss_newton import GaussNewton
+from gas.training.trajectory_grid import gits
 
 BUDGET = Budget(GaussNewton(iterations=4, batch=16, growth=1.0), rank=16, guides=16)
 

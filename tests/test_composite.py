@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gas.optimizers.composite import minimise
+from gas.training.inner_solve import minimise
 
 
 @pytest.fixture

@@ -17,12 +17,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gas
-from gas.backbones import edm, open_model
-from gas.cli import app
-from gas.official.lazy import FileTensor, read_lazily
-from gas.official.student import read_student
-from gas.official.teacher_set import PROMPTS, import_pairs, read_teacher_set
-from gas.shards import MANIFEST
+from gas.cli.app import app
+from gas.pairs.shards import MANIFEST
+from gas.paper import edm
+from gas.paper.published import open_model
+from gas.paper.student import read_student
+from gas.paper.teacher_set import PROMPTS, import_pairs, read_teacher_set
+from gas.unpickle.lazy import FileTensor, read_lazily
 from published import drawn, write_edm
 from test_unpickle import hostile
 

@@ -8,15 +8,15 @@ from typer.testing import CliRunner
 
 import gas
 from gas import zoo
-from gas.catalogue import Classical
-from gas.cli import app
-from gas.cuda_graphs import CudaGraphed, CudaGraphs
-from gas.memory import Recomputed
-from gas.optimizers import Adam, AdamSteps, GaussNewton, GaussNewtonSteps
-from gas.optimizers.jacobian import linearize
-from gas.pairs import teach
-from gas.sample import sample
-from gas.tf32 import truncate, untruncated
+from gas.classical.registry import Classical
+from gas.cli.app import app
+from gas.models.runtime import CudaGraphed, CudaGraphs, truncate, untruncated
+from gas.pairs.teacher import teach
+from gas.sampling import sample
+from gas.training.activation_checkpointing import Recomputed
+from gas.training.adam import Adam, AdamSteps
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.linearization import linearize
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -77,7 +77,7 @@ def test_derivatives_are_those_of_a_processor_whatever_torch_truncates(digits, p
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_graphs_answer_as_the_network_does(digits, table, precision):
-    model = gas.precision.precise(digits, precision)
+    model = gas.models.precise(digits, precision)
     graphed = CudaGraphed(model.bind(None))
     for seeds in (range(8), range(8, 16)):
         x = digits.noise(seeds)
@@ -129,7 +129,7 @@ def test_gradients_of_flat_memory_are_those_of_the_stored_graph(digits, pairs):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_training_at_less_precision_learns(digits, pairs, precision):
-    model = gas.precision.precise(digits, precision)
+    model = gas.models.precise(digits, precision)
     solver = gas.GeneralizedSolver(digits.schedule, 4, 1e-3)
     config = Adam(iterations=40, batch=24, validate_every=40)
     *_, last = gas.fit(

@@ -16,7 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gas.discriminator import CIFAR10, DIGITS, FFHQ64, MNIST, R3GANDiscriminator, latent, load_discriminator
+from gas.training.adversarial.r3gan import (
+    CIFAR10,
+    DIGITS,
+    FFHQ64,
+    MNIST,
+    R3GANDiscriminator,
+    latent,
+    load_discriminator,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "r3gan_discriminator_tiny.safetensors"
 PRESETS = {"CIFAR10": CIFAR10, "FFHQ64": FFHQ64, "latent": latent(4), "DIGITS": DIGITS, "MNIST": MNIST}

@@ -12,19 +12,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from typer.testing import CliRunner
 
 import gas
-from gas.cli import app, screen
-from gas.cli.app import main
-from gas.compare import Comparison
-from gas.comparison import Cell, Report
+from gas.cli import screen
+from gas.cli.app import app, main
 from gas.display import csv_cell, html_text, markdown, markdown_table, plain, quoted_string, significant
-from gas.integrations.diffusers.card import model_card
-from gas.race import start_label
-from gas.report import error_plot, sample_grid, times_plot
+from gas.evaluation.evaluator import Comparison
+from gas.experiments.report import Report
+from gas.experiments.store import Cell
+from gas.integrations.diffusers.model_card import model_card
+from gas.plotting.errors import error_plot
+from gas.plotting.samples import sample_grid
+from gas.plotting.times import times_plot
+from gas.training.initialization import start_label
 
 HOSTILE = {
     "clears the screen": "\x1b[2J\x1b[H",
@@ -171,7 +173,7 @@ def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
         running.name = name
         yield running
 
-    monkeypatch.setattr("gas.cli.follow.bar", recorded)
+    monkeypatch.setattr("gas.cli.screen.bar", recorded)
 
     def run(*words):
         result = CliRunner().invoke(app, [str(word) for word in words])
@@ -284,7 +286,7 @@ def test_a_command_warns_in_one_line(monkeypatch):
 
 @pytest.mark.parametrize("value", [1e-5, 4e-9, 0.00012])
 def test_no_measure_of_a_report_is_shown_as_zero(value):
-    from gas.comparison import MEASURES
+    from gas.experiments.tables import MEASURES
 
     for measure in MEASURES.values():
         assert float(measure.shown(value)) == pytest.approx(measure.scale * value, rel=0.01)

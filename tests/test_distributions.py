@@ -10,21 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gas.metrics import (
-    PRDC,
-    Bootstrap,
-    FeatureStatistics,
-    bootstrap,
-    distribution,
-    feature_statistics,
-    frechet_distance,
-    frechet_interval,
-    jackknife,
-    kernel_distance,
-    mean_interval,
-    prdc,
-    seed_interval,
-)
+from gas.metrics.bootstrap import Bootstrap, bootstrap, jackknife, seed_interval
+from gas.metrics.coverage import PRDC, prdc
+from gas.metrics.distribution import distribution, frechet_interval
+from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from gas.metrics.kernel import kernel_distance
+from gas.metrics.paired import mean_interval
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import gas
-from gas.race import Race
+from gas.training.initialization import Race
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -50,7 +50,7 @@ def pipeline():
 
     pipe, prompts = pipelines.build("sd1"), ["a cat", "dog on the mat"]
     pipe.set_progress_bar_config(disable=True)
-    model = gas.backbones.from_pipeline(pipe, prompts)
+    model = gas.pipelines.from_pipeline(pipe, prompts)
     save_classical("solver.json", model, 4)
     teacher = gas.Classical("unipc-2-bh2", "time_uniform", 6, model.t_end)
     return {"gas": gas, "pipe": pipe, "prompts": prompts, "prompt": "a cat", "teacher": teacher}
@@ -79,7 +79,7 @@ def diffusers_page():
 def pipelines_page():
     names = pipeline()
     save_classical("runs/mnist-latent.json", gas.zoo.load("mnist-latent"), 4, guidance=2.0)
-    model = gas.backbones.from_pipeline(names["pipe"], names["prompts"])
+    model = gas.pipelines.from_pipeline(names["pipe"], names["prompts"])
     return {**names, "model": model}
 
 
@@ -100,7 +100,9 @@ def shorten(monkeypatch):
     """Pages teach hundreds of pairs and train for minutes: the first pairs and steps run the same code."""
     teach, distill, fit = gas.pairs.teach, gas.distill, gas.fit
     monkeypatch.setattr(
-        gas.pairs, "teach", lambda model, table, seeds, **more: teach(model, table, seeds[:PAIRS], **more)
+        gas.pairs.dataset,
+        "teach",
+        lambda model, table, seeds, **more: teach(model, table, seeds[:PAIRS], **more),
     )
     configs = {"l1": gas.Adam(iterations=2, batch=2), "l2": gas.GaussNewton(iterations=2, batch=8)}
 

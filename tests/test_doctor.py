@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import inception
 import standins
 from gas.cli.doctor import _files
-from gas.presets import PRESETS, cost
-from gas.presets.cost import RATES, Unit, counted, totals
-from gas.presets.files import find_files, layout
-from gas.presets.networks import asked, parameters, vgg
+from gas.paper import cost
+from gas.paper.cost import RATES, Unit, asked, counted, parameters, totals, vgg
+from gas.paper.files import find_files, layout
+from gas.paper.presets import PRESETS
 from test_presets import refused, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' and transformers' own

@@ -7,12 +7,12 @@ import torch
 from solvers import SCHEDULES
 
 import gas
-from gas.catalogue import NAMED_GRIDS
-from gas.family import neighbour_grid
-from gas.integrations.diffusers.plan import same_schedule
-from gas.interpolate import interpolated
-from gas.published import Levels
+from gas.classical.registry import NAMED_GRIDS
+from gas.grids.published import Levels
+from gas.integrations.diffusers.planning import same_schedule
+from gas.learned.interpolation import interpolated
 from gas.schedule import EDMasVP, Flow, VPDiscrete
+from gas.training.distillation import neighbour_grid
 
 INF, NAN = math.inf, math.nan
 
@@ -129,6 +129,6 @@ def test_grids_of_neighbours_interpolated_tables_and_pictures_stay_within_the_sc
         between = interpolated(schedule, tables[3], tables[6], 4, t_end)
         assert bool((between.times >= schedule.t_min).all())
     shown = [("ddim", tables[3].times.tolist(), [*tables[3].times.tolist(), t_end])]
-    assert gas.report.times_plot(tmp_path / "t.png", shown, schedule)
+    assert gas.plotting.times_plot(tmp_path / "t.png", shown, schedule)
     same = VPDiscrete(schedule.alphas_cumprod)
     assert same_schedule(schedule, same) and not same_schedule(schedule, gas.VPLinear())

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 import gas
-from gas.backbones import edm
-from gas.backbones.edm import EDMNetwork
-from gas.backbones.edm_layers import Attention, Block, Convolution, FourierEmbedding, PositionalEmbedding
-from gas.backbones.weights import read_weights, write_weights
+from gas.paper import edm
+from gas.paper.edm import EDMNetwork
+from gas.paper.edm_networks import Attention, Block, Convolution, FourierEmbedding, PositionalEmbedding
+from gas.paper.weights import read_weights, write_weights
 from published import close, drawn, write_edm
 
 GOLDEN = Path(__file__).parent / "golden" / "edm_ddpmpp_tiny.safetensors"
@@ -282,7 +282,7 @@ def test_a_published_pickle_and_its_safetensors_answer_alike(
 def test_a_model_to_sample(tmp_path: Path) -> None:
     kind, kwargs = FORMS["DDPM++ with classes"]
     model = edm.load(write_edm(tmp_path / "mine.pkl", kind, network("DDPM++ with classes").float(), kwargs))
-    assert isinstance(model, gas.model.Model)
+    assert isinstance(model, gas.models.Model)
     assert (model.name, model.sample_shape, model.classes, model.t_end) == ("mine", (2, 8, 8), 3, 1e-3)
     assert model.schedule == gas.EDMasVP(1e-3, 0.002, 80.0)
     noise = model.noise(range(4))

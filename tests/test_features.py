@@ -14,18 +14,22 @@ from typer.testing import CliRunner
 import gas
 import inception
 import standins
-from gas.cli import app
+from gas.cli.app import app
 from gas.cli.measuring import measuring
-from gas.features import LPIPS, ClipScore, Inception, extractor_by_name
+from gas.features.clip_score import ClipScore
+from gas.features.extractor import extractor_by_name
 from gas.features.images import as_bytes, resize_as_tensorflow
+from gas.features.inception import Inception
 from gas.features.judges import judge_by_name
+from gas.features.lpips import LPIPS
 from gas.features.real import RealImages
 from gas.features.state import read_state
-from gas.files import sha256
-from gas.metrics import extract, feature_statistics, frechet_distance
+from gas.io import sha256
+from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.metrics.statistics import accumulate, read_images, read_statistics, save_statistics
-from gas.model import weights_hash
-from gas.presets import PRESETS, open_backbone
+from gas.models.protocol import weights_hash
+from gas.paper.backbone import open_backbone
+from gas.paper.presets import PRESETS
 from pipelines import _clip_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "inception.json"

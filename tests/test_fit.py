@@ -5,23 +5,24 @@ import itertools
 import pytest
 import torch
 
-from doubles import MIXTURE as MODEL
-from doubles import taught
-from gas.adversarial import Critic
-from gas.catalogue import SOLVERS, Classical, candidates
-from gas.distill import Distilled, distill
-from gas.family import distill_family, neighbour_grid
-from gas.fit import FitRecord, fit
-from gas.grids import GRIDS, as_grid
-from gas.learned import GeneralizedSolver
+from doubles import MIXTURE as MODEL, taught
+from gas.classical.registry import SOLVERS, Classical, candidates
+from gas.errors import Diverged
+from gas.grids.analytic import GRIDS, as_grid
+from gas.learned.generalized import GeneralizedSolver
 from gas.losses import FeatureLoss, l2
-from gas.optimizers import PAPER, Adam, AdamSteps, Diverged, GaussNewton, GaussNewtonSteps
-from gas.pairs import teach
-from gas.race import FINALISTS, Race, Raced, Started
+from gas.models.runtime import WrappedModel
+from gas.pairs.teacher import teach
 from gas.schedule import Flow
-from gas.start import Measured, evaluate, rank_classical
 from gas.table import Table
-from gas.wrapped import WrappedModel
+from gas.training.adam import PAPER, Adam, AdamSteps
+from gas.training.adversarial.losses import Critic
+from gas.training.distillation import Distilled, distill, distill_family, neighbour_grid
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.initialization import FINALISTS, Race, Raced, Started
+from gas.training.loop import FitRecord, fit
+from gas.training.ranking import Measured, rank_classical
+from gas.training.validation import evaluate
 
 NFE = 4
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gas
-from gas.catalogue import candidates
+from gas.classical.registry import candidates
 
 # diffusers 0.42 with numpy 2 and torch 2.13
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -14,8 +14,8 @@ pytest.importorskip("diffusers")
 
 import gas
 import pipelines
-from gas.backbones import from_pipeline
 from gas.integrations.diffusers.caller import guidance_of_call
+from gas.pipelines.model import from_pipeline
 
 CALLS = {
     "sd1": {"prompt": "a cat", "output_type": "latent"},

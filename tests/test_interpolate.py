@@ -6,15 +6,14 @@ import pytest
 import torch
 
 import gas
-from doubles import MIXTURE as MODEL
-from doubles import taught
-from gas.catalogue import Classical
-from gas.interpolate import form_of, interpolated, table_of_form
-from gas.learned import GeneralizedSolver
+from doubles import MIXTURE as MODEL, taught
+from gas.classical.registry import Classical
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.interpolation import form_of, interpolated, table_of_form
 from gas.losses import l2
 from gas.schedule import Flow, VPLinear
-from gas.start import evaluate, surely_positive
 from gas.table import Table
+from gas.training.validation import evaluate, surely_positive
 
 
 def classical(schedule, nfe, solver="ipndm-2", grid="time_quadratic"):

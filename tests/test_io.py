@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 import gas
 from doubles import Mixture
 from gas import io
-from gas.backbones.weights import Weights, read_weights, write_weights
-from gas.files import load_state, save_state
-from gas.metrics import feature_statistics
+from gas.io import load_state, save_state
+from gas.metrics.frechet import feature_statistics
 from gas.metrics.statistics import read_statistics, save_statistics
+from gas.pairs.shards import _manifest, read_manifest, write_manifest
+from gas.paper.weights import Weights, read_weights, write_weights
 from gas.schedule import EDMasVP
-from gas.shards import _manifest, read_manifest, write_manifest
 from gas.zoo import weights_file
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gas.artefact import load, save
-from gas.catalogue import SOLVERS
-from gas.grids import log_snr
-from gas.learned import GeneralizedSolver
-from gas.sample import sample
+from gas.classical.registry import SOLVERS
+from gas.grids.analytic import log_snr
+from gas.learned.generalized import GeneralizedSolver
+from gas.sampling import sample
 from gas.schedule import VPLinear
+from gas.solver_file import load, save
 
 SAMPLER = Path(__file__).parents[1] / "examples" / "sampler.mjs"
 NODE = shutil.which("node")

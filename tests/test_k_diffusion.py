@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import gas
-from gas.integrations.diffusers.process import process_of
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
-from schedulers import learned, noise
-from schedulers import network as raw
+from gas.pipelines.process import process_of
+from schedulers import learned, network as raw, noise
 
 SCHEDULES = {"linear": gas.VPLinear(), "edm": gas.EDMasVP(1e-3), "flow": gas.Flow()}
 

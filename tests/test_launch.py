@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import gas
-from gas.cgroup import group_processors
-from gas.threads import set_thread_defaults
+from gas.machine import group_processors, set_thread_defaults
 
 GROUPS = {
     "two of version 2": ("0::/a/b\n", {"a/cpu.max": "200000 100000"}, 2.0),
@@ -62,7 +61,7 @@ def test_threads_sleep_while_they_wait(tmp_path):
 
 @pytest.mark.parametrize(("quota", "threads"), [(10_000, "1"), (100_000, "1"), (10**9, None)])
 def test_a_container_starts_no_more_threads_than_it_has_processors(tmp_path, monkeypatch, quota, threads):
-    monkeypatch.setattr("gas.threads._usable", lambda: 64)
+    monkeypatch.setattr("gas.machine._usable", lambda: 64)
     environ = {}
     set_thread_defaults(environ, machine(tmp_path, "0::/a\n", {"a/cpu.max": f"{quota} 100000"}))
     assert environ.get("OMP_NUM_THREADS") == threads
@@ -85,7 +84,7 @@ def test_waiting_as_the_user_has_set_it_stands(tmp_path, given):
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_a_count_of_threads_that_the_user_has_set_stands(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("gas.threads._usable", lambda: 64)
+    monkeypatch.setattr("gas.machine._usable", lambda: 64)
     environ = {name: "7"}
     set_thread_defaults(environ, machine(tmp_path, "0::/a\n", {"a/cpu.max": "200000 100000"}))
     assert environ[name] == "7" and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} - {name} & environ.keys()
@@ -128,7 +127,7 @@ def test_the_library_leaves_a_users_environment_alone():
         ("rich.progress", "--help"),
         ("gas.cli.zoo", "--help"),
         ("torch", f"inspect {__file__}"),
-        ("gas.artefact", f"inspect {__file__}"),
+        ("gas.solver_file", f"inspect {__file__}"),
         ("torch", "pairs --model digits --out none"),  # an option's own import, before the command
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 import compvis
 import gas
 from compvis import State
-from gas.backbones import ldm
+from gas.paper import ldm
 from published import close
 
 UNET: dict[str, Any] = {"base": 32, "factors": [1, 2]}
@@ -88,7 +88,7 @@ def test_every_weight_goes_somewhere_once(made: tuple[int, State, Path]) -> None
 def test_a_model_to_sample(made: tuple[int, State, Path]) -> None:
     classes, state, path = made
     model = ldm.load(path, latent_size=8, name="tiny")
-    assert isinstance(model, gas.model.Model)
+    assert isinstance(model, gas.models.Model)
     assert (model.sample_shape, model.classes, model.name) == ((3, 8, 8), classes, "tiny")
     assert close(model.schedule(0.5)[0] ** 2, state["alphas_cumprod"][499].double(), 1e-7)
     t = torch.tensor(0.301, dtype=torch.float64)
@@ -168,6 +168,6 @@ def test_what_lightning_keeps_is_read_as_nothing(tmp_path: Path, monkeypatch: py
     called = saved(checkpoint(0), tmp_path / "called.ckpt", callbacks=[kind()])
     monkeypatch.undo()
     assert ldm.load(path, latent_size=8).classes == 0
-    assert gas.official.unpickle.read_pickle(path)["callbacks"].popitem()[1]["best"] == 2.5
+    assert gas.unpickle.read_pickle(path)["callbacks"].popitem()[1]["best"] == 2.5
     with pytest.raises(ValueError, match=r"called\.ckpt: refused"):
-        gas.official.unpickle.read_pickle(called)
+        gas.unpickle.read_pickle(called)

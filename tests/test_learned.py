@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from solvers import GRIDS, NAMES, SCHEDULES
 
 from doubles import Gaussian
 from gas import classical, grids
-from gas.catalogue import SOLVERS
-from gas.learned import S4S, GeneralizedSolver
+from gas.classical.registry import SOLVERS
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.s4s import S4S
 from gas.learned.times import logits_of_times, times_of_logits
-from gas.sample import sample
+from gas.sampling import sample
 from gas.schedule import Flow, VPLinear
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from gas import zoo
-from gas.catalogue import Classical
-from gas.fit import fit
-from gas.learned import GeneralizedSolver
-from gas.memory import Recomputed, available_bytes, kept_calls, saved_bytes
-from gas.optimizers import Adam
-from gas.pairs import teach
-from gas.sample import sample
+from gas.classical.registry import Classical
+from gas.learned.generalized import GeneralizedSolver
+from gas.pairs.teacher import teach
+from gas.sampling import sample
+from gas.training.activation_checkpointing import Recomputed, available_bytes, kept_calls, saved_bytes
+from gas.training.adam import Adam
+from gas.training.loop import fit
 from gas.zoo.unet import EDMUNet
 
 
@@ -176,10 +176,12 @@ def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
     one = saved_bytes(denoise, pairs.noise, t)
     assert one > 100 * pairs.noise.numel() * 4
     assert available_bytes(torch.device("cpu")) > 2**20
-    monkeypatch.setattr("gas.memory.available_bytes", lambda device: 2 * one * 5 + 1)
+    monkeypatch.setattr(
+        "gas.training.activation_checkpointing.available_bytes", lambda device: 2 * one * 5 + 1
+    )
     kept = {nfe: kept_calls("auto", denoise, pairs.noise, t, nfe) for nfe in (1, 5, 6, 20)}
     assert kept == {1: 1, 5: 5, 6: 5, 20: 5}
-    monkeypatch.setattr("gas.memory.available_bytes", lambda device: 0)
+    monkeypatch.setattr("gas.training.activation_checkpointing.available_bytes", lambda device: 0)
     assert kept_calls("auto", denoise, pairs.noise, t, 8) == 1
     modes = ("fast", "flat", "least")
     assert [kept_calls(mode, denoise, pairs.noise, t, 8) for mode in modes] == [8, 3, 1]

@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from gas.metrics import (
-    FeatureStatistics,
-    extract,
-    feature_statistics,
-    frechet_distance,
-    l1,
-    mean_interval,
-    merge,
-    mse,
-    psnr,
-)
-from gas.metrics.paired import mean_psnr
+from gas.metrics.frechet import FeatureStatistics, extract, feature_statistics, frechet_distance, merge
+from gas.metrics.paired import l1, mean_interval, mean_psnr, mse, psnr
 
 seeds = st.integers(0, 2**31 - 1)
 quick = settings(max_examples=20, deadline=None)

@@ -17,7 +17,7 @@ from gas.denoise import (
     StaticThreshold,
     VelocityDenoiser,
 )
-from gas.model_checks import time_problem
+from gas.models.checks import time_problem
 
 LINEAR = gas.VPDiscrete((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
 COSINE = gas.VPDiscrete(torch.cos(torch.linspace(0.02, 1.56, 100, dtype=torch.float64)) ** 2)

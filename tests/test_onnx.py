@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gas
-from gas.cli import app
+from gas.cli.app import app
 from gas.integrations.onnx import TOLERANCE, Step, Unrolled, export, largest_difference
 
 onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed", exc_type=Exception)

@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from doubles import MIXTURE as MODEL
-from doubles import taught
-from gas.catalogue import Classical
-from gas.fit import fit
-from gas.learned import BNS, S4S, GeneralizedSolver
+from doubles import MIXTURE as MODEL, taught
+from gas.classical.registry import Classical
+from gas.errors import Diverged
+from gas.learned.bns import BNS
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.s4s import S4S
 from gas.losses import FeatureLoss, l1, l2
-from gas.optimizers import Adam, Diverged, GaussNewton, GaussNewtonSteps
-from gas.optimizers.jacobian import evaluations_of, linearize, normal_equations, numbers
-from gas.optimizers.order import visited
-from gas.sample import sample, trajectory
+from gas.sampling import sample, trajectory
 from gas.schedule import Flow
 from gas.table import Table
+from gas.training.adam import Adam
+from gas.training.batching import visited
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.linearization import evaluations_of, linearize, normal_equations, numbers
+from gas.training.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
 
     whole = normal()
     featured = normal(lambda y: torch.cat([y, y], dim=1))
-    monkeypatch.setattr("gas.optimizers.jacobian._TANGENT_BYTES", 1000)
+    monkeypatch.setattr("gas.training.linearization._TANGENT_BYTES", 1000)
     parts = normal()
     made, columns, _ = linearize(MODEL.denoise, x, table)
     assert whole.loss == pytest.approx(float((made - target).square().mean()), rel=1e-9)

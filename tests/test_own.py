@@ -8,10 +8,11 @@ from torch import nn
 
 import gas
 from doubles import Gaussian, Mixture
-from gas.compare import fresh, run
-from gas.fit import _implausible
-from gas.model import labels_of_seeds, weights_hash
-from gas.race import Race
+from gas.evaluation.sampler import fresh, run
+from gas.models.protocol import weights_hash
+from gas.models.seeds import labels_of_seeds
+from gas.training.initialization import Race
+from gas.training.loop import _implausible
 
 
 class Network(nn.Module):

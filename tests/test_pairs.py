@@ -19,16 +19,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from doubles import Mixture
-from gas.files import sha256
-from gas.io import sealed
-from gas.model import noise_of_seeds
-from gas.pairs import PairsProgress, PairsSpec, read_pairs, write_pairs
-from gas.sample import sample
+from gas.io import sealed, sha256
+from gas.models.seeds import noise_of_seeds
+from gas.pairs.dataset import read_pairs
+from gas.pairs.fingerprint import PairsSpec
+from gas.pairs.teacher import PairsProgress, write_pairs
+from gas.sampling import sample
 from gas.schedule import VPLinear
 from gas.table import Table
 
@@ -422,7 +422,7 @@ def test_arguments_of_the_writer_are_refused_before_anything_is_written(tmp_path
 
     with pytest.raises(ValueError, match="batch must be from 1 to"):
         write(tmp_path / "new", batch=0)
-    with pytest.raises(ValueError, match=r"model.noise\(\[3\]\) must be gas.model.noise_of_seeds"):
+    with pytest.raises(ValueError, match=r"model.noise\(\[3\]\) must be gas.models.noise_of_seeds"):
         write(tmp_path / "new", model=Loud())
     with pytest.raises(TypeError, match="not JSON serializable"):
         write(tmp_path / "new", spec=dataclasses.replace(SPEC, teacher={"solver": {1}}))

@@ -12,8 +12,8 @@ pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import pipelines  # noqa: E402 (after the library it needs)
-from gas.cli import app  # noqa: E402
-from gas.shards import read_manifest  # noqa: E402
+from gas.cli.app import app  # noqa: E402
+from gas.pairs.shards import read_manifest  # noqa: E402
 
 
 @pytest.fixture(scope="module")

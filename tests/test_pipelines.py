@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import gas
-from gas.model import labels_of_seeds
+from gas.models.seeds import labels_of_seeds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import pipelines  # noqa: E402 (after the library it needs)
-from gas.backbones import from_pipeline  # noqa: E402
+from gas.pipelines.model import from_pipeline  # noqa: E402
 
 PROMPTS = ["a cat", "dog on the mat", "red bell"]
 SIZES = {

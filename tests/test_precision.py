@@ -9,18 +9,27 @@ from typer.testing import CliRunner
 
 import gas
 from gas import zoo
-from gas.adversarial import gradient_penalty
-from gas.catalogue import Classical
-from gas.cli import app
-from gas.cuda_graphs import CudaGraphed, CudaGraphs, settings_of
-from gas.fit import fit
-from gas.learned import GeneralizedSolver
-from gas.optimizers import Adam, GaussNewton, GaussNewtonSteps
-from gas.own import OwnModel
-from gas.pairs import PairsSpec, read_pairs, teach, write_pairs
-from gas.precision import Autocast, PreciseModel, precise
-from gas.sample import sample
-from gas.tf32 import untruncated
+from gas.classical.registry import Classical
+from gas.cli.app import app
+from gas.learned.generalized import GeneralizedSolver
+from gas.models.custom import OwnModel
+from gas.models.runtime import (
+    Autocast,
+    CudaGraphed,
+    CudaGraphs,
+    PreciseModel,
+    precise,
+    settings_of,
+    untruncated,
+)
+from gas.pairs.dataset import read_pairs
+from gas.pairs.fingerprint import PairsSpec
+from gas.pairs.teacher import teach, write_pairs
+from gas.sampling import sample
+from gas.training.adam import Adam
+from gas.training.adversarial.losses import gradient_penalty
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.loop import fit
 
 # Machine epsilon of each: what one rounding of the network's activations is about.
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -47,8 +56,8 @@ def test_samples_move_by_a_rounding_of_the_network_and_stay_float32(digits, tabl
     x = digits.noise(range(16))
     with torch.no_grad():
         exact = sample(digits.bind(None), x, table)
-        rounded = sample(Autocast(network, gas.precision.PRECISIONS[precision]), x, table)
-    assert rounded.dtype == torch.float32 and set(seen) == {gas.precision.PRECISIONS[precision]}
+        rounded = sample(Autocast(network, gas.models.PRECISIONS[precision]), x, table)
+    assert rounded.dtype == torch.float32 and set(seen) == {gas.models.PRECISIONS[precision]}
     error = float((rounded - exact).square().mean().sqrt())
     assert 0 < error < 5 * ROUNDING[precision]
 
@@ -254,7 +263,7 @@ def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
     read = "torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()"
     program = [
         "import torch",
-        "from gas.tf32 import truncate, untruncated",
+        "from gas.models.runtime import truncate, untruncated",
         first,
         "truncate(True)",
         "truncate(False)",

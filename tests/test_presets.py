@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 import gas
 import standins
-from gas.cli import app
-from gas.discriminator import load_discriminator
-from gas.paper import TABLES
-from gas.presets import PRESETS, Preset, critic_of, find_files, open_backbone, preset_by_name
-from gas.presets.preset import FIXED
+from gas.cli.app import app
+from gas.paper.backbone import open_backbone
+from gas.paper.files import find_files
+from gas.paper.presets import FIXED, PRESETS, Preset, preset_by_name
+from gas.paper.tables import TABLES
+from gas.paper.training import critic_of
+from gas.training.adversarial.r3gan import load_discriminator
 from test_convert import GOLDEN, pickled, student, teachers
 
 os.environ["HF_HUB_OFFLINE"] = "1"

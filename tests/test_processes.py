@@ -18,15 +18,17 @@ from safetensors.torch import load_file
 import gas
 import shared_work
 from doubles import MIXTURE, taught
-from gas import processes
-from gas.catalogue import Classical, candidates
+from gas import distributed
+from gas.classical.registry import Classical, candidates
 from gas.cli.evaluate import taught as cli_taught
-from gas.compare import Yardstick, fresh
-from gas.compare import run as compare_run
+from gas.evaluation.evaluator import Yardstick
+from gas.evaluation.sampler import fresh, run as compare_run
 from gas.losses import l2
 from gas.metrics.statistics import accumulate
-from gas.pairs import PairsSpec, write_pairs
-from gas.start import evaluate, rank_classical
+from gas.pairs.fingerprint import PairsSpec
+from gas.pairs.teacher import write_pairs
+from gas.training.ranking import rank_classical
+from gas.training.validation import evaluate
 
 # --- by torchrun ----------------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ def _forked(rank, port, function, answer):
     given = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in given.items()}
     try:
-        with processes.together():
+        with distributed.together():
             told = function()
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
@@ -165,16 +167,21 @@ def in_two(function):
 
 def test_alone_all_of_it_is_nothing_at_all():
     items = iter(range(3))
-    made = processes.spread(lambda i: -i, items)
+    made = distributed.spread(lambda i: -i, items)
     assert next(made) == 0
     assert next(items) == 1  # nothing was asked for in advance
-    assert processes.alone(lambda: "x") == "x"
-    assert processes.everyones(3) == [3]
-    assert (processes.count(), processes.rank(), processes.first(), processes.launched()) == (1, 0, True, 1)
-    assert processes.shares(5) == [slice(0, 5)]
-    assert processes.local_device("cuda") == "cuda"
-    with processes.together():
-        assert processes.count() == 1
+    assert distributed.alone(lambda: "x") == "x"
+    assert distributed.everyones(3) == [3]
+    assert (distributed.count(), distributed.rank(), distributed.first(), distributed.launched()) == (
+        1,
+        0,
+        True,
+        1,
+    )
+    assert distributed.shares(5) == [slice(0, 5)]
+    assert distributed.local_device("cuda") == "cuda"
+    with distributed.together():
+        assert distributed.count() == 1
 
 
 def test_answers_come_in_order_and_whole_to_all():
@@ -186,12 +193,12 @@ def test_answers_come_in_order_and_whole_to_all():
 
     def work():
         made = list(
-            processes.spread(lambda x: x, [*values, {"a": values[0].T, "b": values[2]}, {"a": [1.5, None]}])
+            distributed.spread(lambda x: x, [*values, {"a": values[0].T, "b": values[2]}, {"a": [1.5, None]}])
         )
         whole = all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(made, values, strict=False))
         whole = whole and torch.equal(made[3]["b"], values[2]) and made[4] == {"a": [1.5, None]}
-        who = list(processes.spread(lambda _: os.getpid(), range(5)))
-        return [whole, who, processes.everyones(os.getpid()), processes.alone(os.getpid)]
+        who = list(distributed.spread(lambda _: os.getpid(), range(5)))
+        return [whole, who, distributed.everyones(os.getpid()), distributed.alone(os.getpid)]
 
     first, second = in_two(work)
     assert first == second
@@ -204,28 +211,28 @@ def test_answers_come_in_order_and_whole_to_all():
 
 def test_sums_and_shares_are_the_same_for_all():
     def work():
-        value = torch.tensor([1.0, 1e-9]) * (1 + processes.rank())
-        parts = [(s.start, s.stop) for s in processes.shares(7)]
+        value = torch.tensor([1.0, 1e-9]) * (1 + distributed.rank())
+        parts = [(s.start, s.stop) for s in distributed.shares(7)]
         return [
-            processes.total(value).tolist(),
+            distributed.total(value).tolist(),
             parts,
-            processes.local_device("cuda"),
-            processes.local_device("cpu"),
+            distributed.local_device("cuda"),
+            distributed.local_device("cpu"),
         ]
 
     first, second = in_two(work)
     assert first == second
     assert first == [[3.0, pytest.approx(3e-9, rel=1e-6)], [(0, 4), (4, 7)], "cuda:0", "cpu"]
-    assert in_two(lambda: processes.shares(1))[0] == (
+    assert in_two(lambda: distributed.shares(1))[0] == (
         "ValueError: a batch of 1 cannot be shared by 2 processes: make it larger, or start fewer processes"
     )
 
 
 def test_work_within_work_is_ones_own():
     def inner(i):
-        return [*processes.spread(lambda j: 10 * i + j, range(3)), processes.count()]
+        return [*distributed.spread(lambda j: 10 * i + j, range(3)), distributed.count()]
 
-    told = in_two(lambda: list(processes.spread(inner, range(3))))
+    told = in_two(lambda: list(distributed.spread(inner, range(3))))
     assert told == [[[10 * i, 10 * i + 1, 10 * i + 2, 1] for i in range(3)]] * 2
 
 
@@ -296,20 +303,20 @@ def test_pairs_are_those_of_one_resumed_and_damaged_ones_too(tmp_path):
 
 
 def test_none_has_made_pairs_before_all_are_written(tmp_path, monkeypatch):
-    real = gas.pairs.write_bytes
-    monkeypatch.setattr(gas.pairs, "write_bytes", lambda *told: (time.sleep(0.2), real(*told)))
+    real = gas.io.write_bytes
+    monkeypatch.setattr(gas.pairs.dataset, "write_bytes", lambda *told: (time.sleep(0.2), real(*told)))
     assert in_two(lambda: [write(tmp_path)[-1], len(gas.read_pairs(tmp_path))]) == [[21, 21]] * 2
 
 
 def test_a_full_disk_of_the_first_process_stops_all_and_room_lets_them_go_on(tmp_path, monkeypatch):
-    folder, real = tmp_path / "pairs", gas.pairs.write_bytes
+    folder, real = tmp_path / "pairs", gas.io.write_bytes
 
     def full(path, data):
         if path.name == "shard-00001.safetensors":
             raise OSError(28, "No space left on device")
         return real(path, data)
 
-    monkeypatch.setattr(gas.pairs, "write_bytes", full)
+    monkeypatch.setattr(gas.pairs.dataset, "write_bytes", full)
     told = in_two(lambda: write(folder))
     assert all("8 of 21 pairs safe: make room" in text for text in told)
     assert told[1].startswith("OSError: process 0: ")
@@ -322,21 +329,21 @@ def test_a_full_disk_of_the_first_process_stops_all_and_room_lets_them_go_on(tmp
 
 def test_an_error_in_one_is_raised_in_all_whether_at_shared_work_or_not():
     def at_work():
-        return list(processes.spread(lambda i: 1 // (i - 3), range(6)))
+        return list(distributed.spread(lambda i: 1 // (i - 3), range(6)))
 
     def beside():
-        if processes.rank() == 1:
+        if distributed.rank() == 1:
             raise ModuleNotFoundError("no such extra")
-        return processes.everyones(1)
+        return distributed.everyones(1)
 
     def at_the_end():
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             raise KeyError("a defect")
 
     def caught():
-        with pytest.raises(ZeroDivisionError if processes.rank() else ArithmeticError):
+        with pytest.raises(ZeroDivisionError if distributed.rank() else ArithmeticError):
             at_work()
-        return processes.everyones(processes.rank())  # still in step
+        return distributed.everyones(distributed.rank())  # still in step
 
     assert in_two(at_work) == [
         "ArithmeticError: process 1: integer division or modulo by zero",
@@ -352,7 +359,7 @@ def test_an_error_in_one_is_raised_in_all_whether_at_shared_work_or_not():
 
 def test_processes_at_different_work_say_so():
     def work():
-        return list(processes.spread(lambda i: i, range(2 + processes.rank())))
+        return list(distributed.spread(lambda i: i, range(2 + distributed.rank())))
 
     first, second = in_two(work)
     assert first == [0, 1]
@@ -361,9 +368,9 @@ def test_processes_at_different_work_say_so():
 
 def test_a_killed_process_does_not_leave_the_other_waiting():
     def work():
-        if processes.rank() == 1:
+        if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return processes.everyones(1)
+        return distributed.everyones(1)
 
     began = time.monotonic()
     first, second = in_two(work)

@@ -8,16 +8,15 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import LinearConstraint, minimize
 
-from doubles import MIXTURE as MODEL
-from doubles import Mixture, taught
+from doubles import MIXTURE as MODEL, Mixture, taught
 from gas import classical, grids
-from gas.catalogue import NAMED_GRIDS, Classical, own_grid
-from gas.error_bound import dmn, error_bound, lagrange_weights
-from gas.gits import cheapest_path, gits, jump_costs
+from gas.classical.registry import NAMED_GRIDS, Classical, own_grid
+from gas.grids.dmn import dmn, error_bound, lagrange_weights
+from gas.grids.published import PUBLISHED
 from gas.losses import l2
-from gas.published import PUBLISHED
 from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
-from gas.start import evaluate
+from gas.training.trajectory_grid import cheapest_path, gits, jump_costs
+from gas.training.validation import evaluate
 
 
 def stable_diffusion():

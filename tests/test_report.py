@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from matplotlib import rcParams
 from PIL import Image
 
-from gas.report import error_plot, sample_grid, times_plot
-from gas.report.errors import _spread
-from gas.report.style import ACCENT, MUTED, text_width, wrap
+from gas.plotting.errors import _spread, error_plot
+from gas.plotting.samples import sample_grid
+from gas.plotting.style import ACCENT, MUTED, text_width, wrap
+from gas.plotting.times import times_plot
 from gas.schedule import Flow, VPLinear
 
 RED, GREEN, BLUE = (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0)

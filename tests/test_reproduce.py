@@ -17,12 +17,13 @@ from PIL import Image
 import gas
 import inception
 import standins
-from gas.cli import app
-from gas.features import extractor_by_name
+from gas.cli.app import app
+from gas.features.extractor import extractor_by_name
 from gas.features.real import RealImages
-from gas.metrics import distribution
-from gas.paper import TABLES
-from gas.presets import PRESETS, open_backbone
+from gas.metrics.distribution import distribution
+from gas.paper.backbone import open_backbone
+from gas.paper.presets import PRESETS
+from gas.paper.tables import TABLES
 from test_presets import refused, run
 
 METHOD = {  # method.md, section 6, once more: teacher, and the last figure of GAS

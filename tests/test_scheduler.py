@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gas
-from gas.integrations.diffusers.process import process_of
+from gas.pipelines.process import process_of
 from schedulers import CONFIGS, learned, network, noise, pipeline, scheduler
 
 NAMES = list(CONFIGS)
@@ -39,7 +39,7 @@ def test_a_pipeline_gets_what_sample_gives(name):
 def test_every_classical_table_runs(name, solver):
     process, grid = process_of(CONFIGS[name]), "time_uniform"
     nfe = 7 if solver == "heun" and name == "flow" else 6
-    table = gas.catalogue.SOLVERS[solver](
+    table = gas.classical.SOLVERS[solver](
         process.schedule,
         gas.grids.GRIDS[grid](process.schedule, 4 if nfe == 7 else 6 // (1 + (solver == "heun")), 0.05),
     )
@@ -366,7 +366,7 @@ def mismatched(tmp_path, **changed):
     model = gas.OwnModel(lambda x, t: x, process.schedule, (3, 4, 4), t_end=process.t_end)
     artefact = gas.save(None, learned(process), model=model, guidance=2.0)
     document = artefact.document.model_copy(update={"model": {**artefact.document.model, **changed}})
-    return gas.artefact.Artefact(document, "made.json")
+    return gas.solver_file.Artefact(document, "made.json")
 
 
 def test_what_does_not_fit_is_said_or_refused(tmp_path):
@@ -400,7 +400,7 @@ def test_shift_is_compared():
     artefact = gas.save(None, learned(process), model=model)
     document = artefact.document.model_copy(update={"model": {**artefact.document.model, "shift": 6.0}})
     made = gas.GASScheduler.from_config(
-        CONFIGS["flow"], solver=gas.artefact.Artefact(document, "s"), strict=True
+        CONFIGS["flow"], solver=gas.solver_file.Artefact(document, "s"), strict=True
     )
     made.set_timesteps(5)
     with pytest.raises(ValueError, match=r"shift 6 \(this pipeline: 3\)"):

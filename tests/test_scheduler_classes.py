@@ -13,9 +13,9 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 import gas  # noqa: E402 (after the library it needs)
-from gas.catalogue import SOLVERS  # noqa: E402
-from gas.integrations.diffusers.process import process_of  # noqa: E402
-from gas.integrations.form import ending_in_data  # noqa: E402
+from gas.classical.registry import SOLVERS  # noqa: E402
+from gas.integrations.table_transforms import ending_in_data  # noqa: E402
+from gas.pipelines.process import process_of  # noqa: E402
 from schedulers import CONFIGS, noise, scheduler  # noqa: E402
 
 CLASSES = sorted(

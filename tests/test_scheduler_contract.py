@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import DummyObject
 
 import gas
-from gas.integrations.diffusers.process import process_of
+from gas.pipelines.process import process_of
 from schedulers import learned, noise, pipeline
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}

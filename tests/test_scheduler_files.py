@@ -13,9 +13,9 @@ import yaml
 from diffusers.utils import DummyObject
 
 import gas
-from gas.integrations.diffusers.card import is_ours, model_card, stand_in
-from gas.integrations.diffusers.process import process_of
+from gas.integrations.diffusers.model_card import is_ours, model_card, stand_in
 from gas.io import sealed
+from gas.pipelines.process import process_of
 from schedulers import CONFIGS, learned, noise, pipeline, scheduler
 
 

@@ -6,11 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from solvers import GRIDS, SCHEDULES
 
-from gas.grids import as_grid, karras, log_snr
+from gas.grids.analytic import as_grid, karras, log_snr
 from gas.losses import LOSSES, FeatureLoss, PseudoHuber, l1, l2, loss_by_name
 from gas.schedule import EDMasVP, Flow, Schedule, VPDiscrete, VPLinear, schedule_from_config
 

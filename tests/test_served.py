@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import gas
-from gas.classical import ddim
-from gas.stepper import Stepper
+from gas.classical.dpmpp import ddim
+from gas.sampling import Stepper
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import pipelines  # noqa: E402 (after the library it needs)
-from gas.backbones import PipelineModel, from_pipeline  # noqa: E402
+from gas.pipelines.model import PipelineModel, from_pipeline  # noqa: E402
 from serving import NFE, PROMPTS, assert_same, perturbed, sampled, scheduler, served  # noqa: E402
 
 

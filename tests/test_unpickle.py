@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from gas.official.unpickle import Persistent, read_pickle, state_dict_of
+from gas.unpickle.loading import read_pickle, state_dict_of
+from gas.unpickle.plain import Persistent
 
 # ---------------------------------------------------------------- a small assembler of pickles
 
@@ -165,8 +166,8 @@ def hostile(touch: str) -> dict[str, tuple[bytes, str]]:
         "numpy.load": (whole(name("numpy", "load")), "'numpy.load'"),
         "numpy testing runstring": (whole(name("numpy.testing._private.utils", "runstring")), "runstring"),
         "this library's own reader": (
-            whole(name("gas.official.unpickle", "read_pickle")),
-            "'gas.official.unpickle.read_pickle'",
+            whole(name("gas.unpickle.loading", "read_pickle")),
+            "'gas.unpickle.read_pickle'",
         ),
         "call of what was called": (
             whole(call(call(name("builtins", "list")), text(touch))),

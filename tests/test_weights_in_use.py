@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 import gas
-from gas.model import labels_of_seeds, weights_hash
+from gas.models.protocol import weights_hash
+from gas.models.seeds import labels_of_seeds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import pipelines  # noqa: E402 (after the library it needs)
-from gas.backbones import from_pipeline  # noqa: E402
+from gas.pipelines.model import from_pipeline  # noqa: E402
 from serving import PROMPTS, assert_same, perturbed, sampled, scheduler, served  # noqa: E402
 
 

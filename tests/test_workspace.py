@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import gas
-from gas.cli import app
-from gas.comparison import claim_folders
-from gas.distill import STATE
+from gas.cli.app import app
+from gas.experiments.store import claim_folders
+from gas.training.distillation import STATE
 from gas.workspace import LOCK, MARKER, claim, discard, hold, scratch
 
 CELLS = ("cells", "solvers", "state", "pictures")
@@ -301,7 +301,7 @@ def test_a_folder_has_one_lock_whatever_it_is_taken_for(tmp_path, other, folder)
 def test_a_conversion_locks_a_folder_as_pairs_do_and_a_file_as_others_do(tmp_path, monkeypatch, name):
     held = []
     monkeypatch.setattr(
-        "gas.official.convert.recognise", lambda file: held.extend(listing(tmp_path)) or ("teachers", None)
+        "gas.paper.convert.recognise", lambda file: held.extend(listing(tmp_path)) or ("teachers", None)
     )
     monkeypatch.setattr("gas.cli.convert._teachers", lambda *_: {})
     (tmp_path / "x.pkl").write_bytes(b"x")

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from gas import zoo
-from gas.files import load_state
-from gas.metrics import extract, feature_statistics, frechet_distance
-from gas.model import Model, labels_of_seeds
-from gas.sample import sample
+from gas.io import load_state
+from gas.metrics.frechet import extract, feature_statistics, frechet_distance
+from gas.models.protocol import Model
+from gas.models.seeds import labels_of_seeds
+from gas.sampling import sample
 from gas.zoo import data
 from gas.zoo.build import FINE, build_model, measure
 from gas.zoo.smooth import MAX_FREQUENCY, smoothed

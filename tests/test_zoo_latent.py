@@ -13,14 +13,15 @@ from typer.testing import CliRunner
 
 import gas
 from gas import zoo
-from gas.adversary import GAS, adversary_for
-from gas.backbones.families import family_of
-from gas.catalogue import Classical
-from gas.cli import app
-from gas.distill import against
+from gas.classical.registry import Classical
+from gas.cli.app import app
 from gas.io import sealed_metadata
-from gas.model import Model, labels_of_seeds
-from gas.optimizers import AdamSteps
+from gas.models.protocol import Model
+from gas.models.seeds import labels_of_seeds
+from gas.pipelines.specs import family_of
+from gas.training.adam import AdamSteps
+from gas.training.adversarial.setup import GAS, adversary_for
+from gas.training.distillation import against
 from gas.zoo import data
 from gas.zoo.latent import build, model, parts, recipes, train
 

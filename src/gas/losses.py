@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gas.arguments import number
-from gas.names import named
+from gas.registry import named
 
 __all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "is_sum_of_squares", "l1", "l2", "loss_by_name"]
 

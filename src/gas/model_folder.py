@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gas.document import document_of
 from gas.io import CHECKSUM, JSON_BYTES, one_line, open_regular, parse_json, read_bytes
+from gas.solver_file import document_of
 
 __all__ = ["check_model_folder", "read_json"]
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import gas
-from gas.catalogue import Classical
-from gas.cli import app
+from gas.classical.registry import Classical
+from gas.cli.app import app
 from gas.io import CHECKSUM, sealed
 
 # By command: a line that would run, and what makes it a bad one when added to it (the last of two options counts).

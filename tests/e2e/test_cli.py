@@ -22,11 +22,12 @@ from typer.testing import CliRunner
 
 import gas
 from gas.archives import check_arrays
-from gas.cli import app
-from gas.discriminator import DIGITS, MNIST, R3GANDiscriminator
+from gas.cli.app import app
 from gas.display import significant
 from gas.io import read_tensors, sealed, sealed_metadata
-from gas.metrics import distribution, extract
+from gas.metrics.distribution import distribution
+from gas.metrics.frechet import extract
+from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
 from gas.zoo import data
 
 SMALL = ["--model", "digits"]

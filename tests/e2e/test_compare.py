@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 import gas
-from gas.cli import app
-from gas.model import weights_hash
+from gas.cli.app import app
+from gas.models.protocol import weights_hash
 
 SMALL = ["--model", "digits"]
 QUICK = ["--iterations", 2, "--batch", 8, "--gas-iterations", 2, "--rank", 8, "--guides", 8]

@@ -7,8 +7,10 @@ from itertools import pairwise
 import torch
 
 from gas import grids
-from gas.catalogue import SOLVERS
-from gas.learned import BNS, S4S, GeneralizedSolver
+from gas.classical.registry import SOLVERS
+from gas.learned.bns import BNS
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.s4s import S4S
 from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
 
 

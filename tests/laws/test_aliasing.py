@@ -9,12 +9,11 @@ import torch
 from solvers import LEARNED, NAMES, table_named
 
 import gas
-from gas.gits import gits
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
-from gas.optimizers.jacobian import linearize
-from gas.sample import sample, trajectory
-from gas.start import rank_classical
-from gas.stepper import Stepper
+from gas.sampling import Stepper, sample, trajectory
+from gas.training.linearization import linearize
+from gas.training.ranking import rank_classical
+from gas.training.trajectory_grid import gits
 
 NFE = 4
 SCHEDULE = gas.VPLinear()

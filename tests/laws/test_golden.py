@@ -8,7 +8,8 @@ import torch
 from solvers import scaled_linear
 
 from gas import classical, grids
-from gas.learned import S4S, GeneralizedSolver
+from gas.learned.generalized import GeneralizedSolver
+from gas.learned.s4s import S4S
 from gas.schedule import EDMasVP, VPLinear
 
 GOLDEN = Path(__file__).parent.parent / "golden"

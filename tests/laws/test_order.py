@@ -12,7 +12,7 @@ import torch
 
 from doubles import Gaussian
 from gas import classical
-from gas.sample import sample
+from gas.sampling import sample
 from gas.schedule import VPLinear
 
 # Local slope expected: order + 1. UniPC's row carries the corrector of the step before, which on exact history

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES, nominal_times
 
 from doubles import Gaussian
 from gas import classical
-from gas.catalogue import SOLVERS
-from gas.sample import sample, trajectory
+from gas.classical.registry import SOLVERS
+from gas.sampling import sample, trajectory
 from gas.schedule import Flow, VPLinear
 from gas.table import Table
 

@@ -13,6 +13,19 @@ from gas.classical.deis import deis
 from gas.classical.dpmpp import ddim, dpmpp, dpmpp_corrected
 from gas.classical.heun import heun
 from gas.classical.ipndm import ipndm
+from gas.classical.registry import NAMED_GRIDS, SOLVERS, Classical, candidates
 from gas.classical.unipc import unipc
 
-__all__ = ["ddim", "deis", "dpmpp", "dpmpp_corrected", "heun", "ipndm", "unipc"]
+__all__ = [
+    "NAMED_GRIDS",
+    "SOLVERS",
+    "Classical",
+    "candidates",
+    "ddim",
+    "deis",
+    "dpmpp",
+    "dpmpp_corrected",
+    "heun",
+    "ipndm",
+    "unipc",
+]

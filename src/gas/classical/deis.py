@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gas.classical.grid import Grid, Times, check_order, ddim_row, noise_row
+from gas.classical.rows import Grid, Times, check_order, ddim_row, noise_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 

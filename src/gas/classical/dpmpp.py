@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gas.classical.grid import Grid, Times, check_order
+from gas.classical.rows import Grid, Times, check_order
 from gas.schedule import Schedule
 from gas.table import Row, Table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gas.classical.grid import Grid, Times, check_order, ddim_row, noise_row
+from gas.classical.rows import Grid, Times, check_order, ddim_row, noise_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 

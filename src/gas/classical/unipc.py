@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gas.classical.grid import Grid, Times, added, check_order
+from gas.classical.rows import Grid, Times, added, check_order
 from gas.schedule import Schedule
 from gas.table import Row, Table
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 from typer.core import TyperGroup
 
-from gas import processes, workspace
+from gas import distributed, workspace
 from gas.cli.checks import check_device, error_text
 from gas.display import plain
-from gas.threads import set_thread_defaults
+from gas.machine import set_thread_defaults
 
 __all__ = ["app", "check_options", "command", "holding", "main"]
 
@@ -116,16 +116,16 @@ def command(
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                if processes.launched() > 1 and not shared:
+                if distributed.launched() > 1 and not shared:
                     raise ValueError(f"gas {label} runs in one process: leave torchrun out")
                 if "device" in kwargs:
-                    kwargs["device"] = processes.local_device(str(kwargs["device"]))
+                    kwargs["device"] = distributed.local_device(str(kwargs["device"]))
                     check_device(str(kwargs["device"]))
                 if "precision" in kwargs:
                     _set_tf32(kwargs["precision"] == "tf32")
                 output = kwargs.get(file or folder)
                 is_folder = bool(folder) and not (file and isinstance(output, Path) and output.suffix)
-                with processes.together(), holding(output, f"gas {label}", folder=is_folder):
+                with distributed.together(), holding(output, f"gas {label}", folder=is_folder):
                     function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 if _debug:
@@ -153,17 +153,17 @@ def main() -> None:
     set_thread_defaults()
     warnings.formatwarning = lambda message, *where: f"warning: {plain(' '.join(str(message).split()))}\n"
     try:
-        processes.launched()
+        distributed.launched()
     except ValueError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    with processes.quiet_but_first():
+    with distributed.quiet_but_first():
         app(prog_name="gas")
 
 
 def _set_tf32(truncated: bool) -> None:
     """What float32 means on CUDA is set for the whole process, which is this command's own."""
-    from gas.tf32 import truncate
+    from gas.models.runtime import truncate
 
     truncate(truncated)
 
@@ -202,7 +202,7 @@ def _refuse(error: Exception) -> NoReturn:
 
 def holding(output: object, work: str, *, folder: bool = False) -> contextlib.AbstractContextManager[None]:
     """Be alone at work on an output, if there is one, in the process that writes it."""
-    if not isinstance(output, Path) or not processes.first():
+    if not isinstance(output, Path) or not distributed.first():
         return contextlib.nullcontext()
     return workspace.hold(output, work, folder=folder)
 

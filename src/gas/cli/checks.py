@@ -71,7 +71,7 @@ def registered(kind: str, registry: Callable[[], Any]) -> Callable[[Any], object
     """Return a check that a name is a key of a registry, which is imported only then."""
 
     def check(name: str) -> None:
-        from gas.names import named
+        from gas.registry import named
 
         named(kind, name, dict.fromkeys(registry()))
 

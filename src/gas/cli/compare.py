@@ -54,17 +54,22 @@ from gas.cli.settings import against_of, config_of
 from gas.display import significant
 
 if TYPE_CHECKING:
-    from gas.comparison import Cell, Contestant, Published, Ruler, Setting, Training
-    from gas.comparison.pictures import Pictures
-    from gas.model import Model
-    from gas.pairs import Pairs
+    from gas.experiments.evaluator import Ruler
+    from gas.experiments.experiment import Setting
+    from gas.experiments.methods import Contestant
+    from gas.experiments.pictures import Pictures
+    from gas.experiments.report import Published
+    from gas.experiments.runner import Training
+    from gas.experiments.store import Cell
+    from gas.models.protocol import Model
+    from gas.pairs.dataset import Pairs
 
 __all__ = ["compare"]
 
 
 def _check_row(name: str) -> None:
-    from gas.comparison import contestant_by_name
-    from gas.race import check_start
+    from gas.experiments.methods import contestant_by_name
+    from gas.training.initialization import check_start
 
     check_start(name.partition("@")[2] or "best")
     contestant_by_name(name)
@@ -161,8 +166,12 @@ def compare(
     report.html in --out needs nothing beside itself; report.md, report.csv, the pictures and a solver file for each
     cell lie beside it.
     """
-    from gas.comparison import Budget, Report, Setting, Store, claim_folders, contestant_by_name, fill
-    from gas.pairs import read_pairs
+    from gas.experiments.experiment import Budget, Setting
+    from gas.experiments.methods import contestant_by_name
+    from gas.experiments.report import Report
+    from gas.experiments.runner import fill
+    from gas.experiments.store import Store, claim_folders
+    from gas.pairs.dataset import read_pairs
 
     _check_combination(context, features, weights, unseen)
     rows = [contestant_by_name(name, start) for name in _names(solvers)]
@@ -210,8 +219,8 @@ def _unseen(
     model: Model, pairs: Pairs, folder: Path | None, seeds: str, count: int | None, out: Path
 ) -> Pairs:
     """Pairs to measure on: a folder of them, or what the same teacher makes of seeds, kept beside the cells."""
-    from gas.catalogue import Classical
-    from gas.pairs import read_pairs
+    from gas.classical.registry import Classical
+    from gas.pairs.dataset import read_pairs
 
     if folder is None:
         folder, chosen = out / "unseen", parse_seeds(seeds)
@@ -234,7 +243,7 @@ def _ruler(
     metric_weights: Path | None,
 ) -> Callable[[Pairs], Ruler]:
     """What makes a ruler of the pairs to measure on; all of its files are read before there are any."""
-    from gas.comparison import Ruler
+    from gas.experiments.evaluator import Ruler
     from gas.features.judges import JUDGES
 
     yardstick_of, named = measuring(model, real, features, weights, reference)
@@ -276,7 +285,7 @@ def _command(context: typer.Context, without: tuple[str, ...] = ()) -> str:
 
 def _followed(running: Iterator[Training | Cell], total: int, out: Path) -> Iterator[Cell]:
     """Yield cells as they come, with a bar; an interrupt says how to go on."""
-    from gas.comparison import Cell
+    from gas.experiments.store import Cell
 
     try:
         with bar("cells", total) as shown:
@@ -296,7 +305,7 @@ def _followed(running: Iterator[Training | Cell], total: int, out: Path) -> Iter
 
 def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
     """Draw what can be drawn: reports do without pictures where matplotlib is not installed."""
-    from gas.comparison.pictures import Pictures, draw
+    from gas.experiments.pictures import Pictures, draw
 
     try:
         return draw(cells, model.schedule, model.name, folder)
@@ -307,8 +316,8 @@ def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
 
 def _published(model: str, features: str, reference: Path | None) -> Published | None:
     """What the paper reports of a preset, where the figures are of one kind: FID."""
-    from gas.comparison import Published
-    from gas.paper import figures_of
+    from gas.experiments.report import Published
+    from gas.paper.tables import figures_of
 
     name = model.removeprefix("preset:")
     if name == model or features != "inception" or reference is None:
@@ -321,8 +330,8 @@ def _names(text: str) -> list[str]:
 
 
 def _measures(text: str) -> tuple[str, ...]:
-    from gas.comparison import MEASURES
-    from gas.names import named
+    from gas.experiments.tables import MEASURES
+    from gas.registry import named
 
     for name in _names(text):
         named("metric", name, MEASURES)

@@ -8,8 +8,8 @@ from gas.cli.screen import print_table
 from gas.display import significant
 
 if TYPE_CHECKING:
-    from gas.compare import Comparison
-    from gas.metrics import Distribution
+    from gas.evaluation.evaluator import Comparison
+    from gas.metrics.distribution import Distribution
 
 __all__ = ["print_comparisons", "print_distributions"]
 

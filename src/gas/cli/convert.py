@@ -14,7 +14,7 @@ from gas.cli.options import Json, was_given
 from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
-    from gas.model import Model
+    from gas.models.protocol import Model
 
 __all__ = ["convert"]
 
@@ -25,7 +25,7 @@ _TEACHERS = ("model", "t_end", "guidance")
 
 
 def _schedules() -> Iterable[str]:
-    from gas.official.convert import SCHEDULES
+    from gas.paper.convert import SCHEDULES
 
     return SCHEDULES
 
@@ -77,7 +77,7 @@ def convert(
     EDM networks, R3GAN discriminators, CompVis's latent diffusion, GAS students and teacher sets are told apart by
     what they hold. Everything else, and everything that would run code, is refused.
     """
-    from gas.official.convert import KINDS, recognise, weights_to_safetensors
+    from gas.paper.convert import KINDS, recognise, weights_to_safetensors
 
     if model and schedule:
         raise ValueError("--model and --schedule both say what a student is for: give one")
@@ -117,12 +117,12 @@ def _student(
     guidance: float,
     form: str,
 ) -> dict[str, Any]:
-    from gas.artefact import save
-    from gas.files import sha256
-    from gas.learned import GeneralizedSolver
-    from gas.names import named
-    from gas.official.convert import SCHEDULES
-    from gas.official.student import read_student
+    from gas.io import sha256
+    from gas.learned.generalized import GeneralizedSolver
+    from gas.paper.convert import SCHEDULES
+    from gas.paper.student import read_student
+    from gas.registry import named
+    from gas.solver_file import save
 
     loaded = _model(model, t_end) if model else None
     if (loaded is None) == (not schedule):
@@ -141,7 +141,7 @@ def _student(
 
 
 def _teachers(file: Path, data: Any, out: Path, model: str, t_end: float, guidance: float) -> dict[str, Any]:
-    from gas.official.teacher_set import import_pairs, read_teacher_set
+    from gas.paper.teacher_set import import_pairs, read_teacher_set
 
     loaded = _model(model, t_end) if model else None
     teachers = read_teacher_set(file, data)
@@ -153,10 +153,11 @@ def _teachers(file: Path, data: Any, out: Path, model: str, t_end: float, guidan
 
 def _model(name: str, t_end: float) -> Model:
     from gas import zoo
-    from gas.backbones import open_model
+    from gas.paper.published import open_model
 
     if name.startswith("preset:"):
-        from gas.presets import ending_at, open_backbone, preset_by_name
+        from gas.paper.backbone import ending_at, open_backbone
+        from gas.paper.presets import preset_by_name
 
         return ending_at(open_backbone(preset_by_name(name.removeprefix("preset:"))), t_end)
     return zoo.load(name) if name in zoo.names() else open_model(name, t_end=t_end)

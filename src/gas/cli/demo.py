@@ -20,13 +20,13 @@ from gas.workspace import claim, scratch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gas.catalogue import Classical
-    from gas.compare import Comparison
-    from gas.distill import Distilled
-    from gas.learned import GeneralizedSolver
-    from gas.pairs import Pairs
+    from gas.classical.registry import Classical
+    from gas.evaluation.evaluator import Comparison
+    from gas.learned.generalized import GeneralizedSolver
+    from gas.pairs.dataset import Pairs
     from gas.table import Table
-    from gas.zoo import ZooModel
+    from gas.training.distillation import Distilled
+    from gas.zoo.model import ZooModel
 
 __all__ = ["demo"]
 
@@ -55,13 +55,13 @@ def demo(
 
     Teacher pairs, the best classical start, training, the solver files, samples of unseen seeds, figures.
     """
-    from gas.artefact import load, save
-    from gas.catalogue import Classical
+    from gas.classical.registry import Classical
     from gas.cli.comparisons import print_comparisons
     from gas.cli.evaluate import taught
     from gas.cli.pairs import run_teacher
-    from gas.pairs import read_pairs
-    from gas.report import require_matplotlib
+    from gas.pairs.dataset import read_pairs
+    from gas.plotting.style import require_matplotlib
+    from gas.solver_file import load, save
 
     began = time.perf_counter()
     require_matplotlib()
@@ -112,9 +112,9 @@ def _learn(
 ) -> Distilled:
     """Learn within a demo's time: three entrants, few pairs a step."""
     from gas.cli.follow import show
-    from gas.distill import STATE, distill
-    from gas.optimizers import GaussNewton
-    from gas.race import Race
+    from gas.training.distillation import STATE, distill
+    from gas.training.gauss_newton import GaussNewton
+    from gas.training.initialization import Race
 
     config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
     sprint = GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
@@ -129,10 +129,10 @@ def _learn(
 
 def _against(model: ZooModel, pairs: Pairs, validation: Pairs, table: Table, seed: int) -> GeneralizedSolver:
     """Go on against a critic within a demo's time: a third of the usual steps, on few pairs."""
-    from gas.adversary import GAS, adversary_for
     from gas.cli.screen import bar
-    from gas.distill import against
-    from gas.learned import GeneralizedSolver
+    from gas.learned.generalized import GeneralizedSolver
+    from gas.training.adversarial.setup import GAS, adversary_for
+    from gas.training.distillation import against
 
     solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end)
     config = replace(GAS, iterations=STEPS, batch=16, validate_every=STEPS // 4, seed=seed)
@@ -148,7 +148,7 @@ def _contestants(
     model: ZooModel, pairs: Pairs, nfe: int, learned: dict[str, Table]
 ) -> dict[str, tuple[str, Table]]:
     """The solvers of the picture, by name, with the classical ones' grids and their tables."""
-    from gas.catalogue import Classical
+    from gas.classical.registry import Classical
     from gas.cli.evaluate import best_on
 
     common = Classical("dpmpp-3m", "log_snr", nfe, model.t_end)
@@ -168,9 +168,11 @@ def _show(
     columns: int = 10,
 ) -> list[Comparison]:
     """Measure every table, draw the first seeds of each and where each asks; return the measurements."""
-    from gas.compare import Yardstick, run
-    from gas.model import data_range_of
-    from gas.report import sample_grid, times_plot
+    from gas.evaluation.evaluator import Yardstick
+    from gas.evaluation.sampler import run
+    from gas.models.protocol import data_range_of
+    from gas.plotting.samples import sample_grid
+    from gas.plotting.times import times_plot
 
     rows: list[Comparison] = []
     images: list[tuple[str, Tensor]] = []

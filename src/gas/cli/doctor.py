@@ -16,8 +16,8 @@ from gas.cli.presets import PresetName, Settings, Weights, chosen_preset
 from gas.cli.screen import note, print_json, print_table
 
 if TYPE_CHECKING:
-    from gas.presets import Preset
-    from gas.presets.cost import Total, Unit
+    from gas.paper.cost import Total, Unit
+    from gas.paper.presets import Preset
 
 __all__ = ["doctor"]
 
@@ -56,7 +56,7 @@ def doctor(
     Files are read as data. Costs follow from one network evaluation: its operations counted and divided by an assumed
     rate, or with --measure its time on this machine.
     """
-    from gas.environment import environment, extras
+    from gas.paper.environment import environment, extras
 
     setup = chosen_preset(context, preset, settings, ("nfe", "measure", "batch", "tflops"))
     wrong = [name for name in ("nfe", "measure", "batch", "tflops") if was_given(context, name)]
@@ -90,7 +90,7 @@ def _unit(
     preset: Preset, measure: bool, device: str, batch: int | None, tflops: float | None
 ) -> tuple[Unit | None, str]:
     """Cost of one sample; where the network cannot be laid out for want of a package, none and which that is."""
-    from gas.presets.cost import counted, measured
+    from gas.paper.cost import counted, measured
 
     if not measure:
         try:
@@ -112,8 +112,8 @@ def _of_preset(preset: Preset, weights: Path | None, unit: Unit | None, nfes: li
 
 def _files(preset: Preset, weights: Path | None, parameters: int | None) -> list[dict[str, str]]:
     """Look at every file of a preset: where it is or should be, and what it holds."""
-    from gas.files import sha256
-    from gas.presets.files import find_files, find_measuring_files, layout, weights_folder
+    from gas.io import sha256
+    from gas.paper.files import find_files, find_measuring_files, layout, weights_folder
 
     rows = []
     folder = weights_folder(weights)
@@ -142,7 +142,7 @@ def _files(preset: Preset, weights: Path | None, parameters: int | None) -> list
 
 
 def _cost(preset: Preset, unit: Unit, nfes: list[int]) -> list[dict[str, Any]]:
-    from gas.presets.cost import totals
+    from gas.paper.cost import totals
 
     rows: list[Total] = [total for nfe in nfes for total in totals(preset, unit, nfe)]
     return [asdict(row) for row in rows]

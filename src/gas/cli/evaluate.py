@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gas import processes
+from gas import distributed
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import checked, existing_file, listed, registered
@@ -48,11 +48,11 @@ from gas.cli.solver_files import load_named, warn_of_known_seeds, warn_of_unknow
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gas.artefact import Artefact
-    from gas.catalogue import Classical
-    from gas.compare import Comparison, Yardstick
-    from gas.model import Model
-    from gas.pairs import Pairs
+    from gas.classical.registry import Classical
+    from gas.evaluation.evaluator import Comparison, Yardstick
+    from gas.models.protocol import Model
+    from gas.pairs.dataset import Pairs
+    from gas.solver_file import Artefact
     from gas.table import Table
 
 __all__ = [
@@ -186,7 +186,7 @@ def evaluate(
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
     rows.append(ruler.measure(f"{master.label} (teacher)", pairs.target, master.nfe))
-    if picture is not None and processes.first():
+    if picture is not None and distributed.first():
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
     if json:
@@ -204,7 +204,7 @@ def evaluate(
 
 def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
     """Refuse a baseline that does not exist at one of the NFE before the teacher runs."""
-    from gas.catalogue import Classical
+    from gas.classical.registry import Classical
 
     for name in names:
         solver, _, grid = name.partition("/")
@@ -214,10 +214,9 @@ def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
 
 def _as_taught(model: Model, t_end: float) -> Model:
     """The model as a teacher runs it that ends at another time: EDM's published networks have another schedule then."""
-    from gas.cuda_graphs import CudaGraphs
-    from gas.own import OwnModel
-    from gas.precision import full
-    from gas.presets import ending_at
+    from gas.models.custom import OwnModel
+    from gas.models.runtime import CudaGraphs, full
+    from gas.paper.backbone import ending_at
 
     if isinstance(model, CudaGraphs):
         return CudaGraphs(_as_taught(model.model, t_end))
@@ -226,7 +225,7 @@ def _as_taught(model: Model, t_end: float) -> Model:
 
 def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
     """The teacher that was asked for, in what it leaves open the file's, the model's own, or UniPC-3."""
-    from gas.catalogue import Classical
+    from gas.classical.registry import Classical
 
     usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **own}
     file = artefact.document.teacher or {}
@@ -246,8 +245,9 @@ def _warn_of_interpolation(rows: list[Comparison]) -> None:
 
 def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
     """Run the teacher on seeds, in memory, with a bar; several processes share the batches."""
-    from gas.model import conditions_of
-    from gas.pairs import Pairs, join_pairs, teach
+    from gas.models.protocol import conditions_of
+    from gas.pairs.dataset import Pairs, join_pairs
+    from gas.pairs.teacher import teach
 
     table = teacher.table(model.schedule)
     starts = range(seeds.start, seeds.stop, 64)
@@ -258,7 +258,7 @@ def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0
         return {"seeds": made.seeds, "noise": made.noise, "target": made.target, **labels}
 
     manifest = {"recipe": {"guidance": guidance, "teacher": {}, **conditions_of(model)}}
-    made = processes.spread(part, tracked("teacher", starts, len(starts)))
+    made = distributed.spread(part, tracked("teacher", starts, len(starts)))
     return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in made])
 
 
@@ -267,9 +267,9 @@ def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[C
 
     All are measured on the first 64, the best eight of them on all.
     """
-    from gas.catalogue import candidates
+    from gas.classical.registry import candidates
     from gas.losses import l2
-    from gas.start import rank_classical
+    from gas.training.ranking import rank_classical
 
     entries = [
         entry
@@ -289,8 +289,8 @@ def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[C
 def _measure(
     model: Model, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
-    from gas.catalogue import SOLVERS
-    from gas.compare import run
+    from gas.classical.registry import SOLVERS
+    from gas.evaluation.sampler import run
 
     tables: dict[str, Table] = {}
     pairs = ruler.pairs
@@ -316,7 +316,7 @@ def _measure(
 
 
 def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:
-    from gas.report import error_plot
+    from gas.plotting.errors import error_plot
 
     curves: dict[str, dict[int, float]] = {}
     grids: dict[str, set[str]] = {}

@@ -17,7 +17,7 @@ from gas.cli.solver_files import nfe_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from gas.artefact import Artefact
+    from gas.solver_file import Artefact
     from gas.table import Table
 
     # A module, its inputs by name, and which dimension of each is the batch.
@@ -56,8 +56,8 @@ def export(
     A row maps states and outputs so far, each flattened to (row + 1, elements), to the next state. The file is run by
     onnxruntime at two batch sizes and appears only if it agrees with torch within 1e-5.
     """
-    from gas.artefact import load
     from gas.integrations.onnx import export as write
+    from gas.solver_file import load
 
     if row is not None and was_given(context, "model"):
         raise ValueError("--model is for the whole sampler: leave it out, or --row")

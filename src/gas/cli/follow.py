@@ -10,19 +10,19 @@ from gas.cli.screen import bar, note
 from gas.display import significant
 
 if TYPE_CHECKING:
-    from gas.distill import Distilled, Report
-    from gas.model import Model
+    from gas.models.protocol import Model
+    from gas.training.distillation import Distilled, Report
 
 __all__ = ["show"]
 
 
 def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> Distilled:
     """Follow one member: a bar for measuring the classical solvers, one for the race and one for training."""
-    from gas.catalogue import candidates
-    from gas.distill import Distilled
-    from gas.fit import FitRecord
-    from gas.race import FINALISTS, Raced, Started, start_label
-    from gas.start import Measured, finite_loss
+    from gas.classical.registry import candidates
+    from gas.training.distillation import Distilled
+    from gas.training.initialization import FINALISTS, Raced, Started, start_label
+    from gas.training.loop import FitRecord
+    from gas.training.ranking import Measured, finite_loss
 
     report = next(reports)
     count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS

@@ -25,8 +25,8 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Check a solver file and say what it is for, how it was made and what it measured."""
-    from gas.artefact import load
-    from gas.race import start_label
+    from gas.solver_file import load
+    from gas.training.initialization import start_label
 
     artefact = load(file)
     document = artefact.document
@@ -88,8 +88,8 @@ def _print_entry(times: list[float], states: list[list[float]], outputs: list[li
 
 
 def _draw(picture: Path, file: Path) -> None:
-    from gas.artefact import load
-    from gas.report import times_plot
+    from gas.plotting.times import times_plot
+    from gas.solver_file import load
 
     artefact = load(file)
     schedule = artefact.schedule

@@ -13,10 +13,10 @@ from gas.cli.screen import tracked
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gas.compare import Yardstick
+    from gas.evaluation.evaluator import Yardstick
     from gas.features.judges import Judge
-    from gas.model import Model
-    from gas.pairs import Pairs
+    from gas.models.protocol import Model
+    from gas.pairs.dataset import Pairs
 
 __all__ = ["Space", "held_out", "judging", "measuring", "space", "space_told", "yardstick"]
 
@@ -40,9 +40,9 @@ class Space:
 
 def yardstick(model: Model, pairs: Pairs, real: Tensor | None = None) -> Yardstick:
     """Measure in the model's features, where it has some, against its reference, and real images where there are."""
-    from gas.compare import Yardstick
-    from gas.metrics import extract
-    from gas.model import data_range_of
+    from gas.evaluation.evaluator import Yardstick
+    from gas.metrics.frechet import extract
+    from gas.models.protocol import data_range_of
 
     features = getattr(model, "features", None)
     seen = None if real is None or features is None else extract(features, real)
@@ -64,7 +64,7 @@ def space(model: Model, name: str, weights: Path | None) -> Space:
     check_space(name, weights)
     if name == "model":
         return Space(getattr(model, "features", None), None, _own(model))
-    from gas.features import extractor_by_name
+    from gas.features.extractor import extractor_by_name
 
     extractor = extractor_by_name(name, weights or "", model.device)
     return Space(extractor.of(model), extractor, dict(extractor.told()))
@@ -72,7 +72,7 @@ def space(model: Model, name: str, weights: Path | None) -> Space:
 
 def _own(model: Model) -> dict[str, str]:
     """What a result says of a model's own features: whose they are, and the hash of the network that has them."""
-    from gas.model import weights_hash
+    from gas.models.protocol import weights_hash
 
     eyes = getattr(getattr(model, "eyes", None), "__self__", model)
     seeing = getattr(eyes, "classifier", None)
@@ -87,10 +87,10 @@ def measuring(
 
     All files are read before there are pairs, so that a bad one is refused before the teacher runs.
     """
-    from gas.compare import Yardstick
-    from gas.files import sha256
+    from gas.evaluation.evaluator import Yardstick
+    from gas.io import sha256
     from gas.metrics.statistics import read_statistics
-    from gas.model import data_range_of
+    from gas.models.protocol import data_range_of
 
     seen = space(model, name, weights)
     told = dict(seen.told)
@@ -141,7 +141,7 @@ def judging(model: Model, names: str, weights: Path | None) -> tuple[dict[str, J
     if not wanted:
         return {}, {}
     from gas.features.judges import judge_by_name
-    from gas.presets import weights_folder
+    from gas.paper.files import weights_folder
 
     found = {name: judge_by_name(name, model, weights_folder(weights)) for name in wanted}
     told = {key: value for _, said in found.values() for key, value in said.items()}
@@ -151,7 +151,7 @@ def judging(model: Model, names: str, weights: Path | None) -> tuple[dict[str, J
 def _real(model: Model, seen: Space, path: Path) -> tuple[Tensor, str]:
     """Features ``(R, F)`` of real images, and their hash."""
     from gas.features.real import RealImages
-    from gas.files import sha256
+    from gas.io import sha256
     from gas.metrics.statistics import extract_all
 
     idx = sorted(path.glob("*-ubyte*"))

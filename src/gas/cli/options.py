@@ -22,9 +22,9 @@ from gas.cli.checks import (
 )
 
 if TYPE_CHECKING:
-    from gas.backbones import PipelineModel
-    from gas.pairs import Pairs
-    from gas.zoo import ZooModel
+    from gas.pairs.dataset import Pairs
+    from gas.pipelines.model import PipelineModel
+    from gas.zoo.model import ZooModel
 
 __all__ = [
     "Call",
@@ -103,7 +103,7 @@ def check_model_name(name: str) -> None:
     if not rest:
         raise ValueError(f"--model {prefix}: wants a name after the colon")
     if prefix == "preset":
-        from gas.presets import preset_by_name
+        from gas.paper.presets import preset_by_name
 
         preset_by_name(rest)
     if prefix == "published" or (prefix == "diffusers" and "/" not in rest):
@@ -121,14 +121,14 @@ def _losses() -> Iterable[str]:
 
 
 def _check_start(text: str) -> None:
-    from gas.race import check_start
+    from gas.training.initialization import check_start
 
     check_start(text)
 
 
 def check_classical(text: str) -> None:
     """Refuse what is no ``SOLVER`` or ``SOLVER/GRID`` of a classical solver."""
-    from gas.race import check_start
+    from gas.training.initialization import check_start
 
     if text in ("best", "uniform"):
         raise ValueError(f"a classical solver is SOLVER or SOLVER/GRID, got {text!r}")
@@ -136,25 +136,25 @@ def check_classical(text: str) -> None:
 
 
 def _check_matplotlib() -> None:
-    from gas.report import require_matplotlib
+    from gas.plotting.style import require_matplotlib
 
     require_matplotlib()
 
 
 def solver_names() -> Iterable[str]:
-    from gas.catalogue import SOLVERS
+    from gas.classical.registry import SOLVERS
 
     return SOLVERS
 
 
 def check_grid(text: str) -> None:
-    from gas.race import check_start
+    from gas.training.initialization import check_start
 
     check_start(f"ddim/{text}")
 
 
 def _precisions() -> Iterable[str]:
-    from gas.precision import PRECISIONS
+    from gas.models.runtime import PRECISIONS
 
     return PRECISIONS
 
@@ -380,7 +380,7 @@ def recorded(model: Any, wanted: bool) -> Any:
     """Return the model, recorded as CUDA graphs where that is wanted."""
     if not wanted:
         return model
-    from gas.cuda_graphs import CudaGraphs
+    from gas.models.runtime import CudaGraphs
 
     return CudaGraphs(model)
 
@@ -410,13 +410,14 @@ def load_model(
         ValueError: for an unknown model or precision, a device that is not there, or prompts for a model that takes
             none.
     """
-    from gas.precision import precise
+    from gas.models.runtime import precise
 
     if name.startswith("diffusers:"):
         pipeline = _pipeline(name.removeprefix("diffusers:"), prompts, call, pairs).to(device)
         return cast("PipelineModel", precise(pipeline, precision, compiled=compiled))
     if name.startswith("preset:"):
-        from gas.presets import open_backbone, preset_by_name
+        from gas.paper.backbone import open_backbone
+        from gas.paper.presets import preset_by_name
 
         if call:
             raise ValueError(
@@ -429,7 +430,7 @@ def load_model(
             f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
         )
     if name.startswith("published:"):
-        from gas.backbones import open_model
+        from gas.paper.published import open_model
 
         published = open_model(name.removeprefix("published:"), device=device)
         return cast("ZooModel", precise(published, precision, compiled=compiled))
@@ -459,8 +460,9 @@ def load_zoo(name: str, device: str) -> ZooModel:
 
 
 def _pipeline(source: str, prompts: Path | None, call: str, pairs: Path | None) -> PipelineModel:
-    from gas.backbones import from_pipeline, open_pipeline, read_prompts
-    from gas.shards import MANIFEST, read_manifest
+    from gas.pairs.shards import MANIFEST, read_manifest
+    from gas.pipelines.loading import open_pipeline, read_prompts
+    from gas.pipelines.model import from_pipeline
 
     told: dict[str, Any] = {"prompts": [] if prompts is None else read_prompts(prompts), **parse_call(call)}
     if prompts is None and pairs is not None and (pairs / MANIFEST).is_file():

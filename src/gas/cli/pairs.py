@@ -40,8 +40,8 @@ from gas.cli.presets import (
 from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
-    from gas.catalogue import Classical
-    from gas.model import Model
+    from gas.classical.registry import Classical
+    from gas.models.protocol import Model
 
 __all__ = ["pairs", "run_teacher"]
 
@@ -106,9 +106,9 @@ def pairs(
 
     Killed at any point, the same command goes on where it stopped and ends with the same bytes.
     """
-    from gas.catalogue import Classical
-    from gas.precision import precise
-    from gas.presets import ending_at
+    from gas.classical.registry import Classical
+    from gas.models.runtime import precise
+    from gas.paper.backbone import ending_at
 
     chosen = parse_seeds(seeds)
     setup = chosen_preset(context, preset, settings, ("out", "seeds", "objective", "nfe", "batch", "decoded"))
@@ -153,8 +153,8 @@ def _guidance(name: str, model: Model, given: float | None) -> float:
     Raises:
         ValueError: for a pipeline that is guided by prompts and has none.
     """
-    from gas.backbones import PipelineModel
-    from gas.precision import full
+    from gas.models.runtime import full
+    from gas.pipelines.model import PipelineModel
 
     pipeline = full(model)
     if not isinstance(pipeline, PipelineModel):
@@ -185,8 +185,8 @@ def run_teacher(
     decoded: bool = False,
 ) -> None:
     """Write pairs with a progress bar; an interrupt says how to go on."""
-    from gas.pairs import PairsSpec, write_pairs
-    from gas.recipe import recipe_of
+    from gas.pairs.fingerprint import PairsSpec, recipe_of
+    from gas.pairs.teacher import write_pairs
 
     spec = PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
     table = teacher.table(model.schedule)

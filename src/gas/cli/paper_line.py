@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gas.paper import Cell
-    from gas.presets import Found, Preset
-    from gas.presets.preset import Objective
+    from gas.paper.files import Found
+    from gas.paper.presets import Objective, Preset
+    from gas.paper.tables import Cell
 
 __all__ = ["Line", "More"]
 
@@ -54,7 +54,7 @@ class Line:
     @classmethod
     def of(cls, cell: Cell, results: Path, more: More) -> Line:
         from gas.cli.presets import solver_file
-        from gas.presets import preset_by_name
+        from gas.paper.presets import preset_by_name
 
         kind = _KINDS.get(cell.solver)
         own = (*cell.sets, *((f"solver={kind}",) if kind and not cell.sets else ()))
@@ -106,7 +106,7 @@ class Line:
         return words
 
     def _measuring_files(self) -> list[Found]:
-        from gas.presets import find_measuring_files, weights_folder
+        from gas.paper.files import find_measuring_files, weights_folder
 
         return find_measuring_files(self.preset, weights_folder(self.more.weights))
 
@@ -116,7 +116,7 @@ class Line:
         Raises:
             ValueError: names the first that differs.
         """
-        from gas.artefact import load
+        from gas.solver_file import load
 
         if not self.solver.exists():
             return
@@ -133,7 +133,7 @@ class Line:
 
     def missing(self) -> list[str]:
         """The published files that it needs and that are not there."""
-        from gas.presets import find_files, weights_folder
+        from gas.paper.files import find_files, weights_folder
 
         wanted = {"network", "prompts", "loss", "loss weights"} | (
             {"critic"} if self.objective == "gas" else set()

@@ -11,9 +11,8 @@ from gas.cli.options import load_model, was_given
 from gas.cli.screen import note
 
 if TYPE_CHECKING:
-    from gas.model import Model
-    from gas.presets import Preset
-    from gas.presets.preset import Objective
+    from gas.models.protocol import Model
+    from gas.paper.presets import Objective, Preset
 
 __all__ = [
     "PresetName",
@@ -62,7 +61,7 @@ def chosen_preset(
     Raises:
         ValueError: for an unknown preset or setting, or an option that the preset decides.
     """
-    from gas.presets import preset_by_name
+    from gas.paper.presets import preset_by_name
 
     if not name:
         for alone in ("settings", "preset_weights", "dry_run"):
@@ -99,7 +98,7 @@ def model_of(
     device: str,
 ) -> Model:
     """Load a preset's network."""
-    from gas.presets import open_backbone
+    from gas.paper.backbone import open_backbone
 
     return open_backbone(preset, weights, prompts=prompts, device=device)
 
@@ -115,7 +114,7 @@ def opened(
     call: str,
 ) -> Model:
     """Load the model of a preset, or without one that of ``--model``."""
-    from gas.precision import precise
+    from gas.models.runtime import precise
 
     if setup is None:
         return load_model(model, device, precision, compiled, prompts=prompts, call=call)
@@ -124,7 +123,7 @@ def opened(
 
 def changed_settings(preset: Preset) -> dict[str, str]:
     """Return the settings that are not the published ones, as ``--set`` takes them."""
-    from gas.presets import preset_by_name
+    from gas.paper.presets import preset_by_name
 
     usual = preset_by_name(preset.name).told()
     return {name: value for name, value in preset.told().items() if value != usual[name]}
@@ -132,7 +131,7 @@ def changed_settings(preset: Preset) -> dict[str, str]:
 
 def show_preset(preset: Preset) -> None:
     """Say every setting on standard error, and what those that were changed were."""
-    from gas.presets import preset_by_name
+    from gas.paper.presets import preset_by_name
 
     usual, told = preset_by_name(preset.name).told(), preset.told()
     note(f"preset {preset.name}: {preset.title}")

@@ -19,7 +19,8 @@ from gas.cli.screen import note, print_json, print_table
 from gas.display import markdown, markdown_table
 
 if TYPE_CHECKING:
-    from gas.paper import Measured, PaperTable
+    from gas.paper.results import Measured
+    from gas.paper.tables import PaperTable
 
 __all__ = ["reproduce"]
 
@@ -27,7 +28,7 @@ RESULTS = Path("runs/results")
 
 
 def _tables() -> Iterable[str]:
-    from gas.paper import TABLES
+    from gas.paper.tables import TABLES
 
     return ("list", *TABLES)
 
@@ -95,7 +96,7 @@ def reproduce(
     A cell without a result says so, and which file it needs that is not there. FID is taken from results that were
     measured in Inception's features against real data; others have none.
     """
-    from gas.paper import TABLES, table_by_name
+    from gas.paper.tables import TABLES, table_by_name
 
     if table == "list":
         options = {"go": "--run", "sets": "--set", "measure": "--measure", "markdown": "--markdown"}
@@ -132,7 +133,7 @@ def _make(lines: list[Line]) -> None:
     import io
 
     from gas.cli.app import app
-    from gas.files import write_text
+    from gas.io import write_text
 
     for line in lines:
         if line.result.exists():
@@ -156,8 +157,7 @@ def _make(lines: list[Line]) -> None:
 
 def _told(table: PaperTable, lines: list[Line], results: Path) -> list[dict[str, Any]]:
     """Every cell with what was found of it."""
-    from gas.paper import read_results
-    from gas.paper.results import best_of
+    from gas.paper.results import best_of, read_results
 
     found: list[Measured] = read_results(results) if results.is_dir() else []
     rows = []
@@ -213,7 +213,7 @@ def _commands(rows: list[dict[str, Any]], results: Path) -> list[str]:
 
 
 def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]], results: Path) -> None:
-    from gas.files import write_text
+    from gas.io import write_text
 
     lines = [f"## {markdown(table.title)}", "", markdown_table(_COLUMNS, map(_cells, rows))]
     lines += ["", "```sh", *_commands(rows, results), "```", ""]

@@ -32,7 +32,7 @@ from gas.cli.solver_files import nfe_of, warn_of_unknown_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gas.model import Model
+    from gas.models.protocol import Model
 
 __all__ = ["sample"]
 
@@ -81,9 +81,9 @@ def sample(
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
     import torch
 
-    from gas.artefact import load
-    from gas.model import labels_of_seeds
-    from gas.sample import sample as run
+    from gas.models.seeds import labels_of_seeds
+    from gas.sampling import sample as run
+    from gas.solver_file import load
 
     setup = chosen_preset(context, preset, settings, ("solver", "out", "nfe", "seeds", "label", "batch"))
     loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
@@ -128,7 +128,7 @@ def _check_picture(model: Model, count: int) -> None:
     """Refuse a picture of what is none, or of too many, before any work."""
     import torch
 
-    from gas.report import require_matplotlib
+    from gas.plotting.style import require_matplotlib
 
     require_matplotlib()
     if count > _PICTURED:
@@ -153,9 +153,8 @@ def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str)
     from safetensors.torch import save
 
     from gas.archives import sealed_arrays
-    from gas.files import write_bytes
-    from gas.io import sealed_metadata
-    from gas.report import sample_grid
+    from gas.io import sealed_metadata, write_bytes
+    from gas.plotting.samples import sample_grid
 
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
     if shown is not None:

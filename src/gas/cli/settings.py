@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from gas.cli.presets import objective_of
 
 if TYPE_CHECKING:
-    from gas.adversary import Adversary
-    from gas.model import Model
-    from gas.optimizers import Adam, GaussNewton
-    from gas.pairs import Pairs
+    from gas.models.protocol import Model
+    from gas.pairs.dataset import Pairs
+    from gas.training.adam import Adam
+    from gas.training.adversarial.setup import Adversary
+    from gas.training.gauss_newton import GaussNewton
 
 __all__ = ["adversarial_settings", "adversary_of", "against_of", "config_of"]
 
@@ -22,7 +23,7 @@ def adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any
     Raises:
         ValueError: for another objective, settings of GAS without it, or two measures of one weight.
     """
-    from gas.adversary import BALANCE, GAS
+    from gas.training.adversarial.setup import BALANCE, GAS
 
     named = [name for name, value in given.items() if value is not None]
     if objective_of(objective) == "gs":
@@ -56,9 +57,9 @@ def adversary_of(
     precision: str,
 ) -> Adversary:
     """Return the adversary that :func:`adversarial_settings` describe."""
-    from gas.adversary import adversary_for
-    from gas.discriminator import load_discriminator
-    from gas.optimizers.critics import check_one_process
+    from gas.training.adversarial.r3gan import load_discriminator
+    from gas.training.adversarial.setup import adversary_for
+    from gas.training.adversarial.updates import check_one_process
 
     check_one_process()
     weights = settings["critic_weights"]
@@ -80,7 +81,7 @@ def adversary_of(
 
 def against_of(iterations: int | None, seed: int, batch: int | None = None, **more: Any) -> Adam:
     """Return the settings of Adam against a critic: the usual ones, where others are not given."""
-    from gas.adversary import GAS
+    from gas.training.adversarial.setup import GAS
 
     steps = GAS.iterations if iterations is None else iterations
     told = {"validate_every": min(GAS.validate_every, steps), "seed": seed, **more}
@@ -103,9 +104,10 @@ def config_of(
     Raises:
         ValueError: for an unknown method, or a setting that it does not have.
     """
-    from gas.distill import FINISH
     from gas.losses import is_sum_of_squares, loss_by_name
-    from gas.optimizers import PAPER, Adam, GaussNewton
+    from gas.training.adam import PAPER, Adam
+    from gas.training.distillation import FINISH
+    from gas.training.gauss_newton import GaussNewton
 
     methods: dict[str, Adam | GaussNewton] = {
         "gauss-newton": FINISH if start == "best" else GaussNewton(),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from gas.cli.screen import note
 
 if TYPE_CHECKING:
-    from gas.artefact import Artefact
-    from gas.model import Model
+    from gas.models.protocol import Model
+    from gas.solver_file import Artefact
 
 __all__ = ["load_named", "nfe_of", "warn_of_known_seeds", "warn_of_unknown_model"]
 
@@ -25,7 +25,7 @@ def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> di
     Raises:
         ValueError: for a solver of another model, or two of one name.
     """
-    from gas.artefact import load
+    from gas.solver_file import load
 
     named: dict[str, Artefact] = {}
     for place, path in enumerate(paths):
@@ -73,7 +73,7 @@ def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
 
 def _title(artefact: Artefact, model: Model) -> str:
     """GS, GAS or another, with what is not usual about it."""
-    from gas.learned.kinds import TITLES
+    from gas.learned.registry import TITLES
 
     training, whose = artefact.document.training, artefact.document.model or {}
     name = TITLES.get(str(training.get("solver")), "GS")

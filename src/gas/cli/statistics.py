@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gas import processes
+from gas import distributed
 from gas.cli.app import command
 from gas.cli.checks import checked, existing_folder, existing_path, output_file
 from gas.cli.options import (
@@ -63,7 +63,7 @@ def statistics(
     json: Json = False,
 ) -> None:
     """Write the statistics of features of the teacher's samples (--pairs, with --model) or of images (--images)."""
-    from gas.features import extractor_by_name
+    from gas.features.extractor import extractor_by_name
     from gas.metrics.statistics import accumulate, save_statistics
 
     if (pairs is None) == (images is None):
@@ -80,7 +80,7 @@ def statistics(
     else:
         batches, told, seen = _of_pairs(pairs or Path(), model, device, features, weights)
     found = accumulate(seen, batches)
-    if processes.first():
+    if distributed.first():
         save_statistics(out, found, told)
     note(f"wrote {out}: {found.count} samples, {len(found.mean)} features")
     if json:
@@ -98,7 +98,7 @@ def _of_pairs(
     folder: Path, name: str, device: str, features: str, weights: Path | None
 ) -> tuple[Iterator[Tensor], dict[str, str], Callable[[Tensor], Tensor]]:
     from gas.cli.measuring import space
-    from gas.pairs import read_pairs
+    from gas.pairs.dataset import read_pairs
 
     loaded = load_model(name, device, pairs=folder)
     found = read_pairs(folder, model=loaded, hold=False)

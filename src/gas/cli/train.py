@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gas import processes
+from gas import distributed
 from gas.cli.app import command
 from gas.cli.checks import checked, existing_file, existing_folder, is_in, output_file, registered
 from gas.cli.follow import show
@@ -47,9 +47,9 @@ from gas.display import significant
 from gas.workspace import scratch
 
 if TYPE_CHECKING:
-    from gas.distill import Distilled
-    from gas.model import Model
-    from gas.pairs import Pairs
+    from gas.models.protocol import Model
+    from gas.pairs.dataset import Pairs
+    from gas.training.distillation import Distilled
 
 __all__ = ["train"]
 
@@ -58,19 +58,19 @@ _WEIGHTS = "[0, 1000000]"
 
 
 def _kinds() -> Iterable[str]:
-    from gas.learned import SOLVERS
+    from gas.learned.registry import SOLVERS
 
     return SOLVERS
 
 
 def _objectives() -> Iterable[str]:
-    from gas.adversarial import OBJECTIVES
+    from gas.training.adversarial.losses import OBJECTIVES
 
     return OBJECTIVES
 
 
 def _memory_modes() -> Iterable[str]:
-    from gas.memory import MODES
+    from gas.training.activation_checkpointing import MODES
 
     return MODES
 
@@ -193,11 +193,10 @@ def train(
     With --preset NAME, a setup of the paper with all of its settings: says them, finds its files, makes its pairs and
     trains as the paper does, a file for each NFE.
     """
-    from gas.distill import STATE
-    from gas.family import distill_family
-    from gas.optimizers import GaussNewton
-    from gas.pairs import read_pairs
-    from gas.race import Race
+    from gas.pairs.dataset import read_pairs
+    from gas.training.distillation import STATE, distill_family
+    from gas.training.gauss_newton import GaussNewton
+    from gas.training.initialization import Race
 
     setup = chosen_preset(
         context, preset, settings, ("objective", "nfe", "pairs", "out", "overwrite", "dry_run")
@@ -249,7 +248,7 @@ def train(
     }
     race = Race(start).seeded(seed)
     total = config.iterations + (0 if adversary is None else adversary.config.iterations)
-    with scratch(state, STATE) if processes.first() else nullcontext():
+    with scratch(state, STATE) if distributed.first() else nullcontext():
         try:
             reports = distill_family(
                 loaded, training_pairs, validation_pairs, nfes, config=config, race=race, **options
@@ -257,7 +256,7 @@ def train(
             results = [show(reports, loaded, n, total) for n in sorted(nfes)]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-        if processes.first():
+        if distributed.first():
             _save(out, results, loaded, training_pairs, validation_pairs, loss, solver_settings)
     _report(
         results, loaded, loss, len(validation_pairs), solver.upper() if gas_settings is None else "GAS", json
@@ -267,8 +266,8 @@ def train(
 
 def _check_combination(solver: str, theory: bool, start: str, nfes: list[int]) -> None:
     """Refuse a kind without its theory, and a start that does not exist at an NFE, before the model is loaded."""
-    from gas.learned import kind_by_name
-    from gas.race import named_start
+    from gas.learned.registry import kind_by_name
+    from gas.training.initialization import named_start
 
     kind = kind_by_name(solver, theory=theory)
     for n in nfes if start != "best" else ():
@@ -297,7 +296,7 @@ def _save(
     loss: str,
     settings: dict[str, Any],
 ) -> None:
-    from gas.artefact import save
+    from gas.solver_file import save
 
     save(
         out,
@@ -324,7 +323,7 @@ def _save(
 def _robust(result: Distilled, loss: str, model: Model) -> dict[str, float]:
     """What a few bad pairs do not decide: the median loss, and where the loss is a squared error of images, PSNR."""
     from gas.metrics.paired import mean_psnr
-    from gas.model import data_range_of
+    from gas.models.protocol import data_range_of
 
     if result.losses is None:
         return {}
@@ -333,7 +332,7 @@ def _robust(result: Distilled, loss: str, model: Model) -> dict[str, float]:
 
 
 def _report(results: list[Distilled], model: Model, loss: str, pairs: int, name: str, json: bool) -> None:
-    from gas.race import start_label
+    from gas.training.initialization import start_label
 
     robust = [_robust(r, loss, model) for r in results]
     if json:

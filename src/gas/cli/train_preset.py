@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gas import processes
+from gas import distributed
 from gas.cli.app import holding
 from gas.cli.pairs import run_teacher
 from gas.cli.presets import model_of, pairs_folder, show_preset, solver_file
@@ -14,11 +14,10 @@ from gas.cli.screen import bar, note, print_json, print_table
 from gas.display import significant
 
 if TYPE_CHECKING:
-    from gas.fit import FitRecord
-    from gas.model import Model
-    from gas.pairs import Pairs
-    from gas.presets import Preset
-    from gas.presets.preset import Objective
+    from gas.models.protocol import Model
+    from gas.pairs.dataset import Pairs
+    from gas.paper.presets import Objective, Preset
+    from gas.training.loop import FitRecord
 
 __all__ = ["PresetRun", "train_preset"]
 
@@ -55,9 +54,11 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
         ValueError: for files that would be written over, or settings that do not fit.
         FileNotFoundError: when a published file is missing.
     """
-    from gas.optimizers.critics import check_one_process
-    from gas.precision import precise
-    from gas.presets import ending_at, loss_of, weights_folder
+    from gas.models.runtime import precise
+    from gas.paper.backbone import ending_at
+    from gas.paper.files import weights_folder
+    from gas.paper.training import loss_of
+    from gas.training.adversarial.updates import check_one_process
 
     if run.objective == "gas":
         check_one_process()
@@ -93,7 +94,7 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
 
 def _plan(run: PresetRun, folder: Path) -> None:
     """Say what would be read and written."""
-    from gas.presets import find_files
+    from gas.paper.files import find_files
 
     for found in find_files(run.preset, folder):
         place = f"{found.path}" if found.path else f"missing, put it at {found.looked[0]}"
@@ -108,8 +109,8 @@ def _plan(run: PresetRun, folder: Path) -> None:
 
 def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path) -> dict[str, Any]:
     """Make the pairs of one NFE where they are not given, learn, save; return what came of it."""
-    from gas.optimizers import Diverged
-    from gas.presets import learn, paired, solver_of
+    from gas.errors import Diverged
+    from gas.paper.training import learn, paired, solver_of
 
     preset, objective, out = run.preset, run.objective, run.file(nfe)
     where = run.folder(nfe)
@@ -137,7 +138,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     if last is None:
         raise RuntimeError("the training made no report")
-    if processes.first():
+    if distributed.first():
         _save(run, solver, last, nfe, pairs, model)
         state.unlink(missing_ok=True)
     note(f"wrote {out}")
@@ -154,7 +155,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
 def _save(
     run: PresetRun, solver: Any, last: FitRecord, nfe: int, pairs: tuple[Pairs, Pairs], model: Model
 ) -> None:
-    from gas.artefact import save
+    from gas.solver_file import save
 
     kept, held = pairs
     training: dict[str, Any] = {

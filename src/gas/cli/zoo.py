@@ -18,8 +18,8 @@ from gas.display import significant
 from gas.workspace import claim
 
 if TYPE_CHECKING:
-    from gas.zoo import ZooModel
     from gas.zoo.data import Images
+    from gas.zoo.model import ZooModel
     from gas.zoo.train import Recipe
     from gas.zoo.training import Progress
 

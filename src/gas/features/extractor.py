@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gas.features.inception import Inception
 from gas.features.state import read_state
 from gas.features.transformer import ClipImages, DinoV2, folder_weights
-from gas.files import sha256
-from gas.model import Model
-from gas.names import named
+from gas.io import sha256
+from gas.models.protocol import Model
+from gas.registry import named
 
 __all__ = ["EXTRACTORS", "Extractor", "extractor_by_name"]
 

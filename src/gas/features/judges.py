@@ -11,10 +11,10 @@ from torch import Tensor
 from gas.features.clip_score import ClipScore
 from gas.features.lpips import LPIPS
 from gas.features.transformer import folder_weights
-from gas.files import sha256
-from gas.model import Model
-from gas.names import named
-from gas.pairs import Pairs
+from gas.io import sha256
+from gas.models.protocol import Model
+from gas.pairs.dataset import Pairs
+from gas.registry import named
 
 __all__ = ["JUDGES", "Judge", "judge_by_name"]
 

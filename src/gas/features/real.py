@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gas.files import sha256
-from gas.io import one_line, open_regular
+from gas.io import one_line, open_regular, sha256
 from gas.metrics.statistics import has_images, read_images
 
 __all__ = ["RealImages"]

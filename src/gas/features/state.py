@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gas.io import one_line, read_tensors
-from gas.official.unpickle import read_pickle
+from gas.unpickle.loading import read_pickle
 
 __all__ = ["read_state"]
 

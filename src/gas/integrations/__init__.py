@@ -1,8 +1,5 @@
-"""Other programs' forms of a table: each file needs the program it is named after only when it is used."""
+"""Solvers in other programs: each module needs the program it is named after only when used."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from gas.lazy import submodules_of
-
-if not TYPE_CHECKING:  # a checker sees the imports
-    __getattr__ = submodules_of(__name__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

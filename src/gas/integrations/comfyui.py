@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gas.artefact import load
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
+from gas.solver_file import load
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "GASSolver"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas.artefact import Artefact, load
-from gas.catalogue import SOLVERS
-from gas.integrations.form import ending_in_data, sigma_form
-from gas.names import named
+from gas.classical.registry import SOLVERS
+from gas.integrations.table_transforms import ending_in_data, sigma_form
+from gas.registry import named
+from gas.sampling import Stepper
 from gas.schedule import Flow, Schedule
-from gas.stepper import Stepper
+from gas.solver_file import Artefact, load
 from gas.table import Table
 
 __all__ = ["sample_gas", "sigmas_of"]
@@ -53,7 +53,7 @@ def sample_gas(
         disable: whether to hide the progress bar, which appears where tqdm is installed.
         solver: an artefact, a solver file, or a table.
         schedule: of a bare table's times; an artefact says its own.
-        base: classical solver for other levels, a name of :data:`gas.catalogue.SOLVERS` that asks once a step.
+        base: classical solver for other levels, a name of :data:`gas.classical.SOLVERS` that asks once a step.
 
     Returns:
         The sample, in the dtype of ``x``.

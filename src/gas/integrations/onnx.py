@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gas.denoise import ConditionalDenoiser, Denoiser
-from gas.files import write_bytes
-from gas.stepper import Stepper
+from gas.io import write_bytes
+from gas.sampling import Stepper
 from gas.table import Table
 
 __all__ = ["TOLERANCE", "Step", "Unrolled", "export", "largest_difference"]

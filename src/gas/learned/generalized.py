@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from gas import grids
 from gas.arguments import MAX_SEED, flag, integer
 from gas.classical.dpmpp import difference_basis, dpmpp
-from gas.classical.grid import Grid
-from gas.learned.official import Numbers, put_numbers
-from gas.learned.times import logits_of_times, shifted_times, times_of_logits, told_table, unfold_shifts
+from gas.classical.rows import Grid
+from gas.learned.times import (
+    Numbers,
+    logits_of_times,
+    put_numbers,
+    shifted_times,
+    times_of_logits,
+    told_table,
+    unfold_shifts,
+)
 from gas.schedule import Schedule
 from gas.table import Row, Table
 

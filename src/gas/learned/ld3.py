@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gas.catalogue import SOLVERS, Classical
+from gas.classical.registry import SOLVERS, Classical
 from gas.learned.times import logits_of_times, times_of_logits, told_table
 from gas.schedule import Schedule
 from gas.table import Table
@@ -23,7 +23,7 @@ class LD3(nn.Module):
         schedule: the forward process.
         nfe: network evaluations N, at least 1.
         t_end: time that sampling ends at, in [0, 1).
-        base: a key of :data:`gas.catalogue.SOLVERS`; Heun's has one nominal time for two evaluations.
+        base: a key of :data:`gas.classical.SOLVERS`; Heun's has one nominal time for two evaluations.
         grid: where the times start, as :class:`gas.Classical` takes it.
 
     Attributes:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from gas import grids
 from gas.classical.dpmpp import dpmpp
-from gas.classical.grid import Grid, ddim_row
-from gas.learned.official import Numbers, put_numbers
-from gas.learned.times import logits_of_times, times_of_logits, told_table
+from gas.classical.rows import Grid, ddim_row
+from gas.learned.times import Numbers, logits_of_times, put_numbers, times_of_logits, told_table
 from gas.schedule import Schedule
 from gas.table import Row, Table
 

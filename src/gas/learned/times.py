@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gas.schedule import Schedule, earliest_asked
 from gas.table import Table
 
 __all__ = [
+    "Numbers",
     "fold_shifts",
     "logits_of_times",
+    "put_numbers",
     "shifted_times",
     "times_of_logits",
     "told_table",
@@ -113,3 +117,28 @@ def unfold_shifts(
     # Where q = 0 (told the time of pure noise of a flow) the answer does not depend on d: any weight will do.
     shifted = torch.where(q == 0, torch.zeros_like(outputs), outputs / q)
     return states - shifted * p, shifted
+
+
+Numbers = Sequence[float] | Tensor
+
+
+@torch.no_grad()
+def put_numbers(solver: nn.Module, given: Mapping[str, Numbers | Sequence[Numbers]], what: str) -> None:
+    """Copy numbers into a solver's parameters by name.
+
+    Args:
+        solver: the module, changed in place.
+        given: by parameter name, numbers of that parameter's shape.
+        what: what the solver is called in messages.
+
+    Raises:
+        ValueError: when the numbers of a parameter have another shape.
+    """
+    for name, value in given.items():
+        parameter = solver.get_parameter(name)
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{name} of {what} has shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}"
+            )
+        parameter.copy_(tensor)

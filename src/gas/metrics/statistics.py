@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gas import processes
+from gas import distributed
 from gas.archives import check_arrays, open_zip, read_array, sealed_arrays
-from gas.files import in_order, write_bytes
-from gas.io import CHECKSUM, one_line, read_tensors, sealed_metadata, warn_unsealed
+from gas.io import CHECKSUM, in_order, one_line, read_tensors, sealed_metadata, warn_unsealed, write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
 __all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
@@ -34,7 +33,7 @@ _TEXT = 4096  # bytes of a text
 def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
     """Return the features ``(N, F)`` of samples that come in batches.
 
-    Several processes (:func:`gas.processes.together`) share the batches, to the same bits.
+    Several processes (:func:`gas.distributed.together`) share the batches, to the same bits.
 
     Args:
         features: ``(B, *) -> (B, F)``.
@@ -43,13 +42,13 @@ def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor])
     Raises:
         ValueError: as :func:`gas.metrics.extract` does.
     """
-    return torch.cat(list(processes.spread(lambda batch: extract(features, batch), batches)))
+    return torch.cat(list(distributed.spread(lambda batch: extract(features, batch), batches)))
 
 
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
     """Return the statistics of the features of samples that come in batches, holding one at a time.
 
-    Several processes (:func:`gas.processes.together`) share the batches, to the same bits.
+    Several processes (:func:`gas.distributed.together`) share the batches, to the same bits.
 
     Args:
         features: ``(B, *) -> (B, F)``.
@@ -62,7 +61,7 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
         Chan, Golub, LeVeque, COMPSTAT 1982, as in :func:`gas.metrics.merge`.
     """
     count, mean, scatter = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    for seen in processes.spread(lambda batch: extract(features, batch).to("cpu", torch.float64), batches):
+    for seen in distributed.spread(lambda batch: extract(features, batch).to("cpu", torch.float64), batches):
         centre, more = seen.mean(0), len(seen)
         offset, rest = centre - mean, seen - centre
         scatter = scatter + rest.T @ rest + torch.outer(offset, offset) * (count * more / (count + more))

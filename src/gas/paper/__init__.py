@@ -1,6 +1,5 @@
-"""The figures that arXiv 2510.17699 reports, and what of them has been measured here."""
+"""Reproduction of arXiv 2510.17699: presets, networks and files as published, reported and measured figures."""
 
-from gas.paper.results import Measured, read_results
-from gas.paper.tables import TABLES, Cell, PaperTable, figures_of, table_by_name
+import lazy_loader
 
-__all__ = ["TABLES", "Cell", "Measured", "PaperTable", "figures_of", "read_results", "table_by_name"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gas.names import named
+from gas.registry import named
 
 __all__ = ["TABLES", "Cell", "PaperTable", "figures_of", "table_by_name"]
 

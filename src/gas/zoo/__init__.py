@@ -11,7 +11,7 @@ from gas.zoo.model import ZooModel, read_model
 from gas.zoo.weights_file import read_card
 
 if TYPE_CHECKING:
-    from gas.backbones import PipelineModel
+    from gas.pipelines.model import PipelineModel
 
 __all__ = ["ZooModel", "card", "load", "names", "pipeline"]
 
@@ -83,7 +83,7 @@ def _path(name: str | Path) -> Path:
         if Path(name).is_dir() or str(name).count("/") == 1:
             raise ValueError(
                 f"model {str(name)[-80:]!r} is none of the zoo: a folder or repository of diffusers is "
-                f"--model diffusers:{str(name)[-80:]}, in Python gas.backbones.open_pipeline"
+                f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
             )
         near = difflib.get_close_matches(str(name).lower()[:60], names(), n=1, cutoff=0.4)
         hint = f": did you mean {near[0]!r}?" if near else "."

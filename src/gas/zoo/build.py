@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas.catalogue import Classical
+from gas.classical.registry import Classical
 from gas.display import markdown
-from gas.files import write_text
-from gas.metrics import FeatureStatistics, extract, feature_statistics, frechet_distance
-from gas.model import labels_of_seeds
-from gas.sample import sample
+from gas.io import write_text
+from gas.metrics.frechet import FeatureStatistics, extract, feature_statistics, frechet_distance
+from gas.models.seeds import labels_of_seeds
+from gas.sampling import sample
 from gas.zoo.classifier import Classifier
 from gas.zoo.data import Images
 from gas.zoo.model import ZooModel, read_model

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gas.denoise import Denoiser
 from gas.io import brief, whole_numbers
-from gas.metrics import FeatureStatistics
-from gas.model import bind_labels, noise_of_seeds, weights_hash
+from gas.metrics.frechet import FeatureStatistics
+from gas.models.protocol import bind_labels, weights_hash
+from gas.models.seeds import noise_of_seeds
 from gas.schedule import EDMasVP
 from gas.zoo.classifier import Classifier
 from gas.zoo.unet import EDMUNet

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from gas.files import load_state, save_state
+from gas.io import load_state, save_state
 
 __all__ = ["Loss", "Pace", "Progress", "finished", "train"]
 

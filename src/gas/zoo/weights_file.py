@@ -11,16 +11,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gas.files import in_order, sha256, write_bytes
 from gas.io import (
     CHECKSUM,
     brief,
+    in_order,
     one_line,
     open_tensors,
     parse_json,
     read_tensors,
     read_text,
     sealed_metadata,
+    sha256,
+    write_bytes,
 )
 
 __all__ = ["build", "check_sizes", "damaged", "part", "read_card", "read_weights", "write_weights"]

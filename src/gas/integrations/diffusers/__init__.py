@@ -1,8 +1,5 @@
-"""Solvers as diffusers schedulers, and what a diffusers scheduler's config says of the model it is for."""
+"""Solvers as diffusers schedulers."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from gas.lazy import submodules_of
-
-if not TYPE_CHECKING:  # a checker sees the imports
-    __getattr__ = submodules_of(__name__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas.artefact import Artefact
 from gas.integrations.diffusers.caller import guidance_of_call
-from gas.integrations.diffusers.choice import Choice, NetworkTimes, Policy, shift_of
-from gas.integrations.diffusers.fit import misfits
-from gas.integrations.diffusers.plan import Plan
-from gas.integrations.diffusers.process import StepValues, process_of
-from gas.integrations.diffusers.run import Run
-from gas.integrations.diffusers.saved import SavedScheduler, SchedulerMixin
-from gas.integrations.diffusers.solver_config import solver_file
+from gas.integrations.diffusers.planning import Choice, NetworkTimes, Plan, Policy, Run, misfits
+from gas.integrations.diffusers.serialization import SavedScheduler, SchedulerMixin, solver_file
+from gas.pipelines.process import StepValues, process_of, shift_of
 from gas.schedule import VPDiscrete
+from gas.solver_file import Artefact
 
 import diffusers  # isort: skip (saved.py says what is missing)
 from diffusers.configuration_utils import register_to_config

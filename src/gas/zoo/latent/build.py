@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from gas.catalogue import Classical
-from gas.compare import fresh
+from gas.classical.registry import Classical
 from gas.display import markdown
-from gas.files import write_text
-from gas.metrics import extract, feature_statistics, frechet_distance, frechet_interval
+from gas.evaluation.sampler import fresh
+from gas.io import write_text
+from gas.metrics.distribution import frechet_interval
+from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.zoo.build import known_reference
 from gas.zoo.data import Images
 from gas.zoo.latent.model import SHARED, read_latent, read_shared, shared_beside, weights_of

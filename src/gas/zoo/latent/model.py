@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gas.backbones.pipeline import PipelineModel, from_pipeline
+from gas.pipelines.model import PipelineModel, from_pipeline
 from gas.zoo.latent.parts import WORDS, assemble, autoencoder, denoiser, text_encoder
 from gas.zoo.latent.recipes import PLACES
 from gas.zoo.model import ZooModel

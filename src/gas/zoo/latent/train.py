@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gas.backbones.families import family_of
-from gas.integrations.diffusers.process import process_of
+from gas.pipelines.process import process_of
+from gas.pipelines.specs import family_of
 from gas.zoo.data import Images
 from gas.zoo.latent.parts import WORDS, assemble, autoencoder, denoiser, hear_slowly
 from gas.zoo.latent.recipes import PLACES, Kind

@@ -1,0 +1,168 @@
+"""The classical solvers and grids by name: what teachers are made of and what learned solvers must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gas.arguments import MAX_NFE, integer, number
+from gas.classical.deis import deis
+from gas.classical.dpmpp import ddim, dpmpp, dpmpp_corrected
+from gas.classical.heun import heun
+from gas.classical.ipndm import ipndm
+from gas.classical.unipc import unipc
+from gas.grids.analytic import GRIDS, as_grid
+from gas.grids.dmn import dmn
+from gas.grids.published import PUBLISHED
+from gas.registry import named
+from gas.schedule import Flow, Schedule
+from gas.table import Table
+
+__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "grid_times", "own_grid"]
+
+SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
+    "ddim": ddim,
+    "dpmpp-2m": lambda s, t: dpmpp(s, t, order=2),
+    "dpmpp-3m": lambda s, t: dpmpp(s, t, order=3),
+    "dpmpp-3m-corrected": lambda s, t: dpmpp_corrected(s, t, order=3),
+    "unipc-1-bh1": lambda s, t: unipc(s, t, 1, "bh1"),
+    "unipc-1-bh2": lambda s, t: unipc(s, t, 1, "bh2"),
+    "unipc-2-bh1": lambda s, t: unipc(s, t, 2, "bh1"),
+    "unipc-2-bh2": lambda s, t: unipc(s, t, 2, "bh2"),
+    "unipc-3-bh1": lambda s, t: unipc(s, t, 3, "bh1"),
+    "unipc-3-bh2": lambda s, t: unipc(s, t, 3, "bh2"),
+    "ipndm-2": lambda s, t: ipndm(s, t, order=2),
+    "ipndm-3": lambda s, t: ipndm(s, t, order=3),
+    "ipndm-4": lambda s, t: ipndm(s, t, order=4),
+    "deis-2": lambda s, t: deis(s, t, order=2),
+    "deis-3": lambda s, t: deis(s, t, order=3),
+    "heun": heun,
+}
+
+# Every grid that can be asked for; those not in GRIDS are for one model, or slow, and enter no measuring unasked.
+NAMED_GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {**GRIDS, "dmn": dmn, **PUBLISHED}
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A classical solver by name: everything but the schedule.
+
+    Args:
+        solver: a key of :data:`SOLVERS`.
+        grid: a key of :data:`NAMED_GRIDS`, or the times themselves, comma-separated from 1 down to ``t_end``.
+        nfe: network evaluations.
+        t_end: time that sampling ends at, in [0, 1).
+
+    Raises:
+        ValueError: for an unknown solver or grid, with the nearest known name, times that are no grid or
+            do not fit, a ``t_end`` that is none, and for an NFE that the solver cannot have (Heun asks twice a step).
+
+    >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
+    'unipc-3-bh2 / log_snr'
+    """
+
+    solver: str
+    grid: str
+    nfe: int
+    t_end: float
+
+    def __post_init__(self) -> None:
+        named("solver", self.solver, SOLVERS)
+        if not isinstance(self.grid, str) or "," not in self.grid:
+            named("grid", self.grid, NAMED_GRIDS)
+        integer("nfe (network evaluations)", self.nfe, 1, MAX_NFE)
+        number("t_end", self.t_end, "[0, 1)")
+        if self.solver == "heun" and self.nfe % 2:
+            raise ValueError(f"heun asks the network twice a step, so nfe must be even, got {self.nfe}")
+
+    @property
+    def label(self) -> str:
+        """Solver and grid, for people."""
+        grid = "own times" if "," in self.grid else self.grid
+        return f"{self.solver} / {grid}"
+
+    @property
+    def spec(self) -> str:
+        """Solver and grid, as the command line takes them: ``SOLVER/GRID``."""
+        return f"{self.solver}/{self.grid}"
+
+    def table(self, schedule: Schedule) -> Table:
+        """Build the table on a schedule."""
+        table = SOLVERS[self.solver](schedule, self.times(schedule))
+        if table.nfe != self.nfe:
+            raise ValueError(f"{self.label} on {schedule} has NFE {table.nfe}, not {self.nfe}")
+        return table
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """Return the time grid on a schedule: one step more than the solver takes."""
+        steps = self.nfe // 2 if self.solver == "heun" else self.nfe
+        if "," not in self.grid:
+            return NAMED_GRIDS[self.grid](schedule, steps, self.t_end)
+        t = as_grid(grid_times(self.grid))
+        if len(t) != steps + 1 or float(t[0]) != 1 or float(t[-1]) != self.t_end:
+            raise ValueError(
+                f"a grid for {self.solver} at NFE {self.nfe} is {steps + 1} times from 1 to {self.t_end:g}, "
+                f"got {len(t)} from {float(t[0]):g} to {float(t[-1]):g}"
+            )
+        return t
+
+    def config(self) -> dict[str, Any]:
+        """Return the fields in plain JSON values."""
+        return asdict(self)
+
+
+def own_grid(t: Tensor) -> str:
+    """Return times as :class:`Classical` takes a grid of one's own: to the last bit, separated by commas."""
+    return ",".join(map(repr, t.tolist()))
+
+
+def candidates(
+    schedule: Schedule,
+    nfe: int,
+    t_end: float,
+    *,
+    solvers: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    own: Tensor | None = None,
+) -> Iterator[tuple[Classical, Table]]:
+    """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table.
+
+    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead. The grid of a
+    flow's shift is for flows, unless it is named.
+    """
+    flows = isinstance(schedule, Flow)
+    told = None if own is None else [own_grid(own)]
+    for solver in solvers or SOLVERS:
+        for grid in told or grids or [grid for grid in GRIDS if grid != "flow_shifted" or flows]:
+            if solver == "heun" and "," in grid:
+                continue
+            if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):
+                continue
+            entry = Classical(solver, grid, nfe, t_end)
+            yield entry, entry.table(schedule)
+
+
+def _euler_steps(schedule: Schedule, t_end: float) -> bool:
+    """Whether Heun takes Euler steps at an infinite end, so that its NFE is not twice its steps."""
+    return bool(schedule.half_log_snr(1.0).isinf() or schedule.half_log_snr(t_end).isinf())
+
+
+def grid_times(text: str) -> list[float]:
+    """Read times separated by commas.
+
+    Raises:
+        ValueError: for what is no number.
+    """
+    return [_number(part) for part in text.split(",")]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"a grid of times is numbers separated by commas, got {text.strip()[:60]!r}"
+        ) from None

@@ -1,0 +1,5 @@
+"""Experiments: solvers x NFE x measures under one budget, made once, stored, and reported."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

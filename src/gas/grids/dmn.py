@@ -1,0 +1,104 @@
+"""DMN: the time grid on which a bound on a sample's error is smallest; no network is asked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gas import grids
+from gas.grids.analytic import finite_half_log_snr
+from gas.schedule import Schedule
+
+__all__ = ["dmn", "error_bound", "lagrange_weights"]
+
+# A network's answers at the first times are far off, so that their weights must not cancel each other there.
+_APART = 3
+# Share of an even spacing that every step keeps, so that times never coincide on the way.
+_EVEN = 0.02
+
+
+def error_bound(lam: Tensor, power: int = 2) -> Tensor:
+    """Return how far ``x_N / sigma_N`` may be off on a grid, when answer n is off by ``sigma_n^p / alpha_n``.
+
+    The solver interpolates answers by Lagrange's polynomials in the half log-SNR, three where there are, two
+    before the last step, one in it. With ``W_{s,n}`` step s's weight of answer n (:func:`lagrange_weights`)
+    and ``e`` the answers' errors, this is ``sum_{s<3} |W_s e|_2 + sum_n |sum_{s>=3} W_{s,n}| e_n``.
+
+    Args:
+        lam: N + 1 finite half log-SNR, increasing, of a variance-preserving process.
+        power: p, at least 1.
+
+    References:
+        Xue et al., arXiv 2402.17376; errors, orders and the first three steps apart as in the authors' code.
+    """
+    steps = len(lam) - 1
+    error = torch.sigmoid(-2 * lam) ** (power / 2) / torch.sigmoid(2 * lam) ** 0.5
+    total, late = lam.new_zeros(()), [lam.new_zeros(())] * steps
+    for s in range(steps):
+        used = range(s, s - max(1, min(3, s + 1, steps - s)), -1)
+        terms = lagrange_weights(lam, s, len(used)) * error[list(used)]
+        if s < _APART:
+            total = total + torch.linalg.vector_norm(terms)
+            continue
+        for n, term in zip(used, terms, strict=True):
+            late[n] = late[n] + term
+    return total + torch.stack(late).abs().sum()
+
+
+def lagrange_weights(lam: Tensor, step: int, order: int) -> Tensor:
+    """Return ``int e^l L_j(l) dl`` over a step, ``(order,)``: L_j the Lagrange polynomials of the newest answers.
+
+    Args:
+        lam: half log-SNR of the grid.
+        step: which.
+        order: answers, newest first.
+    """
+    h = lam[step + 1] - lam[step]
+    moments = [torch.expm1(h)]
+    for k in range(1, order):
+        moments.append(h.exp() * h**k - k * moments[-1])
+    nodes = lam[step - order + 1 : step + 1].flip(0) - lam[step]
+    powers = torch.stack([nodes**k for k in range(order)])
+    weights: Tensor = torch.linalg.solve(powers, torch.stack(moments))
+    return lam[step].exp() * weights
+
+
+def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
+    """Return the ``nfe + 1`` times on which :func:`error_bound` is smallest, found from the log-SNR grid.
+
+    Where the half log-SNR is infinite, at a flow's ends, it is measured from as far inside as that grid does.
+
+    Args:
+        schedule: the forward process.
+        nfe: network evaluations.
+        t_end: time that sampling ends at.
+        power: p of the bound.
+
+    Raises:
+        ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``power`` below 1.
+
+    References:
+        Xue et al., arXiv 2402.17376: there by a constrained trust region, here over shares of the
+        log-SNR range, which need no constraints.
+    """
+    if power < 1:
+        raise ValueError(f"power must be at least 1, got {power}")
+    t = grids.log_snr(schedule, nfe, t_end)
+    if nfe == 1:
+        return t
+    first, last = finite_half_log_snr(schedule, t_end)
+    shares = torch.zeros(nfe, dtype=torch.float64, requires_grad=True)
+
+    def levels() -> Tensor:
+        gaps = _EVEN / nfe + (1 - _EVEN) * torch.softmax(shares, 0)
+        return first + (last - first) * torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+
+    def closure() -> Tensor:
+        with torch.enable_grad():
+            value = error_bound(levels(), power).log()
+            (shares.grad,) = torch.autograd.grad(value, shares)
+        return value
+
+    torch.optim.LBFGS([shares], max_iter=200, line_search_fn="strong_wolfe").step(closure)
+    t[1:-1] = schedule.inverse_half_log_snr(levels().detach())[1:-1]
+    return t

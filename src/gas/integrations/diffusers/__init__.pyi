@@ -1,0 +1,7 @@
+from . import (
+    caller as caller,
+    model_card as model_card,
+    planning as planning,
+    scheduler as scheduler,
+    serialization as serialization,
+)

@@ -1,0 +1,187 @@
+"""Model cards of saved schedulers, and publishing them on the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gas.display import markdown, markdown_table, quoted_string, significant
+from gas.io import read_text
+from gas.pipelines.process import Process
+from gas.solver_file import Artefact
+
+__all__ = ["is_ours", "model_card", "push", "stand_in"]
+
+# ``owner/name``, as the hub has it.
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# A card with a hundred NFE and as many measurements has 0.2 MB.
+_CARD_BYTES = 1 << 20
+
+_TAGS = ["diffusers", "gas-solver", "scheduler", "few-step-sampling"]
+
+
+def model_card(
+    process: Process,
+    artefact: Artefact | None,
+    *,
+    base_model: str | None = None,
+    picture: str | None = None,
+    name: str = "this-folder",
+    config: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the text of a ``README.md`` in the hub's form.
+
+    Args:
+        process: of the model that the scheduler is for.
+        artefact: the solver, ``None`` for classical ones only.
+        base_model: name of that model on the hub; by default the one that the solver file names, if it is of the form
+            ``owner/name``.
+        picture: file name of a picture beside the card.
+        name: what ``from_pretrained`` is told in the three lines.
+        config: the scheduler's, for the class of diffusers that may take its place.
+    """
+    document = artefact.document if artefact else None
+    model = dict(document.model or {}) if document else {}
+    if base_model is None and _REPOSITORY.fullmatch(str(model.get("name"))):
+        base_model = str(model["name"])
+    whose = f" for {markdown(base_model)}" if base_model else ""
+    front = [f"base_model: {quoted_string(base_model)}"] if base_model else []
+    front += ["library_name: diffusers", "tags:", *[f"- {tag}" for tag in _TAGS]]
+    parts = [
+        "---\n" + "\n".join(front) + "\n---",
+        f"# {'Few-step solver' if artefact else 'Classical solvers'}" + whose,
+        _use(name, artefact),
+        _without_us(stand_in(process, config or {})),
+        "## When it applies\n\n" + markdown_table(["", "made for"], _applies(process, artefact, model)),
+    ]
+    if picture:
+        parts.insert(2, f"![Samples]({quote(picture)})")
+    if document:
+        parts += [
+            "## How it was made\n\n" + markdown_table(["", ""], _made(document.model_dump(mode="json")))
+        ]
+        if any(entry.measured for entry in document.solvers):
+            parts += ["## Measured\n\n" + _measured(artefact)]
+    return "\n\n".join(parts) + "\n"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a card may be written here: nothing is, or a card of this library. A user's own text stays."""
+    try:
+        return not path.exists() or "- gas-solver" in read_text(path, _CARD_BYTES).splitlines()
+    except (OSError, ValueError):  # no regular file, too large, not UTF-8
+        return False
+
+
+def stand_in(process: Process, config: Mapping[str, Any]) -> str:
+    """Return the class of diffusers that samples the same model from the same ``scheduler_config.json``."""
+    if process.kind == "flow":
+        return "UniPCMultistepScheduler" if "flow_shift" in config else "FlowMatchEulerDiscreteScheduler"
+    if process.kind == "vp":
+        return "DDIMScheduler"
+    if config.get("timestep_type") == "continuous":
+        return "EulerDiscreteScheduler"
+    return "CosineDPMSolverMultistepScheduler" if process.level == "atan" else "EDMEulerScheduler"
+
+
+def _use(name: str, artefact: Artefact | None) -> str:
+    nfe = artefact.nfes[0] if artefact else 8
+    return (
+        "gas-solver is not on a package index: install it from a checkout of its repository, "
+        "`pip install '.[diffusers]'`.\n\n```python\nimport gas\n\n"
+        f"pipe.scheduler = gas.GASScheduler.from_pretrained({quoted_string(name)})\n"
+        f"image = pipe(prompt, num_inference_steps={nfe}).images[0]\n```"
+    )
+
+
+def _without_us(cls: str) -> str:
+    return (
+        "Without gas-solver, a pipeline that was saved with this scheduler loads with one of diffusers' own in its "
+        "place, which needs more steps:\n\n"
+        f"```python\nfrom diffusers import DiffusionPipeline, {cls}\n\n"
+        'pipe = DiffusionPipeline.from_pretrained("pipeline-folder", scheduler=None)\n'
+        f'pipe.scheduler = {cls}.from_pretrained("pipeline-folder", subfolder="scheduler")\n```'
+    )
+
+
+def _applies(process: Process, artefact: Artefact | None, model: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["process", process.kind], ["prediction", process.prediction]]
+    if artefact:
+        rows.append(["network calls (NFE)", ", ".join(map(str, artefact.nfes))])
+        rows.append(["guidance scale", f"{artefact.document.guidance:g}"])
+    shown = {key: value for key, value in model.items() if key not in ("name", "prediction")}
+    return rows + [[_words(key), _short(value)] for key, value in shown.items()]
+
+
+def _made(document: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["loss", document["loss"]]] if document["loss"] else []
+    for part in ("teacher", "training", "versions"):
+        rows += [[f"{part}: {_words(key)}", _short(value)] for key, value in (document[part] or {}).items()]
+    starts = {entry["nfe"]: entry["start"] for entry in document["solvers"] if entry["start"]}
+    return rows + [[f"started from, NFE {nfe}", start] for nfe, start in starts.items()]
+
+
+def _measured(artefact: Artefact | None) -> str:
+    entries = sorted(artefact.document.solvers, key=lambda entry: entry.nfe) if artefact else []
+    names = sorted({name for entry in entries for name in entry.measured})
+    rows = [
+        [
+            str(entry.nfe),
+            *(significant(entry.measured[name]) if name in entry.measured else "" for name in names),
+        ]
+        for entry in entries
+    ]
+    return markdown_table(["NFE", *map(_words, names)], rows)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 72 else text[:69] + "..."
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> str:
+    """Upload a folder's files to a repository, which is made if there is none; return its address there.
+
+    Raises:
+        ImportError: without huggingface_hub.
+        ConnectionError: when the hub cannot be reached or refuses.
+    """
+    try:
+        import huggingface_hub
+    except Exception as error:
+        raise ImportError("push_to_hub needs huggingface_hub: pip install 'gas-solver[diffusers]'") from error
+    try:
+        repo = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        done = huggingface_hub.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            token=token,
+            commit_message=commit_message or "Upload scheduler",
+            create_pr=create_pr,
+            path_in_repo=subfolder,
+        )
+    except Exception as error:  # of requests, httpx or the hub itself, by its version
+        why = (str(error).splitlines() or [""])[0]
+        raise ConnectionError(
+            f"could not push to {repo_id} ({type(error).__name__}: {why}): "
+            "log in with `hf auth login`, or save_pretrained to a folder and upload it later"
+        ) from error
+    return str(done)

@@ -1,0 +1,87 @@
+"""What decides the bytes of a set of teacher pairs, in plain JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gas.arguments import MAX_BATCH, MAX_SEEDS, flag, integer, number, of_type
+from gas.models.protocol import Model, conditions_of, decode_all
+from gas.models.seeds import noise_of_seeds
+from gas.pairs.shards import RECIPE
+from gas.table import Table
+
+__all__ = ["PairsSpec", "recipe_of", "source_of"]
+
+
+@dataclass(frozen=True)
+class PairsSpec:
+    """What decides the bytes of a set of pairs, beside the model and the teacher's table.
+
+    Args:
+        seeds: one sample each; contiguous.
+        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing); by default
+            that of a :class:`gas.Classical`, of another table none.
+        guidance: scale of classifier-free guidance; 1 is the plain conditional model.
+        shard: samples a file.
+        labelled: give a class-conditional model the label ``seed mod classes``.
+        decoded: also store what the model's decoder makes of the samples, as float16.
+
+    Raises:
+        ValueError: for seeds that are empty, negative or not contiguous, and numbers out of range.
+    """
+
+    seeds: range
+    teacher: Mapping[str, Any] | None = None
+    guidance: float = 1.0
+    shard: int = 256
+    labelled: bool = True
+    decoded: bool = False
+
+    def __post_init__(self) -> None:
+        s = self.seeds
+        if not isinstance(s, range) or len(s) == 0 or s.step != 1 or s.start < 0 or s.stop > 2**63:
+            raise ValueError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
+        if len(s) > MAX_SEEDS:
+            raise ValueError(f"seeds must be at most {MAX_SEEDS:,}, got {len(s):,}")
+        if self.teacher is not None:
+            of_type("teacher", self.teacher, Mapping, "a description in plain JSON, a dict")
+        number("guidance", self.guidance, "(-inf, inf)")
+        integer("shard", self.shard, 1, MAX_SEEDS)
+        flag("labelled", self.labelled)
+        flag("decoded", self.decoded)
+
+
+def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
+    """Return everything that decides the bytes of a set of pairs, in plain JSON.
+
+    Raises:
+        ValueError: for a batch below 1, or a model whose noise does not follow from its seed alone.
+    """
+    integer("batch", batch, 1, MAX_BATCH)
+    shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
+    if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):
+        raise ValueError(f"model.noise({seeds[:1]}) must be gas.models.noise_of_seeds: only the seed is kept")
+    arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
+    digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
+    rest = (shape, digest, dict(spec.teacher or {}), spec.guidance, classes, seeds, spec.shard, batch)
+    told: dict[str, Any] = dict(zip(RECIPE[2:], rest, strict=True))
+    if spec.decoded:
+        told["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
+    return source_of(model, **told)
+
+
+def source_of(model: Model, **more: Any) -> dict[str, Any]:
+    """Return what a recipe says of its model, and more, in plain JSON."""
+    source = {
+        "model": dict(model.identity()),
+        "schedule": model.schedule.config(),
+        **conditions_of(model),
+        **more,
+    }
+    return dict(json.loads(json.dumps(source, allow_nan=False)))

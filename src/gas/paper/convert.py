@@ -1,0 +1,124 @@
+"""Published files turned once into ours: weights to safetensors, students to solver files, teacher sets to shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from gas.io import brief, sealed_metadata, sha256, write_with
+from gas.paper.student import is_student
+from gas.paper.teacher_set import is_teacher_set
+from gas.registry import named
+from gas.schedule import EDMasVP, Schedule, VPDiscrete, VPLinear
+from gas.unpickle.lazy import read_lazily
+from gas.unpickle.plain import Persistent
+
+__all__ = ["KINDS", "SCHEDULES", "recognise", "weights_to_safetensors"]
+
+# What each kind of file holds, and what it is turned into.
+KINDS = {
+    "edm": ("an EDM network", ".safetensors"),
+    "r3gan": ("an R3GAN discriminator", ".safetensors"),
+    "ldm": ("a latent diffusion model of CompVis, or a first stage", ".safetensors"),
+    "student": ("a GAS student", ".json"),
+    "teachers": ("a GAS teacher set", ""),
+}
+
+
+def _scaled_linear(first: float, last: float) -> VPDiscrete:
+    betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64) ** 2
+    return VPDiscrete((1 - betas).cumprod(0))
+
+
+# Schedules of the published models, by the name of their family: a student's file does not say which it is for.
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "edm": lambda t_end: EDMasVP(t_end, 0.002, 80.0),
+    "ldm": lambda _: _scaled_linear(0.0015, 0.0195),
+    "sd": lambda _: _scaled_linear(0.00085, 0.012),
+    "vp": lambda _: VPLinear(0.1, 20.0),
+}
+
+
+def recognise(path: str | Path) -> tuple[str, Any]:
+    """Say which kind of published file this is; nothing in it is executed.
+
+    Args:
+        path: a file of a source that need not be trusted.
+
+    Returns:
+        A key of :data:`KINDS`, and the file's content with its large tensors still on disk.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, unsafe, or of no known kind: one line that says what it holds.
+    """
+    path = Path(path)
+    if path.suffix in (".safetensors", ".json", ".npz"):
+        raise ValueError(f"{path} is {path.suffix[1:]} already, which needs no converting")
+    data = read_lazily(path)
+    entries = data if isinstance(data, Mapping) else {}
+    if is_student(data):
+        return "student", data
+    if is_teacher_set(data):
+        return "teachers", data
+    if isinstance(entries.get("ema"), Persistent):
+        return "edm", data
+    if isinstance(entries.get("D"), Persistent):
+        return "r3gan", data
+    from gas.paper.ldm import is_checkpoint
+
+    if is_checkpoint(data):
+        return "ldm", data
+    contents = brief(list(entries)) if entries else type(data).__name__
+    known = "; ".join(what for what, _ in KINDS.values())
+    raise ValueError(f"{path} holds {contents}: no file that is known ({known})")
+
+
+def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
+    """Convert weights of a recognised kind; build the network once, so that what is written can be loaded.
+
+    Args:
+        kind: ``edm``, ``r3gan`` or ``ldm``.
+        path: the published file.
+        out: the safetensors file; whole or absent.
+
+    Returns:
+        How many numbers were written.
+
+    Raises:
+        ValueError: when the weights are not those of the network that the file describes.
+        OSError: when the file cannot be written.
+    """
+    return named("kind of weights", kind, {"edm": _edm, "r3gan": _r3gan, "ldm": _ldm})(Path(path), Path(out))
+
+
+def _edm(path: Path, out: Path) -> int:
+    from gas.paper import edm
+    from gas.paper.weights import read_weights, write_weights
+
+    weights = read_weights(path)
+    edm.build(weights)
+    write_weights(weights, out)
+    return sum(value.numel() for value in weights.tensors.values())
+
+
+def _ldm(path: Path, out: Path) -> int:
+    from gas.paper import ldm
+
+    model = ldm.read(path)
+    ldm.write(model, out, path)
+    return sum(value.numel() for value in model.tensors.values())
+
+
+def _r3gan(path: Path, out: Path) -> int:
+    from gas.training.adversarial.r3gan import load_discriminator
+
+    state = {name: value.contiguous() for name, value in load_discriminator(path).state_dict().items()}
+    card = {"kind": "R3GAN discriminator", "source": path.name, "source_sha256": sha256(path)}
+    card = sealed_metadata(state, card)
+    write_with(out, lambda temporary: save_file(state, temporary, metadata=card))
+    return sum(value.numel() for value in state.values())

@@ -1,0 +1,200 @@
+"""EDM's published networks: preconditioned denoisers, read from their pickles or from safetensors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gas.denoise import EDMDenoiser
+from gas.io import brief, one_line
+from gas.models.custom import OwnModel
+from gas.paper.edm_networks import DhariwalUNet, SongUNet
+from gas.paper.weights import Weights, read_weights
+from gas.registry import named
+from gas.schedule import EDMasVP
+
+__all__ = ["EDMNetwork", "build", "load", "model_of", "read"]
+
+_UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+_KINDS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet"}
+# Arguments of the published constructors that decide nothing about a network in evaluation and float32.
+_IDLE = {"use_fp16", "dropout", "label_dropout"}
+_OWN = {"sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t", "model_type"}
+# Far above every published size; a file may not ask for a network that takes forever to lay out.
+_LIMIT, _BLOCKS, _LEVELS = 4096, 16, 8
+
+
+class EDMNetwork(nn.Module):
+    """Denoiser ``D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)`` with the published names: ``model.*``.
+
+    With ``r^2 = s^2 + s_d^2`` and the time ``t(s)`` of a level:
+
+    | kind | c_skip | c_out | c_in | c_noise |
+    |---|---|---|---|---|
+    | ``EDMPrecond`` | ``s_d^2 / r^2`` | ``s s_d / r`` | ``1 / r`` | ``log(s) / 4`` |
+    | ``VPPrecond`` | 1 | ``-s`` | ``1 / sqrt(s^2 + 1)`` | ``(M - 1) t(s)`` |
+    | ``VEPrecond`` | 1 | ``s`` | 1 | ``log(s / 2)`` |
+
+    Args:
+        kind: preconditioning, of those above.
+        img_resolution: side of the images.
+        img_channels: of the images.
+        label_dim: classes; 0 for none.
+        kwargs: those of the published class: ``model_type``, and the sizes of :class:`SongUNet` or
+            :class:`DhariwalUNet`.
+
+    Raises:
+        ValueError: for a kind, an architecture or an argument that is not known.
+
+    References:
+        Karras et al., arXiv 2206.00364, equation 7 and Table 1.
+    """
+
+    def __init__(
+        self, kind: str, *, img_resolution: int, img_channels: int, label_dim: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        default = named("EDM preconditioning", kind, _KINDS)
+        self.kind, self.img_resolution, self.img_channels = kind, img_resolution, img_channels
+        self.label_dim = label_dim
+        self.has_null = label_dim > 0 and float(kwargs.get("label_dropout", 0)) > 0
+        self.sigma_data = float(kwargs.get("sigma_data", 0.5))
+        self.beta_d, self.beta_min = float(kwargs.get("beta_d", 19.9)), float(kwargs.get("beta_min", 0.1))
+        self.steps = int(kwargs.get("M", 1000))
+        limits = self._limits(float(kwargs.get("epsilon_t", 1e-5)))
+        self.sigma_min = float(kwargs.get("sigma_min", limits[0]))
+        self.sigma_max = float(kwargs.get("sigma_max", limits[1]))
+        unet = named("EDM architecture", str(kwargs.get("model_type", default)), _UNETS)
+        sizes = {name: value for name, value in kwargs.items() if name not in _IDLE | _OWN}
+        try:
+            self.model = unet(img_resolution, img_channels, img_channels, label_dim, **sizes)
+        except (TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"{kind} of {unet.__name__} cannot be built: {one_line(error)}") from error
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Estimate x_0.
+
+        Args:
+            x: ``(B, C, H, W)``, ``x_0 + sigma eps``.
+            sigma: ``(B,)``.
+            labels: classes ``(B,)``; ``label_dim``, as no labels, stands for none: all zeros in the one-hot vector.
+
+        Returns:
+            ``(B, C, H, W)`` in the dtype of ``x``; computed in that of the weights.
+        """
+        dtype = next(self.model.parameters()).dtype
+        skip, out, inside, c_noise = self.precondition(sigma.to(dtype))
+        told = None
+        if self.label_dim:
+            if labels is None:
+                labels = torch.full((len(x),), self.label_dim, device=x.device)
+            told = F.one_hot(labels, self.label_dim + 1)[:, : self.label_dim].to(dtype)
+        skip, out, inside = (c.reshape(-1, 1, 1, 1) for c in (skip, out, inside))
+        y = x.to(dtype)
+        estimate: Tensor = skip * y + out * self.model(inside * y, c_noise, told)
+        return estimate.to(x.dtype)
+
+    def precondition(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return ``(c_skip, c_out, c_in, c_noise)``, each of the shape of ``s``."""
+        one = torch.ones_like(s)
+        if self.kind == "EDMPrecond":
+            both, d = torch.hypot(s, one * self.sigma_data), self.sigma_data
+            return (d / both) ** 2, s * d / both, 1 / both, s.log() / 4
+        if self.kind == "VPPrecond":
+            root = (self.beta_min**2 + 2 * self.beta_d * torch.log1p(s * s)).sqrt()
+            return one, -s, (s * s + 1).rsqrt(), (self.steps - 1) * (root - self.beta_min) / self.beta_d
+        return one, s, one, (s / 2).log()
+
+    def _limits(self, epsilon: float) -> tuple[float, float]:
+        """Levels that the published class supports where the file does not say."""
+        if self.kind == "EDMPrecond":
+            return 0.0, math.inf
+        if self.kind == "VEPrecond":
+            return 0.02, 100.0
+        sigma = [math.sqrt(math.expm1(self.beta_d * t * t / 2 + self.beta_min * t)) for t in (epsilon, 1.0)]
+        return sigma[0], sigma[1]
+
+
+def build(weights: Weights) -> EDMNetwork:
+    """Build the network of weights that were read, frozen, in evaluation mode and float32.
+
+    Raises:
+        ValueError: when the weights are not those of the network that the file describes.
+    """
+    try:
+        _check_sizes(weights.init)
+        with torch.device("meta"):  # the weights that a constructor draws would only be thrown away
+            network = EDMNetwork(weights.kind, **weights.init)
+        network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{weights.source} holds no EDM network that is known: {one_line(error)}") from error
+    return network.eval().requires_grad_(False)
+
+
+def read(path: str | Path) -> EDMNetwork:
+    """Read a network from a published pickle (its ``ema``), which is not executed, or from safetensors.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, unsafe or holds another network.
+    """
+    return build(read_weights(path))
+
+
+def load(
+    path: str | Path, *, t_end: float = 1e-3, name: str | None = None, device: str | torch.device = "cpu"
+) -> OwnModel:
+    """Load a published EDM network as a model on the VP schedule that covers its noise range.
+
+    ``sigma/alpha`` runs over 0.002 to 80, EDM's own range, where the network supports it. Class ``label_dim`` means
+    *no class*; only networks trained with label dropout have one, and can be guided.
+
+    Args:
+        path: ``edm-*.pkl`` as published, or safetensors as ``gas convert`` writes it.
+        t_end: time that sampling ends at, in (0, 1).
+        name: what people call it; by default the file's name.
+        device: where to sample.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, unsafe or holds another network, or ``t_end`` is out of range.
+    """
+    return model_of(read(path).to(device), t_end=t_end, name=name or Path(path).stem)
+
+
+def model_of(network: EDMNetwork, *, t_end: float, name: str) -> OwnModel:
+    """Return a network as a model, as :func:`load` does for that of a file."""
+    schedule = EDMasVP(t_end, max(0.002, network.sigma_min), min(80.0, network.sigma_max))
+
+    def told(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return EDMDenoiser(functools.partial(network, labels=labels), schedule)(x, t)
+
+    return OwnModel(
+        told if network.label_dim else EDMDenoiser(network, schedule),
+        schedule,
+        (network.img_channels, network.img_resolution, network.img_resolution),
+        name=name,
+        t_end=t_end,
+        classes=network.label_dim,
+        null=network.label_dim if network.has_null else None,
+        weights=network,
+        data_range=2.0,  # images in [-1, 1]
+    )
+
+
+def _check_sizes(init: Mapping[str, Any]) -> None:
+    """Refuse sizes that no network has, before a network is laid out by them."""
+    for name, value in init.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        large = [x for x in numbers if isinstance(x, (int, float)) and not isinstance(x, bool) and x > _LIMIT]
+        deep = name == "num_blocks" and (not isinstance(value, int) or value > _BLOCKS)
+        nested = any(isinstance(x, (list, tuple, dict)) for x in numbers)
+        if len(numbers) > _LEVELS or deep or nested or (large and name != "sigma_max"):
+            raise ValueError(f"{name[:40]} = {brief(value)} is not a size of a network")

@@ -1,0 +1,313 @@
+"""CompVis's latent diffusion (LSUN, ImageNet) and its VQ first stage, run by diffusers' modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gas.denoise import DiscreteTime, NoiseDenoiser
+from gas.io import one_line, open_tensors, read_tensors, sealed_metadata, sha256, write_with
+from gas.models.custom import OwnModel
+from gas.paper.compvis import averaged, first_stage_weights, unet_weights
+from gas.schedule import VPDiscrete
+from gas.unpickle.loading import read_pickle
+
+__all__ = [
+    "LatentDiffusion",
+    "build",
+    "diffusers_class",
+    "is_checkpoint",
+    "is_converted",
+    "load",
+    "of_state",
+    "read",
+    "write",
+]
+
+_KIND = "gas-solver latent diffusion"
+# The published have 4 levels of 2 blocks.
+_MOST_LEVELS, _MOST_LAYERS = 8, 16
+
+
+@dataclass(frozen=True, eq=False)
+class LatentDiffusion:
+    """The parts of a checkpoint that sampling needs, as tensors by diffusers' names.
+
+    Attributes:
+        tensors: ``unet.*``, ``first.*`` (may be absent), ``classes`` ``(L + 1, E)`` (may be absent; the last row is
+            *no class*) and ``alphas_cumprod``.
+        card: plain text: where it came from, and ``heads``.
+    """
+
+    tensors: Mapping[str, Tensor]
+    card: Mapping[str, str]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the weights of one network."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def is_checkpoint(data: Any) -> bool:
+    """Whether data read from a file is a checkpoint of latent diffusion or of a first stage alone."""
+    state = data.get("state_dict", data) if isinstance(data, Mapping) else None
+    if not isinstance(state, Mapping):
+        return False
+    unet = "model.diffusion_model.input_blocks.0.0.weight" in state and "alphas_cumprod" in state
+    return unet or {"quantize.embedding.weight", "decoder.conv_in.weight"} <= set(state)
+
+
+def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = "") -> LatentDiffusion:
+    """Convert what :func:`gas.unpickle.read_pickle` gave for a ``.ckpt``.
+
+    Args:
+        data: the checkpoint, with its ``state_dict``.
+        head_channels: channels of a head of plain attention; the file does not say (32 in ``lsun_bedrooms``).
+        source: the file, for messages.
+
+    Raises:
+        ValueError: when the weights are of another architecture.
+    """
+    if not is_checkpoint(data):
+        raise ValueError(f"{source} holds no latent diffusion model, nor a VQ first stage")
+    state = {k: v.float() for k, v in data.get("state_dict", data).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Tensor] = {}
+    try:
+        if network := averaged(state):
+            renamed = unet_weights(network, _blocks(network), head_channels)
+            tensors = {f"unet.{name}": value for name, value in renamed.items()}
+            tensors["alphas_cumprod"] = state["alphas_cumprod"]
+            if (classes := state.get("cond_stage_model.embedding.weight")) is not None:
+                tensors["classes"] = classes
+        alone = "quantize.embedding.weight" in state
+        first = state if alone else _under(state, "first_stage_model.")
+        tensors |= {f"first.{name}": value for name, value in first_stage_weights(first).items()}
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{source} is of another architecture: {one_line(error)}") from error
+    return LatentDiffusion(tensors, {"kind": _KIND, "head_channels": str(head_channels)})
+
+
+def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
+    """Read a CompVis ``.ckpt``, which is not executed, or the safetensors that ``gas convert`` made of one.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, unsafe or holds something else.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return of_state(read_pickle(path), head_channels=head_channels, source=str(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        tensors, card = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
+    if card.get("kind") != _KIND:
+        raise ValueError(
+            f"{path} is no latent diffusion model; make one with `gas convert model.ckpt {path}`"
+        )
+    return LatentDiffusion(tensors, card)
+
+
+def is_converted(path: str | Path) -> bool:
+    """Whether a file is safetensors that :func:`write` made."""
+    try:
+        with open_tensors(path) as file:
+            return (file.metadata() or {}).get("kind") == _KIND
+    except Exception:  # no such file, or no safetensors: whoever opens it says so
+        return False
+
+
+def write(model: LatentDiffusion, path: str | Path, source: str | Path) -> Path:
+    """Write a converted checkpoint to safetensors, with its source and that file's hash in the metadata."""
+    card = {**model.card, "source": Path(source).name, "source_sha256": sha256(source)}
+    tensors = {name: value.contiguous() for name, value in model.tensors.items()}
+    card = sealed_metadata(tensors, card)
+    return write_with(path, lambda temporary: save_file(tensors, temporary, metadata=card))
+
+
+def load(
+    path: str | Path,
+    *,
+    t_end: float = 1e-3,
+    latent_size: int = 64,
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+    head_channels: int = 32,
+) -> OwnModel:
+    """Load a latent diffusion model: noise prediction at 1000 discrete times, with or without classes.
+
+    Args:
+        path: ``model.ckpt`` as published, or safetensors as ``gas convert`` writes it.
+        t_end: time that sampling ends at.
+        latent_size: side of the latents, which the file does not say.
+        name: what people call it; by default the file's name.
+        device: where to sample.
+        head_channels: as in :func:`of_state`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, unsafe or of another architecture.
+        ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
+    """
+    found = read(path, head_channels=head_channels)
+    if "alphas_cumprod" not in found.tensors:
+        raise ValueError(f"{path} holds a first stage alone, which has nothing to sample")
+    try:
+        network = _Network(found).eval().requires_grad_(False).to(device)
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is of another architecture: {one_line(error)}") from error
+    schedule = VPDiscrete(found.tensors["alphas_cumprod"])
+
+    def told(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        timed = DiscreteTime(lambda y, c: network(y, c, labels), schedule)
+        return NoiseDenoiser(timed, schedule)(x, t)
+
+    return OwnModel(
+        told if network.classes else NoiseDenoiser(DiscreteTime(network, schedule), schedule),
+        schedule,
+        (network.channels, latent_size, latent_size),
+        name=name or Path(path).stem,
+        t_end=t_end,
+        classes=network.classes,
+        null=network.classes or None,
+        weights=network,
+    )
+
+
+def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Build the first stage of a checkpoint, diffusers' ``VQModel``: ``build(path).decode(latents).sample``.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file has no first stage, or is damaged, unsafe or of another architecture.
+        ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
+    """
+    weights = read(path).part("first.")
+    if not weights:
+        raise ValueError(f"{path} has no first stage")
+    try:
+        widths = _widths(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
+        codes, embedding = weights["quantize.embedding.weight"].shape
+        layers = _layers(weights, r"encoder\.\w+\.0\.resnets\.(\d+)")
+        network: nn.Module = _laid_out(
+            "VQModel",
+            weights,
+            in_channels=weights["encoder.conv_in.weight"].shape[1],
+            out_channels=weights["decoder.conv_out.weight"].shape[0],
+            down_block_types=["DownEncoderBlock2D"] * len(widths),
+            up_block_types=["UpDecoderBlock2D"] * len(widths),
+            block_out_channels=widths,
+            layers_per_block=layers,
+            latent_channels=weights["encoder.conv_out.weight"].shape[0],
+            num_vq_embeddings=codes,
+            vq_embed_dim=embedding,
+        )
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a first stage of another architecture: {one_line(error)}") from error
+    return network.eval().requires_grad_(False).to(device)
+
+
+class _Network(nn.Module):
+    """diffusers' U-Net of a checkpoint with its table of classes, called as ``network(x, step, labels)``."""
+
+    def __init__(self, found: LatentDiffusion) -> None:
+        super().__init__()
+        weights = found.part("unet.")
+        widths = _widths(weights, "down_blocks.{}.resnets.0.conv1.weight")
+        told = "classes" in found.tensors
+        letter = "attn2.to_k.weight"
+        self.channels = weights["conv_in.weight"].shape[1]
+        self.classes = len(found.tensors["classes"]) - 1 if told else 0
+        attended = [
+            any(f"down_blocks.{i}.attentions." in name for name in weights) for i in range(len(widths))
+        ]
+        kind = "CrossAttn" if told else "Attn"
+        layers = _layers(weights, r"down_blocks\.0\.resnets\.(\d+)")
+        sizes: dict[str, Any] = {
+            "in_channels": self.channels,
+            "out_channels": weights["conv_out.weight"].shape[0],
+            "block_out_channels": widths,
+            "layers_per_block": layers,
+            "down_block_types": [f"{kind if a else ''}DownBlock2D" for a in attended],
+            "up_block_types": [f"{kind if a else ''}UpBlock2D" for a in reversed(attended)],
+        }
+        if told:
+            width = next(value.shape[1] for name, value in weights.items() if name.endswith(letter))
+            # In this class the setting of that name counts heads: CompVis gives its transformers one.
+            sizes |= {"cross_attention_dim": width, "attention_head_dim": 1}
+            network = _laid_out("UNet2DConditionModel", weights, **sizes)
+            self.register_buffer("table", found.tensors["classes"])
+        else:
+            heads = int(found.card["head_channels"][:4])
+            network = _laid_out("UNet2DModel", weights, **sizes, attention_head_dim=heads)
+        self.unet: nn.Module = network
+
+    def forward(self, x: Tensor, step: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict the noise ``(B, C, H, W)`` at float steps ``(B,)`` for classes ``(B,)``; the last is *no class*."""
+        dtype = next(self.unet.parameters()).dtype
+        told = [] if labels is None else [self.get_buffer("table")[labels][:, None]]
+        answer: Tensor = self.unet(x.to(dtype), step.to(dtype), *told).sample
+        return answer.to(x.dtype)
+
+
+def diffusers_class(name: str) -> Any:
+    """Return a class of diffusers.
+
+    Raises:
+        ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
+    """
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    except Exception as error:  # a broken torchvision makes this a RuntimeError
+        raise ModuleNotFoundError(
+            f"latent diffusion needs diffusers ({one_line(error)}): pip install 'gas-solver[diffusers]'"
+        ) from error
+
+
+def _laid_out(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Module:
+    """A network of diffusers with these weights, laid out without memory first: shapes in a file may lie."""
+    kind = diffusers_class(name)
+    with torch.device("meta"):
+        network: nn.Module = kind(**sizes)
+    network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    return network
+
+
+def _layers(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """Residual blocks a level, by the highest number that the names of the weights have."""
+    numbers = [int(match[1][:9]) for name in weights if (match := re.match(pattern, name))]
+    if not numbers or max(numbers) >= _MOST_LAYERS:
+        raise ValueError(f"{max(numbers, default=-1) + 1} residual blocks a level")
+    return max(numbers) + 1
+
+
+def _widths(weights: Mapping[str, Tensor], name: str) -> list[int]:
+    """Widths of the levels, from the highest resolution down."""
+    widths: list[int] = []
+    while (weight := weights.get(name.format(len(widths)))) is not None:
+        widths.append(weight.shape[0])
+        if weight.ndim != 4 or len(widths) > _MOST_LEVELS:
+            raise ValueError(f"level {len(widths)} of a U-Net has weights of shape {tuple(weight.shape)}")
+    return widths
+
+
+def _blocks(network: Mapping[str, Tensor]) -> int:
+    """Residual blocks a level: how far the first downsampling is from the start."""
+    numbers = [int(x[1]) for n in network if (x := re.match(r"input_blocks\.(\d+)\.0\.op\.", n))]
+    if not numbers:
+        raise ValueError("a U-Net of one level is not known")
+    return min(numbers) - 1
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -1,0 +1,359 @@
+"""The published setups: every setting of theirs as data."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, integer, number, one_of
+from gas.classical.registry import Classical
+from gas.learned.registry import kind_by_name
+from gas.registry import named
+from gas.training.adam import Adam
+from gas.training.adversarial.losses import Critic, objective_by_name
+from gas.training.adversarial.r3gan import R3GANDiscriminator, stages
+from gas.training.initialization import check_start
+
+__all__ = ["FIXED", "PRESETS", "Objective", "Preset", "preset_by_name"]
+
+Objective = Literal["gs", "gas"]
+
+# What a preset is, as against what can be changed in it.
+FIXED = ("name", "title", "kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Every setting of one setup of the paper; :meth:`changed` makes another of it.
+
+    Args:
+        name: what the command line calls it.
+        title: what people call it.
+        kind: of its network: ``"edm"``, ``"ldm"`` (CompVis) or ``"sd"`` (a diffusers folder).
+        network: its file or folder, by its published name.
+        critic_file: the published critic that GAS starts from, or empty: random weights.
+        size: side of the images in pixels.
+        t_end: time that the student ends at.
+        guidance: scale of classifier-free guidance; 1 is none.
+        teacher: solver of the teacher.
+        teacher_grid: its times.
+        teacher_nfe: its network evaluations; 0 for one more than the student's.
+        teacher_t_end: time that it ends at.
+        teacher_seeds: first and last + 1 of its seeds; pairs are made of the first of them.
+        pairs: that GS learns from.
+        pairs_gas: that GAS learns from.
+        validation: further pairs, to choose by.
+        solver: what is learned, a key of :data:`gas.learned.SOLVERS`.
+        start: ``"uniform"``, DPM-Solver++(3M) on even times, or ``"SOLVER/GRID"``.
+        loss: of the distillation: ``"lpips"`` or a name of :data:`gas.losses.LOSSES`.
+        iterations: of GS.
+        iterations_gas: of GAS, which has its critic from the first on.
+        batch, learning_rate, betas, decay, clip, ema, ema_warmup, validate_every, relax, memory, seed: as in
+            :class:`gas.Adam`.
+        keep: which solver of a GS training: ``"best"`` on the validation pairs, or ``"last"``.
+        keep_gas: likewise of GAS, whose critic makes the paired loss larger on purpose.
+        weight: w of the adversarial loss.
+        objective: the critic's, ``"relativistic"`` or ``"classic"``.
+        pairing: of fakes and reals, as in :class:`gas.training.AdamSteps`.
+        critic_learning_rate, critic_penalty, critic_steps, critic_warmup: as in :class:`gas.Critic`.
+        critic_widths, critic_groups, critic_blocks: sizes of a critic without a file, a number a stage, from the
+            highest resolution down.
+        nfes: of the paper's table.
+        evaluation_seeds: of the samples that are measured.
+        samples: how many of them the paper measures.
+        metric: that the table is in.
+        reference: what samples are measured against.
+
+    Raises:
+        ValueError: names the setting that is out of range.
+
+    References:
+        arXiv 2510.17699, section 5 and its appendix on settings.
+    """
+
+    name: str
+    title: str
+    kind: Literal["edm", "ldm", "sd"]
+    network: str
+    critic_file: str = ""
+    size: int
+    t_end: float
+    guidance: float = 1.0
+    teacher: str
+    teacher_grid: str
+    teacher_nfe: int
+    teacher_t_end: float
+    teacher_seeds: tuple[int, int] = (0, 50_000)
+    pairs: int = 1400
+    pairs_gas: int = 5000
+    validation: int = 1000
+    solver: str = "gs"
+    start: str = "uniform"
+    loss: str
+    iterations: int
+    iterations_gas: int
+    batch: int
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay: Literal["cosine", "constant"] = "constant"
+    clip: float = 1.0
+    ema: float = 0.999
+    ema_warmup: bool = True
+    validate_every: int = 500
+    relax: float = 0.0
+    memory: Literal["auto", "fast", "flat", "least"] = "auto"
+    seed: int = 0
+    keep: Literal["best", "last"] = "best"
+    keep_gas: Literal["best", "last"] = "last"
+    weight: float = 1.0
+    objective: Literal["relativistic", "classic"] = "relativistic"
+    pairing: Literal["independent", "paired"] = "independent"
+    critic_learning_rate: float = 1e-5
+    critic_penalty: float = 0.2
+    critic_steps: int = 1
+    critic_warmup: int = 0
+    critic_widths: tuple[int, ...] = (384, 768, 768, 768, 768)
+    critic_groups: tuple[int, ...] = (48, 96, 96, 96, 96)
+    critic_blocks: tuple[int, ...] = (2, 2, 2, 2, 2)
+    nfes: tuple[int, ...]
+    evaluation_seeds: tuple[int, int] = (50_000, 100_000)
+    samples: int = 50_000
+    metric: str = "FID"
+    reference: str
+
+    def __post_init__(self) -> None:
+        for name in ("size", "pairs", "pairs_gas", "validation", "samples", "validate_every"):
+            integer(name, getattr(self, name), 1, MAX_SEEDS)
+        number("guidance", self.guidance, "(-inf, inf)")
+        check_start(self.start)
+        one_of("pairing", self.pairing, ("independent", "paired"))
+        for name in ("teacher_seeds", "evaluation_seeds"):
+            first, stop = getattr(self, name)
+            if not 0 <= first < stop <= MAX_SEED:
+                raise ValueError(f"{name} must be FIRST,LAST with 0 <= first < last, got {first},{stop}")
+        for name in ("t_end", "teacher_t_end"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        if not self.nfes or min(self.nfes) < 1 or max(self.nfes) > MAX_NFE:
+            raise ValueError(f"nfes must be numbers from 1 to {MAX_NFE}, got {reprlib.repr(self.nfes)}")
+        integer("teacher_nfe (0 is N + 1)", self.teacher_nfe, 0, MAX_NFE)
+        for name, count in {"pairs": self.pairs, "pairs_gas": self.pairs_gas}.items():
+            if count + self.validation > self.teacher_seeds[1] - self.teacher_seeds[0]:
+                raise ValueError(
+                    f"{name} and validation must fit into teacher_seeds, got {count} + {self.validation}"
+                )
+        Classical(self.teacher, self.teacher_grid, self.teacher_nfe or 2, self.teacher_t_end)
+        kind_by_name(self.solver)
+        objective_by_name(self.objective)
+        self.training("gs")
+        self.training("gas")
+        Critic("samples", nn.Identity(), **self.critic())  # refuses settings out of range
+
+    def changed(self, settings: Iterable[str]) -> Preset:
+        """Return the preset with settings changed, each as ``name=value``.
+
+        Raises:
+            ValueError: for another form, an unknown name (with the nearest known one), or a value of another type or
+                out of range.
+
+        >>> from gas.paper import PRESETS
+        >>> PRESETS["ffhq"].changed(["batch=8", "betas=0.9,0.99"]).betas
+        (0.9, 0.99)
+        """
+        told: dict[str, Any] = {}
+        types = {name: kind for name, kind in get_type_hints(Preset).items() if name not in FIXED}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"a setting must be like batch=8, got {setting!r}")
+            kind = named("setting", name.strip(), types)
+            told[name.strip()] = _read(name.strip(), text.strip(), kind)
+        return replace(self, **told)
+
+    def training(self, objective: Objective) -> Adam:
+        """Return the optimiser's settings for GS or GAS."""
+        own = {name: getattr(self, name) for name in (f.name for f in fields(Adam)) if hasattr(self, name)}
+        iterations = self.iterations_gas if objective == "gas" else self.iterations
+        every = max(1, min(self.validate_every, iterations))
+        return Adam(**{**own, "iterations": iterations, "validate_every": every})
+
+    def critic(self) -> dict[str, Any]:
+        """Return the settings of the critic, as :class:`gas.Critic` takes them."""
+        own = {
+            name: getattr(self, f"critic_{name}") for name in ("learning_rate", "penalty", "steps", "warmup")
+        }
+        return {**own, "weight": self.weight, "objective": self.objective}
+
+    def critic_network(self, channels: int) -> R3GANDiscriminator:
+        """Return a critic of random weights, drawn from torch's generator as it stands.
+
+        Raises:
+            ValueError: when its sizes do not fit one another.
+        """
+        sizes = stages(channels, self.critic_widths, self.critic_groups, self.critic_blocks)
+        return R3GANDiscriminator(**sizes)
+
+    def count(self, objective: Objective) -> int:
+        """How many pairs GS or GAS learns from, those for validation not among them."""
+        return self.pairs_gas if objective == "gas" else self.pairs
+
+    def seeds(self, objective: Objective) -> range:
+        """The seeds of the pairs for training and, after them, for validation."""
+        first = self.teacher_seeds[0]
+        return range(first, first + self.count(objective) + self.validation)
+
+    def master(self, nfe: int) -> Classical:
+        """The teacher of students of this NFE."""
+        steps = self.teacher_nfe or nfe + 1
+        return Classical(self.teacher, self.teacher_grid, steps, self.teacher_t_end)
+
+    def told(self) -> dict[str, str]:
+        """Every setting as ``--set`` takes it."""
+        return {f.name: _text(getattr(self, f.name)) for f in fields(self) if f.name not in FIXED}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return str(value)
+
+
+def _read(name: str, text: str, kind: Any) -> Any:
+    """Read a value of a type: a number, a word of some, text, or several separated by commas."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {text!r}")
+        return text
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if kinds[-1] is not Ellipsis and len(parts) != len(kinds):
+            raise ValueError(f"{name} must be {len(kinds)} values separated by a comma, got {text!r}")
+        return tuple(_read(name, part, kinds[0]) for part in parts)
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise ValueError(f"{name} must be True or False, got {text!r}")
+        return text == "True"
+    try:
+        return kind(text)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name} must be {what}, got {text!r}") from None
+
+
+_EDM: dict[str, Any] = {
+    "kind": "edm",
+    "teacher": "unipc-3-bh1",
+    "teacher_grid": "log_snr",
+    "teacher_nfe": 20,
+    "teacher_t_end": 1e-4,
+    "loss": "lpips",
+    "batch": 24,
+    "iterations": 10_000,
+    "iterations_gas": 10_000,
+    "nfes": (4, 6, 8, 10),
+    "reference": "EDM's statistics",
+}
+_LDM: dict[str, Any] = {
+    "kind": "ldm",
+    "size": 256,
+    "t_end": 1e-3,
+    "teacher": "unipc-3-bh2",
+    "teacher_t_end": 1e-3,
+    "loss": "l1",
+    "batch": 8,
+    "iterations": 30_000,
+    "iterations_gas": 30_000,
+    "nfes": (4, 5, 6, 7),
+    "reference": "ADM's reference batch",
+}
+_ALL = (
+    Preset(
+        name="cifar10",
+        title="CIFAR-10, 32 x 32, EDM (VP), unconditional",
+        network="edm-cifar10-32x32-uncond-vp.pkl",
+        critic_file="R3GAN-CIFAR10.pkl",
+        size=32,
+        t_end=1e-3,
+        pairs_gas=1400,
+        weight=0.1,
+        critic_widths=(768,) * 4,
+        critic_groups=(96,) * 4,
+        critic_blocks=(2,) * 4,
+        **_EDM,
+    ),
+    Preset(
+        name="ffhq",
+        title="FFHQ, 64 x 64, EDM (VP)",
+        network="edm-ffhq-64x64-uncond-vp.pkl",
+        critic_file="R3GAN-FFHQ-64x64.pkl",
+        size=64,
+        t_end=1e-4,
+        **_EDM,
+    ),
+    Preset(
+        name="afhqv2",
+        title="AFHQv2, 64 x 64, EDM (VP)",
+        network="edm-afhqv2-64x64-uncond-vp.pkl",
+        critic_file="R3GAN-FFHQ-64x64.pkl",
+        size=64,
+        t_end=1e-4,
+        **_EDM,
+    ),
+    Preset(
+        name="lsun",
+        title="LSUN-Bedroom, 256 x 256, latent diffusion (VQ-f4)",
+        network="lsun_bedrooms/model.ckpt",
+        teacher_grid="time_uniform",
+        teacher_nfe=20,
+        **_LDM,
+    ),
+    Preset(
+        name="imagenet",
+        title="ImageNet, 256 x 256, latent diffusion (cin256-v2, VQ-f4), guided",
+        network="cin256-v2/model.ckpt",
+        guidance=2.0,
+        teacher_grid="time_quadratic",
+        teacher_nfe=10,
+        **_LDM,
+    ),
+    Preset(
+        name="coco",
+        title="MS-COCO, 512 x 512, Stable Diffusion 1.5, guided",
+        kind="sd",
+        network="stable-diffusion-v1-5",
+        size=512,
+        t_end=1e-3,
+        guidance=7.5,
+        teacher="ipndm-2",
+        teacher_grid="gits-sd15",
+        teacher_nfe=0,
+        teacher_t_end=1e-3,
+        teacher_seeds=(0, 30_000),
+        validation=128,
+        loss="l1",
+        batch=4,
+        iterations=1000,
+        iterations_gas=2000,
+        validate_every=100,
+        nfes=(4, 5, 6, 7),
+        evaluation_seeds=(30_000, 60_000),
+        samples=30_000,
+        reference="MS-COCO's validation images",
+    ),
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
+
+
+def preset_by_name(name: str) -> Preset:
+    """Return a preset of :data:`PRESETS`.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    return named("preset", name, PRESETS)

@@ -1,0 +1,195 @@
+"""Published teacher sets (``dataset.pkl``) brought into our shards, a few rows in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from gas.io import brief, sha256, write_bytes, write_text
+from gas.models.protocol import Model
+from gas.pairs.shards import (
+    MANIFEST,
+    STORED,
+    Json,
+    checked,
+    is_whole,
+    open_folder,
+    shard_index,
+    write_manifest,
+)
+from gas.pairs.teacher import PairsProgress
+from gas.unpickle.lazy import FileTensor, read_lazily
+
+__all__ = ["PROMPTS", "TeacherSet", "import_pairs", "is_teacher_set", "read_teacher_set"]
+
+PROMPTS = "prompts.json"
+Rows = Tensor | FileTensor
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherSet:
+    """A published set of teacher pairs, its large tensors still on disk.
+
+    Attributes:
+        path: the file.
+        noise: ``(S, C, H, W)``, drawn by the authors, not by our rule.
+        target: ``(S, C, H, W)``, latents where there are any, else images.
+        labels: ``(S,)`` int64, or ``None``.
+        prompts: S texts, or ``None``.
+    """
+
+    path: Path
+    noise: Rows
+    target: Rows
+    labels: Tensor | None
+    prompts: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+
+def is_teacher_set(data: Any) -> bool:
+    """Whether data read from a file has the entries of a teacher set."""
+    return isinstance(data, Mapping) and {"noise", "images", "latents"} <= set(data)
+
+
+def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
+    """Read ``dataset.pkl``: a dict of ``noise``, ``images``, ``latents`` and ``condition``; nothing is executed.
+
+    Args:
+        path: the file.
+        data: what :func:`gas.unpickle.lazy.read_lazily` gave for it, if that is at hand.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, unsafe, or has other entries or shapes.
+    """
+    path = Path(path)
+    data = read_lazily(path) if data is None else data
+    if not is_teacher_set(data):
+        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"{path} is no teacher set of noise, images and latents; it holds {contents}")
+    noise = data["noise"]
+    target = data["latents"] if isinstance(data["latents"], Rows) else data["images"]
+    for name, rows in (("noise", noise), ("target", target)):
+        if not isinstance(rows, Rows) or not rows.dtype.is_floating_point or len(rows.shape) < 2:
+            what = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Rows) else type(rows).__name__
+            raise ValueError(f"{path}: {name} should be a float tensor (S, *), got {what}")
+    if noise.shape != target.shape or len(noise) == 0:
+        shapes = f"{tuple(noise.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"{path}: noise and target should have one shape and a row or more, got {shapes}")
+    return TeacherSet(path, noise, target, *_conditions(path, data.get("condition"), len(noise)))
+
+
+def import_pairs(
+    teachers: TeacherSet,
+    folder: Path | str,
+    *,
+    model: Model | None = None,
+    guidance: float = 1.0,
+    first_seed: int = 0,
+    shard: int = 256,
+) -> Iterator[PairsProgress]:
+    """Write a teacher set as a folder that :func:`gas.read_pairs` reads, one shard in memory at a time.
+
+    The noise is stored: the authors' generators are not ours, so it does not follow from the seeds. Killed at any
+    point and called again, this goes on where it stopped. Prompts are kept beside the shards in ``prompts.json``.
+
+    Args:
+        teachers: the set.
+        folder: new, empty or of an earlier run.
+        model: what the pairs are of; without it they are read as no model's in particular.
+        guidance: scale of classifier-free guidance that the teacher ran with.
+        first_seed: seed of the first row.
+        shard: rows a file.
+
+    Raises:
+        ValueError: when the model's shape or classes are others, a value is not finite, or the folder holds
+            other pairs.
+        OSError: when the folder cannot be written.
+    """
+    folder = Path(folder)
+    recipe = _recipe(teachers, model, guidance, range(first_seed, first_seed + len(teachers)), shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = (folder / PROMPTS).exists() and not (folder / MANIFEST).exists()
+    if foreign and teachers.prompts is not None:
+        raise ValueError(f"{folder} holds a {PROMPTS} of no teacher pairs; choose another folder")
+    manifest = open_folder(folder, recipe)
+    if teachers.prompts is not None:
+        write_text(folder / PROMPTS, json.dumps(teachers.prompts) + "\n")
+    todo = [entry for entry in manifest["shards"] if not is_whole(folder, entry)]
+    done = resumed = len(teachers) - sum(entry["count"] for entry in todo)
+    yield PairsProgress(done, len(teachers), resumed)
+    for entry in todo:
+        tensors = _shard(teachers, manifest["recipe"], entry, first_seed)
+        data = save(tensors, {"recipe": manifest["recipe_sha256"]})
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
+        write_bytes(folder / entry["file"], data)
+        write_manifest(folder, manifest)
+        done += entry["count"]
+        yield PairsProgress(done, len(teachers), resumed)
+
+
+def _shard(teachers: TeacherSet, recipe: Json, entry: Json, first_seed: int) -> dict[str, Tensor]:
+    rows = slice(entry["first_seed"] - first_seed, entry["first_seed"] - first_seed + entry["count"])
+    tensors = {name: getattr(teachers, name)[rows].float().contiguous() for name in ("target", "noise")}
+    if teachers.labels is not None:
+        tensors["labels"] = teachers.labels[rows].clone()
+    return checked(str(teachers.path), tensors | shard_index(recipe, entry), recipe, entry)
+
+
+def _recipe(
+    teachers: TeacherSet, model: Model | None, guidance: float, seeds: range, shard: int
+) -> dict[str, Any]:
+    """Return what the folder says of itself, in plain JSON."""
+    if shard < 1 or seeds.start < 0:
+        raise ValueError(f"shard must be 1 or more and first_seed 0 or more, got {shard} and {seeds.start}")
+    shape, classes = list(teachers.noise.shape[1:]), 0
+    if teachers.labels is not None:
+        classes = model.classes if model is not None else int(teachers.labels.max()) + 1
+        if int(teachers.labels.min()) < 0 or int(teachers.labels.max()) >= classes:
+            raise ValueError(f"{teachers.path} has labels outside 0 to {classes - 1}, which the model knows")
+    if model is not None and list(model.sample_shape) != shape:
+        raise ValueError(
+            f"{teachers.path} has samples of shape {shape}, {model.name} of {list(model.sample_shape)}"
+        )
+    digest = sha256(teachers.path)
+    recipe = {
+        "model": {} if model is None else dict(model.identity()),
+        "schedule": {} if model is None else model.schedule.config(),
+        "shape": shape,
+        "table": digest,
+        "teacher": {"imported": teachers.path.name, "sha256": digest},
+        "guidance": guidance,
+        "classes": classes,
+        "seeds": [seeds.start, seeds.stop],
+        "shard": shard,
+        "batch": shard,
+        STORED: ["noise"] if teachers.labels is None else ["noise", "labels"],
+    }
+    return dict(json.loads(json.dumps(recipe, allow_nan=False)))
+
+
+def _conditions(path: Path, condition: Any, count: int) -> tuple[Tensor | None, list[str] | None]:
+    """Classes or prompts of the rows, or neither."""
+    if isinstance(condition, FileTensor):
+        condition = condition[:]
+    if isinstance(condition, Tensor):
+        if condition.shape != (count,) or condition.dtype.is_floating_point:
+            what = f"{condition.dtype} {tuple(condition.shape)}"
+            raise ValueError(f"{path}: condition should be {count} classes, got {what}")
+        return condition.long(), None
+    if condition is None or (isinstance(condition, list) and all(entry is None for entry in condition)):
+        return None, None
+    if isinstance(condition, (list, tuple)) and all(isinstance(entry, str) for entry in condition):
+        if len(condition) != count:
+            raise ValueError(f"{path}: condition should be {count} prompts, got {len(condition)}")
+        return None, list(condition)
+    raise ValueError(f"{path}: condition should be classes, prompts or None, got {type(condition).__name__}")

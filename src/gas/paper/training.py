@@ -1,0 +1,147 @@
+"""The paper's training of a preset: GS on pairs, and GAS with its critic from the first step on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gas.learned.registry import kind_by_name
+from gas.losses import Loss, loss_by_name
+from gas.models.protocol import Model
+from gas.pairs.dataset import Pairs, read_pairs
+from gas.paper.files import need
+from gas.paper.presets import Objective, Preset
+from gas.registry import named
+from gas.training.adversarial.losses import Critic
+from gas.training.initialization import named_start
+from gas.training.loop import FitRecord, fit
+
+__all__ = ["critic_of", "learn", "loss_of", "paired", "solver_of"]
+
+
+def loss_of(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
+    """Return the distillation loss of a preset.
+
+    Args:
+        preset: with the loss's name.
+        folder: of weights, for the networks of LPIPS.
+        device: where they run.
+
+    Raises:
+        ValueError: for an unknown loss.
+        FileNotFoundError: when LPIPS's weights are missing.
+    """
+    if preset.loss != "lpips":
+        return loss_by_name(preset.loss)
+    files = need(preset, "loss", folder), need(preset, "loss weights", folder)
+    from gas.features.lpips import LPIPS
+
+    loss: Loss = LPIPS.read(*files).to(device).loss()
+    return loss
+
+
+def critic_of(preset: Preset, model: Model, folder: Path) -> Critic:
+    """Return the critic that GAS starts from: the published one, or one of random weights.
+
+    Args:
+        preset: with the critic's settings.
+        model: whose samples it sees.
+        folder: of weights.
+
+    Raises:
+        FileNotFoundError: when the published critic is missing.
+        ValueError: when it is of another size than the samples.
+    """
+    from gas.training.adversarial.r3gan import load_discriminator
+
+    channels, side = model.sample_shape[0], model.sample_shape[-1]
+    if preset.critic_file:
+        network = load_discriminator(need(preset, "critic", folder))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(preset.seed)
+            network = preset.critic_network(channels)
+    if (network.in_channels, network.resolution) != (channels, side):
+        seen = f"{network.in_channels} x {network.resolution} x {network.resolution}"
+        told = "file" if preset.critic_file else "critic_widths, critic_groups and critic_blocks"
+        raise ValueError(
+            f"the critic of preset {preset.name} sees {seen}, its samples are {channels} x {side} x {side}: "
+            f"give it another {told}"
+        )
+    return Critic("samples", network.float().to(model.device), **preset.critic())
+
+
+def paired(preset: Preset, objective: Objective, model: Model, folder: Path) -> tuple[Pairs, Pairs]:
+    """Read teacher pairs: those to train on, and as many after or at the end of them as validate.
+
+    Args:
+        preset: whose numbers of pairs to take.
+        objective: GS or GAS.
+        model: as the teacher ran it, ``ending_at(model, preset.teacher_t_end)``.
+        folder: of pairs, made by the preset's teacher or imported; it may hold more.
+
+    Raises:
+        FileNotFoundError: when there are no pairs.
+        ValueError: when there are too few, or they are another model's.
+    """
+    pairs = read_pairs(folder, model=model, hold=False)
+    count, kept = preset.count(objective), preset.validation
+    if len(pairs) < count + kept:
+        raise ValueError(
+            f"{folder} has {len(pairs)} pairs, preset {preset.name} takes {count} and {kept} to validate on: make "
+            "more, or change pairs, pairs_gas or validation by --set"
+        )
+    return pairs.subset(slice(0, count)), pairs.subset(slice(len(pairs) - kept, len(pairs)))
+
+
+def solver_of(preset: Preset, model: Model, nfe: int) -> nn.Module:
+    """Return the solver that is learned, at its start."""
+    kind = kind_by_name(preset.solver)
+    return kind.build(model.schedule, named_start(preset.start, nfe, preset.t_end))
+
+
+def learn(
+    solver: nn.Module,
+    preset: Preset,
+    objective: Objective,
+    model: Model,
+    pairs: tuple[Pairs, Pairs],
+    folder: Path,
+    *,
+    checkpoint: Path | None = None,
+) -> Iterator[FitRecord]:
+    """Train a solver in place as the paper does; a generator of reports, resumable.
+
+    Args:
+        solver: from :func:`solver_of`.
+        preset: the settings.
+        objective: ``"gs"``, or ``"gas"``: then against a critic, from the first step on.
+        model: whose denoiser to ask.
+        pairs: to train and to validate on.
+        folder: of weights, for the critic's file.
+        checkpoint: as for :func:`gas.fit`.
+
+    Yields:
+        FitRecord: as :func:`gas.fit` does. The solver ends as the best on the validation pairs or as the last, as
+            ``keep`` and ``keep_gas`` say.
+
+    References:
+        arXiv 2510.17699, equations 15 and 22, section 5.
+    """
+    named("objective", objective, {"gs": None, "gas": None})
+    critics = [critic_of(preset, model, folder)] if objective == "gas" else []
+    yield from fit(
+        solver,
+        model,
+        pairs[0],
+        validation=pairs[1],
+        loss=loss_of(preset, folder, model.device),
+        config=kind_by_name(preset.solver).training(preset.training(objective)),
+        checkpoint=checkpoint,
+        critics=critics,
+        pairing=preset.pairing,
+        keep=preset.keep_gas if objective == "gas" else preset.keep,
+    )

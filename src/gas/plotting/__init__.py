@@ -1,0 +1,5 @@
+"""Plots of solvers, as PNG files: samples, times, errors over NFE."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

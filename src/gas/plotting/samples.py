@@ -1,0 +1,210 @@
+"""The picture of samples: one row a solver, one column a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from gas.plotting.style import ACCENT, GREY, INK, TINT, Sheet, text_width, wrap
+
+__all__ = ["sample_grid"]
+
+_WIDTH, _WIDTH_MIN, _MARGIN = 900, 420, 22
+_GAP, _ROW_GAP = 4, 16
+_STRIP, _LINE, _LABEL_MAX = 8, 19, 220
+_CELL_MIN, _CELL_MAX = 12, 120
+
+
+def sample_grid(
+    path: str | Path,
+    rows: Sequence[tuple[str, Tensor]],
+    *,
+    title: str,
+    note: str = "",
+    captions: Sequence[str] = (),
+    highlight: int | None = None,
+    scale: int = 2,
+) -> Path:
+    """Draw the samples of several solvers from the same seeds, one row a solver, and save them as a PNG.
+
+    Images keep their pixels: enlarged by a whole factor without smoothing, or averaged where they are
+    larger than their place. The page is at most 900 CSS pixels wide.
+
+    Args:
+        path: the PNG file to write; whole or absent.
+        rows: ``(label, images)`` from top to bottom. ``images`` is ``(K, C, H, W)`` in [-1, 1] with C = 1
+            or 3, the same shape in every row; column k is the same seed everywhere. The first line of a
+            label is set bold, the following ones small ("GS\\nMSE 0.0123").
+        title: heading.
+        note: small print under the picture.
+        captions: a short text over each column, K of them or none.
+        highlight: index of the row of the learned solver, drawn in the accent colour.
+        scale: device pixels in a CSS pixel, 1 or more.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: for no rows, a wrong shape or range, or captions, highlight or scale that do not fit.
+        ModuleNotFoundError: when matplotlib is not installed.
+    """
+    _check(rows, captions, highlight, scale)
+    plan = _plan(rows, title, note, bool(captions), scale)
+    sheet = Sheet(plan.width, plan.height, scale)
+    for i, line in enumerate(plan.heading):
+        sheet.text(_MARGIN, _MARGIN + 10 + 24 * i, line, size=17, bold=True)
+    for k, caption in enumerate(captions):
+        x = plan.column(k) + plan.cell_w / 2
+        sheet.text(x, plan.top - 12, caption, size=11, color=GREY, align="center")
+    for i, (_, images) in enumerate(rows):
+        _draw_label(sheet, plan, i, chosen=i == highlight)
+        for k, pixels in enumerate(_pixels(images, plan.image)):
+            sheet.image(plan.column(k), plan.row(i) - plan.cell_h // 2, pixels)
+    for i, line in enumerate(plan.small):
+        sheet.text(_MARGIN, plan.bottom + 4 + 16 * i, line, size=11, color=GREY)
+    return sheet.save(path)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where everything goes, in CSS pixels; ``image`` is (height, width) of an image in device pixels."""
+
+    labels: list[list[tuple[str, bool]]]
+    heading: list[str]
+    small: list[str]
+    image: tuple[int, int]
+    cell_h: int
+    cell_w: int
+    left: int
+    top: int
+    pitch: int
+    width: int
+
+    def column(self, k: int) -> int:
+        """Return the left edge of column k."""
+        return self.left + k * (self.cell_w + _GAP)
+
+    def row(self, i: int) -> int:
+        """Return the height of the middle of row i."""
+        return self.top + i * self.pitch + (self.pitch - _ROW_GAP) // 2
+
+    @property
+    def bottom(self) -> int:
+        """Return the height under the last row."""
+        return self.top + self.pitch * len(self.labels)
+
+    @property
+    def height(self) -> int:
+        """Return the height of the page."""
+        return self.bottom + 16 * len(self.small) + (8 if self.small else 6)
+
+
+def _plan(rows: Sequence[tuple[str, Tensor]], title: str, note: str, captions: bool, scale: int) -> _Plan:
+    """Measure the labels, give the images the rest of the width, and stack the rows."""
+    count, _, h, w = rows[0][1].shape
+    labels = [_label_lines(label) for label, _ in rows]
+    widest = max((text_width(*_style(line)) for lines in labels for line in lines), default=0)
+    left = _MARGIN + round(widest) + 18
+    side = min((_WIDTH - left - _MARGIN + _GAP) // count - _GAP, _CELL_MAX)
+    if side < _CELL_MIN:
+        raise ValueError(f"rows must have fewer columns to be legible, got {count}; pass images[:16]")
+    factor = side * scale / max(h, w)
+    factor = math.floor(factor) if factor >= 1 else factor
+    image = (max(int(h * factor), 1), max(int(w * factor), 1))
+    cell_h, cell_w = (math.ceil(size / scale) for size in image)
+    width = max(left + count * (cell_w + _GAP) - _GAP + _MARGIN, _WIDTH_MIN)
+    heading = wrap(title, width - 2 * _MARGIN, 17, bold=True)
+    return _Plan(
+        labels=labels,
+        heading=heading,
+        small=wrap(note, width - 2 * _MARGIN, 11),
+        image=image,
+        cell_h=cell_h,
+        cell_w=cell_w,
+        left=left,
+        top=_MARGIN + 24 * len(heading) + (30 if captions else 12),
+        pitch=max(cell_h, _LINE * max(map(len, labels))) + _ROW_GAP,
+        width=width,
+    )
+
+
+def _check(
+    rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], highlight: int | None, scale: int
+) -> None:
+    """Refuse what cannot be drawn as it was meant."""
+    if not rows:
+        raise ValueError("rows must hold at least one (label, images) pair, got none")
+    shape = tuple(rows[0][1].shape)
+    for label, images in rows:
+        name = f"images of row {label.splitlines()[0] if label else ''!r}"
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+            raise ValueError(
+                f"{name} must have shape (K, C, H, W) with C = 1 or 3, got {tuple(images.shape)}; "
+                "decode latents to pixels first"
+            )
+        if tuple(images.shape) != shape:
+            raise ValueError(
+                f"{name} must have the shape {shape} of the first row (the same seeds in every row), "
+                f"got {tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"{name} must be floats in [-1, 1], got {images.dtype}; pass x / 127.5 - 1")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -1.0001 and high <= 1.0001):
+            raise ValueError(
+                f"{name} must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
+                "pass images.clamp(-1, 1), or x / 127.5 - 1 for pixels of 0 .. 255"
+            )
+    if captions and len(captions) != shape[0]:
+        raise ValueError(f"captions must be one a column, {shape[0]} or none, got {len(captions)}")
+    if highlight is not None and not 0 <= highlight < len(rows):
+        raise ValueError(f"highlight must be a row of 0 .. {len(rows) - 1} or None, got {highlight}")
+    if scale < 1:
+        raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
+
+
+def _label_lines(label: str) -> list[tuple[str, bool]]:
+    """Break a label into ``(line, is name)``: its first line is the name, the others are figures."""
+    name, _, figures = label.partition("\n")
+    names = wrap(name, _LABEL_MAX, 13, bold=True)
+    return [(line, True) for line in names] + [(line, False) for line in wrap(figures, _LABEL_MAX, 12)]
+
+
+def _style(line: tuple[str, bool]) -> tuple[str, float, bool]:
+    """Return text, size and weight of a label's line."""
+    text, is_name = line
+    return text, 13 if is_name else 12, is_name
+
+
+def _draw_label(sheet: Sheet, plan: _Plan, i: int, chosen: bool) -> None:
+    """Write the label of a row beside its images, tinted and with a strip of accent if it is chosen."""
+    middle, lines = plan.row(i), plan.labels[i]
+    if chosen:
+        height = plan.pitch - _ROW_GAP + 10
+        sheet.box(_STRIP, middle - height / 2, plan.width - 2 * _STRIP, height, TINT)
+        sheet.box(_STRIP, middle - height / 2, 4, height, ACCENT)
+    for n, line in enumerate(lines):
+        text, size, bold = _style(line)
+        y = middle + _LINE * (n - (len(lines) - 1) / 2)
+        color = (ACCENT if chosen else INK) if bold else GREY
+        sheet.text(_MARGIN, y, text, size=size, bold=bold, color=color)
+
+
+def _pixels(images: Tensor, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """Return ``(h, w, 3)`` bytes of every image: whole-factor enlargement, or averaging where it shrinks."""
+    values = images.detach().to("cpu", torch.float32)
+    if size[0] >= values.shape[2]:
+        factor = size[0] // values.shape[2]
+        values = values.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    else:
+        values = interpolate(values, size, mode="bilinear", antialias=True)
+    levels = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return list(levels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy())

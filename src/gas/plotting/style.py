@@ -1,0 +1,147 @@
+"""One look for every picture: a palette, a typeface, and a white sheet measured in CSS pixels."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gas.display import plain
+from gas.io import write_with
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+__all__ = ["ACCENT", "GREY", "GRID", "INK", "MUTED", "RULE", "TINT", "Sheet", "text_width", "wrap"]
+
+INK, GREY, RULE, GRID = "#24292f", "#6e7781", "#d0d7de", "#eceff2"
+ACCENT, TINT = "#d9480f", "#fdf3ee"
+MUTED = ("#4f7396", "#7d9b76", "#98779f", "#b59a5b", "#8c959f")
+"""Colours of what is not highlighted, in this order, then around again."""
+
+_FONT = "DejaVu Sans"  # ships with matplotlib, so a picture looks the same on every machine
+_POINTS = 0.72  # points in one CSS pixel, as a sheet holds 100 of them in an inch
+
+
+def require_matplotlib() -> None:
+    """Raise ModuleNotFoundError, with advice, where pictures cannot be drawn: before long work, not after it."""
+    _matplotlib("figure")
+
+
+class Sheet:
+    """A white page of ``width x height`` CSS pixels with its origin in the upper left corner.
+
+    Nothing here touches matplotlib's global state. The file has ``scale`` times as many pixels a side.
+
+    Args:
+        width: in CSS pixels.
+        height: in CSS pixels.
+        scale: device pixels in a CSS pixel; 2 is sharp on today's screens.
+
+    Raises:
+        ModuleNotFoundError: when matplotlib is not installed.
+    """
+
+    def __init__(self, width: int, height: int, scale: int = 2) -> None:
+        """Open an empty page."""
+        self.width, self.height, self.scale = width, height, scale
+        figure = _matplotlib("figure").Figure
+        self.figure: Figure = figure(figsize=(width / 100, height / 100), dpi=100 * scale, facecolor="white")
+        self._canvas = _matplotlib("backends.backend_agg").FigureCanvasAgg(self.figure)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 12,
+        color: str = INK,
+        bold: bool = False,
+        align: Literal["left", "center", "right"] = "left",
+        upright: bool = False,
+    ) -> None:
+        """Write one line whose middle is at height ``y``, ``upright`` along an axis; ``size`` in CSS pixels."""
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            plain(text),
+            ha=align,
+            va="center" if upright else "center_baseline",
+            rotation="vertical" if upright else "horizontal",
+            fontweight="bold" if bold else "normal",
+            color=color,
+            fontsize=size * _POINTS,
+            fontfamily=_FONT,
+            parse_math=False,
+        )
+
+    def image(self, x: int, y: int, pixels: NDArray[np.uint8]) -> None:
+        """Put ``(h, w, 3)`` device pixels with their upper left corner at ``(x, y)``, each as it is."""
+        bottom = (self.height - y) * self.scale - pixels.shape[0]
+        self.figure.figimage(pixels, x * self.scale, bottom, origin="upper", zorder=2)
+
+    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        """Fill a rectangle behind everything else."""
+        corner = (x / self.width, 1 - (y + height) / self.height)
+        size = (width / self.width, height / self.height)
+        shape = _matplotlib("patches").Rectangle
+        patch = shape(corner, *size, transform=self.figure.transFigure, color=color, linewidth=0, zorder=-1)
+        self.figure.add_artist(patch)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Return axes over this rectangle without a frame, their ticks in the house style."""
+        size = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(size)
+        axes.patch.set_visible(False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.tick_params(
+            which="both", length=0, colors=GREY, labelsize=11 * _POINTS, labelfontfamily=_FONT, pad=5
+        )
+        return axes
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page as a PNG that is whole or absent; the same page gives the same bytes."""
+
+        def write(temporary: Path) -> None:
+            self._canvas.print_png(temporary, metadata={"Software": None})
+
+        return write_with(path, write)
+
+
+def text_width(text: str, size: float, bold: bool = False) -> float:
+    """Return how wide a line of text is, in CSS pixels."""
+    weight = "bold" if bold else "normal"
+    font = _matplotlib("font_manager").FontProperties(family=_FONT, weight=weight, size=size)
+    ruler = _matplotlib("textpath").text_to_path
+    return float(ruler.get_text_width_height_descent(plain(text), font, ismath=False)[0])
+
+
+def wrap(text: str, width: float, size: float, bold: bool = False) -> list[str]:
+    """Break text into lines no wider than ``width`` CSS pixels, at spaces and where it has line breaks."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if line and text_width(longer, size, bold) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
+
+
+def _matplotlib(module: str) -> Any:
+    """Import a module of matplotlib, or say what to install."""
+    try:
+        importlib.import_module("matplotlib")  # first: its modules may be loaded without it
+        return importlib.import_module(f"matplotlib.{module}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("pictures need matplotlib: pip install 'gas-solver[plot]'") from error

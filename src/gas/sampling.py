@@ -1,0 +1,391 @@
+"""The sampler: one loop runs every table, at once or one network evaluation at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from gas.denoise import Denoiser, call_preserving, is_recorded
+from gas.table import Table
+
+__all__ = ["Stepper", "check_state", "is_learned", "sample", "trajectory"]
+
+
+def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
+    """Return the last state of :func:`trajectory`: the sample.
+
+    ``denoise`` may change its input in place, return it or a view of it, and return one buffer again and again: nothing
+    that was handed out is read again. Where gradients flow through a state, changing it in place is refused instead.
+
+    Args:
+        denoise: ``denoise(x, t) -> x_0`` estimate of the shape of ``x``; ``t`` is a scalar float64 tensor.
+        x: the start ``x_T``, shape ``(B, *)``, scaled as the schedule has it at t = 1; it is not changed.
+        table: the solver.
+
+    Returns:
+        The sample, in the shape, dtype and device of ``x``. Gradients flow into ``x``, the table and
+        whatever ``denoise`` holds; call it under ``torch.no_grad()`` to spend no memory on them. A NaN that ``denoise``
+        returns reaches every sample whose rows weigh it.
+
+    Raises:
+        ValueError: when ``x`` or an answer is no real floating-point tensor, an answer is of another shape or on
+            another device, ``table`` is no table, or a weight is beyond the dtype that states are summed in (that of
+            ``x``, float32 at least).
+
+    >>> import gas, torch
+    >>> schedule = gas.VPLinear()
+    >>> table = gas.classical.ddim(schedule, gas.grids.time_uniform(schedule, 4, 1e-3))
+    >>> gas.sample(lambda x, t: torch.zeros_like(x), torch.ones(2, 3), table).shape
+    torch.Size([2, 3])
+    """
+    for state in _states(denoise, _private(x), table):  # noqa: B007 (only the last is wanted)
+        pass
+    return state
+
+
+def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
+    """Yield the N + 1 states ``x_0 = x_T, x_1, .., x_N`` of a solver, each as soon as it is known.
+
+    ``d_n = denoise(x_n, times[n])``, then ``x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j``.
+    Arguments and errors as in :func:`sample`. A state that was yielded may be changed without effect on the run; where
+    gradients flow through it, that is refused.
+    """
+    states = _states(denoise, _private(x), table)
+    yield x
+    for state in states:
+        version = state._version if is_recorded(state) else None
+        yield state.clone() if version is None else state
+        if version is not None and state._version != version:
+            raise ValueError(
+                "a state that gradients flow through was changed in place: change a copy, state.clone()"
+            )
+
+
+def _private(x: Tensor) -> Tensor:
+    """A start that only the run has; autograd's own errors guard one that it records."""
+    check_state(x)
+    return x if is_recorded(x) else x.clone()
+
+
+def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
+    """Run the rows on a start that nobody else has."""
+    stepper = Stepper(table, fold=None)
+    for t in stepper.times:
+        x = _next(stepper, denoise, x, t)
+        yield x
+
+
+def _next(stepper: Stepper, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+    if is_recorded(x):  # the network first: gradients are summed in this order
+        d = call_preserving(denoise, x, t)
+        stepper.add_state(x)
+        return stepper.next_state(d)
+    stepper.add_state(x)
+    return stepper.next_state(denoise(x, t))
+
+
+# Terms of the last tables are remembered. They grow with the square of the NFE, here to a megabyte a table; reading a
+# larger one again is little beside asking the network so often.
+_REMEMBERED, _LARGEST = 128, 64
+
+# A float, or a float64 scalar that is being learned.
+Weight = float | Tensor
+
+
+class Stepper:
+    """Runs a table row by row, for whoever asks the network themselves::
+
+        stepper = gas.Stepper(table)
+        for t in stepper.times:
+            x = stepper.step(x, denoise(x, t))  # row n: sum_j states[n, j] x_j + sum_j outputs[n, j] d_j
+
+    Each state and answer is added to all rows that weigh it while :meth:`step` runs, and no reference to it is kept:
+    between calls, states and answers are the caller's to change and to overwrite, and nothing handed in is written to.
+    What counts are their numbers during the call. A network that changes its input in place thereby changes the state:
+    where one may, hand it a copy, ``denoise(x.clone(), t)``.
+
+    An exact zero costs nothing and its state or answer is not looked at (unless the table is being learned). A row is
+    summed in float32 at least and rounded once, to the dtype of ``x``.
+
+    Args:
+        table: the solver.
+        fold: ``False`` runs the rows as written; states may be changed between them, as inpainting does. ``True`` runs
+            :meth:`gas.Table.folded`, which weighs no state but ``x_T``, and ``None`` does so where that has fewer
+            terms: then each state must come back as it was returned, which is compared.
+
+    Attributes:
+        times: what the network is told, one float64 scalar a row.
+
+    Raises:
+        ValueError: when ``table`` is no table, or ``fold=True`` and its folded form is not finite.
+    """
+
+    def __init__(self, table: Table, *, fold: bool | None = False) -> None:
+        if not isinstance(table, Table):
+            raise ValueError(
+                f"table must be a gas.Table, got {type(table).__name__}: call a learned solver for its table, "
+                "or gas.load(path).table(nfe) for that of a file"
+            )
+        self.times = table.times.clone().unbind()  # a network may scale its time in place
+        self._terms = _terms_of(table, fold)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._done = 0
+        self._sums: dict[int, Tensor] = {}
+        self._shape: torch.Size | None = None
+        self._device: torch.device | None = None
+        self._dtype = self._wide = torch.float32
+        self._compare, self._version = False, 0
+        self._returned: tuple[ReferenceType[Tensor], Tensor] | None = None
+
+    def again(self) -> Stepper:
+        """Return a stepper of the same numbers, not read again, at its first row."""
+        stepper = copy(self)
+        stepper._restart()
+        return stepper
+
+    def step(self, x: Tensor, d: Tensor) -> Tensor:
+        """Return the next state, in the dtype of ``x``.
+
+        Args:
+            x: the newest state ``(B, *)``.
+            d: the network's answer to it, of its shape.
+
+        Raises:
+            ValueError: when every row has been run; when ``x`` is no real floating-point tensor or not of the shape and
+                device of the first state; when ``d`` is no such tensor; when a weight of the table is beyond the dtype
+                that rows are summed in; when ``x`` was changed where it must not be (:meth:`check`).
+        """
+        self.check(x, d)
+        self.add_state(x)
+        return self.next_state(d)
+
+    def check(self, x: Tensor, output: Tensor) -> None:
+        """Refuse a state that is not the one the network was asked at; :meth:`step` does so itself.
+
+        Args:
+            x: the newest state.
+            output: what the network returned, before it was made ``d``.
+
+        Raises:
+            ValueError: when the output is not a tensor like ``x``, or lies in its memory, which was changed in place;
+                when the table is folded and ``x`` is not what :meth:`step` returned.
+        """
+        check_state(x, self._shape, self._device)
+        _check_answer(output, x.shape, x.device)
+        shared, returned = _share_memory(x, output), self._returned
+        self._compare, self._returned = shared or self._terms.folded, None
+        if not self._compare:
+            return
+        if returned is not None and (self._terms.folded or _share_memory(x, returned[0]())):
+            changed = not _equal(x, returned[1])
+        else:
+            changed = shared and not x.is_inference() and x._version not in (0, self._version)
+        if changed and shared:
+            raise ValueError(
+                "the network's answer lies in the memory of x, which was changed in place: hand the network a copy, "
+                "denoise(x.clone(), t)"
+            )
+        if changed:
+            raise ValueError(
+                "x is not the state that step returned, and a folded table does not weigh it: "
+                "use Stepper(table, fold=False) where states are changed between rows"
+            )
+
+    def add_state(self, x: Tensor) -> None:
+        """Add the newest state to the rows that weigh it: half of :meth:`step`, also before the network is asked."""
+        n = self._done
+        if n == len(self.times):
+            raise ValueError(f"all {n} rows of the table have been run: start a new Stepper")
+        check_state(x, self._shape, self._device)
+        self._shape, self._device, self._dtype = x.shape, x.device, x.dtype
+        self._wide = x.dtype if torch.finfo(x.dtype).bits > 16 else torch.float32
+        if self._terms.largest > (limit := torch.finfo(self._wide).max):
+            raise ValueError(
+                f"the table has a weight of {self._terms.largest:.3g}, beyond the {limit:.3g} of {self._wide}, in "
+                f"which a run from {x.dtype} is summed: start from x.double()"
+            )
+        if n in self._terms.empty:
+            self._sums[n] = torch.zeros_like(x, dtype=self._wide)
+        self._add(2 * n, x)
+
+    def next_state(self, d: Tensor) -> Tensor:
+        """Add the network's answer to the rows that weigh it, and return the next state: the rest of :meth:`step`."""
+        _check_answer(d, self._shape, self._device)
+        n, self._done = self._done, self._done + 1
+        self._add(2 * n + 1, d)
+        state = self._sums.pop(n).to(self._dtype)
+        self._version = 0 if state.is_inference() else state._version
+        if self._compare and self._done < len(self.times):
+            self._returned = ref(state), state.clone()
+        return state
+
+    def _add(self, key: int, new: Tensor) -> None:
+        """Add a state or an answer to every row that weighs it, in the order of rows."""
+        if self._terms.learned and torch.is_grad_enabled():
+            new = new.clone()  # which autograd keeps, to differentiate the weights
+        for n, weight in self._terms.columns.get(key, ()):
+            self._sums[n] = _sum(self._sums.get(n), new, weight, self._wide)
+
+
+def _sum(total: Tensor | None, new: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Add a term; of plain numbers autograd keeps nothing, and without it a total is added to in place."""
+    if total is None:
+        return new.to(dtype) * weight
+    if isinstance(weight, Tensor):
+        return total + new.to(dtype) * weight
+    if torch.is_grad_enabled() or total.is_inference() != torch.is_inference_mode_enabled():
+        return torch.add(total, new, alpha=weight)
+    return total.add_(new, alpha=weight)
+
+
+class _Terms(NamedTuple):
+    """What a table's rows weigh.
+
+    Attributes:
+        columns: by what is weighed, x_j under the key 2j and d_j under 2j + 1: the rows that do, and their weights.
+        empty: rows that weigh nothing.
+        largest: absolute value of a weight that is not being learned.
+        folded: whether the rows weigh no state but x_T, where the table does.
+        learned: whether weights are tensors.
+    """
+
+    columns: dict[int, list[tuple[int, Weight]]]
+    empty: frozenset[int]
+    largest: float
+    folded: bool
+    learned: bool
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A table by its numbers, whoever wrote to them in whatever way."""
+
+    states: bytes
+    outputs: bytes
+    table: Table = field(compare=False)
+
+
+def _terms_of(table: Table, fold: bool | None) -> _Terms:
+    """The terms; of few numbers that are not being learned, those of the last tables are remembered."""
+    if table.nfe > _LARGEST or any(is_learned(part) for part in (table.states, table.outputs)):
+        return _read(table, fold)
+    try:
+        states, outputs = (part.numpy().tobytes() for part in (table.states, table.outputs))
+    except RuntimeError:  # inside transforms of torch.func no tensor has memory of its own
+        return _read(table, fold)
+    return _remembered(_Content(states, outputs, table), fold)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(content: _Content, fold: bool | None) -> _Terms:
+    return _read(content.table, fold)
+
+
+def _read(table: Table, fold: bool | None) -> _Terms:
+    """The terms in the form asked for, or else in the shorter one that is finite."""
+    states, answers = range(0, 2 * table.nfe, 2), range(1, 2 * table.nfe, 2)
+    rows = _rows(torch.cat([table.states, table.outputs], dim=1), [*states, *answers])
+    if fold is False or not any(key in states[1:] for row in rows for key in row):
+        return _terms(rows, folded=False)
+    folded = _rows(table.steps(), [0, *answers])
+    if not all(
+        isinstance(weight, Tensor) or math.isfinite(weight) for row in folded for weight in row.values()
+    ):
+        if fold:
+            raise ValueError(
+                "the folded table is not finite, its weights are too large: run it with fold=False"
+            )
+        return _terms(rows, folded=False)
+    if fold or sum(map(len, folded)) < sum(map(len, rows)):
+        return _terms(folded, folded=True)
+    return _terms(rows, folded=False)
+
+
+def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
+    """Numbers that are being learned stay tensors, zeros among them; of others zeros are left out."""
+    learned = is_learned(weights)
+    rows = [row.unbind() for row in weights.unbind()] if learned else weights.tolist()
+    return [
+        {key: w for key, w in zip(keys, row, strict=True) if key // 2 <= n and (learned or w)}
+        for n, row in enumerate(rows)
+    ]
+
+
+def _terms(rows: list[dict[int, Weight]], *, folded: bool) -> _Terms:
+    columns: dict[int, list[tuple[int, Weight]]] = {}
+    for n, row in enumerate(rows):
+        for key, weight in row.items():
+            columns.setdefault(key, []).append((n, weight))
+    numbers = [abs(w) for row in rows for w in row.values() if not isinstance(w, Tensor)]
+    learned = any(isinstance(w, Tensor) for row in rows for w in row.values())
+    empty = frozenset(n for n, row in enumerate(rows) if not row)
+    return _Terms(columns, empty, max(numbers, default=0.0), folded, learned)
+
+
+def is_learned(weights: Tensor) -> bool:
+    """Return whether a derivative is wanted, backward or forward."""
+    return weights.requires_grad or unpack_dual(weights).tangent is not None
+
+
+def check_state(x: Tensor, shape: torch.Size | None = None, device: torch.device | None = None) -> None:
+    """Refuse a state that no table can run on, or that is not of the shape and device of those before."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a tensor of a real floating-point dtype, got {kind}")
+    if shape is not None and (x.shape, x.device) != (shape, device):
+        raise ValueError(
+            f"x must stay of the first state's shape and device, {tuple(shape)} on {device}, got {tuple(x.shape)} on "
+            f"{x.device}: one Stepper, or scheduler, serves one run at a time"
+        )
+
+
+def _check_answer(d: Tensor, shape: torch.Size | None, device: torch.device | None) -> None:
+    if not isinstance(d, Tensor):
+        raise ValueError(
+            f"the network's answer must be a tensor, got {type(d).__name__}: return the tensor that it holds"
+        )
+    if shape is None or d.shape != shape:
+        raise ValueError(
+            f"the network's answer must be of the shape of x, {tuple(shape or ())}, got {tuple(d.shape)}: "
+            "a denoiser returns an estimate of x_0"
+        )
+    if d.device != device or not d.is_floating_point():
+        raise ValueError(
+            f"the network's answer must be of a real floating-point dtype on {device}, where x is, got {d.dtype} on "
+            f"{d.device}"
+        )
+
+
+def _share_memory(a: Tensor, b: Tensor | None) -> bool:
+    """Whether the numbers of two tensors may lie in the same place."""
+    if a is b or b is None:
+        return a is b
+    try:
+        first, second = _extent(a), _extent(b)
+    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
+        return False
+    return a.device == b.device and first[0] < second[1] and second[0] < first[1]
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    start = x.data_ptr()
+    reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return (start, start + (reach + 1) * x.element_size()) if start and x.numel() else (0, 0)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    """Whether a state has the same numbers; one of another kind is refused elsewhere."""
+    if x.is_meta or (x.shape, x.device) != (y.shape, y.device):
+        return True
+    return torch.equal(x.to(y.dtype), y) or bool(((x == y) | (x.isnan() & y.isnan())).all())

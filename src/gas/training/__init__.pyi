@@ -1,0 +1,23 @@
+from . import (
+    activation_checkpointing as activation_checkpointing,
+    adam as adam,
+    adversarial as adversarial,
+    batching as batching,
+    distillation as distillation,
+    gauss_newton as gauss_newton,
+    initialization as initialization,
+    inner_solve as inner_solve,
+    linearization as linearization,
+    loop as loop,
+    ranking as ranking,
+    trajectory_grid as trajectory_grid,
+    validation as validation,
+)
+from .adam import PAPER as PAPER, Adam as Adam
+from .distillation import Distilled as Distilled, distill as distill, distill_family as distill_family
+from .gauss_newton import GaussNewton as GaussNewton
+from .initialization import Race as Race
+from .loop import FitRecord as FitRecord, fit as fit
+from .ranking import rank_classical as rank_classical
+from .trajectory_grid import gits as gits
+from .validation import evaluate as evaluate

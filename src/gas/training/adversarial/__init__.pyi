@@ -1,0 +1,18 @@
+from . import losses as losses, r3gan as r3gan, setup as setup, updates as updates
+from .losses import (
+    OBJECTIVES as OBJECTIVES,
+    Critic as Critic,
+    Objective as Objective,
+    objective_by_name as objective_by_name,
+)
+from .r3gan import (
+    CIFAR10 as CIFAR10,
+    DIGITS as DIGITS,
+    FFHQ64 as FFHQ64,
+    MNIST as MNIST,
+    R3GANDiscriminator as R3GANDiscriminator,
+    latent as latent,
+    load_discriminator as load_discriminator,
+    stages as stages,
+)
+from .setup import Adversary as Adversary, adversary_for as adversary_for

@@ -1,0 +1,190 @@
+"""How a sample moves with every number of its solver: Jacobians by differences of the frozen network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gas import distributed
+from gas.denoise import Denoiser, call_preserving
+from gas.table import Table
+
+__all__ = ["Normal", "evaluations_of", "linearize", "normal_equations", "numbers"]
+
+T = TypeVar("T")
+
+# Tangents of one batch are held at once; larger batches are split so that they stay below this many bytes.
+_TANGENT_BYTES = 2**28
+
+
+def numbers(table: Table) -> Tensor:
+    """Return what decides a solver's samples ``(P,)``: for each row its time, and its weights of x_T and of d_j.
+
+    The folded table has no state but x_T, so these P = N (N + 5) / 2 numbers are independent.
+    """
+    folded = table.folded()
+    rows = range(folded.nfe)
+    parts = [(folded.times[n : n + 1], folded.states[n, :1], folded.outputs[n, : n + 1]) for n in rows]
+    return torch.cat([part for row in parts for part in row])
+
+
+def evaluations_of(nfe: int) -> int:
+    """Return what :func:`linearize` asks of the network for each sample: N calls, N for times, the rest for weights."""
+    return sum(2 + n * (n + 5) // 2 for n in range(nfe))
+
+
+@torch.no_grad()
+def linearize(denoise: Denoiser, x: Tensor, table: Table) -> tuple[Tensor, Tensor, int]:
+    """Run a table and differentiate its sample in each of its :func:`numbers`.
+
+    A weight of row n moves ``x_{n+1}`` along an answer that is known anyway, so its tangent costs nothing
+    before the next network call; the last row is linear. Every tangent that a call meets costs one
+    more network evaluation: ``(D(x + h v, t) - D(x, t)) / h``. Differences ask nothing of the network
+    but its answers, work where forward-mode derivatives are not implemented, and cost less.
+
+    Args:
+        denoise: the frozen denoiser.
+        x: the start ``(B, *)``, float32 or wider.
+        table: the solver.
+
+    Returns:
+        The sample ``(B, *)``, its derivatives ``(P, B, *)``, and the network evaluations of single samples spent.
+    """
+    folded = table.folded()
+    history, tangents = [x], [x.new_zeros((0, *x.shape))]
+    moved, calls = x.new_zeros((0, *x.shape)), 0
+    for n in range(folded.nfe):
+        answer, derivative, asked = _answer(denoise, x, folded.times[n], moved)
+        calls += asked
+        history.append(answer)
+        tangents.append(derivative)
+        weights = [float(w) for w in (folded.states[n, 0], *folded.outputs[n, : n + 1])]
+        x = torch.stack([w * h for w, h in zip(weights, history, strict=True)]).sum(0)
+        moved = x.new_zeros((len(derivative), *x.shape))
+        for weight, tangent in zip(weights, tangents, strict=True):
+            moved[: len(tangent)] += weight * tangent
+        moved = torch.cat([moved, torch.stack(history)])
+    return x, moved, calls * len(x)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Squared residuals of a batch's pairs to second order: ``loss + 2 gradient . dz + dz . curvature dz``.
+
+    ``losses`` and ``weights`` are ``(B,)``; ``loss``, ``gradient (P,)`` and ``curvature (P, P)`` are means of the
+    pairs, each times its weight.
+    """
+
+    losses: Tensor
+    weights: Tensor
+    gradient: Tensor
+    curvature: Tensor
+    evaluations: int
+
+    @property
+    def loss(self) -> float:
+        """The weighted mean that the model is of."""
+        return float((self.weights * self.losses).mean())
+
+
+@torch.no_grad()
+def normal_equations(
+    bind: Callable[[slice], Denoiser],
+    x: Tensor,
+    target: Tensor,
+    table: Table,
+    features: Callable[[Tensor], Tensor] | None = None,
+    outlier: float = math.inf,
+) -> Normal:
+    """Linearise ``mean w |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
+
+    Args:
+        bind: the denoiser for a part of the batch.
+        x: starts ``(B, *)``.
+        target: the teacher's samples ``(B, *)``.
+        table: the solver.
+        features: f, ``(B, *) -> (B, F...)``; by default the samples themselves.
+        outlier: in medians of the batch's losses: where a pair's loss is larger, w makes it that large, else w is 1.
+    """
+    count = len(numbers(table.detach()))
+    size = max(1, _TANGENT_BYTES // (2 * count * x[0].numel() * x.element_size()))
+    losses, gradients, curvatures, evaluations = [], [], [], 0
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        made, moved, spent = linearize(bind(part), x[part], table)
+        residual, columns = _residual(made, moved, target[part].to(made), features)
+        losses.append(residual.square().sum(1).cpu())
+        gradients.append((columns @ residual[..., None])[..., 0].cpu())
+        curvatures.append((columns @ columns.mT).cpu())
+        evaluations += spent
+    loss = torch.cat(losses)
+    limit = outlier * loss.median()
+    weights = torch.where(loss > limit, limit / loss, torch.ones_like(loss))
+    told = {
+        "losses": loss,
+        "weights": weights,
+        "gradient": (weights[:, None] * torch.cat(gradients)).mean(0),
+        "curvature": (weights[:, None, None] * torch.cat(curvatures)).mean(0),
+    }
+    # All processes have the same derivatives; what else they computed may differ where a device rounds as it likes.
+    return Normal(**distributed.alone(lambda: told), evaluations=evaluations)
+
+
+def _residual(
+    made: Tensor, moved: Tensor, target: Tensor, features: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Residuals ``(B, R)`` and derivatives ``(B, P, R)`` in float64, scaled so that a loss is their square."""
+    if features is not None:
+        seen = features(made)
+        moved = _stacked(lambda v: _difference(features, made, seen, v), moved, seen)
+        made, target = seen, features(target)
+    scale = made[0].numel() ** -0.5
+    columns = moved.double().flatten(2).transpose(0, 1)
+    return (made - target).double().flatten(1) * scale, columns * scale
+
+
+def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The answer at ``(x, t)``, its derivatives along every tangent of x and, last, in t; calls spent."""
+    denoise = _preserving(denoise)
+    answer = denoise(x, t)
+    # Towards the data from the noisy half and back from the other, so that no schedule is asked outside its range.
+    step = 4 * _relative_step(x) * float(t) * (-1 if float(t) > 0.5 else 1)
+
+    def column(v: Tensor | None) -> Tensor:
+        if v is None:
+            return (denoise(x, t + step) - answer) / step
+        return _difference(lambda y: denoise(y, t), x, answer, v)
+
+    columns = _stacked(column, [*moved, None], answer)
+    moving = int(moved.flatten(1).any(1).sum())  # along a tangent of zero nothing is asked
+    return answer, columns, moving + 2
+
+
+def _preserving(denoise: Denoiser) -> Denoiser:
+    """The denoiser, its input safe from it, and every answer from the next."""
+    return lambda x, t: call_preserving(denoise, x, t).clone()
+
+
+def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:
+    """Derivatives along every direction, of which several processes take each some: a batch stays whole for all."""
+    return torch.stack([made.to(like) for made in distributed.spread(column, directions)])
+
+
+def _difference(function: Callable[[Tensor], Tensor], x: Tensor, at: Tensor, v: Tensor) -> Tensor:
+    """Derivative of a function along ``v``, by a step in proportion to ``x``."""
+    size = float(torch.linalg.vector_norm(v))
+    if size == 0:
+        return torch.zeros_like(at)
+    step = _relative_step(x) * float(torch.linalg.vector_norm(x)) / size
+    return (function(x + step * v) - at) / step
+
+
+def _relative_step(x: Tensor) -> float:
+    """Where truncation and rounding errors of a forward difference are about equal: 1e-3 in float32."""
+    eps: float = torch.finfo(x.dtype).eps
+    return math.exp(0.43 * math.log(eps))

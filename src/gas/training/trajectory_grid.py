@@ -1,0 +1,149 @@
+"""GITS: the times that cost least on a teacher's own trajectories, by dynamic programming; no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gas import grids
+from gas.arguments import MAX_BATCH, integer, number
+from gas.classical.ipndm import ipndm
+from gas.models.protocol import Model
+from gas.pairs.dataset import Pairs, check_pairs
+from gas.sampling import trajectory
+
+__all__ = ["cheapest_path", "gits", "jump_costs"]
+
+
+def gits(
+    model: Model,
+    pairs: Pairs,
+    nfe: int,
+    *,
+    steps: int = 60,
+    order: int = 4,
+    discount: float = 1.15,
+    measure: Literal["deviation", "distance"] = "deviation",
+    batch: int = 64,
+) -> Tensor:
+    """Return the ``nfe + 1`` of a fine grid's times whose single Euler jumps leave the teacher least.
+
+    ``min sum_k discount^k cost(t_k, t_{k+1})``, where the cost of a jump is how far an Euler step from the
+    teacher's state at one time lands from its state at the other (:func:`jump_costs`). The result is a grid
+    for any solver: ``gas.Classical(solver, gas.classical.registry.own_grid(t), nfe, model.t_end)``.
+
+    Args:
+        model: whose denoiser to ask: ``steps`` times for each pair.
+        pairs: noise and labels to follow; their targets are not looked at.
+        nfe: network evaluations, fewer than ``steps``.
+        steps: of the teacher, iPNDM on the Karras grid.
+        order: of the teacher, 1 to 4.
+        discount: of later jumps' costs against earlier ones'; above 1 they weigh more.
+        measure: ``"deviation"``, a state's distance from the line between the ends of its trajectory, less the
+            teacher's own, or plain ``"distance"`` from the teacher's state.
+        batch: trajectories followed at once; all their states are held.
+
+    Raises:
+        ValueError: names the setting that is out of range.
+
+    References:
+        Chen et al., arXiv 2405.11326; the path, its discount and both measures as in the authors' code.
+    """
+    if measure not in ("deviation", "distance"):
+        raise ValueError(f"measure must be 'deviation' or 'distance', got {measure!r}")
+    integer("nfe (at most the teacher's steps)", nfe, 1, steps)
+    number("discount", discount, "(0, inf)")
+    integer("batch", batch, 1, MAX_BATCH)
+    check_pairs(pairs, model)
+    if len(pairs) == 0:
+        raise ValueError("pairs must be at least one, got none")
+    t = grids.karras(model.schedule, steps, model.t_end)
+    total = torch.zeros(steps + 1, steps + 1, dtype=torch.float64)
+    for start in range(0, len(pairs), batch):
+        part = pairs.subset(slice(start, start + batch))
+        total += len(part) * jump_costs(model, part, t, order=order, measure=measure)
+    return t[cheapest_path(total / len(pairs), nfe, discount)]
+
+
+@torch.no_grad()
+def jump_costs(
+    model: Model, pairs: Pairs, t: Tensor, *, order: int = 4, measure: str = "deviation"
+) -> Tensor:
+    """Return what every Euler jump between two times of a fine grid costs ``(K + 1, K + 1)``, infinite backwards.
+
+    States are compared as ``x / alpha``, whose probability flow in ``sigma / alpha`` is straight where the noise
+    estimate is constant. Jumps from ``alpha = 0`` (a flow at t = 1) are to the answer itself, and their deviations
+    are measured from the state after it.
+
+    Args:
+        model: whose denoiser to ask.
+        pairs: noise and labels.
+        t: K + 1 times.
+        order: of the teacher, iPNDM.
+        measure: as in :func:`gits`.
+    """
+    alpha, sigma = model.schedule(t)
+    states, answers = _followed(model, pairs, t, order)
+    line = int(alpha[0] == 0)  # the first state with a place to draw a line from
+    scaled = [x / float(a) if a > 0 else x for x, a in zip(states, alpha, strict=True)]
+    costs = torch.full((len(t), len(t)), torch.inf, dtype=torch.float64)
+    for i, j in _forward_pairs(len(t)):
+        ratio = sigma[j] / sigma[i]
+        landed = float(ratio / alpha[j]) * states[i] + float(1 - ratio * alpha[i] / alpha[j]) * answers[i]
+        if measure == "distance":
+            costs[i, j] = _norm(landed - scaled[j]).mean()
+        else:
+            ends = scaled[line], scaled[-1]
+            costs[i, j] = (_from_line(landed, *ends) - _from_line(scaled[j], *ends)).mean()
+    return costs
+
+
+def cheapest_path(costs: Tensor, jumps: int, discount: float = 1.0) -> list[int]:
+    """Return the ``jumps + 1`` indices from first to last with least ``sum_k discount^k costs[i_k, i_{k+1}]``.
+
+    Args:
+        costs: ``(K, K)`` of going from one index to a later one, infinite elsewhere.
+        jumps: at least 1, fewer than K.
+        discount: factor a jump.
+    """
+    best, choices = costs[:, -1], []
+    for _ in range(jumps - 1):
+        through = costs + discount * best[None, :]
+        best, chosen = through.min(dim=1)
+        choices.append(chosen)
+    path = [0]
+    for chosen in reversed(choices):
+        path.append(int(chosen[path[-1]]))
+    return [*path, len(costs) - 1]
+
+
+def _followed(model: Model, pairs: Pairs, t: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The teacher's states at every time, and the network's answers at all but the last."""
+    denoise, answers = model.bind(pairs.labels, pairs.guidance), []
+
+    def remembered(x: Tensor, time: Tensor) -> Tensor:
+        answers.append(denoise(x, time).clone())  # a network may write its next answer over this one
+        return answers[-1]
+
+    table = ipndm(model.schedule, t, order)
+    return list(trajectory(remembered, pairs.noise.to(model.device), table)), answers
+
+
+def _forward_pairs(count: int) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i in range(count - 1) for j in range(i + 1, count))
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm.double()
+
+
+def _from_line(x: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Distance ``(B,)`` of points from the lines through two others."""
+    along = (first - last).flatten(1)
+    along = along / torch.linalg.vector_norm(along, dim=1, keepdim=True)
+    offset = (x - last).flatten(1)
+    return _norm(offset - (offset * along).sum(1, keepdim=True) * along)

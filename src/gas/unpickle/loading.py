@@ -1,0 +1,129 @@
+"""Published pickles read as data: tensors, numbers and containers; nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from gas.io import one_line, open_regular
+from gas.unpickle.plain import Persistent, Refused
+from gas.unpickle.reader import Budget, bounded
+from gas.unpickle.torch_file import TORCH_MAGIC, DataReader, read_torch
+
+__all__ = ["Persistent", "explained", "is_torch_file", "read_open", "read_pickle", "state_dict_of"]
+
+_ADVICE = (
+    "only tensors, numbers and plain containers are read; have its owner save the weights as safetensors"
+)
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Read a pickle (protocols 0 to 5), or a file of ``torch.save``, without executing anything in it.
+
+    Networks come back as :class:`Persistent`: those written by EDM's and StyleGAN's ``torch_utils.persistence``,
+    whose source text is ignored, and plain modules of torch and of R3GAN. ``EasyDict``, ``OrderedDict`` and
+    ``defaultdict`` come back as ``dict``, parameters as tensors, all tensors on the CPU.
+
+    Args:
+        path: file of a source that need not be trusted.
+
+    Returns:
+        What was pickled: containers, numbers, text, tensors, numpy arrays of numbers and :class:`Persistent`.
+
+    Raises:
+        ValueError: one line that names the file and what was refused, or says that the file is damaged.
+        FileNotFoundError: when there is no such file.
+
+    References:
+        Layouts: Karras et al., arXiv 2206.00364; Huang et al., arXiv 2501.05441 (their published weights).
+    """
+    path = Path(path)
+    with explained(path), open_regular(path) as file:
+        return read_open(file)
+
+
+def read_open(file: BinaryIO, start: int = 0) -> Any:
+    """Read an open file as :func:`read_pickle` does, from byte ``start`` on.
+
+    Raises:
+        ValueError: when it asks for more than data, or for more than a file of its size can hold.
+    """
+    budget = Budget(file.seek(0, os.SEEK_END))
+    if is_torch_file(file, start):
+        return bounded(read_torch(file, budget))
+    return bounded(DataReader(file, budget).load())
+
+
+def is_torch_file(file: BinaryIO, start: int = 0) -> bool:
+    """Whether a file was written by ``torch.save``, in either of its forms; leaves it at ``start``."""
+    file.seek(start)
+    head = file.read(16)
+    file.seek(start)
+    return head.startswith(b"PK\x03\x04") or head[2:14] == TORCH_MAGIC
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn whatever happens while a file is read into one line that names it.
+
+    Raises:
+        ValueError: what was refused, or that the file is damaged.
+    """
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(f"{path}: refused {error}; {_ADVICE}") from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+        what = "is cut short, damaged or no pickle"
+        raise ValueError(f"{path} {what} ({_one_line(error)}); download it again") from error
+
+
+def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a module read by :func:`read_pickle`.
+
+    Args:
+        persistent: a module, with its submodules in ``state``.
+
+    Returns:
+        Tensors by dotted name, as ``Module.state_dict()`` names them.
+
+    Raises:
+        ValueError: when it is no module, or a submodule occurs twice.
+    """
+    tensors: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Any]] = [("", persistent)]
+    seen: set[int] = set()  # a file can nest a module in itself, or double it at every level
+    while waiting:
+        prefix, module = waiting.pop()
+        where = f"submodule {prefix[:-1]!r}" if prefix else "the object"
+        if not _is_module(module):
+            kind = module.class_name if isinstance(module, Persistent) else type(module).__name__
+            raise ValueError(f"{where} is a {kind!r}, not a torch module")
+        if id(module) in seen:
+            raise ValueError(f"{where} ({module.class_name!r}) occurs twice; shared modules are not read")
+        seen.add(id(module))
+        hidden = module.state.get("_non_persistent_buffers_set", set())
+        own = module.state["_parameters"] | module.state["_buffers"]
+        tensors |= {f"{prefix}{n}": v for n, v in own.items() if isinstance(v, Tensor) and n not in hidden}
+        children = [(f"{prefix}{name}.", child) for name, child in module.state["_modules"].items()]
+        waiting += [entry for entry in reversed(children) if entry[1] is not None]
+    return tensors
+
+
+def _is_module(thing: Any) -> bool:
+    if not isinstance(thing, Persistent):
+        return False
+    parts = [thing.state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    hidden = thing.state.get("_non_persistent_buffers_set", set())
+    return all(isinstance(part, dict) for part in parts) and isinstance(hidden, set)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
