@@ -10,7 +10,6 @@ import diffusers
 import pytest
 import torch
 
-import bombs
 import gas
 from gas.features.inception import Inception
 from gas.features.lpips import LPIPS
@@ -29,6 +28,7 @@ from gas.schedule import VPLinear
 from gas.training.adversarial.r3gan import load_discriminator
 from gas.unpickle.loading import read_pickle
 from gas.zoo.data import read_idx
+from support import bombs
 
 SECONDS, BYTES = 2, 300 << 20
 # Imported before anything is measured: what a library takes to load is no reader's time.

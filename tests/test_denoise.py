@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from solvers import SCHEDULES
 
 import gas
-from doubles import Gaussian, Mixture
 from gas.denoise import (
     ClassifierFreeGuidance,
     DiscreteTime,
@@ -20,6 +18,8 @@ from gas.denoise import (
     VelocityDenoiser,
 )
 from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
+from support.doubles import Gaussian, Mixture
+from support.solvers import SCHEDULES
 
 VP = {name: schedule for name, schedule in SCHEDULES.items() if name != "flow"}
 TIMES = [1.0, 0.9, 0.5, 0.1, 0.001]

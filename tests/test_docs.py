@@ -46,7 +46,7 @@ def digits():
 def pipeline():
     """A tiny pipeline of Stable Diffusion's classes with random weights, and a solver file for it."""
     pytest.importorskip("diffusers")
-    import pipelines
+    from support import pipelines
 
     pipe, prompts = pipelines.build("sd1"), ["a cat", "dog on the mat"]
     pipe.set_progress_bar_config(disable=True)

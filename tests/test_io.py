@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 import gas
-from doubles import Mixture
 from gas import io
 from gas.io import load_state, save_state
 from gas.metrics.frechet import feature_statistics
@@ -21,6 +20,7 @@ from gas.pairs.shards import _manifest, read_manifest, write_manifest
 from gas.paper.weights import Weights, read_weights, write_weights
 from gas.schedule import EDMasVP
 from gas.zoo import weights_file
+from support.doubles import Mixture
 
 
 def refusal(read, *args):

@@ -19,10 +19,10 @@ pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import gas  # noqa: E402
-import pipelines  # noqa: E402 (after the library it needs)
 from gas.features.transformer import clip_of  # noqa: E402
 from gas.model_folder import check_model_folder  # noqa: E402
 from gas.pipelines.loading import open_pipeline  # noqa: E402
+from support import pipelines  # noqa: E402 (after the library it needs)
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -17,6 +17,7 @@ from gas.cli.app import app
 from gas.experiments.store import claim_folders
 from gas.training.distillation import STATE
 from gas.workspace import LOCK, MARKER, claim, discard, hold, scratch
+from support.commands import refused
 
 CELLS = ("cells", "solvers", "state", "pictures")
 REPORTS = ("rankings.json", "report.csv", "report.md", "report.html")
@@ -178,14 +179,6 @@ def test_a_second_demo_overwrites_nothing_of_a_users(tmp_path, name):
     line = refused("demo", "--model", "digits", "--nfe", 8, "--out", tmp_path)
     assert f"{name} was not written by gas-solver" in line
     assert (tmp_path / name).read_text() == "mine"
-
-
-def refused(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 2, result.output + repr(result.exception)
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(line) < 300
-    return line
 
 
 @pytest.fixture(scope="module")

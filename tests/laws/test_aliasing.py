@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from solvers import LEARNED, NAMES, table_named
 
 import gas
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
@@ -14,6 +13,7 @@ from gas.sampling import Stepper, sample, trajectory
 from gas.training.linearization import linearize
 from gas.training.ranking import rank_classical
 from gas.training.trajectory_grid import gits
+from support.solvers import LEARNED, NAMES, table_named
 
 NFE = 4
 SCHEDULE = gas.VPLinear()

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from solvers import scaled_linear
 
 from gas import classical, grids
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.s4s import S4S
 from gas.schedule import EDMasVP, VPLinear
+from support.solvers import scaled_linear
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 GRID = {"time_uniform": grids.time_uniform, "logSNR": grids.log_snr, "time_quadratic": grids.time_quadratic}
 
 

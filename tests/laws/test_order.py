@@ -10,10 +10,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from doubles import Gaussian
 from gas import classical
 from gas.sampling import sample
 from gas.schedule import VPLinear
+from support.doubles import Gaussian
 
 # Local slope expected: order + 1. UniPC's row carries the corrector of the step before, which on exact history
 # cancels the leading error of its own predictor: order + 2. DPM-Solver++(3M) as published lacks a factor 2 in its

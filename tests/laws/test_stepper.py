@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from solvers import LEARNED, NAMES, table_named
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gas.learned.generalized import GeneralizedSolver
 from gas.sampling import Stepper, sample, trajectory
 from gas.schedule import VPLinear
 from gas.table import Table
+from support.solvers import LEARNED, NAMES, table_named
 
 ENTRY = st.one_of(st.just(0.0), st.floats(-1.5, 1.5))
 

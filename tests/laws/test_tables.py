@@ -3,14 +3,14 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES, nominal_times
 
-from doubles import Gaussian
 from gas import classical
 from gas.classical.registry import SOLVERS
 from gas.sampling import sample, trajectory
 from gas.schedule import Flow, VPLinear
 from gas.table import Table
+from support.doubles import Gaussian
+from support.solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES, nominal_times
 
 
 def spread(shares):

@@ -1,0 +1,131 @@
+"""The scheduler sees the guidance scale of its pipeline's call and compares it with the solver's."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.importorskip("diffusers")
+
+import gas
+from gas.integrations.diffusers.caller import guidance_of_call
+from gas.pipelines.model import from_pipeline
+from support import pipelines
+
+CALLS = {
+    "sd1": {"prompt": "a cat", "output_type": "latent"},
+    "dit": {"class_labels": [1]},
+    "flux": {"prompt": "a cat", "height": 16, "width": 16, "output_type": "latent"},
+}
+SIZES = {"flux": {"height": 16, "width": 16}}
+
+
+@pytest.fixture(scope="module")
+def models():
+    prompts = {"dit": ()}
+    return {
+        family: from_pipeline(
+            pipelines.build(family), prompts.get(family, ["a cat"]), **SIZES.get(family, {})
+        )
+        for family in CALLS
+    }
+
+
+def mentions(models, family, learned, called, told=None, more=None, **keys):
+    """What a call warns of guidance."""
+    model = models[family]
+    pipe, original = model.pipe, model.pipe.scheduler
+    solver = gas.GeneralizedSolver(model.schedule, 2, model.t_end)
+    artefact = gas.save(None, solver, model=model, guidance=learned)
+    served = gas.GASScheduler.from_config(original.config, solver=artefact, guidance_scale=told, **keys)
+    passed = {**(more or {}), **({} if called is None else {"guidance_scale": called})}
+    pipe.scheduler = served
+    try:
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            pipe(**CALLS[family], **passed, num_inference_steps=2)
+    finally:
+        pipe.scheduler = original
+    return [str(w.message).partition("use: ")[2] for w in caught if "guidance" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("family", "learned", "called", "told", "said"),
+    [
+        ("sd1", 2.0, 2.0, None, None),
+        ("sd1", 2.0, 7.5, None, "guidance 2 (this pipeline: 7.5)"),
+        ("sd1", 2.0, 7.5, 2.0, "guidance 2 (this pipeline: 7.5)"),  # told 2 before
+        ("sd1", 7.5, 7.5, 2.0, None),  # the call counts
+        ("sd1", 2.0, None, None, "guidance 2 (this pipeline: 7.5)"),  # the call's default
+        ("sd1", 1.0, 1.0, None, None),
+        ("sd1", 1.0, 0.0, None, None),  # guides nothing either
+        ("sd1", 2.0, 1.0, 2.0, "guidance 2 (this pipeline: 1)"),
+        ("dit", 2.0, 4.0, None, "guidance 2 (this pipeline: 4)"),  # kept in its call's variables only
+        ("dit", 2.0, 2.0, None, None),
+        ("flux", 3.5, 5.0, None, "guidance 3.5 (this pipeline: 5)"),  # an input of the network
+        ("flux", 3.5, 0.5, None, "guidance 3.5 (this pipeline: 0.5)"),
+        ("flux", 3.5, None, None, None),
+    ],
+)
+def test_a_call_with_other_guidance_is_said(models, family, learned, called, told, said):
+    assert mentions(models, family, learned, called, told) == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(
+    ("more", "problems"),
+    [
+        ({"true_cfg_scale": 4.0, "negative_prompt": "a dog"}, ["guidance 3.5 (this pipeline: 4)"]),
+        ({"true_cfg_scale": 4.0}, []),  # without a negative prompt there is nothing to extrapolate from
+        ({"true_cfg_scale": 1.0, "negative_prompt": "a dog"}, []),
+    ],
+)
+def test_extrapolation_from_a_negative_prompt_counts(models, more, problems):
+    assert mentions(models, "flux", 3.5, 3.5, more=more) == problems
+
+
+@pytest.mark.parametrize("embeds", [False, None])
+@pytest.mark.parametrize(("negative", "scale"), [("a dog", 4.0), (None, 1.0)])
+def test_a_pipeline_that_guides_by_its_true_scale_alone(embeds, negative, scale):
+    class Qwen:
+        scheduler = None
+
+        def __init__(self):
+            self.scheduler, self.transformer = "mine", SimpleNamespace(config=SimpleNamespace())
+            if embeds is not None:
+                self.transformer.config.guidance_embeds = embeds
+
+        def __call__(self, true_cfg_scale=4.0, negative_prompt=None, guidance_scale=None):
+            do_true_cfg = true_cfg_scale > 1 and negative_prompt is not None  # noqa: F841  # read from outside
+            return guidance_of_call("mine")
+
+    assert Qwen()(negative_prompt=negative) == scale
+
+
+def test_strict_refuses_it(models):
+    with pytest.raises(ValueError, match=r"guidance 2 \(this pipeline: 7.5\)"):
+        mentions(models, "sd1", 2.0, 7.5, strict=True)
+
+
+def test_outside_of_its_pipeline_nothing_is_seen():
+    class Other:
+        scheduler = None
+
+        def __call__(self, guidance_scale):
+            return guidance_of_call("mine")
+
+    class Odd:
+        def __init__(self):
+            self.scheduler = "mine"
+
+        def __call__(self, guidance_scale=None):
+            return guidance_of_call("mine")
+
+    assert guidance_of_call("mine") is None
+    assert Other()(7.5) is None
+    assert Odd()(7.5) == 7.5 and Odd()(1) == 1.0 and Odd()(0) == 1.0
+    assert Odd()() is None and Odd()("7.5") is None and Odd()(True) is None

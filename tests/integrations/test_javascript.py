@@ -1,0 +1,118 @@
+"""The reference run in JavaScript samples what torch samples."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from gas.classical.registry import SOLVERS
+from gas.grids.analytic import log_snr
+from gas.learned.generalized import GeneralizedSolver
+from gas.sampling import sample
+from gas.schedule import VPLinear
+from gas.solver_file import load, save
+
+SAMPLER = Path(__file__).parents[2] / "examples" / "sampler.mjs"
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="Node.js is not installed: no 'node' on the path")
+
+# Prints, for every NFE, the sample of a nonlinear denoiser that is written the same way in torch below.
+DRIVER = """
+const { entry, sample } = await import(process.argv[1]);
+const [path, array, nfes, start] = process.argv.slice(2);
+const kind = globalThis[array], first = kind.from(JSON.parse(start));
+const denoise = (x, t) => x.map((value) => Math.sin(2 * value + t));
+const made = [];
+for (const nfe of JSON.parse(nfes)) made.push(Array.from(await sample(denoise, first, entry(path, nfe))));
+console.log(JSON.stringify(made));
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    schedule, path = VPLinear(), tmp_path / "solver.json"
+    learned, generator = GeneralizedSolver(schedule, 4, 1e-3), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in learned.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    unipc = SOLVERS["unipc-3-bh2"](schedule, log_snr(schedule, 6, 1e-3))
+    save(path, [learned, unipc, SOLVERS["heun"](schedule, log_snr(schedule, 1, 1e-3))])
+    return path
+
+
+def node(*words):
+    return subprocess.run([NODE, *map(str, words)], capture_output=True, text=True, timeout=60)
+
+
+# Prints, for every NFE, the sample of one denoiser in three ways: with answers of their own, in place, in one buffer.
+ALIASING = """
+const { entry, sample } = await import(process.argv[1]);
+const [path, nfes] = process.argv.slice(2);
+const answer = (value, t) => Math.sin(2 * value + t), first = Float64Array.of(-1.5, 0.2, 1.1), buffer = first.slice();
+const ways = [
+  (x, t) => x.map((value) => answer(value, t)),
+  (x, t) => { x.forEach((value, i) => (x[i] = answer(value, t))); return x; },
+  (x, t) => { x.forEach((value, i) => (buffer[i] = answer(value, t))); return buffer; },
+];
+const made = [];
+for (const nfe of JSON.parse(nfes)) {
+  const each = [];
+  for (const denoise of ways) each.push(Array.from(await sample(denoise, first, entry(path, nfe))));
+  made.push(each);
+}
+console.log(JSON.stringify(made));
+"""
+
+
+@needs_node
+def test_javascript_with_denoisers_that_write_in_place(path):
+    words = [path, json.dumps(load(path).nfes)]
+    result = node("--input-type=module", "-e", ALIASING, SAMPLER.as_uri(), *words)
+    assert result.returncode == 0, result.stderr
+    for plain, in_place, buffered in json.loads(result.stdout):
+        assert plain == in_place == buffered
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("array", "dtype"), [("Float64Array", torch.float64), ("Float32Array", torch.float32)]
+)
+def test_javascript_samples_the_same(path, array, dtype):
+    artefact, start = load(path), torch.linspace(-1.5, 1.5, 9, dtype=dtype)
+    words = [path, array, json.dumps(artefact.nfes), json.dumps(start.tolist())]
+    result = node("--input-type=module", "-e", DRIVER, SAMPLER.as_uri(), *words)
+    assert result.returncode == 0, result.stderr
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for nfe, made in zip(artefact.nfes, json.loads(result.stdout), strict=True):
+        expected = sample(lambda x, t: torch.sin(2 * x + t), start, artefact.table(nfe))
+        made = torch.tensor(made, dtype=dtype)
+        torch.testing.assert_close(made, expected, rtol=tolerance, atol=tolerance)
+
+
+@needs_node
+def test_run_as_a_program_it_samples_every_solver_of_a_file(path):
+    result = node(SAMPLER, path)
+    assert result.returncode == 0, result.stderr
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["NFE 2", "NFE 4", "NFE 6"]
+
+
+@needs_node
+def test_javascript_refuses_what_is_not_there(path, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    code = "const {entry} = await import(process.argv[1]); entry(process.argv[2], +process.argv[3])"
+    for file, message in [(path, "has no table for NFE 9; it has 2,4,6"), (other, "is not a solver file")]:
+        result = node("--input-type=module", "-e", code, SAMPLER.as_uri(), file, 9)
+        assert result.returncode == 1
+        assert message in result.stderr
+
+
+def test_it_is_short_and_needs_no_package():
+    lines = SAMPLER.read_text().splitlines()
+    assert len(lines) < 60
+    imports = [line for line in lines if line.startswith("import ")]
+    assert len(imports) == 2
+    assert all('from "node:' in line for line in imports)

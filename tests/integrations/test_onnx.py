@@ -1,0 +1,102 @@
+"""Solvers as ONNX give torch's numbers, hold their weights once, and say what is missing."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gas
+from gas.integrations.onnx import TOLERANCE, Step, Unrolled, export, largest_difference
+from support.commands import run
+
+onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed", exc_type=Exception)
+onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed", exc_type=Exception)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return gas.zoo.load("digits")
+
+
+@pytest.fixture(scope="module")
+def table(model):
+    return gas.Classical("unipc-3-bh2", "log_snr", 3, 1e-3).table(model.schedule)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, model, table):
+    path = tmp_path_factory.mktemp("onnx") / "solver.json"
+    gas.save(path, table, model=model, guidance=2.0)
+    return path
+
+
+def test_the_whole_guided_sampler_from_the_command_line(tmp_path, file, model, table):
+    out = tmp_path / "sampler.onnx"
+    told = json.loads(run("export", "-s", file, "--onnx", out, "-m", "digits", "--nfe", 3, "--json").stdout)
+    assert told["largest_difference"] < TOLERANCE
+    assert told["inputs"] == ["x", "labels"]
+    x, labels = model.noise(range(7)), torch.arange(7)
+    expected = gas.sample(model.bind(labels, 2.0), x, table)
+    session = onnxruntime.InferenceSession(out)
+    (made,) = session.run(None, {"x": x.numpy(), "labels": labels.numpy()})
+    assert float(np.abs(made - expected.numpy()).max()) < 1e-5
+    # The network is asked three times and its weights stand there once.
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    assert weights < told["bytes"] < 1.5 * weights
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_one_row_from_the_command_line(tmp_path, file, table, row):
+    out = tmp_path / "row.onnx"
+    told = json.loads(run("export", "-s", file, "--onnx", out, "--nfe", 3, "--row", row, "--json").stdout)
+    assert told["bytes"] < 10_000
+    states, outputs = torch.randn(2, row + 1, 1000)
+    expected = torch.tensordot(table.states[row, : row + 1].float(), states, 1)
+    expected = expected + torch.tensordot(table.outputs[row, : row + 1].float(), outputs, 1)
+    given = {"states": states, "outputs": outputs}
+    assert largest_difference(out.read_bytes(), given, expected) < 1e-5
+
+
+def test_a_network_that_fixes_the_batch_is_not_written(tmp_path, table):
+    class Fixed(nn.Module):
+        def forward(self, x, t):
+            return x * torch.ones(int(x.shape[0]), 1)
+
+    fixed, out = Fixed(), tmp_path / "fixed.onnx"
+    with pytest.raises(ValueError, match=r"ONNX graph does not run|cannot be written as ONNX"):
+        export(out, Unrolled(fixed, fixed, table), {"x": torch.ones(3, 4)}, batch={"x": 0})
+    assert not out.exists()
+
+
+def test_a_graph_with_other_numbers_is_not_written(tmp_path, table, monkeypatch):
+    out = tmp_path / "row.onnx"
+    monkeypatch.setattr("gas.integrations.onnx.largest_difference", lambda *given: 1e-3)
+    given = {name: torch.ones(1, 6) for name in ("states", "outputs")}
+    with pytest.raises(ValueError, match=r"differs from torch by 1\.0e-03, more than 1e-05"):
+        export(out, Step(table, 0), given, batch=dict.fromkeys(given, 1))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--row", 3], "row must lie in 0 .. 2 for a table of NFE 3, got 3"),
+        (["--nfe", 9], "has no table for NFE 9; it has NFE 3"),
+        (["-m", "mnist"], "was made for another model or use"),
+        (["--onnx", "a.txt"], "the name must end in .onnx"),
+    ],
+)
+def test_bad_calls_get_one_line(tmp_path, file, words, message):
+    given = ["export", "-s", file, "--onnx", tmp_path / "a.onnx", "--nfe", 3, *words]
+    given += [] if "--row" in words or "-m" in words else ["-m", "digits"]
+    assert message in " ".join(run(*given, code=2).stderr.split())
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_the_extra_it_says_what_to_install(tmp_path, file, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    given = ["export", "-s", file, "--onnx", tmp_path / "a.onnx", "-m", "digits", "--nfe", 3]
+    assert "pip install 'gas-solver[onnx]'" in run(*given, code=2).stderr

@@ -1,0 +1,154 @@
+"""Pipelines whose weights are not the published ones: adapters, LoRA files, bytes, parts moved in and out."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import gas
+from gas.models.protocol import weights_hash
+from gas.models.seeds import labels_of_seeds
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
+
+from gas.pipelines.model import from_pipeline  # noqa: E402
+from support import pipelines  # noqa: E402 (after the library it needs)
+from support.serving import PROMPTS, assert_same, perturbed, sampled, scheduler, served  # noqa: E402
+
+
+@pytest.fixture
+def sd():
+    return pipelines.build("sd1")
+
+
+class LowRank(nn.Module):
+    """A linear layer with an adapter beside it, as LoRA puts there."""
+
+    def __init__(self, layer: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.layer, generator = layer, torch.Generator().manual_seed(0)
+        self.down = nn.Parameter(torch.randn(rank, layer.in_features, generator=generator))
+        self.up = nn.Parameter(torch.randn(layer.out_features, rank, generator=generator) / 4)
+
+    def forward(self, x):
+        return self.layer(x) + x @ self.down.T @ self.up.T
+
+
+class Int8(nn.Module):
+    """A linear layer whose weights are kept as bytes with a scale a row, as weight-only quantisation does."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        scale = layer.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("bytes", (layer.weight.detach() / scale).round().to(torch.int8))
+        self.bias = layer.bias
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.bytes * self.scale, self.bias)
+
+
+def replaced(network, kind):
+    """Put a wrapper in the place of every linear layer of the attentions; return how many."""
+    places = [
+        (module, name)
+        for path, module in network.named_modules()
+        for name, part in module.named_children()
+        if isinstance(part, nn.Linear) and "attn" in path
+    ]
+    for module, name in places:
+        setattr(module, name, kind(getattr(module, name)))
+    return len(places)
+
+
+@pytest.mark.parametrize("kind", [LowRank, Int8])
+def test_adapters_and_rounded_weights_stay_in_place(sd, kind):
+    """They answer in training and in serving alike, and the file says that it is for them."""
+    plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
+    assert replaced(sd.unet, kind) >= 8
+    model = from_pipeline(sd, PROMPTS)
+    assert model.identity()["sha256"] != plain.identity()["sha256"]
+    noise = model.noise(range(2))
+    assert float((sampled(model, noise) - sampled(plain, noise)).abs().max()) > 1e-4
+    sd.scheduler = scheduler(sd, model, strict=True)
+    assert_same(served(sd, noise), sampled(model, noise))
+    with pytest.raises(ValueError, match="made for another model or use: sha256"):
+        gas.save(None, perturbed(model), model=model).check(plain)
+    pairs = gas.pairs.teach(model, perturbed(model)().detach(), range(4), guidance=2.0)
+    solver = gas.GeneralizedSolver(model.schedule, 2, model.t_end)
+    first, *_, last = gas.fit(solver, model, pairs, validation=None, config=gas.Adam(iterations=5, batch=2))
+    assert last.best_loss < first.start_loss
+
+
+def test_dynamically_quantised_weights_have_a_hash():
+    """torch's own int8 layers keep their weights packed, in no tensor."""
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(2)]
+    first, second = (torch.ao.quantization.quantize_dynamic(network, {nn.Linear}) for network in networks)
+    again = torch.ao.quantization.quantize_dynamic(networks[0], {nn.Linear})
+    assert weights_hash(first) == weights_hash(again) != weights_hash(second)
+
+
+def test_parts_that_are_moved_in_and_out(sd):
+    """Offloading by accelerate's hooks: whole parts in turn, as enable_model_cpu_offload has it."""
+    model = from_pipeline(pipelines.build("sd1"), PROMPTS)
+    sd.enable_model_cpu_offload(device="cpu")
+    assert hasattr(sd.unet, "_hf_hook")
+    offloaded = from_pipeline(sd, PROMPTS)
+    assert offloaded.identity()["sha256"] == model.identity()["sha256"]
+    noise = model.noise(range(2))
+    assert_same(sampled(offloaded, noise), sampled(model, noise))
+    sd.scheduler = scheduler(sd, offloaded, strict=True)
+    assert_same(served(sd, noise), sampled(model, noise))
+    assert labels_of_seeds(offloaded.classes, range(3)).tolist() == [0, 1, 0]
+
+
+# --- LoRA files, as they are published ------------------------------------------------------------------
+
+
+def lora_file(folder):
+    """What a LoRA training leaves: a file for the attentions of this U-Net, its numbers not zero."""
+    peft = pytest.importorskip("peft")
+    pipe = pipelines.build("sd1")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_k", "to_v"]))
+        for name, number in pipe.unet.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(number, std=0.5)
+    layers = peft.get_peft_model_state_dict(pipe.unet)
+    type(pipe).save_lora_weights(folder, unet_lora_layers=layers)
+    return folder
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["beside", "fused"])
+def test_a_lora_file_is_learned_for_and_served_with(sd, tmp_path, fused):
+    """Loaded by diffusers' own call; the solver file is for the network with it, and for no other."""
+    plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
+    sd.load_lora_weights(lora_file(tmp_path), adapter_name="style")
+    if fused:
+        sd.fuse_lora(lora_scale=0.8)
+    model = from_pipeline(sd, PROMPTS)
+    assert model.identity()["sha256"] != plain.identity()["sha256"]
+    noise = model.noise(range(2))
+    assert float((sampled(model, noise) - sampled(plain, noise)).abs().max()) > 1e-3
+    pairs = gas.pairs.teach(model, perturbed(model)().detach(), range(4), guidance=2.0)
+    solver = gas.GeneralizedSolver(model.schedule, 2, model.t_end)
+    first, *_, last = gas.fit(solver, model, pairs, validation=None, config=gas.Adam(iterations=5, batch=2))
+    assert last.best_loss < first.start_loss
+    sd.scheduler = scheduler(sd, model, strict=True)
+    assert_same(served(sd, noise), sampled(model, noise))
+    with pytest.raises(ValueError, match="made for another model or use: sha256"):
+        gas.save(None, perturbed(model), model=model).check(plain)
+
+
+def test_a_lora_that_was_taken_out_again_leaves_no_trace(sd, tmp_path):
+    plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
+    sd.load_lora_weights(lora_file(tmp_path), adapter_name="style")
+    sd.unload_lora_weights()
+    assert from_pipeline(sd, PROMPTS).identity()["sha256"] == plain.identity()["sha256"]

@@ -1,0 +1,111 @@
+"""What one process and several must do alike: run in the tests, and as the program that torchrun starts."""
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from gas import distributed, pairs
+from gas.classical.registry import Classical
+from gas.learned.generalized import GeneralizedSolver
+from gas.losses import FeatureLoss, l1
+from gas.paper.presets import PRESETS
+from gas.training.adam import Adam
+from gas.training.gauss_newton import GaussNewton
+from gas.training.loop import fit
+from support import standins
+from support.doubles import MIXTURE, taught
+
+WHERE = ["--model", "digits"]
+
+
+def gas_command(*words):
+    """Run ``python -m gas`` in this process; return its exit code and what it printed."""
+    printed, said = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["gas", *map(str, words)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(said),
+    ):
+        try:
+            runpy.run_module("gas", run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0, printed.getvalue(), said.getvalue()
+    return 0, printed.getvalue(), said.getvalue()
+
+
+def learned(folder, name, loss, config):
+    """Train on the mixture, resumably, and keep what this process ended with."""
+    table = Classical("dpmpp-2m", "time_uniform", 3, MIXTURE.t_end).table(MIXTURE.schedule)
+    solver = GeneralizedSolver.from_table(MIXTURE.schedule, table, MIXTURE.t_end)
+    data = {"validation": taught(range(500, 600), labelled=True), "checkpoint": folder / f"{name}.state"}
+    *_, last = fit(solver, MIXTURE, taught(range(101), labelled=True), loss=loss, config=config, **data)
+    ended = {"solver": solver.state_dict(), "losses": (last.start_loss, last.best_loss, last.evaluations)}
+    torch.save(ended, folder / f"{name}-{distributed.rank()}.pt")
+
+
+def work(folder):
+    """Pairs, training by both optimisers, statistics and an evaluation, into a folder."""
+    solver = folder / "gs.json"
+    commands = [
+        f"pairs --seeds 72 --nfe 5 --batch 16 --out {folder / 'pairs'} --json",
+        f"train --pairs {folder / 'pairs'} --nfe 1 --validation 12 --iterations 2 --out {solver}",
+        f"statistics --pairs {folder / 'pairs'} --out {folder / 'statistics.safetensors'}",
+        f"evaluate --solver {solver} --seeds 50000:50016 --json",
+    ]
+    for line in commands:
+        words = line.split()
+        code, printed, said = gas_command(*words, *WHERE)
+        if code:
+            raise RuntimeError(f"gas {words[0]} ended with {code}: {said}")
+        if distributed.first():
+            (folder / f"{words[0]}.out").write_text(printed.replace(str(folder), "FOLDER"))
+        elif printed or said:
+            raise RuntimeError(f"gas {words[0]} speaks in process {distributed.rank()}: {printed}{said}")
+    preset(folder)
+    learned(folder, "features", FeatureLoss(lambda x: x.sin()), GaussNewton(iterations=4))
+    learned(folder, "adam", l1, Adam(iterations=16, batch=13, relax=0.1, validate_every=8))
+
+
+def preset(folder):
+    """A published setup on its stand-in: pairs, then training as the paper does, by Adam."""
+    weights, setup = folder / "weights", PRESETS["cifar10"]
+    distributed.alone(lambda: str(standins.write_weights(setup, weights)))
+    words = ["--preset", setup.name, "--preset-weights", weights, *standins.small(setup)]
+    made = folder / "preset-pairs"
+    for more in (
+        ["pairs", "--out", made],
+        ["train", "--nfe", 3, "--pairs", made, "--out", folder / "preset.json"],
+    ):
+        code, _, said = gas_command(more[0], *words, *more[1:])
+        if code:
+            raise RuntimeError(f"gas {more[0]} --preset ended with {code}: {said}")
+
+
+def trouble(folder):
+    """What cannot be shared, and a teacher that fails in the second process alone."""
+    critic = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --out {folder / 'gas.json'}"
+    told = [gas_command(*critic.split(), *WHERE), gas_command("zoo")]
+    real = pairs._taught
+
+    def failing(*args, **kwargs):
+        if distributed.rank() == 1:
+            raise OSError("the second machine's own trouble")
+        return real(*args, **kwargs)
+
+    with mock.patch.object(pairs, "_taught", failing):
+        told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
+    if distributed.first():
+        (folder / "trouble.out").write_text("\n\n".join(f"{code} {said.strip()}" for code, _, said in told))
+    raise SystemExit(told[-1][0])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.together():
+        work(Path(sys.argv[1]))
+        trouble(Path(sys.argv[1]))

@@ -1,0 +1,239 @@
+"""The zoo's latent pipelines: digits as prompted, solvers served by the pipeline itself, recipes that train."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import gas
+from gas import zoo
+from gas.classical.registry import Classical
+from gas.io import sealed_metadata
+from gas.models.protocol import Model
+from gas.models.seeds import labels_of_seeds
+from gas.pipelines.specs import family_of
+from gas.training.adam import AdamSteps
+from gas.training.adversarial.setup import GAS, adversary_for
+from gas.training.distillation import against
+from gas.zoo import data
+from gas.zoo.latent import build, model, parts, recipes, train
+from support.commands import run
+
+NAMES = ("mnist-latent", "mnist-flow")
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    return zoo.load("mnist")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def latent(request):
+    return zoo.load(request.param)
+
+
+def images(size=40):
+    x = torch.rand(size + 20, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return data.Images("noise", x, torch.arange(size + 20) % 10, held_out=20)
+
+
+def test_a_pipeline_draws_the_digit_that_it_is_told(latent, measuring):
+    """Through the pipeline's own call, with the scheduler that it comes with."""
+    pipe = zoo.pipeline(latent.name)
+    noise = latent.noise(range(20))
+    prompts = [latent.prompts[i % 10] for i in range(20)]
+    told = dict(latent.arguments, num_inference_steps=12, guidance_scale=2.0, output_type="pt")
+    drawn = pipe(prompts, latents=noise, **told).images
+    assert drawn.shape == (20, 1, 32, 32)
+    named = measuring.classifier(2 * drawn - 1).argmax(dim=1)
+    assert int((named == torch.arange(20) % 10).sum()) >= 19
+    picture = pipe("seven", num_inference_steps=2, guidance_scale=2.0).images[0]
+    assert picture.size == (32, 32)
+
+
+def test_a_solver_in_the_pipeline_is_gas_sample(latent, tmp_path):
+    """The three lines of the documentation, on one file."""
+    assert isinstance(latent, Model)
+    table = Classical("dpmpp-3m", "log_snr", 4, latent.t_end).table(latent.schedule)
+    solver = gas.GeneralizedSolver.from_table(latent.schedule, table, latent.t_end)
+    with torch.no_grad():
+        for number in solver.parameters():
+            number.add_(0.02)
+    gas.save(tmp_path / "solver.json", solver, model=latent, guidance=2.0)
+    pipe = zoo.pipeline(latent.name)
+    pipe.scheduler = gas.GASScheduler.from_config(
+        pipe.scheduler.config, solver=tmp_path / "solver.json", guidance_scale=2.0, strict=True
+    )
+    labels, noise = labels_of_seeds(10, range(3)), latent.noise(range(3))
+    told = dict(latent.arguments, num_inference_steps=4, guidance_scale=2.0, output_type="latent")
+    drawn = pipe([latent.prompts[i] for i in range(3)], latents=noise, **told).images
+    with torch.no_grad():
+        expected = gas.sample(latent.bind(labels, 2.0), noise, gas.load(tmp_path / "solver.json").table(4))
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
+
+
+def test_samples_are_measured_decoded_against_real_images(latent, measuring):
+    x = latent.noise(range(2))
+    torch.testing.assert_close(latent.features(x), measuring.features(latent.decode(x)))
+    assert latent.reference is not None and latent.reference.count == 1000
+
+
+def test_a_solver_learns_against_a_critic_of_its_latents(latent):
+    table = Classical("ddim", "log_snr", 2, latent.t_end).table(latent.schedule)
+    pairs, others = gas.pairs.teach(latent, table, range(8), guidance=2.0).split(2)
+    config = replace(GAS, iterations=3, batch=2, validate_every=3)
+    adversary = adversary_for(latent, pairs, config=config, watched=4)
+    (critic,) = adversary.critics()
+    assert critic.logits(pairs.target[:2], None).shape[0] == 2
+    start = Classical("ddim", "time_uniform", 1, latent.t_end).table(latent.schedule)
+    solver = gas.GeneralizedSolver.from_table(latent.schedule, start, latent.t_end)
+    steps = AdamSteps(solver, latent, pairs, gas.losses.l1, config, adversary.weighed(1.0), "independent")
+    before = [number.detach().clone() for number in solver.parameters()]
+    assert all(math.isfinite(steps.step()) for _ in range(3))
+    assert any(not torch.equal(a, b) for a, b in zip(before, solver.parameters(), strict=True))
+    first, *_, last = against(adversary, solver, latent, pairs, others)
+    assert last.iteration == 3
+    assert last.best_loss <= first.start_loss
+
+
+def test_every_digit_is_one_token_and_nothing_else_is_a_digit():
+    words = parts.tokenizer()
+    alone = {word: words(word).input_ids for word in parts.WORDS}
+    assert all(len(ids) == 3 for ids in alone.values())
+    assert len({ids[1] for ids in alone.values()}) == 10
+    assert not {ids[1] for ids in alone.values()} & set(words("a cat on the mat, eighth").input_ids)
+
+
+def test_one_empty_place_stands_for_all_of_them():
+    """SD3 fills the places of a third encoder with zeros: 256 of them, for the price of one."""
+    vae, text = model.read_shared(model.shared_beside(zoo._WEIGHTS))
+    network = parts.denoiser("transformer", recipes.LATENT["mnist-flow"].recipe.network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+    encode = family_of(pipe := parts.assemble("transformer", network, vae, text, {})).encode
+    answers = []
+    for places, weight in ((256, 1), (1, 256)):
+        told = encode(pipe, "three", None, {"max_sequence_length": places})
+        asked = {
+            "encoder_hidden_states": told["prompt_embeds"],
+            "pooled_projections": told["pooled_prompt_embeds"],
+        }
+        x, t = torch.ones(1, 4, 8, 8), torch.tensor([300.0])
+        with torch.no_grad():
+            plain = network(x, timestep=t, **asked).sample
+            with train.Repeated(weight):
+                answers.append(network(x, timestep=t, **asked).sample)
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-4)
+    assert float((plain - answers[1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_denoiser_hears_slow_frequencies_only(name):
+    kind = recipes.LATENT[name]
+    network = parts.hear_slowly(parts.denoiser(kind.kind, kind.recipe.network))
+    shipped = dict(zoo.load(name).network.named_parameters())
+    heard = next(n for n in shipped if "time" in n and n.endswith("linear_1.weight"))
+    silent = network.get_parameter(heard).abs().sum(dim=0) == 0
+    assert 0.2 < float(silent.float().mean()) < 0.8
+    assert torch.equal(shipped[heard].abs().sum(dim=0) == 0, silent)
+
+
+def test_the_recipes_train_and_go_on_where_they_stopped(tmp_path, measuring, monkeypatch):
+    """All three, a few steps each: losses fall, files load as models, and an interruption changes nothing."""
+    monkeypatch.setattr(build, "FINE", ("unipc-3-bh2", "log_snr", 2))
+    shown = images()
+    first = replace(recipes.AUTOENCODER, steps=12, batch=8, warmup=1)
+    *_, last = train.train_autoencoder(first, shown, tmp_path / "vae.pt", every=4)
+    assert last.step == 12
+    start, *_ = train.train_autoencoder(first, shown, tmp_path / "again.pt", every=4)
+    assert last.loss < 0.9 * start.loss
+    build.build_autoencoder(shown, first, tmp_path / "vae.pt", tmp_path, measuring)
+    vae, text = model.read_shared(tmp_path / "mnist-autoencoder.safetensors")
+    mean, std = train.encoded(vae, shown.train[0])
+    assert float((mean.var() + std.square().mean()).sqrt()) == pytest.approx(1, abs=0.02)
+    for name, kind in recipes.LATENT.items():
+        kind = replace(kind, recipe=replace(kind.recipe, steps=6, horizon=0, batch=4, warmup=1))
+        told = (kind, shown, vae, text)
+        reports = train.train_latent(*told, tmp_path / f"{name}.pt", every=2)
+        next(reports)
+        reports.close()  # killed after two steps
+        *_, last = train.train_latent(*told, tmp_path / f"{name}.pt", every=2)
+        *_, whole = train.train_latent(*told, tmp_path / f"{name}-whole.pt", every=2)
+        assert last.loss == whole.loss and last.step == 6
+        path = build.build_latent(name, kind, shown, tmp_path / f"{name}.pt", tmp_path, measuring, samples=20)
+        made = zoo.load(path)
+        assert made.name == name and made.classes == 10
+        assert "samples that the classifier" in path.with_suffix(".md").read_text()
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    latent = zoo._WEIGHTS / "mnist-latent.safetensors"
+    zoo.weights_file.write_weights(tmp_path / "own.safetensors", *zoo.weights_file.read_weights(latent))
+    assert zoo.pipeline(tmp_path / "own.safetensors") is not None  # with the shipped autoencoder
+    tensors, card = zoo.weights_file.read_weights(zoo._WEIGHTS / "mnist-autoencoder.safetensors")
+    zoo.weights_file.write_weights(
+        tmp_path / "mnist-autoencoder.safetensors", tensors, {**card, "scaling_factor": 2.0}
+    )
+    with pytest.raises(ValueError, match="denoises latents of another autoencoder"):
+        zoo.pipeline(tmp_path / "own.safetensors")
+    (tmp_path / "mnist-autoencoder.safetensors").unlink()
+    (tmp_path / "own.safetensors").write_bytes(latent.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match="are damaged or not a zoo model"):
+        zoo.load(tmp_path / "own.safetensors")
+    tensors = {"x": torch.zeros(1)}
+    metadata = sealed_metadata(tensors, {"card": '{"name": "x"}'})
+    save_file(tensors, tmp_path / "other.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="are damaged or not a zoo model"):
+        zoo.load(tmp_path / "other.safetensors")
+
+
+def test_images_are_no_pipeline():
+    with pytest.raises(ValueError, match=r"'digits' is no diffusers pipeline; .*: mnist-flow, mnist-latent"):
+        zoo.pipeline("digits")
+
+
+def test_without_diffusers_the_error_names_the_extra():
+    """In a fresh process, whose import of diffusers fails."""
+    script = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from gas import zoo\n"
+        "assert zoo.names() == ['digits', 'mnist', 'mnist-flow', 'mnist-latent']\n"
+        "assert zoo.card('mnist-flow')['sample_shape'] == [4, 8, 8] and zoo.load('digits').classes == 10\n"
+        "try:\n    zoo.load('mnist-latent')\n"
+        "except ModuleNotFoundError as error:\n    print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "the zoo's latent models are diffusers pipelines" in told
+    assert "pip install 'gas-solver[diffusers]'" in told
+
+
+def test_the_commands_take_it_by_name(tmp_path):
+    model, work = ["--model", "mnist-flow"], tmp_path
+    run("pairs", *model, "--seeds", 4, "--nfe", 3, "--guidance", 2, "--out", work / "pairs")
+    learn = ["--validation", 2, "--nfe", 2, "--iterations", 1, "--start", "ddim/time_uniform"]
+    run("train", *model, "--pairs", work / "pairs", *learn, "--out", work / "s.json")
+    assert gas.load(work / "s.json").document.model["name"] == "mnist-flow"
+    run("sample", *model, "--solver", work / "s.json", "--nfe", 2, "--seeds", 4, "--out", work / "s.png")
+    assert (work / "s.png").read_bytes()[:4] == b"\x89PNG"
+    measure = ["--seeds", "50:54", "--baselines", "ddim/time_uniform", "--json"]
+    told = run("evaluate", *model, "--solver", work / "s.json", *measure).stdout
+    assert all(row["to_teacher"] and row["frechet_data"] > 0 for row in json.loads(told)["rows"])
+    for command in (
+        ["demo", *model],
+        ["export", "--solver", work / "s.json", "--onnx", work / "x.onnx", "--nfe", 2, *model],
+    ):
+        said = run(*command, code=2).stderr
+        assert "model mnist-flow is a pipeline of latents, which this command does not take" in said
+    assert "mnist-flow" in run("zoo").stdout
+
+
+def test_training_needs_a_name_and_data(tmp_path):
+    assert "mnist-autoencoder, mnist-latent, mnist-flow" in run("zoo", "train", "mnist-x", code=2).stderr
+    said = run("zoo", "train", "mnist-flow", "--data", tmp_path, code=2).stderr
+    assert "point --data at a folder with the IDX files" in said
