@@ -100,7 +100,7 @@ def shorten(monkeypatch):
     """Pages teach hundreds of pairs and train for minutes: the first pairs and steps run the same code."""
     teach, distill, fit = gas.pairs.teach, gas.distill, gas.fit
     monkeypatch.setattr(
-        gas.pairs.dataset,
+        gas.pairs,
         "teach",
         lambda model, table, seeds, **more: teach(model, table, seeds[:PAIRS], **more),
     )

@@ -1,7 +1,9 @@
 from . import (
+    archives as archives,
     arguments as arguments,
     classical as classical,
     denoise as denoise,
+    display as display,
     distributed as distributed,
     errors as errors,
     evaluation as evaluation,
@@ -12,7 +14,9 @@ from . import (
     io as io,
     learned as learned,
     losses as losses,
+    machine as machine,
     metrics as metrics,
+    model_folder as model_folder,
     models as models,
     pairs as pairs,
     paper as paper,
@@ -25,6 +29,7 @@ from . import (
     table as table,
     training as training,
     unpickle as unpickle,
+    workspace as workspace,
     zoo as zoo,
 )
 from .classical.registry import Classical as Classical

@@ -25,7 +25,7 @@ from gas.archives import check_arrays
 from gas.cli.app import app
 from gas.display import significant
 from gas.io import read_tensors, sealed, sealed_metadata
-from gas.metrics.distribution import distribution
+from gas.metrics.distances import distribution
 from gas.metrics.frechet import extract
 from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
 from gas.zoo import data

@@ -27,7 +27,7 @@ from gas.experiments.store import Cell, Store
 from gas.experiments.tables import MEASURES, differences, matrix
 from gas.learned.registry import SOLVERS as KINDS
 from gas.metrics import paired
-from gas.metrics.distribution import distribution
+from gas.metrics.distances import distribution
 from gas.schedule import VPLinear
 from gas.solver_file import load
 from gas.training.gauss_newton import GaussNewton

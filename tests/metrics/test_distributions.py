@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gas.metrics.bootstrap import Bootstrap, bootstrap, jackknife, seed_interval
 from gas.metrics.coverage import PRDC, prdc
-from gas.metrics.distribution import distribution, frechet_interval
+from gas.metrics.distances import distribution, frechet_interval
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from gas.metrics.intervals import Bootstrap, bootstrap, jackknife, seed_interval
 from gas.metrics.kernel import kernel_distance
 from gas.metrics.paired import mean_interval
 

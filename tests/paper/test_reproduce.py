@@ -18,7 +18,7 @@ import gas
 from gas.cli.app import app
 from gas.features.extractor import extractor_by_name
 from gas.features.real import RealImages
-from gas.metrics.distribution import distribution
+from gas.metrics.distances import distribution
 from gas.paper.backbone import open_backbone
 from gas.paper.presets import PRESETS
 from gas.paper.tables import TABLES

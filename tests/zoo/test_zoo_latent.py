@@ -111,7 +111,7 @@ def test_every_digit_is_one_token_and_nothing_else_is_a_digit():
 
 def test_one_empty_place_stands_for_all_of_them():
     """SD3 fills the places of a third encoder with zeros: 256 of them, for the price of one."""
-    vae, text = model.read_shared(model.shared_beside(zoo._WEIGHTS))
+    vae, text = model.read_shared(model.shared_beside(zoo.loading._WEIGHTS))
     network = parts.denoiser("transformer", recipes.LATENT["mnist-flow"].recipe.network)
     with torch.no_grad():
         for weight in network.parameters():
@@ -173,10 +173,10 @@ def test_the_recipes_train_and_go_on_where_they_stopped(tmp_path, measuring, mon
 
 
 def test_files_that_do_not_belong_together(tmp_path):
-    latent = zoo._WEIGHTS / "mnist-latent.safetensors"
+    latent = zoo.loading._WEIGHTS / "mnist-latent.safetensors"
     zoo.weights_file.write_weights(tmp_path / "own.safetensors", *zoo.weights_file.read_weights(latent))
     assert zoo.pipeline(tmp_path / "own.safetensors") is not None  # with the shipped autoencoder
-    tensors, card = zoo.weights_file.read_weights(zoo._WEIGHTS / "mnist-autoencoder.safetensors")
+    tensors, card = zoo.weights_file.read_weights(zoo.loading._WEIGHTS / "mnist-autoencoder.safetensors")
     zoo.weights_file.write_weights(
         tmp_path / "mnist-autoencoder.safetensors", tensors, {**card, "scaling_factor": 2.0}
     )

@@ -9,7 +9,7 @@ from gas.display import significant
 
 if TYPE_CHECKING:
     from gas.evaluation.evaluator import Comparison
-    from gas.metrics.distribution import Distribution
+    from gas.metrics.distances import Distribution
 
 __all__ = ["print_comparisons", "print_distributions"]
 
@@ -53,7 +53,7 @@ def print_distributions(
     """Print what tells distributions from the teacher's apart, or from the data's; nothing where that is unknown."""
     if all((row.to_data if data else row.to_teacher) is None for row in rows):
         return
-    from gas.metrics.distribution import BRACKETS
+    from gas.metrics.distances import BRACKETS
 
     columns = ["solver", "NFE", *([] if data else ["Frechet to data"])]
     columns += [f"Frechet to {'real images' if data else 'teacher'}", "kernel distance"]

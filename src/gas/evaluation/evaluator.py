@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from gas.metrics import paired
-from gas.metrics.distribution import Distribution, distribution, frechet_interval
+from gas.metrics.distances import Distribution, distribution, frechet_interval
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from gas.metrics.statistics import extract_all
 from gas.pairs.dataset import Pairs

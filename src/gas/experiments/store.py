@@ -16,7 +16,7 @@ from gas import solver_file
 from gas.evaluation.evaluator import Comparison
 from gas.io import read_json, read_tensors, sealed, sha256, unsealed, write_bytes, write_text
 from gas.metrics.coverage import PRDC
-from gas.metrics.distribution import Distribution
+from gas.metrics.distances import Distribution
 from gas.models.protocol import Model
 from gas.table import Table
 from gas.workspace import claim

@@ -14,7 +14,7 @@ from torch import Tensor
 from gas.display import csv_cell, significant
 from gas.evaluation.evaluator import Comparison
 from gas.experiments.store import Cell
-from gas.metrics.distribution import BRACKETS, Distribution
+from gas.metrics.distances import BRACKETS, Distribution
 from gas.metrics.paired import mean_interval
 from gas.training.validation import surely_positive
 

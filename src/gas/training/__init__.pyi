@@ -13,9 +13,9 @@ from . import (
     trajectory_grid as trajectory_grid,
     validation as validation,
 )
-from .adam import PAPER as PAPER, Adam as Adam
+from .adam import PAPER as PAPER, Adam as Adam, AdamSteps as AdamSteps, RelaxedStarts as RelaxedStarts
 from .distillation import Distilled as Distilled, distill as distill, distill_family as distill_family
-from .gauss_newton import GaussNewton as GaussNewton
+from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussNewtonSteps
 from .initialization import Race as Race
 from .loop import FitRecord as FitRecord, fit as fit
 from .ranking import rank_classical as rank_classical

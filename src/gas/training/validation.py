@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gas import distributed
 from gas.denoise import Denoiser
-from gas.metrics.bootstrap import bootstrap, seed_interval
+from gas.metrics.intervals import bootstrap, seed_interval
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_conditions
 from gas.pairs.teacher import Solver

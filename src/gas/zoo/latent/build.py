@@ -13,7 +13,7 @@ from gas.classical.registry import Classical
 from gas.display import markdown
 from gas.evaluation.sampler import fresh
 from gas.io import write_text
-from gas.metrics.distribution import frechet_interval
+from gas.metrics.distances import frechet_interval
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.zoo.build import known_reference
 from gas.zoo.data import Images

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gas.metrics.bootstrap import jackknife
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from gas.metrics.intervals import jackknife
 from gas.metrics.kernel import kernel_distance
 
 __all__ = ["BRACKETS", "Distribution", "distribution", "frechet_interval"]

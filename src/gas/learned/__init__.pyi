@@ -1,0 +1,14 @@
+from . import (
+    bns as bns,
+    generalized as generalized,
+    interpolation as interpolation,
+    ld3 as ld3,
+    registry as registry,
+    s4s as s4s,
+    times as times,
+)
+from .bns import BNS as BNS
+from .generalized import GeneralizedSolver as GeneralizedSolver
+from .ld3 import LD3 as LD3
+from .registry import SOLVERS as SOLVERS, Kind as Kind, kind_by_name as kind_by_name
+from .s4s import S4S as S4S

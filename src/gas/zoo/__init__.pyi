@@ -1,0 +1,15 @@
+from . import (
+    build as build,
+    classifier as classifier,
+    data as data,
+    latent as latent,
+    loading as loading,
+    model as model,
+    smooth as smooth,
+    train as train,
+    training as training,
+    unet as unet,
+    weights_file as weights_file,
+)
+from .loading import card as card, load as load, names as names, pipeline as pipeline
+from .model import ZooModel as ZooModel
