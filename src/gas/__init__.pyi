@@ -33,7 +33,7 @@ from . import (
     zoo as zoo,
 )
 from .classical.registry import Classical as Classical
-from .errors import Diverged as Diverged
+from .errors import Diverged as Diverged, UserError as UserError
 from .evaluation.evaluator import compare as compare
 from .integrations.diffusers.scheduler import GASScheduler as GASScheduler, SchedulerMixin as SchedulerMixin
 from .learned import BNS as BNS, LD3 as LD3, S4S as S4S, GeneralizedSolver as GeneralizedSolver

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from gas.errors import UserError
 from gas.io import (
     CHANGED,
     CHECKSUM,
@@ -42,7 +43,7 @@ class _Capped:
     def read(self, count: int = -1) -> bytes:
         data = self._file.read(self.most + 1 if count < 0 else min(count, self.most + 1))
         if len(data) > self.most:
-            raise ValueError("the list of its members is too long")
+            raise UserError("the list of its members is too long")
         return data
 
 
@@ -72,7 +73,7 @@ def unpacked(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
             file.seek(-22 - len(archive.comment), os.SEEK_END)
             listed = struct.unpack("<4H", file.read(12)[4:])[3]
             if listed not in (len(archive.infolist()), 0xFFFF):  # the last stands for a number of more bytes
-                raise ValueError(f"it should have {listed} members and lists {len(archive.infolist())}")
+                raise UserError(f"it should have {listed} members and lists {len(archive.infolist())}")
             capped.most = size
             _check_members(archive.infolist(), size)
             yield archive
@@ -84,21 +85,21 @@ def unpacked(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
         NotImplementedError,
         RuntimeError,
     ) as error:
-        raise ValueError(one_line(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
     if len({member.filename for member in members}) < len(members):
-        raise ValueError("a member occurs twice")
+        raise UserError("a member occurs twice")
     if sum(member.compress_size for member in members) > size:
-        raise ValueError("its members overlap, or go beyond its end")
+        raise UserError("its members overlap, or go beyond its end")
     if sum(member.file_size for member in members) > max(_SMALL, _RATIO * size):
-        raise ValueError(f"its {size:,} bytes unpack to more than {_RATIO} times as many")
+        raise UserError(f"its {size:,} bytes unpack to more than {_RATIO} times as many")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
-            raise ValueError(f"member {brief(member.filename)} is encrypted, or packed in an unusual way")
+            raise UserError(f"member {brief(member.filename)} is encrypted, or packed in an unusual way")
         if member.file_size > max(_SMALL, _RATIO * member.compress_size):
-            raise ValueError(
+            raise UserError(
                 f"member {brief(member.filename)} of {member.compress_size:,} bytes unpacks to {member.file_size:,}"
             )
 
@@ -121,17 +122,17 @@ def read_array(archive: zipfile.ZipFile, name: str, most: int | None = None) -> 
         version = np.lib.format.read_magic(file)
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in headers:
-            raise ValueError(f"array {name!r} is of version {version} of numpy's format")
+            raise UserError(f"array {name!r} is of version {version} of numpy's format")
         try:
             shape, fortran, dtype = headers[version](file)
         except Exception as error:  # whatever a tokenizer says of what is no literal
-            raise ValueError(f"array {name!r} has no readable header: {one_line(error)}") from error
+            raise UserError(f"array {name!r} has no readable header: {one_line(error)}") from error
         if dtype.kind not in "biufUS" or dtype.itemsize > 4096 or not whole_numbers(shape, DIMENSIONS):
-            raise ValueError(f"array {name!r} is no array of numbers: {brief(str(dtype))} of {brief(shape)}")
+            raise UserError(f"array {name!r} is no array of numbers: {brief(str(dtype))} of {brief(shape)}")
         check_sides(shape)
         count = math.prod(shape) * dtype.itemsize
         if count != member.file_size - file.tell() or (most is not None and count > most):
-            raise ValueError(
+            raise UserError(
                 f"array {name!r} of shape {brief(shape)} has {member.file_size:,} bytes: damaged or too large"
             )
         data = np.empty(count, np.uint8)
@@ -139,7 +140,7 @@ def read_array(archive: zipfile.ZipFile, name: str, most: int | None = None) -> 
         while place and (read := file.readinto(place)):  # type: ignore[attr-defined]
             place = place[read:]
         if place or file.read(1):  # at the end, the checksum of the member is looked at
-            raise ValueError(f"array {name!r} is cut short")
+            raise UserError(f"array {name!r} is cut short")
     return data.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -157,7 +158,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     """
     rest = {name: array for name, array in arrays.items() if name != CHECKSUM}
     if str(arrays[CHECKSUM]) != _arrays_checksum(rest):
-        raise ValueError(f"it {CHANGED}")
+        raise UserError(f"it {CHANGED}")
 
 
 def _arrays_checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from gas.errors import UserError
+
 __all__ = ["MAX_BATCH", "MAX_ITERATIONS", "MAX_NFE", "MAX_ORDER_SEED", "MAX_SEED", "MAX_SEEDS", "MAX_SIZE"]
 __all__ += ["callable_", "flag", "integer", "number", "of_type", "one_of", "shape"]
 
@@ -40,9 +42,9 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
             raise TypeError
         whole = operator.index(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an integer, got {_shown(value)}") from None
+        raise UserError(f"{name} must be an integer, got {_shown(value)}") from None
     if not least <= whole <= most:
-        raise ValueError(f"{name} must be from {least:,} to {most:,}, got {_shown(whole)}")
+        raise UserError(f"{name} must be from {least:,} to {most:,}, got {_shown(whole)}")
     return whole
 
 
@@ -60,12 +62,12 @@ def number(name: str, value: Any, interval: str) -> float:
             raise TypeError
         real = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # of a tensor of several numbers
-        raise ValueError(f"{name} must be a number in {interval}, got {_shown(value)}") from None
+        raise UserError(f"{name} must be a number in {interval}, got {_shown(value)}") from None
     first, last = float(ends[2]), float(ends[3])
     above = first <= real if ends[1] == "[" else first < real
     below = real <= last if ends[4] == "]" else real < last
     if math.isnan(real) or not (above and below):
-        raise ValueError(f"{name} must lie in {interval}, got {real!r}")
+        raise UserError(f"{name} must lie in {interval}, got {real!r}")
     return real
 
 
@@ -76,14 +78,12 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
         ValueError: names the argument and what came.
     """
     if not isinstance(value, (tuple, list)) or not value:
-        raise ValueError(
+        raise UserError(
             f"{name} must be positive sizes without the batch, as (3, 32, 32), got {_shown(value)}"
         )
     sizes = tuple(integer(f"a size of {name}", size, 1, MAX_SIZE) for size in value)
     if math.prod(sizes) > MAX_SIZE:
-        raise ValueError(
-            f"{name} must have at most {MAX_SIZE:,} numbers a sample, got {math.prod(sizes):.0e}"
-        )
+        raise UserError(f"{name} must have at most {MAX_SIZE:,} numbers a sample, got {math.prod(sizes):.0e}")
     return sizes
 
 
@@ -94,7 +94,7 @@ def flag(name: str, value: Any) -> bool:
         ValueError: names the argument and what came.
     """
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {_shown(value)}")
+        raise UserError(f"{name} must be True or False, got {_shown(value)}")
     return value
 
 
@@ -105,7 +105,7 @@ def of_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -
         ValueError: names the argument, what is wanted and what came.
     """
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must be {wanted}, got {_shown(value)}")
+        raise UserError(f"{name} must be {wanted}, got {_shown(value)}")
 
 
 def callable_(name: str, value: Any, wanted: str) -> None:
@@ -115,7 +115,7 @@ def callable_(name: str, value: Any, wanted: str) -> None:
         ValueError: names the argument, what is wanted and what came.
     """
     if not callable(value):
-        raise ValueError(f"{name} must be {wanted}, got {_shown(value)}")
+        raise UserError(f"{name} must be {wanted}, got {_shown(value)}")
 
 
 def one_of(name: str, value: Any, known: Collection[str]) -> str:
@@ -127,7 +127,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
     if not isinstance(value, str) or value not in known:
         listed = [repr(each) for each in known]
         names = f"{', '.join(listed[:-1])} or {listed[-1]}" if len(listed) > 1 else listed[0]
-        raise ValueError(f"{name} must be {names}, got {_shown(value)}")
+        raise UserError(f"{name} must be {names}, got {_shown(value)}")
     return value
 
 

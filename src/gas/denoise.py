@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import number
+from gas.errors import UserError
 from gas.schedule import Schedule, VPDiscrete
 
 __all__ = [
@@ -232,7 +233,7 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
     version = x._version
     answer = network(x, *rest)
     if x._version != version:
-        raise ValueError(
+        raise UserError(
             "the network changed its input in place, which gradients flow through: let it work on a copy, x.clone()"
         )
     return answer

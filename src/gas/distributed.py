@@ -11,6 +11,8 @@ from datetime import timedelta
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gas.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -77,7 +79,7 @@ def _environment(name: str, least: int, most: int) -> int:
     """Return a number that ``torchrun`` set."""
     text = os.environ[name].strip()
     if not (text.isascii() and text.isdigit() and len(text) < 8 and least <= int(text) <= most):
-        raise ValueError(
+        raise UserError(
             f"environment variable {name} must be an integer from {least} to {most}, got {text[:40]!r}: start with "
             "torchrun, or unset it"
         )
@@ -203,7 +205,7 @@ def shares(size: int) -> list[slice]:
         ValueError: when there are fewer rows than processes.
     """
     if size < count():
-        raise ValueError(
+        raise UserError(
             f"a batch of {size} cannot be shared by {count()} processes: make it larger, or start fewer processes"
         )
     cuts = [-(-size * place // count()) for place in range(count() + 1)]

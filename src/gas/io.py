@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = [
     "CHANGED",
     "CHECKSUM",
@@ -141,16 +143,16 @@ def load_state(path: str | Path) -> dict[str, Any]:
             if not start:
                 warn_unsealed(f"checkpoint {path}")
             elif head[len(_STATE) : -1] != _digest(file).encode():
-                raise ValueError("its checksum is of other content")
+                raise UserError("its checksum is of other content")
             state = read_open(file, start)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} cannot be read ({one_line(error)}); delete it to start afresh"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of named values")
+        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of named values")
     return state
 
 
@@ -213,7 +215,7 @@ def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
         found = os.fstat(handle)
         _require_regular(path, found.st_mode)
         if most is not None and found.st_size > most:
-            raise ValueError(
+            raise UserError(
                 f"it has {found.st_size:,} bytes, more than the {most:,} that such a file may have"
             )
         return os.fdopen(handle, "rb")
@@ -231,7 +233,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     with open_regular(path, most) as file:
         data = file.read(most + 1)
     if len(data) > most:  # it grew, or its system says no size
-        raise ValueError(f"it has more than the {most:,} bytes that such a file may have")
+        raise UserError(f"it has more than the {most:,} bytes that such a file may have")
     return data
 
 
@@ -249,7 +251,7 @@ def _require_regular(path: str | Path, mode: int) -> None:
         return
     kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     kind = next((name for name, test in kinds.items() if test(mode)), "a device")
-    raise ValueError(f"{path} is {kind}, not a file")
+    raise UserError(f"{path} is {kind}, not a file")
 
 
 # --- what a message may show of a file ------------------------------------------------------------------
@@ -305,7 +307,7 @@ def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > JSON_BYTES:
-        raise ValueError(f"it has {len(raw):,} bytes, more than {JSON_BYTES:,}")
+        raise UserError(f"it has {len(raw):,} bytes, more than {JSON_BYTES:,}")
     _bound(raw)
     try:
         return json.loads(
@@ -316,7 +318,7 @@ def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
             object_pairs_hook=_object,
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise UserError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 # A string, or what a damaged file begins as one; consumed at once, so that the scan is linear whatever comes.
@@ -328,18 +330,18 @@ def _bound(data: bytes) -> None:
     """Refuse too many values and too many levels before they are built."""
     marks = np.frombuffer(_STRING.sub(b"", data).translate(None, _NOT_STRUCTURE), np.uint8)
     if len(marks) > JSON_VALUES:
-        raise ValueError(f"it has more than {JSON_VALUES:,} values")
+        raise UserError(f"it has more than {JSON_VALUES:,} values")
     opened, closed = (np.isin(marks, np.frombuffer(part, np.uint8)) for part in (b"[{", b"]}"))
     depth = np.cumsum(opened.astype(np.int32) - closed).max(initial=0)
     if depth > JSON_DEPTH:
-        raise ValueError(f"it is nested {depth:,} levels deep, more than {JSON_DEPTH}")
+        raise UserError(f"it is nested {depth:,} levels deep, more than {JSON_DEPTH}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the name {brief(twice)} occurs twice in one object")
+        raise UserError(f"the name {brief(twice)} occurs twice in one object")
     return content
 
 
@@ -349,12 +351,12 @@ def _int(text: str) -> int | float:
 
 def _float(text: str) -> float:
     if len(text) > _NUMBER or not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:24]}{'...' * (len(text) > 24)} is not a finite number")
+        raise UserError(f"{text[:24]}{'...' * (len(text) > 24)} is not a finite number")
     return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
+    raise UserError(f"{name} is not a number")
 
 
 # --- checksums ------------------------------------------------------------------------------------------
@@ -385,12 +387,12 @@ def unsealed(content: Any, name: str) -> dict[str, Any]:
         ValueError: when the file is no object, or was changed since it was written.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"{name} holds a {type(content).__name__}, not an object of named values")
+        raise UserError(f"{name} holds a {type(content).__name__}, not an object of named values")
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
     if CHECKSUM not in content:
         warn_unsealed(name)
     elif content[CHECKSUM] != _checksum(rest):
-        raise ValueError(f"{name} {CHANGED}")
+        raise UserError(f"{name} {CHANGED}")
     return rest
 
 
@@ -455,7 +457,7 @@ def open_tensors(path: str | Path, most: int | None = None) -> Iterator[Any]:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as error:
-        raise ValueError(one_line(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def read_tensors(
@@ -476,11 +478,11 @@ def read_tensors(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     known = metadata.pop(CHECKSUM, None)
     if known is None and any(_misspelled(name, text) for name, text in metadata.items()):
-        raise ValueError(f"it {CHANGED}")
+        raise UserError(f"it {CHANGED}")
     if known is None and ours:
         warn_unsealed(str(path))
     if known is not None and known != _tensors_checksum(tensors, metadata):
-        raise ValueError(f"it {CHANGED}")
+        raise UserError(f"it {CHANGED}")
     return tensors, metadata
 
 
@@ -517,17 +519,17 @@ def parts_checksum(parts: Mapping[str, tuple[str, list[int], Any]], metadata: Ma
 def _check_header(file: BinaryIO, size: int) -> None:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
-        raise ValueError("it is cut short, or no safetensors file")
+        raise UserError("it is cut short, or no safetensors file")
     if length > _HEADER_BYTES:
-        raise ValueError(f"its header has {length:,} bytes, more than {_HEADER_BYTES:,}")
+        raise UserError(f"its header has {length:,} bytes, more than {_HEADER_BYTES:,}")
     header = parse_json(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise UserError("its header is no object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("its metadata is not text by name")
+        raise UserError("its metadata is not text by name")
     if len(header) > _TENSORS:
-        raise ValueError(f"it has {len(header):,} tensors, more than {_TENSORS:,}")
+        raise UserError(f"it has {len(header):,} tensors, more than {_TENSORS:,}")
     for name, entry in header.items():
         _check_entry(name, entry, size - 8 - length)
 
@@ -536,14 +538,12 @@ def _check_entry(name: str, entry: Any, size: int) -> None:
     """Refuse a tensor whose shape is not that of its bytes."""
     width = _WIDTHS.get(str(entry.get("dtype"))[:16]) if isinstance(entry, dict) else None
     if width is None:
-        raise ValueError(f"tensor {brief(name)} is {brief(entry)}, which is no tensor of a known type")
+        raise UserError(f"tensor {brief(name)} is {brief(entry)}, which is no tensor of a known type")
     shape, ends = entry.get("shape"), entry.get("data_offsets")
     if not whole_numbers(shape, DIMENSIONS) or not whole_numbers(ends, 2) or len(ends) != 2:
-        raise ValueError(
-            f"tensor {brief(name)} has no plain shape and place: {brief(shape)} at {brief(ends)}"
-        )
+        raise UserError(f"tensor {brief(name)} has no plain shape and place: {brief(shape)} at {brief(ends)}")
     if not ends[0] <= ends[1] <= size or math.prod(shape) * width != ends[1] - ends[0]:
-        raise ValueError(
+        raise UserError(
             f"tensor {brief(name)} of shape {brief(shape)} is not in the file: it is cut short or damaged"
         )
     check_sides(shape)
@@ -562,7 +562,7 @@ def check_sides(shape: Sequence[int]) -> None:
         ValueError: names the shape.
     """
     if 0 in shape and max(shape) > _SIDE_OF_EMPTY:
-        raise ValueError(
+        raise UserError(
             f"a tensor of shape {brief(list(shape))} is empty and has more than {_SIDE_OF_EMPTY:,} rows"
         )
 

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from gas.errors import UserError
+
 __all__ = ["named", "origin"]
 
 T = TypeVar("T")
@@ -21,13 +23,13 @@ def named(kind: str, name: str, known: Mapping[str, T]) -> T:
         ValueError: for an unknown name, with a known one that is like it, if any is, and all of them.
     """
     if not isinstance(name, str):
-        raise ValueError(f"{kind} must be a name, got a {type(name).__name__}: one of {_listed(known)}")
+        raise UserError(f"{kind} must be a name, got a {type(name).__name__}: one of {_listed(known)}")
     if name not in known:
         lower = {each.lower(): each for each in known}
         near = difflib.get_close_matches(name.lower()[:60], lower, n=1, cutoff=0.4)
         hint = f": did you mean {lower[near[0]]!r}?" if near else "."
         shown = name if len(name) <= 60 else f"{name[:57]}..."
-        raise ValueError(f"unknown {kind} {shown!r}{hint} Known: {_listed(known)}")
+        raise UserError(f"unknown {kind} {shown!r}{hint} Known: {_listed(known)}")
     return known[name]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from gas.denoise import Denoiser, call_preserving, is_recorded
+from gas.errors import UserError
 from gas.table import Table
 
 __all__ = ["Stepper", "check_state", "is_learned", "sample", "trajectory"]
@@ -65,7 +66,7 @@ def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
         version = state._version if is_recorded(state) else None
         yield state.clone() if version is None else state
         if version is not None and state._version != version:
-            raise ValueError(
+            raise UserError(
                 "a state that gradients flow through was changed in place: change a copy, state.clone()"
             )
 
@@ -131,7 +132,7 @@ class Stepper:
 
     def __init__(self, table: Table, *, fold: bool | None = False) -> None:
         if not isinstance(table, Table):
-            raise ValueError(
+            raise UserError(
                 f"table must be a gas.Table, got {type(table).__name__}: call a learned solver for its table, "
                 "or gas.load(path).table(nfe) for that of a file"
             )
@@ -192,12 +193,12 @@ class Stepper:
         else:
             changed = shared and not x.is_inference() and x._version not in (0, self._version)
         if changed and shared:
-            raise ValueError(
+            raise UserError(
                 "the network's answer lies in the memory of x, which was changed in place: hand the network a copy, "
                 "denoise(x.clone(), t)"
             )
         if changed:
-            raise ValueError(
+            raise UserError(
                 "x is not the state that step returned, and a folded table does not weigh it: "
                 "use Stepper(table, fold=False) where states are changed between rows"
             )
@@ -206,12 +207,12 @@ class Stepper:
         """Add the newest state to the rows that weigh it: half of :meth:`step`, also before the network is asked."""
         n = self._done
         if n == len(self.times):
-            raise ValueError(f"all {n} rows of the table have been run: start a new Stepper")
+            raise UserError(f"all {n} rows of the table have been run: start a new Stepper")
         check_state(x, self._shape, self._device)
         self._shape, self._device, self._dtype = x.shape, x.device, x.dtype
         self._wide = x.dtype if torch.finfo(x.dtype).bits > 16 else torch.float32
         if self._terms.largest > (limit := torch.finfo(self._wide).max):
-            raise ValueError(
+            raise UserError(
                 f"the table has a weight of {self._terms.largest:.3g}, beyond the {limit:.3g} of {self._wide}, in "
                 f"which a run from {x.dtype} is summed: start from x.double()"
             )
@@ -303,7 +304,7 @@ def _read(table: Table, fold: bool | None) -> _Terms:
         isinstance(weight, Tensor) or math.isfinite(weight) for row in folded for weight in row.values()
     ):
         if fold:
-            raise ValueError(
+            raise UserError(
                 "the folded table is not finite, its weights are too large: run it with fold=False"
             )
         return _terms(rows, folded=False)
@@ -342,9 +343,9 @@ def check_state(x: Tensor, shape: torch.Size | None = None, device: torch.device
     """Refuse a state that no table can run on, or that is not of the shape and device of those before."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a tensor of a real floating-point dtype, got {kind}")
+        raise UserError(f"x must be a tensor of a real floating-point dtype, got {kind}")
     if shape is not None and (x.shape, x.device) != (shape, device):
-        raise ValueError(
+        raise UserError(
             f"x must stay of the first state's shape and device, {tuple(shape)} on {device}, got {tuple(x.shape)} on "
             f"{x.device}: one Stepper, or scheduler, serves one run at a time"
         )
@@ -352,16 +353,16 @@ def check_state(x: Tensor, shape: torch.Size | None = None, device: torch.device
 
 def _check_answer(d: Tensor, shape: torch.Size | None, device: torch.device | None) -> None:
     if not isinstance(d, Tensor):
-        raise ValueError(
+        raise UserError(
             f"the network's answer must be a tensor, got {type(d).__name__}: return the tensor that it holds"
         )
     if shape is None or d.shape != shape:
-        raise ValueError(
+        raise UserError(
             f"the network's answer must be of the shape of x, {tuple(shape or ())}, got {tuple(d.shape)}: "
             "a denoiser returns an estimate of x_0"
         )
     if d.device != device or not d.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"the network's answer must be of a real floating-point dtype on {device}, where x is, got {d.dtype} on "
             f"{d.device}"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from gas.errors import UserError
 from gas.io import brief
 
 __all__ = [
@@ -87,7 +88,7 @@ class VPLinear:
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_0 <= self.beta_1 < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"VPLinear needs 0 < beta_0 <= beta_1, got beta_0={self.beta_0}, beta_1={self.beta_1}"
             )
 
@@ -140,7 +141,7 @@ class EDMasVP:
 
     def __post_init__(self) -> None:
         if not (0 < self.t_end < 1 and 0 < self.sigma_min < self.sigma_max < math.inf):
-            raise ValueError(
+            raise UserError(
                 "EDMasVP needs 0 < t_end < 1 and 0 < sigma_min < sigma_max, got "
                 f"t_end={self.t_end}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
             )
@@ -200,7 +201,7 @@ class VPDiscrete:
         wrong[1:] |= ~(values.diff() < 0)
         if len(values) < 2 or bool(wrong.any()):
             place = int(wrong.nonzero()[0]) if bool(wrong.any()) else 0
-            raise ValueError(
+            raise UserError(
                 "alphas_cumprod must be at least two strictly decreasing numbers within (0, 1), got "
                 + (f"{float(values[place]):g} at step {place} of {len(values)}" if len(values) else "none")
                 + (
@@ -311,11 +312,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     parameters = dict(config)
     kind = parameters.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"schedule kind must be one of {sorted(_KINDS)}, got {brief(kind)}")
+        raise UserError(f"schedule kind must be one of {sorted(_KINDS)}, got {brief(kind)}")
     try:
         schedule: Schedule = _KINDS[kind](**parameters)
     except (TypeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"schedule {kind!r} does not take these parameters: {str(error)[:120]}") from error
+        raise UserError(f"schedule {kind!r} does not take these parameters: {str(error)[:120]}") from error
     return schedule
 
 
@@ -326,7 +327,7 @@ def check_t_end(schedule: Schedule, t_end: float) -> None:
         ValueError: unless ``t_min <= t_end < 1``.
     """
     if not schedule.t_min <= t_end < 1:
-        raise ValueError(
+        raise UserError(
             f"t_end must lie in [{schedule.t_min:.6g}, 1), got {t_end:g}; the usual one of {schedule} is "
             f"{schedule.t_end:g}"
         )
@@ -355,7 +356,7 @@ def _within(schedule: Schedule, t: Time) -> Tensor:
     if not schedule.t_min - _ROUNDING <= low <= high <= schedule.t_max + _ROUNDING:
         wrong = low if low < schedule.t_min - _ROUNDING else high
         limits = f"[{schedule.t_min:.6g}, {schedule.t_max:g}]"
-        raise ValueError(f"times of {schedule} lie in {limits}, 1 being noise, got {wrong:g}")
+        raise UserError(f"times of {schedule} lie in {limits}, 1 being noise, got {wrong:g}")
     return t
 
 

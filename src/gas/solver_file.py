@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import gas
 from gas.arguments import MAX_NFE, integer, number, of_type, shape
+from gas.errors import UserError
 from gas.grids.analytic import as_grid
 from gas.io import CHECKSUM, brief, read_json, sealed, unsealed, write_text
 from gas.learned.generalized import GeneralizedSolver
@@ -86,7 +87,7 @@ class Artefact:
         for entry in self.document.solvers:
             if entry.nfe == nfe:
                 return entry
-        raise ValueError(
+        raise UserError(
             f"{self.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, self.nfes))}"
         )
 
@@ -134,7 +135,7 @@ class Artefact:
 
     def _setting(self) -> tuple[Schedule, float]:
         if self.schedule is None or self.document.t_end is None:
-            raise ValueError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
+            raise UserError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
         return self.schedule, self.document.t_end
 
     def check(self, model: Model, guidance: float = 1.0, *, transfer: bool = False) -> None:
@@ -160,11 +161,11 @@ class Artefact:
         if document.guidance != guidance:
             wrong.append(f"guidance {document.guidance:g} (asked for: {guidance:g})")
         if wrong:
-            raise ValueError(f"{self.source} was made for another model or use: {'; '.join(wrong)}")
+            raise UserError(f"{self.source} was made for another model or use: {'; '.join(wrong)}")
         for entry in document.solvers:
             if abs(entry.largest) > torch.finfo(torch.float32).max:
                 told = f"a weight that float32 does not hold, {entry.largest:g}"
-                raise ValueError(f"{self.source}: NFE {entry.nfe} has {told}")
+                raise UserError(f"{self.source}: NFE {entry.nfe} has {told}")
 
 
 def save(
@@ -239,11 +240,11 @@ def load(path: str | Path) -> Artefact:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"solver file {path} is not valid JSON: {error}") from error
+        raise UserError(f"solver file {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != "gas-solver":
-        raise ValueError(f'{path} is not a solver file: it lacks "format": "gas-solver"')
+        raise UserError(f'{path} is not a solver file: it lacks "format": "gas-solver"')
     if content.get("version") != 1:
-        raise ValueError(
+        raise UserError(
             f"solver file {path} has version {brief(content.get('version'))}, this library reads version 1: "
             "upgrade gas-solver or export the file again"
         )
@@ -274,10 +275,10 @@ def _solver(solver: Any, model: Model | None) -> Solver:
         return solver
     if isinstance(solver, Artefact) or not callable(getattr(solver, "table", None)):
         wanted = "gas.Table, gas.Classical, learned solver or several of them"
-        raise ValueError(f"solvers must be a {wanted}, got {type(solver).__name__}")
+        raise UserError(f"solvers must be a {wanted}, got {type(solver).__name__}")
     if model is None:
         kind = type(solver).__name__
-        raise ValueError(
+        raise UserError(
             f"the table of a {kind} depends on a schedule: give model=, or save solver.table(schedule)"
         )
     return table_on(solver, model.schedule)
@@ -287,7 +288,7 @@ def _shared(provenances: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The one provenance of a file."""
     for other in provenances[1:]:
         if wrong := [name for name in provenances[0] if other.get(name) != provenances[0][name]]:
-            raise ValueError(
+            raise UserError(
                 f"solvers of one file share how they were made, but their {wrong[0]} differ: save one a file"
             )
     return provenances[0] if provenances else {}
@@ -300,11 +301,11 @@ def _family(solvers: Solver | Sequence[Solver] | Mapping[int, Solver]) -> dict[i
         listed = list(solvers.values()) if isinstance(solvers, Mapping) else list(solvers)
     family = {table_of(solver).nfe: solver for solver in listed}
     if len(family) != len(listed) or not family:
-        raise ValueError(
+        raise UserError(
             f"a solver file holds one table for each NFE, got NFE {[table_of(s).nfe for s in listed]}"
         )
     if isinstance(solvers, Mapping) and dict(solvers) != family:
-        raise ValueError(f"solvers are keyed by their NFE, got keys {list(solvers)} for NFE {list(family)}")
+        raise UserError(f"solvers are keyed by their NFE, got keys {list(solvers)} for NFE {list(family)}")
     return family
 
 
@@ -316,7 +317,7 @@ def _setting(family: Mapping[int, Solver], model: Model | None) -> tuple[Schedul
         settings.append((model.schedule, model.t_end))
     for schedule, t_end in settings[1:]:
         if (schedule.config(), t_end) != (settings[0][0].config(), settings[0][1]):
-            raise ValueError(
+            raise UserError(
                 "the solvers of one file and their model share schedule and t_end, got "
                 f"{settings[0][0]} to {settings[0][1]:g} and {schedule} to {t_end:g}"
             )
@@ -374,7 +375,7 @@ class _Strict(BaseModel):
         if isinstance(content, Mapping):
             objects = [content, *(content.get(name) for name in ("measured", "versions"))]
             if any(isinstance(x, Mapping) and len(x) > _NAMES for x in objects):
-                raise ValueError(f"an object has more than {_NAMES} names")
+                raise UserError(f"an object has more than {_NAMES} names")
         return content
 
 
@@ -402,18 +403,18 @@ class Entry(_Strict):
     def _shapes(self) -> Entry:
         n = self.nfe
         if len(self.times) != n:
-            raise ValueError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
+            raise UserError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
         if min(self.times) < 0:
-            raise ValueError(f"times of NFE {n} must not be negative, got {min(self.times):g}")
+            raise UserError(f"times of NFE {n} must not be negative, got {min(self.times):g}")
         for name in ("states", "outputs"):
             lengths = [len(row) for row in getattr(self, name)]
             if lengths != list(range(1, n + 1)):
-                raise ValueError(
+                raise UserError(
                     f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
                 )
         if self.nominal is not None:
             if len(self.nominal) != n + 1:
-                raise ValueError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
+                raise UserError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
             as_grid(self.nominal)
         return self
 
@@ -437,7 +438,7 @@ class Document(_Strict):
     def _consistent(self) -> Document:
         listed = [entry.nfe for entry in self.solvers]
         if len(set(listed)) != len(listed):
-            raise ValueError(f"each NFE may have one table, got NFE {brief(sorted(listed))}")
+            raise UserError(f"each NFE may have one table, got NFE {brief(sorted(listed))}")
         if self.schedule is not None:
             schedule = schedule_from_config(self.schedule)
             if self.t_end is not None:
@@ -445,7 +446,7 @@ class Document(_Strict):
             limits = schedule.t_min, schedule.t_max
             outside = [t for x in self.solvers for t in x.times if not limits[0] <= t <= limits[1]]
             if outside:
-                raise ValueError(
+                raise UserError(
                     f"times on schedule {self.schedule['kind']} lie in [{limits[0]:.6g}, {limits[1]:g}], "
                     f"got {outside[0]:g}"
                 )
@@ -453,7 +454,7 @@ class Document(_Strict):
         _check_teacher(self.teacher or {})
         seeds = self.training.get("seeds", [0, 0])
         if not (isinstance(seeds, list) and len(seeds) == 2 and all(type(seed) is int for seed in seeds)):
-            raise ValueError("training.seeds must be two integers, first and last")
+            raise UserError("training.seeds must be two integers, first and last")
         json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
         return self
 
@@ -494,7 +495,7 @@ def document_of(content: Mapping[str, Any], name: str) -> Document:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
         problem = " ".join(f"{where}: {first['msg']}"[:200].split())
-        raise ValueError(f"{name}: {problem}") from error
+        raise UserError(f"{name}: {problem}") from error
 
 
 def compact(value: Any, depth: int = 0) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gas.errors import UserError
+
 __all__ = ["Row", "Table", "TableMaker", "table_of", "table_on"]
 
 Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
@@ -58,19 +60,19 @@ class Table:
             object.__setattr__(self, name, _private(name, getattr(self, name)))
         n = self.times.numel()
         if self.times.ndim != 1 or n == 0:
-            raise ValueError(
+            raise UserError(
                 f"times must be a vector of at least one time, got shape {tuple(self.times.shape)}"
             )
         for name in ("states", "outputs"):
             shape = tuple(getattr(self, name).shape)
             if shape != (n, n):
-                raise ValueError(f"{name} must have shape ({n}, {n}) for {n} times, got {shape}")
+                raise UserError(f"{name} must have shape ({n}, {n}) for {n} times, got {shape}")
         for name in ("times", "states", "outputs"):
             value = getattr(self, name).detach()
             if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} must be finite, got {value[~torch.isfinite(value)][0].item()}")
+                raise UserError(f"{name} must be finite, got {value[~torch.isfinite(value)][0].item()}")
             if value.ndim == 2 and bool(value.triu(1).any()):
-                raise ValueError(f"{name} must be lower triangular: a row cannot use what comes after it")
+                raise UserError(f"{name} must be lower triangular: a row cannot use what comes after it")
 
     @classmethod
     def from_rows(cls, times: Tensor, rows: Sequence[Row]) -> Table:
@@ -124,10 +126,10 @@ def _private(name: str, values: object) -> Tensor:
     try:
         given = torch.as_tensor(values)
         if given.is_complex() or given.is_meta:
-            raise ValueError(f"got {given.dtype} on {given.device}")
+            raise UserError(f"got {given.dtype} on {given.device}")
         return given.to("cpu", torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be an array of real numbers: {error}") from error
+        raise UserError(f"{name} must be an array of real numbers: {error}") from error
 
 
 class TableMaker(Protocol):
@@ -146,7 +148,7 @@ def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
         return table_of(solver)
     if not callable(getattr(solver, "table", None)):
         wanted = "a gas.Table, a gas.Classical or a learned solver"
-        raise ValueError(f"a solver is {wanted}, got {type(solver).__name__}")
+        raise UserError(f"a solver is {wanted}, got {type(solver).__name__}")
     return solver.table(schedule).detach()
 
 

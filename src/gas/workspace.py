@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from gas.errors import UserError
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, where two commands on one output are not told apart
@@ -47,22 +49,20 @@ def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
     """
     folder = Path(folder)
     if names is None and folder.is_symlink():
-        raise ValueError(
-            f"{folder} is a link and would be written through: remove it, or name another output"
-        )
+        raise UserError(f"{folder} is a link and would be written through: remove it, or name another output")
     marker = folder / MARKER
     present = sorted(os.listdir(folder)) if folder.is_dir() else []
     entries = [name for name in present if name not in (MARKER, LOCK) and (names is None or name in names)]
     links = [name for name in (*entries, MARKER) if (folder / name).is_symlink()]
     if links:
-        raise ValueError(
+        raise UserError(
             f"{folder / links[0]} is a link and would be written through: remove it, or name another output"
         )
     marked = _marked(marker)
     if marked is None:
         return folder
     if foreign := [name for name in entries if name not in marked]:
-        raise ValueError(
+        raise UserError(
             f"{folder / foreign[0]} was not written by gas-solver (no {MARKER} beside it names it): move it away, "
             "or name another output"
         )
@@ -184,7 +184,7 @@ def _locked(path: Path, output: str | Path) -> int | None:
         except BlockingIOError:
             told = _holder(os.pread(handle, 4096, 0))
             os.close(handle)
-            raise ValueError(f"{told} is at work on {output}: wait for it, or name another output") from None
+            raise UserError(f"{told} is at work on {output}: wait for it, or name another output") from None
         except OSError:  # a file system without locks
             os.close(handle)
             return None

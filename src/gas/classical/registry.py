@@ -14,6 +14,7 @@ from gas.classical.dpmpp import ddim, dpmpp, dpmpp_corrected
 from gas.classical.heun import heun
 from gas.classical.ipndm import ipndm
 from gas.classical.unipc import unipc
+from gas.errors import UserError
 from gas.grids.analytic import GRIDS, as_grid
 from gas.grids.dmn import dmn
 from gas.grids.published import PUBLISHED
@@ -76,7 +77,7 @@ class Classical:
         integer("nfe (network evaluations)", self.nfe, 1, MAX_NFE)
         number("t_end", self.t_end, "[0, 1)")
         if self.solver == "heun" and self.nfe % 2:
-            raise ValueError(f"heun asks the network twice a step, so nfe must be even, got {self.nfe}")
+            raise UserError(f"heun asks the network twice a step, so nfe must be even, got {self.nfe}")
 
     @property
     def label(self) -> str:
@@ -93,7 +94,7 @@ class Classical:
         """Build the table on a schedule."""
         table = SOLVERS[self.solver](schedule, self.times(schedule))
         if table.nfe != self.nfe:
-            raise ValueError(f"{self.label} on {schedule} has NFE {table.nfe}, not {self.nfe}")
+            raise UserError(f"{self.label} on {schedule} has NFE {table.nfe}, not {self.nfe}")
         return table
 
     def times(self, schedule: Schedule) -> Tensor:
@@ -103,7 +104,7 @@ class Classical:
             return NAMED_GRIDS[self.grid](schedule, steps, self.t_end)
         t = as_grid(grid_times(self.grid))
         if len(t) != steps + 1 or float(t[0]) != 1 or float(t[-1]) != self.t_end:
-            raise ValueError(
+            raise UserError(
                 f"a grid for {self.solver} at NFE {self.nfe} is {steps + 1} times from 1 to {self.t_end:g}, "
                 f"got {len(t)} from {float(t[0]):g} to {float(t[-1]):g}"
             )
@@ -163,6 +164,6 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"a grid of times is numbers separated by commas, got {text.strip()[:60]!r}"
         ) from None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gas.classical.rows import Grid, Times, added, check_order
+from gas.errors import UserError
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
@@ -42,7 +43,7 @@ def unipc(
     """
     check_order("unipc", order, 3)
     if variant not in ("bh1", "bh2"):
-        raise ValueError(f"unipc variant must be 'bh1' or 'bh2', got {variant!r}")
+        raise UserError(f"unipc variant must be 'bh1' or 'bh2', got {variant!r}")
     grid = Grid.of(schedule, t)
     rows: list[Row] = []
     corrector: dict[int, Tensor] = {}

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from gas import distributed, workspace
 from gas.cli.checks import check_device, error_text
 from gas.display import plain
+from gas.errors import UserError
 from gas.machine import set_thread_defaults
 
 __all__ = ["app", "check_options", "command", "holding", "main"]
@@ -106,7 +107,7 @@ def command(
     ``file`` or ``folder`` names the parameter of the output, which a second command is kept from meanwhile; one
     that both name is a folder where it has no suffix.
 
-    Bad input (ValueError, OSError, ArithmeticError, a missing optional package) is reported without a
+    Bad input (:class:`gas.UserError`, OSError, ArithmeticError, a missing optional package) is reported without a
     traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
     """
 
@@ -117,7 +118,7 @@ def command(
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
                 if distributed.launched() > 1 and not shared:
-                    raise ValueError(f"gas {label} runs in one process: leave torchrun out")
+                    raise UserError(f"gas {label} runs in one process: leave torchrun out")
                 if "device" in kwargs:
                     kwargs["device"] = distributed.local_device(str(kwargs["device"]))
                     check_device(str(kwargs["device"]))
@@ -134,7 +135,7 @@ def command(
                 _interrupted = True
                 _say(f"interrupted. {stop}".rstrip())
                 raise typer.Exit(130) from None
-            except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+            except (UserError, OSError, ArithmeticError, ModuleNotFoundError) as error:
                 if _debug:
                     raise
                 _refuse(error)
@@ -182,7 +183,7 @@ def check_options(name: str, words: list[str], *, values: bool = False) -> None:
         else:
             command.make_parser(typer.Context(command, info_name=name)).parse_args(list(words))
     except _UsageError as error:
-        raise ValueError(f"gas {name}: {error.format_message()}") from None  # type: ignore[attr-defined]
+        raise UserError(f"gas {name}: {error.format_message()}") from None  # type: ignore[attr-defined]
 
 
 def _usage(error: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from gas.arguments import number
+from gas.errors import UserError
 
 __all__ = [
     "GUIDANCE",
@@ -48,7 +49,7 @@ def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.
             for check in checks:
                 try:
                     check(each)
-                except (ValueError, OSError, ModuleNotFoundError) as error:
+                except (UserError, OSError, ModuleNotFoundError) as error:
                     raise typer.BadParameter(
                         error_text(error), ctx=context, param_hint=_hint(param)
                     ) from None
@@ -84,9 +85,9 @@ def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[A
     def every(text: str) -> None:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts and (text or not empty):
-            raise ValueError(f"a comma-separated list of names is wanted, got {text!r}")
+            raise UserError(f"a comma-separated list of names is wanted, got {text!r}")
         if repeated := [part for part in dict.fromkeys(parts) if parts.count(part) > 1]:
-            raise ValueError(f"{repeated[0]!r} is listed twice: once is enough")
+            raise UserError(f"{repeated[0]!r} is listed twice: once is enough")
         for part in parts:
             check(part)
 
@@ -106,7 +107,7 @@ def existing_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not path.is_file():
-        raise ValueError(f"{path} is no regular file")
+        raise UserError(f"{path} is no regular file")
 
 
 def existing_folder(path: Path) -> None:
@@ -122,11 +123,11 @@ def output_file(*suffixes: str) -> Callable[[Any], object]:
     def check(path: Path) -> None:
         if suffixes and path.suffix not in suffixes:
             one_of = "one of " if len(suffixes) > 1 else ""
-            raise ValueError(f"the name must end in {one_of}{', '.join(suffixes)}, got {str(path)!r}")
+            raise UserError(f"the name must end in {one_of}{', '.join(suffixes)}, got {str(path)!r}")
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is no regular file, and would be replaced by one: name another")
+            raise UserError(f"{path} is no regular file, and would be replaced by one: name another")
         _check_writable(path, path.parent)
 
     return check
@@ -142,7 +143,7 @@ def output_folder(path: Path) -> None:
 def _check_writable(path: Path, folder: Path) -> None:
     """Try to write where the path is, or will be made: permissions alone do not tell, ``/proc`` for one has them."""
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
-        raise ValueError(f"a name of {len(os.fsencode(path.name))} bytes is longer than file systems take")
+        raise UserError(f"a name of {len(os.fsencode(path.name))} bytes is longer than file systems take")
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
@@ -151,7 +152,7 @@ def _check_writable(path: Path, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be written ({error.strerror}): name a place in another folder"
         ) from error
 
@@ -173,7 +174,7 @@ def check_device(device: str) -> None:
         float(torch.ones((), device=device) + 1)
     except (RuntimeError, AssertionError, ValueError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(": ")[0].strip()
-        raise ValueError(
+        raise UserError(
             f"device {device[:40]!r} cannot be used ({reason[:120]}): take cpu, cuda or mps"
         ) from error
 
@@ -183,11 +184,11 @@ def class_label(model: Any, label: int | None) -> None:
     if label is None:
         return
     if not model.classes:
-        raise ValueError(
+        raise UserError(
             f"--label {label} is for models with classes, and {model.name} has none: leave it out"
         )
     if not 0 <= label < model.classes:
-        raise ValueError(f"--label must be from 0 to {model.classes - 1} for model {model.name}, got {label}")
+        raise UserError(f"--label must be from 0 to {model.classes - 1} for model {model.name}, got {label}")
 
 
 def error_text(error: Exception) -> str:

@@ -52,6 +52,7 @@ from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json, print_table
 from gas.cli.settings import against_of, config_of
 from gas.display import significant
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.experiments.evaluator import Ruler
@@ -210,9 +211,9 @@ def _check_combination(
     """Refuse options that others leave without a meaning."""
     check_space(features, weights)
     if unseen is not None and was_given(context, "seeds"):
-        raise ValueError("--seeds and --unseen are two sets of noise to measure on: leave one out")
+        raise UserError("--seeds and --unseen are two sets of noise to measure on: leave one out")
     if unseen is None and was_given(context, "count"):
-        raise ValueError("--count is for --unseen: say by --seeds how many to measure on")
+        raise UserError("--count is for --unseen: say by --seeds how many to measure on")
 
 
 def _unseen(
@@ -225,11 +226,11 @@ def _unseen(
     if folder is None:
         folder, chosen = out / "unseen", parse_seeds(seeds)
         if not pairs.teacher:
-            raise ValueError("the pairs do not say their teacher: give --unseen a folder of its pairs")
+            raise UserError("the pairs do not say their teacher: give --unseen a folder of its pairs")
         run_teacher(model, Classical(**pairs.teacher), folder, chosen, pairs.guidance)
     chosen_pairs = read_pairs(folder, model=model)
     if count is not None and count > len(chosen_pairs):
-        raise ValueError(f"--count is {count}, but {folder} holds {len(chosen_pairs)} pairs")
+        raise UserError(f"--count is {count}, but {folder} holds {len(chosen_pairs)} pairs")
     return chosen_pairs.subset(slice(0, count))
 
 

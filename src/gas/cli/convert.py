@@ -12,6 +12,7 @@ from gas.cli.app import command
 from gas.cli.checks import GUIDANCE, checked, existing_file, is_in, output_file, output_folder, registered
 from gas.cli.options import Json, was_given
 from gas.cli.screen import bar, note, print_json
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
@@ -80,19 +81,17 @@ def convert(
     from gas.paper.convert import KINDS, recognise, weights_to_safetensors
 
     if model and schedule:
-        raise ValueError("--model and --schedule both say what a student is for: give one")
+        raise UserError("--model and --schedule both say what a student is for: give one")
     (output_file() if out.suffix else output_folder)(out)
     kind, data = recognise(file)
     what, suffix = KINDS[kind]
     if out.suffix != suffix:
         wanted = f"end in {suffix}" if suffix else "be a folder, without a suffix"
-        raise ValueError(f"{file} holds {what}, so the output should {wanted}, got {str(out)!r}")
+        raise UserError(f"{file} holds {what}, so the output should {wanted}, got {str(out)!r}")
     taken = {"student": _STUDENTS, "teachers": _TEACHERS}.get(kind, ())
     for name in _STUDENTS:
         if name not in taken and was_given(context, name):
-            raise ValueError(
-                f"--{name.replace('_', '-')} is not for {what}, which {file} holds: leave it out"
-            )
+            raise UserError(f"--{name.replace('_', '-')} is not for {what}, which {file} holds: leave it out")
     note(f"{file} holds {what}")
     report: dict[str, Any] = {"file": str(file), "kind": kind, "out": str(out)}
     if kind == "student":
@@ -126,7 +125,7 @@ def _student(
 
     loaded = _model(model, t_end) if model else None
     if (loaded is None) == (not schedule):
-        raise ValueError("a student's file does not say what it is for: give --model, or --schedule alone")
+        raise UserError("a student's file does not say what it is for: give --model, or --schedule alone")
     known = named("schedule", schedule, SCHEDULES)(t_end) if loaded is None else loaded.schedule
     solver = read_student(file, known, t_end, data, form=form)
     is_gs = isinstance(solver, GeneralizedSolver)

@@ -14,6 +14,7 @@ from gas.cli.checks import checked, is_in
 from gas.cli.options import Device, Json, parse_nfes, was_given
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset
 from gas.cli.screen import note, print_json, print_table
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.paper.cost import Total, Unit
@@ -61,7 +62,7 @@ def doctor(
     setup = chosen_preset(context, preset, settings, ("nfe", "measure", "batch", "tflops"))
     wrong = [name for name in ("nfe", "measure", "batch", "tflops") if was_given(context, name)]
     if setup is None and wrong:
-        raise ValueError(f"--{wrong[0]} is for --preset: add that or leave it out")
+        raise UserError(f"--{wrong[0]} is for --preset: add that or leave it out")
     _check_measure(measure, batch, tflops)
     told: dict[str, Any] = {"environment": environment(device), "extras": extras()}
     if setup is not None:
@@ -81,9 +82,9 @@ def doctor(
 def _check_measure(measure: bool, batch: int | None, tflops: float | None) -> None:
     """Refuse what measuring or estimating does not take."""
     if batch is not None and not measure:
-        raise ValueError("--batch is for --measure: add that or leave it out")
+        raise UserError("--batch is for --measure: add that or leave it out")
     if tflops is not None and measure:
-        raise ValueError("--tflops is for an estimate: leave it out, or --measure")
+        raise UserError("--tflops is for an estimate: leave it out, or --measure")
 
 
 def _unit(

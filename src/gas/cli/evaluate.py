@@ -44,6 +44,7 @@ from gas.cli.options import (
 from gas.cli.presets import PresetName, Settings, Weights, changed_settings, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
 from gas.cli.solver_files import load_named, warn_of_known_seeds, warn_of_unknown_model
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -281,7 +282,7 @@ def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[C
     first, kept = min(64, len(pairs)), min(_FINALISTS, len(entries))
     ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=first, kept=_FINALISTS))
     if not ranked:
-        raise ValueError(f"none of {', '.join(solvers)} exists at NFE {nfe}")
+        raise UserError(f"none of {', '.join(solvers)} exists at NFE {nfe}")
     best = ranked[-kept]  # the finalists come last, best first
     return best.classical, best.table
 

@@ -13,6 +13,7 @@ from gas.cli.checks import checked, output_file
 from gas.cli.options import Json, SolverFile, ZooName, load_zoo, was_given
 from gas.cli.screen import note, print_json
 from gas.cli.solver_files import nfe_of
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +61,7 @@ def export(
     from gas.solver_file import load
 
     if row is not None and was_given(context, "model"):
-        raise ValueError("--model is for the whole sampler: leave it out, or --row")
+        raise UserError("--model is for the whole sampler: leave it out, or --row")
     artefact = load(solver)
     nfe = nfe_of(artefact, nfe)
     module, given, batch = _sampler(artefact, model, nfe) if row is None else _step(artefact.table(nfe), row)

@@ -13,6 +13,7 @@ from gas.cli.checks import checked, existing_file
 from gas.cli.options import Json, Picture, interpolation
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
+from gas.errors import UserError
 
 __all__ = ["inspect"]
 
@@ -32,7 +33,7 @@ def inspect(
     document = artefact.document
     around = None if nfe is None else artefact.neighbours(nfe)
     if picture is not None and artefact.schedule is None:
-        raise ValueError(f"{file} does not say its schedule, which the axis of --picture needs")
+        raise UserError(f"{file} does not say its schedule, which the axis of --picture needs")
     if json:
         print_json(document.model_dump(mode="json", exclude_none=True))
     elif nfe is not None:

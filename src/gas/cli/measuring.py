@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gas.cli.options import check_space
 from gas.cli.screen import tracked
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +161,7 @@ def _real(model: Model, seen: Space, path: Path) -> tuple[Tensor, str]:
         parts = tracked("real images", images.batches(_BATCH), -(-len(images) // _BATCH))
         return extract_all(seen.images, parts), images.sha256()
     if seen.samples is None or (path.exists() and not idx):
-        raise ValueError(
+        raise UserError(
             f"--real {path}: pictures are seen by a published network, name it with --features and --weights; "
             "a model's own features are measured against a folder of MNIST's IDX files alone (model mnist)"
         )
@@ -177,5 +178,5 @@ def held_out(model: Model, folder: Path) -> Tensor:
 
     images, _ = mnist(folder).test
     if model.name != "mnist" or tuple(images.shape[1:]) != model.sample_shape:
-        raise ValueError(f"--real takes MNIST's IDX files, which model {model.name} is not of: leave it out")
+        raise UserError(f"--real takes MNIST's IDX files, which model {model.name} is not of: leave it out")
     return images

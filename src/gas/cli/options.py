@@ -20,6 +20,7 @@ from gas.cli.checks import (
     output_file,
     registered,
 )
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.pairs.dataset import Pairs
@@ -101,7 +102,7 @@ def check_model_name(name: str) -> None:
     if not colon or prefix not in ("diffusers", "published", "preset"):
         return
     if not rest:
-        raise ValueError(f"--model {prefix}: wants a name after the colon")
+        raise UserError(f"--model {prefix}: wants a name after the colon")
     if prefix == "preset":
         from gas.paper.presets import preset_by_name
 
@@ -131,7 +132,7 @@ def check_classical(text: str) -> None:
     from gas.training.initialization import check_start
 
     if text in ("best", "uniform"):
-        raise ValueError(f"a classical solver is SOLVER or SOLVER/GRID, got {text!r}")
+        raise UserError(f"a classical solver is SOLVER or SOLVER/GRID, got {text!r}")
     check_start(text)
 
 
@@ -172,9 +173,9 @@ def check_space(features: str, weights: Path | None) -> None:
         ValueError: says which of both is missing.
     """
     if features == "model" and weights is not None:
-        raise ValueError("--weights are of a published network: name it with --features")
+        raise UserError("--weights are of a published network: name it with --features")
     if features != "model" and weights is None:
-        raise ValueError(f"--features {features} needs --weights: nothing is downloaded")
+        raise UserError(f"--features {features} needs --weights: nothing is downloaded")
 
 
 Precision = Annotated[
@@ -319,9 +320,9 @@ def parse_seeds(text: str) -> range:
     form = re.fullmatch(r"\s*(?:(\d{1,30})\s*:)?\s*(\d{1,30})\s*", text, re.ASCII)
     first, stop = (int(form[1] or 0), int(form[2])) if form else (0, 0)
     if not first < stop:
-        raise ValueError(f"seeds must be like 1024 or 50000:51024 with first < last, got {text[:60]!r}")
+        raise UserError(f"seeds must be like 1024 or 50000:51024 with first < last, got {text[:60]!r}")
     if stop - first > MAX_SEEDS or stop > MAX_SEED:
-        raise ValueError(f"seeds must be at most {MAX_SEEDS:,} and below 2^63, got {text!r}")
+        raise UserError(f"seeds must be at most {MAX_SEEDS:,} and below 2^63, got {text!r}")
     return range(first, stop)
 
 
@@ -333,7 +334,7 @@ def measured_seeds(text: str) -> range:
     """
     seeds = parse_seeds(text)
     if len(seeds) < 2:
-        raise ValueError(f"at least two seeds are needed to measure on, got {text!r}")
+        raise UserError(f"at least two seeds are needed to measure on, got {text!r}")
     return seeds
 
 
@@ -343,9 +344,9 @@ def split_pairs(pairs: Pairs, validation: int | None) -> tuple[Pairs, Pairs]:
     if validation is None:
         validation = 256 if count >= 512 else count // 4
         if validation < 2:
-            raise ValueError(f"{count} pairs are too few to learn from and to choose on: make more")
+            raise UserError(f"{count} pairs are too few to learn from and to choose on: make more")
     if not validation < count:
-        raise ValueError(
+        raise UserError(
             f"--validation must be below the {count} pairs, got {validation}: leave it out, or make more pairs"
         )
     return pairs.split(validation)
@@ -362,11 +363,11 @@ def parse_nfes(text: str) -> list[int]:
         ends = re.fullmatch(r"\s*(\d{1,30})\s*(?:-\s*(\d{1,30}))?\s*", part, re.ASCII)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
         if first < 1:
-            raise ValueError(f"nfe must be like 4 or 3-6,8,10 with numbers from 1 up, got {text[:60]!r}")
+            raise UserError(f"nfe must be like 4 or 3-6,8,10 with numbers from 1 up, got {text[:60]!r}")
         if max(first, last) > MAX_NFE:
-            raise ValueError(f"nfe must be from 1 to {MAX_NFE:,}, got {text[:60]!r}")
+            raise UserError(f"nfe must be from 1 to {MAX_NFE:,}, got {text[:60]!r}")
         if first > last:
-            raise ValueError(f"nfe {text[:60]!r} has a range from high to low: write {last}-{first}")
+            raise UserError(f"nfe {text[:60]!r} has a range from high to low: write {last}-{first}")
         nfes.update(range(first, last + 1))
     return sorted(nfes)
 
@@ -420,15 +421,13 @@ def load_model(
         from gas.paper.presets import preset_by_name
 
         if call:
-            raise ValueError(
+            raise UserError(
                 f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}"
             )
         setup = open_backbone(preset_by_name(name.removeprefix("preset:")), prompts=prompts, device=device)
         return cast("PipelineModel", precise(setup, precision, compiled=compiled))
     if prompts is not None or call:
-        raise ValueError(
-            f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
-        )
+        raise UserError(f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}")
     if name.startswith("published:"):
         from gas.paper.published import open_model
 
@@ -449,11 +448,11 @@ def load_zoo(name: str, device: str) -> ZooModel:
     from gas import zoo
 
     if name.partition(":")[0] in ("diffusers", "published", "preset"):
-        raise ValueError(
+        raise UserError(
             f"this command takes zoo models of images, digits or mnist say, got --model {name[:80]}"
         )
     if "pipeline" in zoo.card(name):
-        raise ValueError(
+        raise UserError(
             f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
         )
     return cast("ZooModel", zoo.load(name).to(device))
@@ -482,7 +481,7 @@ def parse_call(text: str) -> dict[str, Any]:
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise ValueError(f"--call must be like height=512,width=512, got {text!r}")
+            raise UserError(f"--call must be like height=512,width=512, got {text!r}")
         try:
             told[name.strip()] = json.loads(value)
         except ValueError:

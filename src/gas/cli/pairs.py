@@ -38,6 +38,7 @@ from gas.cli.presets import (
     show_preset,
 )
 from gas.cli.screen import bar, note, print_json
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.classical.registry import Classical
@@ -115,9 +116,9 @@ def pairs(
     loaded: Model
     if setup is None:
         if out is None:
-            raise ValueError("--out is needed where no --preset says it")
+            raise UserError("--out is needed where no --preset says it")
         if was_given(context, "objective"):
-            raise ValueError("--objective is for --preset: say by --seeds how many pairs to make")
+            raise UserError("--objective is for --preset: say by --seeds how many pairs to make")
         Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
         loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call)
         guidance = _guidance(model, loaded, guidance if was_given(context, "guidance") else None)
@@ -126,7 +127,7 @@ def pairs(
         kind, named = objective_of(objective), was_given(context, "nfe")
         if named == bool(setup.teacher_nfe):
             what = "has its own: --set teacher_nfe" if named else "depends on the student's: --nfe"
-            raise ValueError(f"the NFE of the teacher of preset {preset} {what}")
+            raise UserError(f"the NFE of the teacher of preset {preset} {what}")
         raw = model_of(setup, preset_weights, prompts=prompts, device=device)
         show_preset(setup)
         loaded = precise(ending_at(raw, setup.teacher_t_end), precision, compiled=compiled)
@@ -161,7 +162,7 @@ def _guidance(name: str, model: Model, given: float | None) -> float:
         return 1.0 if given is None else given
     if pipeline.family.encode is not None and not pipeline.prompts:
         if given is None:
-            raise ValueError(
+            raise UserError(
                 f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "
                 "(with --guidance 1 pairs of the empty prompt are made)"
             )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gas.errors import UserError
+
 if TYPE_CHECKING:
     from gas.paper.files import Found
     from gas.paper.presets import Objective, Preset
@@ -126,7 +128,7 @@ class Line:
             wanted.pop(name)
         for name, value in wanted.items():
             if str(found.get(name, value)) != value:
-                raise ValueError(
+                raise UserError(
                     f"{self.solver} was trained with {name}={found[name]}, this cell needs {name}={value}: move that "
                     f"file away, or say --set {name}={found[name]}"
                 )

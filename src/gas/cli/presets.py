@@ -9,6 +9,7 @@ import typer
 
 from gas.cli.options import load_model, was_given
 from gas.cli.screen import note
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
@@ -67,12 +68,12 @@ def chosen_preset(
         for alone in ("settings", "preset_weights", "dry_run"):
             if was_given(context, alone):
                 option = "--set" if alone == "settings" else f"--{alone.replace('_', '-')}"
-                raise ValueError(f"{option} is for --preset: add that or leave it out")
+                raise UserError(f"{option} is for --preset: add that or leave it out")
         return None
     known = ("preset", "settings", "preset_weights", "device", "precision", "compiled", "prompts", "json")
     for parameter in context.command.params:
         if parameter.name and parameter.name not in (*known, *allowed) and was_given(context, parameter.name):
-            raise ValueError(
+            raise UserError(
                 f"{parameter.opts[0]} is decided by --preset {name}: leave it out, or change the preset by "
                 "--set NAME=VALUE"
             )
@@ -86,7 +87,7 @@ def objective_of(text: str) -> Objective:
         ValueError: for anything else.
     """
     if text not in ("gs", "gas"):
-        raise ValueError(f"objective must be gs or gas, got {text!r}")
+        raise UserError(f"objective must be gs or gas, got {text!r}")
     return "gas" if text == "gas" else "gs"
 
 

@@ -17,6 +17,7 @@ from gas.cli.paper_line import Line, More
 from gas.cli.presets import Weights, changed_settings
 from gas.cli.screen import note, print_json, print_table
 from gas.display import markdown, markdown_table
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.paper.results import Measured
@@ -42,11 +43,11 @@ def _measure_words(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"options of gas evaluate, quoted as in a shell, are wanted, got {text[:80]!r} ({error})"
         ) from None
     if words and not words[0].startswith("-"):
-        raise ValueError(f"options of gas evaluate are wanted, as --features inception, got {text[:80]!r}")
+        raise UserError(f"options of gas evaluate are wanted, as --features inception, got {text[:80]!r}")
     if words:
         check_options("evaluate", words)
     return words
@@ -101,7 +102,7 @@ def reproduce(
     if table == "list":
         options = {"go": "--run", "sets": "--set", "measure": "--measure", "markdown": "--markdown"}
         if unused := [option for name, option in options.items() if was_given(context, name)]:
-            raise ValueError(
+            raise UserError(
                 f"{unused[0]} is for one table, not the list of them: name a table, or leave it out"
             )
         rows = [[one.name, one.title, str(len(one.cells))] for one in TABLES.values()]
@@ -149,7 +150,7 @@ def _make(lines: list[Line]) -> None:
             with contextlib.redirect_stdout(printed if words is evaluate else sys.stderr):
                 failed = app(words, standalone_mode=False)
             if failed:
-                raise ValueError(
+                raise UserError(
                     f"that command failed; the rest of {line.cell.solver}, NFE {line.nfe} is not made"
                 )
         write_text(line.result, printed.getvalue())

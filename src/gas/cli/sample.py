@@ -28,6 +28,7 @@ from gas.cli.options import (
 from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
 from gas.cli.screen import note, print_json, tracked
 from gas.cli.solver_files import nfe_of, warn_of_unknown_model
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +111,7 @@ def sample(
                 labels = torch.full_like(labels, label)
             x = run(asked.bind(labels, guidance), loaded.noise(part), table)
             if not bool(x.isfinite().all()):
-                raise ValueError(
+                raise UserError(
                     f"samples of {solver} at NFE {nfe} are not finite: train it anew, or take another NFE"
                 )
             made.append(x.cpu())
@@ -132,14 +133,14 @@ def _check_picture(model: Model, count: int) -> None:
 
     require_matplotlib()
     if count > _PICTURED:
-        raise ValueError(f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors")
+        raise UserError(f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors")
     decode = getattr(model, "decode", None)
     shape = tuple(model.sample_shape)
     if decode is not None:
         with torch.no_grad():
             shape = tuple(decode(model.noise([0])).shape[1:])
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"a .png shows images, the samples of {model.name} are of shape {shape}: use .npz or .safetensors"
         )
 

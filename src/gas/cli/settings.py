@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gas.cli.presets import objective_of
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
@@ -28,12 +29,12 @@ def adversarial_settings(objective: str, given: dict[str, Any]) -> dict[str, Any
     named = [name for name, value in given.items() if value is not None]
     if objective_of(objective) == "gs":
         if named:
-            raise ValueError(
+            raise UserError(
                 f"--{named[0].replace('_', '-')} is a setting of --objective gas: add that or leave it out"
             )
         return None
     if given["weight"] is not None and given["balance"] is not None:
-        raise ValueError("--weight and --balance are two measures of one thing: leave one out")
+        raise UserError("--weight and --balance are two measures of one thing: leave one out")
     usual = {
         "weight": None,
         "balance": None if given["weight"] is not None else BALANCE,
@@ -128,9 +129,9 @@ def config_of(
     if method == "gauss-newton":
         for name in ("learning_rate", "relax"):
             if given.pop(name) is not None:
-                raise ValueError(f"gauss-newton has no {name}: choose --method adam or leave it out")
+                raise UserError(f"gauss-newton has no {name}: choose --method adam or leave it out")
         if not is_sum_of_squares(loss_by_name(loss)):
-            raise ValueError(
+            raise UserError(
                 f"gauss-newton needs --loss l2, a sum of squares, got {loss}: choose --method adam"
             )
         given["largest"] = None if batch is None else max(batch, GaussNewton().largest)

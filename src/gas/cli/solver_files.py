@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gas.cli.screen import note
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
@@ -30,13 +31,13 @@ def load_named(paths: list[Path], model: Model, *, transfer: bool = False) -> di
     named: dict[str, Artefact] = {}
     for place, path in enumerate(paths):
         if path in paths[:place]:
-            raise ValueError(f"--solver {path} is given twice: once is enough")
+            raise UserError(f"--solver {path} is given twice: once is enough")
         artefact = load(path)
         _check(artefact, model, transfer)
         name = _title(artefact, model)
         name = f"{name} ({path.stem})" if name in named else name
         if name in named:
-            raise ValueError(f"--solver {path} is named like another one: rename one of the files")
+            raise UserError(f"--solver {path} is named like another one: rename one of the files")
         named[name] = artefact
     return named
 
@@ -66,7 +67,7 @@ def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
             artefact.check(model, guidance, transfer=True)
         except ValueError:
             raise error from None
-        raise ValueError(
+        raise UserError(
             f"{error}; --transfer measures it all the same, as its samples have one shape"
         ) from None
 

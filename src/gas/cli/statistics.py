@@ -22,6 +22,7 @@ from gas.cli.options import (
     was_given,
 )
 from gas.cli.screen import note, print_json, tracked
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,12 +68,12 @@ def statistics(
     from gas.metrics.statistics import accumulate, save_statistics
 
     if (pairs is None) == (images is None):
-        raise ValueError("give either --pairs or --images")
+        raise UserError("give either --pairs or --images")
     check_space(features, weights)
     if images is not None and was_given(context, "model"):
-        raise ValueError("--model is of --pairs: leave it out, or --images")
+        raise UserError("--model is of --pairs: leave it out, or --images")
     if features == "model" and images is not None:
-        raise ValueError("--images are for a published network: name it with --features")
+        raise UserError("--images are for a published network: name it with --features")
     seen: Callable[[Tensor], Tensor]
     if images is not None:
         extractor = extractor_by_name(features, weights or "", device)
@@ -104,6 +105,6 @@ def _of_pairs(
     found = read_pairs(folder, model=loaded, hold=False)
     found_in = space(loaded, features, weights)
     if found_in.samples is None:
-        raise ValueError(f"model {loaded.name} has no features of its own: name others with --features")
+        raise UserError(f"model {loaded.name} has no features of its own: name others with --features")
     parts = tracked("features", found.batches(_BATCH), -(-len(found) // _BATCH))
     return (part.target for part in parts), found_in.told, found_in.samples

@@ -44,6 +44,7 @@ from gas.cli.screen import note, print_json, print_table
 from gas.cli.settings import adversarial_settings, adversary_of, config_of
 from gas.cli.train_preset import PresetRun, train_preset
 from gas.display import significant
+from gas.errors import UserError
 from gas.workspace import scratch
 
 if TYPE_CHECKING:
@@ -205,14 +206,14 @@ def train(
         nfes = parse_nfes(nfe) if was_given(context, "nfe") else setup.nfes
         kind, places = objective_of(objective), (preset_weights, pairs, out, prompts)
         if cuda_graphs:
-            raise ValueError("--cuda-graphs is not for --preset, whose training wants gradients throughout")
+            raise UserError("--cuda-graphs is not for --preset, whose training wants gradients throughout")
         run = PresetRun(setup, kind, tuple(nfes), *places, device, precision, compiled, overwrite)
         train_preset(run, dry=dry_run, json=json)
         return
     if pairs is None or out is None:
-        raise ValueError("--pairs and --out are needed where no --preset says them")
+        raise UserError("--pairs and --out are needed where no --preset says them")
     if out.exists() and not overwrite:
-        raise ValueError(f"--out {out} exists: name another file, or replace it with --overwrite")
+        raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes = parse_nfes(nfe)
     given = {
         "weight": weight,
@@ -227,7 +228,7 @@ def train(
     _check_combination(solver, theory, start, nfes)
     config = config_of(method, loss, start, iterations, batch, learning_rate, relax, memory, seed)
     if was_given(context, "memory") and isinstance(config, GaussNewton) and objective == "gs":
-        raise ValueError(
+        raise UserError(
             "--memory is of Adam's graph, and gauss-newton keeps none: choose --method adam or leave it out"
         )
     loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
@@ -273,7 +274,7 @@ def _check_combination(solver: str, theory: bool, start: str, nfes: list[int]) -
     for n in nfes if start != "best" else ():
         classical = named_start(start, n, 0.0)
         if not kind.starts_at(classical):
-            raise ValueError(
+            raise UserError(
                 f"--solver {solver} cannot start at {start}, whose times repeat: name another --start"
             )
 

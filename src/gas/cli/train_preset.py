@@ -12,6 +12,7 @@ from gas.cli.pairs import run_teacher
 from gas.cli.presets import model_of, pairs_folder, show_preset, solver_file
 from gas.cli.screen import bar, note, print_json, print_table
 from gas.display import significant
+from gas.errors import UserError
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
@@ -64,14 +65,14 @@ def train_preset(run: PresetRun, *, dry: bool, json: bool) -> None:
         check_one_process()
     preset, folder = run.preset, weights_folder(run.weights)
     if run.out is not None and len(run.nfes) > 1:
-        raise ValueError("--out names one file, so give one --nfe with it")
+        raise UserError("--out names one file, so give one --nfe with it")
     if dry:
         show_preset(preset)
         _plan(run, folder)
         return
     for nfe in run.nfes:
         if run.file(nfe).exists() and not run.overwrite:
-            raise ValueError(f"{run.file(nfe)} exists: name another by --out, or replace it with --overwrite")
+            raise UserError(f"{run.file(nfe)} exists: name another by --out, or replace it with --overwrite")
     loss_of(preset, folder)  # refused before the long loading
     raw = model_of(preset, run.weights, prompts=run.prompts, device=run.device)
     show_preset(preset)
@@ -118,7 +119,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
         run_teacher(teacher, preset.master(nfe), where, preset.seeds(objective), preset.guidance)
     pairs = paired(preset, objective, teacher, where)
     if pairs[0].guidance != preset.guidance:
-        raise ValueError(
+        raise UserError(
             f"{where} was made with guidance {pairs[0].guidance:g}, the preset has {preset.guidance:g}"
         )
     solver = solver_of(preset, model, nfe)

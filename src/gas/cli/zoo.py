@@ -15,6 +15,7 @@ from gas.cli.checks import checked, existing_folder, output_folder, registered
 from gas.cli.options import Device, Json, was_given
 from gas.cli.screen import bar, note, print_json, print_table
 from gas.display import significant
+from gas.errors import UserError
 from gas.workspace import claim
 
 if TYPE_CHECKING:
@@ -81,15 +82,15 @@ def zoo(
     if action == "list":
         for option in ("name", "data", "out", "samples", "seed", "device"):
             if was_given(context, option):
-                raise ValueError(f"{option} is for gas zoo train: leave it out to list the models")
+                raise UserError(f"{option} is for gas zoo train: leave it out to list the models")
         _list(json)
         return
     if name == "digits" and was_given(context, "data"):
-        raise ValueError("--data is of MNIST, and digits come with scikit-learn: leave it out")
+        raise UserError("--data is of MNIST, and digits come with scikit-learn: leave it out")
     if name == "mnist-autoencoder" and was_given(context, "samples"):
-        raise ValueError("--samples is of models that sample, which an autoencoder does not: leave it out")
+        raise UserError("--samples is of models that sample, which an autoencoder does not: leave it out")
     if not name:
-        raise ValueError(f"name the model to train: one of {', '.join(_recipes())}")
+        raise UserError(f"name the model to train: one of {', '.join(_recipes())}")
     with holding(out / name, f"gas zoo train {name}"):
         _train(name, data, out, samples, seed, device)
 
@@ -123,7 +124,7 @@ def _train(name: str, data: Path, out: Path, samples: int | None, seed: int, dev
     recipes = {**RECIPES, "mnist-autoencoder": AUTOENCODER}
     recipes |= {name: kind.recipe for name, kind in LATENT.items()}
     if name not in recipes:
-        raise ValueError(f"name the model to train: one of {', '.join(recipes)}, got {name!r}")
+        raise UserError(f"name the model to train: one of {', '.join(recipes)}, got {name!r}")
     images = digits() if name == "digits" else mnist(data)
     recipe, checkpoint = replace(recipes[name], seed=seed), out / f"{name}.state.pt"
     claim(out, [f"{name}.safetensors", f"{name}.md", checkpoint.name])

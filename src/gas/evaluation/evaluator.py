@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.metrics import paired
 from gas.metrics.distances import Distribution, distribution, frechet_interval
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
@@ -84,7 +85,7 @@ class Yardstick:
 
     def _seen(self, x: Tensor) -> Tensor:
         if self.features is None:
-            raise ValueError("a Yardstick needs features to compare distributions in")
+            raise UserError("a Yardstick needs features to compare distributions in")
         return extract_all(self.features, x.split(_FEATURES))
 
     def measure(self, name: str, made: Tensor, nfe: int) -> Comparison:

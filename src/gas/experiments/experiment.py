@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gas.classical.registry import SOLVERS, Classical
+from gas.errors import UserError
 from gas.experiments.store import slug
 from gas.learned.registry import SOLVERS as KINDS
 from gas.losses import loss_by_name
@@ -52,7 +53,7 @@ class Budget:
         loss_by_name(self.loss)
         for name in ("rank", "guides"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 pair, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1 pair, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ class Setting:
         for classical, _ in self.rankings.of(nfe, list(SOLVERS)):
             if classical.solver != "heun" and self._suits_all(classical):
                 return classical
-        raise ValueError(f"no classical solver of NFE {nfe} is a start that every kind can learn from")
+        raise UserError(f"no classical solver of NFE {nfe} is a start that every kind can learn from")
 
     def _suits_all(self, classical: Classical) -> bool:
         try:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from gas.classical.registry import NAMED_GRIDS, SOLVERS, Classical
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.experiments.experiment import Setting, ends_of
 from gas.grids.analytic import GRIDS
 from gas.learned.generalized import GeneralizedSolver
@@ -227,7 +227,7 @@ class Adversarial:
 
     def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
         if before is None:
-            raise ValueError("GAS goes on from GS, which has to be made first")
+            raise UserError("GAS goes on from GS, which has to be made first")
         model, start = setting.model, setting.start(self.after.start, nfe)
         solver = GeneralizedSolver.from_table(model.schedule, before.table(), model.t_end)
         checkpoint = setting.checkpoint(self.spec, nfe, self.needs(setting, nfe))
@@ -297,7 +297,7 @@ def contestant_by_name(spec: str, start: str = "best") -> Contestant:
     if name in KINDS:
         return _learned(name, own, start)
     if own:
-        raise ValueError(f"only learned solvers have a start (NAME@START), got {spec!r}")
+        raise UserError(f"only learned solvers have a start (NAME@START), got {spec!r}")
     solver, slash, grid = spec.partition("/")
     if slash:
         named("grid", grid, {**NAMED_GRIDS, "gits": None})

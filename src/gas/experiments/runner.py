@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gas.errors import UserError
 from gas.evaluation.sampler import run
 from gas.experiments.evaluator import Ruler
 from gas.experiments.experiment import Setting
@@ -58,12 +59,12 @@ def fill(
         ValueError: when unseen pairs were trained or chosen on, no contestant, or one that exists at no NFE.
     """
     if not contestants or not nfes:
-        raise ValueError(f"a comparison needs solvers and NFE, got {len(contestants)} and {len(nfes)}")
+        raise UserError(f"a comparison needs solvers and NFE, got {len(contestants)} and {len(nfes)}")
     _check_unseen(setting, ruler)
     for contestant in contestants:
         reasons = [contestant.lacks(setting, nfe) for nfe in nfes]
         if all(reasons):
-            raise ValueError(f"{contestant.spec}: {reasons[0]}")
+            raise UserError(f"{contestant.spec}: {reasons[0]}")
     running = _Filling(setting, ruler, store, command)
     yield running.teacher()
     for nfe in nfes:
@@ -188,12 +189,12 @@ def _check_unseen(setting: Setting, ruler: Ruler) -> None:
     known = {*setting.train.seeds.tolist(), *setting.validation.seeds.tolist()}
     shared = sorted(known.intersection(unseen.seeds.tolist()))
     if shared:
-        raise ValueError(
+        raise UserError(
             f"unseen pairs share {len(shared)} seeds with those learned or chosen from, the first {shared[0]}: "
             "measure on other seeds"
         )
     if unseen.guidance != setting.train.guidance:
-        raise ValueError(
+        raise UserError(
             f"unseen pairs have guidance {unseen.guidance:g}, those learned from {setting.train.guidance:g}"
         )
 

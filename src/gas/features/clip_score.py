@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.features.transformer import ClipImages
 
 __all__ = ["ClipScore"]
@@ -37,7 +38,7 @@ class ClipScore:
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # its readers' errors have no common class
-            raise ValueError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
@@ -51,7 +52,7 @@ class ClipScore:
             ValueError: when there are not as many texts as images.
         """
         if len(images) != len(texts):
-            raise ValueError(f"every image needs its text, got {len(images)} images and {len(texts)} texts")
+            raise UserError(f"every image needs its text, got {len(images)} images and {len(texts)} texts")
         network = self.images.network
         length = network.config.text_config.max_position_embeddings
         told = self.tokenizer(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["as_bytes", "resize_as_tensorflow", "rgb"]
 
 
@@ -15,7 +17,7 @@ def rgb(x: Tensor) -> Tensor:
         ValueError: for another shape.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"a published feature network sees images (B, 1 or 3, H, W), got shape {tuple(x.shape)}: decode latents, "
             "or leave --features out"
         )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.features.images import as_bytes, resize_as_tensorflow, rgb
 from gas.io import one_line
 
@@ -105,7 +106,7 @@ class Inception(nn.Module):
         if rest != wanted:
             missing, unknown = sorted(wanted - rest), sorted(rest - wanted)
             problem = f"lacks {missing[0]}" if missing else f"has an unknown {unknown[0][:60]}"
-            raise ValueError(
+            raise UserError(
                 f"weights are not those of the published Inception (pt_inception-2015-12-05): {problem}, "
                 f"{len(missing)} missing and {len(unknown)} unknown in all"
             )
@@ -115,7 +116,7 @@ class Inception(nn.Module):
             # The smallest image that every block has something to see of.
             self._pooled(torch.zeros(1, 3, 75, 75))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"shapes of the Inception's weights do not fit together: {one_line(error)}"
             ) from error
 
@@ -151,7 +152,7 @@ class _Unit(nn.Module):
             or max(weight.shape[2:]) > _KERNEL
             or any(value.shape != weight.shape[:1] for value in numbers)
         ):
-            raise ValueError(f"weights of {name} have shapes that do not belong together")
+            raise UserError(f"weights of {name} have shapes that do not belong together")
         self.weight = nn.Parameter(weight)
         self.scale, self.shift, self.mean, self.variance = (nn.Parameter(value) for value in numbers)
         self.stride = 2 if name in _DOWN else 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.features.clip_score import ClipScore
 from gas.features.lpips import LPIPS
 from gas.features.transformer import folder_weights
@@ -57,7 +58,7 @@ def _clip_score(model: Model, folder: Path) -> tuple[Judge, dict[str, str]]:
     """CLIP score of each sample and the prompt that it was made for."""
     prompts = getattr(model, "prompts", ())
     if not prompts:
-        raise ValueError(
+        raise UserError(
             f"metric clip-score is of images and their prompts, and model {model.name} has none: give --prompts, or "
             "leave it out"
         )
@@ -66,7 +67,7 @@ def _clip_score(model: Model, folder: Path) -> tuple[Judge, dict[str, str]]:
 
     def judge(made: Tensor, pairs: Pairs) -> Tensor:
         if pairs.labels is None:
-            raise ValueError("samples were made without prompts, so they have no CLIP score")
+            raise UserError("samples were made without prompts, so they have no CLIP score")
         texts = [prompts[int(label)] for label in pairs.labels]
         starts = range(0, len(made), _BATCH)
         parts = (slice(start, start + _BATCH) for start in starts)

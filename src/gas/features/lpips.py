@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.features.images import rgb
 from gas.features.state import read_state
 from gas.losses import FeatureLoss
@@ -53,7 +54,7 @@ class LPIPS(nn.Module):
             for stage in range(len(_STAGES)):
                 roots.append(_channel_weights(linear, stage))
         except KeyError as error:
-            raise ValueError(
+            raise UserError(
                 f"weights of LPIPS lack {error}: VGG-16's and LPIPS's own are two files"
             ) from error
         _check_shapes(weights, biases, roots)
@@ -111,22 +112,18 @@ def _check_shapes(weights: Sequence[Tensor], biases: Sequence[Tensor], roots: Se
     width = 3
     for weight, bias in zip(weights, biases, strict=True):
         if weight.ndim != 4 or weight.shape[1:] != (width, 3, 3) or bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"VGG-16's weights of shape {tuple(weight.shape)} do not follow {width} channels"
-            )
+            raise UserError(f"VGG-16's weights of shape {tuple(weight.shape)} do not follow {width} channels")
         width = len(weight)
     ends = [len(weights[sum(map(len, _STAGES[: stage + 1])) - 1]) for stage in range(len(_STAGES))]
     if [len(root) for root in roots] != ends or max(ends) > 4096:
-        raise ValueError(
-            f"LPIPS's weights are of {[len(root) for root in roots]} channels, VGG-16 has {ends}"
-        )
+        raise UserError(f"LPIPS's weights are of {[len(root) for root in roots]} channels, VGG-16 has {ends}")
 
 
 def _channel_weights(linear: Mapping[str, Tensor], stage: int) -> Tensor:
     name = f"lin{stage}.model.1.weight"
     weight = linear[name if name in linear else f"lin{stage}.model.0.weight"].float().flatten()
     if bool((weight < 0).any()):
-        raise ValueError(
+        raise UserError(
             f"{name} must not be negative, as LPIPS's channel weights are, got {float(weight.min()):g}"
         )
     return weight.sqrt()

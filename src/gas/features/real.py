@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import one_line, open_regular, sha256
 from gas.metrics.statistics import has_images, read_images
 
@@ -42,9 +43,9 @@ class RealImages:
         if self.path.is_dir():
             if not self._pictures:
                 told = ", ".join(_PICTURES)
-                raise ValueError(f"folder {self.path} holds no pictures ({told}) of real data")
+                raise UserError(f"folder {self.path} holds no pictures ({told}) of real data")
         elif not has_images(self.path):
-            raise ValueError(
+            raise UserError(
                 f"{self.path} has no images arr_0: precision, recall, density and coverage need those of ADM's "
                 "reference batch or a folder of pictures; statistics mu and sigma alone are a --reference"
             )
@@ -82,7 +83,7 @@ class RealImages:
             first = read[0].shape if first is None else first
             for path, image in zip(paths[start:], read, strict=False):
                 if image.shape != first:
-                    raise ValueError(
+                    raise UserError(
                         f"picture {path} is {image.shape[1]} x {image.shape[2]}, the first {first[1]} x {first[2]}: "
                         "real images have one size, that of the samples"
                     )
@@ -103,7 +104,7 @@ def _picture(path: Path) -> Tensor:
     try:
         with open_regular(path, _PICTURE_BYTES) as file, Image.open(file) as image:
             if image.width * image.height > _PIXELS:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
+                raise UserError(f"it has {image.width} x {image.height} pixels")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:  # its readers' errors have no common class
-        raise ValueError(f"picture {path} cannot be read: {one_line(error)}") from error
+        raise UserError(f"picture {path} cannot be read: {one_line(error)}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import one_line, read_tensors
 from gas.unpickle.loading import read_pickle
 
@@ -25,9 +26,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         state = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a file of weights alone, or is damaged: {one_line(error)}"
-        ) from error
+        raise UserError(f"{path} is not a file of weights alone, or is damaged: {one_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name")
+        raise UserError(f"{path} holds a {type(state).__name__}, not tensors by name")
     return state

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.features.images import as_bytes, rgb
 from gas.model_folder import check_model_folder
 
@@ -102,7 +103,7 @@ def _pretrained(kind: str, folder: str | Path) -> Any:
             folder, local_files_only=True, use_safetensors=True
         )
     except Exception as error:  # neither do its readers' errors have a common class
-        raise ValueError(f"{folder} holds no {kind}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder} holds no {kind}: {str(error).splitlines()[0]}") from error
     return found.eval().requires_grad_(False)
 
 

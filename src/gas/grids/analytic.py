@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import MAX_NFE, integer, number
+from gas.errors import UserError
 from gas.schedule import Schedule, check_t_end
 
 __all__ = [
@@ -140,21 +141,21 @@ def as_grid(t: Sequence[float] | Tensor) -> Tensor:
     try:
         grid = torch.as_tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"a time grid is a list of numbers, got {reprlib.repr(t)}") from None
+        raise UserError(f"a time grid is a list of numbers, got {reprlib.repr(t)}") from None
     if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"a time grid is a list of at least two times, got shape {tuple(grid.shape)}")
+        raise UserError(f"a time grid is a list of at least two times, got shape {tuple(grid.shape)}")
     values = grid.detach()
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"a time grid must be finite, got {reprlib.repr(values.tolist())}")
+        raise UserError(f"a time grid must be finite, got {reprlib.repr(values.tolist())}")
     rising = (values.diff() >= 0).nonzero()
     if len(rising):
         i = int(rising[0])
-        raise ValueError(
+        raise UserError(
             f"a time grid must decrease strictly, but time {i + 1} is {float(values[i + 1]):g} "
             f"after {float(values[i]):g}; list the times from noise (1) to data"
         )
     if values[0] > 1 or values[-1] < 0:
-        raise ValueError(f"a time grid lies within [0, 1], got {float(values[0]):g} .. {float(values[-1]):g}")
+        raise UserError(f"a time grid lies within [0, 1], got {float(values[0]):g} .. {float(values[-1]):g}")
     return grid
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gas import grids
+from gas.errors import UserError
 from gas.grids.analytic import finite_half_log_snr
 from gas.schedule import Schedule
 
@@ -82,7 +83,7 @@ def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
         log-SNR range, which need no constraints.
     """
     if power < 1:
-        raise ValueError(f"power must be at least 1, got {power}")
+        raise UserError(f"power must be at least 1, got {power}")
     t = grids.log_snr(schedule, nfe, t_end)
     if nfe == 1:
         return t

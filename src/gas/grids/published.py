@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.schedule import Schedule, check_t_end
 
 __all__ = ["PUBLISHED", "Levels"]
@@ -47,7 +48,7 @@ class Levels:
         if levels is None:
             if not self.between or nfe < 1:
                 known = ", ".join(map(str, self.lists))
-                raise ValueError(f"the grid for {self.model} is published for NFE {known}, got NFE {nfe}")
+                raise UserError(f"the grid for {self.model} is published for NFE {known}, got NFE {nfe}")
             (listed,) = self.lists.values()
             told = np.log([*listed, self._level(schedule, t_end) or _LAST])
             share = np.linspace(0, 1, nfe + 1)[:-1]
@@ -67,7 +68,7 @@ class Levels:
         is_flow = float(schedule(1.0)[0]) == 0
         if is_flow != self.flow or (not is_flow and abs(self._level(schedule, 1.0) / first - 1) > 0.01):
             wanted = "a rectified flow" if self.flow else f"noise from sigma/alpha = {first:g}"
-            raise ValueError(f"the grid for {self.model} needs {wanted}, got {schedule}")
+            raise UserError(f"the grid for {self.model} needs {wanted}, got {schedule}")
 
 
 # fmt: off

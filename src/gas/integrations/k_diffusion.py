@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gas.classical.registry import SOLVERS
+from gas.errors import UserError
 from gas.integrations.table_transforms import ending_in_data, sigma_form
 from gas.registry import named
 from gas.sampling import Stepper
@@ -92,7 +93,7 @@ def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None 
     opened, schedule = _opened(solver, schedule)
     if isinstance(opened, Artefact):
         if nfe is None and len(opened.nfes) > 1:
-            raise ValueError(f"nfe must be one of {', '.join(map(str, opened.nfes))}, got None")
+            raise UserError(f"nfe must be one of {', '.join(map(str, opened.nfes))}, got None")
         opened = opened.table(opened.nfes[0] if nfe is None else nfe)
     return torch.cat([_levels(schedule, opened.times), torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
 
@@ -102,7 +103,7 @@ def _opened(solver: Solver, schedule: Schedule | None) -> tuple[Artefact | Table
     said = opened.schedule if isinstance(opened, Artefact) else None
     schedule = schedule if said is None else said
     if schedule is None:
-        raise ValueError("schedule must be given: this solver does not say which schedule its times are of")
+        raise UserError("schedule must be given: this solver does not say which schedule its times are of")
     return opened, schedule
 
 
@@ -113,7 +114,7 @@ def _levels(schedule: Schedule, t: Tensor) -> Tensor:
 def _table(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base: str) -> Table:
     """The solver's own table where the levels are its own, else the base solver at the levels that came."""
     if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[-1]) != 0:
-        raise ValueError(f"sigmas must be at least two levels ending in 0, got {sigmas.tolist()}")
+        raise UserError(f"sigmas must be at least two levels ending in 0, got {sigmas.tolist()}")
     nfe, asked = len(sigmas) - 1, sigmas[:-1]
     own = solver if isinstance(solver, Table) else solver.table(nfe) if nfe in solver.nfes else None
     if (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gas.denoise import ConditionalDenoiser, Denoiser
+from gas.errors import UserError
 from gas.io import write_bytes
 from gas.sampling import Stepper
 from gas.table import Table
@@ -40,9 +41,7 @@ class Step(nn.Module):
     def __init__(self, table: Table, row: int) -> None:
         super().__init__()
         if not 0 <= row < table.nfe:
-            raise ValueError(
-                f"row must lie in 0 .. {table.nfe - 1} for a table of NFE {table.nfe}, got {row}"
-            )
+            raise UserError(f"row must lie in 0 .. {table.nfe - 1} for a table of NFE {table.nfe}, got {row}")
         kept = torch.stack([table.states[row, : row + 1], table.outputs[row, : row + 1]])
         self.weights: list[list[float]] = kept.detach().tolist()
 
@@ -139,9 +138,9 @@ def _written(module: nn.Module, given: Mapping[str, Tensor], batch: Mapping[str,
             )
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise ValueError(f"this network cannot be written as ONNX: {lines[-1]}") from error
+        raise UserError(f"this network cannot be written as ONNX: {lines[-1]}") from error
     if program is None:
-        raise ValueError("this network cannot be written as ONNX: no program came back")
+        raise UserError("this network cannot be written as ONNX: no program came back")
     proto = program.model_proto
     for graph in (proto.graph, *proto.functions):
         for part in graph.node:  # each holds the Python stack it was traced at, paths and all
@@ -168,7 +167,7 @@ def _checked(content: bytes, module: nn.Module, given: Mapping[str, Tensor]) -> 
         expected = module(*given.values())
     difference = largest_difference(content, given, expected)
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise ValueError(f"the ONNX graph differs from torch by {difference:.1e}, more than {TOLERANCE:g}")
+        raise UserError(f"the ONNX graph differs from torch by {difference:.1e}, more than {TOLERANCE:g}")
     return difference
 
 
@@ -182,7 +181,7 @@ def largest_difference(content: bytes, given: Mapping[str, Tensor], expected: Te
     try:
         made = session.run(None, {name: x.cpu().numpy() for name, x in given.items() if name in asked})[0]
     except Exception as error:
-        raise ValueError(f"the ONNX graph does not run: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the ONNX graph does not run: {str(error).splitlines()[0]}") from error
     return float((torch.from_numpy(made) - expected.cpu()).abs().max())
 
 

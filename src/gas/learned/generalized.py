@@ -11,6 +11,7 @@ from gas import grids
 from gas.arguments import MAX_SEED, flag, integer
 from gas.classical.dpmpp import difference_basis, dpmpp
 from gas.classical.rows import Grid
+from gas.errors import UserError
 from gas.learned.times import (
     Numbers,
     logits_of_times,
@@ -149,7 +150,7 @@ class GeneralizedSolver(nn.Module):
                 t = grids.time_uniform(schedule, table.nfe, t_end)
         t = grids.as_grid(t)
         if len(t) != table.nfe + 1:
-            raise ValueError(f"t must be {table.nfe + 1} times for a table of NFE {table.nfe}, got {len(t)}")
+            raise UserError(f"t must be {table.nfe + 1} times for a table of NFE {table.nfe}, got {len(t)}")
         with torch.no_grad():
             solver.theta.copy_(logits_of_times(t))
             solver.xi.copy_(table.times - solver.t[:-1])

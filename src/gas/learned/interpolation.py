@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.schedule import Schedule, earliest_asked
 from gas.table import Table
 
@@ -52,12 +53,10 @@ def form_of(schedule: Schedule, table: Table, t_end: float) -> Form:
     folded, ends = table.detach().folded(), _levels(schedule, torch.tensor([1.0, t_end], dtype=torch.float64))
     noise, signal = _mixture(schedule, folded)
     if not bool(((noise > 0) & (signal > 0)).all()):
-        raise ValueError("a state of the solver has no noise or no signal: there is no form to interpolate")
+        raise UserError("a state of the solver has no noise or no signal: there is no form to interpolate")
     levels = torch.cat([ends[:1], (signal / noise).log(), ends[1:]])
     if not bool((levels.diff() > 0).all()):
-        raise ValueError(
-            "the solver's states do not go from noise to signal: there is no form to interpolate"
-        )
+        raise UserError("the solver's states do not go from noise to signal: there is no form to interpolate")
     _, sigma = schedule(_times(schedule, levels, t_end))
     scale = torch.cat([noise / sigma[1:-1], torch.ones(1, dtype=torch.float64)])
     mixed = torch.cat([torch.zeros(1, table.nfe, dtype=torch.float64), folded.outputs / scale[:, None]])
@@ -95,7 +94,7 @@ def interpolated(schedule: Schedule, below: Table, above: Table, nfe: int, t_end
         ValueError: when ``nfe`` is not between them or one of them has no form (:func:`form_of`).
     """
     if not below.nfe < nfe < above.nfe:
-        raise ValueError(f"nfe must lie between {below.nfe} and {above.nfe}, got {nfe}")
+        raise UserError(f"nfe must lie between {below.nfe} and {above.nfe}, got {nfe}")
     # Errors fall with powers of the step, so the share is one of steps' lengths.
     share = (1 / below.nfe - 1 / nfe) / (1 / below.nfe - 1 / above.nfe)
     first, second = (_resampled(form_of(schedule, table, t_end), nfe) for table in (below, above))

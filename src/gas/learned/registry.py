@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import nn
 
 from gas.classical.registry import Classical
+from gas.errors import UserError
 from gas.learned.bns import BNS
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.ld3 import LD3
@@ -108,5 +109,5 @@ def kind_by_name(name: str, *, theory: bool = True) -> Kind:
         ValueError: for an unknown name, with the nearest known one, or another kind without theory.
     """
     if not theory and name not in ("gs", "gs-free"):
-        raise ValueError(f"theory can be left out of gs only, got solver {name!r}")
+        raise UserError(f"theory can be left out of gs only, got solver {name!r}")
     return named("solver", name if theory else "gs-free", SOLVERS)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gas import grids
 from gas.classical.dpmpp import dpmpp
 from gas.classical.rows import Grid, ddim_row
+from gas.errors import UserError
 from gas.learned.times import Numbers, logits_of_times, put_numbers, times_of_logits, told_table
 from gas.schedule import Schedule
 from gas.table import Row, Table
@@ -71,13 +72,13 @@ class S4S(nn.Module):
         solver, table = cls(schedule, table.nfe, t_end, corrector=corrector), table.detach()
         t = torch.cat([table.times, table.times.new_tensor([t_end])])
         if float(t[0]) != 1.0 or bool((t.diff() >= 0).any()):
-            raise ValueError(
+            raise UserError(
                 f"table asks at {[round(x, 4) for x in table.times.tolist()]}, but S4S takes a step a time, from 1 "
                 f"down to {t_end:g}: start from a solver with one evaluation a step"
             )
         _, sigma = schedule(t)
         if not torch.allclose(table.unrolled()[:, 0], sigma / sigma[0], rtol=1e-6, atol=1e-9):
-            raise ValueError("table's weights of x_T are not sigma_n / sigma_T, which S4S cannot change")
+            raise UserError("table's weights of x_T are not sigma_n / sigma_T, which S4S cannot change")
         with torch.no_grad():
             solver.theta.copy_(logits_of_times(t))
         solver._start_at(table)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.schedule import Schedule, earliest_asked
 from gas.table import Table
 
@@ -48,7 +49,7 @@ def logits_of_times(t: Tensor) -> Tensor:
     left = torch.cat([torch.ones(1, dtype=torch.float64), (1 - t[1:-1].flip(0)) / (1 - t[-1])])
     share = (left[1:] / left[:-1] - _SQUEEZE) / (1 - 2 * _SQUEEZE)
     if not bool(((share > 0) & (share < 1)).all()):
-        raise ValueError(f"times are too close together to be learned from: {t.tolist()}")
+        raise UserError(f"times are too close together to be learned from: {t.tolist()}")
     return torch.logit(share)
 
 
@@ -138,7 +139,5 @@ def put_numbers(solver: nn.Module, given: Mapping[str, Numbers | Sequence[Number
         parameter = solver.get_parameter(name)
         tensor = torch.as_tensor(value, dtype=torch.float64)
         if tensor.shape != parameter.shape:
-            raise ValueError(
-                f"{name} of {what} has shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}"
-            )
+            raise UserError(f"{name} of {what} has shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}")
         parameter.copy_(tensor)

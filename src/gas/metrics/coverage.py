@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.metrics.kernel import feature_sets
 
 __all__ = ["PRDC", "prdc"]
@@ -69,7 +70,7 @@ def prdc(fake: Tensor, real: Tensor, k: int = 5) -> PRDC:
     PRDC(precision=1.0, recall=0.75, density=2.6666666666666665, coverage=1.0)
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+        raise UserError(f"k must be at least 1, got {k}")
     fake, real = feature_sets(fake, real, least=k + 1)
     # Rounding of the expanded squares grows with the distance from the origin: bring the data there.
     centre = real.mean(dim=0)

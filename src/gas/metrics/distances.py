@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from gas.metrics.intervals import jackknife
@@ -94,7 +95,7 @@ def distribution(fake: Tensor, real: Tensor, *, paired: bool = False) -> Distrib
         ValueError: for features that are not two finite matrices of one width, or pairs of unequal number.
     """
     if paired and len(fake) != len(real):
-        raise ValueError(f"paired features must be as many, row by row, got {len(fake)} and {len(real)}")
+        raise UserError(f"paired features must be as many, row by row, got {len(fake)} and {len(real)}")
     reference, fewer = feature_statistics(real), min(len(fake), len(real))
     size = min(_SUBSET, max(2, fewer // 2))
     kernel = kernel_distance(fake, real, subset_size=size, subsets=_SUBSETS)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["FeatureStatistics", "extract", "feature_statistics", "frechet_distance", "merge"]
 
 
@@ -35,16 +37,16 @@ class FeatureStatistics:
             object.__setattr__(self, name, value)
         size = len(self.mean) if self.mean.ndim == 1 else 0
         if size == 0:
-            raise ValueError(f"mean must be a vector (F,) of features, got shape {tuple(self.mean.shape)}")
+            raise UserError(f"mean must be a vector (F,) of features, got shape {tuple(self.mean.shape)}")
         if self.cov.shape != (size, size):
             shape = tuple(self.cov.shape)
-            raise ValueError(f"cov must have shape ({size}, {size}) for this mean, got {shape}")
+            raise UserError(f"cov must have shape ({size}, {size}) for this mean, got {shape}")
         for name in ("mean", "cov"):
             _require_finite(name, getattr(self, name))
         if not torch.allclose(self.cov, self.cov.T, rtol=1e-6, atol=1e-9 * float(self.cov.abs().max())):
-            raise ValueError("cov must be symmetric; pass (cov + cov.T) / 2 if it is so up to rounding")
+            raise UserError("cov must be symmetric; pass (cov + cov.T) / 2 if it is so up to rounding")
         if self.count < 2:
-            raise ValueError(f"count must be at least 2, as a covariance needs two vectors, got {self.count}")
+            raise UserError(f"count must be at least 2, as a covariance needs two vectors, got {self.count}")
 
 
 def feature_statistics(features: Tensor) -> FeatureStatistics:
@@ -63,9 +65,9 @@ def feature_statistics(features: Tensor) -> FeatureStatistics:
     ([1.0, 1.0], [[2.0, 0.0], [0.0, 0.0]])
     """
     if features.ndim != 2 or features.shape[1] == 0:
-        raise ValueError(f"features must have shape (N, F), one vector a sample, got {tuple(features.shape)}")
+        raise UserError(f"features must have shape (N, F), one vector a sample, got {tuple(features.shape)}")
     if len(features) < 2:
-        raise ValueError(f"features must hold at least 2 vectors for a covariance, got {len(features)}")
+        raise UserError(f"features must hold at least 2 vectors for a covariance, got {len(features)}")
     _require_finite("features", features)
     values = features.detach().to("cpu", torch.float64)
     mean = values.mean(dim=0)
@@ -134,15 +136,15 @@ def extract(features: Callable[[Tensor], Tensor], x: Tensor, batch: int = 256) -
         ValueError: for an empty ``x``, ``batch < 1``, or an answer that is not one vector a sample.
     """
     if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+        raise UserError(f"batch must be at least 1, got {batch}")
     if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"x must hold at least one sample (N, *), got shape {tuple(x.shape)}")
+        raise UserError(f"x must hold at least one sample (N, *), got shape {tuple(x.shape)}")
     answers = []
     with torch.no_grad():
         for chunk in torch.split(x, batch):
             answer = features(chunk)
             if answer.ndim != 2 or len(answer) != len(chunk):
-                raise ValueError(
+                raise UserError(
                     f"features must answer ({len(chunk)}, F), one vector a sample, got "
                     f"{tuple(answer.shape)}; pool or flatten the trailing dimensions"
                 )
@@ -160,7 +162,7 @@ def _factor(cov: Tensor) -> Tensor:
 
 def _require_same_features(p: FeatureStatistics, q: FeatureStatistics) -> None:
     if len(p.mean) != len(q.mean):
-        raise ValueError(
+        raise UserError(
             f"p and q must come from one feature network, got {len(p.mean)} and {len(q.mean)} features"
         )
 
@@ -168,4 +170,4 @@ def _require_same_features(p: FeatureStatistics, q: FeatureStatistics) -> None:
 def _require_finite(name: str, value: Tensor) -> None:
     bad = int((~torch.isfinite(value)).sum())
     if bad:
-        raise ValueError(f"{name} must be finite, got {bad} values that are not; drop diverged samples first")
+        raise UserError(f"{name} must be finite, got {bad} values that are not; drop diverged samples first")

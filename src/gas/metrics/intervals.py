@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["Bootstrap", "bootstrap", "jackknife", "seed_interval"]
 
 # A statistic of fewer rows than this cannot be told from its noise.
@@ -100,9 +102,9 @@ def bootstrap(
     (4.5, True)
     """
     if features.ndim == 0 or len(features) < 2:
-        raise ValueError(f"features must hold at least 2 rows (S, *), got shape {tuple(features.shape)}")
+        raise UserError(f"features must hold at least 2 rows (S, *), got shape {tuple(features.shape)}")
     if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, and a few hundred for an interval, got {resamples}")
+        raise UserError(f"resamples must be at least 2, and a few hundred for an interval, got {resamples}")
     _require_level(level)
     generator = torch.Generator().manual_seed(seed)
     estimate = _number(statistic(features))
@@ -150,7 +152,7 @@ def jackknife(
     (9.167, 9.167)
     """
     if count < _LEAST or groups < 2:
-        raise ValueError(f"a jackknife needs at least 4 rows and 2 groups, got {count} and {groups}")
+        raise UserError(f"a jackknife needs at least 4 rows and 2 groups, got {count} and {groups}")
     _require_level(level)
     # Two rows at least have to be left, which a covariance needs; of eight rows on, all but one are enough.
     groups = min(groups, count if count >= 2 * _LEAST else count // 2)
@@ -191,7 +193,7 @@ def seed_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tupl
     """
     numbers = torch.as_tensor(values, dtype=torch.float64).detach()
     if numbers.ndim != 1 or len(numbers) < 2:
-        raise ValueError(
+        raise UserError(
             f"values must be a vector of at least two numbers, one a seed, got shape {tuple(numbers.shape)}"
         )
     _require_level(level)
@@ -226,10 +228,10 @@ def _student_within(angle: float, freedom: int) -> float:
 
 def _number(value: float | Tensor) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"statistic must return one number, got shape {tuple(value.shape)}; reduce it")
+        raise UserError(f"statistic must return one number, got shape {tuple(value.shape)}; reduce it")
     return float(value)
 
 
 def _require_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ValueError(f"level must lie within (0, 1), for instance 0.95, got {level}")
+        raise UserError(f"level must lie within (0, 1), for instance 0.95, got {level}")

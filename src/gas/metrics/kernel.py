@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["KernelDistance", "feature_sets", "kernel_distance"]
 
 # A block of 8 MiB in float64: large enough for a fast product, small beside the features themselves.
@@ -74,11 +76,11 @@ def kernel_distance(
     fake, real = feature_sets(fake, real, least=2)
     most = min(len(fake), len(real))
     if degree < 1:
-        raise ValueError(f"degree must be at least 1, as a constant kernel tells nothing apart, got {degree}")
+        raise UserError(f"degree must be at least 1, as a constant kernel tells nothing apart, got {degree}")
     if subsets < 2:
-        raise ValueError(f"subsets must be at least 2 for a standard deviation, got {subsets}")
+        raise UserError(f"subsets must be at least 2 for a standard deviation, got {subsets}")
     if not 2 <= subset_size <= most:
-        raise ValueError(
+        raise UserError(
             f"subset_size must be from 2 to {most}, the samples of the smaller set, got {subset_size}; "
             "pass a smaller one, or more samples"
         )
@@ -106,19 +108,19 @@ def feature_sets(fake: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor
     """
     for name, value in (("fake", fake), ("real", real)):
         if value.ndim != 2 or value.shape[1] == 0:
-            raise ValueError(
+            raise UserError(
                 f"{name} must have shape (S, F), one vector a sample, got {tuple(value.shape)}; "
                 "flatten or pool the features of a sample"
             )
         if len(value) < least:
-            raise ValueError(f"{name} must hold at least {least} samples, got {len(value)}; draw more")
+            raise UserError(f"{name} must hold at least {least} samples, got {len(value)}; draw more")
         bad = int((~value.isfinite()).any(dim=1).sum())
         if bad:
-            raise ValueError(
+            raise UserError(
                 f"{name} must be finite, got {bad} samples that are not; drop diverged samples first"
             )
     if fake.shape[1] != real.shape[1]:
-        raise ValueError(
+        raise UserError(
             "fake and real must come from one feature network, got "
             f"{fake.shape[1]} and {real.shape[1]} features"
         )

@@ -9,6 +9,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["l1", "mean_interval", "mean_psnr", "mse", "psnr"]
 
 
@@ -60,7 +62,7 @@ def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     [20.0]
     """
     if not 0 < data_range < math.inf:
-        raise ValueError(f"data_range must be a positive number (2 for images in [-1, 1]), got {data_range}")
+        raise UserError(f"data_range must be a positive number (2 for images in [-1, 1]), got {data_range}")
     return 20 * math.log10(data_range) - 10 * mse(a, b).log10()
 
 
@@ -100,9 +102,9 @@ def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tupl
     """
     numbers = torch.as_tensor(values, dtype=torch.float64).detach()
     if numbers.ndim != 1 or len(numbers) < 2:
-        raise ValueError(f"values must be a vector of at least two numbers, got shape {tuple(numbers.shape)}")
+        raise UserError(f"values must be a vector of at least two numbers, got shape {tuple(numbers.shape)}")
     if not 0 < level < 1:
-        raise ValueError(f"level must lie within (0, 1), for instance 0.95, got {level}")
+        raise UserError(f"level must lie within (0, 1), for instance 0.95, got {level}")
     z = NormalDist().inv_cdf((1 + level) / 2)
     return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))
 
@@ -110,9 +112,9 @@ def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tupl
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a - b`` as ``(B, D)`` float64, or say why the two cannot be paired."""
     if a.shape != b.shape:
-        raise ValueError(
+        raise UserError(
             f"a and b must be the same seeds in the same shape, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     if a.ndim < 2 or a.numel() == 0:
-        raise ValueError(f"a and b must be batches (B, *) of at least one value, got shape {tuple(a.shape)}")
+        raise UserError(f"a and b must be batches (B, *) of at least one value, got shape {tuple(a.shape)}")
     return (a.to(torch.float64) - b.to(torch.float64)).flatten(1)

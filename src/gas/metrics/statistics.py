@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gas import distributed
 from gas.archives import check_arrays, open_zip, read_array, sealed_arrays
+from gas.errors import UserError
 from gas.io import CHECKSUM, in_order, one_line, read_tensors, sealed_metadata, warn_unsealed, write_bytes
 from gas.metrics.frechet import FeatureStatistics, extract
 
@@ -68,7 +69,7 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
         mean = mean + offset * (more / (count + more))
         count += more
     if count < 2:
-        raise ValueError(f"statistics need at least two samples, got {count}")
+        raise UserError(f"statistics need at least two samples, got {count}")
     return FeatureStatistics(mean, scatter / (count - 1), count)
 
 
@@ -92,7 +93,7 @@ def save_statistics(
         arrays |= {name: np.array(text) for name, text in (told or {}).items()}
         return write_bytes(path, _archive(sealed_arrays(arrays)))
     if path.suffix != ".safetensors":
-        raise ValueError(f"statistics go to a .safetensors or .npz file, got {path.name}")
+        raise UserError(f"statistics go to a .safetensors or .npz file, got {path.name}")
     tensors = {
         "mean": statistics.mean,
         "cov": statistics.cov.contiguous(),
@@ -132,11 +133,11 @@ def _check(path: Path, said: Mapping[str, str], told: Mapping[str, str]) -> None
                 if "features_of" in told
                 else ""
             )
-            raise ValueError(
+            raise UserError(
                 f"{path} holds statistics of other features: {name} {said[name]}, not {text}{more}"
             )
     if said.get("features") == "model" and "features_of" in told and "features_of" not in said:
-        raise ValueError(
+        raise UserError(
             f"{path} holds statistics of a model's own features and does not say whose: make them again with "
             f"gas statistics --model {told['features_of']}"
         )
@@ -163,7 +164,7 @@ def read_images(path: str | Path) -> Tensor:
     with _archive_of(Path(path)) as archive:
         images = read_array(archive, "arr_0")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"{path} has no images: arr_0 must be bytes (N, H, W, 3)")
+        raise UserError(f"{path} has no images: arr_0 must be bytes (N, H, W, 3)")
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
@@ -172,25 +173,25 @@ def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
         tensors, metadata = read_tensors(path, _most(_WIDEST), ours=True)
         return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), metadata
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no statistics, or is damaged: {one_line(error)}") from error
+        raise UserError(f"{path} holds no statistics, or is damaged: {one_line(error)}") from error
 
 
 def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     with _archive_of(path) as archive:
         arrays = _arrays(archive, str(path))
     if not {"mu", "sigma"} <= arrays.keys():
-        raise ValueError(f"{path} has no statistics mu and sigma: make them of images with `gas statistics`")
+        raise UserError(f"{path} has no statistics mu and sigma: make them of images with `gas statistics`")
     said = {name: str(arrays[name]) for name in _SAID if name in arrays}
     try:
         mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
         count = _count(arrays["count"]) if "count" in arrays else _UNSAID
         if cov.shape != (mean.numel(), mean.numel()) or not bool(torch.isfinite(cov).all()):
-            raise ValueError(
+            raise UserError(
                 f"sigma of shape {tuple(cov.shape)} is not a finite covariance of {mean.numel()} features"
             )
         return FeatureStatistics(mean, (cov + cov.T) / 2, count), said
     except (ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+        raise UserError(f"{path}: {one_line(error)}") from error
 
 
 def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
@@ -213,7 +214,7 @@ def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
 
 def _count(value: np.ndarray) -> int:
     if value.dtype.kind not in "iu" or value.size != 1:
-        raise ValueError(f"count must be a whole number, got {value.dtype} of shape {value.shape}")
+        raise UserError(f"count must be a whole number, got {value.dtype} of shape {value.shape}")
     return int(value.reshape(-1)[0])
 
 
@@ -241,6 +242,4 @@ def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
         with open_zip(path) as archive:
             yield archive
     except (ValueError, OSError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not an .npz of plain arrays, or is damaged: {one_line(error)}"
-        ) from error
+        raise UserError(f"{path} is not an .npz of plain arrays, or is damaged: {one_line(error)}") from error

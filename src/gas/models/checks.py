@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gas.classical.dpmpp import ddim
 from gas.denoise import ClassifierFreeGuidance, Denoiser, DiscreteTime, EDMDenoiser, FlowDenoiser
+from gas.errors import UserError
 from gas.grids.analytic import log_snr
 from gas.models.conditions import take_rows
 from gas.models.protocol import Model
@@ -72,7 +73,7 @@ def time_problem(model: OwnModel) -> str:
         reason = str(error)
         if not any(word in reason for word in ("indices", "Long", "integer")):
             return ""  # whatever it is, the first real call will raise it
-        raise ValueError(
+        raise UserError(
             f"{model.name} takes integer steps only ({reason[:60]}...): wrap it, {rounded}"
         ) from error
     if is_discrete:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["append_row", "describe_rows", "row_count", "take_rows"]
 
 
@@ -20,7 +22,7 @@ def row_count(conditions: Any) -> int:
     """
     lengths = {len(tensor) if tensor.ndim else 0 for _, tensor in _tensors(conditions)}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
+        raise UserError(
             "conditions must be a tensor (N, *), or a tuple or dict of them, N rows each and at least one, got "
             f"{sorted(lengths) or 'no'} rows"
         )
@@ -42,7 +44,7 @@ def append_row(conditions: Any, row: Any) -> Any:
     def joined(table: Tensor, last: Tensor) -> Tensor:
         last = torch.as_tensor(last, dtype=table.dtype, device=table.device)
         if last.numel() != table[0].numel():
-            raise ValueError(
+            raise UserError(
                 f"null must be one row of conditions, {tuple(table.shape[1:])}, got shape {tuple(last.shape)}"
             )
         return torch.cat([table, last.reshape(1, *table.shape[1:])])
@@ -50,7 +52,7 @@ def append_row(conditions: Any, row: Any) -> Any:
     try:
         return _mapped(joined, conditions, row)
     except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"null must have the structure of conditions, one row of each tensor ({error!r})"
         ) from error
 
@@ -79,7 +81,7 @@ def _tensors(conditions: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield name, conditions
         return
     if not isinstance(conditions, (Mapping, tuple, list)):
-        raise ValueError(
+        raise UserError(
             f"conditions are tensors, or tuples or dicts of them, got {type(conditions).__name__}"
         )
     parts = sorted(conditions.items()) if isinstance(conditions, Mapping) else enumerate(conditions)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gas.arguments import MAX_SEED, callable_, integer, number, of_type, shape
 from gas.denoise import Denoiser
+from gas.errors import UserError
 from gas.models.checks import changes_in_training, time_problem
 from gas.models.conditions import append_row, describe_rows, row_count, take_rows
 from gas.models.protocol import bind_labels, weights_hash
@@ -75,7 +76,7 @@ class OwnModel:
         callable_("denoiser", self.denoiser, "callable as denoise(x, t)")
         object.__setattr__(self, "sample_shape", shape("sample_shape", self.sample_shape))
         if not hasattr(self.schedule, "half_log_snr"):
-            raise ValueError(f"schedule must be a gas.Schedule, got a {type(self.schedule).__name__}")
+            raise UserError(f"schedule must be a gas.Schedule, got a {type(self.schedule).__name__}")
         of_type("name", self.name, str, "text")
         if self.t_end is None:
             object.__setattr__(self, "t_end", self.schedule.t_end)
@@ -90,11 +91,9 @@ class OwnModel:
         if self.data_range is not None:
             number("data_range (2 for [-1, 1])", self.data_range, "(0, inf)")
         if self.weights is not None and any(p.requires_grad for p in self.weights.parameters()):
-            raise ValueError(
-                "weights must be frozen: call .eval().requires_grad_(False) on the network first"
-            )
+            raise UserError("weights must be frozen: call .eval().requires_grad_(False) on the network first")
         if self.weights is not None and (layer := changes_in_training(self.weights)):
-            raise ValueError(
+            raise UserError(
                 f"weights must be in evaluation mode, {layer} is not: call .eval() on the network first"
             )
         if self.device is None:
@@ -104,7 +103,7 @@ class OwnModel:
             try:
                 object.__setattr__(self, "device", torch.device(self.device))
             except (RuntimeError, TypeError) as error:
-                raise ValueError(f"device must be one of torch's, got {self.device!r}") from error
+                raise UserError(f"device must be one of torch's, got {self.device!r}") from error
 
     @cached_property
     def _sha256(self) -> str:
@@ -155,7 +154,7 @@ class OwnModel:
         """
         number("guidance", guidance, "(-inf, inf)")
         if not self.classes and guidance != 1.0:
-            raise ValueError(f"guidance {guidance:g} needs classes to guide towards; {self.name} has none")
+            raise UserError(f"guidance {guidance:g} needs classes to guide towards; {self.name} has none")
         _ = self._looked
         return self._bound(self._known, labels, guidance)
 
@@ -171,14 +170,14 @@ class OwnModel:
         if self.conditions is not None:
             rows = row_count(self.conditions)
             if self.classes not in (0, rows):
-                raise ValueError(
+                raise UserError(
                     f"conditions have {rows} rows, a class each: leave out classes={self.classes}"
                 )
             object.__setattr__(self, "classes", rows)
         elif self.null is not None:
             integer("null", self.null, -MAX_SEED, MAX_SEED)
             if not self.classes:
-                raise ValueError(f"null is a label, and without classes there is none, got {self.null}")
+                raise UserError(f"null is a label, and without classes there is none, got {self.null}")
 
     def _with_null(self, conditions: Any) -> Any:
         return conditions if self.null is None else append_row(conditions, self.null)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gas.arguments import number
 from gas.denoise import ClassifierFreeGuidance, ConditionalDenoiser, Denoiser
+from gas.errors import UserError
 from gas.schedule import Schedule
 
 __all__ = ["Model", "bind_labels", "conditions_of", "data_range_of", "decode_all", "weights_hash"]
@@ -77,7 +78,7 @@ def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
     """
     decode = getattr(model, "decode", None)
     if decode is None:
-        raise ValueError(f"model {model.name} has no decode(x), so its samples cannot be stored decoded")
+        raise UserError(f"model {model.name} has no decode(x), so its samples cannot be stored decoded")
     with torch.no_grad():
         return torch.cat([decode(x.to(model.device)).to("cpu", torch.float16) for x in samples])
 
@@ -130,18 +131,16 @@ def bind_labels(
     """
     number("guidance", guidance, "(-inf, inf)")
     if labels is None and guidance != 1.0:
-        raise ValueError(f"guidance {guidance:g} needs labels to guide towards, got none")
+        raise UserError(f"guidance {guidance:g} needs labels to guide towards, got none")
     if labels is not None:
         labels = torch.as_tensor(labels, dtype=torch.long, device=device)
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong):
-            raise ValueError(
-                f"label {int(wrong[0])} is out of range: {name} knows classes 0 to {classes - 1}"
-            )
+            raise UserError(f"label {int(wrong[0])} is out of range: {name} knows classes 0 to {classes - 1}")
         if guidance == 1.0:
             return lambda x, t: conditional(x, t, labels)
     if null is None:
-        raise ValueError(f"{name} was given no null label, which guidance and sampling without a class need")
+        raise UserError(f"{name} was given no null label, which guidance and sampling without a class need")
     empty = torch.tensor([null], device=device)
     if labels is None:
         return lambda x, t: conditional(x, t, empty.expand(len(x)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gas.denoise import Denoiser
+from gas.errors import UserError
 from gas.models.protocol import Model
 from gas.registry import named
 from gas.schedule import Schedule
@@ -168,7 +169,7 @@ class CudaGraphed:
             ValueError: where ``x`` is on another device.
         """
         if x.device.type != "cuda":
-            raise ValueError(f"CUDA graphs need a CUDA device, x is on {x.device}: ask the denoiser itself")
+            raise UserError(f"CUDA graphs need a CUDA device, x is on {x.device}: ask the denoiser itself")
         key = settings_of(x)
         if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.most):
             return self.denoise(x, t)
@@ -235,11 +236,11 @@ class CudaGraphs(WrappedModel):
 
     def __post_init__(self) -> None:
         if self.model.device.type != "cuda":
-            raise ValueError(
+            raise UserError(
                 f"CUDA graphs need a CUDA device, {self.model.name} is on {self.model.device}: say --device cuda"
             )
         if hasattr(self.model, "pipe"):
-            raise ValueError(
+            raise UserError(
                 f"CUDA graphs record a network, {self.model.name} is a pipeline, which does more: leave them out"
             )
 
@@ -300,7 +301,7 @@ class PreciseModel(WrappedModel):
         if self.compiled:
             network = getattr(self.model, "network", getattr(self.model, "weights", None))
             if not isinstance(network, nn.Module):
-                raise ValueError(
+                raise UserError(
                     f"model {self.model.name} has no torch module as network or weights to compile: "
                     "compile your denoiser yourself"
                 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import number, of_type
+from gas.errors import UserError
 from gas.io import one_line, open_tensors
 from gas.models.protocol import Model, conditions_of
 from gas.models.seeds import noise_of_seeds
@@ -140,13 +141,13 @@ class StoredColumn:
         path = self.folder / name
         try:
             if StoredColumn.mark(path) != mark:
-                raise ValueError("it was written again since it was checked")
+                raise UserError("it was written again since it was checked")
             with open_tensors(path) as file:
                 kept = file.get_slice(self.name)
                 for row, destination in zip(rows, to, strict=True):
                     values[destination] = kept[row]
         except Exception as error:  # the reader's own errors have no common class
-            raise ValueError(
+            raise UserError(
                 f"shard {path} changed while it was in use ({one_line(error)}); {AGAIN}"
             ) from error
 
@@ -239,7 +240,7 @@ class Pairs:
     def split(self, validation: int) -> tuple[Pairs, Pairs]:
         """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""
         if not 0 <= validation < len(self):
-            raise ValueError(
+            raise UserError(
                 f"validation must be from 0 to below {len(self)} pairs, got {validation}: keep fewer of them to choose "
                 "on, or make more pairs"
             )
@@ -257,7 +258,7 @@ def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
     if len(pairs):
         sample_shape = tuple(pairs.subset(slice(0, 1)).target.shape[1:])
         if sample_shape != tuple(model.sample_shape):
-            raise ValueError(
+            raise UserError(
                 f"{name} have samples of shape {sample_shape}, model {model.name} of {tuple(model.sample_shape)}: "
                 "make pairs with this model"
             )
@@ -289,12 +290,12 @@ def read_pairs(
     here = recipe if model is None else {**unsaid, **source_of(model)}
     here = {**here, "model": comparable(recipe["model"], here["model"])}
     if other := differences(recipe, here):
-        raise ValueError(f"the pairs in {folder} were made with another model or schedule ({other})")
+        raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")
     seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < len(seeds):
-        raise ValueError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
+        raise UserError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
     if decoded and "decoded" not in recipe:
-        raise ValueError(
+        raise UserError(
             f"the pairs in {folder} were stored without decoded samples; make them with decoded=True"
         )
     if not hold and not decoded:
@@ -320,7 +321,7 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
         and pairs.labels is not None
         and (other := differences(recorded, json.loads(json.dumps(conditions or {}))))
     ):
-        raise ValueError(f"the pairs were made with other conditions than those of {model.name} ({other})")
+        raise UserError(f"the pairs were made with other conditions than those of {model.name} ({other})")
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
@@ -330,7 +331,7 @@ def join_pairs(parts: Sequence[Pairs]) -> Pairs:
         ValueError: when there is nothing to join.
     """
     if not parts:
-        raise ValueError("join_pairs needs at least one set of pairs, got none")
+        raise UserError("join_pairs needs at least one set of pairs, got none")
     labels = [part.labels for part in parts if part.labels is not None]
     return Pairs(
         torch.cat([part.seeds for part in parts]),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gas.arguments import MAX_BATCH, MAX_SEEDS, flag, integer, number, of_type
+from gas.errors import UserError
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.shards import RECIPE
@@ -46,9 +47,9 @@ class PairsSpec:
     def __post_init__(self) -> None:
         s = self.seeds
         if not isinstance(s, range) or len(s) == 0 or s.step != 1 or s.start < 0 or s.stop > 2**63:
-            raise ValueError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
+            raise UserError(f"seeds must be a non-empty range with step 1, of seeds from 0 up, got {s!r}")
         if len(s) > MAX_SEEDS:
-            raise ValueError(f"seeds must be at most {MAX_SEEDS:,}, got {len(s):,}")
+            raise UserError(f"seeds must be at most {MAX_SEEDS:,}, got {len(s):,}")
         if self.teacher is not None:
             of_type("teacher", self.teacher, Mapping, "a description in plain JSON, a dict")
         number("guidance", self.guidance, "(-inf, inf)")
@@ -66,7 +67,7 @@ def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[s
     integer("batch", batch, 1, MAX_BATCH)
     shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
     if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):
-        raise ValueError(f"model.noise({seeds[:1]}) must be gas.models.noise_of_seeds: only the seed is kept")
+        raise UserError(f"model.noise({seeds[:1]}) must be gas.models.noise_of_seeds: only the seed is kept")
     arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
     digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
     rest = (shape, digest, dict(spec.teacher or {}), spec.guidance, classes, seeds, spec.shard, batch)

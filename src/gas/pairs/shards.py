@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
     brief,
@@ -75,12 +76,12 @@ def checked(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) ->
         wanted["decoded"] = (torch.float16, entry["count"], *recipe["decoded"])
     found = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
     if found != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
-        raise ValueError(
+        raise UserError(
             f"{name} must hold {str(wanted)[:90]} from seed {entry['first_seed']} on, got {str(found)[:90]}"
         )
     finite = torch.isfinite(tensors["target"]).reshape(entry["count"], -1).all(1)
     if bad := index["seeds"][~finite].tolist():
-        raise ValueError(f"{name} is not finite for seed {bad[0]}; check model, guidance and table")
+        raise UserError(f"{name} is not finite for seed {bad[0]}; check model, guidance and table")
     return tensors
 
 
@@ -100,10 +101,10 @@ def open_folder(folder: Path, recipe: Json) -> dict[str, Any]:
     """Return the folder's manifest if of this recipe, or a new one, written; sweep up after a kill."""
     found = (folder / MANIFEST).exists()
     if not found and any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has safetensors files but no {MANIFEST}; choose another folder")
+        raise UserError(f"{folder} has safetensors files but no {MANIFEST}; choose another folder")
     manifest = read_manifest(folder) if found else _manifest(recipe)
     if other := differences(manifest["recipe"], {**recipe, "batch": manifest["recipe"]["batch"]}):
-        raise ValueError(f"{folder} holds pairs of other settings ({other}); choose another folder")
+        raise UserError(f"{folder} holds pairs of other settings ({other}); choose another folder")
     if not found:
         write_manifest(folder, manifest)
         return manifest
@@ -130,14 +131,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             _check_recipe(recipe, manifest["shards"])
             implied = _manifest(recipe, [entry["sha256"] for entry in manifest["shards"]])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); choose another folder") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}); choose another folder") from error
     if version != _VERSION:
-        raise ValueError(f"{path} has version {brief(version)}, but this gas-solver reads version {_VERSION}")
+        raise UserError(f"{path} has version {brief(version)}, but this gas-solver reads version {_VERSION}")
     if other := differences(manifest, implied):
-        raise ValueError(f"{path} is damaged or has unknown fields ({other[:200]}); choose another folder")
+        raise UserError(f"{path} is damaged or has unknown fields ({other[:200]}); choose another folder")
     unsealed(content, str(path))
     if names := {x.name for x in folder.glob("*.safetensors")} - {x["file"] for x in manifest["shards"]}:
-        raise ValueError(f"shard {folder / min(names)} is foreign, not in the manifest; move it away")
+        raise UserError(f"shard {folder / min(names)} is foreign, not in the manifest; move it away")
     return manifest
 
 
@@ -145,17 +146,17 @@ def _check_recipe(recipe: Json, shards: Any) -> None:
     """Refuse numbers that a shard's size and the list of shards do not bear out, before anything is built by them."""
     shape, seeds, decoded = recipe["shape"], recipe["seeds"], recipe.get("decoded", [])
     if not whole_numbers(shape, 8) or not whole_numbers(decoded, 8) or math.prod(shape) > _LARGEST:
-        raise ValueError(f"shape {brief(shape)} is none of samples")
+        raise UserError(f"shape {brief(shape)} is none of samples")
     if not whole_numbers(seeds, 2) or len(seeds) != 2 or not seeds[0] < seeds[1] <= 1 << 63:
-        raise ValueError(f"seeds {brief(seeds)} are no range")
+        raise UserError(f"seeds {brief(seeds)} are no range")
     for name, least in (("shard", 1), ("batch", 1), ("classes", 0)):
         if type(recipe[name]) is not int or not least <= recipe[name] <= 1 << 63:
-            raise ValueError(f"{name} {brief(recipe[name])} is no whole number from {least} up")
+            raise UserError(f"{name} {brief(recipe[name])} is no whole number from {least} up")
     count = -(-(seeds[1] - seeds[0]) // recipe["shard"])
     if not isinstance(shards, list) or len(shards) != count:
-        raise ValueError(f"{count} shards should be listed for seeds {seeds[0]} to {seeds[1] - 1}")
+        raise UserError(f"{count} shards should be listed for seeds {seeds[0]} to {seeds[1] - 1}")
     if not all(isinstance(entry, dict) for entry in shards):
-        raise ValueError("shards must be objects")
+        raise UserError("shards must be objects")
 
 
 def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
@@ -167,11 +168,11 @@ def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
         mark = metadata.get("recipe")
     except (OSError, ValueError) as error:
         why = one_line(error) if isinstance(error, ValueError) else error.strerror
-        raise ValueError(f"shard {path} is missing, truncated or damaged ({why}); {AGAIN}") from error
+        raise UserError(f"shard {path} is missing, truncated or damaged ({why}); {AGAIN}") from error
     if mark != manifest["recipe_sha256"]:
-        raise ValueError(f"shard {path} is foreign, from a folder of other settings; {AGAIN}")
+        raise UserError(f"shard {path} is foreign, from a folder of other settings; {AGAIN}")
     if not is_whole(folder, entry):
-        raise ValueError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
+        raise UserError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
     return checked(f"shard {path}", tensors, manifest["recipe"], entry)
 
 
@@ -180,7 +181,7 @@ def _check_size(path: Path, entry: Json, recipe: Json) -> None:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
     if size < entry["count"] * math.prod(recipe["shape"]) * 4 or size < 8 * entry["count"]:
-        raise ValueError(
+        raise UserError(
             f"{size:,} bytes are too few for {entry['count']:,} samples of {brief(recipe['shape'])}"
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.classical.registry import Classical
+from gas.errors import UserError
 from gas.io import write_bytes
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import labels_of_seeds
@@ -148,7 +149,7 @@ def _taught(
     broken = ~target.reshape(len(target), -1).isfinite().all(1)
     if bool(broken.any()):
         seed = list(seeds)[int(broken.nonzero()[0])]
-        raise ValueError(
+        raise UserError(
             f"the teacher's answer is not finite for seed {seed}; check model, guidance and table"
         )
     return Pairs(torch.tensor(list(seeds)), noise.cpu(), target, labels, {"recipe": recipe})

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.models.custom import OwnModel
 from gas.models.protocol import Model
 from gas.models.runtime import PreciseModel
@@ -66,7 +67,7 @@ def ending_at(model: Model, t_end: float) -> Model:
         return model_of(model.weights, t_end=t_end, name=model.name)
     if isinstance(model, (OwnModel, PipelineModel)):
         return replace(model, t_end=t_end)
-    raise ValueError(f"model {model.name} cannot be run to t_end {t_end:g}: it is no preset's")
+    raise UserError(f"model {model.name} cannot be run to t_end {t_end:g}: it is no preset's")
 
 
 def _edm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
@@ -74,7 +75,7 @@ def _edm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
 
     network = edm.read(path).to(device)
     if network.img_resolution != preset.size:
-        raise ValueError(_other_size(preset, path, network.img_resolution))
+        raise UserError(_other_size(preset, path, network.img_resolution))
     return edm.model_of(network, t_end=preset.t_end, name=preset.name)
 
 
@@ -84,7 +85,7 @@ def _ldm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
     first = ldm.build(path, device=device)
     factor = 2 ** (len(first.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
     if preset.size % factor:
-        raise ValueError(
+        raise UserError(
             f"size must be a multiple of {factor}, which its first stage divides by, got {preset.size}"
         )
     loaded = ldm.load(

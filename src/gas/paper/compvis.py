@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["averaged", "first_stage_weights", "unet_weights"]
 
 _UNET = "model.diffusion_model."
@@ -79,7 +81,7 @@ def _block(name: str, blocks: int) -> tuple[str, str]:
         return f"mid_block.{part}", middle[2]
     found = re.fullmatch(r"(input|output)_blocks\.(\d+)\.([012])\.(.+)", name)
     if found is None:
-        raise ValueError(f"{name!r} is no weight of a U-Net of latent diffusion")
+        raise UserError(f"{name!r} is no weight of a U-Net of latent diffusion")
     side, rest, first = found[1], found[4], found[3] == "0"
     level, index = divmod(int(found[2]) - (side == "input"), blocks + 1)
     where = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
@@ -96,7 +98,7 @@ def _plain_attention(block: str, rest: str, value: Tensor, head_channels: int) -
     value = value.flatten(1) if value.ndim == 3 else value  # 1 x 1 convolutions become linear layers
     if layer == "qkv":
         if value.shape[0] % (3 * head_channels):
-            raise ValueError(
+            raise UserError(
                 f"{rest} of {block} has {value.shape[0]} rows, not heads of {head_channels} channels"
             )
         parts = value.unflatten(0, (-1, 3, head_channels)).transpose(0, 1).flatten(1, 2)

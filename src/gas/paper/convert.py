@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from gas.errors import UserError
 from gas.io import brief, sealed_metadata, sha256, write_with
 from gas.paper.student import is_student
 from gas.paper.teacher_set import is_teacher_set
@@ -58,7 +59,7 @@ def recognise(path: str | Path) -> tuple[str, Any]:
     """
     path = Path(path)
     if path.suffix in (".safetensors", ".json", ".npz"):
-        raise ValueError(f"{path} is {path.suffix[1:]} already, which needs no converting")
+        raise UserError(f"{path} is {path.suffix[1:]} already, which needs no converting")
     data = read_lazily(path)
     entries = data if isinstance(data, Mapping) else {}
     if is_student(data):
@@ -75,7 +76,7 @@ def recognise(path: str | Path) -> tuple[str, Any]:
         return "ldm", data
     contents = brief(list(entries)) if entries else type(data).__name__
     known = "; ".join(what for what, _ in KINDS.values())
-    raise ValueError(f"{path} holds {contents}: no file that is known ({known})")
+    raise UserError(f"{path} holds {contents}: no file that is known ({known})")
 
 
 def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from gas.errors import UserError
 from gas.models.runtime import untruncated
 from gas.paper.presets import Objective, Preset
 from gas.training.activation_checkpointing import saved_bytes
@@ -126,7 +127,7 @@ def counted(preset: Preset, rate: float | None = None) -> Unit:
     """
     speed = RATES[preset.kind] if rate is None else rate
     if not speed > 0:
-        raise ValueError(f"tflops must be positive, got {rate}")
+        raise UserError(f"tflops must be positive, got {rate}")
     operations, kept, sizes = _counts(preset)
     forward, gradient, loss, critic = (n / (speed * 1e12) for n in operations)
     return Unit("counted", f"{speed:g} TFLOP/s", forward, gradient, loss, critic, *kept, *sizes)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.denoise import EDMDenoiser
+from gas.errors import UserError
 from gas.io import brief, one_line
 from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
@@ -76,7 +77,7 @@ class EDMNetwork(nn.Module):
         try:
             self.model = unet(img_resolution, img_channels, img_channels, label_dim, **sizes)
         except (TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"{kind} of {unet.__name__} cannot be built: {one_line(error)}") from error
+            raise UserError(f"{kind} of {unet.__name__} cannot be built: {one_line(error)}") from error
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Estimate x_0.
@@ -134,7 +135,7 @@ def build(weights: Weights) -> EDMNetwork:
             network = EDMNetwork(weights.kind, **weights.init)
         network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{weights.source} holds no EDM network that is known: {one_line(error)}") from error
+        raise UserError(f"{weights.source} holds no EDM network that is known: {one_line(error)}") from error
     return network.eval().requires_grad_(False)
 
 
@@ -197,4 +198,4 @@ def _check_sizes(init: Mapping[str, Any]) -> None:
         deep = name == "num_blocks" and (not isinstance(value, int) or value > _BLOCKS)
         nested = any(isinstance(x, (list, tuple, dict)) for x in numbers)
         if len(numbers) > _LEVELS or deep or nested or (large and name != "sigma_max"):
-            raise ValueError(f"{name[:40]} = {brief(value)} is not a size of a network")
+            raise UserError(f"{name[:40]} = {brief(value)} is not a size of a network")

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.errors import UserError
+
 __all__ = [
     "Attention",
     "Block",
@@ -249,7 +251,7 @@ class _Plan:
         cls, side: int, base: int, factors: Sequence[int], blocks: int, at: Sequence[int], embedding: int
     ) -> _Plan:
         if not factors:
-            raise ValueError("channel_mult must name at least one level, got none")
+            raise UserError("channel_mult must name at least one level, got none")
         sides = [side >> level for level in range(len(factors))]
         return cls(sides, [base * f for f in factors], [s in at for s in sides], blocks, embedding)
 

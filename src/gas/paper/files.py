@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.paper.presets import Preset
 
 __all__ = [
@@ -180,7 +181,7 @@ def prompts_of(preset: Preset, folder: Path, given: Path | None) -> Path | None:
     """
     if preset.kind != "sd":
         if given is not None:
-            raise ValueError(f"preset {preset.name} takes no --prompts")
+            raise UserError(f"preset {preset.name} takes no --prompts")
         return None
     return need(preset, "prompts", folder) if given is None else given
 
@@ -238,7 +239,7 @@ def _folder(path: Path) -> str:
     check_model_folder(path)
     bad = [part for part in ("unet", "vae", "text_encoder") if not list((path / part).glob("*.safetensors"))]
     if bad:
-        raise ValueError(f"{path} has no safetensors in {', '.join(bad)}; download it again as safetensors")
+        raise UserError(f"{path} has no safetensors in {', '.join(bad)}; download it again as safetensors")
     return f"a diffusers folder of {name}"
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.denoise import DiscreteTime, NoiseDenoiser
+from gas.errors import UserError
 from gas.io import one_line, open_tensors, read_tensors, sealed_metadata, sha256, write_with
 from gas.models.custom import OwnModel
 from gas.paper.compvis import averaged, first_stage_weights, unet_weights
@@ -75,7 +76,7 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
         ValueError: when the weights are of another architecture.
     """
     if not is_checkpoint(data):
-        raise ValueError(f"{source} holds no latent diffusion model, nor a VQ first stage")
+        raise UserError(f"{source} holds no latent diffusion model, nor a VQ first stage")
     state = {k: v.float() for k, v in data.get("state_dict", data).items() if isinstance(v, Tensor)}
     tensors: dict[str, Tensor] = {}
     try:
@@ -89,7 +90,7 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
         first = state if alone else _under(state, "first_stage_model.")
         tensors |= {f"first.{name}": value for name, value in first_stage_weights(first).items()}
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{source} is of another architecture: {one_line(error)}") from error
+        raise UserError(f"{source} is of another architecture: {one_line(error)}") from error
     return LatentDiffusion(tensors, {"kind": _KIND, "head_channels": str(head_channels)})
 
 
@@ -108,11 +109,9 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
     try:
         tensors, card = read_tensors(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     if card.get("kind") != _KIND:
-        raise ValueError(
-            f"{path} is no latent diffusion model; make one with `gas convert model.ckpt {path}`"
-        )
+        raise UserError(f"{path} is no latent diffusion model; make one with `gas convert model.ckpt {path}`")
     return LatentDiffusion(tensors, card)
 
 
@@ -159,11 +158,11 @@ def load(
     """
     found = read(path, head_channels=head_channels)
     if "alphas_cumprod" not in found.tensors:
-        raise ValueError(f"{path} holds a first stage alone, which has nothing to sample")
+        raise UserError(f"{path} holds a first stage alone, which has nothing to sample")
     try:
         network = _Network(found).eval().requires_grad_(False).to(device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is of another architecture: {one_line(error)}") from error
+        raise UserError(f"{path} is of another architecture: {one_line(error)}") from error
     schedule = VPDiscrete(found.tensors["alphas_cumprod"])
 
     def told(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -192,7 +191,7 @@ def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
     """
     weights = read(path).part("first.")
     if not weights:
-        raise ValueError(f"{path} has no first stage")
+        raise UserError(f"{path} has no first stage")
     try:
         widths = _widths(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
         codes, embedding = weights["quantize.embedding.weight"].shape
@@ -211,7 +210,7 @@ def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
             vq_embed_dim=embedding,
         )
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a first stage of another architecture: {one_line(error)}") from error
+        raise UserError(f"{path} has a first stage of another architecture: {one_line(error)}") from error
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -287,7 +286,7 @@ def _layers(weights: Mapping[str, Tensor], pattern: str) -> int:
     """Residual blocks a level, by the highest number that the names of the weights have."""
     numbers = [int(match[1][:9]) for name in weights if (match := re.match(pattern, name))]
     if not numbers or max(numbers) >= _MOST_LAYERS:
-        raise ValueError(f"{max(numbers, default=-1) + 1} residual blocks a level")
+        raise UserError(f"{max(numbers, default=-1) + 1} residual blocks a level")
     return max(numbers) + 1
 
 
@@ -297,7 +296,7 @@ def _widths(weights: Mapping[str, Tensor], name: str) -> list[int]:
     while (weight := weights.get(name.format(len(widths)))) is not None:
         widths.append(weight.shape[0])
         if weight.ndim != 4 or len(widths) > _MOST_LEVELS:
-            raise ValueError(f"level {len(widths)} of a U-Net has weights of shape {tuple(weight.shape)}")
+            raise UserError(f"level {len(widths)} of a U-Net has weights of shape {tuple(weight.shape)}")
     return widths
 
 
@@ -305,7 +304,7 @@ def _blocks(network: Mapping[str, Tensor]) -> int:
     """Residual blocks a level: how far the first downsampling is from the start."""
     numbers = [int(x[1]) for n in network if (x := re.match(r"input_blocks\.(\d+)\.0\.op\.", n))]
     if not numbers:
-        raise ValueError("a U-Net of one level is not known")
+        raise UserError("a U-Net of one level is not known")
     return min(numbers) - 1
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, integer, number, one_of
 from gas.classical.registry import Classical
+from gas.errors import UserError
 from gas.learned.registry import kind_by_name
 from gas.registry import named
 from gas.training.adam import Adam
@@ -134,16 +135,16 @@ class Preset:
         for name in ("teacher_seeds", "evaluation_seeds"):
             first, stop = getattr(self, name)
             if not 0 <= first < stop <= MAX_SEED:
-                raise ValueError(f"{name} must be FIRST,LAST with 0 <= first < last, got {first},{stop}")
+                raise UserError(f"{name} must be FIRST,LAST with 0 <= first < last, got {first},{stop}")
         for name in ("t_end", "teacher_t_end"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+                raise UserError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
         if not self.nfes or min(self.nfes) < 1 or max(self.nfes) > MAX_NFE:
-            raise ValueError(f"nfes must be numbers from 1 to {MAX_NFE}, got {reprlib.repr(self.nfes)}")
+            raise UserError(f"nfes must be numbers from 1 to {MAX_NFE}, got {reprlib.repr(self.nfes)}")
         integer("teacher_nfe (0 is N + 1)", self.teacher_nfe, 0, MAX_NFE)
         for name, count in {"pairs": self.pairs, "pairs_gas": self.pairs_gas}.items():
             if count + self.validation > self.teacher_seeds[1] - self.teacher_seeds[0]:
-                raise ValueError(
+                raise UserError(
                     f"{name} and validation must fit into teacher_seeds, got {count} + {self.validation}"
                 )
         Classical(self.teacher, self.teacher_grid, self.teacher_nfe or 2, self.teacher_t_end)
@@ -169,7 +170,7 @@ class Preset:
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals:
-                raise ValueError(f"a setting must be like batch=8, got {setting!r}")
+                raise UserError(f"a setting must be like batch=8, got {setting!r}")
             kind = named("setting", name.strip(), types)
             told[name.strip()] = _read(name.strip(), text.strip(), kind)
         return replace(self, **told)
@@ -226,23 +227,23 @@ def _read(name: str, text: str, kind: Any) -> Any:
     """Read a value of a type: a number, a word of some, text, or several separated by commas."""
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {text!r}")
+            raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {text!r}")
         return text
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if kinds[-1] is not Ellipsis and len(parts) != len(kinds):
-            raise ValueError(f"{name} must be {len(kinds)} values separated by a comma, got {text!r}")
+            raise UserError(f"{name} must be {len(kinds)} values separated by a comma, got {text!r}")
         return tuple(_read(name, part, kinds[0]) for part in parts)
     if kind is bool:
         if text not in ("True", "False"):
-            raise ValueError(f"{name} must be True or False, got {text!r}")
+            raise UserError(f"{name} must be True or False, got {text!r}")
         return text == "True"
     try:
         return kind(text)
     except ValueError:
         what = {int: "a whole number", float: "a number"}[kind]
-        raise ValueError(f"{name} must be {what}, got {text!r}") from None
+        raise UserError(f"{name} must be {what}, got {text!r}") from None
 
 
 _EDM: dict[str, Any] = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gas.errors import UserError
 from gas.io import CHECKSUM, one_line, read_json, unsealed
 from gas.paper.tables import Cell
 
@@ -61,7 +62,7 @@ def read_results(folder: Path) -> list[Measured]:
             if isinstance(document, dict) and CHECKSUM in document:
                 document = unsealed(document, "it")
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"result {path} is damaged ({one_line(error)}): make it again, or take it away"
             ) from error
         if isinstance(document, dict):
@@ -115,7 +116,7 @@ def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
             figures, settings = _figures(row, told), dict(told.get("settings") or {})
             yield Measured(preset, label, int(row["nfe"]), figures, int(row["samples"]), path, settings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"result {path} is damaged ({type(error).__name__}: {one_line(error)})"
             ) from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import MAX_NFE
+from gas.errors import UserError
 from gas.io import brief
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.s4s import S4S
@@ -57,10 +58,10 @@ def read_student(
     data = read_pickle(path) if data is None else data
     if not is_student(data):
         found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no averaged parameters ema.shadow_params; it holds {found}")
+        raise UserError(f"{path} has no averaged parameters ema.shadow_params; it holds {found}")
     parameters = data["ema"]["shadow_params"]
     if not all(isinstance(value, Tensor) for value in parameters):
-        raise ValueError(f"{path}: ema.shadow_params should be tensors")
+        raise UserError(f"{path}: ema.shadow_params should be tensors")
     lengths = [value.numel() for value in parameters]
     nfe = lengths[1] if len(lengths) > 1 else 0
     if (
@@ -69,13 +70,13 @@ def read_student(
         or len(lengths) % 2
         or lengths != [nfe - 1, *[nfe] * (len(lengths) - 1)]
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: a student's parameters are mu_logit of N - 1 numbers, then t_couple and pairs of c_diff and "
             f"a_diff of N each, N at most {MAX_NFE}, got {len(lengths)} tensors of {brief(lengths)} numbers"
         )
     logits, shifts, *rest = (value.double().flatten() for value in parameters)
     if (len(rest) // 2) > nfe:
-        raise ValueError(f"{path}: {len(rest) // 2} corrections a step are more than the {nfe} steps can use")
+        raise UserError(f"{path}: {len(rest) // 2} corrections a step are more than the {nfe} steps can use")
     c_diff, a_diff = rest[0::2], rest[1::2]
     found = _form(path, c_diff) if form == "auto" else form
     if found == "s4s" and len(c_diff) < nfe:  # what it was not given to weigh has no weight
@@ -98,7 +99,7 @@ def _form(path: str | Path, c_diff: list[Tensor]) -> str:
     if bool((used > 0.5).all()):
         return "s4s"
     sums = ", ".join(f"{value:.2f}" for value in used[:8].tolist())
-    raise ValueError(
+    raise UserError(
         f"{path} does not say whether it was trained with theory: the weights of answers add up to {sums} in its "
         "steps, near 0 in GS, near 1 in S4S; say --form gs or --form s4s"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import brief, sha256, write_bytes, write_text
 from gas.models.protocol import Model
 from gas.pairs.shards import (
@@ -75,16 +76,16 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     data = read_lazily(path) if data is None else data
     if not is_teacher_set(data):
         contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} is no teacher set of noise, images and latents; it holds {contents}")
+        raise UserError(f"{path} is no teacher set of noise, images and latents; it holds {contents}")
     noise = data["noise"]
     target = data["latents"] if isinstance(data["latents"], Rows) else data["images"]
     for name, rows in (("noise", noise), ("target", target)):
         if not isinstance(rows, Rows) or not rows.dtype.is_floating_point or len(rows.shape) < 2:
             what = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Rows) else type(rows).__name__
-            raise ValueError(f"{path}: {name} should be a float tensor (S, *), got {what}")
+            raise UserError(f"{path}: {name} should be a float tensor (S, *), got {what}")
     if noise.shape != target.shape or len(noise) == 0:
         shapes = f"{tuple(noise.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"{path}: noise and target should have one shape and a row or more, got {shapes}")
+        raise UserError(f"{path}: noise and target should have one shape and a row or more, got {shapes}")
     return TeacherSet(path, noise, target, *_conditions(path, data.get("condition"), len(noise)))
 
 
@@ -120,7 +121,7 @@ def import_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     foreign = (folder / PROMPTS).exists() and not (folder / MANIFEST).exists()
     if foreign and teachers.prompts is not None:
-        raise ValueError(f"{folder} holds a {PROMPTS} of no teacher pairs; choose another folder")
+        raise UserError(f"{folder} holds a {PROMPTS} of no teacher pairs; choose another folder")
     manifest = open_folder(folder, recipe)
     if teachers.prompts is not None:
         write_text(folder / PROMPTS, json.dumps(teachers.prompts) + "\n")
@@ -150,14 +151,14 @@ def _recipe(
 ) -> dict[str, Any]:
     """Return what the folder says of itself, in plain JSON."""
     if shard < 1 or seeds.start < 0:
-        raise ValueError(f"shard must be 1 or more and first_seed 0 or more, got {shard} and {seeds.start}")
+        raise UserError(f"shard must be 1 or more and first_seed 0 or more, got {shard} and {seeds.start}")
     shape, classes = list(teachers.noise.shape[1:]), 0
     if teachers.labels is not None:
         classes = model.classes if model is not None else int(teachers.labels.max()) + 1
         if int(teachers.labels.min()) < 0 or int(teachers.labels.max()) >= classes:
-            raise ValueError(f"{teachers.path} has labels outside 0 to {classes - 1}, which the model knows")
+            raise UserError(f"{teachers.path} has labels outside 0 to {classes - 1}, which the model knows")
     if model is not None and list(model.sample_shape) != shape:
-        raise ValueError(
+        raise UserError(
             f"{teachers.path} has samples of shape {shape}, {model.name} of {list(model.sample_shape)}"
         )
     digest = sha256(teachers.path)
@@ -184,12 +185,12 @@ def _conditions(path: Path, condition: Any, count: int) -> tuple[Tensor | None, 
     if isinstance(condition, Tensor):
         if condition.shape != (count,) or condition.dtype.is_floating_point:
             what = f"{condition.dtype} {tuple(condition.shape)}"
-            raise ValueError(f"{path}: condition should be {count} classes, got {what}")
+            raise UserError(f"{path}: condition should be {count} classes, got {what}")
         return condition.long(), None
     if condition is None or (isinstance(condition, list) and all(entry is None for entry in condition)):
         return None, None
     if isinstance(condition, (list, tuple)) and all(isinstance(entry, str) for entry in condition):
         if len(condition) != count:
-            raise ValueError(f"{path}: condition should be {count} prompts, got {len(condition)}")
+            raise UserError(f"{path}: condition should be {count} prompts, got {len(condition)}")
         return None, list(condition)
-    raise ValueError(f"{path}: condition should be classes, prompts or None, got {type(condition).__name__}")
+    raise UserError(f"{path}: condition should be classes, prompts or None, got {type(condition).__name__}")

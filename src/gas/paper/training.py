@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gas.errors import UserError
 from gas.learned.registry import kind_by_name
 from gas.losses import Loss, loss_by_name
 from gas.models.protocol import Model
@@ -67,7 +68,7 @@ def critic_of(preset: Preset, model: Model, folder: Path) -> Critic:
     if (network.in_channels, network.resolution) != (channels, side):
         seen = f"{network.in_channels} x {network.resolution} x {network.resolution}"
         told = "file" if preset.critic_file else "critic_widths, critic_groups and critic_blocks"
-        raise ValueError(
+        raise UserError(
             f"the critic of preset {preset.name} sees {seen}, its samples are {channels} x {side} x {side}: "
             f"give it another {told}"
         )
@@ -90,7 +91,7 @@ def paired(preset: Preset, objective: Objective, model: Model, folder: Path) -> 
     pairs = read_pairs(folder, model=model, hold=False)
     count, kept = preset.count(objective), preset.validation
     if len(pairs) < count + kept:
-        raise ValueError(
+        raise UserError(
             f"{folder} has {len(pairs)} pairs, preset {preset.name} takes {count} and {kept} to validate on: make "
             "more, or change pairs, pairs_gas or validation by --set"
         )

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import brief, one_line, parse_json, read_tensors, sealed_metadata, sha256, write_with
 from gas.unpickle.loading import read_pickle, state_dict_of
 from gas.unpickle.plain import Persistent
@@ -53,9 +54,9 @@ def read_weights(path: str | Path) -> Weights:
         tensors, card = read_tensors(path)
         kind, init = card.pop("class_name", "EDMPrecond"), parse_json(card.pop("init_kwargs"), finite=False)
         if not isinstance(init, dict):
-            raise ValueError("init_kwargs is not an object")
+            raise UserError("init_kwargs is not an object")
     except (KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no whole safetensors file of an EDM network ({one_line(error)}); "
             "make one with `gas convert edm.pkl OUT.safetensors`"
         ) from error
@@ -72,13 +73,13 @@ def of_pickle(path: Path, data: Any) -> Weights:
     network = data.get("ema") if isinstance(data, Mapping) else None
     if not isinstance(network, Persistent):
         contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no network 'ema', EDM's averaged weights; it holds {contents}")
+        raise UserError(f"{path} has no network 'ema', EDM's averaged weights; it holds {contents}")
     if network.init_args:
-        raise ValueError(f"{path}: its network was built with positional arguments, which no known file does")
+        raise UserError(f"{path}: its network was built with positional arguments, which no known file does")
     try:
         init = json.loads(json.dumps(network.init_kwargs))
     except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the arguments of its network are not plain ({one_line(error)})") from error
+        raise UserError(f"{path}: the arguments of its network are not plain ({one_line(error)})") from error
     return Weights(network.class_name, init, state_dict_of(network), str(path), {})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import read_text
 from gas.model_folder import check_model_folder, read_json
 from gas.pipelines.specs import family_of_class
@@ -86,9 +87,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = read_json(folder, folder / _INDEX)
         if not isinstance(index, dict):
-            raise ValueError(f"{_INDEX} holds a {type(index).__name__}")
+            raise UserError(f"{_INDEX} holds a {type(index).__name__}")
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"model folder {folder} is incomplete or damaged: it has no readable {_INDEX}; download it again"
         ) from error
     return index
@@ -97,7 +98,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 def _check_classes(folder: Path, index: dict[str, Any]) -> None:
     name = index.get("_class_name")
     if not _is_pipeline(name):
-        raise ValueError(
+        raise UserError(
             f"model folder {folder} is refused: its _class_name must be a pipeline of the installed diffusers, "
             f"got {str(name)[:60]!r}"
         )
@@ -106,13 +107,13 @@ def _check_classes(folder: Path, index: dict[str, Any]) -> None:
         if component.startswith("_") or _is_setting(value):
             continue
         if not _is_component(component, value):
-            raise ValueError(
+            raise UserError(
                 f"model folder {folder} is refused: component {component[:40]!r} must be a model, scheduler, tokenizer "
                 f"or processor of diffusers or transformers, got {str(value)[:60]}"
             )
         files = [file.suffix for file in (folder / component).glob("*")]
         if _PICKLED & set(files) and ".safetensors" not in files:
-            raise ValueError(
+            raise UserError(
                 f"model folder {folder} is refused: {component[:40]!r} holds pickled weights and no .safetensors: "
                 "save it again as safetensors"
             )
@@ -129,7 +130,7 @@ def _downloaded(source: str) -> Path:
         raise _unusable(f"model {source} cannot be had", error) from error
     name = read_index(snapshot).get("_class_name")
     if not _is_pipeline(name):
-        raise ValueError(
+        raise UserError(
             f"model {source} is refused: its _class_name must be a pipeline of diffusers, got {str(name)[:60]!r}"
         )
     try:
@@ -218,10 +219,10 @@ def read_prompts(path: str | Path) -> list[str]:
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt a line"
         ) from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
-        raise ValueError(f"prompt file {path} is empty: write one prompt a line")
+        raise UserError(f"prompt file {path} is empty: write one prompt a line")
     return prompts

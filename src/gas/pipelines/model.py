@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from gas.denoise import Denoiser
+from gas.errors import UserError
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import weights_hash
 from gas.models.seeds import noise_of_seeds
@@ -107,7 +108,7 @@ class PipelineModel:
     @cached_property
     def _sha256(self) -> str:
         if any(weight.is_meta for weight in self.network.parameters()):
-            raise ValueError(
+            raise UserError(
                 f"the weights of {self.name} lie on no device, so that nothing says whose they are: "
                 "offload with enable_model_cpu_offload() instead of one by one"
             )
@@ -117,7 +118,7 @@ class PipelineModel:
     def _texts(self) -> TextCache:
         encode = self.family.encode
         if encode is None:
-            raise ValueError(f"{self.name} takes no prompts")
+            raise UserError(f"{self.name} takes no prompts")
         return TextCache(lambda prompt: encode(self.pipe, prompt, self.negative_prompt, self.arguments))
 
     def identity(self) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class PipelineModel:
             labels = torch.as_tensor(labels, dtype=torch.long)
             wrong = labels[(labels < 0) | (labels >= self.classes)]
             if len(wrong):
-                raise ValueError(
+                raise UserError(
                     f"label {int(wrong[0])} is out of range: {self.name} has {self.classes} prompts or classes"
                 )
         guided = {"guidance_scale": guidance} if "guidance_scale" in self._parameters else {}
@@ -217,7 +218,7 @@ class PipelineModel:
                 self._call(**told, **given, **alone)
             except Answer as answer:
                 return answer
-        raise ValueError(f"{self.name} never called its scheduler: it cannot be sampled step by step")
+        raise UserError(f"{self.name} never called its scheduler: it cannot be sampled step by step")
 
     def _condition(self, labels: Tensor | None, size: int) -> dict[str, Any]:
         """The arguments of the pipeline's call that say what ``size`` samples are to show."""
@@ -232,11 +233,11 @@ class PipelineModel:
         if guidance == 1.0 or (self.family.embedded(self.pipe) and guidance >= 0):
             return
         if not self.family.guided(self.pipe):
-            raise ValueError(f"guidance {guidance:g} means nothing to {self.name}, which takes none: use 1")
+            raise UserError(f"guidance {guidance:g} means nothing to {self.name}, which takes none: use 1")
         if labels is None:
-            raise ValueError(f"guidance {guidance:g} needs prompts or classes to guide towards, got none")
+            raise UserError(f"guidance {guidance:g} needs prompts or classes to guide towards, got none")
         if not guidance > 1:
-            raise ValueError(f"guidance must be 1 (none) or more for {self.name}, got {guidance:g}")
+            raise UserError(f"guidance must be 1 (none) or more for {self.name}, got {guidance:g}")
 
 
 def from_pipeline(
@@ -282,16 +283,16 @@ def from_pipeline(
     title = name or _title(pipe)
     told = inspect.signature(type(pipe).__call__).parameters
     if wrong := sorted(a for a in arguments if a not in told or a in _OURS):
-        raise ValueError(
+        raise UserError(
             f"{title} takes no argument {wrong[0]!r} here: give those of its call that say what it makes"
         )
     if isinstance(prompts, str) or (prompts and family.encode is None):
-        raise ValueError(
+        raise UserError(
             f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {title}"
         )
     guided_by_text = family.encode is not None and family.negative
     if not guided_by_text and (negative_prompt is not None or (arguments.get("true_cfg_scale") or 1) != 1):
-        raise ValueError(
+        raise UserError(
             f"negative_prompt and true_cfg_scale have no effect on {title[-80:]} here: leave them out"
         )
     process = process_of(config_of(pipe.scheduler)) if process is None else process

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 
 from gas.denoise import call_preserving
+from gas.errors import UserError
 from gas.pipelines.scheduler_config import translated
 from gas.sampling import is_learned
 from gas.schedule import Flow, Schedule, VPDiscrete
@@ -203,7 +204,7 @@ def process_of(config: Mapping[str, Any]) -> Process:
     steps = int(config.get("num_train_timesteps") or 1000)
     prediction = config.get("prediction_type") or "epsilon"
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        raise UserError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if prediction == "flow_prediction":
         return Process("flow", Flow(), prediction, steps)
     if config.get("sigma_data") is not None:
@@ -286,7 +287,7 @@ def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift") or 1.0)
     if mu is None:
-        raise ValueError(
+        raise UserError(
             "mu must be passed where use_dynamic_shifting=True: the shift depends on the resolution"
         )
     told = torch.tensor(float(mu), dtype=torch.float64)

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from gas.errors import UserError
+
 __all__ = ["config_of", "diffusers", "foreign_class", "model_keys", "translated"]
 
 
@@ -65,7 +67,7 @@ def foreign_class(config: Mapping[str, Any], served: Collection[str]) -> str | N
     ]
     foreign = [name for name in largest if name not in served]
     if foreign and len(foreign) < len(largest):
-        raise ValueError(
+        raise UserError(
             f"this scheduler config without _class_name may be of {foreign[0]}, which is not supported: pass the "
             "scheduler itself (pipe.scheduler), or add _class_name to its config"
         )
@@ -141,24 +143,22 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
             if "Inverse" in name
             else "it samples no ODE of a plain diffusion or flow model"
         )
-        raise ValueError(
+        raise UserError(
             f"scheduler {name[:60]} is not supported: {why}. Supported are the configs of diffusers' others, "
             "DDIMScheduler, EulerDiscreteScheduler, EDMEulerScheduler and FlowMatchEulerDiscreteScheduler among them"
         )
     if said.get("trained_betas") is None and said.get("beta_schedule", "linear") not in _BETA_SCHEDULES:
         known = ", ".join(_BETA_SCHEDULES)
-        raise ValueError(f"beta_schedule of {name} must be one of {known}, got {said['beta_schedule']!r}")
+        raise UserError(f"beta_schedule of {name} must be one of {known}, got {said['beta_schedule']!r}")
     if said.get("invert_sigmas"):
-        raise ValueError(
-            f"scheduler {name} with invert_sigmas=True is not supported: its times run backwards"
-        )
+        raise UserError(f"scheduler {name} with invert_sigmas=True is not supported: its times run backwards")
     if (
         name not in _FLOW
         and said.get("use_flow_sigmas")
         and said.get("prediction_type") in ("epsilon", "sample")
     ):
         # What it says of itself is a flow's levels with a diffusion model's prediction: no model is trained so.
-        raise ValueError(
+        raise UserError(
             f"{name} with use_flow_sigmas=True has prediction_type={said['prediction_type']!r}: a flow model's config "
             'says "flow_prediction"'
         )
@@ -239,7 +239,7 @@ def _continuous(said: Mapping[str, Any]) -> dict[str, Any]:
     """Euler's continuous times are EDM's ``log(sigma)/4``, of data with standard deviation 1."""
     levels = {key: said.get(key) for key in ("sigma_min", "sigma_max")}
     if said.get("prediction_type") != "v_prediction" or None in levels.values():
-        raise ValueError(
+        raise UserError(
             "EulerDiscreteScheduler with timestep_type='continuous' is supported with "
             "prediction_type='v_prediction', sigma_min and sigma_max, got "
             f"{said.get('prediction_type')!r}, {levels['sigma_min']} and {levels['sigma_max']}"

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gas.errors import UserError
+
 __all__ = ["FAMILIES", "Family", "family_of", "family_of_class"]
 
 Encode = Callable[[Any, str, "str | None", Mapping[str, Any]], dict[str, Tensor]]
@@ -59,7 +61,7 @@ def family_of_class(kind: type) -> Family:
         if base.__name__ in FAMILIES:
             return FAMILIES[base.__name__]
     known = ", ".join(name.removesuffix("Pipeline") for name in FAMILIES)
-    raise ValueError(
+    raise UserError(
         f"{kind.__name__[:40]} is not a pipeline that is supported ({known}): make a gas.OwnModel of a denoise(x, t) "
         "of yours around its network"
     )

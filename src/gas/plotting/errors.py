@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gas.errors import UserError
 from gas.plotting.style import ACCENT, GREY, GRID, INK, MUTED, RULE, Sheet, text_width, wrap
 
 if TYPE_CHECKING:
@@ -90,22 +91,22 @@ def error_plot(
 def _check(curves: Curves, highlight: str | None, scale: int) -> None:
     """Refuse what cannot be drawn as it was meant."""
     if not curves:
-        raise ValueError("curves must hold at least one {name: {nfe: error}} entry, got none")
+        raise UserError("curves must hold at least one {name: {nfe: error}} entry, got none")
     for name, curve in curves.items():
         if not curve:
-            raise ValueError(f"curve {name!r} must hold at least one error, got none; leave the solver out")
+            raise UserError(f"curve {name!r} must hold at least one error, got none; leave the solver out")
         for nfe, error in curve.items():
             if nfe < 1:
-                raise ValueError(f"NFE of curve {name!r} must be at least 1, got {nfe}")
+                raise UserError(f"NFE of curve {name!r} must be at least 1, got {nfe}")
             if not 0 < error < math.inf:
-                raise ValueError(
+                raise UserError(
                     f"error of {name!r} at NFE {nfe} must be positive and finite for a logarithmic axis, "
                     f"got {error}; leave that point out and say so in the note"
                 )
     if highlight is not None and highlight not in curves:
-        raise ValueError(f"highlight must be one of {sorted(curves)} or None, got {highlight!r}")
+        raise UserError(f"highlight must be one of {sorted(curves)} or None, got {highlight!r}")
     if scale < 1:
-        raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
+        raise UserError(f"scale must be a whole number of at least 1, got {scale}")
 
 
 def _frame(axes: Axes, curves: Curves) -> None:

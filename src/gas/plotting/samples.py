@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from gas.errors import UserError
 from gas.plotting.style import ACCENT, GREY, INK, TINT, Sheet, text_width, wrap
 
 __all__ = ["sample_grid"]
@@ -115,7 +116,7 @@ def _plan(rows: Sequence[tuple[str, Tensor]], title: str, note: str, captions: b
     left = _MARGIN + round(widest) + 18
     side = min((_WIDTH - left - _MARGIN + _GAP) // count - _GAP, _CELL_MAX)
     if side < _CELL_MIN:
-        raise ValueError(f"rows must have fewer columns to be legible, got {count}; pass images[:16]")
+        raise UserError(f"rows must have fewer columns to be legible, got {count}; pass images[:16]")
     factor = side * scale / max(h, w)
     factor = math.floor(factor) if factor >= 1 else factor
     image = (max(int(h * factor), 1), max(int(w * factor), 1))
@@ -141,34 +142,34 @@ def _check(
 ) -> None:
     """Refuse what cannot be drawn as it was meant."""
     if not rows:
-        raise ValueError("rows must hold at least one (label, images) pair, got none")
+        raise UserError("rows must hold at least one (label, images) pair, got none")
     shape = tuple(rows[0][1].shape)
     for label, images in rows:
         name = f"images of row {label.splitlines()[0] if label else ''!r}"
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-            raise ValueError(
+            raise UserError(
                 f"{name} must have shape (K, C, H, W) with C = 1 or 3, got {tuple(images.shape)}; "
                 "decode latents to pixels first"
             )
         if tuple(images.shape) != shape:
-            raise ValueError(
+            raise UserError(
                 f"{name} must have the shape {shape} of the first row (the same seeds in every row), "
                 f"got {tuple(images.shape)}"
             )
         if not images.is_floating_point():
-            raise ValueError(f"{name} must be floats in [-1, 1], got {images.dtype}; pass x / 127.5 - 1")
+            raise UserError(f"{name} must be floats in [-1, 1], got {images.dtype}; pass x / 127.5 - 1")
         low, high = float(images.min()), float(images.max())
         if not (low >= -1.0001 and high <= 1.0001):
-            raise ValueError(
+            raise UserError(
                 f"{name} must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
                 "pass images.clamp(-1, 1), or x / 127.5 - 1 for pixels of 0 .. 255"
             )
     if captions and len(captions) != shape[0]:
-        raise ValueError(f"captions must be one a column, {shape[0]} or none, got {len(captions)}")
+        raise UserError(f"captions must be one a column, {shape[0]} or none, got {len(captions)}")
     if highlight is not None and not 0 <= highlight < len(rows):
-        raise ValueError(f"highlight must be a row of 0 .. {len(rows) - 1} or None, got {highlight}")
+        raise UserError(f"highlight must be a row of 0 .. {len(rows) - 1} or None, got {highlight}")
     if scale < 1:
-        raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
+        raise UserError(f"scale must be a whole number of at least 1, got {scale}")
 
 
 def _label_lines(label: str) -> list[tuple[str, bool]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gas.errors import UserError
 from gas.plotting.style import ACCENT, GREY, GRID, INK, MUTED, RULE, Sheet, text_width, wrap
 from gas.schedule import Schedule
 
@@ -89,20 +90,20 @@ def times_plot(
 def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, scale: int) -> None:
     """Refuse what cannot be drawn as it was meant."""
     if not series:
-        raise ValueError("series must hold at least one (name, asked, steps) triple, got none")
+        raise UserError("series must hold at least one (name, asked, steps) triple, got none")
     for name, asked, steps in series:
         if len(asked) == 0:
-            raise ValueError(f"asked times of {name!r} must hold at least one time, got none")
+            raise UserError(f"asked times of {name!r} must hold at least one time, got none")
         outside = [float(t) for t in (*asked, *steps) if not schedule.t_min <= t <= schedule.t_max]
         if outside:
-            raise ValueError(
+            raise UserError(
                 f"times of {name!r} must lie in [{schedule.t_min:.6g}, {schedule.t_max:g}], 1 being noise, got "
                 f"{outside[0]:.6g}"
             )
     if highlight is not None and not 0 <= highlight < len(series):
-        raise ValueError(f"highlight must be a series of 0 .. {len(series) - 1} or None, got {highlight}")
+        raise UserError(f"highlight must be a series of 0 .. {len(series) - 1} or None, got {highlight}")
     if scale < 1:
-        raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
+        raise UserError(f"scale must be a whole number of at least 1, got {scale}")
 
 
 def _half_log_snr(schedule: Schedule, times: Sequence[float]) -> list[float]:
@@ -116,7 +117,7 @@ def _range(schedule: Schedule, series: Sequence[Series]) -> tuple[float, float]:
     places = [_half_log_snr(schedule, (*asked, *steps)) for _, asked, steps in series]
     finite = [lam for row in places for lam in row if math.isfinite(lam)]
     if not finite:
-        raise ValueError("series must hold a time of finite half log-SNR, got only times at infinity")
+        raise UserError("series must hold a time of finite half log-SNR, got only times at infinity")
     air = 0.03 * (max(finite) - min(finite)) or 1.0
     return min(finite) - air, max(finite) + air
 

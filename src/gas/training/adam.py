@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gas import distributed
 from gas.arguments import number, one_of
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.losses import Loss
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
@@ -84,7 +84,7 @@ class Adam:
             number(name, getattr(self, name), "(0, inf)")
         number("relax", self.relax, "[0, inf)")
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
+            raise UserError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
         for beta in self.betas:
             number("betas", beta, "[0, 1)")
         number("ema", self.ema, "[0, 1)")
@@ -124,10 +124,10 @@ class AdamSteps:
         pairing: str = "independent",
     ) -> None:
         if pairing not in ("independent", "paired"):
-            raise ValueError(f"pairing must be 'independent' or 'paired', got {pairing!r}")
+            raise UserError(f"pairing must be 'independent' or 'paired', got {pairing!r}")
         self.critics, self.pairing = CriticSteps(critics), pairing
         if self.critics.critics and 2 * config.batch > len(pairs):
-            raise ValueError(
+            raise UserError(
                 f"critics need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
                 "lower batch or make more pairs"
             )

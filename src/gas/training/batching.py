@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_ORDER_SEED, MAX_SEED, integer
+from gas.errors import UserError
 
 __all__ = ["check_counts", "check_turns", "in_turn", "visited"]
 
@@ -66,4 +67,4 @@ def in_turn(name: str, iteration: int, alternate: int) -> bool:
 def check_turns(names: Iterable[str], alternate: int) -> None:
     """Raise when a solver has nothing to learn in one of the turns."""
     if alternate and len({name in _TIMES for name in names}) < 2:
-        raise ValueError("alternate needs a solver with both times and coefficients to learn: leave it at 0")
+        raise UserError("alternate needs a solver with both times and coefficients to learn: leave it at 0")

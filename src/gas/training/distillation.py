@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gas.classical.registry import Classical
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import kind_by_name
 from gas.losses import is_sum_of_squares, loss_by_name
@@ -129,7 +129,7 @@ def distill(
     """
     race, kind = Race() if race is None else race, kind_by_name(solver, theory=theory)
     if len(pairs) == 0 or len(validation) == 0:
-        raise ValueError(
+        raise UserError(
             f"distill needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
         )
     chosen = yield from race.run(

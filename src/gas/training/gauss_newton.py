@@ -15,7 +15,7 @@ from torch.func import functional_call
 from gas import distributed
 from gas.arguments import MAX_BATCH, MAX_SEED, integer, number
 from gas.denoise import Denoiser
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.models.protocol import Model
 from gas.models.runtime import full, untruncated
@@ -108,7 +108,7 @@ class GaussNewtonSteps:
         self, solver: nn.Module, model: Model, pairs: Pairs, loss: Loss, config: GaussNewton
     ) -> None:
         if not is_sum_of_squares(loss):
-            raise ValueError(
+            raise UserError(
                 f"Gauss-Newton needs a loss that is a sum of squares (l2 or a FeatureLoss), got {loss}"
             )
         self.solver, self.model, self.pairs, self.loss, self.config = solver, full(model), pairs, loss, config

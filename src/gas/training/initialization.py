@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gas import distributed
 from gas.arguments import MAX_SEEDS, integer
 from gas.classical.registry import Classical, candidates, grid_times
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.grids.analytic import as_grid
 from gas.io import brief, one_line, read_json, sealed, unsealed, write_text
 from gas.learned.registry import Kind, kind_by_name
@@ -117,7 +117,7 @@ class Race:
         for name in ("rank", "first", "starts"):
             integer(name, getattr(self, name), 1, MAX_SEEDS)
         if not isinstance(self.sprint, GaussNewton):
-            raise ValueError(f"sprint must be a gas.GaussNewton, got a {type(self.sprint).__name__}")
+            raise UserError(f"sprint must be a gas.GaussNewton, got a {type(self.sprint).__name__}")
 
     def seeded(self, seed: int) -> Race:
         """Return the race with training pairs in the order of another seed."""
@@ -277,7 +277,7 @@ def check_start(start: str) -> None:
         ValueError: for an unknown solver or grid, with the nearest known one, or a grid that is none.
     """
     if not isinstance(start, str):
-        raise ValueError(f"start must be 'best', 'uniform' or 'SOLVER/GRID', got {start!r}")
+        raise UserError(f"start must be 'best', 'uniform' or 'SOLVER/GRID', got {start!r}")
     if start != "best":
         classical = named_start(start, 2, 0.0)
         if "," in classical.grid:
@@ -346,11 +346,11 @@ def _read(path: Path, asked: Mapping[str, Any]) -> Started:
             other = [name for name, value in asked.items() if content["asked"].get(name) != value]
             was = {name: brief(content["asked"].get(name), 40) for name in other[:3]}
             changes = "; ".join(f"{name} was {was[name]}, is {brief(asked[name], 40)}" for name in was)
-            raise ValueError(f"it is of another run: {changes}")
+            raise UserError(f"it is of another run: {changes}")
         best = Classical(**content["best"])
         rest = (content["numbers"], int(content["evaluations"]))
         return Started(best, float(content["best_loss"]), str(content["start"]), *rest)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be continued ({one_line(error)}): delete {path.parent} to train afresh"
         ) from error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.arguments import of_type, one_of
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.io import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
@@ -157,16 +157,16 @@ def fit(
         pairs, validation = pairs.split(min(256, len(pairs) // 4))
     check_pairs(validation, model, "validation")
     if not len(pairs) or not len(validation):
-        raise ValueError(
+        raise UserError(
             f"fit needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
         )
     if bool(torch.isin(pairs.seeds, validation.seeds).any()):
-        raise ValueError(
+        raise UserError(
             "training and validation pairs share seeds: validate on seeds that were not trained on"
         )
     schedule = getattr(solver, "schedule", model.schedule)
     if schedule.config() != model.schedule.config():
-        raise ValueError(
+        raise UserError(
             f"the solver is of schedule {schedule}, the model {model.name} of {model.schedule}: "
             "build the solver from model.schedule"
         )
@@ -297,13 +297,13 @@ def _steps_of(
     if isinstance(config, Adam):
         return AdamSteps(solver, model, pairs, loss, config, critics, pairing)
     if critics:
-        raise ValueError("critics need config=gas.Adam(...): Gauss-Newton minimises sums of squares only")
+        raise UserError("critics need config=gas.Adam(...): Gauss-Newton minimises sums of squares only")
     return GaussNewtonSteps(solver, model, pairs, loss, config)
 
 
 def _checked(state: dict[str, Any], identity: str, path: Path) -> dict[str, Any]:
     if state.get("identity") != identity:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} is of a run with other settings, solver, model or pairs: "
             "delete it or name another"
         )
@@ -338,7 +338,7 @@ def _finite(pairs: Pairs) -> Pairs:
     whole = pairs.target.reshape(len(pairs), -1).isfinite().all(1)
     if not bool(whole.all()):
         seed = int(pairs.seeds[~whole][0])
-        raise ValueError(f"the teacher's sample of seed {seed} is not finite: make the pairs anew")
+        raise UserError(f"the teacher's sample of seed {seed} is not finite: make the pairs anew")
     return pairs
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gas import grids
 from gas.arguments import MAX_BATCH, integer, number
 from gas.classical.ipndm import ipndm
+from gas.errors import UserError
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_pairs
 from gas.sampling import trajectory
@@ -53,13 +54,13 @@ def gits(
         Chen et al., arXiv 2405.11326; the path, its discount and both measures as in the authors' code.
     """
     if measure not in ("deviation", "distance"):
-        raise ValueError(f"measure must be 'deviation' or 'distance', got {measure!r}")
+        raise UserError(f"measure must be 'deviation' or 'distance', got {measure!r}")
     integer("nfe (at most the teacher's steps)", nfe, 1, steps)
     number("discount", discount, "(0, inf)")
     integer("batch", batch, 1, MAX_BATCH)
     check_pairs(pairs, model)
     if len(pairs) == 0:
-        raise ValueError("pairs must be at least one, got none")
+        raise UserError("pairs must be at least one, got none")
     t = grids.karras(model.schedule, steps, model.t_end)
     total = torch.zeros(steps + 1, steps + 1, dtype=torch.float64)
     for start in range(0, len(pairs), batch):

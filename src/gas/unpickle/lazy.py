@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import brief, open_regular, whole_numbers
 from gas.unpickle.loading import explained, is_torch_file
 from gas.unpickle.plain import NAMES, STORAGES, Allowed, Refused
@@ -54,7 +55,7 @@ class FileTensor:
             file.seek(self.start + first * row)
             data = bytearray(file.read((stop - first) * row))
         if len(data) < (stop - first) * row:
-            raise ValueError(f"{self.path} is cut short: it ends within a tensor; download it again")
+            raise UserError(f"{self.path} is cut short: it ends within a tensor; download it again")
         flat = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
         return flat.reshape(stop - first, *self.shape[1:])
 
@@ -179,7 +180,7 @@ def _tensor(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
     if not shape or steps != expected:
         raise Refused(f"a large tensor of strides {brief(steps)}, which is not contiguous")
     if 0 in shape or offset + math.prod(shape) > flat.count:
-        raise ValueError("a tensor goes beyond its storage")
+        raise UserError("a tensor goes beyond its storage")
     return FileTensor(flat.path, flat.start + offset * flat.dtype.itemsize, shape, flat.dtype)
 
 

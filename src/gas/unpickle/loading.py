@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import one_line, open_regular
 from gas.unpickle.plain import Persistent, Refused
 from gas.unpickle.reader import Budget, bounded
@@ -77,12 +78,12 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise ValueError(f"{path}: refused {error}; {_ADVICE}") from None
+        raise UserError(f"{path}: refused {error}; {_ADVICE}") from None
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
         what = "is cut short, damaged or no pickle"
-        raise ValueError(f"{path} {what} ({_one_line(error)}); download it again") from error
+        raise UserError(f"{path} {what} ({_one_line(error)}); download it again") from error
 
 
 def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
@@ -105,9 +106,9 @@ def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
         where = f"submodule {prefix[:-1]!r}" if prefix else "the object"
         if not _is_module(module):
             kind = module.class_name if isinstance(module, Persistent) else type(module).__name__
-            raise ValueError(f"{where} is a {kind!r}, not a torch module")
+            raise UserError(f"{where} is a {kind!r}, not a torch module")
         if id(module) in seen:
-            raise ValueError(f"{where} ({module.class_name!r}) occurs twice; shared modules are not read")
+            raise UserError(f"{where} ({module.class_name!r}) occurs twice; shared modules are not read")
         seen.add(id(module))
         hidden = module.state.get("_non_persistent_buffers_set", set())
         own = module.state["_parameters"] | module.state["_buffers"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gas.archives import unpacked
+from gas.errors import UserError
 from gas.io import brief
 from gas.unpickle.plain import STORAGES, Allowed, Refused
 from gas.unpickle.reader import Budget, Reader
@@ -89,7 +90,7 @@ def read_torch(file: BinaryIO, budget: Budget, mapped: Path | None = None) -> An
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         order = members.get("byteorder")
         if "data.pkl" not in members or (order and archive.read(order) != b"little"):
-            raise ValueError("it has no data.pkl, or is of a big-endian machine")
+            raise UserError("it has no data.pkl, or is of a big-endian machine")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
             raise Refused("packed members, which torch.save does not write")
         data = archive.read(members["data.pkl"])
@@ -125,7 +126,7 @@ def _older(file: BinaryIO, budget: Budget) -> Any:
     """A stream of pickles, and the storages behind them in the order of their keys."""
     magic, protocol, system = (Reader(file, budget).load() for _ in range(3))
     if (magic, protocol) != (int.from_bytes(TORCH_MAGIC[2:], "little"), 1001):
-        raise ValueError("it is no file of torch.save")
+        raise UserError("it is no file of torch.save")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("a file of a big-endian machine")
     waiting: dict[str, Tensor] = {}
@@ -142,13 +143,13 @@ def _older(file: BinaryIO, budget: Budget) -> Any:
 
     content, keys = _TorchReader(file, budget, storage).load(), Reader(file, budget).load()
     if not isinstance(keys, list) or len(keys) != len(waiting) or set(map(str, keys)) != set(waiting):
-        raise ValueError("its list of storages is not of those that it uses")
+        raise UserError("its list of storages is not of those that it uses")
     for key in keys:
         flat = waiting[key]
         (count,) = struct.unpack("<q", file.read(8))
         data = file.read(flat.numel() * flat.element_size())
         if count != flat.numel():
-            raise ValueError("a storage is of another length")
+            raise UserError("a storage is of another length")
         flat.copy_(_flat(data, flat.dtype, count))
     return content
 
@@ -173,7 +174,7 @@ def _same(flat: Tensor, dtype: torch.dtype, count: int) -> Tensor:
 
 def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
     if len(data) != count * dtype.itemsize:
-        raise ValueError("it is cut short: a storage has fewer bytes than numbers")
+        raise UserError("it is cut short: a storage has fewer bytes than numbers")
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
@@ -186,6 +187,6 @@ def _view(
     start, length = member.header_offset + 30 + name + extra, count * dtype.itemsize
     stored = member.compress_type == zipfile.ZIP_STORED and member.file_size == length
     if not stored or start + length > whole.nbytes() or start % dtype.itemsize:
-        raise ValueError("it is cut short, or a storage is packed")
+        raise UserError("it is cut short, or a storage is packed")
     part: Any = whole[start : start + length]
     return torch.empty(0, dtype=dtype).set_(part)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gas.classical.registry import Classical
 from gas.display import markdown
+from gas.errors import UserError
 from gas.io import write_text
 from gas.metrics.frechet import FeatureStatistics, extract, feature_statistics, frechet_distance
 from gas.models.seeds import labels_of_seeds
@@ -112,7 +113,7 @@ def known_reference(model: ZooModel) -> FeatureStatistics:
         ValueError: when it carries none.
     """
     if model.reference is None:
-        raise ValueError(f"model {model.name} carries no statistics of real images to measure against")
+        raise UserError(f"model {model.name} carries no statistics of real images to measure against")
     return model.reference
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.io import one_line, open_regular
 
 __all__ = ["Images", "digits", "mnist", "read_idx"]
@@ -76,7 +77,7 @@ def mnist(folder: str | Path) -> Images:
     raw = read_idx(_find(folder, "t10k-images-idx3-ubyte"))
     label = read_idx(_find(folder, "t10k-labels-idx1-ubyte"))
     if raw.ndim != 3 or label.shape != raw.shape[:1]:
-        raise ValueError(f"{folder}: images {raw.shape} and labels {label.shape} do not belong together")
+        raise UserError(f"{folder}: images {raw.shape} and labels {label.shape} do not belong together")
     x = torch.from_numpy(raw.copy()).float()[:, None] / 127.5 - 1
     x, shuffled = _shuffled(F.pad(x, (2, 2, 2, 2), value=-1.0), torch.from_numpy(label.copy()).long())
     return Images("mnist", x, shuffled, held_out=1000)
@@ -96,14 +97,14 @@ def read_idx(path: str | Path) -> np.ndarray:
             shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
             count = math.prod(shape)
             if zero != 0 or kind != 8 or not 1 <= ndim <= 4 or not 0 < count <= _IDX_BYTES:
-                raise ValueError(f"kind {kind}, {ndim} dimensions, shape {shape[:4]}")
+                raise UserError(f"kind {kind}, {ndim} dimensions, shape {shape[:4]}")
             body = bytearray(file.read(count + 1))
             if len(body) != count:
-                raise ValueError(f"shape {shape} in {'more' if len(body) > count else 'fewer'} bytes")
+                raise UserError(f"shape {shape} in {'more' if len(body) > count else 'fewer'} bytes")
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable IDX file of bytes: {one_line(error)}") from error
+        raise UserError(f"{path} is not a readable IDX file of bytes: {one_line(error)}") from error
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gas.errors import UserError
 from gas.zoo.model import ZooModel, read_model
 from gas.zoo.weights_file import read_card
 
@@ -64,7 +65,7 @@ def pipeline(name: str | Path) -> Any:
     path = _path(name)
     if "pipeline" not in read_card(path):
         known = ", ".join(n for n in names() if "pipeline" in card(n))
-        raise ValueError(
+        raise UserError(
             f"model {str(name)!r} is no diffusers pipeline; of the shipped ones these are: {known}"
         )
     from gas.zoo.latent.model import read_pipeline
@@ -77,12 +78,12 @@ def _path(name: str | Path) -> Path:
         return Path(name)
     if name not in names():
         if Path(name).is_dir() or str(name).count("/") == 1:
-            raise ValueError(
+            raise UserError(
                 f"model {str(name)[-80:]!r} is none of the zoo: a folder or repository of diffusers is "
                 f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
             )
         near = difflib.get_close_matches(str(name).lower()[:60], names(), n=1, cutoff=0.4)
         hint = f": did you mean {near[0]!r}?" if near else "."
         known = f"Known: {', '.join(names())}, or the path of a .safetensors file"
-        raise ValueError(f"unknown model {str(name)[:100]!r}{hint} {known}")
+        raise UserError(f"unknown model {str(name)[:100]!r}{hint} {known}")
     return _WEIGHTS / f"{name}.safetensors"

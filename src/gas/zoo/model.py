@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
+from gas.errors import UserError
 from gas.io import brief, whole_numbers
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import bind_labels, weights_hash
@@ -134,7 +135,7 @@ def read_model(path: str | Path) -> ZooModel:
         kept = part(tensors, "reference.")
         reference = FeatureStatistics(kept["mean"], kept["cov"], int(kept["count"])) if kept else None
         if not whole_numbers(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _LARGEST:
-            raise ValueError(f"sample_shape is {brief(shape)}")
+            raise UserError(f"sample_shape is {brief(shape)}")
     except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise damaged(path, error) from error
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

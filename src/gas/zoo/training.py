@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from gas.errors import UserError
 from gas.io import load_state, save_state
 
 __all__ = ["Loss", "Pace", "Progress", "finished", "train"]
@@ -94,9 +95,7 @@ def finished(checkpoint: Path, pace: Pace) -> dict[str, Any]:
     """
     state: dict[str, Any] = load_state(checkpoint)
     if state["step"] < pace.steps:
-        raise ValueError(
-            f"{checkpoint} is at step {state['step']} of {pace.steps}: finish the training first"
-        )
+        raise UserError(f"{checkpoint} is at step {state['step']} of {pace.steps}: finish the training first")
     return state
 
 
@@ -138,7 +137,7 @@ class _Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         if state.get("recipe") != repr(self.pace):
-            raise ValueError("the checkpoint is of another recipe: delete it or choose another folder")
+            raise UserError("the checkpoint is of another recipe: delete it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

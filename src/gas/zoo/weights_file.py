@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
     brief,
@@ -62,7 +63,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     card, listed = read_card(path), _listed(Path(path))
     try:
         if listed is not None and listed != sha256(path):
-            raise ValueError(f"{_SUMS} beside it has another checksum")
+            raise UserError(f"{_SUMS} beside it has another checksum")
         stored, _ = read_tensors(path, _MOST_BYTES, ours=listed is None)
         tensors = {name: value.float() for name, value in stored.items()}
     except ValueError as error:
@@ -96,7 +97,7 @@ def build(kind: Callable[..., _M], config: Any, state: Mapping[str, Tensor]) -> 
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in kind(**config).state_dict().items()}
     if shapes != {name: value.shape for name, value in state.items()}:
-        raise ValueError("its weights are not those of the network that its card describes")
+        raise UserError("its weights are not those of the network that its card describes")
     network = kind(**config)
     network.load_state_dict(state)
     return network
@@ -120,7 +121,7 @@ def check_sizes(config: Any) -> None:
             if not isinstance(value, (str, type(None))) and not (
                 isinstance(value, (int, float)) and abs(value) <= most
             ):
-                raise ValueError(f"{name[:40]} = {brief(value)} is not a size of a network")
+                raise UserError(f"{name[:40]} = {brief(value)} is not a size of a network")
 
 
 def _listed(path: Path) -> str | None:

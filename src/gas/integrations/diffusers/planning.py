@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gas.classical.registry import SOLVERS, Classical
+from gas.errors import UserError
 from gas.grids.analytic import GRIDS, as_grid
 from gas.integrations.diffusers.caller import times_were_passed
 from gas.integrations.table_transforms import ending_in_data, sigma_form
@@ -62,13 +63,13 @@ class Policy:
     def __post_init__(self) -> None:
         for key, known in _KEYS.items():
             if getattr(self, key) not in known:
-                raise ValueError(f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}")
+                raise UserError(f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}")
         if self.base is not None:
             solver, _, grid = self.base.partition("/")
             named("solver", solver, SOLVERS)
             grids = {**GRIDS, "shifted": None}
             if not grid:
-                raise ValueError(
+                raise UserError(
                     f"base must be 'SOLVER/GRID', got {self.base!r}: grids are {', '.join(sorted(grids))}"
                 )
             named("grid", grid, grids)
@@ -98,11 +99,11 @@ class Choice:
         """
         if timesteps is not None and sigmas is not None:
             if self.process.kind != "flow":
-                raise ValueError(
+                raise UserError(
                     "timesteps and sigmas say the same of a model that is no flow: pass one of them"
                 )
             if len(timesteps) != len(sigmas):
-                raise ValueError(
+                raise UserError(
                     f"timesteps and sigmas must be equally many, got {len(timesteps)} and {len(sigmas)}"
                 )
             timesteps = None  # what the network is told at the sigmas: see NetworkTimes
@@ -110,10 +111,10 @@ class Choice:
         if given is not None:
             count = len(given) - (sigmas is not None and float(given[-1]) == 0)
             if nfe not in (None, count):
-                raise ValueError(f"num_inference_steps is {nfe} but {count} timesteps or sigmas were passed")
+                raise UserError(f"num_inference_steps is {nfe} but {count} timesteps or sigmas were passed")
             nfe = count
         if nfe is None or nfe < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {nfe}")
+            raise UserError(f"num_inference_steps must be at least 1, got {nfe}")
         shift, terminal = shift_of(self.config, mu), self.config.get("shift_terminal") or 0.0
         if given is not None and self.policy.schedule == "pipeline":
             t = self._times(given[:nfe], timesteps is not None, shift, terminal)
@@ -153,7 +154,7 @@ class Choice:
         if artefact is not None:
             has = f"{artefact.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, artefact.nfes))}"
             if self.policy.missing_nfe == "error":
-                raise ValueError(has)
+                raise UserError(has)
             notes = [*notes, f"{has}: running {spec} instead (missing_nfe='base')"]
         t_end = self.process.t_end if t_end is None else t_end
         return classical_plan(self.process, spec, nfe, t_end, shift, terminal), notes
@@ -355,7 +356,7 @@ def _in_form(process: Process, table: Table, schedule: Schedule, t_end: float | 
     """Match noise levels, then scale states: both leave a table that already fits as it is, bit for bit."""
     if isinstance(schedule, Flow) != (process.kind == "flow"):
         kinds = [type(schedule).__name__, type(process.schedule).__name__]
-        raise ValueError(
+        raise UserError(
             f"{label} was made for schedule {kinds[0]}, the pipeline has {kinds[1]}: no table serves both"
         )
     t = table.times

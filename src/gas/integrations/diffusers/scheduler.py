@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.errors import UserError
 from gas.integrations.diffusers.caller import guidance_of_call
 from gas.integrations.diffusers.planning import Choice, NetworkTimes, Plan, Policy, Run, misfits
 from gas.integrations.diffusers.serialization import SavedScheduler, SchedulerMixin, solver_file
@@ -233,7 +234,7 @@ class GASScheduler(SavedScheduler):
                 or with ``strict`` when the solver is for another pipeline.
         """
         if pred_original_sample is not None:
-            raise ValueError(
+            raise UserError(
                 "pred_original_sample is not supported: this pipeline takes a step back for its guidance, "
                 "after which a table has a false history; keep diffusers' own scheduler in it"
             )
@@ -261,7 +262,7 @@ class GASScheduler(SavedScheduler):
         times = per_token_timesteps.detach().to(torch.float64)
         moving = (times - float(self._told[n])).abs() < 1e-3
         if not bool((moving | (times < 1e-3)).all()):
-            raise ValueError(
+            raise UserError(
                 "per_token_timesteps must be the step's timestep or 0: tokens that start at another (a conditioning "
                 "strength between 0 and 1) lack the history that a table weighs"
             )
@@ -278,13 +279,13 @@ class GASScheduler(SavedScheduler):
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
         """Return :meth:`add_noise` under the name and in the order that flow pipelines call it."""
         if noise is None:
-            raise ValueError("noise must be a tensor of the shape of sample, got None")
+            raise UserError("noise must be a tensor of the shape of sample, got None")
         return self.add_noise(sample, noise, torch.as_tensor(timestep))
 
     def _begin(self, timestep: float | Tensor, sample: Tensor, eta: float) -> int:
         """Start a run: from the first row, or as the base solver from the middle."""
         if self._plan is None:
-            raise ValueError("call set_timesteps(num_inference_steps) before step")
+            raise UserError("call set_timesteps(num_inference_steps) before step")
         begin = self._begin_index if self._step_index is None else None
         n = self._index(timestep) if begin is None else begin
         plan = self._plan
@@ -312,7 +313,7 @@ class GASScheduler(SavedScheduler):
         if wrong and self.artefact is not None:
             text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
             if self.config["strict"]:
-                raise ValueError(text)
+                raise UserError(text)
             self._warn(text)
         self._checked.add(use)
         narrow = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(sample.dtype)

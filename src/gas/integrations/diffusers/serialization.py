@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from gas.errors import UserError
 from gas.integrations.diffusers.model_card import is_ours, model_card, push
 from gas.io import CHECKSUM, read_json, unsealed, write_bytes, write_text
 from gas.pipelines.process import PREDICTIONS, Process
@@ -124,7 +125,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         given = {key: value for key, value in config.items() if key not in defaults and key != _DEFAULTS}
         solver = kwargs.get("solver", given.get("solver"))
         if "solver" not in kwargs and isinstance(solver, str) and not isinstance(solver, SolverFile):
-            raise ValueError(
+            raise UserError(
                 f"the config names the solver file {solver!r} and does not hold its numbers: pass solver=..., "
                 "or the folder that has both to from_pretrained"
             )
@@ -211,7 +212,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         path = pretrained_model_name_or_path
         if path is None:
-            raise ValueError("pass the scheduler's folder, a solver file or owner/name on the hub, got None")
+            raise UserError("pass the scheduler's folder, a solver file or owner/name on the hub, got None")
         config = local_config(path, subfolder)
         if config is None:
             where = {key: value for key, value in kwargs.items() if key in _HUB_FILE}
@@ -339,11 +340,11 @@ def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> 
     try:
         content = read_json(place, finite=False)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{place} is not valid JSON ({error}): a download that was cut off is mended by downloading again"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{place} holds a {type(content).__name__}, not a scheduler's config or a solver")
+        raise UserError(f"{place} holds a {type(content).__name__}, not a scheduler's config or a solver")
     if content.get("format") == "gas-solver":
         return config_of_solver(load(place))
     return content | {"solver": _beside(place, content["solver"])} if _names_file(content) else content
@@ -425,7 +426,7 @@ def config_of_solver(artefact: Artefact) -> dict[str, Any]:
             "trained_betas": (1 - alphas / before).tolist(),
             "num_train_timesteps": schedule.steps,
         }
-    raise ValueError(
+    raise UserError(
         f"{artefact.source} does not say how its model is told the time and what it predicts: use "
         "GASScheduler.from_config(pipe.scheduler.config, solver=...) with the pipeline that it is for"
     )

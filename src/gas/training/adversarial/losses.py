@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.arguments import MAX_ITERATIONS, callable_, flag, integer, number, of_type
+from gas.errors import UserError
 from gas.models.runtime import PRECISIONS
 from gas.registry import named
 
@@ -145,7 +146,7 @@ class Critic:
         with torch.autocast(x.device.type, dtype if mixed else torch.bfloat16, enabled=mixed):
             answer: Tensor = self.network(x, labels) if self.conditional else self.network(x)
         if answer.shape != x.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"critic {self.name!r} must answer one logit a sample, ({len(x)},), got {tuple(answer.shape)}"
             )
         return answer.to(x.dtype) if mixed else answer

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.io import brief, one_line, read_tensors
 from gas.unpickle.loading import read_pickle, state_dict_of
 from gas.unpickle.plain import Persistent
@@ -130,7 +131,7 @@ class R3GANDiscriminator(nn.Module):
         wanted = (self.in_channels, self.resolution, self.resolution)
         if tuple(x.shape[1:]) != wanted:
             got = f"{tuple(x.shape)}; build one with in_channels and resolution of the samples"
-            raise ValueError(f"this discriminator takes x of shape (B, {str(wanted)[1:]}, got {got}")
+            raise UserError(f"this discriminator takes x of shape (B, {str(wanted)[1:]}, got {got}")
         embedding = self._embedding(labels)
         h: Tensor = self.MainLayers(self.ExtractionLayer(x.to(next(self.parameters()).dtype)))
         return h.squeeze(1) if embedding is None else (h * embedding).sum(dim=1)
@@ -140,7 +141,7 @@ class R3GANDiscriminator(nn.Module):
         if self.condition_dim is None and labels is None:
             return None
         if self.condition_dim is None:
-            raise ValueError("labels came to a discriminator without classes; build it with condition_dim")
+            raise UserError("labels came to a discriminator without classes; build it with condition_dim")
         table = self.EmbeddingLayer.weight.T
         if labels is None:
             return table.mean(dim=0)
@@ -149,7 +150,7 @@ class R3GANDiscriminator(nn.Module):
         if labels.ndim == 1 and not labels.is_floating_point():
             return F.embedding(labels, table)
         got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ValueError(f"labels must be integers (B,) or weights (B, {self.condition_dim}), got {got}")
+        raise UserError(f"labels must be integers (B,) or weights (B, {self.condition_dim}), got {got}")
 
 
 class _ResidualBlock(nn.Module):
@@ -159,7 +160,7 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         inner = width * expansion
         if inner % cardinality:
-            raise ValueError(f"cardinality_per_stage must divide {expansion} * {width}, got {cardinality}")
+            raise UserError(f"cardinality_per_stage must divide {expansion} * {width}, got {cardinality}")
         # Fixup: two of a branch's three layers are drawn, so each carries the fourth root of the block count.
         gain = _ACTIVATION_GAIN * total_blocks ** (-1 / 4)
         self.LinearLayer1 = _convolution(width, inner, gain=gain)
@@ -233,11 +234,11 @@ def _check_sizes(side: int, widths: Sizes, groups: Sizes, blocks: Sizes, kernel:
     lengths = len(widths), len(groups), len(blocks)
     if not lengths[0] == lengths[1] == lengths[2] > 0:
         names = "width_per_stage, cardinality_per_stage and blocks_per_stage"
-        raise ValueError(f"{names} must have one entry a stage, got {lengths}")
+        raise UserError(f"{names} must have one entry a stage, got {lengths}")
     if side != (wanted := 4 << (len(widths) - 1)):
-        raise ValueError(f"{len(widths)} stages want resolution {wanted}, got {side}; add or drop stages")
+        raise UserError(f"{len(widths)} stages want resolution {wanted}, got {side}; add or drop stages")
     if min(blocks) < 1 or kernel % 2 == 0:
-        raise ValueError(f"want blocks_per_stage >= 1 and an odd kernel_size, got {blocks} and {kernel}")
+        raise UserError(f"want blocks_per_stage >= 1 and an odd kernel_size, got {blocks} and {kernel}")
 
 
 def load_discriminator(path: str | Path) -> R3GANDiscriminator:
@@ -261,7 +262,7 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
             network = R3GANDiscriminator(**_sizes(weights))
         network.load_state_dict(weights, assign=True)
     except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no R3GAN discriminator ({one_line(error)}); its names should be "
             "ExtractionLayer.Layer.weight, MainLayers.0.Layers.0.LinearLayer1.Layer.weight, ..."
         ) from error
@@ -272,7 +273,7 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         weights, _ = read_tensors(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     own = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}
     return own or weights
 
@@ -281,7 +282,7 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
     data = read_pickle(path)
     if not (isinstance(data, Mapping) and isinstance(data.get("D"), Persistent)):
         contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{path} has no network 'D', R3GAN's discriminator; it holds {contents}")
+        raise UserError(f"{path} has no network 'D', R3GAN's discriminator; it holds {contents}")
     # The published D wraps the network proper, for its training loop.
     return {name.removeprefix("Model."): value for name, value in state_dict_of(data["D"]).items()}
 
@@ -296,7 +297,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     while (first := weights.get(layer(len(widths), 0, 1))) is not None:
         stage = len(widths)
         if stage >= _MOST_STAGES:
-            raise ValueError(f"more than {_MOST_STAGES} stages")
+            raise UserError(f"more than {_MOST_STAGES} stages")
         grouped = weights[layer(stage, 0, 2)]
         widths.append(first.shape[1])
         groups.append(grouped.shape[0] // grouped.shape[1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, integer, of_type, one_of
+from gas.errors import UserError
 from gas.evaluation.sampler import fresh
 from gas.metrics.criterion import FrechetCriterion
 from gas.metrics.frechet import extract, feature_statistics
@@ -156,17 +157,17 @@ def adversary_for(
     integer("seed", seed, 0, MAX_ORDER_SEED)
     one_of("pairing", pairing, ("independent", "paired"))
     if len(pairs) == 0:
-        raise ValueError("a critic needs pairs to learn from, got none: make some with `gas pairs`")
+        raise UserError("a critic needs pairs to learn from, got none: make some with `gas pairs`")
     sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
     features = getattr(model, "features", None)
     if features is None:
-        raise ValueError(
+        raise UserError(
             f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
         )
 
     unheard = 2 * config.iterations // 5 if warmup is None else warmup
     if unheard >= config.iterations:
-        raise ValueError(f"warmup must be below the {config.iterations} iterations, got {unheard}")
+        raise UserError(f"warmup must be below the {config.iterations} iterations, got {unheard}")
 
     if penalty is None:
         penalty = FRESH_PENALTY if network is None else PAPER_PENALTY
@@ -208,7 +209,7 @@ def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
     }
     if shape not in known:
         shapes = ", ".join("x".join(map(str, s)) for s in known)
-        raise ValueError(
+        raise UserError(
             f"no critic is known for samples of shape {'x'.join(map(str, shape))} (only {shapes}): "
             "build a gas.Adversary with critics of your own"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gas import distributed
+from gas.errors import UserError
 from gas.models.protocol import weights_hash
 from gas.registry import origin
 from gas.training.adversarial.losses import Critic, gradient_penalty, objective_by_name
@@ -24,7 +25,7 @@ def check_one_process() -> None:
         ValueError: in several processes.
     """
     if distributed.count() > 1:
-        raise ValueError(
+        raise UserError(
             "a critic learns in one process: train gas without torchrun (pairs, statistics and gs may be shared)"
         )
 
@@ -47,7 +48,7 @@ class CriticSteps:
     def __init__(self, critics: Sequence[Critic]) -> None:
         names = [critic.name for critic in critics]
         if len(set(names)) != len(names):
-            raise ValueError(f"critics must have different names, got {', '.join(names)}")
+            raise UserError(f"critics must have different names, got {', '.join(names)}")
         self.critics = [critic for critic in critics if critic.weight > 0]
         self.optimizers = [
             torch.optim.Adam(critic.network.parameters(), lr=critic.learning_rate, betas=(0.0, 0.99))

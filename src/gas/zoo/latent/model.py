@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gas.errors import UserError
 from gas.pipelines.model import PipelineModel, from_pipeline
 from gas.zoo.latent.parts import WORDS, assemble, autoencoder, denoiser, text_encoder
 from gas.zoo.latent.recipes import PLACES
@@ -58,7 +59,7 @@ def read_pipeline(path: str | Path) -> Any:
     tensors, card = read_weights(path)
     vae, text = read_shared(beside)
     if card.get("autoencoder_scale") != read_card(beside)["scaling_factor"]:
-        raise ValueError(
+        raise UserError(
             f"{path} denoises latents of another autoencoder than {beside}: put its own beside it"
         )
     try:

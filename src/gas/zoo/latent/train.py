@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gas.errors import UserError
 from gas.pipelines.process import process_of
 from gas.pipelines.specs import family_of
 from gas.zoo.data import Images
@@ -104,7 +105,7 @@ def conditions(pipe: Any, prompts: tuple[str, ...]) -> dict[str, Tensor]:
     """Return what the network is told of each prompt, and last of none, as the pipeline encodes them."""
     encode = family_of(pipe).encode
     if encode is None:
-        raise ValueError(f"{type(pipe).__name__} takes no prompts")
+        raise UserError(f"{type(pipe).__name__} takes no prompts")
     rows = [encode(pipe, prompt, None, {"max_sequence_length": PLACES[0]}) for prompt in (*prompts, "")]
     names = {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"}
     return {to: torch.cat([row[name] for row in rows]) for name, to in names.items() if name in rows[0]}
