@@ -16,7 +16,7 @@ from pathlib import Path
 import rows
 
 import gas
-from gas.models.runtime import truncate
+from gas.models.runtime import allow_tf32
 from gas.training.adam import PAPER
 from gas.training.distillation import distill
 from gas.training.initialization import Started
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/cost"))
     options = parser.parse_args()
-    truncate(False)
+    allow_tf32(False)
     model = gas.zoo.load(options.model).to(options.device)
     pairs, validation = gas.pairs.read_pairs(options.pairs, model=model).split(options.validation)
     out = options.out / f"{options.model}-{options.nfe}-{options.recipe}.json"

@@ -11,7 +11,7 @@ import rows
 import torch
 
 import gas
-from gas.models.runtime import CudaGraphed, precise, truncate
+from gas.models.runtime import CudaGraphed, allow_tf32, precise
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    truncate(False)
+    allow_tf32(False)
     plain = gas.zoo.load(options.model).to(options.device)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, plain.t_end).table(plain.schedule)
     table = gas.Classical("unipc-3-bh2", "log_snr", options.nfe, plain.t_end).table(plain.schedule)
@@ -65,11 +65,11 @@ def _truncated(denoise: gas.denoise.Denoiser) -> gas.denoise.Denoiser:
     """The same with TF32."""
 
     def asked(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        truncate(True)
+        allow_tf32(True)
         try:
             return denoise(x, t)
         finally:
-            truncate(False)
+            allow_tf32(False)
 
     return asked
 

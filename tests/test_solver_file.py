@@ -50,8 +50,8 @@ class Other(Mixture):
 
     changed: dict = field(default_factory=dict)
 
-    def identity(self):
-        return super().identity() | self.changed
+    def fingerprint(self):
+        return super().fingerprint() | self.changed
 
 
 def learned(schedule, nfe=4, seed=0, size=0.1):
@@ -167,7 +167,7 @@ def test_a_family_with_all_it_can_say_is_small(tmp_path, schedule):
         assert (entry.start, entry.measured) == (METADATA["starts"][nfe], METADATA["measured"][nfe])
         assert entry.nominal == solver.t.tolist()
     said = artefact.document
-    assert said.model == model.identity()
+    assert said.model == model.fingerprint()
     assert (said.t_end, said.guidance, said.loss) == (1e-3, 1.5, "pseudo_huber")
     assert (said.teacher, said.training) == (METADATA["teacher"], METADATA["training"])
     assert set(said.versions) == {"gas-solver", "torch"}

@@ -151,7 +151,7 @@ class Artefact:
                 states and answers that float32 does not hold.
         """
         document, wrong = self.document, []
-        here = dict(model.identity())
+        here = dict(model.fingerprint())
         passed = (*_ASKED, *(_WHOSE if transfer else ()))
         for key, there in (document.model or {}).items():
             if key not in passed and key in here and here[key] != there:
@@ -211,7 +211,7 @@ def save(
     document = Document(
         schedule=schedule.config() if schedule else None,
         t_end=t_end,
-        model=dict(model.identity()) if model else None,
+        model=dict(model.fingerprint()) if model else None,
         guidance=provenance.get("guidance", 1.0) if guidance is None else guidance,
         teacher=dict(teacher or provenance.get("teacher") or {}) or None,
         loss=provenance.get("loss") if loss is None else loss,

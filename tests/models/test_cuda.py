@@ -10,7 +10,7 @@ import gas
 from gas import zoo
 from gas.classical.registry import Classical
 from gas.cli.app import app
-from gas.models.runtime import CudaGraphed, CudaGraphs, truncate, untruncated
+from gas.models.runtime import CudaGraphed, CudaGraphs, allow_tf32, without_tf32
 from gas.pairs.teacher import teach
 from gas.sampling import sample
 from gas.training.activation_checkpointing import Recomputed
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    with untruncated():
+    with without_tf32():
         yield
 
 
@@ -59,7 +59,7 @@ def test_a_seed_gives_the_sample_that_it_gives_on_a_processor(digits, table):
 
 
 def test_derivatives_are_those_of_a_processor_whatever_torch_truncates(digits, pairs, table):
-    truncate(True)
+    allow_tf32(True)
     solver = gas.GeneralizedSolver(digits.schedule, 4, 1e-3)
     work = GaussNewtonSteps(solver, digits, pairs, gas.losses.l2, GaussNewton(batch=24))
     work.step()
@@ -70,7 +70,7 @@ def test_derivatives_are_those_of_a_processor_whatever_torch_truncates(digits, p
     error = (work.curvature - reference.curvature).norm() / reference.curvature.norm()
     assert error < 1e-3
     _, truncated, _ = linearize(digits.bind(None), digits.noise(range(8)), table)
-    with untruncated():
+    with without_tf32():
         _, exact, _ = linearize(digits.bind(None), digits.noise(range(8)), table)
     assert (truncated - exact).norm() / exact.norm() > 1e-3  # what the guard is there for
 
@@ -120,7 +120,7 @@ def test_gradients_of_flat_memory_are_those_of_the_stored_graph(digits, pairs):
     found = []
     for again in (0, 3):
         solver = gas.GeneralizedSolver(digits.schedule, 6, 1e-3)
-        with untruncated():
+        with without_tf32():
             made = sample(Recomputed(digits.bind(pairs.labels), again), pairs.noise.cuda(), solver().folded())
             (made - pairs.target.cuda()).square().mean().backward()
         found.append(torch.cat([p.grad.flatten() for p in solver.parameters()]))

@@ -164,17 +164,17 @@ def test_conditions_of_any_structure_are_looked_up_row_by_row(structure):
         torch.testing.assert_close(guided(x, t), torch.lerp(without, expected, 2.0))
     with pytest.raises(ValueError, match="label 40 is out of range"):
         model.bind(torch.tensor([40]))
-    assert model.describe_conditions()["rows"] == 40
+    assert model.conditions_fingerprint()["rows"] == 40
     assert (
-        model.describe_conditions()
-        != gas.OwnModel(denoise, gas.VPLinear(), (2,), conditions=rows).describe_conditions()
+        model.conditions_fingerprint()
+        != gas.OwnModel(denoise, gas.VPLinear(), (2,), conditions=rows).conditions_fingerprint()
     )
 
 
 def test_a_dictionary_is_the_same_in_any_order():
     a, b = OBSERVATIONS, OBSERVATIONS + 1
     described = [
-        gas.OwnModel(lambda x, t, c: x, gas.VPLinear(), (2,), conditions=table).describe_conditions()
+        gas.OwnModel(lambda x, t, c: x, gas.VPLinear(), (2,), conditions=table).conditions_fingerprint()
         for table in ({"a": a, "b": b}, {"b": b, "a": a}, {"a": b, "b": a})
     ]
     assert described[0] == described[1] != described[2]

@@ -18,9 +18,9 @@ from gas.models.runtime import (
     CudaGraphed,
     CudaGraphs,
     PreciseModel,
+    kernel_key,
     precise,
-    settings_of,
-    untruncated,
+    without_tf32,
 )
 from gas.pairs.dataset import read_pairs
 from gas.pairs.fingerprint import PairsSpec
@@ -219,16 +219,16 @@ def test_what_cannot_be_is_refused(digits):
 
 def test_a_recording_is_of_one_autocast():
     x, enabled = torch.zeros(2), torch.is_autocast_enabled("cuda")
-    dtype, keys = torch.get_autocast_dtype("cuda"), [settings_of(x)]
+    dtype, keys = torch.get_autocast_dtype("cuda"), [kernel_key(x)]
     try:
         for narrow in (torch.float16, torch.bfloat16):
             torch.set_autocast_enabled("cuda", True)
             torch.set_autocast_dtype("cuda", narrow)
-            keys.append(settings_of(x))
+            keys.append(kernel_key(x))
     finally:
         torch.set_autocast_enabled("cuda", enabled)
         torch.set_autocast_dtype("cuda", dtype)
-    assert len(set(keys)) == 3 and settings_of(x) == keys[0]
+    assert len(set(keys)) == 3 and kernel_key(x) == keys[0]
 
 
 def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits, table):
@@ -249,7 +249,7 @@ def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits,
     try:
         work.step()
         assert seen == {(False, False), (True, False)}  # differences, and what only measures the step
-        with pytest.raises(KeyError), untruncated():
+        with pytest.raises(KeyError), without_tf32():
             raise KeyError
         assert now() == (True, False)
     finally:
@@ -263,12 +263,12 @@ def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
     read = "torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()"
     program = [
         "import torch",
-        "from gas.models.runtime import truncate, untruncated",
+        "from gas.models.runtime import allow_tf32, without_tf32",
         first,
-        "truncate(True)",
-        "truncate(False)",
+        "allow_tf32(True)",
+        "allow_tf32(False)",
     ]
-    program += ["with untruncated(): pass", f"told = {read}", "assert told == (False, 'highest'), told"]
+    program += ["with without_tf32(): pass", f"told = {read}", "assert told == (False, 'highest'), told"]
     if new:  # whatever can be read then, nothing of ours fails
         program = [*program[:-2], "assert torch.backends.cudnn.conv.fp32_precision in ('ieee', 'none')"]
     done = subprocess.run(

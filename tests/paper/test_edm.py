@@ -297,7 +297,7 @@ def test_a_model_to_sample(tmp_path: Path) -> None:
     assert close(guided, 2 * model.bind(labels)(noise, t) - model.denoise(noise, t), 1e-4)
     table = gas.classical.dpmpp(model.schedule, gas.grids.time_uniform(model.schedule, 3, 1e-3), order=3)
     assert bool(gas.sample(model.bind(labels), noise, table).isfinite().all())
-    assert len(model.identity()["sha256"]) == 64
+    assert len(model.fingerprint()["sha256"]) == 64
 
 
 def test_a_network_never_told_nothing_cannot_be_guided(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_weights_that_lie_nowhere_identify_nothing():
     with pytest.raises(
         ValueError, match=r"weights of DDPMPipeline lie on no device.*enable_model_cpu_offload"
     ):
-        model.identity()
+        model.fingerprint()
 
 
 @pytest.mark.parametrize("family", ["sd1", "wan"])

@@ -32,15 +32,15 @@ def sd():
 
 def test_the_identity_of_a_flow_says_its_shift():
     sd3 = from_pipeline(pipelines.build("sd3"), PROMPTS)
-    assert sd3.identity()["shift"] == 3.0
+    assert sd3.fingerprint()["shift"] == 3.0
     wan = from_pipeline(pipelines.build("wan"), PROMPTS, height=16, width=16, num_frames=5)
-    assert wan.identity()["shift"] == 3.0
-    assert "shift" not in from_pipeline(pipelines.build("sd1"), PROMPTS).identity()
+    assert wan.fingerprint()["shift"] == 3.0
+    assert "shift" not in from_pipeline(pipelines.build("sd1"), PROMPTS).fingerprint()
     ltx = from_pipeline(pipelines.build("ltx"), PROMPTS, height=32, width=32, num_frames=9)
-    assert ltx.identity()["shift"] > 1
+    assert ltx.fingerprint()["shift"] > 1
     flux = pipelines.build("flux")
     small, large = (
-        from_pipeline(flux, PROMPTS, height=side, width=side).identity()["shift"] for side in (16, 64)
+        from_pipeline(flux, PROMPTS, height=side, width=side).fingerprint()["shift"] for side in (16, 64)
     )
     slope = (1.15 - 0.5) / (4096 - 256)  # of mu over the tokens, as published
     tokens = math.prod(from_pipeline(flux, PROMPTS, height=16, width=16).sample_shape[:1])
@@ -75,10 +75,10 @@ def test_pairs_of_a_flow_serve_every_shift(tmp_path, monkeypatch):
     """Pairs hold what the network answers, which a shift does not change; those of before it was said stay good."""
     model = from_pipeline(pipelines.build("sd3"), PROMPTS)
     teacher = gas.Classical("ddim", "time_uniform", 2, model.t_end)
-    before = {key: value for key, value in model.identity().items() if key != "shift"}
+    before = {key: value for key, value in model.fingerprint().items() if key != "shift"}
     spec = gas.PairsSpec(range(2), teacher.config())
     with monkeypatch.context() as patch:
-        patch.setattr(PipelineModel, "identity", lambda self: before)
+        patch.setattr(PipelineModel, "fingerprint", lambda self: before)
         assert list(gas.write_pairs(model, teacher.table(model.schedule), tmp_path, spec))
     assert len(gas.read_pairs(tmp_path, model=model)) == 2
 

@@ -72,7 +72,7 @@ def test_adapters_and_rounded_weights_stay_in_place(sd, kind):
     plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
     assert replaced(sd.unet, kind) >= 8
     model = from_pipeline(sd, PROMPTS)
-    assert model.identity()["sha256"] != plain.identity()["sha256"]
+    assert model.fingerprint()["sha256"] != plain.fingerprint()["sha256"]
     noise = model.noise(range(2))
     assert float((sampled(model, noise) - sampled(plain, noise)).abs().max()) > 1e-4
     sd.scheduler = scheduler(sd, model, strict=True)
@@ -100,7 +100,7 @@ def test_parts_that_are_moved_in_and_out(sd):
     sd.enable_model_cpu_offload(device="cpu")
     assert hasattr(sd.unet, "_hf_hook")
     offloaded = from_pipeline(sd, PROMPTS)
-    assert offloaded.identity()["sha256"] == model.identity()["sha256"]
+    assert offloaded.fingerprint()["sha256"] == model.fingerprint()["sha256"]
     noise = model.noise(range(2))
     assert_same(sampled(offloaded, noise), sampled(model, noise))
     sd.scheduler = scheduler(sd, offloaded, strict=True)
@@ -134,7 +134,7 @@ def test_a_lora_file_is_learned_for_and_served_with(sd, tmp_path, fused):
     if fused:
         sd.fuse_lora(lora_scale=0.8)
     model = from_pipeline(sd, PROMPTS)
-    assert model.identity()["sha256"] != plain.identity()["sha256"]
+    assert model.fingerprint()["sha256"] != plain.fingerprint()["sha256"]
     noise = model.noise(range(2))
     assert float((sampled(model, noise) - sampled(plain, noise)).abs().max()) > 1e-3
     pairs = gas.pairs.teach(model, perturbed(model)().detach(), range(4), guidance=2.0)
@@ -151,4 +151,4 @@ def test_a_lora_that_was_taken_out_again_leaves_no_trace(sd, tmp_path):
     plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
     sd.load_lora_weights(lora_file(tmp_path), adapter_name="style")
     sd.unload_lora_weights()
-    assert from_pipeline(sd, PROMPTS).identity()["sha256"] == plain.identity()["sha256"]
+    assert from_pipeline(sd, PROMPTS).fingerprint()["sha256"] == plain.fingerprint()["sha256"]

@@ -44,7 +44,7 @@ class Mixture:
 
     device = torch.device("cpu")
 
-    def identity(self):
+    def fingerprint(self):
         return {
             "name": self.name,
             "sha256": "0" * 64,

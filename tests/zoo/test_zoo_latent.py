@@ -16,7 +16,7 @@ from gas.classical.registry import Classical
 from gas.io import sealed_metadata
 from gas.models.protocol import Model
 from gas.models.seeds import labels_of_seeds
-from gas.pipelines.specs import family_of
+from gas.pipelines.specs import spec_of
 from gas.training.adam import AdamSteps
 from gas.training.adversarial.setup import GAS, adversary_for
 from gas.training.distillation import against
@@ -116,7 +116,7 @@ def test_one_empty_place_stands_for_all_of_them():
     with torch.no_grad():
         for weight in network.parameters():
             torch.nn.init.normal_(weight, std=0.1)
-    encode = family_of(pipe := parts.assemble("transformer", network, vae, text, {})).encode
+    encode = spec_of(pipe := parts.assemble("transformer", network, vae, text, {})).encode
     answers = []
     for places, weight in ((256, 1), (1, 256)):
         told = encode(pipe, "three", None, {"max_sequence_length": places})

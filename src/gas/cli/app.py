@@ -164,9 +164,9 @@ def main() -> None:
 
 def _set_tf32(truncated: bool) -> None:
     """What float32 means on CUDA is set for the whole process, which is this command's own."""
-    from gas.models.runtime import truncate
+    from gas.models.runtime import allow_tf32
 
-    truncate(truncated)
+    allow_tf32(truncated)
 
 
 def check_options(name: str, words: list[str], *, values: bool = False) -> None:

@@ -216,12 +216,12 @@ def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
 def _as_taught(model: Model, t_end: float) -> Model:
     """The model as a teacher runs it that ends at another time: EDM's published networks have another schedule then."""
     from gas.models.custom import OwnModel
-    from gas.models.runtime import CudaGraphs, full
+    from gas.models.runtime import CudaGraphs, full_precision
     from gas.paper.backbone import ending_at
 
     if isinstance(model, CudaGraphs):
         return CudaGraphs(_as_taught(model.model, t_end))
-    return ending_at(model, t_end) if isinstance(full(model), OwnModel) else model
+    return ending_at(model, t_end) if isinstance(full_precision(model), OwnModel) else model
 
 
 def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:

@@ -75,9 +75,9 @@ def _own(model: Model) -> dict[str, str]:
     """What a result says of a model's own features: whose they are, and the hash of the network that has them."""
     from gas.models.protocol import weights_hash
 
-    eyes = getattr(getattr(model, "eyes", None), "__self__", model)
+    eyes = getattr(getattr(model, "feature_extractor", None), "__self__", model)
     seeing = getattr(eyes, "classifier", None)
-    digest = eyes.identity()["sha256"] if seeing is None else weights_hash(seeing)
+    digest = eyes.fingerprint()["sha256"] if seeing is None else weights_hash(seeing)
     return {"features": "model", "features_of": eyes.name, "weights_sha256": digest}
 
 

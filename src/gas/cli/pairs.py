@@ -154,10 +154,10 @@ def _guidance(name: str, model: Model, given: float | None) -> float:
     Raises:
         ValueError: for a pipeline that is guided by prompts and has none.
     """
-    from gas.models.runtime import full
+    from gas.models.runtime import full_precision
     from gas.pipelines.model import PipelineModel
 
-    pipeline = full(model)
+    pipeline = full_precision(model)
     if not isinstance(pipeline, PipelineModel):
         return 1.0 if given is None else given
     if pipeline.family.encode is not None and not pipeline.prompts:
@@ -186,12 +186,12 @@ def run_teacher(
     decoded: bool = False,
 ) -> None:
     """Write pairs with a progress bar; an interrupt says how to go on."""
-    from gas.pairs.fingerprint import PairsSpec, recipe_of
+    from gas.pairs.fingerprint import PairsSpec, pairs_fingerprint
     from gas.pairs.teacher import write_pairs
 
     spec = PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
     table = teacher.table(model.schedule)
-    recipe_of(model, table, spec, batch)  # refuses settings that do not fit before there is a bar
+    pairs_fingerprint(model, table, spec, batch)  # refuses settings that do not fit before there is a bar
     try:
         with holding(out, "making teacher pairs", folder=True), bar("teacher pairs", len(seeds)) as running:
             for progress in write_pairs(model, table, out, spec, batch=batch):

@@ -17,7 +17,7 @@ from gas.learned.registry import SOLVERS as KINDS
 from gas.losses import loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
-from gas.pairs.fingerprint import source_of
+from gas.pairs.fingerprint import model_fingerprint
 from gas.training.adam import Adam
 from gas.training.adversarial.setup import GAS, Adversary, adversary_for
 from gas.training.distillation import FINISH
@@ -89,7 +89,7 @@ class Setting:
 
     def source(self) -> dict[str, Any]:
         """Return model, schedule and conditions in plain JSON."""
-        return source_of(self.model)
+        return model_fingerprint(self.model)
 
     def start(self, name: str, nfe: int) -> Classical:
         """Return where every learned solver starts: ``"best"`` of all that every kind can start at, or by name."""

@@ -22,9 +22,9 @@ from .runtime import (
     CudaGraphs as CudaGraphs,
     PreciseModel as PreciseModel,
     WrappedModel as WrappedModel,
+    allow_tf32 as allow_tf32,
     precise as precise,
-    truncate as truncate,
-    truncated as truncated,
-    untruncated as untruncated,
+    tf32_settings as tf32_settings,
+    without_tf32 as without_tf32,
 )
 from .seeds import labels_of_seeds as labels_of_seeds, noise_of_seeds as noise_of_seeds

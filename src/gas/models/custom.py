@@ -121,7 +121,7 @@ class OwnModel:
             warnings.warn(problem, UserWarning, stacklevel=4)
         return True
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return name, hash of the weights (empty without), what is predicted, and shape."""
         return {
             "name": self.name,
@@ -130,7 +130,7 @@ class OwnModel:
             "sample_shape": list(self.sample_shape),
         }
 
-    def describe_conditions(self) -> dict[str, Any]:
+    def conditions_fingerprint(self) -> dict[str, Any]:
         """Return number and checksum of the conditions: pairs record it, solver files do not depend on it."""
         return {} if self.conditions is None else self._description
 

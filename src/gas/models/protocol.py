@@ -42,7 +42,7 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, Any]:
         """Return name, weights' hash, prediction type and shape in plain JSON: what a solver was made for."""
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
@@ -56,8 +56,8 @@ class Model(Protocol):
 
 
 def conditions_of(model: Model) -> dict[str, Any]:
-    """Return ``{"conditions": what labels mean}`` of a model with ``describe_conditions()``: prompts, observations."""
-    meaning: Mapping[str, Any] = getattr(model, "describe_conditions", dict)()
+    """Return ``{"conditions": what labels mean}`` of a model that has conditions."""
+    meaning: Mapping[str, Any] = getattr(model, "conditions_fingerprint", dict)()
     return {"conditions": dict(meaning)} if meaning else {}
 
 

@@ -23,12 +23,12 @@ __all__ = [
     "CudaGraphs",
     "PreciseModel",
     "WrappedModel",
-    "full",
+    "allow_tf32",
+    "full_precision",
+    "kernel_key",
     "precise",
-    "settings_of",
-    "truncate",
-    "truncated",
-    "untruncated",
+    "tf32_settings",
+    "without_tf32",
 ]
 
 
@@ -66,9 +66,9 @@ class WrappedModel:
     def device(self) -> torch.device:
         return self.model.device
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, Any]:
         """Return the model's identity."""
-        return self.model.identity()
+        return self.model.fingerprint()
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return the starts of these seeds, as the model does."""
@@ -88,7 +88,7 @@ class WrappedModel:
 
 
 @contextlib.contextmanager
-def untruncated() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """Let CUDA compute float32 products in float32 within; what was set before holds again afterwards.
 
     A difference of two answers a thousandth apart is lost in TF32.
@@ -104,17 +104,17 @@ def untruncated() -> Iterator[None]:
             setattr(switch, name, value)
 
 
-def truncate(products: bool) -> None:
+def allow_tf32(enabled: bool) -> None:
     """Set whether CUDA truncates factors of float32 products to TF32, which keeps 10 bits of 23, in this process.
 
     By itself torch does so in convolutions and not in matrix products.
     """
     switches, name, on, off = _switches()
     for switch in switches:
-        setattr(switch, name, on if products else off)
+        setattr(switch, name, on if enabled else off)
 
 
-def truncated() -> tuple[Any, ...]:
+def tf32_settings() -> tuple[Any, ...]:
     """Return what is set for convolutions and for matrix products: what a recording is of."""
     switches, name, _, _ = _switches()
     return tuple(getattr(switch, name) for switch in switches)
@@ -170,7 +170,7 @@ class CudaGraphed:
         """
         if x.device.type != "cuda":
             raise UserError(f"CUDA graphs need a CUDA device, x is on {x.device}: ask the denoiser itself")
-        key = settings_of(x)
+        key = kernel_key(x)
         if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.most):
             return self.denoise(x, t)
         if key not in self._graphs:
@@ -196,10 +196,10 @@ class CudaGraphed:
         return _Graph(graph, x, t, answer)
 
 
-def settings_of(x: Tensor) -> tuple[object, ...]:
+def kernel_key(x: Tensor) -> tuple[object, ...]:
     """All that kernels are chosen by, so that a graph recorded under other settings is not replayed."""
     cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    return (tuple(x.shape), x.dtype, x.device, *cast, *truncated())
+    return (tuple(x.shape), x.dtype, x.device, *cast, *tf32_settings())
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class CudaGraphs(WrappedModel):
         return _Shared(plain, None if labels is None else labels.to(self.device), shown, graphed)
 
 
-# On CUDA "tf32" and "float32" differ only after :func:`gas.models.truncate`; elsewhere they are one.
+# On CUDA "tf32" and "float32" differ only after :func:`gas.models.allow_tf32`; elsewhere they are one.
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -307,10 +307,10 @@ class PreciseModel(WrappedModel):
                 )
             network.compile()
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, Any]:
         """Return the model's identity, and what differs from asking it plainly."""
         told: dict[str, Any] = {} if self.precision == "float32" else {"precision": self.precision}
-        return {**self.model.identity(), **told, **({"compiled": True} if self.compiled else {})}
+        return {**self.model.fingerprint(), **told, **({"compiled": True} if self.compiled else {})}
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the model's denoiser for these classes at this precision."""
@@ -322,9 +322,9 @@ def precise(model: Model, precision: str = "float32", *, compiled: bool = False)
     return model if precision == "float32" and not compiled else PreciseModel(model, precision, compiled)
 
 
-def full(model: Model) -> Model:
+def full_precision(model: Model) -> Model:
     """Return the model at full precision: what takes differences of a network's answers must not see them rounded."""
     if isinstance(model, CudaGraphs):
-        inner = full(model.model)
+        inner = full_precision(model.model)
         return model if inner is model.model else replace(model, model=inner, _bound={})
     return model.model if isinstance(model, PreciseModel) else model

@@ -16,7 +16,7 @@ from gas.errors import UserError
 from gas.io import one_line, open_tensors
 from gas.models.protocol import Model, conditions_of
 from gas.models.seeds import noise_of_seeds
-from gas.pairs.fingerprint import source_of
+from gas.pairs.fingerprint import model_fingerprint
 from gas.pairs.shards import (
     AGAIN,
     MANIFEST,
@@ -287,7 +287,7 @@ def read_pairs(
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
     unsaid = {key: value for key, value in recipe.items() if key != "conditions"}
-    here = recipe if model is None else {**unsaid, **source_of(model)}
+    here = recipe if model is None else {**unsaid, **model_fingerprint(model)}
     here = {**here, "model": comparable(recipe["model"], here["model"])}
     if other := differences(recipe, here):
         raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")

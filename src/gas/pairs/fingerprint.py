@@ -17,7 +17,7 @@ from gas.models.seeds import noise_of_seeds
 from gas.pairs.shards import RECIPE
 from gas.table import Table
 
-__all__ = ["PairsSpec", "recipe_of", "source_of"]
+__all__ = ["PairsSpec", "model_fingerprint", "pairs_fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PairsSpec:
         flag("decoded", self.decoded)
 
 
-def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
+def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
     """Return everything that decides the bytes of a set of pairs, in plain JSON.
 
     Raises:
@@ -74,13 +74,13 @@ def recipe_of(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[s
     told: dict[str, Any] = dict(zip(RECIPE[2:], rest, strict=True))
     if spec.decoded:
         told["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
-    return source_of(model, **told)
+    return model_fingerprint(model, **told)
 
 
-def source_of(model: Model, **more: Any) -> dict[str, Any]:
+def model_fingerprint(model: Model, **more: Any) -> dict[str, Any]:
     """Return what a recipe says of its model, and more, in plain JSON."""
     source = {
-        "model": dict(model.identity()),
+        "model": dict(model.fingerprint()),
         "schedule": model.schedule.config(),
         **conditions_of(model),
         **more,

@@ -21,7 +21,7 @@ from gas.io import write_bytes
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs
-from gas.pairs.fingerprint import PairsSpec, recipe_of
+from gas.pairs.fingerprint import PairsSpec, pairs_fingerprint
 from gas.pairs.shards import (
     AGAIN,
     Json,
@@ -76,7 +76,7 @@ def write_pairs(
     folder, total = Path(folder), len(spec.seeds)
     spec = replace(spec, teacher=_described(table, spec.teacher))
     table = table_on(table, model.schedule)
-    recipe = recipe_of(model, table, spec, batch)
+    recipe = pairs_fingerprint(model, table, spec, batch)
     manifest, places = distributed.alone(lambda: _opened(folder, recipe))
     recipe, todo = manifest["recipe"], [manifest["shards"][place] for place in places]
     done = resumed = total - sum(entry["count"] for entry in todo)

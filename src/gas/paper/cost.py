@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gas.errors import UserError
-from gas.models.runtime import untruncated
+from gas.models.runtime import without_tf32
 from gas.paper.presets import Objective, Preset
 from gas.training.activation_checkpointing import saved_bytes
 from gas.training.adversarial.losses import gradient_penalty, objective_by_name
@@ -157,7 +157,7 @@ def measured(preset: Preset, device: str | torch.device, batch: int = 1, repeats
     """
     device = torch.device(device)
     work = _Works(preset, asked(preset, device), device, batch)
-    with untruncated():
+    with without_tf32():
         forward, gradient, loss, critic = (_seconds(one, device, repeats) / batch for one in work.all())
     loss *= work.features is not None  # else there is none to time
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

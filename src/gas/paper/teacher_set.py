@@ -163,7 +163,7 @@ def _recipe(
         )
     digest = sha256(teachers.path)
     recipe = {
-        "model": {} if model is None else dict(model.identity()),
+        "model": {} if model is None else dict(model.fingerprint()),
         "schedule": {} if model is None else model.schedule.config(),
         "shape": shape,
         "table": digest,

@@ -12,7 +12,7 @@ from torch import Tensor
 from gas.errors import UserError
 from gas.io import read_text
 from gas.model_folder import check_model_folder, read_json
-from gas.pipelines.specs import family_of_class
+from gas.pipelines.specs import spec_of_class
 
 __all__ = ["TextCache", "open_pipeline", "read_index", "read_prompts"]
 
@@ -102,7 +102,7 @@ def _check_classes(folder: Path, index: dict[str, Any]) -> None:
             f"model folder {folder} is refused: its _class_name must be a pipeline of the installed diffusers, "
             f"got {str(name)[:60]!r}"
         )
-    family_of_class(_member("diffusers", str(name)))
+    spec_of_class(_member("diffusers", str(name)))
     for component, value in index.items():
         if component.startswith("_") or _is_setting(value):
             continue

@@ -22,7 +22,7 @@ from gas.models.seeds import noise_of_seeds
 from gas.pipelines.loading import TextCache
 from gas.pipelines.process import Process, process_of, shift_of
 from gas.pipelines.scheduler_config import config_of, translated
-from gas.pipelines.specs import Family, family_of
+from gas.pipelines.specs import Family, spec_of
 from gas.schedule import Flow, Schedule, check_t_end
 
 __all__ = ["Answer", "PipelineModel", "Probe", "fed", "from_pipeline", "lent"]
@@ -48,8 +48,8 @@ class PipelineModel:
         arguments: of the pipeline's call, the same for all samples.
         name: what people call it.
         t_end: time that sampling ends at.
-        eyes: ``(B, *) -> (B, F)`` of decoded samples; ``None`` for pooled latents.
-        reference: statistics of real data as ``eyes`` see it.
+        feature_extractor: ``(B, *) -> (B, F)`` of decoded samples; ``None`` for pooled latents.
+        reference: statistics of real data in the space of ``feature_extractor``.
     """
 
     pipe: Any
@@ -60,7 +60,7 @@ class PipelineModel:
     arguments: Mapping[str, Any]
     name: str
     t_end: float
-    eyes: Callable[[Tensor], Tensor] | None = None
+    feature_extractor: Callable[[Tensor], Tensor] | None = None
     reference: FeatureStatistics | None = None
 
     @property
@@ -121,7 +121,7 @@ class PipelineModel:
             raise UserError(f"{self.name} takes no prompts")
         return TextCache(lambda prompt: encode(self.pipe, prompt, self.negative_prompt, self.arguments))
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return name, hash of the denoising network's weights, what it predicts, shape, and a flow's shift."""
         config, mu = translated(config_of(self.pipe.scheduler)), self._first.mu
         shift: dict[str, float] = {}
@@ -135,7 +135,7 @@ class PipelineModel:
             **shift,
         }
 
-    def describe_conditions(self) -> dict[str, Any]:
+    def conditions_fingerprint(self) -> dict[str, Any]:
         """Return what labels mean here, in plain JSON: pairs record it, solver files do not depend on it."""
         told = {
             "prompts": list(self.prompts),
@@ -187,10 +187,10 @@ class PipelineModel:
         return (2 * made - 1 if self.family.centre else made).float()
 
     def features(self, x: Tensor) -> Tensor:
-        """Map samples to ``(B, F)``, decoded and seen by ``eyes``, or else latents averaged over patches, at most 8 a
-        side: what critics are chosen by where there is no better space. Compare distances in it with each other."""
-        if self.eyes is not None:
-            return self.eyes(self.decode(x))
+        """Features ``(B, F)`` of samples by ``feature_extractor``, else latents averaged over at most 8 patches a
+        side. A stand-in where no better space is known: compare its distances only with each other."""
+        if self.feature_extractor is not None:
+            return self.feature_extractor(self.decode(x))
         pools: list[Callable[..., Tensor]] = [adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d]
         pooled = pools[x.ndim - 3](x.to(self.device).float(), [min(size, 8) for size in x.shape[2:]])
         return pooled.flatten(1)
@@ -279,7 +279,7 @@ def from_pipeline(
     >>> from_pipeline(DDPMPipeline(unet, DDPMScheduler())).noise(range(2)).shape
     torch.Size([2, 1, 8, 8])
     """
-    family = family_of(pipe)
+    family = spec_of(pipe)
     title = name or _title(pipe)
     told = inspect.signature(type(pipe).__call__).parameters
     if wrong := sorted(a for a in arguments if a not in told or a in _OURS):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["FAMILIES", "Family", "family_of", "family_of_class"]
+__all__ = ["FAMILIES", "Family", "spec_of", "spec_of_class"]
 
 Encode = Callable[[Any, str, "str | None", Mapping[str, Any]], dict[str, Tensor]]
 
@@ -46,17 +46,17 @@ class Family:
     data_range: float | None = None
 
 
-def family_of(pipe: Any) -> Family:
+def spec_of(pipe: Any) -> Family:
     """Return the family of a pipeline, by the name of its class or of one that it is made from.
 
     Raises:
         ValueError: for any other object, with what is supported and what to do instead.
     """
-    return family_of_class(type(pipe))
+    return spec_of_class(type(pipe))
 
 
-def family_of_class(kind: type) -> Family:
-    """Return the family of a pipeline's class, as :func:`family_of` does."""
+def spec_of_class(kind: type) -> Family:
+    """Return the family of a pipeline's class, as :func:`spec_of` does."""
     for base in kind.__mro__:
         if base.__name__ in FAMILIES:
             return FAMILIES[base.__name__]

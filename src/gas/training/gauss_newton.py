@@ -18,7 +18,7 @@ from gas.denoise import Denoiser
 from gas.errors import Diverged, UserError
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.models.protocol import Model
-from gas.models.runtime import full, untruncated
+from gas.models.runtime import full_precision, without_tf32
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
 from gas.table import Table
@@ -111,7 +111,13 @@ class GaussNewtonSteps:
             raise UserError(
                 f"Gauss-Newton needs a loss that is a sum of squares (l2 or a FeatureLoss), got {loss}"
             )
-        self.solver, self.model, self.pairs, self.loss, self.config = solver, full(model), pairs, loss, config
+        self.solver, self.model, self.pairs, self.loss, self.config = (
+            solver,
+            full_precision(model),
+            pairs,
+            loss,
+            config,
+        )
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)
@@ -133,7 +139,7 @@ class GaussNewtonSteps:
         chosen = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
         x = chosen.noise.to(self.model.device)
         table = self._table(self._parameters()).detach()
-        with untruncated():
+        with without_tf32():
             normal = normal_equations(
                 self._bind(chosen), x, chosen.target, table, self.features, self.config.outlier
             )

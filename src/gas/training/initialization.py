@@ -162,7 +162,7 @@ class Race:
             "loss": loss,
             "solver": solver,
             "theory": theory,
-            "model": dict(model.identity()),
+            "model": dict(model.fingerprint()),
             "pairs": _ends(pairs),
             "validation": _ends(validation),
         }

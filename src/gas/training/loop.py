@@ -320,7 +320,7 @@ def _identity(
         "criterion": origin(criterion),
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
         "schedule": steps.model.schedule.config(),
-        "model": dict(steps.model.identity()),
+        "model": dict(steps.model.fingerprint()),
         "guidance": pairs.guidance,
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())

@@ -68,7 +68,7 @@ class ZooModel:
     def _sha256(self) -> str:
         return weights_hash(self.network)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return name, hash of the network's weights (not of card or classifier), prediction type and shape."""
         return {
             "name": self.name,

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from gas.errors import UserError
 from gas.pipelines.process import process_of
-from gas.pipelines.specs import family_of
+from gas.pipelines.specs import spec_of
 from gas.zoo.data import Images
 from gas.zoo.latent.parts import WORDS, assemble, autoencoder, denoiser, hear_slowly
 from gas.zoo.latent.recipes import PLACES, Kind
@@ -103,7 +103,7 @@ def encoded(vae: Any, x: Tensor, *, batch: int = 500) -> tuple[Tensor, Tensor]:
 
 def conditions(pipe: Any, prompts: tuple[str, ...]) -> dict[str, Tensor]:
     """Return what the network is told of each prompt, and last of none, as the pipeline encodes them."""
-    encode = family_of(pipe).encode
+    encode = spec_of(pipe).encode
     if encode is None:
         raise UserError(f"{type(pipe).__name__} takes no prompts")
     rows = [encode(pipe, prompt, None, {"max_sequence_length": PLACES[0]}) for prompt in (*prompts, "")]
