@@ -69,13 +69,13 @@ def _make(options: argparse.Namespace, folder: Path) -> None:
     model = gas.zoo.load(options.model)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", options.nfe, model.t_end)
     table, spec = teacher.table(model.schedule), gas.PairsSpec(range(options.seeds), teacher.config())
-    with distributed.together():
+    with distributed.process_group():
         gas.pairs.teach(model, table, range(2))  # warm
-        distributed.everyones(0)  # all are ready
+        distributed.all_gather(0)  # all are ready
         start = time.perf_counter()
         for _ in gas.write_pairs(model, table, folder / "pairs", spec, batch=options.batch):
             pass
-        if distributed.first():
+        if distributed.is_first():
             (folder / TIMED).write_text(str(time.perf_counter() - start))
 
 

@@ -134,7 +134,7 @@ def _forked(rank, port, function, answer):
     given = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in given.items()}
     try:
-        with distributed.together():
+        with distributed.process_group():
             told = function()
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
@@ -167,21 +167,21 @@ def in_two(function):
 
 def test_alone_all_of_it_is_nothing_at_all():
     items = iter(range(3))
-    made = distributed.spread(lambda i: -i, items)
+    made = distributed.map_sharded(lambda i: -i, items)
     assert next(made) == 0
     assert next(items) == 1  # nothing was asked for in advance
-    assert distributed.alone(lambda: "x") == "x"
-    assert distributed.everyones(3) == [3]
-    assert (distributed.count(), distributed.rank(), distributed.first(), distributed.launched()) == (
+    assert distributed.broadcast(lambda: "x") == "x"
+    assert distributed.all_gather(3) == [3]
+    assert (distributed.world_size(), distributed.rank(), distributed.is_first(), distributed.launched()) == (
         1,
         0,
         True,
         1,
     )
-    assert distributed.shares(5) == [slice(0, 5)]
+    assert distributed.shard_slices(5) == [slice(0, 5)]
     assert distributed.local_device("cuda") == "cuda"
-    with distributed.together():
-        assert distributed.count() == 1
+    with distributed.process_group():
+        assert distributed.world_size() == 1
 
 
 def test_answers_come_in_order_and_whole_to_all():
@@ -193,12 +193,14 @@ def test_answers_come_in_order_and_whole_to_all():
 
     def work():
         made = list(
-            distributed.spread(lambda x: x, [*values, {"a": values[0].T, "b": values[2]}, {"a": [1.5, None]}])
+            distributed.map_sharded(
+                lambda x: x, [*values, {"a": values[0].T, "b": values[2]}, {"a": [1.5, None]}]
+            )
         )
         whole = all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(made, values, strict=False))
         whole = whole and torch.equal(made[3]["b"], values[2]) and made[4] == {"a": [1.5, None]}
-        who = list(distributed.spread(lambda _: os.getpid(), range(5)))
-        return [whole, who, distributed.everyones(os.getpid()), distributed.alone(os.getpid)]
+        who = list(distributed.map_sharded(lambda _: os.getpid(), range(5)))
+        return [whole, who, distributed.all_gather(os.getpid()), distributed.broadcast(os.getpid)]
 
     first, second = in_two(work)
     assert first == second
@@ -212,9 +214,9 @@ def test_answers_come_in_order_and_whole_to_all():
 def test_sums_and_shares_are_the_same_for_all():
     def work():
         value = torch.tensor([1.0, 1e-9]) * (1 + distributed.rank())
-        parts = [(s.start, s.stop) for s in distributed.shares(7)]
+        parts = [(s.start, s.stop) for s in distributed.shard_slices(7)]
         return [
-            distributed.total(value).tolist(),
+            distributed.all_reduce_sum(value).tolist(),
             parts,
             distributed.local_device("cuda"),
             distributed.local_device("cpu"),
@@ -223,16 +225,16 @@ def test_sums_and_shares_are_the_same_for_all():
     first, second = in_two(work)
     assert first == second
     assert first == [[3.0, pytest.approx(3e-9, rel=1e-6)], [(0, 4), (4, 7)], "cuda:0", "cpu"]
-    assert in_two(lambda: distributed.shares(1))[0] == (
-        "ValueError: a batch of 1 cannot be shared by 2 processes: make it larger, or start fewer processes"
+    assert in_two(lambda: distributed.shard_slices(1))[0] == (
+        "UserError: a batch of 1 cannot be shared by 2 processes: make it larger, or start fewer processes"
     )
 
 
 def test_work_within_work_is_ones_own():
     def inner(i):
-        return [*distributed.spread(lambda j: 10 * i + j, range(3)), distributed.count()]
+        return [*distributed.map_sharded(lambda j: 10 * i + j, range(3)), distributed.world_size()]
 
-    told = in_two(lambda: list(distributed.spread(inner, range(3))))
+    told = in_two(lambda: list(distributed.map_sharded(inner, range(3))))
     assert told == [[[10 * i, 10 * i + 1, 10 * i + 2, 1] for i in range(3)]] * 2
 
 
@@ -298,7 +300,7 @@ def test_pairs_are_those_of_one_resumed_and_damaged_ones_too(tmp_path):
     assert contents(two) == contents(one)
     other = in_two(lambda: list(write_pairs(MIXTURE, TABLE.detach(), two, PairsSpec(range(9), {}))))
     assert "holds pairs of other settings" in other[0]
-    assert other[1].startswith("ValueError: process 0: ")
+    assert other[1].startswith("UserError: process 0: ")
     assert contents(two) == contents(one)
 
 
@@ -329,12 +331,12 @@ def test_a_full_disk_of_the_first_process_stops_all_and_room_lets_them_go_on(tmp
 
 def test_an_error_in_one_is_raised_in_all_whether_at_shared_work_or_not():
     def at_work():
-        return list(distributed.spread(lambda i: 1 // (i - 3), range(6)))
+        return list(distributed.map_sharded(lambda i: 1 // (i - 3), range(6)))
 
     def beside():
         if distributed.rank() == 1:
             raise ModuleNotFoundError("no such extra")
-        return distributed.everyones(1)
+        return distributed.all_gather(1)
 
     def at_the_end():
         if distributed.rank() == 0:
@@ -343,7 +345,7 @@ def test_an_error_in_one_is_raised_in_all_whether_at_shared_work_or_not():
     def caught():
         with pytest.raises(ZeroDivisionError if distributed.rank() else ArithmeticError):
             at_work()
-        return distributed.everyones(distributed.rank())  # still in step
+        return distributed.all_gather(distributed.rank())  # still in step
 
     assert in_two(at_work) == [
         "ArithmeticError: process 1: integer division or modulo by zero",
@@ -359,7 +361,7 @@ def test_an_error_in_one_is_raised_in_all_whether_at_shared_work_or_not():
 
 def test_processes_at_different_work_say_so():
     def work():
-        return list(distributed.spread(lambda i: i, range(2 + distributed.rank())))
+        return list(distributed.map_sharded(lambda i: i, range(2 + distributed.rank())))
 
     first, second = in_two(work)
     assert first == [0, 1]
@@ -370,7 +372,7 @@ def test_a_killed_process_does_not_leave_the_other_waiting():
     def work():
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return distributed.everyones(1)
+        return distributed.all_gather(1)
 
     began = time.monotonic()
     first, second = in_two(work)

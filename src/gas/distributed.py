@@ -1,9 +1,8 @@
-"""Several processes that do one run's work: who does which part, and how all learn what each found."""
+"""One run shared by the processes of ``torchrun``: the same bits as from one process."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,67 +15,71 @@ from gas.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 __all__ = [
-    "alone",
-    "count",
-    "everyones",
-    "first",
+    "all_gather",
+    "all_reduce_sum",
+    "broadcast",
+    "is_first",
     "launched",
     "local_device",
-    "quiet_but_first",
+    "map_sharded",
+    "process_group",
     "rank",
-    "shares",
-    "spread",
-    "together",
-    "total",
+    "shard_slices",
+    "silence_other_ranks",
+    "world_size",
 ]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A message is one byte of kind and then: tensors as safetensors, plain JSON, or the type and text of an error.
-_TENSORS, _JSON, _FAILED, _NOTHING = b"+", b"=", b"-", b"."
-
-# What a message names an error by; any other arrives as a RuntimeError.
+# Errors that keep their type on the other ranks; any other becomes a RuntimeError there. The first match counts.
 _ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (ValueError, OSError, ArithmeticError, ModuleNotFoundError)
+    error.__name__: error for error in (UserError, ValueError, OSError, ArithmeticError, ModuleNotFoundError)
 }
 
 
 @dataclass
-class _Here:
-    """Where this process stands: alone, until :func:`together`."""
+class _State:
+    """This process's place in the group; a group of one outside of :func:`process_group`."""
 
     rank: int = 0
-    count: int = 1
-    working: bool = False
-    """At a part of its own, which the others know nothing of."""
-    told: BaseException | None = None
-    """The error that all processes have heard of."""
+    world_size: int = 1
+    in_item: bool = False
+    """Whether it computes one item of :func:`map_sharded`, in which no other rank takes part."""
+    raised: BaseException | None = None
+    """The error that every rank already raises."""
 
 
-_here = _Here()
+@dataclass(frozen=True)
+class _Message:
+    """What one rank tells all in an exchange: a value, the type and text of an error, or nothing (``idle``)."""
+
+    value: Any = None
+    error: tuple[str, str] | None = None
+    idle: bool = False
+
+
+_state = _State()
 
 
 def launched() -> int:
-    """Return how many processes ``torchrun`` started, 1 without it; known before any of them meets another.
+    """Return how many processes ``torchrun`` launched, 1 without it; known before they form a group.
 
     Raises:
-        ValueError: when one of its environment variables is not the number that it should be.
+        UserError: when one of its environment variables is not an integer in its range.
     """
     if not os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
         return 1
-    size = _environment("WORLD_SIZE", 1, 2**20)
-    _environment("RANK", 0, size - 1)
-    _environment("MASTER_PORT", 0, 65535)
+    size = _environment_integer("WORLD_SIZE", 1, 2**20)
+    _environment_integer("RANK", 0, size - 1)
+    _environment_integer("MASTER_PORT", 0, 65535)
     if "LOCAL_RANK" in os.environ:
-        _environment("LOCAL_RANK", 0, size - 1)
+        _environment_integer("LOCAL_RANK", 0, size - 1)
     return size
 
 
-def _environment(name: str, least: int, most: int) -> int:
-    """Return a number that ``torchrun`` set."""
+def _environment_integer(name: str, least: int, most: int) -> int:
     text = os.environ[name].strip()
     if not (text.isascii() and text.isdigit() and len(text) < 8 and least <= int(text) <= most):
         raise UserError(
@@ -86,197 +89,183 @@ def _environment(name: str, least: int, most: int) -> int:
     return int(text)
 
 
-def count() -> int:
-    """Return how many processes share the work here: 1 outside of :func:`together`, and within a part of the work."""
-    return 1 if _here.working else _here.count
+def world_size() -> int:
+    """Return how many processes share the work: 1 outside of :func:`process_group` and within an item."""
+    return 1 if _state.in_item else _state.world_size
 
 
 def rank() -> int:
-    """Return this process's place among them, from 0."""
-    return _here.rank
+    """Return the rank of this process, from 0."""
+    return _state.rank
 
 
-def first() -> bool:
-    """Whether this is the process that writes files."""
-    return _here.rank == 0
+def is_first() -> bool:
+    """Return whether this is rank 0, which writes the files."""
+    return _state.rank == 0
 
 
 def local_device(device: str) -> str:
-    """Return the CUDA device of this process where ``"cuda"`` is all that was said: the one of its ``LOCAL_RANK``."""
+    """Return the CUDA device of this process's ``LOCAL_RANK`` for a plain ``"cuda"``; any other device as it is."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and launched() > 1 else device
 
 
 @contextlib.contextmanager
-def quiet_but_first() -> Iterator[None]:
-    """Let only the first of the launched processes speak; an uncaught error of any still shows its traceback."""
+def silence_other_ranks() -> Iterator[None]:
+    """Discard the output of every launched process but the first; uncaught errors still show their tracebacks."""
     if launched() == 1 or int(os.environ["RANK"]) == 0:
         yield
         return
     with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stdout(null),
+        contextlib.redirect_stderr(null),
     ):
         yield
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Share the work of what is done inside among the processes that ``torchrun`` started; without it, do nothing.
+def process_group() -> Iterator[None]:
+    """Share the work inside among the processes that ``torchrun`` launched; without it, do nothing.
 
-    All run the same program, and each step below where work is shared is one that all come to. None leaves before all
-    are done. An error of one is raised in all, with its process named. They speak through gloo, whatever the
-    device: what they tell each other is small, and on its way to a disk or to float64 sums anyway.
+    All ranks run the same program and reach each shared step below. None leaves before all are done, and an error on
+    one rank is raised on all, with its rank named. Messages go through gloo on any device: they are small, and on
+    their way to a disk or to float64 sums.
 
     Raises:
-        ConnectionError: when another process is gone.
+        ConnectionError: when the processes cannot connect, or one of them is gone.
     """
-    global _here
-    if launched() == 1 or _here.count > 1:
+    global _state
+    if launched() == 1 or _state.world_size > 1:
         yield
         return
-    from torch import distributed
+    from torch import distributed  # late: every command imports this module, and torch takes seconds
 
-    # A batch may take hours; a process that is killed is seen at once whatever the timeout.
+    # A batch may take hours; a process that is killed is noticed at once whatever the timeout.
     try:
         distributed.init_process_group("gloo", timeout=timedelta(days=1))
     except RuntimeError as error:  # an address that is not this machine's, a port in use
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
-        raise ConnectionError(f"the processes cannot meet at MASTER_ADDR {place}: {reason}") from error
-    _here = _Here(distributed.get_rank(), distributed.get_world_size())
+        raise ConnectionError(f"the processes cannot meet at MASTER_ADDR {address}: {reason}") from error
+    _state = _State(distributed.get_rank(), distributed.get_world_size())
     try:
         yield
-        _exchange(_NOTHING)
+        _exchange(_Message(idle=True))
     except Exception as error:
-        if error is not _here.told:
+        if error is not _state.raised:
             with contextlib.suppress(Exception):
-                _exchange(_failed(error))
+                _exchange(_failure(error))
         raise
     finally:
-        _here = _Here()
+        _state = _State()
         distributed.destroy_process_group()
 
 
-def spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield ``function(item)`` of every item, in order, each made by one process and told to all.
+def map_sharded(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield ``function(item)`` for every item, in order, on every rank; each is computed on one rank.
 
-    Items are dealt in turn. A process makes its answers as one process alone would, from items of the same sizes, so
-    that what all get are the same bits; alone, this is ``map``. Work that is spread within a function that is spread
-    is that process's own.
+    Item i goes to rank ``i mod world_size``. Every rank computes with the batch sizes that a single process would use,
+    so all get the same bits; in a single process this is ``map``. A ``map_sharded`` within ``function`` is not shared
+    again.
 
     Args:
-        function: of an item: a tensor, named tensors, or plain JSON. From several processes, tensors come on the CPU.
-        items: the same in every process.
+        function: returns tensors or plain values that can be pickled. From other ranks, tensors come on the CPU.
+        items: the same on every rank.
 
     Raises:
-        Exception: what ``function`` raised first, in every process.
+        Exception: the error of the first rank whose ``function`` failed, on every rank.
         ConnectionError: when another process is gone.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield from map(function, items)
         return
-    rest = iter(items)
-    while some := list(islice(rest, count())):
-        for answer in _answers(function, some[rank() : rank() + 1])[: len(some)]:
-            yield _read(answer)
+    iterator = iter(items)
+    while batch := list(islice(iterator, world_size())):
+        for message in _compute(function, batch[rank() : rank() + 1])[: len(batch)]:
+            if message.idle:
+                raise RuntimeError(
+                    "the processes are not at the same work: is it the same program, with the same arguments?"
+                )
+            yield message.value
 
 
-def alone(function: Callable[[], R]) -> R:
-    """Return in every process what ``function`` returns in the first, which alone calls it."""
-    return next(spread(lambda _: function(), range(1)))
+def broadcast(function: Callable[[], R]) -> R:
+    """Return on every rank the result of ``function``, which only rank 0 calls."""
+    return next(map_sharded(lambda _: function(), range(1)))
 
 
-def everyones(value: R) -> list[R]:
-    """Return what every process has, in their order."""
-    return list(spread(lambda _: value, range(count())))
+def all_gather(value: R) -> list[R]:
+    """Return the values of all ranks, in their order."""
+    return list(map_sharded(lambda _: value, range(world_size())))
 
 
-def total(value: Tensor) -> Tensor:
-    """Return the sum of every process's tensor, in float64 and in their order, and so the same bits in all."""
-    parts = [part.double() for part in everyones(value)]
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Return the sum of all ranks' tensors, in float64 and in the order of ranks: the same bits on all."""
+    parts = [part.double() for part in all_gather(value)]
     return sum(parts[1:], parts[0])
 
 
-def shares(size: int) -> list[slice]:
-    """Return which rows of a batch each process takes: as many each, give or take one.
+def shard_slices(size: int) -> list[slice]:
+    """Return the rows of a batch that each rank takes: equally many, give or take one.
 
     Raises:
-        ValueError: when there are fewer rows than processes.
+        UserError: when there are fewer rows than ranks.
     """
-    if size < count():
+    if size < world_size():
         raise UserError(
-            f"a batch of {size} cannot be shared by {count()} processes: make it larger, or start fewer processes"
+            f"a batch of {size} cannot be shared by {world_size()} processes: make it larger, or start fewer processes"
         )
-    cuts = [-(-size * place // count()) for place in range(count() + 1)]
+    cuts = [-(-size * place // world_size()) for place in range(world_size() + 1)]
     return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
-def _answers(function: Callable[[T], Any], own: list[T]) -> list[bytes]:
-    """Do this process's part of the work, if it has one, and return what all made."""
-    error: Exception | None = None
-    message, _here.working = _NOTHING, True
+def _compute(function: Callable[[T], Any], items: list[T]) -> list[_Message]:
+    """Compute this rank's item, if it has one, and return the messages of all ranks."""
+    error, message = None, _Message(idle=True)
+    _state.in_item = True
     try:
-        for item in own:
-            message = _packed(function(item))
+        for item in items:
+            message = _Message(_portable(function(item)))
     except Exception as caught:
-        error, message = caught, _failed(caught)
+        error, message = caught, _failure(caught)
     finally:
-        _here.working = False
+        _state.in_item = False
     return _exchange(message, error)
 
 
-def _exchange(message: bytes, own: Exception | None = None) -> list[bytes]:
-    """Give all processes each one's message; raise the first error among them."""
-    import torch
+def _exchange(message: _Message, error: Exception | None = None) -> list[_Message]:
+    """Return every rank's message, or raise the first error among them; ``error`` is this rank's own."""
     from torch import distributed
 
+    messages: list[Any] = [None] * _state.world_size
     try:
-        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(_here.count)]
-        distributed.all_gather(sizes, torch.tensor([len(message)]))
-        longest = max(int(size) for size in sizes)
-        buffers = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-        padded = bytearray(message.ljust(longest, b"\0"))
-        distributed.all_gather(buffers, torch.frombuffer(padded, dtype=torch.uint8))
-    except RuntimeError as error:
-        _here.told = ConnectionError(
-            f"process {_here.rank} of {_here.count} lost the others, one of which was killed or left: see above what "
-            f"it said, and start all again ({str(error).splitlines()[0]})"
+        distributed.all_gather_object(messages, message)
+    except RuntimeError as failure:
+        _state.raised = ConnectionError(
+            f"process {_state.rank} of {_state.world_size} lost the others, one of which was killed or left: see above "
+            f"what it said, and start all again ({str(failure).splitlines()[0]})"
         )
-        raise _here.told from error
-    said = [buffer[: int(size)].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
-    for place, answer in enumerate(said):
-        if answer[:1] == _FAILED:
-            kind, text = json.loads(answer[1:])
-            theirs = _ERRORS.get(kind, RuntimeError)(f"process {place}: {text}")
-            _here.told = own if place == _here.rank and own is not None else theirs
-            raise _here.told
-    return said
+        raise _state.raised from failure
+    for sender, received in enumerate(messages):
+        if received.error is not None:
+            kind, text = received.error
+            remote = _ERRORS.get(kind, RuntimeError)(f"process {sender}: {text}")
+            _state.raised = error if sender == _state.rank and error is not None else remote
+            raise _state.raised
+    return messages
 
 
-def _failed(error: Exception) -> bytes:
+def _failure(error: Exception) -> _Message:
     kind = next((name for name, known in _ERRORS.items() if isinstance(error, known)), type(error).__name__)
-    return _FAILED + json.dumps([kind, str(error)]).encode()
+    return _Message(error=(kind, str(error)))
 
 
-def _packed(value: Any) -> bytes:
-    from safetensors.torch import save
-    from torch import Tensor
+def _portable(value: Any) -> Any:
+    """Copy tensors to the CPU: pickle would write the whole storage of a view."""
+    import torch
 
-    named = {"": value} if isinstance(value, Tensor) else value
-    if isinstance(named, dict) and named and all(isinstance(part, Tensor) for part in named.values()):
-        return _TENSORS + save({name: part.detach().contiguous() for name, part in named.items()})
-    return _JSON + json.dumps(value).encode()
-
-
-def _read(answer: bytes) -> Any:
-    from safetensors.torch import load
-
-    if answer[:1] == _JSON:
-        return json.loads(answer[1:])
-    if answer[:1] != _TENSORS:
-        raise RuntimeError(
-            "the processes are not at the same work: is it the same program, with the same arguments?"
-        )
-    named = load(answer[1:])
-    return named[""] if named.keys() == {""} else named
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {name: _portable(part) for name, part in value.items()}
+    return value

@@ -9,10 +9,11 @@ from unittest import mock
 
 import torch
 
-from gas import distributed, pairs
+from gas import distributed
 from gas.classical.registry import Classical
 from gas.learned.generalized import GeneralizedSolver
 from gas.losses import FeatureLoss, l1
+from gas.pairs import teacher
 from gas.paper.presets import PRESETS
 from gas.training.adam import Adam
 from gas.training.gauss_newton import GaussNewton
@@ -62,7 +63,7 @@ def work(folder):
         code, printed, said = gas_command(*words, *WHERE)
         if code:
             raise RuntimeError(f"gas {words[0]} ended with {code}: {said}")
-        if distributed.first():
+        if distributed.is_first():
             (folder / f"{words[0]}.out").write_text(printed.replace(str(folder), "FOLDER"))
         elif printed or said:
             raise RuntimeError(f"gas {words[0]} speaks in process {distributed.rank()}: {printed}{said}")
@@ -74,7 +75,7 @@ def work(folder):
 def preset(folder):
     """A published setup on its stand-in: pairs, then training as the paper does, by Adam."""
     weights, setup = folder / "weights", PRESETS["cifar10"]
-    distributed.alone(lambda: str(standins.write_weights(setup, weights)))
+    distributed.broadcast(lambda: str(standins.write_weights(setup, weights)))
     words = ["--preset", setup.name, "--preset-weights", weights, *standins.small(setup)]
     made = folder / "preset-pairs"
     for more in (
@@ -90,22 +91,22 @@ def trouble(folder):
     """What cannot be shared, and a teacher that fails in the second process alone."""
     critic = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --out {folder / 'gas.json'}"
     told = [gas_command(*critic.split(), *WHERE), gas_command("zoo")]
-    real = pairs._taught
+    real = teacher._taught
 
     def failing(*args, **kwargs):
         if distributed.rank() == 1:
             raise OSError("the second machine's own trouble")
         return real(*args, **kwargs)
 
-    with mock.patch.object(pairs, "_taught", failing):
+    with mock.patch.object(teacher, "_taught", failing):
         told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
-    if distributed.first():
+    if distributed.is_first():
         (folder / "trouble.out").write_text("\n\n".join(f"{code} {said.strip()}" for code, _, said in told))
     raise SystemExit(told[-1][0])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.together():
+    with distributed.process_group():
         work(Path(sys.argv[1]))
         trouble(Path(sys.argv[1]))

@@ -126,7 +126,7 @@ def command(
                     _set_tf32(kwargs["precision"] == "tf32")
                 output = kwargs.get(file or folder)
                 is_folder = bool(folder) and not (file and isinstance(output, Path) and output.suffix)
-                with distributed.together(), holding(output, f"gas {label}", folder=is_folder):
+                with distributed.process_group(), holding(output, f"gas {label}", folder=is_folder):
                     function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 if _debug:
@@ -158,7 +158,7 @@ def main() -> None:
     except ValueError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    with distributed.quiet_but_first():
+    with distributed.silence_other_ranks():
         app(prog_name="gas")
 
 
@@ -203,7 +203,7 @@ def _refuse(error: Exception) -> NoReturn:
 
 def holding(output: object, work: str, *, folder: bool = False) -> contextlib.AbstractContextManager[None]:
     """Be alone at work on an output, if there is one, in the process that writes it."""
-    if not isinstance(output, Path) or not distributed.first():
+    if not isinstance(output, Path) or not distributed.is_first():
         return contextlib.nullcontext()
     return workspace.hold(output, work, folder=folder)
 

@@ -187,7 +187,7 @@ def evaluate(
     rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
     _warn_of_interpolation(rows)
     rows.append(ruler.measure(f"{master.label} (teacher)", pairs.target, master.nfe))
-    if picture is not None and distributed.first():
+    if picture is not None and distributed.is_first():
         _draw(picture, rows, loaded.name, len(pairs))
         note(f"wrote {picture}")
     if json:
@@ -259,7 +259,7 @@ def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0
         return {"seeds": made.seeds, "noise": made.noise, "target": made.target, **labels}
 
     manifest = {"recipe": {"guidance": guidance, "teacher": {}, **conditions_of(model)}}
-    made = distributed.spread(part, tracked("teacher", starts, len(starts)))
+    made = distributed.map_sharded(part, tracked("teacher", starts, len(starts)))
     return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in made])
 
 

@@ -81,7 +81,7 @@ def statistics(
     else:
         batches, told, seen = _of_pairs(pairs or Path(), model, device, features, weights)
     found = accumulate(seen, batches)
-    if distributed.first():
+    if distributed.is_first():
         save_statistics(out, found, told)
     note(f"wrote {out}: {found.count} samples, {len(found.mean)} features")
     if json:

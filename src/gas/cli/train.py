@@ -249,7 +249,7 @@ def train(
     }
     race = Race(start).seeded(seed)
     total = config.iterations + (0 if adversary is None else adversary.config.iterations)
-    with scratch(state, STATE) if distributed.first() else nullcontext():
+    with scratch(state, STATE) if distributed.is_first() else nullcontext():
         try:
             reports = distill_family(
                 loaded, training_pairs, validation_pairs, nfes, config=config, race=race, **options
@@ -257,7 +257,7 @@ def train(
             results = [show(reports, loaded, n, total) for n in sorted(nfes)]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
-        if distributed.first():
+        if distributed.is_first():
             _save(out, results, loaded, training_pairs, validation_pairs, loss, solver_settings)
     _report(
         results, loaded, loss, len(validation_pairs), solver.upper() if gas_settings is None else "GAS", json

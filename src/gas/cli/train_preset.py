@@ -139,7 +139,7 @@ def _learn(run: PresetRun, model: Model, teacher: Model, nfe: int, folder: Path)
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
     if last is None:
         raise RuntimeError("the training made no report")
-    if distributed.first():
+    if distributed.is_first():
         _save(run, solver, last, nfe, pairs, model)
         state.unlink(missing_ok=True)
     note(f"wrote {out}")

@@ -53,4 +53,4 @@ def _samples(
         noise, labels = part
         return sample(model.bind(labels, guidance), noise.to(model.device), folded).cpu()
 
-    return torch.cat(list(distributed.spread(made, parts)))
+    return torch.cat(list(distributed.map_sharded(made, parts)))

@@ -34,7 +34,7 @@ _TEXT = 4096  # bytes of a text
 def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
     """Return the features ``(N, F)`` of samples that come in batches.
 
-    Several processes (:func:`gas.distributed.together`) share the batches, to the same bits.
+    Several processes (:func:`gas.distributed.process_group`) share the batches, to the same bits.
 
     Args:
         features: ``(B, *) -> (B, F)``.
@@ -43,13 +43,13 @@ def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor])
     Raises:
         ValueError: as :func:`gas.metrics.extract` does.
     """
-    return torch.cat(list(distributed.spread(lambda batch: extract(features, batch), batches)))
+    return torch.cat(list(distributed.map_sharded(lambda batch: extract(features, batch), batches)))
 
 
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
     """Return the statistics of the features of samples that come in batches, holding one at a time.
 
-    Several processes (:func:`gas.distributed.together`) share the batches, to the same bits.
+    Several processes (:func:`gas.distributed.process_group`) share the batches, to the same bits.
 
     Args:
         features: ``(B, *) -> (B, F)``.
@@ -62,7 +62,9 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
         Chan, Golub, LeVeque, COMPSTAT 1982, as in :func:`gas.metrics.merge`.
     """
     count, mean, scatter = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    for seen in distributed.spread(lambda batch: extract(features, batch).to("cpu", torch.float64), batches):
+    for seen in distributed.map_sharded(
+        lambda batch: extract(features, batch).to("cpu", torch.float64), batches
+    ):
         centre, more = seen.mean(0), len(seen)
         offset, rest = centre - mean, seen - centre
         scatter = scatter + rest.T @ rest + torch.outer(offset, offset) * (count * more / (count + more))

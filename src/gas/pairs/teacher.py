@@ -62,7 +62,7 @@ def write_pairs(
         model: the model; its noise must be that of :func:`gas.models.noise_of_seeds`.
         table: the teacher; a :class:`gas.Classical` describes itself where ``spec.teacher`` is left out.
         folder: new, empty or of an earlier run; one writer at a time. Of several processes
-            (:func:`gas.distributed.together`) all make batches and the first writes, to the same bytes.
+            (:func:`gas.distributed.process_group`) all make batches and the first writes, to the same bytes.
         spec: seeds, guidance, shard size.
         batch: samples a call of the model; a resumed run keeps that of the first.
 
@@ -77,18 +77,18 @@ def write_pairs(
     spec = replace(spec, teacher=_described(table, spec.teacher))
     table = table_on(table, model.schedule)
     recipe = pairs_fingerprint(model, table, spec, batch)
-    manifest, places = distributed.alone(lambda: _opened(folder, recipe))
+    manifest, places = distributed.broadcast(lambda: _opened(folder, recipe))
     recipe, todo = manifest["recipe"], [manifest["shards"][place] for place in places]
     done = resumed = total - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, total, resumed)
     # Batch after batch through all shards, so that processes that share them are idle at most once, at the end.
-    made = distributed.spread(lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo))
+    made = distributed.map_sharded(lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo))
     problem = ""
     for entry in todo:
         tensors = _shard(recipe, entry, list(islice(made, -(-entry["count"] // recipe["batch"]))))
         if not problem and (problem := _range_problem(tensors["target"])):
             warnings.warn(problem, UserWarning, stacklevel=2)
-        if distributed.first():
+        if distributed.is_first():
             try:
                 _write(folder, manifest, entry, tensors)
             except OSError as error:
@@ -96,7 +96,7 @@ def write_pairs(
                 raise OSError(error.errno, advice, str(folder / entry["file"])) from error
         done += entry["count"]
         if done == total:
-            distributed.everyones(None)  # nobody reads before the last shard is written
+            distributed.all_gather(None)  # nobody reads before the last shard is written
         yield PairsProgress(done, total, resumed)
 
 

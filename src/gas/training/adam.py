@@ -158,7 +158,7 @@ class AdamSteps:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * self._decay()
         indices = self._indices()
-        parts = distributed.shares(len(indices))
+        parts = distributed.shard_slices(len(indices))
         own = indices[parts[distributed.rank()]]
         chosen = self.pairs.subset(own)
         noise = chosen.noise.to(self.model.device)
@@ -170,7 +170,7 @@ class AdamSteps:
         denoise = self.model.bind(chosen.labels, self.pairs.guidance)
         if self.kept is None:
             kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
-            self.kept = min(distributed.everyones(kept))
+            self.kept = min(distributed.all_gather(kept))
             self.evaluations += len(indices) if config.memory == "auto" else 0  # the call that was measured
         again = table.nfe - self.kept
         made = sample(Recomputed(denoise, again), start, table.folded())
@@ -194,7 +194,7 @@ class AdamSteps:
         self.scaler.update()
         if self.relaxed is not None:
             self.relaxed.move(own, noise, start)
-            self.relaxed.offsets[indices] = torch.cat(distributed.everyones(self.relaxed.offsets[own]))
+            self.relaxed.offsets[indices] = torch.cat(distributed.all_gather(self.relaxed.offsets[own]))
         self.average.update_parameters(self.solver)
         self.iteration += 1
         # A gradient through a call costs about two more calls, and one more where it is made again.
@@ -203,11 +203,11 @@ class AdamSteps:
 
     def _summed(self, loss: Tensor) -> Tensor:
         """The loss of all processes' shares of the batch, whose gradients become the solver's; alone, of the batch."""
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             return loss
         learned = {p: p.grad for p in self.solver.parameters() if p.grad is not None}
         told = [loss, *learned.values()]
-        flat = distributed.total(torch.cat([part.cpu().double().flatten() for part in told]))
+        flat = distributed.all_reduce_sum(torch.cat([part.cpu().double().flatten() for part in told]))
         loss, *gradients = flat.split([part.numel() for part in told])
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter).to(parameter)

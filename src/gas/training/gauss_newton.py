@@ -167,7 +167,7 @@ class GaussNewtonSteps:
         for _ in range(_TRIES):
             damped = curvature + self.damping * metric
             # By one process: rounding, which differs among machines, decides which of its steps are taken.
-            there = distributed.alone(partial(minimise, self._numbers, p, gradient, damped, free))
+            there = distributed.broadcast(partial(minimise, self._numbers, p, gradient, damped, free))
             reached, move = self._loss_at(there, chosen, x, newest.weights), self._numbers(there) - q
             promised = -float(2 * newest.gradient @ move + move @ newest.curvature @ move)
             # What is good for all pairs so far may cost the newest ones a little.
@@ -235,8 +235,12 @@ class GaussNewtonSteps:
             return self.loss(made, chosen.subset(part).target.to(made))
 
         self.evaluations += len(chosen) * table.nfe
-        parts = distributed.shares(len(chosen)) if len(chosen) >= distributed.count() else [slice(None)]
-        found = torch.cat(list(distributed.spread(losses, parts))).cpu()
+        parts = (
+            distributed.shard_slices(len(chosen))
+            if len(chosen) >= distributed.world_size()
+            else [slice(None)]
+        )
+        found = torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
         value = float((weights * found).mean())
         return value if math.isfinite(value) else math.inf
 

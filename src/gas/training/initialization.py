@@ -171,7 +171,7 @@ class Race:
         if path is not None and path.exists():
             return _read(path, asked)
         chosen = yield from self._choose(model, pairs, validation, nfe, loss, kind)
-        if path is not None and distributed.first():
+        if path is not None and distributed.is_first():
             write_text(path, json.dumps(sealed({**asdict(chosen), "asked": asked})))
         return chosen
 

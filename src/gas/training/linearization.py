@@ -132,7 +132,7 @@ def normal_equations(
         "curvature": (weights[:, None, None] * torch.cat(curvatures)).mean(0),
     }
     # All processes have the same derivatives; what else they computed may differ where a device rounds as it likes.
-    return Normal(**distributed.alone(lambda: told), evaluations=evaluations)
+    return Normal(**distributed.broadcast(lambda: told), evaluations=evaluations)
 
 
 def _residual(
@@ -172,7 +172,7 @@ def _preserving(denoise: Denoiser) -> Denoiser:
 
 def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:
     """Derivatives along every direction, of which several processes take each some: a batch stays whole for all."""
-    return torch.stack([made.to(like) for made in distributed.spread(column, directions)])
+    return torch.stack([made.to(like) for made in distributed.map_sharded(column, directions)])
 
 
 def _difference(function: Callable[[Tensor], Tensor], x: Tensor, at: Tensor, v: Tensor) -> Tensor:

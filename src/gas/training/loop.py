@@ -182,7 +182,7 @@ def fit(
         while True:
             if training.due():
                 record = training.validate(validation)
-                if path is not None and distributed.first():
+                if path is not None and distributed.is_first():
                     save_state(path, {"identity": identity, **training.state()})
                 yield record
             if steps.iteration >= training.iterations:

@@ -81,7 +81,7 @@ def rank_classical(
 
 def _measured(validation: PairLosses, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
     """Measure solvers one by one; several processes share them."""
-    losses = distributed.spread(lambda entry: float(validation.losses(entry[1]).mean()), entries)
+    losses = distributed.map_sharded(lambda entry: float(validation.losses(entry[1]).mean()), entries)
     shared, pairs = False, len(validation.pairs)
     for (classical, table), loss in zip(entries, losses, strict=True):
         starts_at_noise = float(table.times[0]) == 1.0

@@ -83,7 +83,7 @@ class PairLosses:
     def losses(self, table: Table) -> Tensor:
         """Return the loss of every pair; several processes share the batches."""
         starts = range(0, len(self.pairs), self.batch)
-        return torch.cat(list(distributed.spread(lambda start: self._losses_from(start, table), starts)))
+        return torch.cat(list(distributed.map_sharded(lambda start: self._losses_from(start, table), starts)))
 
     @torch.no_grad()
     def _losses_from(self, start: int, table: Table) -> Tensor:

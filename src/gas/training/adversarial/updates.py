@@ -24,7 +24,7 @@ def check_one_process() -> None:
     Raises:
         ValueError: in several processes.
     """
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         raise UserError(
             "a critic learns in one process: train gas without torchrun (pairs, statistics and gs may be shared)"
         )
