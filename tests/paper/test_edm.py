@@ -303,7 +303,7 @@ def test_a_model_to_sample(tmp_path: Path) -> None:
 def test_a_network_never_told_nothing_cannot_be_guided(tmp_path: Path) -> None:
     kind, kwargs = FORMS["ADM"]
     model = edm.load(write_edm(tmp_path / "adm.pkl", kind, network("ADM").float(), kwargs))
-    with pytest.raises(ValueError, match="adm was given no null label"):
+    with pytest.raises(ValueError, match="adm has no null label"):
         model.bind(torch.tensor([0]), 2.0)
 
 

@@ -1,4 +1,4 @@
-"""Whether a model is put together rightly: what can be seen by asking its network a few times."""
+"""Checks that a model is assembled correctly, by a few network evaluations."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from gas.schedule import VPDiscrete
 if TYPE_CHECKING:
     from gas.models.custom import OwnModel
 
-__all__ = ["changes_in_training", "check_model", "time_problem"]
+__all__ = ["check_model"]
 
 # Training steps of a network whose schedule does not say.
 _STEPS = 1000
 
-# A network trained on steps 0 to M - 1 changes this much less over [0, 1] than over its steps ...
+# A network trained on steps 0 to M - 1 changes over [0, 1] by less than this share of its change over all steps ...
 _SHARE = 0.2
-# ... and by less than this much of the noise that it is asked at: what it predicts goes from data to noise over [0, 1],
-# and a network that takes t as it is may change without bound outside.
+# ... and by less than this share of its input noise. The second bound is needed as well: a network that takes t itself
+# goes from data to noise over [0, 1], but may change without bound outside.
 _CHANGE = 0.1
 
-# What an estimate near t = 1 may hold of its noise: exact ones hold 0.1 for data of standard deviation 1, 0.28 of 1.7.
+# Noise in a prediction near t = 1, as a regression slope: exact predictions have 0.1 for data of standard deviation 1,
+# 0.28 for 1.7.
 _SLOPE = 0.35
 
 
-def changes_in_training(network: nn.Module) -> str:
-    """Return the name of a layer in training mode that answers otherwise than in evaluation, or the empty string."""
+def layer_in_training(network: nn.Module) -> str:
+    """Return the class of a dropout or batch norm layer in training mode, or the empty string."""
     for module in network.modules():
         is_random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if module.training and (is_random or isinstance(module, nn.modules.batchnorm._BatchNorm)):
@@ -47,9 +48,9 @@ def changes_in_training(network: nn.Module) -> str:
 
 
 def time_problem(model: OwnModel) -> str:
-    """Return what is wrong with the time that a network is given, or the empty string where nothing shows.
+    """Return what is wrong with the unit of time that a network is given, or the empty string.
 
-    Only networks within the wrappers of :mod:`gas.denoise` are looked at, by at most four calls of one sample.
+    Checks only networks inside the wrappers of :mod:`gas.denoise`, by at most four evaluations of one sample.
 
     Raises:
         ValueError: for a network that looks steps up in an embedding and is given a float.
@@ -58,7 +59,7 @@ def time_problem(model: OwnModel) -> str:
     if not wrappers or any(isinstance(each, (EDMDenoiser, ClassifierFreeGuidance)) for each in wrappers):
         return ""
     steps = model.schedule.steps if isinstance(model.schedule, VPDiscrete) else _STEPS
-    is_discrete, embeddings = isinstance(wrappers[-1], DiscreteTime), _embeddings(model, network)
+    is_discrete, embeddings = isinstance(wrappers[-1], DiscreteTime), _embedding_sizes(model, network)
     if is_discrete and not embeddings:
         return ""
     remedy = "gas.denoise.DiscreteTime(network, schedule)"
@@ -68,39 +69,40 @@ def time_problem(model: OwnModel) -> str:
         remedy += " with schedule = gas.VPDiscrete(alphas_cumprod)"
     rounded = remedy.replace("schedule)", "schedule, rounded=True)", 1)
     try:
-        near = _answers(model, wrappers[-1] if is_discrete else network, (model.t_end, 1.0))
+        near = _predictions(model, wrappers[-1] if is_discrete else network, (model.t_end, 1.0))
     except Exception as error:
         reason = str(error)
         if not any(word in reason for word in ("indices", "Long", "integer")):
-            return ""  # whatever it is, the first real call will raise it
+            return ""  # not about time: the first real call raises it
         raise UserError(
             f"{model.name} takes integer steps only ({reason[:60]}...): wrap it, {rounded}"
         ) from error
     if is_discrete:
         return ""
     try:
-        far = _answers(model, network, (steps / 2, steps - 1.0))
-    except Exception:  # raised by a network that checks its time, which may do so by any exception
+        far = _predictions(model, network, (steps / 2, steps - 1.0))
+    except Exception:  # of any class: the network checks its time, so it does not take steps
         return ""
     if {steps, steps + 1} & (embeddings - {model.classes, model.classes + 1}):
         return (
             f"{model.name} has an nn.Embedding of {steps} steps but is given t in [0, 1]: wrap it, {rounded}"
         )
-    change, reach = _size(near[1] - near[0]), max(_size(answer - near[0]) for answer in far)
-    if change >= min(_SHARE * reach, _CHANGE * _size(model.noise([0]))):
+    change, reach = _rms(near[1] - near[0]), max(_rms(prediction - near[0]) for prediction in far)
+    if change >= min(_SHARE * reach, _CHANGE * _rms(model.noise([0]))):
         return ""
     return (
-        f"the answers of {model.name} hardly change over t in [0, 1] (by {change:.2g}, over 0 to {steps - 1} by "
+        f"the outputs of {model.name} hardly change over t in [0, 1] (by {change:.2g}, over 0 to {steps - 1} by "
         f"{reach:.2g}): if it was trained on steps, wrap it, {remedy}"
     )
 
 
 def check_model(model: Model, seeds: Sequence[int] = range(8)) -> list[str]:
-    """Return what looks wrong with a model, a line each; nothing, for one that is put together rightly.
+    """Return the problems found in a model, a line each; an empty list when there are none.
 
-    Asks the network some twenty times: are shape, dtype and device kept, answers repeatable, independent of the
-    batch and finite; is the time given as the network was trained; is an estimate near t = 1 free of the noise that it
-    was made from; and are samples plausible, and left alone where hardly any noise is left?
+    Takes about twenty network evaluations. Predictions must have the shape, dtype and device of their input, be
+    repeatable, finite and independent of the batch. The unit of time must be that of the network's training.
+    Predictions near t = 1 must not contain their input noise. Samples must be plausible, and predicted as themselves
+    from hardly any noise.
 
     Args:
         model: the model.
@@ -121,61 +123,64 @@ def _problems(model: Model, seeds: list[int]) -> Iterator[str]:
         return
     schedule, labels = model.schedule, labels_of_seeds(model.classes, seeds)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what binding would warn of is in the list
+        warnings.simplefilter("ignore")  # binding warns of the time, which is checked above
         noise, bound = model.noise(seeds), model.bind(labels)
 
     def denoise(x: Tensor, t: Tensor, /) -> Tensor:
-        return bound(x.clone(), t).clone()  # a network may work in place, or hand out one buffer
+        return bound(x.clone(), t).clone()  # a network may work in place, or return one buffer
 
-    t = schedule.inverse_half_log_snr(
-        torch.tensor(0.1).log()
-    )  # hardly any signal, yet 1 / alpha is no more than 10
+    # Hardly any signal, yet 1 / alpha is at most 10.
+    t = schedule.inverse_half_log_snr(torch.tensor(0.1).log())
     sigma = float(schedule(t)[1])
-    estimate = denoise(sigma * noise, t)
-    if (estimate.shape, estimate.dtype, estimate.device) != (noise.shape, noise.dtype, noise.device):
-        wanted, got = (f"{tuple(x.shape)}, {x.dtype}, {x.device}" for x in (noise, estimate))
-        yield f"answers must have shape, dtype and device of x, {wanted}, got {got}"
+    prediction = denoise(sigma * noise, t)
+    if (prediction.shape, prediction.dtype, prediction.device) != (noise.shape, noise.dtype, noise.device):
+        wanted, got = (f"{tuple(x.shape)}, {x.dtype}, {x.device}" for x in (noise, prediction))
+        yield f"predictions must have shape, dtype and device of x, {wanted}, got {got}"
         return
-    for name, x in {"1": noise, "the last time": noise * float(schedule(model.t_end)[1])}.items():
-        if not bool(denoise(x, torch.tensor(1.0 if name == "1" else model.t_end).double()).isfinite().all()):
-            yield f"the estimate at t = {name} is not finite"
-    if _far(estimate, denoise(sigma * noise, t)):
-        yield "the same question has two answers: put the network into evaluation mode, without dropout or fresh noise"
-    alone = model.bind(None if labels is None else labels[:1])(sigma * noise[:1], t)
-    if _far(estimate[:1], alone):
-        yield "an answer depends on the batch that it is in: use no batch statistics (BatchNorm in training mode)"
-    yield from _estimates(model, denoise, noise, estimate)
+    for name, time in (("1", 1.0), ("the last time", model.t_end)):
+        x = noise if time == 1.0 else noise * float(schedule(time)[1])
+        if not bool(denoise(x, torch.tensor(time).double()).isfinite().all()):
+            yield f"the prediction at t = {name} is not finite"
+    if not _close(prediction, denoise(sigma * noise, t)):
+        yield "two calls with one input differ: put the network into evaluation mode, without dropout or fresh noise"
+    single = model.bind(None if labels is None else labels[:1])(sigma * noise[:1], t)
+    if not _close(prediction[:1], single):
+        yield "a prediction depends on its batch: use no batch statistics (BatchNorm in training mode)"
+    yield from _prediction_problems(model, denoise, noise, prediction)
 
 
-def _estimates(model: Model, denoise: Denoiser, noise: Tensor, estimate: Tensor) -> Iterator[str]:
-    """What estimates of the data say of their wiring."""
-    kind = "predicted quantity (noise, velocity, x_0), its sign, or the direction of time"
-    slope = float((estimate * noise).mean() / noise.square().mean())
+def _prediction_problems(model: Model, denoise: Denoiser, noise: Tensor, prediction: Tensor) -> Iterator[str]:
+    """Problems of predictions at high noise, of samples, and of predictions from noised samples."""
+    suspects = "predicted quantity (noise, velocity, x_0), its sign, or the direction of time"
+    slope = float((prediction * noise).mean() / noise.square().mean())
     if abs(slope) > _SLOPE:
-        yield f"where hardly any signal is left the estimate is {slope:.2g} times the noise, not about 0: check {kind}"
+        yield f"near t = 1 the prediction is {slope:.2g} times the noise, not about 0: check {suspects}"
     schedule, t_end = model.schedule, max(model.t_end, model.schedule.t_min + 1e-3)
     x0 = sample(denoise, noise, ddim(schedule, log_snr(schedule, 12, t_end)))
-    size, spread = _size(x0), float(x0.std(0, correction=0).square().mean().sqrt())
+    size, spread = _rms(x0), float(x0.std(0, correction=0).square().mean().sqrt())
     if not 1e-3 < size < 10:
-        advice = "where alpha is near 0, gas.denoise.StaticThreshold(denoise, limit) bounds the estimate"
-        yield f"samples have root mean square {size:.2g}, noise has 1: check {kind}, the scale of the data; {advice}"
+        advice = "where alpha is near 0, gas.denoise.StaticThreshold(denoise, limit) bounds the prediction"
+        yield (
+            f"samples have root mean square {size:.2g}, noise has 1: check {suspects}, the scale of the data; {advice}"
+        )
         return
     fresh = noise_of_seeds(model.sample_shape, range(1000, 1000 + len(x0))).to(x0)
     middle = float(schedule.inverse_half_log_snr(0.0))
     for t, share in ((middle, 1.2), (t_end, 0.1)):
         alpha, sigma = (float(part) for part in schedule(t))
-        error = _size(denoise(alpha * x0 + sigma * fresh, torch.tensor(t, dtype=torch.float64)) - x0)
+        error = _rms(denoise(alpha * x0 + sigma * fresh, torch.tensor(t, dtype=torch.float64)) - x0)
         if error > share * spread + (3 * sigma / alpha if t == t_end else 0.0):
-            yield f"samples that get noise {sigma / alpha:.2g} are estimated {error:.2g} off: check {kind}"
+            yield (
+                f"samples with noise {sigma / alpha:.2g} added are predicted with error {error:.2g}: check {suspects}"
+            )
 
 
-def _size(x: Tensor) -> float:
-    """Root mean square."""
+def _rms(x: Tensor) -> float:
     return float(x.float().square().mean().sqrt())
 
 
-def _far(one: Tensor, other: Tensor) -> bool:
-    return not torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(one.abs().mean()) + 1e-6)
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().mean()) + 1e-6)
 
 
 def _unwrapped(denoiser: Any) -> tuple[list[Any], Callable[..., Tensor]]:
@@ -187,17 +192,17 @@ def _unwrapped(denoiser: Any) -> tuple[list[Any], Callable[..., Tensor]]:
     return wrappers, denoiser
 
 
-def _embeddings(model: OwnModel, network: Callable[..., Tensor]) -> set[int]:
-    """The sizes of all embedding tables of a network."""
+def _embedding_sizes(model: OwnModel, network: Callable[..., Tensor]) -> set[int]:
+    """The number of rows of every embedding table of a network."""
     parts = [part for part in (model.weights, network) if isinstance(part, nn.Module)]
     return {m.num_embeddings for part in parts for m in part.modules() if isinstance(m, nn.Embedding)}
 
 
-def _answers(model: OwnModel, network: Callable[..., Tensor], times: Sequence[float]) -> list[Tensor]:
-    """What a network answers of one state at several times, without a trace in the random numbers."""
+def _predictions(model: OwnModel, network: Callable[..., Tensor], times: Sequence[float]) -> list[Tensor]:
+    """The network's outputs for one input at several times; leaves the global random generators untouched."""
     x = model.noise([0])
     label = torch.zeros(1, dtype=torch.long, device=model.device)
-    condition = [] if not model.classes else [label]
+    condition = [label] if model.classes else []
     if model.conditions is not None:
         condition = [take_rows(model.conditions, label, model.device)]
     with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):

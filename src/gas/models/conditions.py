@@ -15,12 +15,12 @@ __all__ = ["append_row", "describe_rows", "row_count", "take_rows"]
 
 
 def row_count(conditions: Any) -> int:
-    """Return how many rows conditions have.
+    """Return the number of rows of conditions.
 
     Raises:
-        ValueError: for what is no tensor, or tuple or dictionary of them, or tensors of different lengths.
+        ValueError: unless they are a tensor, or a tuple or dictionary of tensors, all with the same number of rows.
     """
-    lengths = {len(tensor) if tensor.ndim else 0 for _, tensor in _tensors(conditions)}
+    lengths = {len(tensor) if tensor.ndim else 0 for _, tensor in _named_tensors(conditions)}
     if len(lengths) != 1 or 0 in lengths:
         raise UserError(
             "conditions must be a tensor (N, *), or a tuple or dict of them, N rows each and at least one, got "
@@ -30,15 +30,15 @@ def row_count(conditions: Any) -> int:
 
 
 def take_rows(conditions: Any, rows: Tensor, device: torch.device) -> Any:
-    """Return these rows ``(B,)`` of every tensor, on a device, in the structure that they came in."""
+    """Return rows ``(B,)`` of every tensor, on a device, in the structure of ``conditions``."""
     return _mapped(lambda tensor: tensor[rows.to(tensor.device)].to(device), conditions)
 
 
 def append_row(conditions: Any, row: Any) -> Any:
-    """Return conditions with one more row, ``row``, whose tensors may have a leading dimension of 1 or none.
+    """Return conditions with one more row, whose tensors may have a leading dimension of 1 or none.
 
     Raises:
-        ValueError: when its tensors are not those of a row.
+        ValueError: when its tensors do not have the structure and shapes of a row.
     """
 
     def joined(table: Tensor, last: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def append_row(conditions: Any, row: Any) -> Any:
 def describe_rows(conditions: Any) -> dict[str, Any]:
     """Return the number of rows and a SHA-256 of names, types, shapes and values, in plain JSON."""
     digest = hashlib.sha256()
-    for name, tensor in _tensors(conditions):
+    for name, tensor in _named_tensors(conditions):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().data)
@@ -75,8 +75,8 @@ def _mapped(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
     return function(first, *others)
 
 
-def _tensors(conditions: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its place, in an order that does not depend on that of a dictionary."""
+def _named_tensors(conditions: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its path; dictionaries in the order of their keys, not of insertion."""
     if isinstance(conditions, Tensor):
         yield name, conditions
         return
@@ -86,4 +86,4 @@ def _tensors(conditions: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         )
     parts = sorted(conditions.items()) if isinstance(conditions, Mapping) else enumerate(conditions)
     for key, part in parts:
-        yield from _tensors(part, f"{name}.{key}")
+        yield from _named_tensors(part, f"{name}.{key}")

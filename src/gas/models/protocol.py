@@ -1,10 +1,15 @@
-"""What the library asks of a pretrained model: a denoiser with a schedule, a shape, noise and an identity."""
+"""The contract of a pretrained model: what every model has, and the abilities that only some have.
+
+:class:`Model` is required everywhere. The other protocols are optional abilities: a model has one by having the
+attribute (and not ``None`` in it). The library reads them through the functions below, never by ``isinstance``, since
+wrapped models (:class:`gas.models.WrappedModel`) pass attributes on dynamically.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +19,20 @@ from gas.denoise import ClassifierFreeGuidance, ConditionalDenoiser, Denoiser
 from gas.errors import UserError
 from gas.schedule import Schedule
 
-__all__ = ["Model", "bind_labels", "conditions_of", "data_range_of", "decode_all", "weights_hash"]
+if TYPE_CHECKING:
+    from gas.metrics.frechet import FeatureStatistics
+
+__all__ = [
+    "CanDecode",
+    "HasConditions",
+    "HasDataRange",
+    "HasFeatures",
+    "HasNetwork",
+    "HasPrecision",
+    "HasPrompts",
+    "HasReference",
+    "Model",
+]
 
 
 @runtime_checkable
@@ -22,11 +40,12 @@ class Model(Protocol):
     """A frozen diffusion or flow model, ready to be sampled.
 
     Attributes:
-        name: what people call it.
+        name: for messages and solver files.
         schedule: its forward process.
         sample_shape: shape of one sample, without the batch.
-        t_end: the time that sampling ends at.
-        classes: number of classes it can be told; 0 when it takes none.
+        t_end: time that sampling ends at.
+        classes: number of classes (or prompts, or other conditions) that labels select; 0 without any.
+        device: where it samples.
     """
 
     @property
@@ -49,34 +68,113 @@ class Model(Protocol):
         """Return the starts ``x_T`` ``(B, *sample_shape)`` of these seeds, each independent of the others."""
 
     def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate x_0 without any condition."""
+        """Predict x_0 without any condition."""
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the denoiser for these classes ``(B,)``, or the unconditional one for ``None``."""
 
 
+class CanDecode(Protocol):
+    """Samples are latents: :meth:`decode` gives the images, frames or audio."""
+
+    def decode(self, x: Tensor, /) -> Tensor:
+        """Decode samples ``(B, *sample_shape)``, images to ``(B, C, H, W)`` in [-1, 1]."""
+
+
+class HasFeatures(Protocol):
+    """A space in which distributions of samples are compared."""
+
+    def features(self, x: Tensor, /) -> Tensor:
+        """Return features ``(B, F)`` of samples ``(B, *sample_shape)``, on any device."""
+
+
+class HasReference(Protocol):
+    """Statistics of real data in the space of :class:`HasFeatures`."""
+
+    reference: FeatureStatistics | None
+
+
+class HasConditions(Protocol):
+    """Labels select conditions that a number alone does not identify: prompts, observations."""
+
+    def conditions_fingerprint(self) -> Mapping[str, Any]:
+        """Return the meaning of labels in plain JSON. Pairs record it; solver files do not depend on it."""
+
+
+class HasPrompts(Protocol):
+    """Label i is the i-th prompt."""
+
+    prompts: Sequence[str]
+
+
+class HasDataRange(Protocol):
+    """Largest minus smallest value of the data: 2 for images in [-1, 1]. Latents have none."""
+
+    data_range: float | None
+
+
+class HasPrecision(Protocol):
+    """Runs at a precision of :data:`gas.models.PRECISIONS`."""
+
+    precision: str
+
+
+class HasNetwork(Protocol):
+    """The denoising network, a torch module; :class:`gas.OwnModel` calls it ``weights``."""
+
+    network: nn.Module
+
+
+def decoder_of(model: Model) -> Callable[[Tensor], Tensor] | None:
+    """Return ``decode`` of a model that :class:`CanDecode`, else ``None``."""
+    return getattr(model, "decode", None)
+
+
+def features_of(model: Model) -> Callable[[Tensor], Tensor] | None:
+    """Return ``features`` of a model that :class:`HasFeatures`, else ``None``."""
+    return getattr(model, "features", None)
+
+
+def reference_of(model: Model) -> FeatureStatistics | None:
+    """Return the statistics of real data of a model that :class:`HasReference`, else ``None``."""
+    return getattr(model, "reference", None)
+
+
 def conditions_of(model: Model) -> dict[str, Any]:
-    """Return ``{"conditions": what labels mean}`` of a model that has conditions."""
-    meaning: Mapping[str, Any] = getattr(model, "conditions_fingerprint", dict)()
-    return {"conditions": dict(meaning)} if meaning else {}
+    """Return ``{"conditions": fingerprint}`` of a model that :class:`HasConditions`, else an empty dictionary."""
+    fingerprint: Mapping[str, Any] = getattr(model, "conditions_fingerprint", dict)()
+    return {"conditions": dict(fingerprint)} if fingerprint else {}
+
+
+def prompts_of(model: Model) -> Sequence[str]:
+    """Return the prompts of a model that :class:`HasPrompts`, else an empty sequence."""
+    return getattr(model, "prompts", ())
 
 
 def data_range_of(model: Model) -> float | None:
-    """Return largest minus smallest value of a model's data, 2 for images in [-1, 1]; none where it has no range.
-
-    Latents have none, and of its own data a model says it by an attribute ``data_range``.
-    """
+    """Return the range of the data of a model that :class:`HasDataRange`, else ``None``."""
     data_range = getattr(model, "data_range", None)
     return None if data_range is None else float(data_range)
 
 
+def precision_of(model: Model) -> str:
+    """Return the precision of a model that :class:`HasPrecision`, else ``"float32"``."""
+    return getattr(model, "precision", "float32")
+
+
+def network_of(model: Model) -> nn.Module | None:
+    """Return the network of a model that :class:`HasNetwork`, or the ``weights`` of a :class:`gas.OwnModel`."""
+    network = getattr(model, "network", getattr(model, "weights", None))
+    return network if isinstance(network, nn.Module) else None
+
+
 def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
-    """Return what a model's ``decode(x)`` makes of batches of samples, as one batch of float16 on the CPU.
+    """Decode batches of samples into one batch of float16 on the CPU.
 
     Raises:
         ValueError: when the model has no decoder.
     """
-    decode = getattr(model, "decode", None)
+    decode = decoder_of(model)
     if decode is None:
         raise UserError(f"model {model.name} has no decode(x), so its samples cannot be stored decoded")
     with torch.no_grad():
@@ -86,11 +184,11 @@ def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
 def weights_hash(network: nn.Module) -> str:
     """Return the SHA-256 of a network's state, names, shapes and values as float16: what identifies a model.
 
-    Weights that are packed into something else than a tensor (torch's own int8 layers) count by what they stand for.
+    Packed weights (torch's int8 layers) count with their dequantized values.
     """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
-        for part in _parts(value):
+        for part in _flattened(value):
             shape = tuple(part.shape) if isinstance(part, Tensor) else part
             digest.update(f"{name} {shape} ".encode())
             if isinstance(part, Tensor):
@@ -98,11 +196,22 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _parts(value: Any) -> list[Any]:
+def _flattened(value: Any) -> list[Any]:
     """The tensors and plain values of an entry of a network's state."""
     if isinstance(value, (tuple, list)):
-        return [part for inner in value for part in _parts(inner)]
+        return [part for inner in value for part in _flattened(inner)]
     return [value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value]
+
+
+def check_labels(labels: Tensor, classes: int, name: str) -> None:
+    """Refuse labels outside ``[0, classes)``.
+
+    Raises:
+        ValueError: names the first wrong label and the model.
+    """
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(f"label {int(wrong[0])} is out of range: {name} knows classes 0 to {classes - 1}")
 
 
 def bind_labels(
@@ -115,32 +224,30 @@ def bind_labels(
     name: str,
     device: torch.device,
 ) -> Denoiser:
-    """Return the denoiser for these classes ``(B,)``, guided where ``guidance`` is not 1, or the one for no class.
+    """Return the denoiser for these classes ``(B,)``, guided unless ``guidance`` is 1, or the unconditional one.
 
     Args:
         conditional: ``denoise(x, t, labels)``.
-        labels: classes, or ``None`` for none.
+        labels: classes, or ``None``.
         classes: how many there are.
         null: the label that means *no class*, if there is one.
         guidance: scale of classifier-free guidance.
-        name: the model's, for messages.
+        name: of the model, for messages.
         device: where it samples.
 
     Raises:
-        ValueError: when a label is not in ``[0, classes)``, or guidance or no class is asked where there is no null.
+        ValueError: for a label outside ``[0, classes)``, and for guidance or ``labels=None`` without a ``null`` label.
     """
     number("guidance", guidance, "(-inf, inf)")
     if labels is None and guidance != 1.0:
         raise UserError(f"guidance {guidance:g} needs labels to guide towards, got none")
     if labels is not None:
         labels = torch.as_tensor(labels, dtype=torch.long, device=device)
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        if len(wrong):
-            raise UserError(f"label {int(wrong[0])} is out of range: {name} knows classes 0 to {classes - 1}")
+        check_labels(labels, classes, name)
         if guidance == 1.0:
             return lambda x, t: conditional(x, t, labels)
     if null is None:
-        raise UserError(f"{name} was given no null label, which guidance and sampling without a class need")
+        raise UserError(f"{name} has no null label, which guidance and sampling without a class need")
     empty = torch.tensor([null], device=device)
     if labels is None:
         return lambda x, t: conditional(x, t, empty.expand(len(x)))

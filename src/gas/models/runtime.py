@@ -1,4 +1,4 @@
-"""How a network is run: precision, TF32, compilation and CUDA graphs, as models that wrap a model."""
+"""How a network runs: precision, TF32, compilation and CUDA graphs, as models that wrap a model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gas.denoise import Denoiser
 from gas.errors import UserError
-from gas.models.protocol import Model
+from gas.models.protocol import Model, network_of
 from gas.registry import named
 from gas.schedule import Schedule
 
@@ -25,7 +25,6 @@ __all__ = [
     "WrappedModel",
     "allow_tf32",
     "full_precision",
-    "kernel_key",
     "precise",
     "tf32_settings",
     "without_tf32",
@@ -34,10 +33,12 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class WrappedModel:
-    """A model whose denoisers are another's, asked in another way, which a subclass says in :meth:`bind`.
+    """A model that runs another model's denoisers in its own way: subclasses override :meth:`bind`.
+
+    Everything else, optional abilities (:mod:`gas.models.protocol`) included, is the wrapped model's.
 
     Args:
-        model: the model.
+        model: the wrapped model.
     """
 
     model: Model
@@ -67,33 +68,41 @@ class WrappedModel:
         return self.model.device
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return the model's identity."""
         return self.model.fingerprint()
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return the starts of these seeds, as the model does."""
         return self.model.noise(seeds)
 
     def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate x_0 without any condition."""
         return self.bind(None)(x, t)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        """Return the denoiser for these classes ``(B,)``."""
         return self.model.bind(labels, guidance)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what else the model has: features, a reference."""
         return getattr(self.__dict__["model"], name)
+
+
+# --- TF32 -----------------------------------------------------------------------------------------------
+
+
+def allow_tf32(enabled: bool) -> None:
+    """Set whether CUDA rounds the factors of float32 products to TF32 (10 of 23 bits), in this process.
+
+    Torch's default is to do so in convolutions but not in matrix products.
+    """
+    switches, name, on, off = _tf32_switches()
+    for switch in switches:
+        setattr(switch, name, on if enabled else off)
 
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Let CUDA compute float32 products in float32 within; what was set before holds again afterwards.
+    """Compute float32 products on CUDA in float32 within the context.
 
-    A difference of two answers a thousandth apart is lost in TF32.
+    Finite differences need it: TF32 loses the difference of two outputs that are a thousandth apart.
     """
-    switches, name, _, off = _switches()
+    switches, name, _, off = _tf32_switches()
     before = [getattr(switch, name) for switch in switches]
     try:
         for switch in switches:
@@ -104,130 +113,123 @@ def without_tf32() -> Iterator[None]:
             setattr(switch, name, value)
 
 
-def allow_tf32(enabled: bool) -> None:
-    """Set whether CUDA truncates factors of float32 products to TF32, which keeps 10 bits of 23, in this process.
-
-    By itself torch does so in convolutions and not in matrix products.
-    """
-    switches, name, on, off = _switches()
-    for switch in switches:
-        setattr(switch, name, on if enabled else off)
-
-
 def tf32_settings() -> tuple[Any, ...]:
-    """Return what is set for convolutions and for matrix products: what a recording is of."""
-    switches, name, _, _ = _switches()
+    """Return the TF32 settings of convolutions and matrix products."""
+    switches, name, _, _ = _tf32_switches()
     return tuple(getattr(switch, name) for switch in switches)
 
 
-def _switches() -> tuple[list[Any], str, Any, Any]:
-    """Torch's switches of convolutions and matrix products, what they are called, and their values on and off.
+def _tf32_switches() -> tuple[list[Any], str, Any, Any]:
+    """Torch's switches of convolutions and matrix products, the name of their attribute, and its values on and off.
 
-    Torch has two sets of names. The old ones keep both readable, so that exporting and compiling, which read the old,
-    go on working; they cannot be used any more once someone has set the new ones.
+    Torch has two sets of names. The old one keeps both readable, as exporting and compiling need, but can no longer be
+    used once someone has set the new one.
     """
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     try:
         _ = cudnn.allow_tf32, matmul.allow_tf32
-    except RuntimeError:  # the new ones say what the old ones cannot
+    except RuntimeError:  # raised where the new names are set to what the old ones cannot express
         return [cudnn.conv, matmul], "fp32_precision", "tf32", "ieee"
     return [cudnn, matmul], "allow_tf32", True, False
 
 
+# --- CUDA graphs ----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Graph:
-    """A recording, and the tensors that it reads and writes."""
+    """A recorded graph with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     x: Tensor
     t: Tensor
-    answer: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class CudaGraphed:
-    """A denoiser on a CUDA device that is recorded once for every shape and dtype, and replayed from then on.
+    """A denoiser on a CUDA device that is recorded once for every shape and dtype, then replayed.
 
-    The time is an input of the recording, as the state is, and lies on the device. Calls that want gradients, and
-    those beyond the kept shapes, are made plainly.
+    State and time are inputs of the graph, on the device. Calls that need gradients, or exceed ``max_graphs`` shapes,
+    run without a graph.
 
     Args:
-        denoise: what it computes follows from its arguments, and it neither waits for the device nor fetches anything
-            from the host; its weights stay where they are.
-        most: shapes that are kept.
+        denoise: a function of its arguments alone that neither synchronizes with the device nor reads host memory;
+            its weights must stay in place.
+        max_graphs: number of graphs to keep.
     """
 
     denoise: Denoiser
-    most: int = 64
+    max_graphs: int = 64
     _graphs: dict[tuple[object, ...], _Graph] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate x_0 as the denoiser does.
+        """Predict x_0 as the denoiser does.
 
         Raises:
-            ValueError: where ``x`` is on another device.
+            ValueError: when ``x`` is on another device.
         """
         if x.device.type != "cuda":
-            raise UserError(f"CUDA graphs need a CUDA device, x is on {x.device}: ask the denoiser itself")
+            raise UserError(f"CUDA graphs need a CUDA device, x is on {x.device}: call the denoiser itself")
         key = kernel_key(x)
-        if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.most):
+        if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.max_graphs):
             return self.denoise(x, t)
         if key not in self._graphs:
             self._graphs[key] = self._record(x, t)
-        kept = self._graphs[key]
-        kept.x.copy_(x)
-        kept.t.copy_(t) if t.is_cuda else kept.t.fill_(float(t))
-        kept.graph.replay()
-        return kept.answer.clone()
+        recorded = self._graphs[key]
+        recorded.x.copy_(x)
+        recorded.t.copy_(t) if t.is_cuda else recorded.t.fill_(float(t))
+        recorded.graph.replay()
+        return recorded.output.clone()
 
     def _record(self, x: Tensor, t: Tensor) -> _Graph:
-        """Warm up beside the current stream, as libraries choose their algorithms then, and record."""
+        """Warm up on a side stream, where libraries choose their algorithms, then record."""
         x, t, stream = x.clone(), t.to(x.device, torch.float64, copy=True), torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(stream):
-            for _ in range(3):
+            for _ in range(3):  # as torch's documentation of CUDA graphs does
                 self.denoise(x, t)
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        pool = next((known.graph.pool() for known in self._graphs.values()), None)
+        pool = next((recorded.graph.pool() for recorded in self._graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
-            answer = self.denoise(x, t)
-        return _Graph(graph, x, t, answer)
+            output = self.denoise(x, t)
+        return _Graph(graph=graph, x=x, t=t, output=output)
 
 
 def kernel_key(x: Tensor) -> tuple[object, ...]:
-    """All that kernels are chosen by, so that a graph recorded under other settings is not replayed."""
-    cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    return (tuple(x.shape), x.dtype, x.device, *cast, *tf32_settings())
+    """Return every setting that selects kernels for ``x``: a graph is replayed only under those of its recording."""
+    autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return (tuple(x.shape), x.dtype, x.device, *autocast, *tf32_settings())
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """A denoiser for some labels that, without gradients, is the recording of another's: labels are an input too."""
+class _SharedGraph:
+    """A denoiser that, without gradients, replays a graph whose labels are another input."""
 
     plain: Denoiser
     labels: Tensor | None
-    shown: Tensor | None
+    graph_labels: Tensor | None
     graphed: CudaGraphed
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         if torch.is_grad_enabled():
             return self.plain(x, t)
-        if self.shown is not None and self.labels is not None:
-            self.shown.copy_(self.labels)
+        if self.graph_labels is not None and self.labels is not None:
+            self.graph_labels.copy_(self.labels)
         return self.graphed(x, t)
 
 
 @dataclass(frozen=True, eq=False)
 class CudaGraphs(WrappedModel):
-    """A model on a CUDA device whose denoisers are recorded: batches of one size share their graph, whatever they show.
+    """A model on a CUDA device that runs through CUDA graphs; batches of one size share one, whatever their labels.
 
     Args:
-        model: whose ``bind`` takes labels that lie on its device without a copy.
+        model: its ``bind`` must use labels on its device without copying them.
 
     Raises:
-        ValueError: for a model on another device, or a pipeline, whose call is not of the network alone.
+        ValueError: for a model on another device, or a pipeline, whose call does more than run its network.
     """
 
     _bound: dict[tuple[int, float], tuple[Tensor | None, CudaGraphed]] = field(
@@ -245,27 +247,29 @@ class CudaGraphs(WrappedModel):
             )
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        """Return the model's denoiser for these classes ``(B,)``."""
         plain, key = self.model.bind(labels, guidance), (0 if labels is None else len(labels), guidance)
         if key not in self._bound:
-            shown = None if labels is None else labels.to(self.device, torch.long, copy=True)
-            self._bound[key] = shown, CudaGraphed(self.model.bind(shown, guidance))
-        shown, graphed = self._bound[key]
-        return _Shared(plain, None if labels is None else labels.to(self.device), shown, graphed)
+            graph_labels = None if labels is None else labels.to(self.device, torch.long, copy=True)
+            self._bound[key] = graph_labels, CudaGraphed(self.model.bind(graph_labels, guidance))
+        graph_labels, graphed = self._bound[key]
+        labels = None if labels is None else labels.to(self.device)
+        return _SharedGraph(plain=plain, labels=labels, graph_labels=graph_labels, graphed=graphed)
 
 
-# On CUDA "tf32" and "float32" differ only after :func:`gas.models.allow_tf32`; elsewhere they are one.
+# --- precision and compilation --------------------------------------------------------------------------
+
+# "tf32" differs from "float32" only on CUDA, and only after :func:`gas.models.allow_tf32`.
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Autocast:
-    """Ask a network in mixed precision: matrix products and convolutions in ``dtype``, the answer in that of ``x``.
+    """Mixed precision: matrix products and convolutions run in ``dtype``; the prediction has the dtype of ``x``.
 
-    States and coefficients stay as they are, in the dtype of ``x`` and in float64: only the network is rounded.
+    States keep the dtype of ``x`` and coefficients float64: only the network is rounded.
 
     Args:
-        denoise: the denoiser; float32 weights are cast as they are used.
+        denoise: the denoiser; its float32 weights are cast when used.
         dtype: ``torch.bfloat16`` or ``torch.float16``; ``torch.float32`` changes nothing.
     """
 
@@ -281,16 +285,16 @@ class Autocast:
 
 @dataclass(frozen=True, eq=False)
 class PreciseModel(WrappedModel):
-    """A model whose network is asked at another precision, or compiled; in all else the model it wraps.
+    """A model whose network runs at another precision, or compiled.
 
     Args:
-        model: the model.
+        model: the wrapped model.
         precision: a name of :data:`PRECISIONS`.
-        compiled: run the network through ``torch.compile``, in place: the first call of every shape takes its time.
+        compiled: compile the network by ``torch.compile``, in place; the first call of every shape is slow.
 
     Raises:
-        ValueError: for an unknown precision, or a model to compile that has no torch module as ``network`` (a
-            :class:`gas.OwnModel`: as ``weights``).
+        ValueError: for an unknown precision, or for ``compiled=True`` and a model without a
+            :func:`network <gas.models.protocol.network_of>`.
     """
 
     precision: str = "float32"
@@ -299,8 +303,8 @@ class PreciseModel(WrappedModel):
     def __post_init__(self) -> None:
         named("precision", self.precision, PRECISIONS)
         if self.compiled:
-            network = getattr(self.model, "network", getattr(self.model, "weights", None))
-            if not isinstance(network, nn.Module):
+            network = network_of(self.model)
+            if network is None:
                 raise UserError(
                     f"model {self.model.name} has no torch module as network or weights to compile: "
                     "compile your denoiser yourself"
@@ -308,22 +312,21 @@ class PreciseModel(WrappedModel):
             network.compile()
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return the model's identity, and what differs from asking it plainly."""
-        told: dict[str, Any] = {} if self.precision == "float32" else {"precision": self.precision}
-        return {**self.model.fingerprint(), **told, **({"compiled": True} if self.compiled else {})}
+        """Return the model's fingerprint, with ``precision`` and ``compiled`` where they are not the defaults."""
+        precision = {} if self.precision == "float32" else {"precision": self.precision}
+        return {**self.model.fingerprint(), **precision, **({"compiled": True} if self.compiled else {})}
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        """Return the model's denoiser for these classes at this precision."""
         return Autocast(self.model.bind(labels, guidance), PRECISIONS[self.precision])
 
 
 def precise(model: Model, precision: str = "float32", *, compiled: bool = False) -> Model:
-    """Return the model at a precision; the model itself where nothing is asked for."""
+    """Return the model at a precision; the model itself when nothing changes."""
     return model if precision == "float32" and not compiled else PreciseModel(model, precision, compiled)
 
 
 def full_precision(model: Model) -> Model:
-    """Return the model at full precision: what takes differences of a network's answers must not see them rounded."""
+    """Return the model without :class:`PreciseModel`: finite differences must not see rounded outputs."""
     if isinstance(model, CudaGraphs):
         inner = full_precision(model.model)
         return model if inner is model.model else replace(model, model=inner, _bound={})
