@@ -43,11 +43,11 @@ def yardstick(model: Model, pairs: Pairs, real: Tensor | None = None) -> Yardsti
     """Measure in the model's features, where it has some, against its reference, and real images where there are."""
     from gas.evaluation.evaluator import Yardstick
     from gas.metrics.frechet import extract
-    from gas.models.protocol import data_range_of
+    from gas.models.protocol import data_range_of, features_of, reference_of
 
-    features = getattr(model, "features", None)
+    features = features_of(model)
     seen = None if real is None or features is None else extract(features, real)
-    reference = getattr(model, "reference", None)
+    reference = reference_of(model)
     return Yardstick(pairs, features, reference, seen, data_range=data_range_of(model))
 
 
@@ -62,9 +62,11 @@ def space(model: Model, name: str, weights: Path | None) -> Space:
     Raises:
         ValueError: for an unknown name, or weights where none or no others are wanted.
     """
+    from gas.models.protocol import features_of
+
     check_space(name, weights)
     if name == "model":
-        return Space(getattr(model, "features", None), None, _own(model))
+        return Space(features_of(model), None, _own(model))
     from gas.features.extractor import extractor_by_name
 
     extractor = extractor_by_name(name, weights or "", model.device)
@@ -91,11 +93,11 @@ def measuring(
     from gas.evaluation.evaluator import Yardstick
     from gas.io import sha256
     from gas.metrics.statistics import read_statistics
-    from gas.models.protocol import data_range_of
+    from gas.models.protocol import data_range_of, reference_of
 
     seen = space(model, name, weights)
     told = dict(seen.told)
-    statistics = getattr(model, "reference", None) if name == "model" else None
+    statistics = reference_of(model) if name == "model" else None
     if reference is not None:
         statistics = read_statistics(reference, told)
         told["reference_sha256"] = sha256(reference)

@@ -129,12 +129,13 @@ def _check_picture(model: Model, count: int) -> None:
     """Refuse a picture of what is none, or of too many, before any work."""
     import torch
 
+    from gas.models.protocol import decoder_of
     from gas.plotting.style import require_matplotlib
 
     require_matplotlib()
     if count > _PICTURED:
         raise UserError(f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors")
-    decode = getattr(model, "decode", None)
+    decode = decoder_of(model)
     shape = tuple(model.sample_shape)
     if decode is not None:
         with torch.no_grad():

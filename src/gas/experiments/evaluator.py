@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from gas.evaluation.evaluator import Comparison, Yardstick
 from gas.experiments.experiment import ends_of
 from gas.metrics import paired
-from gas.models.protocol import Model
+from gas.models.protocol import Model, decoder_of
 
 __all__ = ["Ruler"]
 
@@ -60,7 +60,7 @@ class Ruler:
     @torch.no_grad()
     def pictures_of(self, made: Tensor) -> Tensor | None:
         """Return the first samples as pictures ``(K, C, H, W)`` in [-1, 1], small; none where they are no pictures."""
-        decode = getattr(self.model, "decode", None)
+        decode = decoder_of(self.model)
         some = made[: self.pictures]
         seen = some if decode is None else decode(some.to(self.model.device)).float().cpu()
         if seen.ndim != 4 or seen.shape[1] not in (1, 3) or not len(seen):

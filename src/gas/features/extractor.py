@@ -13,7 +13,7 @@ from gas.features.inception import Inception
 from gas.features.state import read_state
 from gas.features.transformer import ClipImages, DinoV2, folder_weights
 from gas.io import sha256
-from gas.models.protocol import Model
+from gas.models.protocol import Model, decoder_of
 from gas.registry import named
 
 __all__ = ["EXTRACTORS", "Extractor", "extractor_by_name"]
@@ -51,7 +51,7 @@ class Extractor:
 
     def of(self, model: Model) -> Callable[[Tensor], Tensor]:
         """Return the features of a model's samples, decoded first where it has a decoder."""
-        decode = getattr(model, "decode", None)
+        decode = decoder_of(model)
         if decode is None:
             return self
 

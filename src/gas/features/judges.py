@@ -13,7 +13,7 @@ from gas.features.clip_score import ClipScore
 from gas.features.lpips import LPIPS
 from gas.features.transformer import folder_weights
 from gas.io import sha256
-from gas.models.protocol import Model
+from gas.models.protocol import Model, decoder_of, prompts_of
 from gas.pairs.dataset import Pairs
 from gas.registry import named
 
@@ -56,7 +56,7 @@ def _lpips(model: Model, folder: Path) -> tuple[Judge, dict[str, str]]:
 
 def _clip_score(model: Model, folder: Path) -> tuple[Judge, dict[str, str]]:
     """CLIP score of each sample and the prompt that it was made for."""
-    prompts = getattr(model, "prompts", ())
+    prompts = prompts_of(model)
     if not prompts:
         raise UserError(
             f"metric clip-score is of images and their prompts, and model {model.name} has none: give --prompts, or "
@@ -85,7 +85,7 @@ JUDGES: dict[str, Callable[[Model, Path], tuple[Judge, dict[str, str]]]] = {
 @torch.no_grad()
 def _seen(model: Model, samples: Tensor) -> Tensor:
     """Images of samples, where the model samples."""
-    decode = getattr(model, "decode", None)
+    decode = decoder_of(model)
     there = samples.to(model.device)
     images: Tensor = there if decode is None else decode(there)
     return images

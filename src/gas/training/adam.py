@@ -15,7 +15,7 @@ from gas import distributed
 from gas.arguments import number, one_of
 from gas.errors import Diverged, UserError
 from gas.losses import Loss
-from gas.models.protocol import Model
+from gas.models.protocol import Model, precision_of
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
 from gas.table import Table
@@ -141,7 +141,7 @@ class AdamSteps:
         check_turns((name for name, _ in solver.named_parameters()), config.alternate)
         self.relaxed = RelaxedStarts(pairs.noise, config.relax, config.relax_rate) if config.relax else None
         self.kept: int | None = None
-        self.scaler = scaler_for(getattr(model, "precision", "") == "fp16" or self.critics.half)
+        self.scaler = scaler_for(precision_of(model) == "fp16" or self.critics.half)
 
     def averaged(self) -> nn.Module:
         """Return the averaged solver, which is what is validated."""

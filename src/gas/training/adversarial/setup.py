@@ -15,7 +15,7 @@ from gas.errors import UserError
 from gas.evaluation.sampler import fresh
 from gas.metrics.criterion import FrechetCriterion
 from gas.metrics.frechet import extract, feature_statistics
-from gas.models.protocol import Model
+from gas.models.protocol import Model, features_of
 from gas.pairs.dataset import Pairs
 from gas.table import Table
 from gas.training.adam import Adam
@@ -159,7 +159,7 @@ def adversary_for(
     if len(pairs) == 0:
         raise UserError("a critic needs pairs to learn from, got none: make some with `gas pairs`")
     sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
-    features = getattr(model, "features", None)
+    features = features_of(model)
     if features is None:
         raise UserError(
             f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
