@@ -167,7 +167,7 @@ def test_pairs_of_another_shape_are_refused():
 
 def test_a_teacher_that_is_not_finite_is_refused():
     broken = model(denoiser=lambda x, t: x * NAN)
-    with pytest.raises(ValueError, match="answer is not finite for seed 0"):
+    with pytest.raises(ValueError, match="sample is not finite for seed 0"):
         pairs_of(of=broken)
     whole = pairs_of()
     target = whole.target.clone()

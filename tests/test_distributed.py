@@ -306,7 +306,7 @@ def test_pairs_are_those_of_one_resumed_and_damaged_ones_too(tmp_path):
 
 def test_none_has_made_pairs_before_all_are_written(tmp_path, monkeypatch):
     real = gas.io.write_bytes
-    monkeypatch.setattr(gas.pairs.teacher, "write_bytes", lambda *told: (time.sleep(0.2), real(*told)))
+    monkeypatch.setattr(gas.pairs.shards, "write_bytes", lambda *told: (time.sleep(0.2), real(*told)))
     assert in_two(lambda: [write(tmp_path)[-1], len(gas.read_pairs(tmp_path))]) == [[21, 21]] * 2
 
 
@@ -318,7 +318,7 @@ def test_a_full_disk_of_the_first_process_stops_all_and_room_lets_them_go_on(tmp
             raise OSError(28, "No space left on device")
         return real(path, data)
 
-    monkeypatch.setattr(gas.pairs.teacher, "write_bytes", full)
+    monkeypatch.setattr(gas.pairs.shards, "write_bytes", full)
     told = in_two(lambda: write(folder))
     assert all("8 of 21 pairs safe: make room" in text for text in told)
     assert told[1].startswith("OSError: process 0: ")

@@ -16,7 +16,7 @@ from gas import io
 from gas.io import load_state, save_state
 from gas.metrics.frechet import feature_statistics
 from gas.metrics.statistics import read_statistics, save_statistics
-from gas.pairs.shards import _manifest, read_manifest, write_manifest
+from gas.pairs.shards import manifest_of, read_manifest, write_manifest
 from gas.paper.weights import Weights, read_weights, write_weights
 from gas.schedule import EDMasVP
 from gas.zoo import weights_file
@@ -280,7 +280,7 @@ def written(kind, path):
         weights = Weights("EDMPrecond", {"img_resolution": 8}, tensors, "none", {"source": "edm-0123.pkl"})
         write_weights(weights, path)
         return read_weights
-    write_manifest(path.parent, _manifest(RECIPE_OF_FOUR, ["0" * 64]))
+    write_manifest(path.parent, manifest_of(RECIPE_OF_FOUR, ["0" * 64]))
     return lambda _: read_manifest(path.parent)
 
 

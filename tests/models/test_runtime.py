@@ -97,7 +97,7 @@ def test_pairs_know_the_precision_they_were_made_at(digits, table, tmp_path):
     assert len(read_pairs(tmp_path / "exact", model=rounded)) == 6  # the better teacher serves every student
     assert len(read_pairs(tmp_path / "rounded", model=rounded)) == 6
     for other in (digits, precise(digits, "fp16")):
-        with pytest.raises(ValueError, match=r"made with another model .*precision: 'bf16' there"):
+        with pytest.raises(ValueError, match=r"made with another model .*precision: 'bf16' stored"):
             read_pairs(tmp_path / "rounded", model=other)
     with pytest.raises(ValueError, match=r"pairs of other settings .*precision"):
         list(write_pairs(rounded, table, tmp_path / "exact", spec))

@@ -432,13 +432,16 @@ def test_arguments_of_the_writer_are_refused_before_anything_is_written(tmp_path
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"spec": dataclasses.replace(SPEC, seeds=range(3, 14))}, r"seeds: \[3, 13\] there, \[3, 14\] here"),
-        ({"spec": dataclasses.replace(SPEC, guidance=2.0)}, "guidance: 1.0 there, 2.0 here"),
-        ({"spec": dataclasses.replace(SPEC, shard=5)}, "shard: 4 there, 5 here"),
-        ({"spec": dataclasses.replace(SPEC, labelled=False)}, "classes: 5 there, 0 here"),
-        ({"spec": dataclasses.replace(SPEC, teacher={"solver": "heun"})}, "teacher.solver: 'ddim' there"),
+        (
+            {"spec": dataclasses.replace(SPEC, seeds=range(3, 14))},
+            r"seeds: \[3, 13\] stored, \[3, 14\] expected",
+        ),
+        ({"spec": dataclasses.replace(SPEC, guidance=2.0)}, "guidance: 1.0 stored, 2.0 expected"),
+        ({"spec": dataclasses.replace(SPEC, shard=5)}, "shard: 4 stored, 5 expected"),
+        ({"spec": dataclasses.replace(SPEC, labelled=False)}, "classes: 5 stored, 0 expected"),
+        ({"spec": dataclasses.replace(SPEC, teacher={"solver": "heun"})}, "teacher.solver: 'ddim' stored"),
         ({"table": ddim(5)}, "table: '"),
-        ({"model": dataclasses.replace(MODEL, name="twin")}, "model.name: 'mixture' there, 'twin' here"),
+        ({"model": dataclasses.replace(MODEL, name="twin")}, "model.name: 'mixture' stored, 'twin' expected"),
         ({"model": dataclasses.replace(MODEL, schedule=VPLinear(0.2, 20.0))}, "schedule.beta_0: 0.1"),
     ],
 )
@@ -451,8 +454,11 @@ def test_a_folder_of_other_settings_is_refused_and_left_alone(folder, change, te
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (dataclasses.replace(MODEL, name="twin"), "model.name: 'mixture' there, 'twin' here"),
-        (dataclasses.replace(MODEL, schedule=VPLinear(0.2, 20.0)), "schedule.beta_0: 0.1 there, 0.2 here"),
+        (dataclasses.replace(MODEL, name="twin"), "model.name: 'mixture' stored, 'twin' expected"),
+        (
+            dataclasses.replace(MODEL, schedule=VPLinear(0.2, 20.0)),
+            "schedule.beta_0: 0.1 stored, 0.2 expected",
+        ),
     ],
 )
 def test_pairs_of_another_model_are_refused(folder, model, text):
@@ -543,9 +549,9 @@ def test_a_forged_shard_is_refused(folder, change, text, hold):
     ("change", "text"),
     [
         (lambda m: m.update(version=2), "has version 2, but this gas-solver reads version 1"),
-        (lambda m: m.update(colour="red"), "unknown fields .colour: 'red' there"),
-        (lambda m: m.update(colour=None), "unknown fields .colour: None there"),
-        (lambda m: m["recipe"].update(noise="sde"), "unknown fields .recipe.noise: 'sde' there"),
+        (lambda m: m.update(colour="red"), "unknown fields .colour: 'red' stored"),
+        (lambda m: m.update(colour=None), "unknown fields .colour: None stored"),
+        (lambda m: m["recipe"].update(noise="sde"), "unknown fields .recipe.noise: 'sde' stored"),
         (lambda m: m["shards"][0].update(size=3), "damaged or has unknown fields .shards"),
         (lambda m: m["shards"][0].update(file="../secret"), "damaged or has unknown fields .shards"),
         (lambda m: m["shards"].pop(), "is damaged"),

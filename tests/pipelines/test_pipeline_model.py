@@ -172,7 +172,7 @@ def test_pairs_say_what_labels_mean_and_hold_decoded_samples(sd, tmp_path):
     torch.testing.assert_close(pairs.decoded.float(), sd.decode(pairs.target), rtol=0, atol=2e-3)
     assert gas.read_pairs(tmp_path, model=sd).decoded is None
     other = from_pipeline(sd.pipe, ["a cat", "a dog"])
-    with pytest.raises(ValueError, match=r"conditions\.prompts: .*mat.* there"):
+    with pytest.raises(ValueError, match=r"conditions\.prompts: .*mat.* stored"):
         gas.read_pairs(tmp_path, model=other)
     with pytest.raises(ValueError, match="conditions: "):
         gas.read_pairs(tmp_path, model=from_pipeline(sd.pipe))

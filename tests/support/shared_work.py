@@ -91,14 +91,14 @@ def trouble(folder):
     """What cannot be shared, and a teacher that fails in the second process alone."""
     critic = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --out {folder / 'gas.json'}"
     told = [gas_command(*critic.split(), *WHERE), gas_command("zoo")]
-    real = teacher._taught
+    real = teacher._run
 
     def failing(*args, **kwargs):
         if distributed.rank() == 1:
             raise OSError("the second machine's own trouble")
         return real(*args, **kwargs)
 
-    with mock.patch.object(teacher, "_taught", failing):
+    with mock.patch.object(teacher, "_run", failing):
         told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
     if distributed.is_first():
         (folder / "trouble.out").write_text("\n\n".join(f"{code} {said.strip()}" for code, _, said in told))

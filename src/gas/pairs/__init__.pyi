@@ -1,6 +1,7 @@
 from . import dataset as dataset, fingerprint as fingerprint, shards as shards, teacher as teacher
 from .dataset import (
     Pairs as Pairs,
+    StoredPairs as StoredPairs,
     check_conditions as check_conditions,
     check_pairs as check_pairs,
     join_pairs as join_pairs,

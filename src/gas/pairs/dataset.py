@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gas.arguments import number, of_type
 from gas.errors import UserError
-from gas.io import one_line, open_tensors
 from gas.models.protocol import Model, conditions_of
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.fingerprint import model_fingerprint
@@ -22,179 +21,33 @@ from gas.pairs.shards import (
     MANIFEST,
     STORED,
     Json,
+    StoredArray,
     comparable,
     differences,
+    file_stamp,
     read_manifest,
     read_shard,
 )
 
-__all__ = [
-    "Column",
-    "NoiseColumn",
-    "Pairs",
-    "StoredColumn",
-    "WhenAsked",
-    "check_conditions",
-    "check_pairs",
-    "join_pairs",
-    "open_columns",
-    "read_pairs",
-]
-
-
-class Column(Protocol):
-    """One value ``(*)`` a pair, not yet in memory."""
-
-    def __getitem__(self, index: slice | Tensor, /) -> Self:
-        """Return the column of some of the pairs; nothing is read."""
-
-    def read(self) -> Tensor:
-        """Return the values ``(S, *)``."""
-
-
-class WhenAsked:
-    """A field of a dataclass that is given a tensor or a column, and is always read as a tensor.
-
-    A column is read at every access: what needs it twice keeps it.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: object | None, owner: type | None = None) -> Tensor:
-        if instance is None:
-            raise AttributeError(self._name)  # which tells the dataclass that there is no default
-        value: Tensor | Column = vars(instance)[self._name]
-        return value if isinstance(value, Tensor) else value.read()
-
-    def __set__(self, instance: object, value: Tensor | Column) -> None:
-        vars(instance)[self._name] = value
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseColumn:
-    """Standard normal noise, made from the seeds when asked.
-
-    Args:
-        sample_shape: of one sample.
-        seeds: ``(S,)`` int64.
-    """
-
-    sample_shape: tuple[int, ...]
-    seeds: Tensor
-
-    def __getitem__(self, index: slice | Tensor, /) -> NoiseColumn:
-        return replace(self, seeds=self.seeds[index])
-
-    def read(self) -> Tensor:
-        return noise_of_seeds(self.sample_shape, self.seeds.tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class StoredColumn:
-    """What shards hold, checked when the folder was opened: the teacher's answers, or noise that was imported.
-
-    A shard is mapped while its rows are copied out and let go, so that no more than what is asked for stays in memory.
-
-    Args:
-        folder: of the shards.
-        shards: name of each file and what :func:`StoredColumn.mark` said when it was checked.
-        size: pairs a shard, the last one apart.
-        sample_shape: of one sample.
-        rows: ``(S,)`` int64, places among all pairs of the folder.
-        name: of the tensor in each shard.
-    """
-
-    folder: Path
-    shards: tuple[tuple[str, tuple[int, int]], ...]
-    size: int
-    sample_shape: tuple[int, ...]
-    rows: Tensor
-    name: str = "target"
-
-    @staticmethod
-    def mark(path: Path) -> tuple[int, int]:
-        """Return size and time of change of a file, which differ once it was written again; zeros where none is."""
-        if not path.is_file():
-            return 0, 0
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
-
-    def __getitem__(self, index: slice | Tensor, /) -> StoredColumn:
-        return replace(self, rows=self.rows[index])
-
-    def read(self) -> Tensor:
-        """Return the values ``(S, *)`` float32.
-
-        Raises:
-            ValueError: when a shard is not the file that was checked any more.
-        """
-        values = torch.empty(len(self.rows), *self.sample_shape)
-        places = self.rows // self.size
-        for place in places.unique().tolist():
-            here = (places == place).nonzero()[:, 0]
-            self._copy(place, (self.rows[here] - place * self.size).tolist(), here.tolist(), values)
-        return values
-
-    def _copy(self, place: int, rows: list[int], to: list[int], values: Tensor) -> None:
-        name, mark = self.shards[place]
-        path = self.folder / name
-        try:
-            if StoredColumn.mark(path) != mark:
-                raise UserError("it was written again since it was checked")
-            with open_tensors(path) as file:
-                kept = file.get_slice(self.name)
-                for row, destination in zip(rows, to, strict=True):
-                    values[destination] = kept[row]
-        except Exception as error:  # the reader's own errors have no common class
-            raise UserError(
-                f"shard {path} changed while it was in use ({one_line(error)}); {AGAIN}"
-            ) from error
-
-
-def open_columns(folder: Path, manifest: Json) -> tuple[dict[str, Tensor], Column, StoredColumn]:
-    """Check every byte of a finished folder, one shard at a time, and return what its pairs are read by.
-
-    Returns:
-        Seeds and perhaps labels, held; the noise; and the targets.
-
-    Raises:
-        ValueError: when a shard is missing, damaged or foreign.
-    """
-    recipe, shards, held = manifest["recipe"], [], []
-    for entry in manifest["shards"]:
-        shards.append((entry["file"], StoredColumn.mark(folder / entry["file"])))
-        held.append(
-            {
-                name: tensor
-                for name, tensor in read_shard(folder, entry, manifest).items()
-                if name in ("seeds", "labels")
-            }
-        )
-    index = {name: torch.cat([part[name] for part in held]) for name in held[0]}
-    shape, rows = tuple(recipe["shape"]), torch.arange(len(index["seeds"]))
-    target = StoredColumn(folder, tuple(shards), recipe["shard"], shape, rows)
-    own = "noise" in recipe.get(STORED, [])
-    noise = replace(target, name="noise") if own else NoiseColumn(shape, index["seeds"])
-    return index, noise, target
+__all__ = ["LazyArray", "Pairs", "StoredPairs", "check_conditions", "check_pairs", "join_pairs", "read_pairs"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Noise and the teacher's answers, row by row, on the CPU; in memory, or on disk until they are asked for.
+    """Noise and the teacher's samples, row by row, in memory on the CPU.
 
     Args:
         seeds: ``(S,)`` int64.
-        noise: ``(S, *)`` float32, standard normal, from the seeds alone; a tensor, or a column to read when asked.
-        target: ``(S, *)`` float32, where the teacher takes the noise; likewise.
-        labels: ``(S,)`` int64, or ``None`` when no class was told.
-        manifest: what the folder says about itself; by default, that the teacher ran without guidance.
+        noise: ``(S, *)`` float32, standard normal, from the seeds alone.
+        target: ``(S, *)`` float32, the teacher's sample from that noise.
+        labels: ``(S,)`` int64, or ``None`` for samples without a class.
+        manifest: of the folder; default that of a teacher without guidance.
         decoded: ``(S, *)`` float16, the decoded targets, where they were stored and asked for.
     """
 
     seeds: Tensor
-    noise: WhenAsked = WhenAsked()
-    target: WhenAsked = WhenAsked()
+    noise: Tensor
+    target: Tensor
     labels: Tensor | None = None
     manifest: Mapping[str, Any] = field(default_factory=lambda: {"recipe": {"guidance": 1.0, "teacher": {}}})
     decoded: Tensor | None = None
@@ -202,22 +55,27 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def batches(self, size: int = 256) -> Iterator[Pairs]:
-        """Yield all pairs in order, ``size`` at a time: what reads a set through without holding it."""
-        for start in range(0, len(self), size):
-            yield self.subset(slice(start, start + size))
+    def __repr__(self) -> str:
+        return f"<{len(self)} pairs of shape {'x'.join(map(str, self.sample_shape))}>"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.target.shape[1:])
 
     @property
     def guidance(self) -> float:
-        """Scale of classifier-free guidance that the teacher ran with."""
+        """Scale of the teacher's classifier-free guidance."""
         return number("guidance of the pairs", self.manifest["recipe"]["guidance"], "(-inf, inf)")
 
     @property
     def prompts(self) -> list[str] | None:
-        """The prompt of each row, or ``None`` when labels are no prompts or none were told."""
-        known = self.manifest["recipe"].get("conditions", {}).get("prompts")
+        """The prompt of each row, or ``None`` when labels do not select prompts."""
+        prompts = self.manifest["recipe"].get("conditions", {}).get("prompts")
         return (
-            None if known is None or self.labels is None else [known[label] for label in self.labels.tolist()]
+            None
+            if prompts is None or self.labels is None
+            else [prompts[label] for label in self.labels.tolist()]
         )
 
     @property
@@ -225,57 +83,115 @@ class Pairs:
         """Description of the teacher in plain JSON."""
         return dict(self.manifest["recipe"]["teacher"])
 
-    def __repr__(self) -> str:
-        """Return how many there are, and of what; their values would fill pages."""
-        shape = self.subset(slice(0, 1)).target.shape[1:]
-        return f"<{len(self)} pairs of shape {'x'.join(map(str, shape))}>"
+    def load(self) -> Pairs:
+        """Return all rows in memory."""
+        return self
+
+    def load_noise(self) -> Tensor:
+        """Return the noise of all rows ``(S, *)`` in memory."""
+        return self.noise
+
+    def view(self, index: slice | Tensor) -> Self:
+        """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions, where they are."""
+        return replace(
+            self,
+            seeds=self.seeds[index],
+            noise=self.noise[index],
+            target=self.target[index],
+            labels=None if self.labels is None else self.labels[index],
+            decoded=None if self.decoded is None else self.decoded[index],
+        )
 
     def subset(self, index: slice | Tensor) -> Pairs:
-        """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions."""
-        labels = None if self.labels is None else self.labels[index]
-        decoded = None if self.decoded is None else self.decoded[index]
-        noise, target = (vars(self)[name][index] for name in ("noise", "target"))
-        return Pairs(self.seeds[index], noise, target, labels, self.manifest, decoded)
+        """Return the rows of :meth:`view` in memory."""
+        return self.view(index).load()
 
-    def split(self, validation: int) -> tuple[Pairs, Pairs]:
-        """Return ``(train, the last validation rows)``; raises ValueError when none is left to train on."""
+    def batches(self, size: int = 256) -> Iterator[Pairs]:
+        """Yield all pairs in order, ``size`` in memory at a time."""
+        for start in range(0, len(self), size):
+            yield self.subset(slice(start, start + size))
+
+    def split(self, validation: int) -> tuple[Self, Self]:
+        """Return ``(train, the last validation rows)``, as views.
+
+        Raises:
+            ValueError: when no pair is left to train on.
+        """
         if not 0 <= validation < len(self):
             raise UserError(
-                f"validation must be from 0 to below {len(self)} pairs, got {validation}: keep fewer of them to choose "
-                "on, or make more pairs"
+                f"validation must be from 0 to below {len(self)} pairs, got {validation}: use fewer for validation, "
+                "or make more pairs"
             )
         cut = len(self) - validation
-        return self.subset(slice(0, cut)), self.subset(slice(cut, None))
+        return self.view(slice(0, cut)), self.view(slice(cut, None))
 
 
-def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
-    """Refuse what are no pairs of a model: none at all, or samples of another shape.
+class LazyArray(Protocol):
+    """A tensor ``(S, *)`` that is not in memory until :meth:`read`."""
 
-    Raises:
-        ValueError: names the argument and what came.
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: slice | Tensor, /) -> Self:
+        """Return a view of some rows."""
+
+    def read(self) -> Tensor:
+        """Return the values."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeededNoise:
+    """Standard normal noise that :meth:`read` generates from seeds ``(S,)`` int64."""
+
+    sample_shape: tuple[int, ...]
+    seeds: Tensor
+
+    def __getitem__(self, index: slice | Tensor, /) -> SeededNoise:
+        return replace(self, seeds=self.seeds[index])
+
+    def read(self) -> Tensor:
+        return noise_of_seeds(self.sample_shape, self.seeds.tolist())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredPairs(Pairs):
+    """Pairs on disk, for sets larger than memory: :meth:`subset`, :meth:`batches` and :meth:`load` read rows.
+
+    ``noise`` and ``target`` are each a :class:`LazyArray`; seeds and labels are in memory.
     """
-    of_type(name, pairs, Pairs, "gas.Pairs")
-    if len(pairs):
-        sample_shape = tuple(pairs.subset(slice(0, 1)).target.shape[1:])
-        if sample_shape != tuple(model.sample_shape):
-            raise UserError(
-                f"{name} have samples of shape {sample_shape}, model {model.name} of {tuple(model.sample_shape)}: "
-                "make pairs with this model"
-            )
+
+    noise: LazyArray  # type: ignore[assignment]
+    target: LazyArray  # type: ignore[assignment]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.target.sample_shape
+
+    def load(self) -> Pairs:
+        return Pairs(
+            seeds=self.seeds,
+            noise=self.noise.read(),
+            target=self.target.read(),
+            labels=self.labels,
+            manifest=self.manifest,
+        )
+
+    def load_noise(self) -> Tensor:
+        return self.noise.read()
 
 
 def read_pairs(
     folder: Path | str, *, model: Model | None = None, hold: bool = True, decoded: bool = False
 ) -> Pairs:
-    """Read a finished folder, every byte checked, and make the noise again unless it was imported with its own.
+    """Read a finished folder, every byte checked; noise is generated again unless it was imported with the pairs.
 
     Args:
-        folder: where the pairs are.
-        model: when given, the pairs must have been made with this very model, schedule and meaning of labels, at its
-            precision or in float32; whether it was or is compiled does not matter.
-        hold: keep everything in memory. Else every byte is checked now, one shard at a time, and rows are read when
-            they are asked for, to the same bits: training then holds a batch, not the set.
-        decoded: also return the decoded samples, which are held.
+        folder: of the pairs.
+        model: if given, the pairs must have been made with this very model, schedule and meaning of labels, at its
+            precision or in float32; compilation does not matter.
+        hold: keep everything in memory. Otherwise check every byte now, one shard at a time, and return
+            :class:`StoredPairs`, which read rows on demand to the same bits: training then holds a batch, not the set.
+        decoded: also return the decoded samples, in memory.
 
     Raises:
         FileNotFoundError: when the folder has no manifest.
@@ -286,11 +202,8 @@ def read_pairs(
         raise FileNotFoundError(f"{folder} has no {MANIFEST}, so no pairs; make some with `gas pairs`")
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
-    unsaid = {key: value for key, value in recipe.items() if key != "conditions"}
-    here = recipe if model is None else {**unsaid, **model_fingerprint(model)}
-    here = {**here, "model": comparable(recipe["model"], here["model"])}
-    if other := differences(recipe, here):
-        raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")
+    if model is not None:
+        _check_model(folder, recipe, model)
     seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < len(seeds):
         raise UserError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
@@ -299,44 +212,96 @@ def read_pairs(
             f"the pairs in {folder} were stored without decoded samples; make them with decoded=True"
         )
     if not hold and not decoded:
-        index, column, target = open_columns(folder, manifest)
-        return Pairs(index["seeds"], column, target, index.get("labels"), manifest)
+        return _open_stored(folder, manifest)
     parts = [read_shard(folder, entry, manifest) for entry in shards]
-    if not decoded:
-        parts = [{name: x for name, x in part.items() if name != "decoded"} for part in parts]
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    noise = whole["noise"] if "noise" in whole else noise_of_seeds(recipe["shape"], seeds)
-    return Pairs(whole["seeds"], noise, whole["target"], whole.get("labels"), manifest, whole.get("decoded"))
+    names = [name for name in parts[0] if decoded or name != "decoded"]
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
+    return Pairs(
+        seeds=tensors["seeds"],
+        noise=tensors["noise"] if "noise" in tensors else noise_of_seeds(recipe["shape"], seeds),
+        target=tensors["target"],
+        labels=tensors.get("labels"),
+        manifest=manifest,
+        decoded=tensors.get("decoded"),
+    )
+
+
+def _check_model(folder: Path, recipe: Json, model: Model) -> None:
+    rest = {key: value for key, value in recipe.items() if key != "conditions"}
+    expected = {**rest, **model_fingerprint(model)}
+    expected["model"] = comparable(recipe["model"], expected["model"])
+    if other := differences(recipe, expected):
+        raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")
+
+
+def _open_stored(folder: Path, manifest: Json) -> StoredPairs:
+    """Check every byte, one shard at a time, and keep only seeds and labels."""
+    recipe, stamps, parts = manifest["recipe"], [], []
+    for entry in manifest["shards"]:
+        stamps.append((entry["file"], file_stamp(folder / entry["file"])))
+        tensors = read_shard(folder, entry, manifest)
+        parts.append({name: x for name, x in tensors.items() if name in ("seeds", "labels")})
+    index = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    shape = tuple(recipe["shape"])
+    target = StoredArray(
+        folder=folder,
+        shards=tuple(stamps),
+        size=recipe["shard"],
+        sample_shape=shape,
+        rows=torch.arange(len(index["seeds"])),
+    )
+    is_stored = "noise" in recipe.get(STORED, [])
+    return StoredPairs(
+        seeds=index["seeds"],
+        noise=replace(target, name="noise") if is_stored else SeededNoise(shape, index["seeds"]),
+        target=target,
+        labels=index.get("labels"),
+        manifest=manifest,
+    )
+
+
+def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
+    """Refuse anything but pairs of the model's sample shape.
+
+    Raises:
+        ValueError: names the argument and its shape or type.
+    """
+    of_type(name, pairs, Pairs, "gas.Pairs")
+    if len(pairs) and pairs.sample_shape != tuple(model.sample_shape):
+        raise UserError(
+            f"{name} have samples of shape {pairs.sample_shape}, model {model.name} of {tuple(model.sample_shape)}: "
+            "make pairs with this model"
+        )
 
 
 def check_conditions(model: Model, pairs: Pairs) -> None:
-    """Refuse pairs whose labels mean something else than the model's: other prompts, other observations.
+    """Refuse pairs whose labels select other prompts or observations than the model's.
 
     Raises:
-        ValueError: says so.
+        ValueError: names the differences.
     """
-    recorded, conditions = pairs.manifest["recipe"].get("conditions"), conditions_of(model).get("conditions")
-    if (
-        recorded is not None
-        and pairs.labels is not None
-        and (other := differences(recorded, json.loads(json.dumps(conditions or {}))))
-    ):
+    stored = pairs.manifest["recipe"].get("conditions")
+    if stored is None or pairs.labels is None:
+        return
+    current = json.loads(json.dumps(conditions_of(model).get("conditions", {})))
+    if other := differences(stored, current):
         raise UserError(f"the pairs were made with other conditions than those of {model.name} ({other})")
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """Return pairs of one teacher as one set, in order.
+    """Return pairs of one teacher as one set in memory, in order.
 
     Raises:
-        ValueError: when there is nothing to join.
+        ValueError: for an empty sequence.
     """
     if not parts:
         raise UserError("join_pairs needs at least one set of pairs, got none")
-    labels = [part.labels for part in parts if part.labels is not None]
+    loaded = [part.load() for part in parts]
+    labels = [part.labels for part in loaded if part.labels is not None]
     return Pairs(
-        torch.cat([part.seeds for part in parts]),
-        torch.cat([part.noise for part in parts]),
-        torch.cat([part.target for part in parts]),
-        torch.cat(labels) if labels else None,
-        parts[0].manifest,
+        seeds=torch.cat([part.seeds for part in loaded]),
+        noise=torch.cat([part.noise for part in loaded]),
+        target=torch.cat([part.target for part in loaded]),
+        labels=torch.cat(labels) if labels else None,
+        manifest=parts[0].manifest,
     )

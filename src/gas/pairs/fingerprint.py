@@ -14,7 +14,6 @@ from gas.arguments import MAX_BATCH, MAX_SEEDS, flag, integer, number, of_type
 from gas.errors import UserError
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import noise_of_seeds
-from gas.pairs.shards import RECIPE
 from gas.table import Table
 
 __all__ = ["PairsSpec", "model_fingerprint", "pairs_fingerprint"]
@@ -26,12 +25,12 @@ class PairsSpec:
 
     Args:
         seeds: one sample each; contiguous.
-        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing); by default
-            that of a :class:`gas.Classical`, of another table none.
+        teacher: description of the table for the manifest, in plain JSON (else TypeError when writing); default that
+            of a :class:`gas.Classical`, empty for another table.
         guidance: scale of classifier-free guidance; 1 is the plain conditional model.
         shard: samples a file.
         labelled: give a class-conditional model the label ``seed mod classes``.
-        decoded: also store what the model's decoder makes of the samples, as float16.
+        decoded: also store the decoded samples, as float16.
 
     Raises:
         ValueError: for seeds that are empty, negative or not contiguous, and numbers out of range.
@@ -58,8 +57,18 @@ class PairsSpec:
         flag("decoded", self.decoded)
 
 
+def model_fingerprint(model: Model) -> dict[str, Any]:
+    """Return the part of a manifest's recipe that describes the model, in plain JSON."""
+    fingerprint = {
+        "model": dict(model.fingerprint()),
+        "schedule": model.schedule.config(),
+        **conditions_of(model),
+    }
+    return dict(json.loads(json.dumps(fingerprint, allow_nan=False)))
+
+
 def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
-    """Return everything that decides the bytes of a set of pairs, in plain JSON.
+    """Return the recipe of a manifest: everything that decides the bytes of a set of pairs, in plain JSON.
 
     Raises:
         ValueError: for a batch below 1, or a model whose noise does not follow from its seed alone.
@@ -67,22 +76,20 @@ def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -
     integer("batch", batch, 1, MAX_BATCH)
     shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
     if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):
-        raise UserError(f"model.noise({seeds[:1]}) must be gas.models.noise_of_seeds: only the seed is kept")
+        raise UserError(
+            f"model.noise({seeds[:1]}) must be gas.models.noise_of_seeds: only the seed is stored"
+        )
     arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
-    digest, classes = hashlib.sha256(b"".join(arrays)).hexdigest(), model.classes if spec.labelled else 0
-    rest = (shape, digest, dict(spec.teacher or {}), spec.guidance, classes, seeds, spec.shard, batch)
-    told: dict[str, Any] = dict(zip(RECIPE[2:], rest, strict=True))
-    if spec.decoded:
-        told["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
-    return model_fingerprint(model, **told)
-
-
-def model_fingerprint(model: Model, **more: Any) -> dict[str, Any]:
-    """Return what a recipe says of its model, and more, in plain JSON."""
-    source = {
-        "model": dict(model.fingerprint()),
-        "schedule": model.schedule.config(),
-        **conditions_of(model),
-        **more,
+    settings: dict[str, Any] = {
+        "shape": shape,
+        "table": hashlib.sha256(b"".join(arrays)).hexdigest(),
+        "teacher": dict(spec.teacher or {}),
+        "guidance": spec.guidance,
+        "classes": model.classes if spec.labelled else 0,
+        "seeds": seeds,
+        "shard": spec.shard,
+        "batch": batch,
     }
-    return dict(json.loads(json.dumps(source, allow_nan=False)))
+    if spec.decoded:
+        settings["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
+    return model_fingerprint(model) | dict(json.loads(json.dumps(settings, allow_nan=False)))

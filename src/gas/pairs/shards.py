@@ -1,4 +1,4 @@
-"""Pairs on disk: a manifest that says what the folder is, and checksummed safetensors shards."""
+"""The folder format of pairs, with its one writer and one reader: a manifest and checksummed safetensors shards."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from gas.errors import UserError
@@ -20,97 +22,86 @@ from gas.io import (
     brief,
     one_line,
     open_regular,
+    open_tensors,
     read_json,
     read_tensors,
     sealed,
     sha256,
     unsealed,
     whole_numbers,
+    write_bytes,
     write_text,
 )
 from gas.models.seeds import labels_of_seeds
 
-__all__ = [
-    "AGAIN",
-    "MANIFEST",
-    "OPTIONAL",
-    "RECIPE",
-    "STORED",
-    "checked",
-    "comparable",
-    "differences",
-    "is_whole",
-    "open_folder",
-    "read_manifest",
-    "read_shard",
-    "shard_index",
-    "write_manifest",
-]
+__all__ = ["MANIFEST", "StoredArray", "open_folder", "read_manifest", "read_shard", "write_shard"]
 
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
-RECIPE = ("model", "schedule", "shape", "table", "teacher", "guidance", "classes", "seeds", "shard", "batch")
-# What an imported set keeps beside the targets because it does not follow from the seeds: noise, labels.
+# Keys of every manifest's recipe.
+_REQUIRED = (
+    "model",
+    "schedule",
+    "shape",
+    "table",
+    "teacher",
+    "guidance",
+    "classes",
+    "seeds",
+    "shard",
+    "batch",
+)
+# Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
-# What labels mean to the model, and the shape of a decoded sample, where these are.
-OPTIONAL = ("conditions", "decoded", STORED)
+# Meaning of the labels; shape of a decoded sample; stored tensors.
+_OPTIONAL = ("conditions", "decoded", STORED)
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
-_LARGEST = 1 << 30  # numbers of a sample: 4 GB
+_MAX_SAMPLE = 1 << 30  # numbers of one sample: 4 GB
 
 
-def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
-    """Return what a shard says of its seeds: ``seeds (S,)`` and, where they follow from them, ``labels (S,)``."""
-    seeds = range(entry["first_seed"], entry["first_seed"] + entry["count"])
-    labels = None if "labels" in recipe.get(STORED, []) else labels_of_seeds(recipe["classes"], seeds)
-    return {"seeds": torch.tensor(seeds)} | ({} if labels is None else {"labels": labels})
+# --- writing --------------------------------------------------------------------------------------------
 
 
-def checked(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) -> dict[str, Tensor]:
-    """Return the tensors of a shard if they are what the recipe asks for; ``name`` is for the message."""
-    index = shard_index(recipe, entry)
-    target = torch.empty(entry["count"], *recipe["shape"], device="meta")  # for its shape alone
-    stored = {key: {"noise": target, "labels": index["seeds"]}[key] for key in recipe.get(STORED, [])}
-    wanted = {key: (x.dtype, *x.shape) for key, x in {**index, **stored, "target": target}.items()}
-    if "decoded" in recipe:
-        wanted["decoded"] = (torch.float16, entry["count"], *recipe["decoded"])
-    found = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
-    if found != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
-        raise UserError(
-            f"{name} must hold {str(wanted)[:90]} from seed {entry['first_seed']} on, got {str(found)[:90]}"
-        )
-    finite = torch.isfinite(tensors["target"]).reshape(entry["count"], -1).all(1)
-    if bad := index["seeds"][~finite].tolist():
-        raise UserError(f"{name} is not finite for seed {bad[0]}; check model, guidance and table")
-    return tensors
+def open_folder(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
+    """Open a folder to write pairs into: a new one, or one of the same recipe, whose stale temporary files go.
 
+    Args:
+        folder: an existing folder.
+        recipe: what decides the bytes of the pairs; the batch size of an earlier run counts, not this one.
 
-def _manifest(recipe: Json, checksums: Sequence[str | None] | None = None) -> dict[str, Any]:
-    """Return the manifest of a recipe; all but the checksums follows from it."""
-    (first, stop), size = recipe["seeds"], recipe["shard"]
-    starts = range(first, stop, size)
-    shards = [
-        {"file": f"shard-{i:05d}.safetensors", "first_seed": s, "count": min(size, stop - s), "sha256": known}
-        for i, (s, known) in enumerate(zip(starts, checksums or [None] * len(starts), strict=True))
-    ]
-    mark = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    return {"version": _VERSION, "recipe": recipe, "recipe_sha256": mark, "shards": shards}
+    Returns:
+        The manifest, and which of its shards are missing or damaged.
 
-
-def open_folder(folder: Path, recipe: Json) -> dict[str, Any]:
-    """Return the folder's manifest if of this recipe, or a new one, written; sweep up after a kill."""
-    found = (folder / MANIFEST).exists()
-    if not found and any(folder.glob("*.safetensors")):
+    Raises:
+        ValueError: when the folder holds other pairs, or files without a manifest.
+    """
+    is_new = not (folder / MANIFEST).exists()
+    if is_new and any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} has safetensors files but no {MANIFEST}; choose another folder")
-    manifest = read_manifest(folder) if found else _manifest(recipe)
+    manifest = manifest_of(recipe) if is_new else read_manifest(folder)
     if other := differences(manifest["recipe"], {**recipe, "batch": manifest["recipe"]["batch"]}):
         raise UserError(f"{folder} holds pairs of other settings ({other}); choose another folder")
-    if not found:
+    if is_new:
         write_manifest(folder, manifest)
-        return manifest
     for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".shard-*.safetensors.*.tmp")):
         stale.unlink(missing_ok=True)
-    return manifest
+    return manifest, [i for i, entry in enumerate(manifest["shards"]) if not _is_intact(folder, entry)]
+
+
+def write_shard(folder: Path, manifest: Json, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a shard, then the manifest with its checksum; each appears whole or not at all.
+
+    Args:
+        folder: of the pairs.
+        manifest: from :func:`open_folder`.
+        entry: of the shard, one of ``manifest["shards"]``; gets the checksum.
+        tensors: from :func:`check_shard`.
+    """
+    data = save(tensors, {"recipe": manifest["recipe_sha256"]})
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    write_bytes(folder / entry["file"], data)
+    write_manifest(folder, manifest)
 
 
 def write_manifest(folder: Path, manifest: Json) -> None:
@@ -118,18 +109,44 @@ def write_manifest(folder: Path, manifest: Json) -> None:
     write_text(folder / MANIFEST, json.dumps(sealed(manifest), indent=1) + "\n")
 
 
+def manifest_of(recipe: Json, checksums: Sequence[str | None] | None = None) -> dict[str, Any]:
+    """Return the manifest of a recipe; all but the checksums follows from it."""
+    (first, stop), size = recipe["seeds"], recipe["shard"]
+    starts = range(first, stop, size)
+    shards = [
+        {
+            "file": f"shard-{i:05d}.safetensors",
+            "first_seed": s,
+            "count": min(size, stop - s),
+            "sha256": digest,
+        }
+        for i, (s, digest) in enumerate(zip(starts, checksums or [None] * len(starts), strict=True))
+    ]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return {"version": _VERSION, "recipe": recipe, "recipe_sha256": digest, "shards": shards}
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest and hold it against what its own recipe implies."""
+    """Read the manifest of a folder.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is damaged, of another version, or not what its own recipe implies; for a shard in the
+            folder that it does not list.
+    """
     path = folder / MANIFEST
     try:
         content: dict[str, Any] = read_json(path)
         version, implied = content["version"], {}
         manifest = {key: value for key, value in content.items() if key != CHECKSUM}
         if version == _VERSION:
-            found = manifest["recipe"]
-            recipe = {key: found[key] for key in (*RECIPE, *(key for key in OPTIONAL if key in found))}
+            keys = (*_REQUIRED, *(key for key in _OPTIONAL if key in manifest["recipe"]))
+            recipe = {key: manifest["recipe"][key] for key in keys}
             _check_recipe(recipe, manifest["shards"])
-            implied = _manifest(recipe, [entry["sha256"] for entry in manifest["shards"]])
+            implied = manifest_of(recipe, [entry["sha256"] for entry in manifest["shards"]])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}); choose another folder") from error
     if version != _VERSION:
@@ -143,10 +160,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_recipe(recipe: Json, shards: Any) -> None:
-    """Refuse numbers that a shard's size and the list of shards do not bear out, before anything is built by them."""
+    """Refuse implausible sizes before anything is allocated by them."""
     shape, seeds, decoded = recipe["shape"], recipe["seeds"], recipe.get("decoded", [])
-    if not whole_numbers(shape, 8) or not whole_numbers(decoded, 8) or math.prod(shape) > _LARGEST:
-        raise UserError(f"shape {brief(shape)} is none of samples")
+    if not whole_numbers(shape, 8) or not whole_numbers(decoded, 8) or math.prod(shape) > _MAX_SAMPLE:
+        raise UserError(f"shape {brief(shape)} is not that of a sample")
     if not whole_numbers(seeds, 2) or len(seeds) != 2 or not seeds[0] < seeds[1] <= 1 << 63:
         raise UserError(f"seeds {brief(seeds)} are no range")
     for name, least in (("shard", 1), ("batch", 1), ("classes", 0)):
@@ -160,24 +177,27 @@ def _check_recipe(recipe: Json, shards: Any) -> None:
 
 
 def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
-    """Return the tensors of one shard, or say what is wrong with the file."""
+    """Return the tensors of one shard.
+
+    Raises:
+        ValueError: when the file is missing, damaged or foreign.
+    """
     path = folder / entry["file"]
     try:
         _check_size(path, entry, manifest["recipe"])
         tensors, metadata = read_tensors(path)
-        mark = metadata.get("recipe")
     except (OSError, ValueError) as error:
-        why = one_line(error) if isinstance(error, ValueError) else error.strerror
-        raise UserError(f"shard {path} is missing, truncated or damaged ({why}); {AGAIN}") from error
-    if mark != manifest["recipe_sha256"]:
+        reason = one_line(error) if isinstance(error, ValueError) else error.strerror
+        raise UserError(f"shard {path} is missing, truncated or damaged ({reason}); {AGAIN}") from error
+    if metadata.get("recipe") != manifest["recipe_sha256"]:
         raise UserError(f"shard {path} is foreign, from a folder of other settings; {AGAIN}")
-    if not is_whole(folder, entry):
+    if not _is_intact(folder, entry):
         raise UserError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
-    return checked(f"shard {path}", tensors, manifest["recipe"], entry)
+    return check_shard(f"shard {path}", tensors, manifest["recipe"], entry)
 
 
 def _check_size(path: Path, entry: Json, recipe: Json) -> None:
-    """Refuse a file that is too small for what the manifest says of it, before that is counted out."""
+    """Refuse a file that is too small for its entry in the manifest, before seeds are counted out by that."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
     if size < entry["count"] * math.prod(recipe["shape"]) * 4 or size < 8 * entry["count"]:
@@ -186,23 +206,144 @@ def _check_size(path: Path, entry: Json, recipe: Json) -> None:
         )
 
 
-def is_whole(folder: Path, entry: Json) -> bool:
-    """Whether a shard is there with the checksum that the manifest has of it."""
+def _is_intact(folder: Path, entry: Json) -> bool:
     path = folder / entry["file"]
     return entry["sha256"] is not None and path.is_file() and sha256(path) == entry["sha256"]
 
 
-def differences(there: Any, here: Any, name: str = "") -> str:
-    """Name what differs between two JSON values, or return the empty string."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        values = ((key, there.get(key, "nothing"), here.get(key, "nothing")) for key in {**there, **here})
-        return "; ".join(filter(None, (differences(a, b, f"{name}.{key}") for key, a, b in values)))
-    return "" if there == here else f"{name[1:]}: {reprlib.repr(there)} there, {reprlib.repr(here)} here"
+@dataclass(frozen=True, eq=False)
+class StoredArray:
+    """One tensor of every shard, ``(S, *)`` in all, of which :meth:`read` copies the selected rows into memory.
+
+    A shard is mapped only while its rows are copied.
+
+    Args:
+        folder: of the shards.
+        shards: name of each file, and its :func:`file_stamp` when it was checked.
+        size: pairs a shard, the last one apart.
+        sample_shape: of one sample.
+        rows: ``(S,)`` int64, positions among all pairs of the folder.
+        name: of the tensor in each shard.
+    """
+
+    folder: Path
+    shards: tuple[tuple[str, tuple[int, int]], ...]
+    size: int
+    sample_shape: tuple[int, ...]
+    rows: Tensor
+    name: str = "target"
+
+    def __getitem__(self, index: slice | Tensor, /) -> StoredArray:
+        return replace(self, rows=self.rows[index])
+
+    def read(self) -> Tensor:
+        """Return the values ``(S, *)`` float32.
+
+        Raises:
+            ValueError: when a shard has changed since it was checked.
+        """
+        values = torch.empty(len(self.rows), *self.sample_shape)
+        numbers = self.rows // self.size
+        for number in numbers.unique().tolist():
+            positions = (numbers == number).nonzero()[:, 0]
+            self._copy(
+                number, (self.rows[positions] - number * self.size).tolist(), positions.tolist(), values
+            )
+        return values
+
+    def _copy(self, number: int, rows: list[int], positions: list[int], values: Tensor) -> None:
+        name, stamp = self.shards[number]
+        path = self.folder / name
+        try:
+            if file_stamp(path) != stamp:
+                raise UserError("it was written again since it was checked")
+            with open_tensors(path) as file:
+                stored = file.get_slice(self.name)
+                for row, position in zip(rows, positions, strict=True):
+                    values[position] = stored[row]
+        except Exception as error:  # the reader's own errors have no common class
+            raise UserError(
+                f"shard {path} changed while it was in use ({one_line(error)}); {AGAIN}"
+            ) from error
 
 
-def comparable(there: Json, here: Json) -> dict[str, Any]:
-    """Return a student's identity as pairs made by ``there`` see it: float32 pairs serve every precision."""
-    kept = {key: value for key, value in here.items() if key != "compiled"}
-    for key in {"precision", "shift"} - set(there):  # a flow's shift decides nothing that pairs hold
-        kept.pop(key, None)
-    return kept | ({"compiled": there["compiled"]} if "compiled" in there else {})
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return size and modification time of a file, zeros when there is none: they tell whether it was rewritten."""
+    if not path.is_file():
+        return 0, 0
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+# --- what a shard must hold -----------------------------------------------------------------------------
+
+
+def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
+    """Return the tensors of a shard that follow from its seeds: ``seeds (S,)`` and, unless stored, ``labels (S,)``."""
+    seeds = range(entry["first_seed"], entry["first_seed"] + entry["count"])
+    labels = None if "labels" in recipe.get(STORED, []) else labels_of_seeds(recipe["classes"], seeds)
+    return {"seeds": torch.tensor(seeds)} | ({} if labels is None else {"labels": labels})
+
+
+def check_shard(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) -> dict[str, Tensor]:
+    """Return the tensors of a shard once names, types, shapes and seeds are the recipe's, and targets finite.
+
+    Args:
+        name: of their source, for messages.
+        tensors: by name.
+        recipe: of the manifest.
+        entry: of the shard.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    index = shard_index(recipe, entry)
+    target = torch.empty(entry["count"], *recipe["shape"], device="meta")  # for its shape alone
+    stored = {key: {"noise": target, "labels": index["seeds"]}[key] for key in recipe.get(STORED, [])}
+    wanted = {key: (x.dtype, *x.shape) for key, x in {**index, **stored, "target": target}.items()}
+    if "decoded" in recipe:
+        wanted["decoded"] = (torch.float16, entry["count"], *recipe["decoded"])
+    got = {key: (x.dtype, *x.shape) for key, x in tensors.items()}
+    if got != wanted or any(not torch.equal(tensors[key], x) for key, x in index.items()):
+        raise UserError(
+            f"{name} must hold {str(wanted)[:90]} from seed {entry['first_seed']} on, got {str(got)[:90]}"
+        )
+    check_finite(name, tensors["target"], index["seeds"])
+    return tensors
+
+
+def check_finite(name: str, target: Tensor, seeds: Tensor) -> None:
+    """Refuse samples ``(S, *)`` that are not finite; names the first one's seed."""
+    finite = target.reshape(len(target), -1).isfinite().all(1)
+    if not bool(finite.all()):
+        raise UserError(
+            f"{name} is not finite for seed {int(seeds[~finite][0])}; check model, guidance and table"
+        )
+
+
+# --- comparing recipes ----------------------------------------------------------------------------------
+
+
+def differences(stored: Any, expected: Any, name: str = "") -> str:
+    """Name the differences of two JSON values, or return the empty string."""
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        keys = {**stored, **expected}
+        parts = (
+            differences(stored.get(key, "nothing"), expected.get(key, "nothing"), f"{name}.{key}")
+            for key in keys
+        )
+        return "; ".join(filter(None, parts))
+    if stored == expected:
+        return ""
+    return f"{name[1:]}: {reprlib.repr(stored)} stored, {reprlib.repr(expected)} expected"
+
+
+def comparable(stored: Json, current: Json) -> dict[str, Any]:
+    """Return a model's fingerprint with only those run-time settings that pairs of ``stored`` depend on.
+
+    Pairs made in float32 serve every precision, and compilation or a flow's shift decides nothing in them.
+    """
+    rest = {key: value for key, value in current.items() if key != "compiled"}
+    for key in {"precision", "shift"} - set(stored):
+        rest.pop(key, None)
+    return rest | ({"compiled": stored["compiled"]} if "compiled" in stored else {})

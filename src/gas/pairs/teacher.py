@@ -1,8 +1,7 @@
-"""The teacher: sample from the noise of every seed, write the pairs in shards that survive a kill."""
+"""The teacher: sample from the noise of every seed, and write the pairs in shards that survive a kill."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from gas import distributed
 from gas.classical.registry import Classical
-from gas.errors import UserError
-from gas.io import write_bytes
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs
@@ -25,11 +21,11 @@ from gas.pairs.fingerprint import PairsSpec, pairs_fingerprint
 from gas.pairs.shards import (
     AGAIN,
     Json,
-    checked,
-    is_whole,
+    check_finite,
+    check_shard,
     open_folder,
     shard_index,
-    write_manifest,
+    write_shard,
 )
 from gas.sampling import sample
 from gas.table import Table, TableMaker, table_on
@@ -41,7 +37,7 @@ Solver = Table | nn.Module | TableMaker
 
 @dataclass(frozen=True)
 class PairsProgress:
-    """How far the writer is, in samples safe on disk; ``resumed`` of them were there when it started."""
+    """Progress of the writer in samples safe on disk, ``resumed`` of them from an earlier run."""
 
     done: int
     total: int
@@ -53,16 +49,16 @@ def write_pairs(
 ) -> Iterator[PairsProgress]:
     """Run the teacher from the noise of every seed: ``target_s = sample(model, noise(s), table)``.
 
-    The folder holds ``manifest.json`` (what it is, and a checksum a shard) and one safetensors file a
-    shard: ``target``, ``seeds`` and perhaps ``labels`` and ``decoded``; noise follows from the seed and is not stored.
-    Killed at any point and called again, this keeps the shards whose checksum holds, makes the rest in
-    the first run's batches, and ends with the same bytes (on like machines: another may round differently).
+    The folder holds ``manifest.json`` (settings, and a checksum a shard) and one safetensors file a shard: ``target``,
+    ``seeds`` and perhaps ``labels`` and ``decoded``; noise follows from the seed and is not stored. Killed at any point
+    and called again, this keeps the shards whose checksum holds, makes the rest in the first run's batches, and ends
+    with the same bytes (on like machines: another may round differently).
 
     Args:
         model: the model; its noise must be that of :func:`gas.models.noise_of_seeds`.
-        table: the teacher; a :class:`gas.Classical` describes itself where ``spec.teacher`` is left out.
-        folder: new, empty or of an earlier run; one writer at a time. Of several processes
-            (:func:`gas.distributed.process_group`) all make batches and the first writes, to the same bytes.
+        table: the teacher; a :class:`gas.Classical` describes itself unless ``spec.teacher`` is given.
+        folder: new, empty or of an earlier run; one writer at a time. In a
+            :func:`gas.distributed.process_group` all ranks make batches and the first writes, to the same bytes.
         spec: seeds, guidance, shard size.
         batch: samples a call of the model; a resumed run keeps that of the first.
 
@@ -71,26 +67,28 @@ def write_pairs(
 
     Raises:
         ValueError: when the folder is not of these settings or is damaged, or a sample is not finite.
-        OSError: when the folder cannot be written or the disk is full; what was written stays valid.
+        OSError: when the folder cannot be written or the disk is full; shards already written stay valid.
     """
     folder, total = Path(folder), len(spec.seeds)
-    spec = replace(spec, teacher=_described(table, spec.teacher))
+    spec = replace(spec, teacher=_description(table, spec.teacher))
     table = table_on(table, model.schedule)
     recipe = pairs_fingerprint(model, table, spec, batch)
-    manifest, places = distributed.broadcast(lambda: _opened(folder, recipe))
-    recipe, todo = manifest["recipe"], [manifest["shards"][place] for place in places]
+    manifest, missing = distributed.broadcast(lambda: open_folder(folder, recipe))
+    recipe, todo = manifest["recipe"], [manifest["shards"][number] for number in missing]
     done = resumed = total - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, total, resumed)
-    # Batch after batch through all shards, so that processes that share them are idle at most once, at the end.
-    made = distributed.map_sharded(lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo))
+    # Batch after batch through all shards, so that ranks are idle at most once, at the end.
+    batches = distributed.map_sharded(
+        lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo)
+    )
     problem = ""
     for entry in todo:
-        tensors = _shard(recipe, entry, list(islice(made, -(-entry["count"] // recipe["batch"]))))
-        if not problem and (problem := _range_problem(tensors["target"])):
+        tensors = _shard(recipe, entry, list(islice(batches, -(-entry["count"] // recipe["batch"]))))
+        if not problem and (problem := _scale_problem(tensors["target"])):
             warnings.warn(problem, UserWarning, stacklevel=2)
         if distributed.is_first():
             try:
-                _write(folder, manifest, entry, tensors)
+                write_shard(folder, manifest, entry, tensors)
             except OSError as error:
                 advice = f"{error.strerror}, with {done} of {total} pairs safe: make room, then {AGAIN}"
                 raise OSError(error.errno, advice, str(folder / entry["file"])) from error
@@ -113,7 +111,7 @@ def teach(
 
     Args:
         model: the model.
-        table: the teacher; a :class:`gas.Classical` describes itself where ``teacher`` is left out.
+        table: the teacher; a :class:`gas.Classical` describes itself unless ``teacher`` is given.
         seeds: one sample each.
         guidance: scale of classifier-free guidance; 1 is the plain conditional model.
         labelled: give a class-conditional model the label ``seed mod classes``.
@@ -123,71 +121,56 @@ def teach(
         UserWarning: when samples are of another scale than noise, which has standard deviation 1, or some are far
             larger than most.
     """
-    pairs = _taught(
-        model, table_on(table, model.schedule), seeds, guidance, labelled, _described(table, teacher)
-    )
-    if problem := _range_problem(pairs.target):
+    seeds, labels = list(seeds), labels_of_seeds(model.classes if labelled else 0, seeds)
+    noise, target = _run(model, table_on(table, model.schedule), seeds, labels, guidance)
+    if problem := _scale_problem(target):
         warnings.warn(problem, UserWarning, stacklevel=2)
-    return pairs
+    recipe = {"guidance": guidance, "teacher": dict(_description(table, teacher)), **conditions_of(model)}
+    return Pairs(
+        seeds=torch.tensor(seeds), noise=noise, target=target, labels=labels, manifest={"recipe": recipe}
+    )
 
 
-def _taught(
-    model: Model,
-    table: Table,
-    seeds: Sequence[int],
-    guidance: float,
-    labelled: bool,
-    teacher: Mapping[str, Any],
-) -> Pairs:
-    labels = labels_of_seeds(model.classes if labelled else 0, seeds)
-    noise = model.noise(list(seeds))
-    bound = model.bind(None if labels is None else labels.to(model.device), guidance)
-    with torch.no_grad():
-        target = sample(bound, noise.to(model.device), table.folded())
-    recipe = {"guidance": guidance, "teacher": dict(teacher), **conditions_of(model)}
-    target = target.to("cpu", torch.float32)
-    broken = ~target.reshape(len(target), -1).isfinite().all(1)
-    if bool(broken.any()):
-        seed = list(seeds)[int(broken.nonzero()[0])]
-        raise UserError(
-            f"the teacher's answer is not finite for seed {seed}; check model, guidance and table"
-        )
-    return Pairs(torch.tensor(list(seeds)), noise.cpu(), target, labels, {"recipe": recipe})
+@torch.no_grad()
+def _run(
+    model: Model, table: Table, seeds: Sequence[int], labels: Tensor | None, guidance: float
+) -> tuple[Tensor, Tensor]:
+    """Noise and samples of the teacher ``(B, *)``, float32 on the CPU."""
+    noise = model.noise(seeds)
+    denoise = model.bind(None if labels is None else labels.to(model.device), guidance)
+    target = sample(denoise, noise.to(model.device), table.folded()).to("cpu", torch.float32)
+    check_finite("the teacher's sample", target, torch.tensor(seeds))
+    return noise.cpu(), target
 
 
-# A sample this many times larger than most, and than noise, has left the range of the data.
+# A sample is an outlier at this multiple of the median size, if it also is this multiple of noise: sizes of samples of
+# one data set vary less, and small ones by any factor.
 _OUTLIER, _LARGE = 5, 3
 
-# Most samples this much larger than noise, to which the data's scale should be like.
+# Data is normalized to about the scale of noise; a median of ten times that is a wrong scale.
 _SCALE = 10
 
 
-def _range_problem(target: Tensor) -> str:
-    """What is implausible about the size of samples."""
+def _scale_problem(target: Tensor) -> str:
+    """What is implausible about the size of samples ``(S, *)``, or the empty string."""
     size = target.reshape(len(target), -1).double().square().mean(1).sqrt()
-    if not len(size) or not bool(size.isfinite().all()):  # infinite ones are refused elsewhere
+    if not len(size) or not bool(size.isfinite().all()):  # refused elsewhere
         return ""
-    usual, largest = float(size.median()), float(size.max())
-    if usual <= _SCALE and largest <= max(_OUTLIER * usual, _LARGE):
+    median, largest = float(size.median()), float(size.max())
+    if median <= _SCALE and largest <= max(_OUTLIER * median, _LARGE):
         return ""
     return (
-        f"the teacher's samples have root mean squares of {usual:.3g} (median) to {largest:.3g}, noise has 1: if "
+        f"the teacher's samples have root mean squares of {median:.3g} (median) to {largest:.3g}, noise has 1: if "
         "that is not the data's, gas.check_model(model) looks for the reason; where alpha is near 0, "
-        "gas.denoise.StaticThreshold(denoise, limit) bounds estimates"
+        "gas.denoise.StaticThreshold(denoise, limit) bounds predictions"
     )
 
 
-def _described(solver: Solver, teacher: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The description of a teacher in plain JSON: its own where none is given."""
+def _description(solver: Solver, teacher: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The description of a teacher in plain JSON: if none is given, that of a solver by name."""
     if teacher is not None:
         return teacher
     return solver.config() if isinstance(solver, Classical) else {}
-
-
-def _opened(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
-    """The folder's manifest, and which of its shards are still to be made."""
-    manifest = open_folder(folder, recipe)
-    return manifest, [i for i, entry in enumerate(manifest["shards"]) if not is_whole(folder, entry)]
 
 
 def _batches(recipe: Json, entries: Sequence[Json]) -> Iterator[list[int]]:
@@ -198,24 +181,14 @@ def _batches(recipe: Json, entries: Sequence[Json]) -> Iterator[list[int]]:
 
 
 def _batch(model: Model, table: Table, recipe: Json, seeds: Sequence[int]) -> dict[str, Tensor]:
-    """What a shard stores of a batch."""
-    target = _taught(model, table, seeds, recipe["guidance"], recipe["classes"] > 0, {}).target
+    """The tensors of a batch that a shard stores."""
+    _, target = _run(model, table, seeds, labels_of_seeds(recipe["classes"], seeds), recipe["guidance"])
     return {"target": target} | ({"decoded": decode_all(model, [target])} if "decoded" in recipe else {})
 
 
-def _shard(recipe: Json, entry: Json, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _shard(recipe: Json, entry: Json, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of one shard, checked."""
-    # A network may answer in channels-last; a file holds rows.
-    tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-    whole = {"target": tensors.pop("target"), **shard_index(recipe, entry), **tensors}
-    return checked("the teacher's answer", whole, recipe, entry)
-
-
-def _write(
-    folder: Path, manifest: Mapping[str, Any], entry: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
-    """Write a shard, then the manifest that has its checksum."""
-    data = save(tensors, {"recipe": manifest["recipe_sha256"]})
-    entry["sha256"] = hashlib.sha256(data).hexdigest()
-    write_bytes(folder / entry["file"], data)
-    write_manifest(folder, manifest)
+    # Contiguous: a network may answer in channels-last, but a file holds rows.
+    tensors = {name: torch.cat([part[name] for part in batches]).contiguous() for name in batches[0]}
+    ordered = {"target": tensors.pop("target"), **shard_index(recipe, entry), **tensors}
+    return check_shard("the teacher's sample", ordered, recipe, entry)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from gas.errors import UserError
-from gas.io import brief, sha256, write_bytes, write_text
+from gas.io import brief, sha256, write_text
 from gas.models.protocol import Model
 from gas.pairs.shards import (
     MANIFEST,
     STORED,
     Json,
-    checked,
-    is_whole,
+    check_shard,
     open_folder,
     shard_index,
-    write_manifest,
+    write_shard,
 )
 from gas.pairs.teacher import PairsProgress
 from gas.unpickle.lazy import FileTensor, read_lazily
@@ -122,18 +119,15 @@ def import_pairs(
     foreign = (folder / PROMPTS).exists() and not (folder / MANIFEST).exists()
     if foreign and teachers.prompts is not None:
         raise UserError(f"{folder} holds a {PROMPTS} of no teacher pairs; choose another folder")
-    manifest = open_folder(folder, recipe)
+    manifest, missing = open_folder(folder, recipe)
     if teachers.prompts is not None:
         write_text(folder / PROMPTS, json.dumps(teachers.prompts) + "\n")
-    todo = [entry for entry in manifest["shards"] if not is_whole(folder, entry)]
+    todo = [manifest["shards"][number] for number in missing]
     done = resumed = len(teachers) - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, len(teachers), resumed)
     for entry in todo:
         tensors = _shard(teachers, manifest["recipe"], entry, first_seed)
-        data = save(tensors, {"recipe": manifest["recipe_sha256"]})
-        entry["sha256"] = hashlib.sha256(data).hexdigest()
-        write_bytes(folder / entry["file"], data)
-        write_manifest(folder, manifest)
+        write_shard(folder, manifest, entry, tensors)
         done += entry["count"]
         yield PairsProgress(done, len(teachers), resumed)
 
@@ -143,7 +137,7 @@ def _shard(teachers: TeacherSet, recipe: Json, entry: Json, first_seed: int) -> 
     tensors = {name: getattr(teachers, name)[rows].float().contiguous() for name in ("target", "noise")}
     if teachers.labels is not None:
         tensors["labels"] = teachers.labels[rows].clone()
-    return checked(str(teachers.path), tensors | shard_index(recipe, entry), recipe, entry)
+    return check_shard(str(teachers.path), tensors | shard_index(recipe, entry), recipe, entry)
 
 
 def _recipe(

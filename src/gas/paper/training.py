@@ -95,7 +95,7 @@ def paired(preset: Preset, objective: Objective, model: Model, folder: Path) -> 
             f"{folder} has {len(pairs)} pairs, preset {preset.name} takes {count} and {kept} to validate on: make "
             "more, or change pairs, pairs_gas or validation by --set"
         )
-    return pairs.subset(slice(0, count)), pairs.subset(slice(len(pairs) - kept, len(pairs)))
+    return pairs.view(slice(0, count)), pairs.view(slice(len(pairs) - kept, len(pairs)))
 
 
 def solver_of(preset: Preset, model: Model, nfe: int) -> nn.Module:

@@ -139,7 +139,9 @@ class AdamSteps:
         self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate, betas=config.betas)
         self.iteration, self.evaluations = 0, 0
         check_turns((name for name, _ in solver.named_parameters()), config.alternate)
-        self.relaxed = RelaxedStarts(pairs.noise, config.relax, config.relax_rate) if config.relax else None
+        self.relaxed = (
+            RelaxedStarts(pairs.load_noise(), config.relax, config.relax_rate) if config.relax else None
+        )
         self.kept: int | None = None
         self.scaler = scaler_for(precision_of(model) == "fp16" or self.critics.half)
 
