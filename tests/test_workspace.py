@@ -327,7 +327,6 @@ COMMANDS = {
     "evaluate": ("evaluate --model digits --solver {solver} --picture {}", "x.png"),
     "inspect": ("inspect {solver} --picture {}", "x.png"),
     "reproduce": ("reproduce table2a --run --results {}", "x"),
-    "zoo train": ("zoo train digits --out {folder}", "digits"),
 }
 FOLDERS = ("pairs", "compare", "demo", "reproduce")
 

@@ -197,16 +197,7 @@ LINES = {
     "reproduce": """
         x; TABLE2A; table; list --run; list --measure --x; list --markdown x.md; list --set batch=8; ''; list x
     """,
-    "zoo": """
-        x; LIST; train; train x; train DIGITS; train ''; list digits; list --seed 3; list --out new; list --data .
-        list --samples 3; list --device cpu; train digits --data .; train digits --samples 0; train digits --samples x
-        train digits --samples 99999999999; train digits --seed -1; train digits --seed x; train digits --out {text}
-        train digits --out /proc/x; train digits --device meta; train mnist --data nowhere
-        train mnist --data {folder}
-        train mnist --data {text}; train mnist-autoencoder --data {folder} --samples 5; train digits extra
-        train mnist
-        train mnist-latent --data {folder}
-    """,
+    "zoo": "x; LIST; list; train digits; --seed 3; --out new; --device cpu; --json x; --json=1",
     "statistics --out new.npz": """
         ; --pairs {pairs} --images {folder}; --pairs nowhere; --pairs {text} --model digits; --images nowhere
         --features x --pairs {pairs}; --features inception --pairs {pairs}; --weights {text} --pairs {pairs}

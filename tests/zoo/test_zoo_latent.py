@@ -1,4 +1,4 @@
-"""The zoo's latent pipelines: digits as prompted, solvers served by the pipeline itself, recipes that train."""
+"""The zoo's latent pipelines: digits as prompted, and solvers served by the pipeline itself."""
 
 import json
 import math
@@ -16,12 +16,11 @@ from gas.classical.registry import Classical
 from gas.io import sealed_metadata
 from gas.models.protocol import Model
 from gas.models.seeds import labels_of_seeds
-from gas.pipelines.specs import spec_of
 from gas.training.adam import AdamSteps
 from gas.training.adversarial.setup import GAS, adversary_for
 from gas.training.distillation import against
-from gas.zoo import data
-from gas.zoo.latent import build, model, parts, recipes, train
+from gas.zoo import latent as latent_models
+from gas.zoo.weights_file import WEIGHTS, read_weights, write_weights
 from support.commands import run
 
 NAMES = ("mnist-latent", "mnist-flow")
@@ -35,11 +34,6 @@ def measuring():
 @pytest.fixture(scope="module", params=NAMES)
 def latent(request):
     return zoo.load(request.param)
-
-
-def images(size=40):
-    x = torch.rand(size + 20, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return data.Images("noise", x, torch.arange(size + 20) % 10, held_out=20)
 
 
 def test_a_pipeline_draws_the_digit_that_it_is_told(latent, measuring):
@@ -102,84 +96,19 @@ def test_a_solver_learns_against_a_critic_of_its_latents(latent):
 
 
 def test_every_digit_is_one_token_and_nothing_else_is_a_digit():
-    words = parts.tokenizer()
-    alone = {word: words(word).input_ids for word in parts.WORDS}
+    words = latent_models.tokenizer()
+    alone = {word: words(word).input_ids for word in latent_models.WORDS}
     assert all(len(ids) == 3 for ids in alone.values())
     assert len({ids[1] for ids in alone.values()}) == 10
     assert not {ids[1] for ids in alone.values()} & set(words("a cat on the mat, eighth").input_ids)
 
 
-def test_one_empty_place_stands_for_all_of_them():
-    """SD3 fills the places of a third encoder with zeros: 256 of them, for the price of one."""
-    vae, text = model.read_shared(model.shared_beside(zoo.loading._WEIGHTS))
-    network = parts.denoiser("transformer", recipes.LATENT["mnist-flow"].recipe.network)
-    with torch.no_grad():
-        for weight in network.parameters():
-            torch.nn.init.normal_(weight, std=0.1)
-    encode = spec_of(pipe := parts.assemble("transformer", network, vae, text, {})).encode
-    answers = []
-    for places, weight in ((256, 1), (1, 256)):
-        told = encode(pipe, "three", None, {"max_sequence_length": places})
-        asked = {
-            "encoder_hidden_states": told["prompt_embeds"],
-            "pooled_projections": told["pooled_prompt_embeds"],
-        }
-        x, t = torch.ones(1, 4, 8, 8), torch.tensor([300.0])
-        with torch.no_grad():
-            plain = network(x, timestep=t, **asked).sample
-            with train.Repeated(weight):
-                answers.append(network(x, timestep=t, **asked).sample)
-    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-4)
-    assert float((plain - answers[1]).abs().max()) > 1e-2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_denoiser_hears_slow_frequencies_only(name):
-    kind = recipes.LATENT[name]
-    network = parts.hear_slowly(parts.denoiser(kind.kind, kind.recipe.network))
-    shipped = dict(zoo.load(name).network.named_parameters())
-    heard = next(n for n in shipped if "time" in n and n.endswith("linear_1.weight"))
-    silent = network.get_parameter(heard).abs().sum(dim=0) == 0
-    assert 0.2 < float(silent.float().mean()) < 0.8
-    assert torch.equal(shipped[heard].abs().sum(dim=0) == 0, silent)
-
-
-def test_the_recipes_train_and_go_on_where_they_stopped(tmp_path, measuring, monkeypatch):
-    """All three, a few steps each: losses fall, files load as models, and an interruption changes nothing."""
-    monkeypatch.setattr(build, "FINE", ("unipc-3-bh2", "log_snr", 2))
-    shown = images()
-    first = replace(recipes.AUTOENCODER, steps=12, batch=8, warmup=1)
-    *_, last = train.train_autoencoder(first, shown, tmp_path / "vae.pt", every=4)
-    assert last.step == 12
-    start, *_ = train.train_autoencoder(first, shown, tmp_path / "again.pt", every=4)
-    assert last.loss < 0.9 * start.loss
-    build.build_autoencoder(shown, first, tmp_path / "vae.pt", tmp_path, measuring)
-    vae, text = model.read_shared(tmp_path / "mnist-autoencoder.safetensors")
-    mean, std = train.encoded(vae, shown.train[0])
-    assert float((mean.var() + std.square().mean()).sqrt()) == pytest.approx(1, abs=0.02)
-    for name, kind in recipes.LATENT.items():
-        kind = replace(kind, recipe=replace(kind.recipe, steps=6, horizon=0, batch=4, warmup=1))
-        told = (kind, shown, vae, text)
-        reports = train.train_latent(*told, tmp_path / f"{name}.pt", every=2)
-        next(reports)
-        reports.close()  # killed after two steps
-        *_, last = train.train_latent(*told, tmp_path / f"{name}.pt", every=2)
-        *_, whole = train.train_latent(*told, tmp_path / f"{name}-whole.pt", every=2)
-        assert last.loss == whole.loss and last.step == 6
-        path = build.build_latent(name, kind, shown, tmp_path / f"{name}.pt", tmp_path, measuring, samples=20)
-        made = zoo.load(path)
-        assert made.name == name and made.classes == 10
-        assert "samples that the classifier" in path.with_suffix(".md").read_text()
-
-
 def test_files_that_do_not_belong_together(tmp_path):
-    latent = zoo.loading._WEIGHTS / "mnist-latent.safetensors"
-    zoo.weights_file.write_weights(tmp_path / "own.safetensors", *zoo.weights_file.read_weights(latent))
+    latent = WEIGHTS / "mnist-latent.safetensors"
+    write_weights(tmp_path / "own.safetensors", *read_weights(latent))
     assert zoo.pipeline(tmp_path / "own.safetensors") is not None  # with the shipped autoencoder
-    tensors, card = zoo.weights_file.read_weights(zoo.loading._WEIGHTS / "mnist-autoencoder.safetensors")
-    zoo.weights_file.write_weights(
-        tmp_path / "mnist-autoencoder.safetensors", tensors, {**card, "scaling_factor": 2.0}
-    )
+    tensors, card = read_weights(WEIGHTS / "mnist-autoencoder.safetensors")
+    write_weights(tmp_path / "mnist-autoencoder.safetensors", tensors, {**card, "scaling_factor": 2.0})
     with pytest.raises(ValueError, match="denoises latents of another autoencoder"):
         zoo.pipeline(tmp_path / "own.safetensors")
     (tmp_path / "mnist-autoencoder.safetensors").unlink()
@@ -194,7 +123,9 @@ def test_files_that_do_not_belong_together(tmp_path):
 
 
 def test_images_are_no_pipeline():
-    with pytest.raises(ValueError, match=r"'digits' is no diffusers pipeline; .*: mnist-flow, mnist-latent"):
+    with pytest.raises(
+        ValueError, match=r"'digits' is not a diffusers pipeline; .*: mnist-flow, mnist-latent"
+    ):
         zoo.pipeline("digits")
 
 
@@ -231,9 +162,3 @@ def test_the_commands_take_it_by_name(tmp_path):
         said = run(*command, code=2).stderr
         assert "model mnist-flow is a pipeline of latents, which this command does not take" in said
     assert "mnist-flow" in run("zoo").stdout
-
-
-def test_training_needs_a_name_and_data(tmp_path):
-    assert "mnist-autoencoder, mnist-latent, mnist-flow" in run("zoo", "train", "mnist-x", code=2).stderr
-    said = run("zoo", "train", "mnist-flow", "--data", tmp_path, code=2).stderr
-    assert "point --data at a folder with the IDX files" in said

@@ -1,13 +1,9 @@
 from . import (
-    build as build,
     classifier as classifier,
     data as data,
     latent as latent,
     loading as loading,
     model as model,
-    smooth as smooth,
-    train as train,
-    training as training,
     unet as unet,
     weights_file as weights_file,
 )

@@ -1,4 +1,4 @@
-"""A small digit classifier whose features are the zoo's measuring space."""
+"""A small digit classifier; the zoo's Frechet distances are measured in its features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Classifier(nn.Module):
         size: side of the square images, a multiple of 4.
         channels: image channels.
         width: channels of the first convolution.
-        features: length of the feature vector that distances are measured in.
+        features: length of the feature vector.
         classes: number of classes.
     """
 

@@ -1,4 +1,4 @@
-"""The real images that the zoo's models are trained on and measured against."""
+"""The real images that the zoo's models are trained on and compared with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IDX_BYTES = 64 << 20  # MNIST's 60,000 images have 47 MB
 
 @dataclass(frozen=True)
 class Images:
-    """Images ``(N, 1, H, W)`` in [-1, 1] with labels ``(N,)``, the last ``held_out`` never trained on."""
+    """Images ``(N, 1, H, W)`` in [-1, 1] with labels ``(N,)``; the last ``held_out`` are for measuring only."""
 
     name: str
     x: Tensor
@@ -39,8 +39,8 @@ class Images:
     def test(self) -> tuple[Tensor, Tensor]:
         return self.x[-self.held_out :], self.label[-self.held_out :]
 
-    def told(self) -> str:
-        """Say which images these are, for a card."""
+    def description(self) -> str:
+        """Return the name and the sizes of both parts, for a card."""
         return f"{self.name}: {len(self.x) - self.held_out} images trained on, {self.held_out} held out"
 
 
@@ -59,28 +59,26 @@ def digits() -> Images:
 
     raw = load_digits()
     x = torch.from_numpy(raw.images).float()[:, None] / 8 - 1
-    x, label = _shuffled(x, torch.from_numpy(raw.target).long())
-    return Images("digits", x, label, held_out=297)
+    return _shuffled("digits", x, raw.target, held_out=297)
 
 
 def mnist(folder: str | Path) -> Images:
     """MNIST's published 10,000-image set, 28x28 padded to 32x32; 1,000 held out.
 
     Args:
-        folder: where ``t10k-images-idx3-ubyte[.gz]`` and ``t10k-labels-idx1-ubyte[.gz]`` lie.
+        folder: holds ``t10k-images-idx3-ubyte[.gz]`` and ``t10k-labels-idx1-ubyte[.gz]``.
 
     Raises:
         FileNotFoundError: names the missing file.
-        ValueError: when a file is not IDX or the two disagree.
+        ValueError: when a file is not IDX, or the two have different lengths.
     """
     folder = Path(folder)
     raw = read_idx(_find(folder, "t10k-images-idx3-ubyte"))
     label = read_idx(_find(folder, "t10k-labels-idx1-ubyte"))
     if raw.ndim != 3 or label.shape != raw.shape[:1]:
         raise UserError(f"{folder}: images {raw.shape} and labels {label.shape} do not belong together")
-    x = torch.from_numpy(raw.copy()).float()[:, None] / 127.5 - 1
-    x, shuffled = _shuffled(F.pad(x, (2, 2, 2, 2), value=-1.0), torch.from_numpy(label.copy()).long())
-    return Images("mnist", x, shuffled, held_out=1000)
+    x = F.pad(torch.from_numpy(raw.copy()).float()[:, None] / 127.5 - 1, (2, 2, 2, 2), value=-1.0)
+    return _shuffled("mnist", x, label, held_out=1000)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -108,14 +106,15 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def _shuffled(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """A fixed order, since both sets are sorted by writer: held-out images come from every part."""
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
-    return x[order], label[order]
+def _shuffled(name: str, x: Tensor, label: np.ndarray, *, held_out: int) -> Images:
+    """Return images in a fixed random order: both sets are sorted by writer, and we hold out some of each."""
+    order = np.random.default_rng(0).permutation(len(x))
+    labels = torch.from_numpy(label[order]).long()
+    return Images(name=name, x=x[torch.from_numpy(order)], label=labels, held_out=held_out)
 
 
 def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.exists():
             return candidate
-    raise FileNotFoundError(f"{folder / name}[.gz] is missing: point --data at a folder with the IDX files")
+    raise FileNotFoundError(f"{folder / name}[.gz] is missing: name the folder of the IDX files")

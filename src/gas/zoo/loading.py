@@ -1,4 +1,4 @@
-"""The shipped models by name: loaded, as diffusers pipelines, and what their cards say."""
+"""The shipped models by name: their cards, the models, and the diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from gas.errors import UserError
 from gas.zoo.model import ZooModel, read_model
-from gas.zoo.weights_file import read_card
+from gas.zoo.weights_file import WEIGHTS, read_card
 
 if TYPE_CHECKING:
     from gas.pipelines.model import PipelineModel
 
 __all__ = ["card", "load", "names", "pipeline"]
 
-_WEIGHTS = Path(__file__).parent / "weights"
-_PARTS = {"mnist-autoencoder"}  # no models of their own
+_COMPONENTS = {"mnist-autoencoder"}  # files that are not models by themselves
 
 
 def names() -> list[str]:
     """Return the names of the shipped models."""
-    return sorted({path.stem for path in _WEIGHTS.glob("*.safetensors")} - _PARTS)
+    return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} - _COMPONENTS)
 
 
 def card(name: str | Path) -> dict[str, Any]:
-    """Return how a model's weights were made, and what they measured.
+    """Return a model's card: its training and its measured quality.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load`.
@@ -34,15 +33,15 @@ def card(name: str | Path) -> dict[str, Any]:
 
 
 def load(name: str | Path) -> ZooModel | PipelineModel:
-    """Load a shipped model by name, or one of your own making by the path of its safetensors file.
+    """Load a shipped model by name, or another one by the path of its safetensors file.
 
-    Those of latents are pipelines of diffusers (:func:`pipeline`) whose labels are the digits' names, measured by the
-    classifier of ``mnist`` on decoded samples.
+    Latent models are diffusers pipelines (:func:`pipeline`). Their labels are the digits' names, and the classifier of
+    ``mnist`` measures their decoded samples.
 
     Raises:
         FileNotFoundError: when the path does not exist.
         ValueError: for an unknown name (with the nearest known one), or a damaged file.
-        ModuleNotFoundError: for a pipeline without diffusers; says which extra to install.
+        ModuleNotFoundError: for a latent model without diffusers; names the extra to install.
 
     >>> load("digits").sample_shape
     (1, 8, 8)
@@ -50,25 +49,25 @@ def load(name: str | Path) -> ZooModel | PipelineModel:
     path = _path(name)
     if "pipeline" not in read_card(path):
         return read_model(path)
-    from gas.zoo.latent.model import read_latent
+    from gas.zoo.latent import read_latent
 
-    return read_latent(path, read_model(_WEIGHTS / "mnist.safetensors"))
+    return read_latent(path, read_model(WEIGHTS / "mnist.safetensors"))
 
 
 def pipeline(name: str | Path) -> Any:
-    """Return the diffusers pipeline of a model of latents: ``pipeline("mnist-latent")("three", guidance_scale=2.0)``.
+    """Return the diffusers pipeline of a latent model: ``pipeline("mnist-latent")("three", guidance_scale=2.0)``.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: as :func:`load`.
-        ValueError: as :func:`load`, and for a model of images, which is no pipeline.
+        ValueError: as :func:`load`, and for a model of images, which is not a pipeline.
     """
     path = _path(name)
     if "pipeline" not in read_card(path):
         known = ", ".join(n for n in names() if "pipeline" in card(n))
         raise UserError(
-            f"model {str(name)!r} is no diffusers pipeline; of the shipped ones these are: {known}"
+            f"model {str(name)!r} is not a diffusers pipeline; the shipped pipelines are: {known}"
         )
-    from gas.zoo.latent.model import read_pipeline
+    from gas.zoo.latent import read_pipeline
 
     return read_pipeline(path)
 
@@ -79,11 +78,11 @@ def _path(name: str | Path) -> Path:
     if name not in names():
         if Path(name).is_dir() or str(name).count("/") == 1:
             raise UserError(
-                f"model {str(name)[-80:]!r} is none of the zoo: a folder or repository of diffusers is "
+                f"model {str(name)[-80:]!r} is not in the zoo: for a folder or repository of diffusers use "
                 f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
             )
         near = difflib.get_close_matches(str(name).lower()[:60], names(), n=1, cutoff=0.4)
         hint = f": did you mean {near[0]!r}?" if near else "."
         known = f"Known: {', '.join(names())}, or the path of a .safetensors file"
         raise UserError(f"unknown model {str(name)[:100]!r}{hint} {known}")
-    return _WEIGHTS / f"{name}.safetensors"
+    return WEIGHTS / f"{name}.safetensors"

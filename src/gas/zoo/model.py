@@ -21,11 +21,11 @@ from gas.models.seeds import noise_of_seeds
 from gas.schedule import EDMasVP
 from gas.zoo.classifier import Classifier
 from gas.zoo.unet import EDMUNet
-from gas.zoo.weights_file import build, damaged, part, read_weights
+from gas.zoo.weights_file import build, damage_error, read_weights, strip_prefix
 
 __all__ = ["ZooModel", "read_model"]
 
-_LARGEST = 1 << 22  # numbers of a sample; the zoo's have 1,024
+_MAX_SAMPLE = 1 << 22  # entries of a sample; the zoo's samples have at most 1,024
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +35,10 @@ class ZooModel:
     Attributes:
         name: the model's name in the zoo.
         network: the frozen denoiser ``D(y; sigma, label)``.
-        classifier: names digits; its features are the space of Frechet distances.
+        classifier: classifies digits; Frechet distances are measured in its features.
         reference: mean and covariance of the held-out real images' features.
-        card: how the weights were made, and what they measured.
-        path: the file that they came from.
+        card: training of the weights, and their measured quality.
+        path: file of the weights.
     """
 
     name: str
@@ -82,15 +82,15 @@ class ZooModel:
         return noise_of_seeds(self.sample_shape, seeds).to(self.device)
 
     def conditional(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Estimate x_0 for classes ``(B,)``; class ``classes`` means none."""
+        """Predict x_0 for classes ``(B,)``; class ``classes`` means no class."""
         alpha, sigma = self.schedule(t)
         level = (sigma / alpha).to(device=x.device, dtype=x.dtype).expand(x.shape[0])
         y = (x / alpha).contiguous(memory_format=torch.channels_last)
-        estimate: Tensor = self.network(y, level, labels)
-        return estimate
+        prediction: Tensor = self.network(y, level, labels)
+        return prediction
 
     def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Estimate x_0 without a class."""
+        """Predict x_0 without a class."""
         return self.bind(None)(x, t)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
@@ -110,7 +110,7 @@ class ZooModel:
         )
 
     def features(self, x: Tensor) -> Tensor:
-        """Map samples ``(B, 1, H, W)``, wherever they lie, to the classifier's features ``(B, F)``."""
+        """Map samples ``(B, 1, H, W)`` on any device to the classifier's features ``(B, F)``."""
         return self.classifier.features(x.to(self.device))
 
     def to(self, device: torch.device | str) -> ZooModel:
@@ -121,7 +121,7 @@ class ZooModel:
 
 
 def read_model(path: str | Path) -> ZooModel:
-    """Read a zoo model's safetensors file; its weights are frozen and in evaluation mode.
+    """Read a zoo model's safetensors file. The networks are frozen and in evaluation mode.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -130,14 +130,24 @@ def read_model(path: str | Path) -> ZooModel:
     tensors, card = read_weights(path)
     try:
         name, shape = str(card["name"]), tuple(card["sample_shape"])
-        network = build(EDMUNet, card["network"], part(tensors, "network."))
-        classifier = build(Classifier, card["classifier"], part(tensors, "classifier."))
-        kept = part(tensors, "reference.")
-        reference = FeatureStatistics(kept["mean"], kept["cov"], int(kept["count"])) if kept else None
-        if not whole_numbers(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _LARGEST:
+        network = build(EDMUNet, card["network"], strip_prefix(tensors, "network."))
+        classifier = build(Classifier, card["classifier"], strip_prefix(tensors, "classifier."))
+        stats = strip_prefix(tensors, "reference.")
+        reference = None
+        if stats:
+            count = int(stats["count"])
+            reference = FeatureStatistics(mean=stats["mean"], cov=stats["cov"], count=count)
+        if not whole_numbers(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _MAX_SAMPLE:
             raise UserError(f"sample_shape is {brief(shape)}")
     except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise damage_error(path, error) from error
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.eval().requires_grad_(False)
-    return ZooModel(name, network, classifier.eval().requires_grad_(False), reference, card, Path(path))
+    return ZooModel(
+        name=name,
+        network=network,
+        classifier=classifier.eval().requires_grad_(False),
+        reference=reference,
+        card=card,
+        path=Path(path),
+    )

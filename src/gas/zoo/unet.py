@@ -59,7 +59,7 @@ class EDMUNet(nn.Module):
     Args:
         channels: image channels.
         width: feature channels at the highest resolution.
-        multipliers: feature channels of each resolution, in units of ``width``; each next is half as wide.
+        multipliers: feature channels of each resolution, in units of ``width``; each resolution halves the last.
         blocks: residual blocks a resolution.
         patch: side of the space-to-depth squares.
         classes: number of classes.
@@ -99,7 +99,7 @@ class EDMUNet(nn.Module):
         self.down = nn.ModuleList()
         for level, to in enumerate(widths):
             if level:
-                skips.append(features)  # what is kept before each halving
+                skips.append(features)  # the skip connection of the halving
             self.down.append(_stage([features] + [to] * (blocks - 1), to, embedding))
             features = to
             skips += [to] * blocks
@@ -127,7 +127,7 @@ class EDMUNet(nn.Module):
         return x * (c * c / (s * s + c * c)) + raw * (s * c / total)
 
     def noise_embedding(self, noise: Tensor) -> Tensor:
-        """Return what the blocks hear of the noise levels ``log(sigma) / 4``, ``(B,)`` -> ``(B, embedding)``."""
+        """Embed noise levels ``log(sigma) / 4``, ``(B,)`` -> ``(B, embedding)``."""
         angles = noise[:, None] * self.frequencies
         embedding: Tensor = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1))
         return embedding

@@ -1,0 +1,265 @@
+"""The zoo's latent models as diffusers pipelines: one autoencoder and text encoder for both, and a denoiser each.
+
+Every part is an instance of a class of diffusers or transformers; importing this module needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gas.errors import UserError
+from gas.pipelines.model import PipelineModel, from_pipeline
+from gas.zoo.model import ZooModel
+from gas.zoo.weights_file import (
+    WEIGHTS,
+    build,
+    check_sizes,
+    damage_error,
+    read_card,
+    read_weights,
+    strip_prefix,
+)
+
+__all__ = [
+    "SHARED",
+    "TOKENS",
+    "WORDS",
+    "assemble",
+    "autoencoder",
+    "denoiser",
+    "libraries",
+    "read_latent",
+    "read_pipeline",
+    "read_shared",
+    "shared_path",
+    "text_encoder",
+    "tokenizer",
+]
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TOKENS = 8  # length of a prompt, with its start and end tokens
+SHARED = "mnist-autoencoder"  # the file of the autoencoder and the text encoder
+
+# Errors of a card that asks for a network that cannot be built, or of weights that do not fit it.
+_BAD_CARD = (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError)
+
+
+def read_latent(path: str | Path, measuring: ZooModel) -> PipelineModel:
+    """Return the model of a pipeline's file, whose labels are the names of the ten digits.
+
+    Args:
+        path: file of the denoiser.
+        measuring: model of images, whose classifier and statistics of real images measure decoded samples.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as :func:`read_pipeline`.
+    """
+    pipe = read_pipeline(path)
+    # SD3 pads prompts with zeros in place of its absent third text encoder. One zero token is enough: the network was
+    # trained on 1 and on 256 of them, and 256 cost nine times as much.
+    arguments: dict[str, Any] = {"max_sequence_length": 1} if hasattr(pipe, "transformer") else {}
+    return from_pipeline(
+        pipe,
+        WORDS,
+        name=str(read_card(path)["name"]),
+        features=measuring.features,
+        reference=measuring.reference,
+        **arguments,
+    )
+
+
+def read_pipeline(path: str | Path) -> Any:
+    """Return the pipeline of a denoiser's file and of the autoencoder of :func:`shared_path`.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when a file is damaged, or the denoiser was trained on latents of another autoencoder.
+        ModuleNotFoundError: without diffusers; names the extra to install.
+    """
+    path = Path(path)
+    shared = shared_path(path.parent)
+    tensors, card = read_weights(path)
+    vae, text = read_shared(shared)
+    if card.get("autoencoder_scale") != read_card(shared)["scaling_factor"]:
+        raise UserError(
+            f"{path} denoises latents of another autoencoder than {shared}: put its autoencoder beside it"
+        )
+    try:
+        check_sizes(card["scheduler"])
+        config = {"kind": card["pipeline"], "config": card["network"]}
+        network = build(denoiser, config, strip_prefix(tensors, "network."))
+        network.eval().requires_grad_(False)
+        return assemble(card["pipeline"], network, vae, text, card["scheduler"])
+    except _BAD_CARD as error:
+        raise damage_error(path, error) from error
+
+
+def read_shared(path: str | Path) -> tuple[Any, Any]:
+    """Return the autoencoder and the text encoder of a file, frozen and in evaluation mode.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is damaged or of another kind.
+        ModuleNotFoundError: without diffusers; names the extra to install.
+    """
+    tensors, card = read_weights(path)
+    try:
+        config = {"config": card["autoencoder"], "scaling_factor": card["scaling_factor"]}
+        vae = build(autoencoder, config, strip_prefix(tensors, "vae."))
+        text = build(text_encoder, {"width": card["text"]}, strip_prefix(tensors, "text."))
+    except _BAD_CARD as error:
+        raise damage_error(path, error) from error
+    return vae.eval().requires_grad_(False), text
+
+
+def shared_path(folder: Path) -> Path:
+    """Return the path of the autoencoder in a folder, or of the shipped one if the folder has none."""
+    path = folder / f"{SHARED}.safetensors"
+    return path if path.is_file() else WEIGHTS / path.name
+
+
+def assemble(kind: str, network: nn.Module, vae: nn.Module, text: Any, scheduler: Mapping[str, Any]) -> Any:
+    """Return a ``StableDiffusionPipeline`` (kind ``"unet"``) or ``StableDiffusion3Pipeline`` (``"transformer"``)."""
+    diffusers, _ = libraries()
+    words = tokenizer()
+    if kind == "unet":
+        pipe = diffusers.StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=_without_projection(text),
+            tokenizer=words,
+            unet=network,
+            scheduler=diffusers.DDIMScheduler(**scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    else:
+        pipe = diffusers.StableDiffusion3Pipeline(
+            vae=vae,
+            text_encoder=text,
+            tokenizer=words,
+            text_encoder_2=text,
+            tokenizer_2=words,
+            text_encoder_3=None,
+            tokenizer_3=None,
+            transformer=network,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def denoiser(kind: str, config: Mapping[str, Any]) -> Any:
+    """Return a ``UNet2DConditionModel`` (kind ``"unet"``) or ``SD3Transformer2DModel`` (``"transformer"``).
+
+    Weights are random.
+    """
+    diffusers, _ = libraries()
+    network = diffusers.UNet2DConditionModel if kind == "unet" else diffusers.SD3Transformer2DModel
+    return network(**config)
+
+
+def autoencoder(config: Mapping[str, Any], scaling_factor: float = 1.0) -> Any:
+    """Return an ``AutoencoderKL`` of random weights; ``scaling_factor`` times its latents are denoised."""
+    levels = len(config["block_out_channels"])
+    arguments: dict[str, Any] = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+        "sample_size": 32,
+        "scaling_factor": scaling_factor,
+        "shift_factor": 0.0,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    return libraries()[0].AutoencoderKL(**{**arguments, **config})
+
+
+def text_encoder(width: int, state: Mapping[str, Tensor] | None = None) -> Any:
+    """Return the text encoder with a projection (SD3's) of the given weights, or of random ones from a fixed seed.
+
+    Random weights tell ten words apart, and the denoisers learn their meaning. Token embeddings are scaled to the
+    size that layers expect, since SD3 takes a layer's output before its normalization.
+    """
+    _, transformers = libraries()
+    words = tokenizer()
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.eos_token_id,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=width,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = transformers.CLIPTextModelWithProjection(config)
+    if state is None:
+        with torch.no_grad():
+            # CLIP draws them with a standard deviation of 0.02.
+            encoder.get_input_embeddings().weight.mul_(50)
+    else:
+        encoder.load_state_dict(state)
+    return encoder.eval().requires_grad_(False)
+
+
+def _without_projection(encoder: Any) -> Any:
+    """Return the same text encoder as Stable Diffusion's class, which has no projection."""
+    plain = libraries()[1].CLIPTextModel(encoder.config)
+    inner = getattr(plain, "text_model", plain)  # some versions of transformers have no inner module
+    inner.load_state_dict(encoder.text_model.state_dict())
+    return plain.eval().requires_grad_(False)
+
+
+def tokenizer() -> Any:
+    """Return CLIP's byte-pair tokenizer with the alphabet, and merges that make each of :data:`WORDS` one token."""
+    letters = [chr(ord("a") + i) for i in range(26)]
+    merges = list(dict.fromkeys(merge for word in WORDS for merge in _merges(word)))
+    vocabulary = letters + [f"{letter}</w>" for letter in letters] + [m.replace(" ", "") for m in merges]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as name:
+        vocab_path, merges_path = Path(name) / "vocab.json", Path(name) / "merges.txt"
+        vocab_path.write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
+        merges_path.write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+        words = libraries()[1].CLIPTokenizer(str(vocab_path), str(merges_path))
+    words.model_max_length = TOKENS
+    return words
+
+
+def _merges(word: str) -> list[str]:
+    """Return the merges from letters to the whole word, left to right."""
+    ends = range(1, len(word) - 1)
+    return [f"{word[:i]} {word[i]}" for i in ends] + [f"{word[:-1]} {word[-1]}</w>"]
+
+
+def libraries() -> tuple[Any, Any]:
+    """Return the modules ``diffusers`` and ``transformers``.
+
+    Raises:
+        ModuleNotFoundError: without them; names the extra to install.
+    """
+    try:
+        import diffusers
+        import transformers
+
+        _ = diffusers.StableDiffusionPipeline, diffusers.StableDiffusion3Pipeline, transformers.CLIPTextModel
+    except Exception as error:  # a broken torchvision raises RuntimeError
+        raise ModuleNotFoundError(
+            f"the zoo's latent models are diffusers pipelines ({type(error).__name__}): "
+            "pip install 'gas-solver[diffusers]'"
+        ) from error
+    return diffusers, transformers
