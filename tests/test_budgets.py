@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import gas
+from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.features.inception import Inception
 from gas.features.lpips import LPIPS
 from gas.features.real import RealImages
 from gas.features.state import read_state
-from gas.io import load_state, save_state
 from gas.metrics.statistics import read_images, read_statistics
 from gas.paper import edm, ldm
 from gas.paper.convert import recognise
@@ -67,7 +67,7 @@ def checkpoint_of(data):
     """Write a checkpoint whose checksum holds around hostile data."""
 
     def write(path):
-        save_state(path, {})
+        write_checkpoint(path, {})
         head = path.read_bytes().split(b":")[0] + b":" + hashlib.sha256(data).hexdigest().encode() + b"\n"
         path.write_bytes(head + data)
 
@@ -105,7 +105,7 @@ READERS = {
     "student": (student, "s.pt", {"NFE 20,000": bombs.student(20_000), "NFE 1,001": bombs.student(1001)}, {}),
     "teacher set": (read_teacher_set, "d.pkl", {}, {}),
     "zoo": (gas.zoo.load, "z.safetensors", bombs.ZOO, bombs.SAFETENSORS),
-    "checkpoint": (load_state, "c.pt", bombs.TORCH | SEALED, bombs.ZIPPED),
+    "checkpoint": (read_checkpoint, "c.pt", bombs.TORCH | SEALED, bombs.ZIPPED),
     "state": (read_state, "w.pth", {}, bombs.ZIPPED | bombs.TORCH),
     "state, safetensors": (read_state, "w.safetensors", {}, bombs.SAFETENSORS),
     "inception": (inception, "w.safetensors", STATE, {}),

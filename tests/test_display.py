@@ -173,7 +173,7 @@ def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
         running.name = name
         yield running
 
-    monkeypatch.setattr("gas.cli.screen.bar", recorded)
+    monkeypatch.setattr("gas.cli.follow.bar", recorded)
 
     def run(*words):
         result = CliRunner().invoke(app, [str(word) for word in words])

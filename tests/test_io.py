@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import gas
 from gas import io
-from gas.io import load_state, save_state
+from gas.checkpoint import read_checkpoint, write_checkpoint
+from gas.display import brief
 from gas.metrics.frechet import feature_statistics
 from gas.metrics.statistics import read_statistics, save_statistics
 from gas.pairs.shards import manifest_of, read_manifest, write_manifest
@@ -94,7 +95,7 @@ def test_a_reformatted_file_passes_and_an_edited_one_does_not(solver_file):
         assert gas.load(solver_file).document == whole
     content["guidance"] = 1.5
     solver_file.write_text(json.dumps(content))
-    assert refusal(gas.load, solver_file).endswith("is meant")
+    assert refusal(gas.load, solver_file).endswith("is intended")
     content.pop("checksum")
     solver_file.write_text(json.dumps(content))
     with pytest.warns(UserWarning, match="has no checksum"):
@@ -105,12 +106,14 @@ def test_a_reformatted_file_passes_and_an_edited_one_does_not(solver_file):
     "number", [0.0, -0.0, 1.0, 1e22, 1e300, -3.0, 5e-324, 0.1, 2.0**53, 2**63 - 1, 1, True, None]
 )
 def test_a_checksum_is_of_values_not_of_their_spelling(number):
-    whole = io.sealed({"x": [number, {"y": number}]})
-    assert io.unsealed(json.loads(json.dumps(reformatted(whole))), "it") == {"x": [number, {"y": number}]}
-    assert io.sealed(whole) == whole
+    whole = io.add_checksum({"x": [number, {"y": number}]})
+    assert io.verify_checksum(json.loads(json.dumps(reformatted(whole))), "it") == {
+        "x": [number, {"y": number}]
+    }
+    assert io.add_checksum(whole) == whole
     for other in (0.5375, "1", False, 2, []):
         if other != number:
-            assert "checksum" in refusal(io.unsealed, {**whole, "x": [number, {"y": other}]}, "it")
+            assert "checksum" in refusal(io.verify_checksum, {**whole, "x": [number, {"y": other}]}, "it")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_what_no_reader_takes_is_not_sealed():
     for _ in range(40):
         deep = [deep]
     for content in ({"x": deep}, {"x": 10**1001}, {1: 0, "1": 0}):
-        refusal(io.sealed, content)
+        refusal(io.add_checksum, content)
 
 
 def test_a_mark_that_an_editor_put_before_the_text_is_no_matter(solver_file):
@@ -141,7 +144,7 @@ def test_a_mark_that_an_editor_put_before_the_text_is_no_matter(solver_file):
 )
 def test_a_foreign_file_may_have_checksums_of_another_kind(name, tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "x.safetensors", {name: f"sha256:{'0' * 64}"})
-    assert io.read_tensors(tmp_path / "x.safetensors")[1] == {name: f"sha256:{'0' * 64}"}
+    assert io.read_safetensors(tmp_path / "x.safetensors")[1] == {name: f"sha256:{'0' * 64}"}
 
 
 # --- JSON -----------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ def test_what_a_message_shows_of_a_value_is_short_however_it_is_nested():
         {"a" * 999: 1},
         b"\0" * 10**6,
     ):
-        assert len(io.brief(value)) <= 80
+        assert len(brief(value)) <= 80
 
 
 # --- statistics -----------------------------------------------------------------------------------------
@@ -271,8 +274,8 @@ def written(kind, path):
     """Write a small file of a kind; return what reads it."""
     tensors = {"network.a": torch.arange(4.0)}
     if kind == "checkpoint":
-        save_state(path, {"step": 3, "rates": [0.25, 0.5], "weights": torch.arange(4.0)})
-        return load_state
+        write_checkpoint(path, {"step": 3, "rates": [0.25, 0.5], "weights": torch.arange(4.0)})
+        return read_checkpoint
     if kind == "zoo":
         weights_file.write_weights(path, tensors, {"name": "x", "accuracy": 0.25})
         return weights_file.read_weights

@@ -284,7 +284,7 @@ def test_a_solver_within_a_schedulers_config_is_one_too(folder: Path) -> None:
     edit("scheduler/scheduler_config.json", solver={**content, "auto_map": {"AutoModel": "evil.Evil"}})(
         folder
     )
-    with pytest.raises(ValueError, match="no sound solver"):
+    with pytest.raises(ValueError, match="no valid solver"):
         check_model_folder(folder)
 
 

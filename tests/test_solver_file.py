@@ -21,7 +21,7 @@ from hypothesis import example, given, settings, strategies as st
 
 import gas
 from gas.classical.registry import SOLVERS, Classical
-from gas.io import JSON_DEPTH, sealed
+from gas.io import JSON_DEPTH, add_checksum
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.s4s import S4S
 from gas.paper.environment import environment
@@ -79,11 +79,11 @@ def text():
 
 
 def edited(path, change):
-    """A file that is right, its checksum too, but for one change made by hand, which may be too wrong to be sealed."""
+    """A file that is right, its checksum too, but for one change made by hand, which may be too wrong for one."""
     content = json.loads(text())
     change(content)
     with contextlib.suppress(ValueError):
-        content = sealed(content)
+        content = add_checksum(content)
     path.write_text(json.dumps(content))
     return path
 

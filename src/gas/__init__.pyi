@@ -1,6 +1,7 @@
 from . import (
     archives as archives,
     arguments as arguments,
+    checkpoint as checkpoint,
     classical as classical,
     denoise as denoise,
     display as display,

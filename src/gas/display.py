@@ -1,4 +1,4 @@
-"""How text and numbers are shown: text of a file stays text on a screen, in Markdown, HTML, YAML and CSV."""
+"""Text and numbers for people: escaped for a screen, Markdown, HTML, YAML and CSV; shortened for messages."""
 
 from __future__ import annotations
 
@@ -6,20 +6,32 @@ import html
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ["csv_cell", "html_text", "markdown", "markdown_table", "plain", "quoted_string", "significant"]
+__all__ = [
+    "brief",
+    "csv_cell",
+    "html_text",
+    "markdown",
+    "markdown_table",
+    "one_line",
+    "plain",
+    "quoted_string",
+    "significant",
+]
 
-# What a cell of a spreadsheet may not begin with: it would be computed.
+# First characters of a cell that make a spreadsheet compute it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"}
 
 
 def plain(text: object) -> str:
-    """Return text on one line of which every character is seen, the others as Python writes them.
+    """Return text on one line with every unprintable character escaped as Python writes it.
 
-    Names in files are anybody's. Control characters move a terminal's cursor, rewrite its title or open links;
-    characters that turn the direction of writing, or that have no width, make a name look like another.
+    A name in a file can be hostile. Control characters move a terminal's cursor, rewrite its title or open links;
+    characters that reverse the direction of writing, or that have no width, make one name look like another.
 
     >>> plain("gs\\x1b[2J"), plain("a\\nb"), plain("\\u202eabc")
     ('gs\\\\x1b[2J', 'a\\\\nb', '\\\\u202eabc')
@@ -29,20 +41,20 @@ def plain(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Return text as Markdown that shows it, within a line or a cell of a table.
+    """Escape text for a line of Markdown or a cell of its tables.
 
     >>> markdown("<b>a|b*"), markdown("log_snr"), markdown("_a_")
     ('&lt;b&gt;a\\\\|b\\\\*', 'log_snr', '\\\\_a\\\\_')
     """
-    # An underscore within a word is no emphasis, and our own names are full of them.
-    shown = re.sub(r"(?<=[^\W_])_(?=[^\W_])", "\0", plain(text))
-    shown = "".join(_MARKDOWN.get(each, each) for each in shown).replace("\0", "_")
+    # An underscore within a word is no emphasis, and identifiers are full of them.
+    escaped = re.sub(r"(?<=[^\W_])_(?=[^\W_])", "\0", plain(text))
+    escaped = "".join(_MARKDOWN.get(each, each) for each in escaped).replace("\0", "_")
     # A bracket is a link only before another, so an interval alone needs no escape.
-    return re.sub(r"\](?=[(\[])", r"\\]", shown)
+    return re.sub(r"\](?=[(\[])", r"\\]", escaped)
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table whose cells show their text; of a cell ``(text, mark)``, between two marks (``**``, ``*``)."""
+    """Return a Markdown table; a cell ``(text, mark)`` puts its text between two marks (``**``, ``*``)."""
     lines = [map(markdown, head), ["---"] * len(head), *(map(_cell, row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -55,24 +67,24 @@ def _cell(cell: object) -> str:
 
 
 def html_text(text: object) -> str:
-    """Return text as HTML that shows it, in an element or a quoted attribute."""
+    """Escape text for an HTML element or a quoted attribute."""
     return html.escape(plain(text))
 
 
 def quoted_string(text: object) -> str:
-    """Return text as a double-quoted string of JSON, YAML and Python alike, without a tag of HTML in it."""
+    """Return text as a double-quoted string that is valid JSON, YAML and Python, and holds no HTML tag."""
     return json.dumps(plain(text), ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def csv_cell(value: object) -> object:
-    """Return a cell that no spreadsheet computes: text that begins like a formula gets an apostrophe before it."""
+    """Return a CSV cell that no spreadsheet computes: text that begins like a formula gets an apostrophe before it."""
     if not isinstance(value, str):
         return value
     return plain(f"'{value}" if value.startswith(_FORMULA) else value)
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """Return a number with so many significant digits, whatever its size; with an exponent below 1e-4 and from 1e6 on.
+    """Format a number with ``digits`` significant digits; with an exponent below 1e-4 and from 1e6 on.
 
     >>> [significant(x) for x in (0.0123456, 1.5, 0, 1234567.0, 123456.7)]
     ['0.01235', '1.500', '0', '1.235e+06', '123457']
@@ -81,8 +93,36 @@ def significant(value: float, digits: int = 4) -> str:
     """
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    text = f"{value:.{digits - 1}e}"  # rounded first: 0.00099996 has its first digit one place higher then
+    text = f"{value:.{digits - 1}e}"  # rounded first, which can move the first digit: 0.00099996
     exponent = int(text.partition("e")[2])
     if not -4 <= exponent < 6:
         return text
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = self.maxarray = 4
+        self.maxdict = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print the longest integers, and is slow for long ones.
+        return repr(x) if abs(x) < 1 << 64 else f"<a whole number of {x.bit_length()} bits>"
+
+    repr_bool = repr_int
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: Any, length: int = 80) -> str:
+    """Return the beginning of a value's ``repr`` for a message, in bounded time however it is nested."""
+    text = _BRIEF.repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def one_line(error: BaseException, length: int = 160) -> str:
+    """Return the text of an error in one line of at most ``length`` characters."""
+    return " ".join(str(error)[: 4 * length].split())[:length] or type(error).__name__

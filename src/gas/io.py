@@ -1,15 +1,13 @@
-"""Files: atomic writes, checksums, bounded reads of JSON and safetensors."""
+"""Files: atomic writes, checksums, bounded readers of JSON and safetensors."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import os
 import re
-import reprlib
 import stat
 import tempfile
 import warnings
@@ -24,47 +22,70 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gas.display import brief, one_line
 from gas.errors import UserError
 
 __all__ = [
-    "CHANGED",
     "CHECKSUM",
-    "DIMENSIONS",
-    "brief",
-    "check_sides",
-    "in_order",
-    "load_state",
-    "one_line",
+    "JSON_BYTES",
+    "JSON_DEPTH",
+    "MAX_DIMENSIONS",
+    "MISMATCH",
+    "add_checksum",
+    "array_checksum",
+    "check_empty_shape",
+    "digest",
+    "is_integer_list",
+    "metadata_with_checksum",
     "open_regular",
-    "open_tensors",
+    "open_safetensors",
     "parse_json",
-    "parts_checksum",
     "read_bytes",
+    "read_header",
     "read_json",
-    "read_tensors",
+    "read_safetensors",
     "read_text",
-    "save_state",
-    "sealed",
-    "sealed_metadata",
     "sha256",
-    "unsealed",
-    "warn_unsealed",
-    "whole_numbers",
+    "sort_metadata",
+    "verify_checksum",
+    "warn_no_checksum",
+    "write_atomically",
     "write_bytes",
     "write_text",
-    "write_with",
 ]
 
-# What a checkpoint begins with, before the SHA-256 of the file of torch.save that follows on the next line.
-_STATE = b"gas-solver checkpoint sha256:"
-_STATE_BYTES = 4 << 30  # of the largest published discriminator with its optimizer: 1.3 GB
+# A table of NFE 1000, the largest that a solver file may hold, is a million numbers in 20 MB.
+JSON_BYTES, JSON_VALUES = 24 << 20, 2_000_000
+JSON_DEPTH = 32  # files of this library have 6 levels
+_NUMBER_LENGTH = 1000  # characters: a double has at most 767 significant digits
+
+CHECKSUM = "checksum"
+MISMATCH = (
+    "is damaged or was edited: its checksum does not match; create it again, or remove the checksum if the edit is "
+    "intended"
+)
+
+# Stable Diffusion XL's U-Net has 1,680 tensors and a header of 240 kB.
+_HEADER_BYTES, _TENSORS = 2 << 20, 10_000
+MAX_DIMENSIONS = 16
+# An empty tensor takes no bytes of a file, so nothing else bounds its other sides, over which callers loop.
+_SIDE_OF_EMPTY = 1 << 16
+_BYTES_PER_NUMBER = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
 
 
-def write_with(path: str | Path, write: Callable[[Path], None]) -> Path:
+# --- writing --------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
 
-    A reader therefore sees the old file, or none, or the whole new one; a full disk or a killed
-    process leaves at most a ``.tmp`` file behind.
+    A reader sees the old file, or none, or the whole new one; a full disk or a killed process leaves at most a
+    ``.tmp`` file behind.
 
     Raises:
         OSError: when the folder cannot be written or the disk is full; ``path`` is untouched.
@@ -78,172 +99,64 @@ def write_with(path: str | Path, write: Callable[[Path], None]) -> Path:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        mask = os.umask(0)  # mkstemp ignores the umask and makes private files
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, name):  # a full disk names no file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    _sync_folder(path.parent)
-    return path
-
-
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write ``data`` to ``path`` so that it is whole or absent."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    return write_with(path, write)
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 ``text`` to ``path`` so that it is whole or absent."""
-    return write_bytes(path, text.encode())
-
-
-def in_order(data: bytes) -> bytes:
-    """Return a safetensors file's bytes with its metadata in the order of their names.
-
-    The library writes several in an order that chance decides, so that the same content would be different bytes.
-    """
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of tensors, numbers, strings and plain containers."""
-    buffer = io.BytesIO()  # written by ourselves: torch reports a full disk as a RuntimeError
-    torch.save(dict(state), buffer)
-    data = buffer.getvalue()
-    return write_bytes(path, _STATE + hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-
-
-def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of :func:`save_state`; nothing in the file is executed.
-
-    Warns:
-        UserWarning: when the file has no checksum.
-
-    Raises:
-        ValueError: when the file is damaged or holds anything but plain data.
-    """
-    from gas.unpickle.loading import read_open  # which reads by what is below this module
-
-    try:
-        with open_regular(path, _STATE_BYTES) as file:
-            head = file.read(len(_STATE) + 65)
-            start = len(head) if head.startswith(_STATE) else 0
-            if not start:
-                warn_unsealed(f"checkpoint {path}")
-            elif head[len(_STATE) : -1] != _digest(file).encode():
-                raise UserError("its checksum is of other content")
-            state = read_open(file, start)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        raise UserError(
-            f"checkpoint {path} cannot be read ({one_line(error)}); delete it to start afresh"
-        ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of named values")
-    return state
-
-
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open_regular(path) as file:
-        return _digest(file)
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _umask() -> int:
-    """The process's file creation mask; mkstemp ignores it and makes private files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the platform can open a folder."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(
+        OSError
+    ):  # the rename survives a power cut, where the platform can open a folder
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    return path
 
 
-# A table of NFE 1000, the most that a solver file may hold, is a million numbers in 20 MB.
-JSON_BYTES, JSON_VALUES = 24 << 20, 2_000_000
-JSON_DEPTH = 32  # our own files have 6 levels
-_NUMBER = 1000  # characters: a double has at most 767 significant digits
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write ``data`` to ``path`` atomically."""
 
-CHECKSUM = "checksum"
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
 
-
-# --- files ----------------------------------------------------------------------------------------------
+    return write_atomically(path, write)
 
 
-def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
-    """Open a regular file for reading, never waiting: a pipe, socket, device or folder in its place is refused.
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 ``text`` to ``path`` atomically."""
+    return write_bytes(path, text.encode())
 
-    Args:
-        path: the file.
-        most: bytes that it may have.
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file for reading without ever blocking; a pipe, socket, device or folder is refused.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no regular file, or larger.
+        UserError: when it is no regular file, or larger than ``max_bytes``.
     """
     _require_regular(path, os.stat(path).st_mode)
-    # Whoever swaps the file for a pipe in between does not make us wait either.
+    # Non-blocking, in case the file is replaced by a pipe in between.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        found = os.fstat(handle)
-        _require_regular(path, found.st_mode)
-        if most is not None and found.st_size > most:
+        status = os.fstat(handle)
+        _require_regular(path, status.st_mode)
+        if max_bytes is not None and status.st_size > max_bytes:
             raise UserError(
-                f"it has {found.st_size:,} bytes, more than the {most:,} that such a file may have"
+                f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have"
             )
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
-
-
-def read_bytes(path: str | Path, most: int) -> bytes:
-    """Return the bytes of a regular file of at most ``most`` bytes.
-
-    Raises:
-        OSError, ValueError: as :func:`open_regular`.
-    """
-    with open_regular(path, most) as file:
-        data = file.read(most + 1)
-    if len(data) > most:  # it grew, or its system says no size
-        raise UserError(f"it has more than the {most:,} bytes that such a file may have")
-    return data
-
-
-def read_text(path: str | Path, most: int = JSON_BYTES) -> str:
-    """Return the UTF-8 text of a regular file, without the mark that some editors put before it.
-
-    Raises:
-        OSError, ValueError: as :func:`open_regular`, and for other bytes than UTF-8.
-    """
-    return read_bytes(path, most).decode("utf-8-sig")
 
 
 def _require_regular(path: str | Path, mode: int) -> None:
@@ -254,103 +167,116 @@ def _require_regular(path: str | Path, mode: int) -> None:
     raise UserError(f"{path} is {kind}, not a file")
 
 
-# --- what a message may show of a file ------------------------------------------------------------------
+def read_bytes(path: str | Path, max_bytes: int) -> bytes:
+    """Read a regular file of at most ``max_bytes``.
+
+    Raises:
+        OSError, UserError: as :func:`open_regular`.
+    """
+    with open_regular(path, max_bytes) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:  # it grew, or its file system reports no size
+        raise UserError(f"it has more than the {max_bytes:,} bytes that such a file may have")
+    return data
 
 
-class _Brief(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
-        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = self.maxarray = 4
-        self.maxdict = 4
+def read_text(path: str | Path, max_bytes: int = JSON_BYTES) -> str:
+    """Read UTF-8 text, without a byte order mark.
 
-    def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to print the longest integers, and takes its time with long ones.
-        return repr(x) if abs(x) < 1 << 64 else f"<a whole number of {x.bit_length()} bits>"
-
-    repr_bool = repr_int
+    Raises:
+        OSError, UserError: as :func:`open_regular`, and for bytes that are not UTF-8.
+    """
+    return _decode(read_bytes(path, max_bytes))
 
 
-_BRIEF = _Brief()
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")  # some editors write a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def brief(value: Any, most: int = 80) -> str:
-    """Return what a message shows of a value from a file: its beginning, in bounded time however it is nested."""
-    text = _BRIEF.repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with open_regular(path) as file:
+        return digest(file)
+
+
+def digest(file: BinaryIO) -> str:
+    """Return the SHA-256 of the rest of an open file as 64 hexadecimal digits."""
+    hashed = hashlib.sha256()
+    while block := file.read(1 << 20):
+        hashed.update(block)
+    return hashed.hexdigest()
 
 
 # --- JSON -----------------------------------------------------------------------------------------------
 
 
-def read_json(path: str | Path, most: int = JSON_BYTES, *, finite: bool = True) -> Any:
+def read_json(path: str | Path, max_bytes: int = JSON_BYTES, *, finite: bool = True) -> Any:
     """Read a JSON file of bounded size, number of values and depth.
 
     Args:
         path: the file.
-        most: bytes that it may have.
-        finite: refuse NaN and Infinity, which are no JSON; diffusers writes them into configs.
+        max_bytes: largest size to accept.
+        finite: refuse NaN and Infinity, which JSON does not have; diffusers writes them into configs.
 
     Raises:
         OSError: when it cannot be read.
-        ValueError: why it is refused: damaged, too large, too deep, a name that occurs twice in one object, a number
-            that is not finite. The caller says which file.
+        UserError: when it is damaged, too large or too deep, a name occurs twice in one object, or a number is not
+            finite. The message names the problem; the caller adds the file.
     """
-    return parse_json(read_bytes(path, most), finite=finite)
+    return parse_json(read_bytes(path, max_bytes), finite=finite)
 
 
 def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
-    """Parse JSON as :func:`read_json` does; whole numbers of more than 20 digits become floats.
+    """Parse JSON as :func:`read_json` does; integers of more than 20 digits become floats.
 
     Raises:
-        ValueError: why it is refused.
+        UserError: as :func:`read_json`.
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > JSON_BYTES:
         raise UserError(f"it has {len(raw):,} bytes, more than {JSON_BYTES:,}")
-    _bound(raw)
+    _check_json_bounds(raw)
     try:
         return json.loads(
-            raw.decode("utf-8-sig"),  # some editors put a mark before the text
+            _decode(raw),
             parse_constant=_refuse_constant if finite else float,
-            parse_float=_float,
-            parse_int=_int,
-            object_pairs_hook=_object,
+            parse_float=_parse_float,
+            parse_int=lambda text: int(text) if len(text) <= 20 else _parse_float(text),
+            object_pairs_hook=_parse_object,
         )
-    except UnicodeDecodeError as error:
-        raise UserError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(str(error)) from None
 
 
-# A string, or what a damaged file begins as one; consumed at once, so that the scan is linear whatever comes.
+# A string, or an unterminated one; possessive, so that the scan is linear on any input.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},:"))
 
 
-def _bound(data: bytes) -> None:
-    """Refuse too many values and too many levels before they are built."""
+def _check_json_bounds(data: bytes) -> None:
+    """Refuse too many values or levels before any is built."""
     marks = np.frombuffer(_STRING.sub(b"", data).translate(None, _NOT_STRUCTURE), np.uint8)
     if len(marks) > JSON_VALUES:
         raise UserError(f"it has more than {JSON_VALUES:,} values")
-    opened, closed = (np.isin(marks, np.frombuffer(part, np.uint8)) for part in (b"[{", b"]}"))
-    depth = np.cumsum(opened.astype(np.int32) - closed).max(initial=0)
+    opening, closing = (np.isin(marks, np.frombuffer(part, np.uint8)) for part in (b"[{", b"]}"))
+    depth = np.cumsum(opening.astype(np.int32) - closing).max(initial=0)
     if depth > JSON_DEPTH:
         raise UserError(f"it is nested {depth:,} levels deep, more than {JSON_DEPTH}")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise UserError(f"the name {brief(twice)} occurs twice in one object")
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise UserError(f"the name {brief(repeated)} occurs twice in one object")
     return content
 
 
-def _int(text: str) -> int | float:
-    return int(text) if len(text) <= 20 else _float(text)
-
-
-def _float(text: str) -> float:
-    if len(text) > _NUMBER or not math.isfinite(value := float(text)):
+def _parse_float(text: str) -> float:
+    if len(text) > _NUMBER_LENGTH or not math.isfinite(value := float(text)):
         raise UserError(f"{text[:24]}{'...' * (len(text) > 24)} is not a finite number")
     return value
 
@@ -362,58 +288,55 @@ def _refuse_constant(name: str) -> NoReturn:
 # --- checksums ------------------------------------------------------------------------------------------
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a JSON file with its checksum as the last entry.
 
-    The checksum is over what the file says, not how it is written: names in order, no spaces, whole numbers without a
-    decimal point. So it outlives a formatter, also one that writes ``1.0`` as ``1``.
+    The checksum covers the values, not their spelling: names in order, no spaces, whole numbers without a decimal
+    point. It survives a formatter, also one that writes ``1.0`` as ``1``.
 
     Raises:
         TypeError, ValueError: for content that is not plain JSON, or that :func:`read_json` would refuse.
     """
-    rest = {name: value for name, value in content.items() if name != CHECKSUM}
-    # Of the values that a reader gets: long whole numbers are floats there.
-    return {**rest, CHECKSUM: _checksum(parse_json(json.dumps(rest, allow_nan=False)))}
+    values = {name: value for name, value in content.items() if name != CHECKSUM}
+    # Of the values that a reader gets: long integers are floats there.
+    return {**values, CHECKSUM: _json_checksum(parse_json(json.dumps(values, allow_nan=False)))}
 
 
-def unsealed(content: Any, name: str) -> dict[str, Any]:
-    """Return the content of a JSON file without its checksum, once that holds; warn where there is none.
+def verify_checksum(content: Any, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file without its checksum, after verifying it.
 
     Args:
         content: of the file.
         name: of the file, for messages.
 
+    Warns:
+        UserWarning: when it has no checksum.
+
     Raises:
-        ValueError: when the file is no object, or was changed since it was written.
+        UserError: when the content is no object, or was changed since it was written.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{name} holds a {type(content).__name__}, not an object of named values")
-    rest = {key: value for key, value in content.items() if key != CHECKSUM}
+    values = {key: value for key, value in content.items() if key != CHECKSUM}
     if CHECKSUM not in content:
-        warn_unsealed(name)
-    elif content[CHECKSUM] != _checksum(rest):
-        raise UserError(f"{name} {CHANGED}")
-    return rest
+        warn_no_checksum(name)
+    elif content[CHECKSUM] != _json_checksum(values):
+        raise UserError(f"{name} {MISMATCH}")
+    return values
 
 
-CHANGED = (
-    "is damaged or was edited: its checksum is of other content; make it again, or take the checksum out if the "
-    "change is meant"
-)
-
-
-def warn_unsealed(name: str) -> None:
-    """Say that damage in a file would not be noticed."""
+def warn_no_checksum(name: str) -> None:
+    """Warn that damage in a file would go unnoticed."""
     warnings.warn(f"{name} has no checksum, so damage in it can go unnoticed: write it again", stacklevel=4)
 
 
-def _checksum(content: Any) -> str:
+def _json_checksum(content: Any) -> str:
     text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _canonical(value: Any) -> Any:
-    """The same value however its numbers are written: ``1.0`` and ``-0.0`` as ``1`` and ``0``."""
+    """Return the same value for every spelling of a number: ``1.0`` and ``-0.0`` as ``1`` and ``0``."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     if isinstance(value, Mapping):
@@ -423,36 +346,35 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-# --- safetensors ----------------------------------------------------------------------------------------
+def array_checksum(arrays: Mapping[str, tuple[str, list[int], Any]], metadata: Mapping[str, str]) -> str:
+    """Return the checksum of arrays, each given as ``(dtype, shape, bytes)``, and of text metadata."""
+    hashed = hashlib.sha256(json.dumps(dict(sorted(metadata.items()))).encode())
+    for name, (kind, shape, data) in sorted(arrays.items()):
+        hashed.update(json.dumps([name, kind, shape]).encode())
+        hashed.update(data)
+    return f"sha256:{hashed.hexdigest()}"
 
-# Stable Diffusion XL's U-Net has 1,680 tensors and a header of 240 kB.
-_HEADER_BYTES, _TENSORS = 2 << 20, 10_000
-# An empty tensor costs a file nothing, whatever its other sides are; loops over them cost time.
-_SIDE_OF_EMPTY = 1 << 16
-DIMENSIONS = 16
-_WIDTHS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
+
+# --- safetensors ----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def open_tensors(path: str | Path, most: int | None = None) -> Iterator[Any]:
-    """Open a safetensors file whose header holds: ``metadata()``, ``keys()``, ``get_tensor()`` and ``get_slice()``.
-
-    Args:
-        path: the file.
-        most: bytes that it may have.
+def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator[Any]:
+    """Open a safetensors file after checking its header: ``metadata()``, ``keys()``, ``get_tensor()``, ``get_slice()``.
 
     Raises:
         OSError: when it cannot be read.
-        ValueError: why it is refused: damaged, cut short, shapes that are not those of its bytes. The caller says
-            which file.
+        UserError: when it is damaged, cut short or larger than ``max_bytes``, or a shape does not match its bytes. The
+            message names the problem; the caller adds the file.
     """
-    with open_regular(path, most) as file:
-        _check_header(file, os.fstat(file.fileno()).st_size)
+    with open_regular(path, max_bytes) as file:
+        header, length = read_header(file)
+        size = os.fstat(file.fileno()).st_size - 8 - length
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise UserError("its metadata is not text by name")
+    for name, entry in header.items():
+        _check_entry(name, entry, size)
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
@@ -460,113 +382,118 @@ def open_tensors(path: str | Path, most: int | None = None) -> Iterator[Any]:
         raise UserError(one_line(error)) from error
 
 
-def read_tensors(
-    path: str | Path, most: int | None = None, *, ours: bool = False
+def read_safetensors(
+    path: str | Path, max_bytes: int | None = None, *, warn: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file, whose checksum holds if it has one.
+    """Read the tensors and the metadata of a safetensors file, and verify its checksum if it has one.
 
     Args:
         path: the file.
-        most: bytes that it may have.
-        ours: it was written by this library, so warn where it has no checksum.
+        max_bytes: largest size to accept.
+        warn: warn when there is no checksum: for files that only this library writes.
 
     Raises:
-        OSError, ValueError: as :func:`open_tensors`, and when the file was changed since it was written.
+        OSError, UserError: as :func:`open_safetensors`, and when the file was changed since it was written.
     """
-    with open_tensors(path, most) as file:
+    with open_safetensors(path, max_bytes) as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    known = metadata.pop(CHECKSUM, None)
-    if known is None and any(_misspelled(name, text) for name, text in metadata.items()):
-        raise UserError(f"it {CHANGED}")
-    if known is None and ours:
-        warn_unsealed(str(path))
-    if known is not None and known != _tensors_checksum(tensors, metadata):
-        raise UserError(f"it {CHANGED}")
+    expected = metadata.pop(CHECKSUM, None)
+    if expected is None and any(_is_damaged_checksum(name, text) for name, text in metadata.items()):
+        raise UserError(f"it {MISMATCH}")
+    if expected is None and warn:
+        warn_no_checksum(str(path))
+    if expected is not None and expected != _tensor_checksum(tensors, metadata):
+        raise UserError(f"it {MISMATCH}")
     return tensors, metadata
 
 
-def _misspelled(name: str, text: str) -> bool:
-    """Whether an entry is a checksum whose very name was damaged; foreign files have others of their own."""
+def _is_damaged_checksum(name: str, text: str) -> bool:
+    """Whether an entry is a checksum whose very name was damaged; foreign files have others under names of theirs."""
     differing = sum(a != b for a, b in zip(name, CHECKSUM, strict=False))
     return text.startswith("sha256:") and len(name) == len(CHECKSUM) and differing <= 2
 
 
-def sealed_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file with the checksum of both, names in order."""
-    rest = {name: text for name, text in sorted(metadata.items()) if name != CHECKSUM}
-    return {**rest, CHECKSUM: _tensors_checksum(tensors, rest)}
+def metadata_with_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file, sorted, with the checksum of both."""
+    values = {name: text for name, text in sorted(metadata.items()) if name != CHECKSUM}
+    return {**values, CHECKSUM: _tensor_checksum(tensors, values)}
 
 
-def _tensors_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    parts = {name: (str(x.dtype), list(x.shape), _bytes_of(x)) for name, x in tensors.items()}
-    return parts_checksum(parts, metadata)
+def _tensor_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    arrays = {
+        name: (str(x.dtype), list(x.shape), x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, x in tensors.items()
+    }
+    return array_checksum(arrays, metadata)
 
 
-def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def sort_metadata(data: bytes) -> bytes:
+    """Return the bytes of a safetensors file with its metadata sorted by name.
+
+    The library writes it in random order, so that the same content would be different bytes.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def parts_checksum(parts: Mapping[str, tuple[str, list[int], Any]], metadata: Mapping[str, str]) -> str:
-    """Return the checksum of arrays, each by its type, shape and bytes, and of texts."""
-    digest = hashlib.sha256(json.dumps(dict(sorted(metadata.items()))).encode())
-    for name, (kind, shape, data) in sorted(parts.items()):
-        digest.update(json.dumps([name, kind, shape]).encode())
-        digest.update(data)
-    return f"sha256:{digest.hexdigest()}"
+def read_header(
+    file: BinaryIO, max_bytes: int = _HEADER_BYTES, max_tensors: int = _TENSORS
+) -> tuple[dict[str, Any], int]:
+    """Read the header of an open safetensors file; return it with its length in bytes.
 
-
-def _check_header(file: BinaryIO, size: int) -> None:
+    Raises:
+        UserError: when it is damaged, longer than ``max_bytes`` or has more than ``max_tensors`` entries.
+    """
+    size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise UserError("it is cut short, or no safetensors file")
-    if length > _HEADER_BYTES:
-        raise UserError(f"its header has {length:,} bytes, more than {_HEADER_BYTES:,}")
+    if length > max_bytes:
+        raise UserError(f"its header has {length:,} bytes, more than {max_bytes:,}")
     header = parse_json(file.read(length))
     if not isinstance(header, dict):
         raise UserError("its header is no object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise UserError("its metadata is not text by name")
-    if len(header) > _TENSORS:
-        raise UserError(f"it has {len(header):,} tensors, more than {_TENSORS:,}")
-    for name, entry in header.items():
-        _check_entry(name, entry, size - 8 - length)
+    if (count := len(header.keys() - {"__metadata__"})) > max_tensors:
+        raise UserError(f"it has {count:,} tensors, more than {max_tensors:,}")
+    return header, length
 
 
 def _check_entry(name: str, entry: Any, size: int) -> None:
-    """Refuse a tensor whose shape is not that of its bytes."""
-    width = _WIDTHS.get(str(entry.get("dtype"))[:16]) if isinstance(entry, dict) else None
+    """Refuse a tensor whose shape does not match its bytes."""
+    width = _BYTES_PER_NUMBER.get(str(entry.get("dtype"))[:16]) if isinstance(entry, dict) else None
     if width is None:
-        raise UserError(f"tensor {brief(name)} is {brief(entry)}, which is no tensor of a known type")
+        raise UserError(f"tensor {brief(name)} is {brief(entry)}, not a tensor of a known type")
     shape, ends = entry.get("shape"), entry.get("data_offsets")
-    if not whole_numbers(shape, DIMENSIONS) or not whole_numbers(ends, 2) or len(ends) != 2:
-        raise UserError(f"tensor {brief(name)} has no plain shape and place: {brief(shape)} at {brief(ends)}")
+    if not is_integer_list(shape, MAX_DIMENSIONS) or not is_integer_list(ends, 2) or len(ends) != 2:
+        raise UserError(
+            f"tensor {brief(name)} has no valid shape and offsets: {brief(shape)} at {brief(ends)}"
+        )
     if not ends[0] <= ends[1] <= size or math.prod(shape) * width != ends[1] - ends[0]:
         raise UserError(
             f"tensor {brief(name)} of shape {brief(shape)} is not in the file: it is cut short or damaged"
         )
-    check_sides(shape)
+    check_empty_shape(shape)
 
 
-def whole_numbers(value: Any, most: int) -> TypeGuard[Sequence[int]]:
-    """Whether a value from a file is a list of at most ``most`` whole numbers from 0 up."""
-    plain = isinstance(value, (list, tuple)) and len(value) <= most
-    return plain and all(type(x) is int and x >= 0 for x in value)
+def is_integer_list(value: Any, max_length: int) -> TypeGuard[Sequence[int]]:
+    """Whether a value from a file is a list of at most ``max_length`` non-negative integers."""
+    bounded = isinstance(value, (list, tuple)) and len(value) <= max_length
+    return bounded and all(type(x) is int and x >= 0 for x in value)
 
 
-def check_sides(shape: Sequence[int]) -> None:
-    """Refuse an empty tensor of very many rows: nothing in the file bounds them.
+def check_empty_shape(shape: Sequence[int]) -> None:
+    """Refuse an empty tensor with a very long side: nothing in the file bounds it.
 
     Raises:
-        ValueError: names the shape.
+        UserError: names the shape.
     """
     if 0 in shape and max(shape) > _SIDE_OF_EMPTY:
         raise UserError(
             f"a tensor of shape {brief(list(shape))} is empty and has more than {_SIDE_OF_EMPTY:,} rows"
         )
-
-
-def one_line(error: BaseException, most: int = 160) -> str:
-    """Return the text of an error in one line of at most ``most`` characters."""
-    return " ".join(str(error)[: 4 * most].split())[:most] or type(error).__name__

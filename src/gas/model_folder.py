@@ -1,4 +1,4 @@
-"""Folders of pretrained components: data alone may lie there, which is checked before anything is loaded from it."""
+"""Folders of pretrained components: checked to hold data alone before anything is loaded from them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gas.io import CHECKSUM, JSON_BYTES, one_line, open_regular, parse_json, read_bytes
-from gas.solver_file import document_of
+from gas.display import one_line
+from gas.errors import UserError
+from gas.io import CHECKSUM, JSON_BYTES, open_regular, parse_json, read_bytes, read_header
+from gas.solver_file import parse_document
 
 __all__ = ["check_model_folder", "read_json"]
 
@@ -19,12 +21,12 @@ __all__ = ["check_model_folder", "read_json"]
 _ENTRIES, _DEPTH, _VOCABULARY_BYTES = 2000, 4, 64 << 20
 _JSON_BYTES, _JSON_BYTES_IN_ALL, _JSON_VALUES = 4 << 20, 16 << 20, 200_000
 _TENSORS, _INTEGER, _EMBEDDING_BYTES = 20_000, 1 << 20, 1 << 30
-# A solver of ours beside its scheduler, which may be larger than any config: all of them have the bytes of one.
+# A solver file beside its scheduler may be larger than any config, so solvers have a budget of their own.
 _SOLVER = "solver.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 
 _CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pkl", ".pickle", ".joblib", ".dill"}
-# What makes diffusers or transformers import code, or load from somewhere else than this folder.
+# Keys that make diffusers or transformers import code, or load from outside this folder.
 _CODE_KEYS = {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "custom_generate"}
 _CODE_KEYS |= {"use_kernels", "kernel_config", "base_model_name_or_path", "transformers_weights"}
 # Quantization whose weights are safetensors and whose loader unpickles and fetches nothing.
@@ -33,18 +35,18 @@ _COUNT = re.compile(r"(layers|blocks?|depth)(_|$)|block_out_channels|block_types
 
 
 def check_model_folder(folder: str | Path) -> None:
-    """Refuse a folder from which code could run, or that would take all memory, before anything is loaded from it.
+    """Refuse a folder from which code could run, or that would exhaust memory, before anything is loaded from it.
 
     Allowed are regular files and links within the folder (or, in the Hugging Face cache, to its blobs): safetensors,
-    JSON and text. Hidden folders are not looked into: nothing is loaded from them.
+    JSON and text. Hidden folders are skipped: nothing is loaded from them.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        UserError: names the file and its problem.
     """
     root = Path(folder)
     files = list(_files(root))
     tensors: dict[Path, int] = {}
-    read = solvers = 0
+    json_bytes = solver_bytes = 0
     for file in files:
         if file.suffix.lower() in _CODE:
             raise _refusal(root, file, "holds code, which is never run from a model folder: remove it")
@@ -53,47 +55,49 @@ def check_model_folder(folder: str | Path) -> None:
                 root, file, "loads another model than this folder's: load adapters after the pipeline"
             )
         if file.suffix == ".safetensors":
-            count, size = _header(root, file)
-            tensors[file.parent], read = tensors.get(file.parent, 0) + count, read + size
+            count, length = _read_header(root, file)
+            tensors[file.parent] = tensors.get(file.parent, 0) + count
+            json_bytes += length
         elif file.name == _SOLVER:
-            solvers += file.stat().st_size
-            if solvers > JSON_BYTES:
+            solver_bytes += file.stat().st_size
+            if solver_bytes > JSON_BYTES:
                 raise _refusal(root, file, f"is beyond {JSON_BYTES:,} bytes of solvers: this is no pipeline")
         elif file.suffix == ".json":
-            vocabulary = file.name in _VOCABULARIES
-            _check_size(root, file, _VOCABULARY_BYTES if vocabulary else _JSON_BYTES)
-            read += 0 if vocabulary else file.stat().st_size
-        if read > _JSON_BYTES_IN_ALL:
+            size, vocabulary = file.stat().st_size, file.name in _VOCABULARIES
+            if size > (limit := _VOCABULARY_BYTES if vocabulary else _JSON_BYTES):
+                raise _refusal(root, file, f"has {size:,} bytes, at most {limit:,} are read")
+            json_bytes += 0 if vocabulary else size
+        if json_bytes > _JSON_BYTES_IN_ALL:
             raise _refusal(root, file, f"is beyond {_JSON_BYTES_IN_ALL:,} bytes of JSON: this is no pipeline")
     for file in files:
         if file.suffix == ".json" and file.name not in _VOCABULARIES:
             _check_config(root, file, tensors.get(file.parent, 0))
 
 
-def read_json(root: Path, file: Path, limit: int = _JSON_BYTES) -> Any:
-    """Return what a JSON file in a model folder holds, of at most ``limit`` bytes.
+def read_json(root: Path, file: Path, max_bytes: int = _JSON_BYTES) -> Any:
+    """Read a JSON file of at most ``max_bytes`` in a model folder.
 
     Raises:
-        ValueError: when it cannot be read, is no regular file, too large, nested too deeply or not JSON.
+        UserError: when it cannot be read, is no regular file, too large, nested too deeply or not JSON.
     """
     try:
-        return parse_json(read_bytes(file, limit), finite=False)
+        return parse_json(read_bytes(file, max_bytes), finite=False)
     except (OSError, ValueError) as error:
         raise _refusal(root, file, f"cannot be read: {one_line(error)}") from error
 
 
-def _refusal(root: Path, file: Path, why: str) -> ValueError:
+def _refusal(root: Path, file: Path, problem: str) -> UserError:
     name = str(file.relative_to(root)) if file != root else "."
-    return ValueError(f"model folder {str(root)[-80:]} is refused: {name[:80]!r} {why}")
+    return UserError(f"model folder {str(root)[-80:]} is refused: {name[:80]!r} {problem}")
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every file, each checked to be a regular one that lies in the folder."""
+    """Yield every file, each checked to be a regular one within the folder."""
     home = root.resolve()
     cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
-    waiting, entries = [root], 0
-    while waiting:
-        for file in sorted(waiting.pop().iterdir()):
+    folders, entries = [root], 0
+    while folders:
+        for file in sorted(folders.pop().iterdir()):
             entries += 1
             if entries > _ENTRIES or len(file.relative_to(root).parts) > _DEPTH:
                 raise _refusal(
@@ -111,34 +115,22 @@ def _files(root: Path) -> Iterator[Path]:
                     raise _refusal(root, file, "is a link to something that is no regular file: copy it")
                 yield file
             elif stat.S_ISDIR(mode):
-                waiting += [] if file.name.startswith(".") else [file]
+                folders += [] if file.name.startswith(".") else [file]
             elif stat.S_ISREG(mode):
                 yield file
             else:
                 raise _refusal(root, file, "is no regular file (a pipe, socket or device)")
 
 
-def _check_size(root: Path, file: Path, limit: int) -> None:
-    size = file.stat().st_size
-    if size > limit:
-        raise _refusal(root, file, f"has {size:,} bytes, at most {limit:,} are read")
-
-
-def _header(root: Path, file: Path) -> tuple[int, int]:
-    """How many tensors a safetensors file declares, and in how many bytes."""
-    size = file.stat().st_size
-    with open_regular(file) as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(_JSON_BYTES, size - 8):
-            raise _refusal(
-                root, file, "is incomplete or damaged (its header does not fit): download it again"
-            )
-        try:
-            header = parse_json(stream.read(length))
-        except ValueError as error:
-            raise _refusal(root, file, "is incomplete or damaged (its header): download it again") from error
-    if not isinstance(header, dict) or len(header) > _TENSORS:
-        raise _refusal(root, file, f"does not declare at most {_TENSORS:,} tensors")
+def _read_header(root: Path, file: Path) -> tuple[int, int]:
+    """Return the number of tensors that a safetensors file declares, and the bytes of its header."""
+    try:
+        with open_regular(file) as stream:
+            header, length = read_header(stream, _JSON_BYTES, _TENSORS)
+    except ValueError as error:
+        raise _refusal(
+            root, file, f"is incomplete or damaged ({one_line(error)}): download it again"
+        ) from error
     return len(header), length
 
 
@@ -147,83 +139,77 @@ def _check_config(root: Path, file: Path, tensors: int) -> None:
     if file.name.endswith(".index.json"):
         _check_shards(root, file, content)
         return
-    waiting: list[tuple[str, Any]] = [("", content)]
+    stack: list[tuple[str, Any]] = [("", content)]
     values = 0
-    while waiting:
-        key, value = waiting.pop()
+    while stack:
+        key, value = stack.pop()
         if isinstance(value, dict) and value.get("format") == "gas-solver":
             _check_solver(root, file, value)
             continue
         values += len(value) if isinstance(value, (dict, list)) else 0
         if values > _JSON_VALUES:
             raise _refusal(root, file, f"has more than {_JSON_VALUES:,} values")
-        if why := _harm(root, key, value, tensors):
-            raise _refusal(root, file, f"sets {key[:40]!r}, {why}")
+        if problem := _problem(root, key, value, tensors):
+            raise _refusal(root, file, f"sets {key[:40]!r}, {problem}")
         if isinstance(value, dict):
-            waiting += [(str(name), item) for name, item in value.items()]
+            stack += [(str(name), item) for name, item in value.items()]
         elif isinstance(value, list):
-            waiting += [(key, item) for item in value]
+            stack += [(key, item) for item in value]
     if isinstance(content, dict) and _position_bytes(content) > _EMBEDDING_BYTES:
         raise _refusal(root, file, "asks for position embeddings of more than a gigabyte")
 
 
 def _check_solver(root: Path, file: Path, content: dict[str, Any]) -> None:
-    """A solver has its own bounds; nothing in it is a setting of a network, and no other entry may be in it."""
+    """Check a solver by its schema, which allows no further entries: nothing in it configures a network."""
     try:
-        document_of({key: value for key, value in content.items() if key != CHECKSUM}, "it")
+        parse_document({key: value for key, value in content.items() if key != CHECKSUM}, "it")
     except ValueError as error:
-        raise _refusal(root, file, f"holds no sound solver: {one_line(error, 120)}") from error
+        raise _refusal(root, file, f"holds no valid solver: {one_line(error, 120)}") from error
 
 
 def _check_shards(root: Path, file: Path, content: Any) -> None:
-    """Shards lie beside their index; pickled ones are not loaded, whatever theirs says."""
+    """Check that shards lie beside their index; an index of pickled shards is not loaded at all."""
     if file.name.endswith(".safetensors.index.json"):
         shards = content.get("weight_map") if isinstance(content, dict) else None
         for name in shards.values() if isinstance(shards, dict) else [None]:
-            if not _plain(name) or not str(name).endswith(".safetensors"):
+            if not _is_file_name(name) or not str(name).endswith(".safetensors"):
                 raise _refusal(
                     root, file, f"names shard {str(name)[:40]!r}, which is no .safetensors of its folder"
                 )
 
 
-def _harm(root: Path, key: str, value: Any, tensors: int) -> str:
-    """What is wrong with a config's entry, in words; empty when nothing is."""
+def _problem(root: Path, key: str, value: Any, tensors: int) -> str:
+    """Return the problem with a config's entry in words, empty when it has none."""
     if key in _CODE_KEYS and value:
         return "which would run code or load from elsewhere: nothing but this folder's data is loaded"
     if "implementation" in key and isinstance(value, str) and "/" in value:
         return "which would fetch a kernel: only installed ones run"
     if key == "quantization_config" and isinstance(value, dict):
         method = value.get("quant_method")
-        if method not in _QUANTIZATION and not (method is None and _bits(value)):
+        bits = value.get("load_in_4bit") or value.get("load_in_8bit")
+        if method not in _QUANTIZATION and not (method is None and bits):
             return f"method {str(method)[:30]!r}: allowed are {', '.join(sorted(_QUANTIZATION))}"
     if key.endswith(("_file", "_files")) and key != "special_tokens_map_file" and isinstance(value, str):
-        place = root / value  # an absolute one replaces the folder
-        if not _plain(value) and (place.exists() or Path(value).exists()):
+        path = root / value  # an absolute path replaces the folder
+        if not _is_file_name(value) and (path.exists() or Path(value).exists()):
             return "a file outside its folder"
-    counts = [len(value)] if isinstance(value, list) else [value]
-    if key != "model_max_length" and "theta" not in key and _whole(value) and abs(value) > _INTEGER:
+    # Integers of more than 20 digits are read as floats.
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer() and abs(value) >= 1e19)
+    if key != "model_max_length" and "theta" not in key and whole and abs(value) > _INTEGER:
         return f"which must be at most {_INTEGER:,}, got {str(value)[:20]}"
+    counts = [len(value)] if isinstance(value, list) else [value]
     if _COUNT.search(key) and any(type(count) is int and count > max(tensors, 64) for count in counts):
         return f"more than the {tensors} tensors of its weights can be"
     return ""
 
 
-def _whole(value: Any) -> bool:
-    """Whether it is a whole number; one of more than 20 digits has been read as a float."""
-    return type(value) is int or (isinstance(value, float) and value.is_integer() and abs(value) >= 1e19)
-
-
-def _bits(value: dict[str, Any]) -> bool:
-    return bool(value.get("load_in_4bit") or value.get("load_in_8bit"))
-
-
-def _plain(name: Any) -> bool:
+def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"[\w][\w.\-]*", name))
 
 
 def _position_bytes(config: dict[str, Any]) -> int:
-    """What a transformer's table of positions takes, which is computed in float64 outside of the weights."""
+    """Return the bytes of a transformer's position embeddings, which are computed in float64, not read."""
     keys = ("sample_size", "pos_embed_max_size", "num_attention_heads", "attention_head_dim", "patch_size")
     sizes = [config.get(key) for key in keys]
-    sample, most, heads, width, patch = (size if type(size) is int else 0 for size in sizes)
-    return (max(sample, most) // max(patch, 1)) ** 2 * heads * width * 8
+    sample, maximum, heads, width, patch = (size if type(size) is int else 0 for size in sizes)
+    return (max(sample, maximum) // max(patch, 1)) ** 2 * heads * width * 8

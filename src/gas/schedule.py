@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief
 
 __all__ = [
     "EDMasVP",

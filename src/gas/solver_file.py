@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 import gas
 from gas.arguments import MAX_NFE, integer, number, of_type, shape
+from gas.display import brief
 from gas.errors import UserError
 from gas.grids.analytic import as_grid
-from gas.io import CHECKSUM, brief, read_json, sealed, unsealed, write_text
+from gas.io import CHECKSUM, add_checksum, read_json, verify_checksum, write_text
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.interpolation import interpolated
 from gas.models.protocol import Model
 from gas.schedule import Schedule, check_t_end, schedule_from_config
 from gas.table import Table, TableMaker, table_of, table_on
 
-__all__ = ["Artefact", "Document", "Entry", "compact", "document_of", "load", "save"]
+__all__ = ["Artefact", "Document", "Entry", "compact", "load", "parse_document", "save"]
 
 Solver = Table | nn.Module
 
@@ -76,7 +77,7 @@ class Artefact:
 
     def write(self, path: str | Path) -> None:
         """Write the solver file, whole or not at all."""
-        write_text(path, compact(sealed(self.document.model_dump(mode="json", exclude_none=True))))
+        write_text(path, compact(add_checksum(self.document.model_dump(mode="json", exclude_none=True))))
 
     def entry(self, nfe: int) -> Entry:
         """Return everything the file says of one NFE.
@@ -248,10 +249,10 @@ def load(path: str | Path) -> Artefact:
             f"solver file {path} has version {brief(content.get('version'))}, this library reads version 1: "
             "upgrade gas-solver or export the file again"
         )
-    document = document_of(
+    document = parse_document(
         {name: value for name, value in content.items() if name != CHECKSUM}, f"solver file {path}"
     )
-    unsealed(content, f"solver file {path}")
+    verify_checksum(content, f"solver file {path}")
     artefact = Artefact(document, str(path))
     for nfe in artefact.nfes:
         artefact.table(nfe)
@@ -479,7 +480,7 @@ def _check_teacher(teacher: Mapping[str, Any]) -> None:
         number("teacher.t_end", teacher["t_end"], "[0, 1)")
 
 
-def document_of(content: Mapping[str, Any], name: str) -> Document:
+def parse_document(content: Mapping[str, Any], name: str) -> Document:
     """Return what a solver file holds, checked.
 
     Args:

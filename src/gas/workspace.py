@@ -78,7 +78,7 @@ def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
 
 def _marked(marker: Path) -> set[str] | None:
     """Return the entries that a mark is about, none where there is no mark; ``None`` is every entry of the folder."""
-    from gas.io import read_text  # which loads torch; every command loads this module
+    from gas.io import read_text
 
     if not marker.is_file():
         return set()
@@ -200,7 +200,7 @@ def _is(path: Path, handle: int) -> bool:
 
 def _holder(note: bytes) -> str:
     """Return who holds a lock, in words."""
-    from gas.io import parse_json  # which loads torch; every command loads this module
+    from gas.io import parse_json
 
     try:
         found = parse_json(note)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import gas
 from gas.classical.registry import Classical
 from gas.cli.app import app
-from gas.io import CHECKSUM, sealed
+from gas.io import CHECKSUM, add_checksum
 
 # By command: a line that would run, and what makes it a bad one when added to it (the last of two options counts).
 # {pairs}, {solver} and the like are files of the fixture below.
@@ -261,7 +261,7 @@ def files(tmp_path_factory):
 def _sealed(text):
     """A solver file's text with the checksum of what it holds now."""
     content = {name: value for name, value in json.loads(text).items() if name != CHECKSUM}
-    return json.dumps(sealed(content))
+    return json.dumps(add_checksum(content))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import gas
-from gas.archives import check_arrays
+from gas.archives import verify_arrays
 from gas.cli.app import app
 from gas.display import significant
-from gas.io import read_tensors, sealed, sealed_metadata
+from gas.io import add_checksum, metadata_with_checksum, read_safetensors
 from gas.metrics.distances import distribution
 from gas.metrics.frechet import extract
 from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
@@ -142,16 +142,16 @@ def test_samples_carry_a_checksum(work, tmp_path):
     words = ["sample", *SMALL, "--solver", work / "digits.json", "--nfe", 3, "--seeds", 2]
     for suffix in (".npz", ".safetensors"):
         run(*words, "--out", tmp_path / f"s{suffix}")
-    check_arrays(dict(np.load(tmp_path / "s.npz")))
+    verify_arrays(dict(np.load(tmp_path / "s.npz")))
     with warnings.catch_warnings(action="error"):
-        tensors, _ = read_tensors(tmp_path / "s.safetensors", ours=True)
+        tensors, _ = read_safetensors(tmp_path / "s.safetensors", warn=True)
     save_file(
         {**tensors, "samples": tensors["samples"] + 1},
         tmp_path / "t.safetensors",
-        sealed_metadata(tensors, {}),
+        metadata_with_checksum(tensors, {}),
     )
     with pytest.raises(ValueError, match="damaged"):
-        read_tensors(tmp_path / "t.safetensors")
+        read_safetensors(tmp_path / "t.safetensors")
 
 
 def test_evaluate_measures_what_it_says(work):
@@ -253,7 +253,7 @@ def test_evaluate_compares_several_files(work, tmp_path):
     path, other = work / "digits.json", json.loads((work / "digits.json").read_text())
     other["training"]["objective"] = "gas"
     other["solvers"] = [entry for entry in other["solvers"] if entry["nfe"] == 2]
-    (tmp_path / "digits.json").write_text(json.dumps(sealed(other)))
+    (tmp_path / "digits.json").write_text(json.dumps(add_checksum(other)))
     words = ["evaluate", *SMALL, "--seeds", "500:516", "--teacher-nfe", 8, "--baselines", "ddim/log_snr"]
     files = ["--solver", path, "--solver", tmp_path / "digits.json"]
     rows = json.loads(run(*words, *files, "--json").stdout)["rows"]
@@ -401,7 +401,7 @@ def test_a_solver_of_another_model(tmp_path, work):
     other = json.loads((work / "digits.json").read_text())
     other["model"]["sample_shape"] = [1, 16, 16]
     other["model"]["sha256"] = "0" * 64
-    (tmp_path / "other.json").write_text(json.dumps(sealed(other)))
+    (tmp_path / "other.json").write_text(json.dumps(add_checksum(other)))
     line = refused(
         "sample", *SMALL, "--solver", tmp_path / "other.json", "--nfe", 3, "--out", tmp_path / "s.png"
     )
@@ -452,7 +452,9 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
 def test_a_file_that_does_not_say_its_model_is_taken_on_trust_and_says_so(work, tmp_path):
     told = json.loads((work / "digits.json").read_text())
     bare = tmp_path / "bare.json"
-    bare.write_text(json.dumps(sealed({"format": "gas-solver", "version": 1, "solvers": told["solvers"]})))
+    bare.write_text(
+        json.dumps(add_checksum({"format": "gas-solver", "version": 1, "solvers": told["solvers"]}))
+    )
     words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
     assert "does not say what model it is for: digits is taken on trust" in " ".join(
         run(*words, bare).stderr.split()
@@ -467,7 +469,7 @@ def test_a_weight_that_leads_nowhere_is_one_clear_line(work, tmp_path, weight, t
     changed = json.loads((work / "digits.json").read_text())
     changed["solvers"][1]["outputs"][0] = [weight]
     changed["solvers"][1].pop("nominal")
-    (tmp_path / "large.json").write_text(json.dumps(sealed(changed)))
+    (tmp_path / "large.json").write_text(json.dumps(add_checksum(changed)))
     words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
     assert told in refused(*words, tmp_path / "large.json")
     assert not (tmp_path / "x.npz").exists()

@@ -14,7 +14,7 @@ from diffusers.utils import DummyObject
 
 import gas
 from gas.integrations.diffusers.model_card import is_ours, model_card, stand_in
-from gas.io import sealed
+from gas.io import add_checksum
 from gas.pipelines.process import process_of
 from support.schedulers import CONFIGS, learned, noise, pipeline, scheduler
 
@@ -52,7 +52,7 @@ def test_a_solver_file_is_enough_where_it_says_its_model(name, tmp_path):
         update={"model": {**artefact.document.model, "prediction": process.prediction}}
     )
     path = tmp_path / "solver.json"
-    path.write_text(json.dumps(sealed(document.model_dump(exclude_none=True))))
+    path.write_text(json.dumps(add_checksum(document.model_dump(exclude_none=True))))
     made, x = gas.GASScheduler.from_pretrained(path), noise(2, 3, 4, 4)
     want = pipeline(gas.GASScheduler.from_config(CONFIGS[name], solver=path), x, 5)
     assert torch.allclose(pipeline(made, x, 5), want, atol=1e-9)
@@ -71,7 +71,7 @@ def test_a_solver_file_that_does_not_say_its_model(tmp_path):
         told = artefact.document.model_dump(exclude_none=True)
         if model:
             told["model"]["prediction"] = "epsilon"  # as a pipeline's model says: of an EDM network here
-        (tmp_path / f"{name}.json").write_text(json.dumps(sealed(told)))
+        (tmp_path / f"{name}.json").write_text(json.dumps(add_checksum(told)))
         with pytest.raises(
             ValueError, match=r"use GASScheduler.from_config\(pipe.scheduler.config, solver=...\)"
         ):

@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from gas.io import sealed, sha256
+from gas.io import add_checksum, sha256
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.dataset import read_pairs
 from gas.pairs.fingerprint import PairsSpec
@@ -86,7 +86,7 @@ def edit(folder, change):
     change(manifest)
     canonical = json.dumps(manifest["recipe"], sort_keys=True).encode()
     manifest["recipe_sha256"] = hashlib.sha256(canonical).hexdigest()
-    path.write_text(json.dumps(sealed(manifest), indent=1) + "\n")
+    path.write_text(json.dumps(add_checksum(manifest), indent=1) + "\n")
 
 
 def forge(folder, change):

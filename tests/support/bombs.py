@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save, save_file
 
-from gas.io import sealed
+from gas.io import add_checksum
 
 Bomb = Callable[[Path], Any]
 
@@ -64,7 +64,7 @@ def solver(**changed: Any) -> Bomb:
         "solvers": [{**entry, **changed.pop("entry", {})}],
         **changed,
     }
-    return lambda path: path.write_text(json.dumps(sealed(content)))
+    return lambda path: path.write_text(json.dumps(add_checksum(content)))
 
 
 SOLVER: dict[str, Bomb] = {
@@ -500,7 +500,7 @@ def manifest(recipe: Mapping[str, Any] | None = None, shards: Any = None) -> Bom
         "recipe_sha256": mark,
         "shards": [one] if shards is None else shards,
     }
-    return lambda path: path.write_text(json.dumps(sealed(content)))
+    return lambda path: path.write_text(json.dumps(add_checksum(content)))
 
 
 def listed(**changed: Any) -> list[dict[str, Any]]:

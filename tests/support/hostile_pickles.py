@@ -155,7 +155,7 @@ def hostile(touch: str) -> dict[str, tuple[bytes, str]]:
         "numpy testing runstring": (whole(name("numpy.testing._private.utils", "runstring")), "runstring"),
         "this library's own reader": (
             whole(name("gas.unpickle.loading", "read_pickle")),
-            "'gas.unpickle.read_pickle'",
+            "'gas.unpickle.loading.read_pickle'",
         ),
         "call of what was called": (
             whole(call(call(name("builtins", "list")), text(touch))),

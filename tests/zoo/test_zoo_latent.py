@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import gas
 from gas import zoo
 from gas.classical.registry import Classical
-from gas.io import sealed_metadata
+from gas.io import metadata_with_checksum
 from gas.models.protocol import Model
 from gas.models.seeds import labels_of_seeds
 from gas.training.adam import AdamSteps
@@ -116,7 +116,7 @@ def test_files_that_do_not_belong_together(tmp_path):
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
         zoo.load(tmp_path / "own.safetensors")
     tensors = {"x": torch.zeros(1)}
-    metadata = sealed_metadata(tensors, {"card": '{"name": "x"}'})
+    metadata = metadata_with_checksum(tensors, {"card": '{"name": "x"}'})
     save_file(tensors, tmp_path / "other.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
         zoo.load(tmp_path / "other.safetensors")

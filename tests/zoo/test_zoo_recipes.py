@@ -13,7 +13,7 @@ from denoiser import MAX_FREQUENCY, smoothed, train_classifier, train_denoiser
 from recipes import AUTOENCODER, DENOISERS, LATENT, Recipe
 
 from gas import zoo
-from gas.io import load_state
+from gas.checkpoint import read_checkpoint
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.pipelines.specs import spec_of
 from gas.zoo import data, latent as latent_models
@@ -86,8 +86,8 @@ def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     broken.close()
     list(train_denoiser(recipe, images, tmp_path / "broken.pt", every=1))
     whole, resumed = (
-        load_state(tmp_path / "whole.pt"),
-        load_state(tmp_path / "broken.pt"),
+        read_checkpoint(tmp_path / "whole.pt"),
+        read_checkpoint(tmp_path / "broken.pt"),
     )
     for name, value in whole["ema"].items():
         assert torch.equal(value, resumed["ema"][name]), name

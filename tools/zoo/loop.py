@@ -14,8 +14,8 @@ from recipes import Recipe
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.errors import UserError
-from gas.io import load_state, save_state
 
 __all__ = ["Loss", "Progress", "load_finished", "train"]
 
@@ -56,14 +56,14 @@ def train(
     """
     training = _Training(recipe, model.to(device), loss, device)
     if checkpoint.exists():
-        training.restore(load_state(checkpoint))
+        training.restore(read_checkpoint(checkpoint))
     losses, start = 0.0, time.perf_counter()
     while training.step < recipe.steps:
         losses += training.advance()
         if training.step % every == 0 or training.step == recipe.steps:
             training.seconds += time.perf_counter() - start
             start = time.perf_counter()
-            save_state(checkpoint, training.state())
+            write_checkpoint(checkpoint, training.state())
             yield Progress(
                 step=training.step, steps=recipe.steps, loss=losses / every, seconds=training.seconds
             )
@@ -76,7 +76,7 @@ def load_finished(checkpoint: Path, recipe: Recipe) -> dict[str, Any]:
     Raises:
         ValueError: when steps are missing.
     """
-    state: dict[str, Any] = load_state(checkpoint)
+    state: dict[str, Any] = read_checkpoint(checkpoint)
     if state["step"] < recipe.steps:
         raise UserError(
             f"{checkpoint} is at step {state['step']} of {recipe.steps}: finish the training first"

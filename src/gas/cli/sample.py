@@ -154,8 +154,8 @@ def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str)
     import torch
     from safetensors.torch import save
 
-    from gas.archives import sealed_arrays
-    from gas.io import sealed_metadata, write_bytes
+    from gas.archives import arrays_with_checksum
+    from gas.io import metadata_with_checksum, write_bytes
     from gas.plotting.samples import sample_grid
 
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
@@ -171,8 +171,8 @@ def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str)
         )
     elif out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, **sealed_arrays({name: value.numpy() for name, value in arrays.items()}))  # type: ignore[arg-type]
+        np.savez(buffer, **arrays_with_checksum({name: value.numpy() for name, value in arrays.items()}))  # type: ignore[arg-type]
         write_bytes(out, buffer.getvalue())
     else:
         tensors = {name: value.contiguous() for name, value in arrays.items()}
-        write_bytes(out, save(tensors, sealed_metadata(tensors, {})))
+        write_bytes(out, save(tensors, metadata_with_checksum(tensors, {})))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gas import solver_file
 from gas.evaluation.evaluator import Comparison
-from gas.io import read_json, read_tensors, sealed, sha256, unsealed, write_bytes, write_text
+from gas.io import add_checksum, read_json, read_safetensors, sha256, verify_checksum, write_bytes, write_text
 from gas.metrics.coverage import PRDC
 from gas.metrics.distances import Distribution
 from gas.models.protocol import Model
@@ -75,7 +75,7 @@ class Store:
         """Return what is kept of a cell, whatever it was made for; none where nothing whole is."""
         path, tensors = self._files(spec, nfe)
         try:
-            content = unsealed(read_json(path), str(path))
+            content = verify_checksum(read_json(path), str(path))
             if {name: content[name] for name in _FORMAT} != _FORMAT:
                 return None
             table = None
@@ -86,7 +86,7 @@ class Store:
                 if sha256(solver) != content["sha256"]["solver"]:
                     return None
                 table = solver_file.load(solver).table(nfe)
-            parts, _ = read_tensors(tensors)
+            parts, _ = read_safetensors(tensors)
             kept = {"errors": parts["errors"], "pictures": parts.get("pictures"), "table": table}
             return Kept(Cell.of(content["cell"], **kept), content["made"], content["measured"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -112,7 +112,7 @@ class Store:
             "measured": kept.measured,
             "sha256": {"tensors": sha256(tensors), "solver": solver},
         }
-        write_text(path, json.dumps(sealed(document), indent=1, allow_nan=False))
+        write_text(path, json.dumps(add_checksum(document), indent=1, allow_nan=False))
 
     def _write_solver(self, cell: Cell, table: Table, model: Model, told: dict[str, Any]) -> str:
         path = self.solver(cell.spec, cell.nfe)

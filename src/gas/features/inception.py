@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.display import one_line
 from gas.errors import UserError
 from gas.features.images import as_bytes, resize_as_tensorflow, rgb
-from gas.io import one_line
 
 __all__ = ["Inception"]
 

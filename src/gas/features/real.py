@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import one_line, open_regular, sha256
+from gas.io import open_regular, sha256
 from gas.metrics.statistics import has_images, read_images
 
 __all__ = ["RealImages"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import one_line, read_tensors
+from gas.io import read_safetensors
 from gas.unpickle.loading import read_pickle
 
 __all__ = ["read_state"]
@@ -24,7 +25,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        state = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+        state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a file of weights alone, or is damaged: {one_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

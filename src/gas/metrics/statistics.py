@@ -15,9 +15,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gas import distributed
-from gas.archives import check_arrays, open_zip, read_array, sealed_arrays
+from gas.archives import arrays_with_checksum, open_zip, read_array, verify_arrays
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import CHECKSUM, in_order, one_line, read_tensors, sealed_metadata, warn_unsealed, write_bytes
+from gas.io import (
+    CHECKSUM,
+    metadata_with_checksum,
+    open_regular,
+    read_safetensors,
+    sort_metadata,
+    warn_no_checksum,
+    write_bytes,
+)
 from gas.metrics.frechet import FeatureStatistics, extract
 
 __all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
@@ -93,7 +102,7 @@ def save_statistics(
         arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
         arrays["count"] = np.array(statistics.count)
         arrays |= {name: np.array(text) for name, text in (told or {}).items()}
-        return write_bytes(path, _archive(sealed_arrays(arrays)))
+        return write_bytes(path, _archive(arrays_with_checksum(arrays)))
     if path.suffix != ".safetensors":
         raise UserError(f"statistics go to a .safetensors or .npz file, got {path.name}")
     tensors = {
@@ -101,7 +110,7 @@ def save_statistics(
         "cov": statistics.cov.contiguous(),
         "count": torch.tensor(statistics.count),
     }
-    return write_bytes(path, in_order(save(tensors, sealed_metadata(tensors, told or {}))))
+    return write_bytes(path, sort_metadata(save(tensors, metadata_with_checksum(tensors, told or {}))))
 
 
 def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> FeatureStatistics:
@@ -172,7 +181,7 @@ def read_images(path: str | Path) -> Tensor:
 
 def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     try:
-        tensors, metadata = read_tensors(path, _most(_WIDEST), ours=True)
+        tensors, metadata = read_safetensors(path, _most(_WIDEST), warn=True)
         return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), metadata
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} holds no statistics, or is damaged: {one_line(error)}") from error
@@ -208,9 +217,9 @@ def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
     contents |= {key: read_array(archive, key, _TEXT) for key in texts}
     arrays = {key: array for key, array in contents.items() if array is not None}
     if CHECKSUM in arrays:
-        check_arrays(arrays)
+        verify_arrays(arrays)
     elif "count" in arrays:  # which none but ours have
-        warn_unsealed(name)
+        warn_no_checksum(name)
     return arrays
 
 
@@ -241,7 +250,7 @@ def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with open_zip(path) as archive:
+        with open_regular(path) as file, open_zip(file) as archive:
             yield archive
     except (ValueError, OSError, TypeError) as error:
         raise UserError(f"{path} is not an .npz of plain arrays, or is damaged: {one_line(error)}") from error

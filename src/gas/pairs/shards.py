@@ -16,19 +16,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from gas.display import brief, one_line
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
-    brief,
-    one_line,
+    add_checksum,
+    is_integer_list,
     open_regular,
-    open_tensors,
+    open_safetensors,
     read_json,
-    read_tensors,
-    sealed,
+    read_safetensors,
     sha256,
-    unsealed,
-    whole_numbers,
+    verify_checksum,
     write_bytes,
     write_text,
 )
@@ -106,7 +105,7 @@ def write_shard(folder: Path, manifest: Json, entry: dict[str, Any], tensors: di
 
 def write_manifest(folder: Path, manifest: Json) -> None:
     """Write the manifest, whole or not at all."""
-    write_text(folder / MANIFEST, json.dumps(sealed(manifest), indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(add_checksum(manifest), indent=1) + "\n")
 
 
 def manifest_of(recipe: Json, checksums: Sequence[str | None] | None = None) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} has version {brief(version)}, but this gas-solver reads version {_VERSION}")
     if other := differences(manifest, implied):
         raise UserError(f"{path} is damaged or has unknown fields ({other[:200]}); choose another folder")
-    unsealed(content, str(path))
+    verify_checksum(content, str(path))
     if names := {x.name for x in folder.glob("*.safetensors")} - {x["file"] for x in manifest["shards"]}:
         raise UserError(f"shard {folder / min(names)} is foreign, not in the manifest; move it away")
     return manifest
@@ -162,9 +161,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _check_recipe(recipe: Json, shards: Any) -> None:
     """Refuse implausible sizes before anything is allocated by them."""
     shape, seeds, decoded = recipe["shape"], recipe["seeds"], recipe.get("decoded", [])
-    if not whole_numbers(shape, 8) or not whole_numbers(decoded, 8) or math.prod(shape) > _MAX_SAMPLE:
+    if not is_integer_list(shape, 8) or not is_integer_list(decoded, 8) or math.prod(shape) > _MAX_SAMPLE:
         raise UserError(f"shape {brief(shape)} is not that of a sample")
-    if not whole_numbers(seeds, 2) or len(seeds) != 2 or not seeds[0] < seeds[1] <= 1 << 63:
+    if not is_integer_list(seeds, 2) or len(seeds) != 2 or not seeds[0] < seeds[1] <= 1 << 63:
         raise UserError(f"seeds {brief(seeds)} are no range")
     for name, least in (("shard", 1), ("batch", 1), ("classes", 0)):
         if type(recipe[name]) is not int or not least <= recipe[name] <= 1 << 63:
@@ -185,7 +184,7 @@ def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
     path = folder / entry["file"]
     try:
         _check_size(path, entry, manifest["recipe"])
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_safetensors(path)
     except (OSError, ValueError) as error:
         reason = one_line(error) if isinstance(error, ValueError) else error.strerror
         raise UserError(f"shard {path} is missing, truncated or damaged ({reason}); {AGAIN}") from error
@@ -257,7 +256,7 @@ class StoredArray:
         try:
             if file_stamp(path) != stamp:
                 raise UserError("it was written again since it was checked")
-            with open_tensors(path) as file:
+            with open_safetensors(path) as file:
                 stored = file.get_slice(self.name)
                 for row, position in zip(rows, positions, strict=True):
                     values[position] = stored[row]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief, sealed_metadata, sha256, write_with
+from gas.io import metadata_with_checksum, sha256, write_atomically
 from gas.paper.student import is_student
 from gas.paper.teacher_set import is_teacher_set
 from gas.registry import named
@@ -120,6 +121,6 @@ def _r3gan(path: Path, out: Path) -> int:
 
     state = {name: value.contiguous() for name, value in load_discriminator(path).state_dict().items()}
     card = {"kind": "R3GAN discriminator", "source": path.name, "source_sha256": sha256(path)}
-    card = sealed_metadata(state, card)
-    write_with(out, lambda temporary: save_file(state, temporary, metadata=card))
+    card = metadata_with_checksum(state, card)
+    write_atomically(out, lambda temporary: save_file(state, temporary, metadata=card))
     return sum(value.numel() for value in state.values())

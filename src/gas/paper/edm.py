@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.denoise import EDMDenoiser
+from gas.display import brief, one_line
 from gas.errors import UserError
-from gas.io import brief, one_line
 from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
 from gas.paper.weights import Weights, read_weights

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.denoise import DiscreteTime, NoiseDenoiser
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import one_line, open_tensors, read_tensors, sealed_metadata, sha256, write_with
+from gas.io import metadata_with_checksum, open_safetensors, read_safetensors, sha256, write_atomically
 from gas.models.custom import OwnModel
 from gas.paper.compvis import averaged, first_stage_weights, unet_weights
 from gas.schedule import VPDiscrete
@@ -107,7 +108,7 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        tensors, card = read_tensors(path)
+        tensors, card = read_safetensors(path)
     except ValueError as error:
         raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     if card.get("kind") != _KIND:
@@ -118,7 +119,7 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
 def is_converted(path: str | Path) -> bool:
     """Whether a file is safetensors that :func:`write` made."""
     try:
-        with open_tensors(path) as file:
+        with open_safetensors(path) as file:
             return (file.metadata() or {}).get("kind") == _KIND
     except Exception:  # no such file, or no safetensors: whoever opens it says so
         return False
@@ -128,8 +129,8 @@ def write(model: LatentDiffusion, path: str | Path, source: str | Path) -> Path:
     """Write a converted checkpoint to safetensors, with its source and that file's hash in the metadata."""
     card = {**model.card, "source": Path(source).name, "source_sha256": sha256(source)}
     tensors = {name: value.contiguous() for name, value in model.tensors.items()}
-    card = sealed_metadata(tensors, card)
-    return write_with(path, lambda temporary: save_file(tensors, temporary, metadata=card))
+    card = metadata_with_checksum(tensors, card)
+    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=card))
 
 
 def load(

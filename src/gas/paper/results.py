@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import CHECKSUM, one_line, read_json, unsealed
+from gas.io import CHECKSUM, read_json, verify_checksum
 from gas.paper.tables import Cell
 
 __all__ = ["Measured", "best_of", "names_of", "read_results"]
@@ -60,7 +61,7 @@ def read_results(folder: Path) -> list[Measured]:
         try:
             document = read_json(path)
             if isinstance(document, dict) and CHECKSUM in document:
-                document = unsealed(document, "it")
+                document = verify_checksum(document, "it")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"result {path} is damaged ({one_line(error)}): make it again, or take it away"

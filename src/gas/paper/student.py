@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gas.arguments import MAX_NFE
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.s4s import S4S
 from gas.registry import named

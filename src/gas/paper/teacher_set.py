@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief, sha256, write_text
+from gas.io import sha256, write_text
 from gas.models.protocol import Model
 from gas.pairs.shards import (
     MANIFEST,

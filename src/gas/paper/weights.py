@@ -11,8 +11,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gas.display import brief, one_line
 from gas.errors import UserError
-from gas.io import brief, one_line, parse_json, read_tensors, sealed_metadata, sha256, write_with
+from gas.io import metadata_with_checksum, parse_json, read_safetensors, sha256, write_atomically
 from gas.unpickle.loading import read_pickle, state_dict_of
 from gas.unpickle.plain import Persistent
 
@@ -51,7 +52,7 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        tensors, card = read_tensors(path)
+        tensors, card = read_safetensors(path)
         kind, init = card.pop("class_name", "EDMPrecond"), parse_json(card.pop("init_kwargs"), finite=False)
         if not isinstance(init, dict):
             raise UserError("init_kwargs is not an object")
@@ -93,5 +94,5 @@ def write_weights(weights: Weights, path: str | Path) -> Path:
     if Path(weights.source).is_file() and "source_sha256" not in card:
         card |= {"source": Path(weights.source).name, "source_sha256": sha256(weights.source)}
     tensors = {name: value.contiguous() for name, value in weights.tensors.items()}
-    card = sealed_metadata(tensors, card)
-    return write_with(path, lambda temporary: save_file(tensors, temporary, metadata=card))
+    card = metadata_with_checksum(tensors, card)
+    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=card))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gas.display import plain
-from gas.io import write_with
+from gas.io import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,7 @@ class Sheet:
         def write(temporary: Path) -> None:
             self._canvas.print_png(temporary, metadata={"Software": None})
 
-        return write_with(path, write)
+        return write_atomically(path, write)
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:

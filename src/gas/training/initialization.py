@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from gas import distributed
 from gas.arguments import MAX_SEEDS, integer
 from gas.classical.registry import Classical, candidates, grid_times
+from gas.display import brief, one_line
 from gas.errors import Diverged, UserError
 from gas.grids.analytic import as_grid
-from gas.io import brief, one_line, read_json, sealed, unsealed, write_text
+from gas.io import add_checksum, read_json, verify_checksum, write_text
 from gas.learned.registry import Kind, kind_by_name
 from gas.losses import Loss, l2, loss_by_name
 from gas.models.protocol import Model
@@ -172,7 +173,7 @@ class Race:
             return _read(path, asked)
         chosen = yield from self._choose(model, pairs, validation, nfe, loss, kind)
         if path is not None and distributed.is_first():
-            write_text(path, json.dumps(sealed({**asdict(chosen), "asked": asked})))
+            write_text(path, json.dumps(add_checksum({**asdict(chosen), "asked": asked})))
         return chosen
 
     def _choose(
@@ -341,7 +342,7 @@ def _ends(pairs: Pairs) -> list[int]:
 
 def _read(path: Path, asked: Mapping[str, Any]) -> Started:
     try:
-        content = unsealed(read_json(path), str(path))
+        content = verify_checksum(read_json(path), str(path))
         if content["asked"] != asked:
             other = [name for name, value in asked.items() if content["asked"].get(name) != value]
             was = {name: brief(content["asked"].get(name), 40) for name in other[:3]}

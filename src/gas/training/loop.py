@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.arguments import of_type, one_of
+from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.errors import Diverged, UserError
-from gas.io import load_state, save_state
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_conditions, check_pairs
@@ -177,13 +177,13 @@ def fit(
     identity = _identity(solver, steps, pairs, validation, asked, criterion)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
-        training.restore(_checked(load_state(path), identity, path))
+        training.restore(_checked(read_checkpoint(path), identity, path))
     try:
         while True:
             if training.due():
                 record = training.validate(validation)
                 if path is not None and distributed.is_first():
-                    save_state(path, {"identity": identity, **training.state()})
+                    write_checkpoint(path, {"identity": identity, **training.state()})
                 yield record
             if steps.iteration >= training.iterations:
                 best = training.best_loss

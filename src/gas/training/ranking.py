@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gas import distributed
 from gas.classical.registry import Classical, candidates
-from gas.io import read_json, sealed, unsealed, write_text
+from gas.io import add_checksum, read_json, verify_checksum, write_text
 from gas.losses import Loss
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
@@ -124,7 +124,7 @@ class Rankings:
         for measured in self._rank(nfe, todo):
             self.losses[_key(measured[0])] = measured[1] if math.isfinite(measured[1]) else None
         if todo and self.path is not None:
-            write_text(self.path, json.dumps(sealed({"asked": self.asked, "losses": self.losses})))
+            write_text(self.path, json.dumps(add_checksum({"asked": self.asked, "losses": self.losses})))
         return _sorted([(classical, self.losses[_key(classical)]) for classical, _ in entries])
 
     def on(self, nfe: int, solvers: Sequence[str], t: Tensor) -> list[tuple[Classical, float]]:
@@ -140,7 +140,7 @@ class Rankings:
     def _read(self, path: Path) -> None:
         """Take over what an earlier run measured; a file that cannot be read is one of other settings."""
         try:
-            content = unsealed(read_json(path), str(path))
+            content = verify_checksum(read_json(path), str(path))
             if content["asked"] == self.asked:
                 self.losses = dict(content["losses"])
         except (OSError, ValueError, KeyError, TypeError):

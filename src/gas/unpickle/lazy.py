@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 from torch import Tensor
 
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief, open_regular, whole_numbers
+from gas.io import is_integer_list, open_regular
 from gas.unpickle.loading import explained, is_torch_file
 from gas.unpickle.plain import NAMES, STORAGES, Allowed, Refused
 from gas.unpickle.reader import Budget, Reader, bounded
@@ -173,7 +174,7 @@ def _tensor(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
     """Tensor on disk, or in memory where it is small."""
     if not isinstance(flat, _Flat):
         return NAMES["torch._utils._rebuild_tensor_v2"].make(flat, offset, size, stride, *rest)
-    if not (whole_numbers(size, 16) and whole_numbers(stride, 16) and whole_numbers((offset,), 1)):
+    if not (is_integer_list(size, 16) and is_integer_list(stride, 16) and is_integer_list((offset,), 1)):
         raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
     shape, steps = tuple(size), tuple(stride)
     expected = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

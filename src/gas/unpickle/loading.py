@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import one_line, open_regular
+from gas.io import open_regular
 from gas.unpickle.plain import Persistent, Refused
 from gas.unpickle.reader import Budget, bounded
 from gas.unpickle.torch_file import TORCH_MAGIC, DataReader, read_torch
@@ -82,8 +83,8 @@ def explained(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        what = "is cut short, damaged or no pickle"
-        raise UserError(f"{path} {what} ({_one_line(error)}); download it again") from error
+        reason = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        raise UserError(f"{path} is cut short, damaged or no pickle ({reason}); download it again") from error
 
 
 def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
@@ -124,7 +125,3 @@ def _is_module(thing: Any) -> bool:
     parts = [thing.state.get(name) for name in ("_parameters", "_buffers", "_modules")]
     hidden = thing.state.get("_non_persistent_buffers_set", set())
     return all(isinstance(part, dict) for part in parts) and isinstance(hidden, set)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__

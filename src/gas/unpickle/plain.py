@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gas.io import DIMENSIONS, brief, check_sides, whole_numbers
+from gas.display import brief
+from gas.io import MAX_DIMENSIONS, check_empty_shape, is_integer_list
 
 __all__ = [
     "MODULES",
@@ -90,7 +91,7 @@ def check_key(key: Any) -> None:
     Raises:
         Refused: for anything but text, numbers, names and flat tuples of them.
     """
-    for part in key if isinstance(key, tuple) and len(key) <= DIMENSIONS else (key,):
+    for part in key if isinstance(key, tuple) and len(key) <= MAX_DIMENSIONS else (key,):
         number = isinstance(part, int) and abs(part) < 1 << 60  # above, numbers of one hash are easily found
         if not number and not isinstance(part, (str, bytes, float, Allowed, torch.dtype, type(None))):
             raise Refused(f"a key that is a {type(part).__name__}")
@@ -106,17 +107,17 @@ def _object(meta: dict[str, Any]) -> Persistent:
 
 def _tensor(flat: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     """View of a storage, no larger than it; unlike ``set_``, ``as_strided`` never grows one that is too short."""
-    if not isinstance(flat, Tensor) or not whole_numbers((offset,), 1):
+    if not isinstance(flat, Tensor) or not is_integer_list((offset,), 1):
         raise Refused("a tensor of no storage")
     if (
-        not whole_numbers(size, DIMENSIONS)
-        or not whole_numbers(stride, DIMENSIONS)
+        not is_integer_list(size, MAX_DIMENSIONS)
+        or not is_integer_list(stride, MAX_DIMENSIONS)
         or len(size) != len(stride)
     ):
         raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
     if math.prod(size) > flat.numel():
         raise Refused(f"a tensor of size {brief(size)} in a storage of {flat.numel():,} numbers")
-    check_sides(size)
+    check_empty_shape(size)
     return torch.as_strided(flat, tuple(size), tuple(stride), offset)
 
 
@@ -198,9 +199,9 @@ def _dtype(code: str, *_: Any) -> np.dtype[Any]:
 
 def _array(buffer: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: str) -> np.ndarray[Any, Any]:
     """Array of protocol 5, copied: the file's bytes may be read-only."""
-    if not whole_numbers(shape, DIMENSIONS):
+    if not is_integer_list(shape, MAX_DIMENSIONS):
         raise Refused(f"a numpy array of shape {brief(shape)}")
-    check_sides(shape)
+    check_empty_shape(shape)
     return np.frombuffer(buffer, dtype).reshape(shape, order=cast("Any", order)).copy()
 
 
@@ -218,9 +219,11 @@ def is_plain_array_state(target: Any, state: Any) -> bool:
     """Raw bytes of numbers; arrays of objects hold a list instead."""
     if type(target) is not np.ndarray or not isinstance(state[4], bytes) or state[2].hasobject:
         return False
-    if not whole_numbers(state[1], DIMENSIONS) or math.prod(state[1]) * state[2].itemsize != len(state[4]):
+    if not is_integer_list(state[1], MAX_DIMENSIONS) or math.prod(state[1]) * state[2].itemsize != len(
+        state[4]
+    ):
         raise Refused(f"a numpy array of shape {brief(state[1])} in {len(state[4]):,} bytes")
-    check_sides(state[1])
+    check_empty_shape(state[1])
     return True
 
 

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gas.archives import unpacked
+from gas.archives import open_zip
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief
 from gas.unpickle.plain import STORAGES, Allowed, Refused
 from gas.unpickle.reader import Budget, Reader
 
@@ -86,7 +86,7 @@ def read_torch(file: BinaryIO, budget: Budget, mapped: Path | None = None) -> An
     if not zipped:
         file.seek(start)
         return _older(file, budget)
-    with unpacked(file) as archive:
+    with open_zip(file) as archive:
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         order = members.get("byteorder")
         if "data.pkl" not in members or (order and archive.read(order) != b"little"):

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gas.display import one_line
 from gas.errors import UserError
-from gas.io import one_line, open_regular
+from gas.io import open_regular
 
 __all__ = ["Images", "digits", "mnist", "read_idx"]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gas.denoise import Denoiser
+from gas.display import brief
 from gas.errors import UserError
-from gas.io import brief, whole_numbers
+from gas.io import is_integer_list
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import bind_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
@@ -137,7 +138,7 @@ def read_model(path: str | Path) -> ZooModel:
         if stats:
             count = int(stats["count"])
             reference = FeatureStatistics(mean=stats["mean"], cov=stats["cov"], count=count)
-        if not whole_numbers(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _MAX_SAMPLE:
+        if not is_integer_list(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _MAX_SAMPLE:
             raise UserError(f"sample_shape is {brief(shape)}")
     except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise damage_error(path, error) from error

@@ -11,18 +11,17 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gas.display import brief, one_line
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
-    brief,
-    in_order,
-    one_line,
-    open_tensors,
+    metadata_with_checksum,
+    open_safetensors,
     parse_json,
-    read_tensors,
+    read_safetensors,
     read_text,
-    sealed_metadata,
     sha256,
+    sort_metadata,
     write_bytes,
 )
 
@@ -58,7 +57,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
     if not Path(path).exists():
         raise FileNotFoundError(f"model weights {path} are missing")
     try:
-        with open_tensors(path, _MAX_BYTES) as file:
+        with open_safetensors(path, _MAX_BYTES) as file:
             card = parse_json((file.metadata() or {})["card"])
         return {**card, "name": str(card["name"])}
     except (KeyError, TypeError, ValueError) as error:
@@ -76,7 +75,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if checksum is not None and checksum != sha256(path):
             raise UserError(f"{_SUMS} beside it has another checksum")
-        stored, _ = read_tensors(path, _MAX_BYTES, ours=checksum is None)
+        stored, _ = read_safetensors(path, _MAX_BYTES, warn=checksum is None)
         tensors = {name: value.float() for name, value in stored.items()}
         for name, value in tensors.items():
             if not bool(torch.isfinite(value).all()):
@@ -89,7 +88,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
     """Write tensors and card atomically."""
     plain = {name: value.contiguous() for name, value in tensors.items()}
-    return write_bytes(path, in_order(save(plain, sealed_metadata(plain, {"card": json.dumps(card)}))))
+    return write_bytes(
+        path, sort_metadata(save(plain, metadata_with_checksum(plain, {"card": json.dumps(card)})))
+    )
 
 
 def build(network_class: Callable[..., _Network], config: Any, state: Mapping[str, Tensor]) -> _Network:
@@ -148,7 +149,7 @@ def damage_error(path: str | Path, error: BaseException) -> UserError:
 def _listed_checksum(path: Path) -> str | None:
     """Return the checksum in the list beside a file that has none in its metadata."""
     sums = path.parent / _SUMS
-    with open_tensors(path, _MAX_BYTES) as file:
+    with open_safetensors(path, _MAX_BYTES) as file:
         if CHECKSUM in (file.metadata() or {}) or not sums.is_file():
             return None
     entries = (line.split() for line in read_text(sums, 1 << 16).splitlines())

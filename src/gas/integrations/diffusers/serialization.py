@@ -14,11 +14,11 @@ import torch
 
 from gas.errors import UserError
 from gas.integrations.diffusers.model_card import is_ours, model_card, push
-from gas.io import CHECKSUM, read_json, unsealed, write_bytes, write_text
+from gas.io import CHECKSUM, read_json, verify_checksum, write_bytes, write_text
 from gas.pipelines.process import PREDICTIONS, Process
 from gas.pipelines.scheduler_config import config_of, model_keys, translated
 from gas.schedule import Flow, VPDiscrete
-from gas.solver_file import Artefact, document_of, load, save
+from gas.solver_file import Artefact, load, parse_document, save
 
 __all__ = [
     "CONFIG",
@@ -499,5 +499,5 @@ def solver_file(solver: Any) -> SolverFile:
 def _read(told: Mapping[str, Any]) -> Artefact:
     content, name = dict(told), "the scheduler's solver"
     if CHECKSUM in content:  # as a file has it; a config has none
-        content = unsealed(content, name)
-    return Artefact(document_of(content, "the solver in the scheduler's config is damaged"), name)
+        content = verify_checksum(content, name)
+    return Artefact(parse_document(content, "the solver in the scheduler's config is damaged"), name)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.display import brief, one_line
 from gas.errors import UserError
-from gas.io import brief, one_line, read_tensors
+from gas.io import read_safetensors
 from gas.unpickle.loading import read_pickle, state_dict_of
 from gas.unpickle.plain import Persistent
 
@@ -271,7 +272,7 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        weights, _ = read_tensors(path)
+        weights, _ = read_safetensors(path)
     except ValueError as error:
         raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     own = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}
