@@ -18,10 +18,11 @@ try:
 except ModuleNotFoundError:  # Windows, where two commands on one output are not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "MARKER", "claim", "discard", "hold", "scratch"]
+__all__ = ["LOCK", "MARKER", "WEIGHTS_VARIABLE", "claim", "discard", "hold", "scratch", "weights_folder"]
 
 MARKER = ".gas-solver"
 LOCK = ".gas.lock"
+WEIGHTS_VARIABLE = "GAS_WEIGHTS"
 # Outputs that this process is at work on: a command may call another's work on the same one.
 _held: set[Path] = set()
 _TEXT = "gas-solver made this folder: it may overwrite and delete files that it wrote here.\n"
@@ -208,3 +209,9 @@ def _holder(note: bytes) -> str:
         return f"{found['work']} (process {int(found['process'])}{where}, since {found['since']})"
     except (ValueError, KeyError, TypeError):  # it has the lock, and not yet written its name
         return "another process"
+
+
+def weights_folder(given: Path | str | None = None) -> Path:
+    """Return the folder of published weights: ``given``, ``GAS_WEIGHTS``, or ``~/.cache/gas-solver/weights``."""
+    folder = given or os.environ.get(WEIGHTS_VARIABLE) or Path.home() / ".cache" / "gas-solver" / "weights"
+    return Path(folder).expanduser()

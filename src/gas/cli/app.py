@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -21,7 +23,7 @@ from gas.display import plain
 from gas.errors import UserError
 from gas.machine import set_thread_defaults
 
-__all__ = ["app", "check_options", "command", "holding", "main"]
+__all__ = ["app", "command", "holding", "main", "paper", "resumable"]
 
 P = ParamSpec("P")
 
@@ -29,10 +31,18 @@ P = ParamSpec("P")
 LONGEST = 299
 # The base of typer's own errors, which is click's, or that of the click that newer versions bring along.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+# Panels of the help, in the order of the work.
+PANELS = {
+    "Learn": ("demo", "pairs", "train"),
+    "Use": ("sample", "inspect", "zoo"),
+    "Measure": ("evaluate", "compare", "statistics"),
+    "Publish": ("export",),
+    "Reproduce the paper": ("paper",),
+}
 
 
 class _OneLineErrors(TyperGroup):
-    """Reports what is wrong with the form of a command line as the commands report the rest: one line, exit code 2."""
+    """Reports a malformed command line as commands report other mistakes: in one line, with exit code 2."""
 
     def main(
         self,
@@ -50,14 +60,19 @@ class _OneLineErrors(TyperGroup):
         try:
             code = run(**extra)
         except _UsageError as error:
-            _say(f"error: {_usage(error)}")
+            _print_line(f"error: {_usage(error)}")
             code = 2
         except typer.Abort:
             code = 130
-        # Outside of any command: while options were read and modules loaded.
-        if code == 130 and not _interrupted:
-            _say("interrupted.")
+        # An interrupt outside of any command: while options were read and modules loaded.
+        if code == 130 and not _interrupt_reported:
+            _print_line("interrupted.")
         sys.exit(code if isinstance(code, int) else 0)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands in the order of the panels."""
+        order = [name for names in PANELS.values() for name in names]
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else 99)
 
 
 app = typer.Typer(
@@ -71,12 +86,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+paper = typer.Typer(
+    help="Reproduce arXiv 2510.17699: its six setups (presets), its files and its tables.",
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(paper, name="paper", rich_help_panel="Reproduce the paper")
 _debug = False
-_interrupted = False  # and said so
+_interrupt_reported = False
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         import gas
 
         sys.stdout.write(f"gas-solver {gas.__version__}\n")
@@ -94,61 +115,115 @@ def _options(
 ) -> None:
     global _debug
     _debug = debug
+    _help_without_command(context)
+
+
+@paper.callback()
+def _help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 def command(
-    example: str, name: str | None = None, *, shared: bool = False, file: str = "", folder: str = ""
-) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    example: str,
+    name: str | None = None,
+    *,
+    group: typer.Typer = app,
+    shared: bool = False,
+    file: str = "",
+    folder: str = "",
+) -> Callable[[Callable[P, None]], Callable[..., None]]:
     """Register a command: its help ends with an example, its errors are one line and exit code 2.
 
-    A ``shared`` one does its work in all the processes that ``torchrun`` started; another is refused there.
-    ``file`` or ``folder`` names the parameter of the output, which a second command is kept from meanwhile; one
-    that both name is a folder where it has no suffix.
+    A parameter whose type is a dataclass is a group of options, one for each field.
 
     Bad input (:class:`gas.UserError`, OSError, ArithmeticError, a missing optional package) is reported without a
     traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
+
+    Args:
+        example: a command line.
+        name: of the command; by default the function's.
+        group: the application that it belongs to.
+        shared: whether the processes of ``torchrun`` share its work; other commands refuse to run there.
+        file: name of the parameter with the output file; two commands cannot write one output at a time.
+        folder: the same for an output folder. If both are named, an output without a suffix is a folder.
     """
 
-    def register(function: Callable[P, None]) -> Callable[P, None]:
+    def register(function: Callable[P, None]) -> Callable[..., None]:
         label = name or function.__name__
+        full_name = f"gas {label}" if group is app else f"gas paper {label}"
+        parameters, groups = _expanded(function)
 
-        @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        def guarded(**options: Any) -> None:
             try:
                 if distributed.launched() > 1 and not shared:
-                    raise UserError(f"gas {label} runs in one process: leave torchrun out")
-                if "device" in kwargs:
-                    kwargs["device"] = distributed.local_device(str(kwargs["device"]))
-                    check_device(str(kwargs["device"]))
-                if "precision" in kwargs:
-                    _set_tf32(kwargs["precision"] == "tf32")
-                output = kwargs.get(file or folder)
+                    raise UserError(f"{full_name} runs in one process: leave torchrun out")
+                if "device" in options:
+                    options["device"] = distributed.local_device(str(options["device"]))
+                    check_device(str(options["device"]))
+                if "precision" in options:
+                    _set_tf32(options["precision"] == "tf32")
+                output = options.get(file or folder)
+                for parameter, kind in groups.items():
+                    options[parameter] = kind(**{each.name: options.pop(each.name) for each in fields(kind)})
                 is_folder = bool(folder) and not (file and isinstance(output, Path) and output.suffix)
-                with distributed.process_group(), holding(output, f"gas {label}", folder=is_folder):
-                    function(*args, **kwargs)
+                with distributed.process_group(), holding(output, full_name, folder=is_folder):
+                    function(**options)  # type: ignore[call-arg]
             except KeyboardInterrupt as stop:
                 if _debug:
                     raise
-                global _interrupted
-                _interrupted = True
-                _say(f"interrupted. {stop}".rstrip())
+                global _interrupt_reported
+                _interrupt_reported = True
+                _print_line(f"interrupted. {stop}".rstrip())
                 raise typer.Exit(130) from None
             except (UserError, OSError, ArithmeticError, ModuleNotFoundError) as error:
                 if _debug:
                     raise
                 _refuse(error)
 
+        guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        guarded.__name__, guarded.__module__, guarded.__annotations__ = label, function.__module__, {}
         guarded.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: [cyan]{example}[/cyan]"
-        return app.command(name=name)(guarded)
+        panel = next((title for title, names in PANELS.items() if label in names), None)
+        group.command(name=name, rich_help_panel=panel if group is app else None)(guarded)
+        return function
 
     return register
 
 
+def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Return a command's parameters, groups of options replaced by their fields, and the groups by parameter."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        if not is_dataclass(kind):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = kind
+        types = get_type_hints(kind, include_extras=True)
+        for field in fields(kind):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            annotation = _in_panel(types[field.name], kind.panel)
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+                )
+            )
+    return parameters, groups
+
+
+def _in_panel(annotation: Any, panel: str) -> Any:
+    """Return the type of an option that is shown in a panel of the help."""
+    kind, option = get_args(annotation)
+    option = copy.copy(option)
+    option.rich_help_panel = panel
+    return Annotated[kind, option]
+
+
 def main() -> None:
     """Run the command line."""
-    # What these libraries advise on import is about neither the command nor anything its user can change.
+    # These libraries' advice on import concerns neither the command nor anything that its user can change.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     set_thread_defaults()
@@ -156,38 +231,21 @@ def main() -> None:
     try:
         distributed.launched()
     except ValueError as error:
-        _say(f"error: {error}")
+        _print_line(f"error: {error}")
         sys.exit(2)
     with distributed.silence_other_ranks():
         app(prog_name="gas")
 
 
-def _set_tf32(truncated: bool) -> None:
-    """What float32 means on CUDA is set for the whole process, which is this command's own."""
+def _set_tf32(enabled: bool) -> None:
+    """Set TF32 for the whole process, which this command has to itself."""
     from gas.models.runtime import allow_tf32
 
-    allow_tf32(truncated)
-
-
-def check_options(name: str, words: list[str], *, values: bool = False) -> None:
-    """Refuse words that are no options of a command, and where ``values`` are looked at, options with bad ones.
-
-    Raises:
-        ValueError: says what is wrong with the words.
-    """
-    commands: Any = typer.main.get_command(app)
-    command: Any = commands.commands[name]
-    try:
-        if values:
-            command.make_context(f"gas {name}", list(words)).close()
-        else:
-            command.make_parser(typer.Context(command, info_name=name)).parse_args(list(words))
-    except _UsageError as error:
-        raise UserError(f"gas {name}: {error.format_message()}") from None  # type: ignore[attr-defined]
+    allow_tf32(enabled)
 
 
 def _usage(error: Any) -> str:
-    """Return what an error of usage says, with the value that came where typer leaves it out, and where to read on."""
+    """Return the message of a usage error, with the value where typer leaves it out, and where to read on."""
     message = error.format_message().rstrip(".")
     problems: list[Any] = getattr(error.__cause__, "errors", list)()
     value = f", got {str(problems[0]['input'])!r}" if problems else ""
@@ -197,18 +255,31 @@ def _usage(error: Any) -> str:
 
 def _refuse(error: Exception) -> NoReturn:
     """Report a mistake in one line and end with exit code 2."""
-    _say(f"error: {error_text(error)}")
+    _print_line(f"error: {error_text(error)}")
     raise typer.Exit(2) from None
 
 
 def holding(output: object, work: str, *, folder: bool = False) -> contextlib.AbstractContextManager[None]:
-    """Be alone at work on an output, if there is one, in the process that writes it."""
+    """Lock an output, if there is one, in the process that writes it."""
     if not isinstance(output, Path) or not distributed.is_first():
         return contextlib.nullcontext()
     return workspace.hold(output, work, folder=folder)
 
 
-def _say(text: str) -> None:
+@contextlib.contextmanager
+def resumable(progress: str) -> Iterator[None]:
+    """Let an interrupt say where the progress lies and how to go on.
+
+    Args:
+        progress: a sentence without its end, as ``State is in FOLDER``.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{progress}; the same command goes on from there.") from None
+
+
+def _print_line(text: str) -> None:
     """Write one line on standard error, cut where it is longer than people read; ``--debug`` shows all of it."""
     line = plain(" ".join(text.split()))
     if len(line) > LONGEST and not _debug:

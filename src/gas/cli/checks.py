@@ -1,11 +1,12 @@
-"""What the value of an option has to be: checked while the command line is read, before any model is loaded."""
+"""Checks of option values, made while the command line is read and before any model is loaded."""
 
 from __future__ import annotations
 
 import errno
 import os
+import pkgutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "existing_file",
     "existing_folder",
     "existing_path",
+    "imported",
     "is_in",
     "listed",
     "output_file",
@@ -32,14 +34,14 @@ __all__ = [
 
 # Published guidance scales are 1 to 20.
 GUIDANCE = "[-1000, 1000]"
-# Kinds of devices of torch that networks run on; others only pretend to compute, or need packages of their own.
+# torch's device types that run networks; others only pretend to compute, or need further packages.
 _COMPUTING = ("cpu", "cuda", "mps", "xpu")
-# The longest name of a file nearly everywhere is 255 bytes, of which a temporary file beside it takes some.
+# File names have at most 255 bytes nearly everywhere; a temporary file beside the output needs some of them.
 _LONGEST_NAME = 230
 
 
 def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
-    """Return an option's callback that refuses a given value for which one of ``checks`` raises an error."""
+    """Return an option's callback that refuses a value for which one of ``checks`` raises an error."""
 
     def callback(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
         source = context.get_parameter_source(param.name or "")
@@ -59,7 +61,7 @@ def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.
 
 
 def _hint(param: typer.CallbackParam) -> str:
-    """The option as it is typed, or the argument's name."""
+    """Return the option as people type it, or the argument's name."""
     return f"'{param.opts[0] if param.opts else param.name}'"
 
 
@@ -68,21 +70,33 @@ def is_in(name: str, interval: str) -> Callable[[Any], object]:
     return lambda value: number(name, value, interval)
 
 
-def registered(kind: str, registry: Callable[[], Any]) -> Callable[[Any], object]:
-    """Return a check that a name is a key of a registry, which is imported only then."""
+def registered(kind: str, names: str | Collection[str], *more: str) -> Callable[[Any], object]:
+    """Return a check that a name is known.
+
+    Args:
+        kind: of the name, for messages.
+        names: the known names, or ``"module:attribute"`` of their registry, imported when it is needed.
+        more: names that are known beside the registry's.
+    """
 
     def check(name: str) -> None:
         from gas.registry import named
 
-        named(kind, name, dict.fromkeys(registry()))
+        known = pkgutil.resolve_name(names) if isinstance(names, str) else names
+        named(kind, name, dict.fromkeys((*more, *known)))
 
     return check
 
 
-def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[Any], object]:
-    """Return a check of every part of a comma-separated list, which may be ``empty``."""
+def imported(path: str) -> Callable[[Any], object]:
+    """Return the check at ``"module:function"``, imported when it is needed."""
+    return lambda value: pkgutil.resolve_name(path)(value)
 
-    def every(text: str) -> None:
+
+def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[Any], object]:
+    """Return a check of every item of a comma-separated list, which may be ``empty``."""
+
+    def check_items(text: str) -> None:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts and (text or not empty):
             raise UserError(f"a comma-separated list of names is wanted, got {text!r}")
@@ -91,18 +105,18 @@ def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[A
         for part in parts:
             check(part)
 
-    return every
+    return check_items
 
 
 def existing_path(path: Path) -> None:
-    """Refuse a path where nothing is, or that may not be read."""
+    """Refuse a path that does not exist or cannot be read."""
     path.stat()
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def existing_file(path: Path) -> None:
-    """Refuse a path that is no file."""
+    """Refuse a path that is not a file."""
     existing_path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -111,14 +125,14 @@ def existing_file(path: Path) -> None:
 
 
 def existing_folder(path: Path) -> None:
-    """Refuse a path that is no folder."""
+    """Refuse a path that is not a folder."""
     existing_path(path)
     if not path.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def output_file(*suffixes: str) -> Callable[[Any], object]:
-    """Return a check that a file can be written, with one of these suffixes where some are named."""
+    """Return a check that a file can be written, with one of these suffixes if there are any."""
 
     def check(path: Path) -> None:
         if suffixes and path.suffix not in suffixes:
@@ -134,14 +148,14 @@ def output_file(*suffixes: str) -> Callable[[Any], object]:
 
 
 def output_folder(path: Path) -> None:
-    """Refuse a folder that cannot be made or written to."""
+    """Refuse a folder that cannot be created or written to."""
     if path.exists() and not path.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     _check_writable(path, path)
 
 
 def _check_writable(path: Path, folder: Path) -> None:
-    """Try to write where the path is, or will be made: permissions alone do not tell, ``/proc`` for one has them."""
+    """Try to write at the path or its nearest parent: ``/proc``, for one, has permissions and cannot be written."""
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise UserError(f"a name of {len(os.fsencode(path.name))} bytes is longer than file systems take")
     while not folder.exists():
@@ -158,10 +172,10 @@ def _check_writable(path: Path, folder: Path) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there, or that only pretends to compute, as torch's ``meta`` does.
+    """Refuse a device that does not exist, or that only pretends to compute, as torch's ``meta`` does.
 
     Raises:
-        ValueError: says why it cannot be used.
+        UserError: says why it cannot be used.
     """
     if device == "cpu":
         return
@@ -180,7 +194,7 @@ def check_device(device: str) -> None:
 
 
 def class_label(model: Any, label: int | None) -> None:
-    """Refuse a class that a model does not have."""
+    """Refuse a class label that the model does not have."""
     if label is None:
         return
     if not model.classes:
@@ -192,7 +206,7 @@ def class_label(model: Any, label: int | None) -> None:
 
 
 def error_text(error: Exception) -> str:
-    """Return what an error says; of a path that the system refused, what is wrong with it and what to do."""
+    """Return an error's message; for a path that the system refused, the problem and its remedy."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error) or f"{type(error).__name__} without a message"
     advice = {

@@ -13,44 +13,27 @@ import typer
 from gas.arguments import MAX_SEEDS
 from gas.cli.app import command
 from gas.cli.checks import checked, existing_folder, listed, output_folder
+from gas.cli.loading import reported
 from gas.cli.measuring import judging, measuring, space_told
 from gas.cli.options import (
-    Call,
-    Compile,
-    CudaGraphs,
-    Device,
-    Features,
-    FeatureWeights,
+    FeatureOptions,
     GasIterations,
-    Iterations,
     Json,
-    LearningRate,
-    LossName,
-    Method,
     MetricWeights,
-    ModelName,
-    PairsBatch,
+    NetworkOptions,
+    OptimizerOptions,
     PairsFolder,
-    Precision,
-    Prompts,
-    Real,
-    Reference,
-    Relax,
-    Seed,
-    Start,
     Validation,
+    adam_against,
     check_space,
-    load_model,
     measured_seeds,
     parse_nfes,
     parse_seeds,
-    recorded,
     split_pairs,
     was_given,
 )
 from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json, print_table
-from gas.cli.settings import against_of, config_of
 from gas.display import significant
 from gas.errors import UserError
 
@@ -93,7 +76,6 @@ def compare(
             callback=checked(output_folder),
         ),
     ],
-    model: ModelName = "mnist",
     solvers: Annotated[
         str,
         typer.Option(
@@ -131,13 +113,6 @@ def compare(
     guides: Annotated[
         int, typer.Option(help="Training pairs that GITS follows.", min=1, max=MAX_SEEDS)
     ] = 256,
-    start: Start = "best",
-    loss: LossName = "l2",
-    method: Method = "auto",
-    iterations: Iterations = None,
-    batch: PairsBatch = None,
-    learning_rate: LearningRate = None,
-    relax: Relax = None,
     metrics: Annotated[
         str,
         typer.Option(
@@ -148,17 +123,10 @@ def compare(
     ] = "",
     metric_weights: MetricWeights = None,
     gas_iterations: GasIterations = None,
-    seed: Seed = 0,
-    real: Real = None,
-    features: Features = "model",
-    weights: FeatureWeights = None,
-    reference: Reference = None,
-    prompts: Prompts = None,
-    call: Call = "",
-    device: Device = "cpu",
-    precision: Precision = "float32",
-    compiled: Compile = False,
-    cuda_graphs: CudaGraphs = False,
+    *,
+    optimizer: OptimizerOptions,
+    features: FeatureOptions,
+    network: NetworkOptions,
     json: Json = False,
 ) -> None:
     """Make, measure and show every solver at every NFE, learned ones within one budget, and write the reports.
@@ -174,18 +142,17 @@ def compare(
     from gas.experiments.store import Store, claim_folders
     from gas.pairs.dataset import read_pairs
 
-    _check_combination(context, features, weights, unseen)
-    rows = [contestant_by_name(name, start) for name in _names(solvers)]
+    _check_combination(context, features, unseen)
+    rows = [contestant_by_name(name, optimizer.start) for name in _names(solvers)]
     shown = _measures(metrics)
     columns = parse_nfes(nfe)
-    config = config_of(method, loss, "best", iterations, batch, learning_rate, relax, "auto", seed)
-    loaded = load_model(model, device, precision, compiled, prompts=prompts, call=call, pairs=pairs)
-    loaded = recorded(loaded, cuda_graphs)
-    budget = Budget(config, loss, against_of(gas_iterations, seed), rank, guides)
+    config = replace(optimizer, start="best").config()
+    loaded = network.load(pairs)
+    budget = Budget(config, optimizer.loss, adam_against(gas_iterations, optimizer.seed), rank, guides)
     training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=loaded, hold=False), validation)
     setting = Setting(loaded, training_pairs, validation_pairs, budget, out)
     _check_critic(setting, rows)
-    ruler_of = _ruler(loaded, real, features, weights, reference, metrics, metric_weights)
+    ruler_of = _ruler(loaded, features, metrics, metric_weights)
     claim_folders(out)
     ruler = ruler_of(_unseen(loaded, training_pairs, unseen, seeds, count, out))
     running = fill(setting, ruler, rows, columns, Store(out), _commands(context))
@@ -193,7 +160,7 @@ def compare(
     lines = _lines(setting, ruler, rows)
     title = f"{loaded.name}: {len(rows)} solvers at NFE {', '.join(map(str, columns))}"
     drawn = _drawn(cells, loaded, out / "pictures")
-    paper = _published(model, features, reference)
+    paper = _published(network.model, features)
     report = Report(title, lines, _command(context), cells, shown, paper, drawn)
     for path in report.write(out):
         note(f"wrote {path}")
@@ -206,10 +173,10 @@ def compare(
 
 
 def _check_combination(
-    context: typer.Context, features: str, weights: Path | None, unseen: Path | None
+    context: typer.Context, features: FeatureOptions, unseen: Path | None
 ) -> None:
     """Refuse options that others leave without a meaning."""
-    check_space(features, weights)
+    check_space(features.features, features.weights)
     if unseen is not None and was_given(context, "seeds"):
         raise UserError("--seeds and --unseen are two sets of noise to measure on: leave one out")
     if unseen is None and was_given(context, "count"):
@@ -235,22 +202,17 @@ def _unseen(
 
 
 def _ruler(
-    model: Model,
-    real: Path | None,
-    features: str,
-    weights: Path | None,
-    reference: Path | None,
-    metrics: str,
-    metric_weights: Path | None,
+    model: Model, features: FeatureOptions, metrics: str, metric_weights: Path | None
 ) -> Callable[[Pairs], Ruler]:
     """What makes a ruler of the pairs to measure on; all of its files are read before there are any."""
     from gas.experiments.evaluator import Ruler
     from gas.features.judges import JUDGES
 
-    yardstick_of, named = measuring(model, real, features, weights, reference)
+    real, reference = features.real, features.reference
+    yardstick_of, named = measuring(model, real, features.features, features.weights, reference)
     asked = ",".join(name for name in _names(metrics) if name in JUDGES)
     judges, judged = judging(model, asked, metric_weights)
-    plain = real is None and reference is None and features == "model"  # decided by the model alone
+    plain = real is None and reference is None and features.features == "model"  # decided by the model alone
 
     def ruler_of(pairs: Pairs) -> Ruler:
         yardstick = replace(yardstick_of(pairs), judges=judges)
@@ -315,15 +277,14 @@ def _drawn(cells: list[Cell], model: Model, folder: Path) -> Pictures:
         return Pictures()
 
 
-def _published(model: str, features: str, reference: Path | None) -> Published | None:
-    """What the paper reports of a preset, where the figures are of one kind: FID."""
+def _published(model: str, features: FeatureOptions) -> Published | None:
+    """Return the paper's figures for a preset, if the report's are of the same kind: FID."""
     from gas.experiments.report import Published
-    from gas.paper.tables import figures_of
 
-    name = model.removeprefix("preset:")
-    if name == model or features != "inception" or reference is None:
+    figures = reported(model)
+    if not figures or features.features != "inception" or features.reference is None:
         return None
-    return Published("arXiv 2510.17699", figures_of(name))
+    return Published("arXiv 2510.17699", figures)
 
 
 def _names(text: str) -> list[str]:

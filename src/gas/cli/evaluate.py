@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -16,20 +16,11 @@ from gas.cli.checks import checked, existing_file, listed, registered
 from gas.cli.comparisons import print_comparisons, print_distributions
 from gas.cli.measuring import judging, measuring
 from gas.cli.options import (
-    Call,
-    Compile,
-    CudaGraphs,
-    Device,
-    Features,
-    FeatureWeights,
+    FeatureOptions,
     Json,
     MetricWeights,
-    ModelName,
+    NetworkOptions,
     Picture,
-    Precision,
-    Prompts,
-    Real,
-    Reference,
     check_classical,
     check_grid,
     check_space,
@@ -37,11 +28,7 @@ from gas.cli.options import (
     measured_seeds,
     parse_nfes,
     parse_seeds,
-    recorded,
-    solver_names,
-    was_given,
 )
-from gas.cli.presets import PresetName, Settings, Weights, changed_settings, chosen_preset, opened
 from gas.cli.screen import bar, note, print_json, tracked
 from gas.cli.solver_files import load_named, warn_of_known_seeds, warn_of_unknown_model
 from gas.errors import UserError
@@ -56,151 +43,177 @@ if TYPE_CHECKING:
     from gas.solver_file import Artefact
     from gas.table import Table
 
-__all__ = [
-    "best_on",
-    "evaluate",
-    "taught",
-]
+__all__ = ["Evaluation", "EvaluationOptions", "best_on", "evaluate", "evaluate_files", "taught"]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 _FINALISTS = 8
 
 
-def _judges() -> Iterable[str]:
-    from gas.features.judges import JUDGES
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Solvers to measure, and the seeds and metrics to measure them with."""
 
-    return JUDGES
+    panel: ClassVar[str] = "Evaluation"
 
-
-@command(
-    "gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True, file="picture"
-)
-def evaluate(
-    context: typer.Context,
     solver: Annotated[
         list[Path],
         typer.Option(
             "--solver",
             "-s",
-            help="A solver file; repeat it to compare several.",
+            help="Solver file; repeat it to compare several.",
             callback=checked(existing_file),
         ),
-    ],
-    model: ModelName = "mnist",
+    ]
     nfe: Annotated[
         str,
         typer.Option(
-            help="Which NFE, as 4 or 3-6,8,10; default: all in the file.", callback=checked(parse_nfes)
+            help="NFE to measure, as 4 or 3-6,8,10; default: all in the files.", callback=checked(parse_nfes)
         ),
-    ] = "",
+    ] = ""
     seeds: Annotated[
         str,
         typer.Option(
             help="Seeds, as N or FIRST:LAST; not those trained on.", callback=checked(measured_seeds)
         ),
-    ] = "50000:50512",
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="The teacher's solver; default: the file's.",
-            callback=checked(registered("solver", solver_names)),
-        ),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(help="The teacher's time grid; default: the file's.", callback=checked(check_grid)),
-    ] = None,
-    teacher_nfe: Annotated[
-        int | None, typer.Option(help="The teacher's NFE; default: the file's.", min=1, max=MAX_NFE)
-    ] = None,
+    ] = "50000:50512"
     baselines: Annotated[
         str,
         typer.Option(
             help="Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.",
             callback=checked(listed(check_classical)),
         ),
-    ] = (",".join(BASELINES)),
+    ] = ",".join(BASELINES)
     every: Annotated[
         bool, typer.Option("--every", help="Also find the best of all classical solvers.")
-    ] = False,
-    real: Real = None,
-    features: Features = "model",
-    weights: FeatureWeights = None,
-    reference: Reference = None,
+    ] = False
     transfer: Annotated[
         bool,
         typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
-    ] = False,
+    ] = False
     metrics: Annotated[
         str,
         typer.Option(
-            help="Judges of each sample too: lpips (to the teacher), clip-score (of prompts).",
-            callback=checked(listed(registered("metric", _judges))),
+            help="Metrics of single samples: lpips (to the teacher), clip-score (of prompts).",
+            callback=checked(listed(registered("metric", "gas.features.judges:JUDGES"))),
         ),
-    ] = "",
-    metric_weights: MetricWeights = None,
-    picture: Picture = None,
-    preset: PresetName = "",
-    settings: Settings = None,
-    preset_weights: Weights = None,
-    prompts: Prompts = None,
-    call: Call = "",
-    device: Device = "cpu",
-    precision: Precision = "float32",
-    compiled: Compile = False,
-    cuda_graphs: CudaGraphs = False,
+    ] = ""
+    metric_weights: MetricWeights = None
+    picture: Picture = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Measured solvers: what they were measured on, one row a solver and NFE, and the last solver's name."""
+
+    document: dict[str, Any]
+    rows: list[Comparison]
+    strongest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the evaluation in plain JSON."""
+        return {**self.document, "rows": [asdict(row) for row in self.rows]}
+
+    def show(self, json: bool) -> None:
+        """Print tables, or JSON."""
+        if json:
+            print_json(self.to_json())
+            return
+        first, stop = self.document["seeds"]
+        title = f"{self.document['model']}: {stop - first} samples, seeds {first} to {stop - 1}"
+        print_comparisons(title, self.rows, strong=self.strongest)
+        title = "the same, as distributions of features; 95% intervals"
+        print_distributions(title, self.rows, strong=self.strongest)
+        print_distributions("the same, against real images", self.rows, strong=self.strongest, data=True)
+
+
+@command(
+    "gas evaluate --model digits --solver runs/digits.json --seeds 50000:50512", shared=True, file="picture"
+)
+def evaluate(
+    *,
+    evaluation: EvaluationOptions,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Solver of the teacher; default: the file's.",
+            callback=checked(registered("solver", "gas.classical.registry:SOLVERS")),
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Time grid of the teacher; default: the file's.", callback=checked(check_grid)),
+    ] = None,
+    teacher_nfe: Annotated[
+        int | None, typer.Option(help="NFE of the teacher; default: the file's.", min=1, max=MAX_NFE)
+    ] = None,
+    features: FeatureOptions,
+    network: NetworkOptions,
     json: Json = False,
 ) -> None:
     """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
 
-    An NFE of --nfe between two of the file's gets a table interpolated from them, named so. A baseline without a
-    grid runs on whichever is best for it on these very seeds, which favours it; of more than eight candidates all are
-    measured on the first 64, and the best eight on all. The first file names the teacher. With --preset, the setup's
-    model and seeds.
+    An NFE between two of the file's gets a table interpolated from them, named so. A baseline without a grid runs on
+    the grid that is best for it on these very seeds, which favors it; of more than eight candidates, all are measured
+    on the first 64 seeds and the best eight on all. The first file names the teacher.
     """
-    own: tuple[str, ...] = ("solver", "nfe", "seeds", "baselines", "every", "picture", "transfer")
-    own += ("metrics", "metric_weights", "features", "weights", "reference", "real")
-    setup = chosen_preset(context, preset, settings, own)
-    check_space(features, weights)
-    names = [name.strip() for name in baselines.split(",") if name.strip()]
-    loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
-    loaded = recorded(loaded, cuda_graphs)
-    artefacts = load_named(solver, loaded, transfer=transfer)
-    artefact = next(iter(artefacts.values()))
-    nfes = parse_nfes(nfe) if nfe else sorted({n for a in artefacts.values() for n in a.nfes})
-    for n in nfes if nfe else ():
+    check_space(features.features, features.weights)
+    given = {"solver": teacher, "grid": grid, "nfe": teacher_nfe}
+    evaluate_files(network.load(), evaluation, features, given=given).show(json)
+
+
+def evaluate_files(
+    model: Model,
+    options: EvaluationOptions,
+    features: FeatureOptions,
+    *,
+    usual: Callable[[int], Mapping[str, Any]] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measure solver files against classical solvers and the teacher.
+
+    Args:
+        model: that the files are for.
+        options: files, seeds, baselines and metrics.
+        features: space of the distances.
+        usual: NFE -> the teacher's settings that neither ``given`` nor the first file has; by default the model's.
+        given: the teacher's settings; ``None`` leaves one open.
+
+    Raises:
+        UserError: for files, baselines or metrics that do not fit the model.
+    """
+    from gas.models.runtime import ending_at
+
+    check_space(features.features, features.weights)
+    baselines = [name.strip() for name in options.baselines.split(",") if name.strip()]
+    artefacts = load_named(options.solver, model, transfer=options.transfer)
+    first = next(iter(artefacts.values()))
+    nfes = (
+        parse_nfes(options.nfe) if options.nfe else sorted({n for a in artefacts.values() for n in a.nfes})
+    )
+    for n in nfes if options.nfe else ():
         for each in artefacts.values():
             each.neighbours(n)  # refuses what is neither trained nor between two that are
-    guidance, chosen = artefact.document.guidance, parse_seeds(seeds)
-    if setup is not None and not was_given(context, "seeds"):
-        chosen = range(*setup.evaluation_seeds)
-    usual = {"t_end": loaded.t_end} if setup is None else setup.master(nfes[0]).config()
-    master = _teacher(artefact, usual, solver=teacher, grid=grid, nfe=teacher_nfe)
-    _check_baselines(names, nfes, loaded.t_end)
-    yardstick_of, space = measuring(loaded, real, features, weights, reference)
-    judges, judged = judging(loaded, metrics, metric_weights or preset_weights)
+    seeds = parse_seeds(options.seeds)
+    defaults = {"t_end": model.t_end} if usual is None else usual(nfes[0])
+    teacher = _teacher(first, defaults, given or {})
+    _check_baselines(baselines, nfes, model.t_end)
+    yardstick_of, space = measuring(
+        model, features.real, features.features, features.weights, features.reference
+    )
+    judges, judged = judging(model, options.metrics, options.metric_weights)
     for each in artefacts.values():
-        warn_of_unknown_model(each, loaded)
-        warn_of_known_seeds(each, chosen)
-    pairs = taught(_as_taught(loaded, master.t_end), master, chosen, guidance)
+        warn_of_unknown_model(each, model)
+        warn_of_known_seeds(each, seeds)
+    pairs = taught(ending_at(model, teacher.t_end), teacher, seeds, first.document.guidance)
     ruler = replace(yardstick_of(pairs), judges=judges)
-    rows = [row for n in nfes for row in _measure(loaded, ruler, n, artefacts, names, every)]
+    rows = [row for n in nfes for row in _measure(model, ruler, n, artefacts, baselines, options.every)]
     _warn_of_interpolation(rows)
-    rows.append(ruler.measure(f"{master.label} (teacher)", pairs.target, master.nfe))
-    if picture is not None and distributed.is_first():
-        _draw(picture, rows, loaded.name, len(pairs))
-        note(f"wrote {picture}")
-    if json:
-        seeds_used = [chosen.start, chosen.stop]
-        of = {} if setup is None else {"preset": preset, "settings": changed_settings(setup)}
-        named = {"model": loaded.name, **of, "seeds": seeds_used, **space, **judged}
-        print_json({**named, "rows": [asdict(r) for r in rows]})
-    else:
-        title = f"{loaded.name}: {len(pairs)} samples, seeds {chosen.start} to {chosen.stop - 1}"
-        strong = list(artefacts)[-1]
-        print_comparisons(title, rows, strong=strong)
-        print_distributions("the same, as distributions of features; 95% intervals", rows, strong=strong)
-        print_distributions("the same, against real images", rows, strong=strong, data=True)
+    rows.append(ruler.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe))
+    if options.picture is not None and distributed.is_first():
+        _draw(options.picture, rows, model.name, len(pairs))
+        note(f"wrote {options.picture}")
+    document = {"model": model.name, "seeds": [seeds.start, seeds.stop], **space, **judged}
+    return Evaluation(document=document, rows=rows, strongest=list(artefacts)[-1])
 
 
 def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
@@ -213,26 +226,16 @@ def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
             Classical(solver, grid or "log_snr", n, t_end)
 
 
-def _as_taught(model: Model, t_end: float) -> Model:
-    """The model as a teacher runs it that ends at another time: EDM's published networks have another schedule then."""
-    from gas.models.custom import OwnModel
-    from gas.models.runtime import CudaGraphs, full_precision
-    from gas.paper.backbone import ending_at
-
-    if isinstance(model, CudaGraphs):
-        return CudaGraphs(_as_taught(model.model, t_end))
-    return ending_at(model, t_end) if isinstance(full_precision(model), OwnModel) else model
-
-
-def _teacher(artefact: Artefact, own: Mapping[str, Any], **asked: str | int | None) -> Classical:
-    """The teacher that was asked for, in what it leaves open the file's, the model's own, or UniPC-3."""
+def _teacher(artefact: Artefact, usual: Mapping[str, Any], given: Mapping[str, Any]) -> Classical:
+    """Return the teacher: as given, else the file's, else as usual, else UniPC-3."""
     from gas.classical.registry import Classical
 
-    usual = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **own}
-    file = artefact.document.teacher or {}
-    known = file if "solver" in file else {}  # an imported set does not say what made it
-    told = {name: value for name, value in asked.items() if value is not None}
-    return Classical(**{**usual, **known, **told})
+    teacher = artefact.document.teacher or {}
+    known = teacher if "solver" in teacher else {}  # an imported set does not say what made it
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Classical(
+        **{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen}
+    )
 
 
 def _warn_of_interpolation(rows: list[Comparison]) -> None:

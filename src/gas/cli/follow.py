@@ -1,9 +1,10 @@
-"""A training on the screen: what it measures, races and learns, as it goes."""
+"""The screen of a training: what is measured, started and learned, as it goes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from gas.cli.screen import bar, note
@@ -16,52 +17,82 @@ if TYPE_CHECKING:
 __all__ = ["show"]
 
 
-def show(reports: Iterator[Report], model: Model, nfe: int, iterations: int) -> Distilled:
-    """Follow one member: a bar for measuring the classical solvers, one for the race and one for training."""
+class _Stages(ExitStack):
+    """One progress bar at a time, a new one for each stage."""
+
+    def __init__(self, nfe: int) -> None:
+        super().__init__()
+        self.nfe, self.title = nfe, ""
+
+    def at(self, title: str, done: int, total: int, detail: str) -> None:
+        """Show the progress of a stage; another title ends the bar of the stage before."""
+        if title != self.title:
+            self.close()
+            self.title, self.bar = title, self.enter_context(bar(f"NFE {self.nfe}: {title}", total))
+        self.bar.at(done, detail)
+
+
+def show(reports: Iterator[Report], model: Model, nfe: int, solver: str = "GS") -> Distilled:
+    """Follow the training of one NFE: ranking, choice of the start, training, and return its result.
+
+    Args:
+        reports: of :func:`gas.distill`.
+        model: that is sampled.
+        nfe: network evaluations.
+        solver: name of what is learned before a discriminator takes part.
+
+    Raises:
+        RuntimeError: when the reports end without a result.
+    """
     from gas.classical.registry import candidates
     from gas.training.distillation import Distilled
     from gas.training.initialization import FINALISTS, Raced, Started, start_label
     from gas.training.loop import FitRecord
     from gas.training.ranking import Measured, finite_loss
 
-    report = next(reports)
     count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS
-    with bar(f"NFE {nfe}: classical", count) as running:
-        measured: list[Measured] = []
-        while isinstance(report, Measured):
-            measured.append(report)
-            # The best of all is chosen among those that were measured on the most pairs.
-            best = min(measured, key=lambda m: (-m.pairs, finite_loss(m)))
-            running.at(min(len(measured), count), f"best {best.classical.label} {significant(best.loss)}")
-            report = next(reports)
-    if isinstance(report, Raced):
-        with bar(f"NFE {nfe}: race", report.starts) as running:
-            losses = {}
-            while isinstance(report, Raced):
-                losses[report.classical.label] = report.loss
-                running.at(report.place, f"tried {report.classical.label} {significant(report.loss)}")
-                report = next(reports)
-            if isinstance(report, Started):
-                winner = start_label(report.start)
-                running.at(running.total, f"winner {winner} {significant(losses.get(winner, math.nan))}")
-    if not isinstance(report, Started):
-        raise RuntimeError(f"a report of {report} where training should have started")
-    with bar(f"NFE {nfe}: train", iterations) as running:
-        before = 0
+    ranked: list[Measured] = []
+    losses: dict[str, float] = {}
+    learning, spent = solver, 0
+    with _Stages(nfe) as stages:
         for report in reports:
-            if isinstance(report, FitRecord):
-                running.at(before + report.iteration, f"best {significant(report.best_loss)}")
-                if report.iteration == report.iterations and not before:
-                    before = report.iterations  # critics go on where the first training ends
+            if isinstance(report, Measured):
+                ranked.append(report)
+                # The best of all is chosen among those that were measured on the most pairs.
+                best = min(ranked, key=lambda m: (-m.pairs, finite_loss(m)))
+                detail = f"best {best.classical.label} {significant(best.loss)}"
+                stages.at("classical", min(len(ranked), count), count, detail)
+            elif isinstance(report, Raced):
+                losses[report.classical.label] = report.loss
+                detail = f"tried {report.classical.label} {significant(report.loss)}"
+                stages.at("start", report.place, report.starts, detail)
+            elif isinstance(report, Started):
+                spent, start = report.evaluations, start_label(report.start)
+                if losses:
+                    total = stages.bar.total
+                    detail = f"winner {start} {significant(losses.get(start, math.nan))}"
+                    stages.at("start", total, total, detail)
+            elif isinstance(report, FitRecord):
+                detail = f"validation {significant(report.validation_loss)}, best {significant(report.best_loss)}, "
+                detail += f"{spent + report.evaluations:,} evaluations"
+                stages.at(learning, report.iteration, report.iterations, detail)
+                if report.iteration == report.iterations and learning == solver:
+                    # A discriminator goes on where the first training ends.
+                    learning, spent = "GAS", spent + report.evaluations
             elif isinstance(report, Distilled):
-                if report.stopped:
-                    note(f": {report.stopped}", label="adversarial training stopped early")
-                if report.criterion is not None:
-                    before_gas, after = report.criterion
-                    kept = "" if after < before_gas else ": nothing came nearer, GS is kept"
-                    note(
-                        f"NFE {nfe}: Frechet distance to the teacher's samples {significant(before_gas)} by GS, "
-                        f"{significant(after)} by GAS, on validation noise{kept}"
-                    )
+                _note_adversarial(report, nfe)
                 return report
     raise RuntimeError("the reports ended without a result")
+
+
+def _note_adversarial(result: Distilled, nfe: int) -> None:
+    """Note what training against a discriminator changed."""
+    if result.stopped:
+        note(f": {result.stopped}", label="adversarial training stopped early")
+    if result.criterion is not None:
+        before, after = (significant(value) for value in result.criterion)
+        unchanged = "" if result.criterion[1] < result.criterion[0] else ": nothing came nearer, GS is kept"
+        note(
+            f"NFE {nfe}: Frechet distance to the teacher's samples {before} by GS, {after} by GAS, on validation "
+            f"noise{unchanged}"
+        )

@@ -144,7 +144,7 @@ def judging(model: Model, names: str, weights: Path | None) -> tuple[dict[str, J
     if not wanted:
         return {}, {}
     from gas.features.judges import judge_by_name
-    from gas.paper.files import weights_folder
+    from gas.workspace import weights_folder
 
     found = {name: judge_by_name(name, model, weights_folder(weights)) for name in wanted}
     told = {key: value for _, said in found.values() for key, value in said.items()}

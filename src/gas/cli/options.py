@@ -1,12 +1,15 @@
-"""Option types that several commands share, and how their texts are read."""
+"""Options that several commands share, alone and in groups, and the readers of their texts.
+
+A group is a dataclass; :func:`gas.cli.app.command` makes an option of each field. What a group means to the library is
+one of its methods.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -16,28 +19,36 @@ from gas.cli.checks import (
     existing_file,
     existing_folder,
     existing_path,
+    imported,
     is_in,
     output_file,
     registered,
 )
+from gas.cli.loading import check_model_name, load_model, parse_call
 from gas.errors import UserError
 
 if TYPE_CHECKING:
+    from gas.models.protocol import Model
     from gas.pairs.dataset import Pairs
-    from gas.pipelines.model import PipelineModel
-    from gas.zoo.model import ZooModel
+    from gas.training.adam import Adam
+    from gas.training.adversarial.setup import Adversary
+    from gas.training.gauss_newton import GaussNewton
 
 __all__ = [
     "Call",
     "Compile",
     "CudaGraphs",
     "Device",
+    "DiscriminatorOptions",
+    "FeatureOptions",
     "FeatureWeights",
     "Features",
     "GasIterations",
     "Json",
     "MetricWeights",
     "ModelName",
+    "NetworkOptions",
+    "OptimizerOptions",
     "Precision",
     "Prompts",
     "Real",
@@ -45,90 +56,24 @@ __all__ = [
     "SolverFile",
     "Validation",
     "ZooName",
+    "adam_against",
     "interpolation",
-    "load_model",
-    "load_zoo",
-    "parse_call",
     "parse_nfes",
+    "parse_objective",
     "parse_seeds",
     "recorded",
     "split_pairs",
     "was_given",
 ]
 
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
-        "or diffusers:FOLDER_OR_REPOSITORY, published:FILE, a network of gas convert, or preset:NAME, a published "
-        "setup's.",
-        callback=checked(lambda name: check_model_name(name)),
-    ),
-]
-ZooName = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="A zoo model of images (digits, mnist), or the path of its .safetensors file."
-    ),
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        help="A UTF-8 file of one prompt a line, for a pipeline: seed s takes line s mod lines.",
-        callback=checked(existing_file),
-    ),
-]
-Call = Annotated[
-    str,
-    typer.Option(
-        help="Arguments of the pipeline's call, as height=512,width=512.",
-        callback=checked(lambda text: parse_call(text)),
-    ),
-]
-Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")]
-Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
-
-
-def check_model_name(name: str) -> None:
-    """Refuse a model that is not there, as far as its name tells.
-
-    Raises:
-        ValueError: for an empty name after a prefix, or an unknown preset.
-        OSError: when a file does not exist.
-    """
-    prefix, colon, rest = name.partition(":")
-    if not colon or prefix not in ("diffusers", "published", "preset"):
-        return
-    if not rest:
-        raise UserError(f"--model {prefix}: wants a name after the colon")
-    if prefix == "preset":
-        from gas.paper.presets import preset_by_name
-
-        preset_by_name(rest)
-    if prefix == "published" or (prefix == "diffusers" and "/" not in rest):
-        existing_path(Path(rest))
-
-
-# What --method takes; auto is one of the next two by the loss.
+# The paper's weight of the adversarial loss is 0.1; at thousands of times that, the solver follows nothing else.
+_WEIGHTS = "[0, 1000000]"
+# Values of --method; auto is gauss-newton for a sum of squares, else adam.
 METHODS = ("auto", "gauss-newton", "adam", "paper")
 
 
-def _losses() -> Iterable[str]:
-    from gas.losses import LOSSES
-
-    return LOSSES
-
-
-def _check_start(text: str) -> None:
-    from gas.training.initialization import check_start
-
-    check_start(text)
-
-
 def check_classical(text: str) -> None:
-    """Refuse what is no ``SOLVER`` or ``SOLVER/GRID`` of a classical solver."""
+    """Refuse anything but ``SOLVER`` or ``SOLVER/GRID`` of a classical solver."""
     from gas.training.initialization import check_start
 
     if text in ("best", "uniform"):
@@ -136,41 +81,18 @@ def check_classical(text: str) -> None:
     check_start(text)
 
 
-def _check_matplotlib() -> None:
-    from gas.plotting.style import require_matplotlib
-
-    require_matplotlib()
-
-
-def solver_names() -> Iterable[str]:
-    from gas.classical.registry import SOLVERS
-
-    return SOLVERS
-
-
 def check_grid(text: str) -> None:
+    """Refuse anything but the name of a time grid or its times."""
     from gas.training.initialization import check_start
 
     check_start(f"ddim/{text}")
-
-
-def _precisions() -> Iterable[str]:
-    from gas.models.runtime import PRECISIONS
-
-    return PRECISIONS
-
-
-def _spaces() -> Iterable[str]:
-    from gas.features.extractor import EXTRACTORS
-
-    return ("model", *EXTRACTORS)
 
 
 def check_space(features: str, weights: Path | None) -> None:
     """Refuse weights without a network's name, or a name without weights.
 
     Raises:
-        ValueError: says which of both is missing.
+        UserError: says which of the two is missing.
     """
     if features == "model" and weights is not None:
         raise UserError("--weights are of a published network: name it with --features")
@@ -178,12 +100,53 @@ def check_space(features: str, weights: Path | None) -> None:
         raise UserError(f"--features {features} needs --weights: nothing is downloaded")
 
 
+def require_matplotlib() -> None:
+    """Refuse pictures where matplotlib is not installed."""
+    from gas.plotting.style import require_matplotlib
+
+    require_matplotlib()
+
+
+# ---------------------------------------------------------------- single options
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
+        "diffusers:FOLDER_OR_REPOSITORY; published:FILE, a network that gas paper convert reads; or preset:NAME, a "
+        "setup of the paper.",
+        callback=checked(check_model_name),
+    ),
+]
+ZooName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Zoo model of images (digits, mnist), or the path of its .safetensors file."
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="UTF-8 file of prompts for a pipeline, one a line: seed s takes line s mod lines.",
+        callback=checked(existing_file),
+    ),
+]
+Call = Annotated[
+    str,
+    typer.Option(
+        help="Arguments of the pipeline's call, as height=512,width=512.", callback=checked(parse_call)
+    ),
+]
+Device = Annotated[str, typer.Option(help="Device of the network: cpu, cuda, cuda:1, mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
 Precision = Annotated[
     str,
     typer.Option(
-        help="Of the network: float32, tf32 (CUDA's products of 10 bits), bf16 or fp16 (mixed: states and coefficients "
-        "stay exact).",
-        callback=checked(registered("precision", _precisions)),
+        help="Precision of the network: float32, tf32 (10-bit products on CUDA), bf16 or fp16 (mixed; states and "
+        "coefficients stay exact).",
+        callback=checked(registered("precision", "gas.models.runtime:PRECISIONS")),
     ),
 ]
 Compile = Annotated[
@@ -193,98 +156,67 @@ CudaGraphs = Annotated[
     bool,
     typer.Option(
         "--cuda-graphs",
-        help="Record the network and replay it wherever no gradient is wanted: small ones are then several times as "
-        "fast on CUDA. Not for pipelines.",
+        help="Record the network and replay it where no gradient is needed: several times faster for small networks "
+        "on CUDA. Not for pipelines.",
     ),
 ]
 Features = Annotated[
     str,
     typer.Option(
-        help="Space of distances: the model's own, or inception, dinov2, clip with --weights.",
-        callback=checked(registered("features", _spaces)),
+        help="Feature space of the distances: the model's own (model), or inception, dinov2, clip with --weights.",
+        callback=checked(registered("features", "gas.features.extractor:EXTRACTORS", "model")),
     ),
 ]
 FeatureWeights = Annotated[
     Path | None,
     typer.Option(
         "--weights",
-        help="Of --features: a file of pt_inception-2015-12-05's names, or a folder as transformers saves it.",
+        help="Weights of --features: a file with the names of pt_inception-2015-12-05, or a transformers folder.",
         callback=checked(existing_path),
     ),
 ]
 MetricWeights = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of vgg16-397923af.pth and lpips-vgg.pth, and of the folder clip; default: that of presets.",
+        help="Folder with vgg16-397923af.pth, lpips-vgg.pth and the folder clip; default: GAS_WEIGHTS, or "
+        "~/.cache/gas-solver/weights.",
         callback=checked(existing_folder),
     ),
 ]
 Reference = Annotated[
     Path | None,
     typer.Option(
-        help="Statistics of real data in that space: gas statistics', EDM's or ADM's .npz.",
+        help="Statistics of real data in that space: from gas statistics, or the .npz of EDM or ADM.",
         callback=checked(existing_file),
     ),
 ]
 Real = Annotated[
     Path | None,
     typer.Option(
-        help="Real images to measure against too, with --features: an .npz with arr_0 (ADM's reference batch) or a "
-        "folder of pictures; for mnist in its own features a folder of MNIST's IDX files.",
+        help="Real images to measure against, with --features: an .npz with arr_0 (ADM's reference batch) or a "
+        "folder of pictures; for mnist in its own features, a folder of MNIST's IDX files.",
         callback=checked(existing_path),
     ),
 ]
 GasIterations = Annotated[
     int | None,
-    typer.Option(help="Steps of Adam against the critic (gas); default 250.", min=1, max=MAX_ITERATIONS),
-]
-Iterations = Annotated[
-    int | None,
-    typer.Option(help="Optimiser steps for each NFE; default 18 for l2.", min=0, max=MAX_ITERATIONS),
-]
-PairsBatch = Annotated[
-    int | None,
-    typer.Option(help="Pairs a step; default 24, and growing for l2.", min=1, max=MAX_BATCH),
+    typer.Option(
+        help="Adam steps against the discriminator (GAS only); default: 250.", min=1, max=MAX_ITERATIONS
+    ),
 ]
 SamplesBatch = Annotated[int, typer.Option(help="Samples a network call.", min=1, max=MAX_BATCH)]
 Validation = Annotated[
     int | None,
     typer.Option(
-        help="Pairs, from the end, kept for choosing; by default 256, of fewer than 512 pairs a quarter.",
+        help="Pairs, from the end, to validate on; default: 256, or a quarter of fewer than 512 pairs.",
         min=2,
         max=MAX_SEEDS,
     ),
 ]
 Seed = Annotated[
     int,
-    typer.Option(help="Of the batches' order, and of a critic's first weights.", min=0, max=MAX_ORDER_SEED),
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(help="Of adam and paper.", callback=checked(is_in("learning_rate", "(0, 100]"))),
-]
-Relax = Annotated[
-    float | None,
     typer.Option(
-        help="Radius that a pair's noise may move in (adam, paper), as LD3 and S4S do; default 0.",
-        callback=checked(is_in("relax", "[0, 1000]")),
-    ),
-]
-LossName = Annotated[
-    str, typer.Option(help="l2, l1 or pseudo_huber.", callback=checked(registered("loss", _losses)))
-]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="auto, gauss-newton (for l2), adam, or paper (its settings of Adam).",
-        callback=checked(registered("method", lambda: METHODS)),
-    ),
-]
-Start = Annotated[
-    str,
-    typer.Option(
-        help="Of learned solvers: best, uniform (the paper's), or SOLVER/GRID.",
-        callback=checked(_check_start),
+        help="Seed of the order of the pairs and of the discriminator's weights.", min=0, max=MAX_ORDER_SEED
     ),
 ]
 PairsFolder = typer.Option(
@@ -293,29 +225,298 @@ PairsFolder = typer.Option(
 Picture = Annotated[
     Path | None,
     typer.Option(
-        help="A .png to draw: the learned times, or the error over NFE.",
-        callback=checked(output_file(".png"), lambda _: _check_matplotlib()),
+        help="Also draw a .png: the learned times, or the error over NFE.",
+        callback=checked(output_file(".png"), lambda _: require_matplotlib()),
     ),
 ]
 SolverFile = Annotated[
     Path,
     typer.Option(
-        "--solver", "-s", help="A solver file, as gas train writes it.", callback=checked(existing_file)
+        "--solver", "-s", help="Solver file, as gas train writes it.", callback=checked(existing_file)
+    ),
+]
+ObjectiveName = Annotated[
+    str,
+    typer.Option(
+        help="gs, or gas: go on against a discriminator.", callback=checked(lambda text: parse_objective(text))
     ),
 ]
 
 
+# ---------------------------------------------------------------- groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The network and the way it runs."""
+
+    panel: ClassVar[str] = "Network"
+
+    model: ModelName = "mnist"
+    prompts: Prompts = None
+    call: Call = ""
+    device: Device = "cpu"
+    precision: Precision = "float32"
+    compiled: Compile = False
+    cuda_graphs: CudaGraphs = False
+
+    def load(self, pairs: Path | None = None) -> Model:
+        """Load the model; prompts that are not given come from a folder of pairs."""
+        model = load_model(
+            self.model,
+            self.device,
+            self.precision,
+            self.compiled,
+            prompts=self.prompts,
+            call=self.call,
+            pairs=pairs,
+        )
+        return recorded(model, self.cuda_graphs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """Features that distributions are compared in, and real data in them."""
+
+    panel: ClassVar[str] = "Features"
+
+    features: Features = "model"
+    weights: FeatureWeights = None
+    reference: Reference = None
+    real: Real = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """The loss, the start and the optimizer of a training; ``None`` is the method's own setting."""
+
+    panel: ClassVar[str] = "Training"
+
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="Distance to the teacher: l2, l1 or pseudo_huber.",
+            callback=checked(registered("loss", "gas.losses:LOSSES")),
+        ),
+    ] = "l2"
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto (gauss-newton for l2, else adam), gauss-newton, adam, or paper (its settings of Adam).",
+            callback=checked(registered("method", METHODS)),
+        ),
+    ] = "auto"
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Start of learned solvers: best (successive halving), uniform (the paper's), or SOLVER/GRID.",
+            callback=checked(imported("gas.training.initialization:check_start")),
+        ),
+    ] = "best"
+    iterations: Annotated[
+        int | None,
+        typer.Option(help="Optimizer steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS),
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Pairs a step; default: 24, growing for l2.", min=1, max=MAX_BATCH),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate (adam, paper).", callback=checked(is_in("learning_rate", "(0, 100]"))
+        ),
+    ] = None
+    relax: Annotated[
+        float | None,
+        typer.Option(
+            help="Radius of the ball in which a pair's noise may move (adam, paper), as in LD3 and S4S; default: 0.",
+            callback=checked(is_in("relax", "[0, 1000]")),
+        ),
+    ] = None
+    seed: Seed = 0
+
+    def config(self, memory: str = "auto") -> Adam | GaussNewton:
+        """Return the method's settings, with those that were given.
+
+        Args:
+            memory: activation checkpointing, as :class:`gas.Adam` takes it.
+
+        Raises:
+            UserError: for a setting that the method does not have.
+        """
+        from gas.losses import is_sum_of_squares, loss_by_name
+        from gas.training.adam import PAPER, Adam
+        from gas.training.distillation import FINISH
+        from gas.training.gauss_newton import GaussNewton
+
+        squares = is_sum_of_squares(loss_by_name(self.loss))
+        method = self.method
+        if method == "auto":
+            method = "gauss-newton" if squares else "adam"
+        given: dict[str, Any] = {
+            "iterations": self.iterations,
+            "batch": self.batch,
+            "learning_rate": self.learning_rate,
+            "relax": self.relax,
+            "seed": self.seed,
+        }
+        base: Adam | GaussNewton
+        if method == "gauss-newton":
+            for name in ("learning_rate", "relax"):
+                if given.pop(name) is not None:
+                    raise UserError(f"gauss-newton has no {name}: choose --method adam or leave it out")
+            if not squares:
+                raise UserError(
+                    f"gauss-newton needs --loss l2, a sum of squares, got {self.loss}: choose --method adam"
+                )
+            given["largest"] = None if self.batch is None else max(self.batch, GaussNewton().largest)
+            base = FINISH if self.start == "best" else GaussNewton()
+        else:
+            given["memory"] = memory
+            base = PAPER if method == "paper" else Adam()
+        return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorOptions:
+    """GAS: a discriminator to learn from after the pairs; ``None`` is the usual setting."""
+
+    panel: ClassVar[str] = "Discriminator (GAS)"
+
+    objective: ObjectiveName = "gs"
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the adversarial loss, the paper's w (GAS only).",
+            callback=checked(is_in("weight", _WEIGHTS)),
+        ),
+    ] = None
+    balance: Annotated[
+        float | None,
+        typer.Option(
+            help="The same weight in units of the loss that GS ends with (GAS only); default: 10.",
+            callback=checked(is_in("balance", _WEIGHTS)),
+        ),
+    ] = None
+    critic: Annotated[
+        str | None,
+        typer.Option(
+            help="Discriminator loss (GAS only): relativistic (default) or classic.",
+            callback=checked(registered("critic", "gas.training.adversarial.losses:OBJECTIVES")),
+        ),
+    ] = None
+    pairing: Annotated[
+        str | None,
+        typer.Option(
+            help="Fakes and reals (GAS only): independent noise (default), or paired as in the authors' code.",
+            callback=checked(registered("pairing", ("independent", "paired"))),
+        ),
+    ] = None
+    gas_iterations: GasIterations = None
+    critic_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pretrained discriminator (GAS only): R3GAN's pickle, which is not executed, or safetensors.",
+            callback=checked(existing_file),
+        ),
+    ] = None
+    critic_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Discriminator updates per solver update (GAS only); default: 1.", min=1, max=1000
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any] | None:
+        """Return the settings of GAS as a solver file records them, or ``None`` for GS.
+
+        Raises:
+            UserError: for settings of GAS without it, or both measures of the weight.
+        """
+        from gas.training.adversarial.setup import BALANCE, GAS
+
+        usual = {
+            "weight": None,
+            "balance": None if self.weight is not None else BALANCE,
+            "critic": "relativistic",
+            "pairing": "independent",
+            "gas_iterations": GAS.iterations,
+            "critic_weights": None,
+            "critic_steps": 1,
+        }
+        given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
+        if parse_objective(self.objective) == "gs":
+            for name in given:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is a setting of --objective gas: add that or leave it out")
+            return None
+        if self.weight is not None and self.balance is not None:
+            raise UserError("--weight and --balance are two measures of one thing: leave one out")
+        return {**usual, **given, "critic_weights": self.critic_weights and str(self.critic_weights)}
+
+    def adversary(
+        self, model: Model, pairs: Pairs, *, seed: int, memory: str, batch: int | None, precision: str
+    ) -> Adversary | None:
+        """Return the adversarial training that the settings describe, or ``None`` for GS."""
+        settings = self.settings()
+        if settings is None:
+            return None
+        from gas.training.adversarial.r3gan import load_discriminator
+        from gas.training.adversarial.setup import adversary_for
+        from gas.training.adversarial.updates import check_one_process
+
+        check_one_process()
+        return adversary_for(
+            model,
+            pairs,
+            weight=settings["weight"],
+            balance=settings["balance"] or 0.0,
+            objective=settings["critic"],
+            pairing=settings["pairing"],
+            config=adam_against(settings["gas_iterations"], seed, batch, memory=memory),
+            steps=settings["critic_steps"],
+            network=None if self.critic_weights is None else load_discriminator(self.critic_weights),
+            seed=seed,
+            precision=precision,
+        )
+
+
+def adam_against(iterations: int | None, seed: int, batch: int | None = None, **more: Any) -> Adam:
+    """Return the settings of Adam against a discriminator, with those that are given."""
+    from gas.training.adversarial.setup import GAS
+
+    steps = GAS.iterations if iterations is None else iterations
+    every = min(GAS.validate_every, steps)
+    pairs = GAS.batch if batch is None else batch
+    return replace(GAS, iterations=steps, batch=pairs, validate_every=every, seed=seed, **more)
+
+
+# ---------------------------------------------------------------- readers
+
+
 def was_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter was given on the command line."""
+    """Return whether a parameter was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def parse_objective(text: str) -> str:
+    """Read ``gs`` or ``gas``.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if text not in ("gs", "gas"):
+        raise UserError(f"objective must be gs or gas, got {text!r}")
+    return text
 
 
 def parse_seeds(text: str) -> range:
     """Read ``A:B`` (A up to, not including, B) or ``N`` (0 up to N) as a range of seeds.
 
     Raises:
-        ValueError: shows both forms, or the bounds.
+        UserError: shows both forms, or the bounds.
     """
     form = re.fullmatch(r"\s*(?:(\d{1,30})\s*:)?\s*(\d{1,30})\s*", text, re.ASCII)
     first, stop = (int(form[1] or 0), int(form[2])) if form else (0, 0)
@@ -327,10 +528,10 @@ def parse_seeds(text: str) -> range:
 
 
 def measured_seeds(text: str) -> range:
-    """Read seeds to measure on: a spread, and so an interval, is of two samples at least.
+    """Read seeds to measure on: two at least, as an interval needs a spread.
 
     Raises:
-        ValueError: as :func:`parse_seeds`, and for a single seed.
+        UserError: as :func:`parse_seeds`, and for a single seed.
     """
     seeds = parse_seeds(text)
     if len(seeds) < 2:
@@ -339,7 +540,7 @@ def measured_seeds(text: str) -> range:
 
 
 def split_pairs(pairs: Pairs, validation: int | None) -> tuple[Pairs, Pairs]:
-    """Return the pairs to learn from and those to choose on, as ``--validation`` says."""
+    """Return the pairs to train on and those to validate on, as ``--validation`` says."""
     count = len(pairs)
     if validation is None:
         validation = 256 if count >= 512 else count // 4
@@ -356,7 +557,7 @@ def parse_nfes(text: str) -> list[int]:
     """Read ``3-6,8,10`` as a sorted list of NFE.
 
     Raises:
-        ValueError: shows the form, or the bounds.
+        UserError: shows the form, or the bounds.
     """
     nfes: set[int] = set()
     for part in text.split(","):
@@ -373,117 +574,14 @@ def parse_nfes(text: str) -> list[int]:
 
 
 def interpolation(around: tuple[int, int]) -> str:
-    """Say which two trained NFE a table was made of."""
+    """Name the two trained NFE that a table is interpolated from."""
     return f"interpolated from NFE {around[0]} and {around[1]}"
 
 
-def recorded(model: Any, wanted: bool) -> Any:
-    """Return the model, recorded as CUDA graphs where that is wanted."""
-    if not wanted:
+def recorded(model: Any, graphs: bool) -> Any:
+    """Return the model, recorded as CUDA graphs if ``graphs``."""
+    if not graphs:
         return model
     from gas.models.runtime import CudaGraphs
 
     return CudaGraphs(model)
-
-
-def load_model(
-    name: str,
-    device: str,
-    precision: str = "float32",
-    compiled: bool = False,
-    *,
-    prompts: Path | None = None,
-    call: str = "",
-    pairs: Path | None = None,
-) -> ZooModel | PipelineModel:
-    """Load a zoo model, or with ``diffusers:`` before its folder or repository a pipeline, onto a device.
-
-    Args:
-        name: as ``--model`` takes it.
-        device: as ``--device`` takes it.
-        precision: as ``--precision`` takes it.
-        compiled: as ``--compile`` takes it.
-        prompts: a prompt file; for pipelines.
-        call: more arguments of the pipeline's call, ``height=512,width=512``.
-        pairs: a folder of pairs, whose prompts and arguments to take where none are given.
-
-    Raises:
-        ValueError: for an unknown model or precision, a device that is not there, or prompts for a model that takes
-            none.
-    """
-    from gas.models.runtime import precise
-
-    if name.startswith("diffusers:"):
-        pipeline = _pipeline(name.removeprefix("diffusers:"), prompts, call, pairs).to(device)
-        return cast("PipelineModel", precise(pipeline, precision, compiled=compiled))
-    if name.startswith("preset:"):
-        from gas.paper.backbone import open_backbone
-        from gas.paper.presets import preset_by_name
-
-        if call:
-            raise UserError(
-                f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}"
-            )
-        setup = open_backbone(preset_by_name(name.removeprefix("preset:")), prompts=prompts, device=device)
-        return cast("PipelineModel", precise(setup, precision, compiled=compiled))
-    if prompts is not None or call:
-        raise UserError(f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}")
-    if name.startswith("published:"):
-        from gas.paper.published import open_model
-
-        published = open_model(name.removeprefix("published:"), device=device)
-        return cast("ZooModel", precise(published, precision, compiled=compiled))
-    from gas import zoo
-
-    # A PreciseModel has all that the model it wraps has.
-    return cast("ZooModel", precise(zoo.load(name).to(device), precision, compiled=compiled))
-
-
-def load_zoo(name: str, device: str) -> ZooModel:
-    """Load a zoo model of images onto a device.
-
-    Raises:
-        ValueError: for an unknown model, one of latents, or a device that is not there.
-    """
-    from gas import zoo
-
-    if name.partition(":")[0] in ("diffusers", "published", "preset"):
-        raise UserError(
-            f"this command takes zoo models of images, digits or mnist say, got --model {name[:80]}"
-        )
-    if "pipeline" in zoo.card(name):
-        raise UserError(
-            f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
-        )
-    return cast("ZooModel", zoo.load(name).to(device))
-
-
-def _pipeline(source: str, prompts: Path | None, call: str, pairs: Path | None) -> PipelineModel:
-    from gas.pairs.shards import MANIFEST, read_manifest
-    from gas.pipelines.loading import open_pipeline, read_prompts
-    from gas.pipelines.model import from_pipeline
-
-    told: dict[str, Any] = {"prompts": [] if prompts is None else read_prompts(prompts), **parse_call(call)}
-    if prompts is None and pairs is not None and (pairs / MANIFEST).is_file():
-        kept = read_manifest(pairs)["recipe"].get("conditions", {})
-        told = {**kept.get("arguments", {}), **told, "prompts": kept.get("prompts", [])}
-        told["negative_prompt"] = kept.get("negative_prompt")
-    return from_pipeline(open_pipeline(source), **told)
-
-
-def parse_call(text: str) -> dict[str, Any]:
-    """Read ``height=512,width=512`` as arguments of a pipeline's call; values are JSON, or else text.
-
-    Raises:
-        ValueError: shows the form.
-    """
-    told: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise UserError(f"--call must be like height=512,width=512, got {text!r}")
-        try:
-            told[name.strip()] = json.loads(value)
-        except ValueError:
-            told[name.strip()] = value.strip()
-    return told

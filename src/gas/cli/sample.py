@@ -10,22 +10,7 @@ import typer
 from gas.arguments import MAX_NFE, MAX_SEED
 from gas.cli.app import command
 from gas.cli.checks import checked, class_label, output_file
-from gas.cli.options import (
-    Call,
-    Compile,
-    CudaGraphs,
-    Device,
-    Json,
-    ModelName,
-    Precision,
-    Prompts,
-    SamplesBatch,
-    SolverFile,
-    interpolation,
-    parse_seeds,
-    recorded,
-)
-from gas.cli.presets import PresetName, Settings, Weights, chosen_preset, opened
+from gas.cli.options import Json, NetworkOptions, SamplesBatch, SolverFile, interpolation, parse_seeds
 from gas.cli.screen import note, print_json, tracked
 from gas.cli.solver_files import nfe_of, warn_of_unknown_model
 from gas.errors import UserError
@@ -45,7 +30,6 @@ _PICTURED = 1200
     "gas sample --model mnist --solver runs/mnist.json --nfe 4 --seeds 24 --out runs/samples.png", file="out"
 )
 def sample(
-    context: typer.Context,
     solver: SolverFile,
     out: Annotated[
         Path,
@@ -54,7 +38,6 @@ def sample(
             callback=checked(output_file(".png", ".npz", ".safetensors")),
         ),
     ],
-    model: ModelName = "mnist",
     nfe: Annotated[
         int | None,
         typer.Option(
@@ -68,15 +51,8 @@ def sample(
         int | None, typer.Option(help="One class for all; default: seed mod classes.", min=0, max=MAX_SEED)
     ] = None,
     batch: SamplesBatch = 64,
-    preset: PresetName = "",
-    settings: Settings = None,
-    preset_weights: Weights = None,
-    prompts: Prompts = None,
-    call: Call = "",
-    device: Device = "cpu",
-    precision: Precision = "float32",
-    compiled: Compile = False,
-    cuda_graphs: CudaGraphs = False,
+    *,
+    network: NetworkOptions,
     json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
@@ -86,8 +62,7 @@ def sample(
     from gas.sampling import sample as run
     from gas.solver_file import load
 
-    setup = chosen_preset(context, preset, settings, ("solver", "out", "nfe", "seeds", "label", "batch"))
-    loaded = opened(setup, model, preset_weights, device, precision, compiled, prompts, call)
+    loaded = network.load()
     class_label(loaded, label)
     artefact, chosen = load(solver), parse_seeds(seeds)
     guidance = artefact.document.guidance
@@ -100,7 +75,6 @@ def sample(
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
         _check_picture(loaded, len(chosen))
-    asked = recorded(loaded, cuda_graphs)
     decode, made, shown = getattr(loaded, "decode", None), [], []
     with torch.no_grad():
         starts = range(chosen.start, chosen.stop, batch)
@@ -109,7 +83,7 @@ def sample(
             labels = labels_of_seeds(loaded.classes, part)
             if labels is not None and label is not None:
                 labels = torch.full_like(labels, label)
-            x = run(asked.bind(labels, guidance), loaded.noise(part), table)
+            x = run(loaded.bind(labels, guidance), loaded.noise(part), table)
             if not bool(x.isfinite().all()):
                 raise UserError(
                     f"samples of {solver} at NFE {nfe} are not finite: train it anew, or take another NFE"

@@ -11,6 +11,7 @@ import typer
 from gas import distributed
 from gas.cli.app import command
 from gas.cli.checks import checked, existing_folder, existing_path, output_file
+from gas.cli.loading import load_model
 from gas.cli.options import (
     Device,
     Features,
@@ -18,7 +19,6 @@ from gas.cli.options import (
     Json,
     ModelName,
     check_space,
-    load_model,
     was_given,
 )
 from gas.cli.screen import note, print_json, tracked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,7 @@ class OwnModel:
         conditions: conditions other than classes: a tensor ``(N, *)``, or a tuple or dictionary of such, of
             observations or embeddings, as the denoiser's third argument. Seed s gets row ``s mod N``, which is its
             label; pairs record a checksum of all rows and refuse others.
+        rebuild: ``t_end`` -> the model that ends there, where the schedule depends on ``t_end``.
 
     Raises:
         ValueError: names the argument that is out of range; for weights that require gradients.
@@ -71,6 +72,7 @@ class OwnModel:
     decode: Callable[[Tensor], Tensor] | None = None
     data_range: float | None = None
     conditions: Any = field(default=None, repr=False)
+    rebuild: Callable[[float], OwnModel] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         callable_("denoiser", self.denoiser, "callable as denoise(x, t)")
@@ -144,6 +146,12 @@ class OwnModel:
     def conditions_fingerprint(self) -> dict[str, Any]:
         """Return number and checksum of the conditions."""
         return self._described_conditions
+
+    def ending_at(self, t_end: float) -> OwnModel:
+        """Return the model for runs that end at another time."""
+        if t_end == self.t_end:
+            return self
+        return replace(self, t_end=t_end) if self.rebuild is None else self.rebuild(t_end)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Return the starts ``x_T`` ``(B, *sample_shape)`` of these seeds."""

@@ -23,6 +23,7 @@ __all__ = [
     "CudaGraphs",
     "PreciseModel",
     "WrappedModel",
+    "ending_at",
     "allow_tf32",
     "full_precision",
     "precise",
@@ -323,6 +324,17 @@ class PreciseModel(WrappedModel):
 def precise(model: Model, precision: str = "float32", *, compiled: bool = False) -> Model:
     """Return the model at a precision; the model itself when nothing changes."""
     return model if precision == "float32" and not compiled else PreciseModel(model, precision, compiled)
+
+
+def ending_at(model: Model, t_end: float) -> Model:
+    """Return a model for runs that end at another time, where its schedule depends on it (EDM's networks)."""
+    if t_end == model.t_end:
+        return model
+    if isinstance(model, CudaGraphs):
+        return CudaGraphs(ending_at(model.model, t_end))
+    if isinstance(model, WrappedModel):
+        return replace(model, model=ending_at(model.model, t_end))
+    return model.ending_at(t_end) if hasattr(model, "ending_at") else model
 
 
 def full_precision(model: Model) -> Model:

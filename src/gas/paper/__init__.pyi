@@ -23,7 +23,6 @@ from .files import (
     Found as Found,
     find_files as find_files,
     find_measuring_files as find_measuring_files,
-    weights_folder as weights_folder,
 )
 from .presets import PRESETS as PRESETS, Preset as Preset, preset_by_name as preset_by_name
 from .published import open_model as open_model

@@ -14,8 +14,9 @@ from gas.errors import UserError
 from gas.models.custom import OwnModel
 from gas.models.protocol import Model
 from gas.models.runtime import PreciseModel
-from gas.paper.files import need, prompts_of, weights_folder
+from gas.paper.files import need, prompts_of
 from gas.paper.presets import Preset
+from gas.workspace import weights_folder
 
 __all__ = ["ending_at", "open_backbone"]
 

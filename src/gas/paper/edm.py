@@ -167,10 +167,10 @@ def load(
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, unsafe or holds another network, or ``t_end`` is out of range.
     """
-    return model_of(read(path).to(device), t_end=t_end, name=name or Path(path).stem)
+    return model_of(read(path).to(device), t_end, name=name or Path(path).stem)
 
 
-def model_of(network: EDMNetwork, *, t_end: float, name: str) -> OwnModel:
+def model_of(network: EDMNetwork, t_end: float, *, name: str) -> OwnModel:
     """Return a network as a model, as :func:`load` does for that of a file."""
     schedule = EDMasVP(t_end, max(0.002, network.sigma_min), min(80.0, network.sigma_max))
 
@@ -187,6 +187,7 @@ def model_of(network: EDMNetwork, *, t_end: float, name: str) -> OwnModel:
         null=network.label_dim if network.has_null else None,
         weights=network,
         data_range=2.0,  # images in [-1, 1]
+        rebuild=functools.partial(model_of, network, name=name),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from gas.errors import UserError
 from gas.paper.presets import Preset
+from gas.workspace import WEIGHTS_VARIABLE
 
 __all__ = [
-    "ENVIRONMENT",
     "File",
     "Found",
     "files_of",
@@ -23,10 +22,7 @@ __all__ = [
     "measuring_files_of",
     "need",
     "prompts_of",
-    "weights_folder",
 ]
-
-ENVIRONMENT = "GAS_WEIGHTS"
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 _COMPVIS = "https://ommer-lab.com/files/latent-diffusion/"
@@ -101,12 +97,6 @@ class Found:
     looked: tuple[Path, ...]
 
 
-def weights_folder(given: Path | str | None = None) -> Path:
-    """Return the folder of weights: the one given, that of ``GAS_WEIGHTS``, or ``~/.cache/gas-solver/weights``."""
-    folder = given or os.environ.get(ENVIRONMENT) or Path.home() / ".cache" / "gas-solver" / "weights"
-    return Path(folder).expanduser()
-
-
 def files_of(preset: Preset) -> list[File]:
     """Return the files that a preset needs."""
     network = {
@@ -166,7 +156,7 @@ def need(preset: Preset, role: str, folder: Path) -> Path:
     (found,) = (one for one in find_files(preset, folder) if one.file.role == role)
     if found.path is None:
         raise FileNotFoundError(
-            f"preset {preset.name} needs {found.looked[0]} (or name its folder by --preset-weights or {ENVIRONMENT}): "
+            f"preset {preset.name} needs {found.looked[0]} (or name its folder by --preset-weights or {WEIGHTS_VARIABLE}): "
             f"gas doctor --preset {preset.name} says what it is and where it is published"
         )
     return found.path
