@@ -18,11 +18,11 @@ from gas.features.real import RealImages
 from gas.features.state import read_state
 from gas.metrics.statistics import read_images, read_statistics
 from gas.paper import edm, ldm
-from gas.paper.convert import recognise
+from gas.paper.convert import recognize
+from gas.paper.edm import read_weights
 from gas.paper.results import read_results
 from gas.paper.student import read_student
 from gas.paper.teacher_set import read_teacher_set
-from gas.paper.weights import read_weights
 from gas.pipelines.loading import read_prompts
 from gas.schedule import VPLinear
 from gas.training.adversarial.r3gan import load_discriminator
@@ -97,7 +97,7 @@ READERS = {
     "pictures": (pictures, "a.png", bombs.PICTURE, {}),
     "prompts": (read_prompts, "p.txt", {"30 MB": bombs.written(b"x" * (30 << 20))}, {}),
     "pickle": (read_pickle, "w.pkl", pickles(bombs.PICKLE), bombs.ZIPPED | bombs.TORCH),
-    "lazy": (recognise, "w.pkl", {}, pickles(bombs.PICKLE) | bombs.ZIPPED | bombs.TORCH),
+    "lazy": (recognize, "w.pkl", {}, pickles(bombs.PICKLE) | bombs.ZIPPED | bombs.TORCH),
     "network": (edm.load, "n.pkl", pickles(bombs.NETWORK), {}),
     "network, safetensors": (read_weights, "n.safetensors", {}, bombs.SAFETENSORS),
     "latent": (ldm.load, "n.safetensors", bombs.LDM, bombs.SAFETENSORS),

@@ -18,7 +18,7 @@ from gas.display import brief
 from gas.metrics.frechet import feature_statistics
 from gas.metrics.statistics import read_statistics, save_statistics
 from gas.pairs.shards import manifest_of, read_manifest, write_manifest
-from gas.paper.weights import Weights, read_weights, write_weights
+from gas.paper.edm import Weights, read_weights, write_weights
 from gas.schedule import EDMasVP
 from gas.zoo import weights_file
 from support.doubles import Mixture

@@ -294,11 +294,11 @@ def test_a_folder_has_one_lock_whatever_it_is_taken_for(tmp_path, other, folder)
 def test_a_conversion_locks_a_folder_as_pairs_do_and_a_file_as_others_do(tmp_path, monkeypatch, name):
     held = []
     monkeypatch.setattr(
-        "gas.paper.convert.recognise", lambda file: held.extend(listing(tmp_path)) or ("teachers", None)
+        "gas.paper.convert.recognize", lambda file: held.extend(listing(tmp_path)) or ("teachers", None)
     )
-    monkeypatch.setattr("gas.cli.convert._teachers", lambda *_: {})
+    monkeypatch.setattr("gas.cli.paper.convert._import_pairs", lambda *_: {})
     (tmp_path / "x.pkl").write_bytes(b"x")
-    CliRunner().invoke(app, ["convert", str(tmp_path / "x.pkl"), str(tmp_path / name)])
+    CliRunner().invoke(app, ["paper", "convert", str(tmp_path / "x.pkl"), str(tmp_path / name)])
     assert (f"{name}/{LOCK}" if name == "pairs" else f".{name}.lock") in held
 
 
@@ -322,13 +322,13 @@ COMMANDS = {
     "demo": ("demo --model digits --out {}", "x"),
     "sample": ("sample --model digits --solver {solver} --out {}", "x.png"),
     "statistics": ("statistics --model digits --pairs {pairs} --out {}", "x.npz"),
-    "convert": ("convert {solver} {}", "x.safetensors"),
+    "paper convert": ("paper convert {solver} {}", "x.safetensors"),
     "export": ("export --model digits --solver {solver} --onnx {}", "x.onnx"),
     "evaluate": ("evaluate --model digits --solver {solver} --picture {}", "x.png"),
     "inspect": ("inspect {solver} --picture {}", "x.png"),
-    "reproduce": ("reproduce table2a --run --results {}", "x"),
+    "paper reproduce": ("paper reproduce table2a --run --results {}", "x"),
 }
-FOLDERS = ("pairs", "compare", "demo", "reproduce")
+FOLDERS = ("pairs", "compare", "demo", "paper reproduce")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -29,7 +29,6 @@ LINES = {
         --grid 1,1
         --guidance nan; --guidance inf; --guidance -inf; --guidance x; --guidance 1e30; --guidance ''
         --batch 0; --batch -1; --batch x; --batch 1.5; --batch 99999999999999999999; --batch nan
-        --objective gan; --objective gs; --objective ''; --set batch=8; --preset-weights .; --preset x
         --prompts nowhere; --prompts .; --prompts {text}; --call x; --call height=3; --call =; --call height
         --device meta; --device x; --device cuda:99; --device mps; --device xla; --device ''; --device cpu:x
         --device 7
@@ -75,7 +74,6 @@ LINES = {
         --memory x; --memory ''; --memory flat; --memory x --method adam; --memory FAST --method adam
         --out {pairs}; --out /proc/x.json; --out {solver}; --out {solver}/x.json; --out /dev/full; --out {long}.json
         --overwrite --out {pairs}
-        --preset x; --preset ''  --set batch=8; --set x; --dry-run; --preset-weights nowhere
         --prompts {text}; --call height=3; --device meta; --precision x; --model mnist; --model x; --theory=3
     """,
     "sample --model digits --solver {solver} --nfe 2 --seeds 4 --out new.npz": """
@@ -87,7 +85,7 @@ LINES = {
         --seeds 0; --seeds x; --seeds 3:1; --seeds 1e23; --seeds 1,2; --seeds 99999999999; --seeds 2000 --out new.png
         --label 10; --label -1; --label x; --label 1.5; --label 99999999999999999999999
         --batch 0; --batch -5; --batch x; --batch 1e3; --batch 99999999999999999999
-        --preset x; --set batch=8; --preset-weights .; --prompts {text}; --prompts nowhere; --call a=1; --call height
+        --prompts {text}; --prompts nowhere; --call a=1; --call height
         --device meta; --device x; --precision x; --model x; --model mnist; --nosuch 3; more
     """,
     "evaluate --model digits --solver {solver} --nfe 2 --seeds 50:54": """
@@ -107,7 +105,7 @@ LINES = {
         --metrics lpips,lpips
         --metric-weights nowhere; --metric-weights {text}; --metrics lpips --metric-weights {folder}
         --picture x; --picture x.jpg; --picture /proc/x.png; --picture {folder}; --picture {text}/x.png
-        --preset x; --preset cifar10 --seeds x; --set batch=8; --preset-weights .; --prompts {text}; --call a=1
+        --prompts {text}; --call a=1
         --device meta; --precision x; --model x; --model mnist; --nosuch; more; --every=1; --transfer --model mnist
     """,
     "compare --model digits --pairs {pairs} --validation 8 --seeds 50:54 --nfe 2 --solvers ddim --out new": """
@@ -147,56 +145,56 @@ LINES = {
         --iterations 99999999999; --seed -1; --seed x; --device meta; --device x; --model x; --model mnist-latent
         --out {text}; --out /proc/x; --out {text}/x; more; --model DIGITS; --model diffusers:nowhere
     """,
-    "doctor": """
-        --preset x; --nfe 4; --measure; --batch 3; --tflops 1; --set batch=8; --preset-weights .; --device meta; more
-        --preset cifar10 --nfe 0; --preset cifar10 --nfe x; --preset cifar10 --nfe 99999999
-        --preset cifar10 --batch 0 --measure; --preset cifar10 --batch 4; --preset cifar10 --batch x --measure
-        --preset cifar10 --tflops nan; --preset cifar10 --tflops 0; --preset cifar10 --tflops -1
-        --preset cifar10 --tflops inf; --preset cifar10 --tflops x; --preset cifar10 --tflops 1 --measure
-        --preset cifar10 --set x; --preset cifar10 --set x=1; --preset cifar10 --set batch=x
-        --preset cifar10 --set batch=
-        --preset cifar10 --set batch=0; --preset cifar10 --set batch=-1; --preset cifar10 --set batch=1.5
-        --preset cifar10 --set learning_rate=nan; --preset cifar10 --set iterations=1e20
-        --preset cifar10 --set ema=2; --preset cifar10 --set teacher_nfe=1000000000; --preset cifar10 --set solver=x
-        --preset cifar10 --set batch=99999999999999999999; --preset cifar10 --set memory=x
-        --preset cifar10 --set nfes=x; --preset cifar10 --set guidance=nan; --preset cifar10 --set objective=x
-        --preset cifar10 --set validate_every=0; --preset cifar10 --set seed=-1; --preset cifar10 --set start=x
-        --preset cifar10 --set pairing=x; --preset cifar10 --set decay=x
-        --preset cifar10 --set iterations=99999999999; --preset cifar10 --set samples=-1
+    "paper doctor": """
+        x; --set batch=8; --preset-weights .; --device meta; cifar10 more; CIFAR10
+        cifar10 --set x; cifar10 --set x=1; cifar10 --set batch=x; cifar10 --set batch=
+        cifar10 --set batch=0; cifar10 --set batch=-1; cifar10 --set batch=1.5
+        cifar10 --set learning_rate=nan; cifar10 --set iterations=1e20
+        cifar10 --set ema=2; cifar10 --set teacher_nfe=1000000000; cifar10 --set solver=x
+        cifar10 --set batch=99999999999999999999; cifar10 --set memory=x
+        cifar10 --set nfes=x; cifar10 --set guidance=nan; cifar10 --set objective=x
+        cifar10 --set validate_every=0; cifar10 --set seed=-1; cifar10 --set start=x
+        cifar10 --set pairing=x; cifar10 --set decay=x
+        cifar10 --set iterations=99999999999; cifar10 --set samples=-1
     """,
-    "pairs --preset cifar10 --preset-weights {folder}": """
-        --set batch=0; --nfe 4; --objective x; --objective ''; --teacher ddim; --grid log_snr; --guidance 2
-        --model digits
-        --cuda-graphs --set x=1; --seeds x; ; --batch 0; --call a=1
+    "paper pairs cifar10 --preset-weights {folder}": """
+        --set batch=0; --nfe 4; --nfe 0; --objective x; --objective ''; --teacher ddim; --grid log_snr; --guidance 2
+        --model digits; --out {text}; --prompts nowhere; --device meta; --precision x; --preset-weights nowhere
+        --cuda-graphs --set x=1; --seeds x; ; --batch 0; --call a=1; more
     """,
-    "train --preset cifar10 --preset-weights {folder}": """
+    "paper pairs": "; x; coco; PRESET; --preset cifar10",
+    "paper train cifar10 --preset-weights {folder}": """
         --nfe 4,5 --out new.json; --cuda-graphs; --loss l2; --validation 8; --set iterations=x; ; --nfe x
-        --pairs nowhere
+        --pairs nowhere; --out {folder}; --prompts nowhere; --device meta; --precision x
         --set iterations=-1 --dry-run; --out new.json --nfe 4,6 --dry-run; --memory flat; --theory; --objective x
     """,
-    "sample --preset cifar10 --preset-weights {folder} --solver {solver} --out new.npz": "; --model digits; --seeds x",
-    "evaluate --preset cifar10 --preset-weights {folder} --solver {solver}": """
-        ; --teacher ddim; --nfe x; --model digits
+    "paper train": "; x; --preset cifar10",
+    "sample --model preset:cifar10 --solver {solver} --out new.npz": "; --call a=1; --seeds x",
+    "paper evaluate cifar10 --preset-weights {folder} --solver {solver}": """
+        ; --teacher ddim; --nfe x; --model digits; --seeds x; --solver nowhere; --baselines x; --metrics x
+        --metric-weights nowhere; --picture x; --features x; --weights nowhere; --reference nowhere; --real nowhere
+        --set x=1; --prompts nowhere; --device meta; --precision x
     """,
-    "convert {text} new.json": """
+    "paper convert {text} new.json": """
         ; --schedule x; --t-end nan; --t-end 0; --t-end 1; --t-end -1; --t-end x; --guidance nan; --guidance x
         --form x
         --model digits --schedule edm; more; --json=1; --guidance inf; --form ''; --schedule EDM; --model x
     """,
-    "convert": """
+    "paper convert": """
         nowhere new.json; . new.json; {solver} new.json; {text}; {text} {folder}; {text} /proc/x.json; {npz} new.json
         {text} {text}/x; {damaged} new; /dev/null new.json
     """,
-    "reproduce table2a": """
-        --preset-weights . --set y
-        --set x; --set x=1; --set batch=0; --set batch; --measure '"'; --measure x; --measure --features
-        --measure '--a "b'
+    "paper reproduce table2a": """
+        --preset-weights . --set y; --only x; --prompts nowhere; --precision x
+        --set x; --set x=1; --set batch=0; --set batch; --features x; --features inception; --weights {text}
+        --features inception --weights nowhere; --reference nowhere; --real nowhere
         --markdown /proc/x.md; --markdown {folder}; --results {text}; --results /proc/x; --device meta; more
-        --measure '--nosuch 3'; --run --measure '--features x'; --run --measure '--weights nowhere'; --nosuch
+        --run --features x; --run --weights nowhere; --nosuch; --measure x
     """,
-    "reproduce": """
-        x; TABLE2A; table; list --run; list --measure --x; list --markdown x.md; list --set batch=8; ''; list x
+    "paper reproduce": """
+        x; TABLE2A; table; list --run; list --only x; list --markdown x.md; list --set batch=8; ''; list x
     """,
+    "paper": "x; --nosuch; PAIRS",
     "zoo": "x; LIST; list; train digits; --seed 3; --out new; --device cpu; --json x; --json=1",
     "statistics --out new.npz": """
         ; --pairs {pairs} --images {folder}; --pairs nowhere; --pairs {text} --model digits; --images nowhere
@@ -290,9 +288,11 @@ def test_the_corpus_is_large_and_has_every_option():
     import typer.main
 
     assert len(CASES) >= 300
-    commands = typer.main.get_command(app).commands
+    commands = dict(typer.main.get_command(app).commands)
+    commands |= {f"paper {name}": command for name, command in commands.pop("paper").commands.items()}
     for name, command in commands.items():
-        lines = [shlex.split(line) for line in CASES if line.split()[:1] == [name]]
+        words = name.split()
+        lines = [shlex.split(line) for line in CASES if line.split()[: len(words)] == words]
         assert lines, name
         for option in (
             opt for parameter in command.params for opt in parameter.opts[:1] if opt.startswith("--")
@@ -303,7 +303,7 @@ def test_the_corpus_is_large_and_has_every_option():
 
 # Flags without a value, of which no value can be bad.
 FLAGS = {"--help", "--json", "--compile", "--cuda-graphs", "--decoded", "--every", "--overwrite", "--theory"}
-FLAGS |= {"--transfer", "--measure", "--dry-run", "--run"}
+FLAGS |= {"--transfer", "--dry-run", "--run"}
 
 
 @pytest.mark.parametrize("line", CASES)
@@ -331,7 +331,7 @@ def test_a_bad_line_is_refused_at_once(line, files, tmp_path, monkeypatch):
         ("evaluate --solver {badseeds}", {}),
         ("train --nfe 99999999", {}),
         ("demo --nfe 0", {}),
-        ("reproduce table2a --measure '\"'", {}),
+        ("paper reproduce table2a --features x", {}),
         ("nosuch", {}),
     ],
 )
@@ -351,7 +351,7 @@ def test_a_bad_line_is_refused_in_a_process_of_its_own(line, variables, files, t
         ("pairs --out new --guidance nan", "guidance must lie in [-1000, 1000], got nan"),
         ("pairs --out new --seeds 1e23", "seeds must be like 1024 or 50000:51024"),
         ("pairs --out new --model DIGITS", "did you mean 'digits'?"),
-        ("reproduce table2a --measure '\"'", "options of gas evaluate, quoted as in a shell"),
+        ("paper reproduce table2a --only x", "--only must be one of cifar10-gas-10, cifar10-gas-4"),
         ("train --validation abc", "got 'abc'"),
         ("inspect nowhere", "nowhere does not exist"),
     ],
@@ -363,7 +363,7 @@ def test_what_a_message_says(line, told, tmp_path, monkeypatch):
 
 def test_a_long_message_is_cut_and_shown_whole_on_request(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["reproduce", "list", *("more" for _ in range(200))]
+    words = ["paper", "reproduce", "list", *("more" for _ in range(200))]
     short = CliRunner().invoke(app, words).stderr
     assert short.endswith("... (gas --debug shows all)\n") and len(short) == 300
     assert len(CliRunner().invoke(app, ["--debug", *words]).stderr) > 1000

@@ -24,7 +24,7 @@ from gas.io import sha256
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.metrics.statistics import accumulate, read_images, read_statistics, save_statistics
 from gas.models.protocol import weights_hash
-from gas.paper.backbone import open_backbone
+from gas.paper.backbone import load_backbone
 from gas.paper.presets import PRESETS
 from support import inception, standins
 from support.commands import run
@@ -235,12 +235,12 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     preset = PRESETS["coco"].changed(["size=16"])
     monkeypatch.setitem(PRESETS, "coco", preset)
     folder = standins.write_weights(preset, tmp_path / "weights")
-    model = open_backbone(preset, folder)
+    model = load_backbone(preset, folder)
     table = gas.Classical("ddim", "log_snr", 2, preset.t_end).table(model.schedule)
     master = gas.Classical("ddim", "log_snr", 3, preset.t_end)
     told = {"guidance": preset.guidance, "teacher": master.config()}
     gas.save(tmp_path / "x.json", table, model=model, **told)
-    words = ["evaluate", "--preset", "coco", "--solver", tmp_path / "x.json", "--preset-weights", folder]
+    words = ["paper", "evaluate", "coco", "--solver", tmp_path / "x.json", "--preset-weights", folder]
     words += ["--seeds", "50:53", "--baselines", "", "--metrics", "lpips,clip-score"]
     assert f"lpips needs vgg16-397923af.pth: put it at {folder}/vgg16" in run(*words, code=2).stderr
     standins.write_lpips(folder)
@@ -261,7 +261,7 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     assert report["clip_sha256"] == sha256(clip / "model.safetensors")
     monkeypatch.setenv("GAS_WEIGHTS", str(folder))
     same = ["--set", "teacher=ddim", "--set", "teacher_grid=log_snr"]
-    run("pairs", "--preset", "coco", *same, "--nfe", 2, "--seeds", 8, "--out", tmp_path / "pairs")
+    run("paper", "pairs", "coco", *same, "--nfe", 2, "--seeds", 8, "--out", tmp_path / "pairs")
     words = [
         "compare",
         "--model",

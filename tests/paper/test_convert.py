@@ -1,4 +1,4 @@
-"""``gas convert``: every published layout into ours, everything hostile refused in one line."""
+"""``gas paper convert``: every published layout into ours, everything hostile refused in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import gas
 from gas.cli.app import app
 from gas.pairs.shards import MANIFEST
 from gas.paper import edm
-from gas.paper.published import open_model
+from gas.paper.backbone import load_published
 from gas.paper.student import read_student
 from gas.paper.teacher_set import PROMPTS, import_pairs, read_teacher_set
 from gas.unpickle.lazy import FileTensor, read_lazily
@@ -30,7 +30,7 @@ EDM |= {"channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
 
 
 def convert(*words: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, ["convert", *map(str, words)])
+    result = CliRunner().invoke(app, ["paper", "convert", *map(str, words)])
     assert result.exit_code == code, result.output + repr(result.exception)
     return result
 
@@ -56,7 +56,7 @@ def test_an_edm_network(network: Path, tmp_path: Path) -> None:
     out = tmp_path / "edm.safetensors"
     report = json.loads(convert(network, out, "--json").stdout)
     assert (report["kind"], report["out"]) == ("edm", str(out))
-    assert open_model(out).fingerprint() == open_model(network).fingerprint()
+    assert load_published(out).fingerprint() == load_published(network).fingerprint()
     assert report["numbers"] == sum(value.numel() for value in edm.read(network).state_dict().values())
 
 
@@ -127,7 +127,7 @@ def test_a_student_that_could_be_either_is_asked_about(tmp_path: Path) -> None:
 def test_a_student_for_a_model(network: Path, tmp_path: Path) -> None:
     torch.save(student(GOLDEN[0]), tmp_path / "student.pt")
     convert(tmp_path / "student.pt", tmp_path / "s.json", "--model", network)
-    gas.load(tmp_path / "s.json").check(open_model(network))
+    gas.load(tmp_path / "s.json").check(load_published(network))
     assert "give --model, or --schedule alone" in refused(tmp_path / "student.pt", tmp_path / "t.json")
     line = refused(tmp_path / "student.pt", tmp_path / "t.json", "--schedule", "edn")
     assert "unknown schedule 'edn': did you mean 'edm'?" in line
@@ -160,7 +160,7 @@ def test_a_teacher_set(form: str, count: int, network: Path, tmp_path: Path) -> 
         pickled(data, file, int(form.split()[1]))
     report = json.loads(convert(file, tmp_path / "pairs", "--model", network, "--json").stdout)
     assert (report["pairs"], report["shape"]) == (count, [3, 8, 8])
-    pairs = gas.read_pairs(tmp_path / "pairs", model=open_model(network))
+    pairs = gas.read_pairs(tmp_path / "pairs", model=load_published(network))
     assert torch.equal(pairs.noise, data["noise"]) and torch.equal(pairs.target, data["images"])
     assert pairs.seeds.tolist() == list(range(count)) and pairs.labels is None
     assert pairs.teacher["imported"] == "dataset.pkl"
@@ -246,7 +246,7 @@ def test_a_teacher_set_of_another_model(network: Path, tmp_path: Path) -> None:
 
 _PEAK = """
 import sys
-from gas.official.teacher_set import import_pairs, read_teacher_set
+from gas.paper.teacher_set import import_pairs, read_teacher_set
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 def run(name): list(import_pairs(read_teacher_set(name), name + ".pairs"))
 run(sys.argv[1])  # what the first use of the libraries costs is not what is measured
@@ -321,4 +321,4 @@ def test_words_about_files(network: Path, tmp_path: Path) -> None:
 
 
 def test_help_shows_an_example() -> None:
-    assert "gas convert edm-cifar10-32x32-uncond-vp.pkl" in convert("--help").output
+    assert "gas paper convert edm-cifar10-32x32-uncond-vp.pkl" in convert("--help").output

@@ -16,9 +16,8 @@ from torch import Tensor
 
 import gas
 from gas.paper import edm
-from gas.paper.edm import EDMNetwork
+from gas.paper.edm import EDMNetwork, read_weights, write_weights
 from gas.paper.edm_networks import Attention, Block, Convolution, FourierEmbedding, PositionalEmbedding
-from gas.paper.weights import read_weights, write_weights
 from support.published import close, drawn, write_edm
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "edm_ddpmpp_tiny.safetensors"
@@ -330,7 +329,7 @@ def test_files_of_another_network(kind: str, changes: dict[str, Any], words: str
 
 def test_files_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"no whole safetensors file of an EDM network .*`gas convert"):
+    with pytest.raises(ValueError, match=r"no whole safetensors file of an EDM network .*`gas paper convert"):
         edm.read(tmp_path / "broken.safetensors")
     with pytest.raises(FileNotFoundError):
         edm.read(tmp_path / "none.safetensors")

@@ -42,7 +42,7 @@ def test_the_network_answers_as_under_its_own_names(made: tuple[int, State, Path
 
 def test_the_first_stage_answers_as_under_its_own_names(made: tuple[int, State, Path]) -> None:
     _, state, path = made
-    first = ldm.build(path).double()
+    first = ldm.load_first_stage(path).double()
     z = compvis.encode(state, X, "first_stage_model.", **FIRST, width=3)
     assert close(first.encode(X).latents, z, 1e-6)
     assert close(
@@ -81,7 +81,10 @@ def test_converted_files_answer_alike(made: tuple[int, State, Path], tmp_path: P
     file = tmp_path / "model.safetensors"
     ldm.write(ldm.read(path), file, path)
     assert ldm.load(file).fingerprint() | {"name": ""} == ldm.load(path).fingerprint() | {"name": ""}
-    assert torch.equal(ldm.build(file).decode(X.float()).sample, ldm.build(path).decode(X.float()).sample)
+    assert torch.equal(
+        ldm.load_first_stage(file).decode(X.float()).sample,
+        ldm.load_first_stage(path).decode(X.float()).sample,
+    )
 
 
 def test_the_running_average_is_what_is_sampled(tmp_path: Path) -> None:
@@ -101,7 +104,7 @@ def test_a_first_stage_alone(tmp_path: Path) -> None:
     expected = compvis.decode(state, z, "", **FIRST, codes=16)
     state.draw("loss.discriminator.main.0.weight", 4, 4)
     path = saved(state, tmp_path / "vq.ckpt")
-    assert close(ldm.build(path).double().decode(z).sample, expected, 1e-6)
+    assert close(ldm.load_first_stage(path).double().decode(z).sample, expected, 1e-6)
     with pytest.raises(ValueError, match=r"vq.ckpt holds a first stage alone, which has nothing to sample"):
         ldm.load(path)
 

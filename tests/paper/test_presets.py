@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import gas
-from gas.paper.backbone import open_backbone
+from gas.paper.backbone import load_backbone
 from gas.paper.files import find_files
 from gas.paper.presets import FIXED, PRESETS, Preset, preset_by_name
 from gas.paper.tables import TABLES
-from gas.paper.training import critic_of
+from gas.paper.training import critic_for
 from gas.training.adversarial.r3gan import load_discriminator
 from support import standins
 from support.commands import refused, run
@@ -32,8 +32,8 @@ SETTINGS = [f.name for f in fields(Preset) if f.name not in FIXED]
 @pytest.mark.parametrize("name", PRESETS)
 def test_settings_are_told_as_they_are_set(name: str) -> None:
     preset = PRESETS[name]
-    assert preset.changed(f"{key}={value}" for key, value in preset.told().items()) == preset
-    assert set(preset.told()) == set(SETTINGS) and preset.name == name
+    assert preset.changed(f"{key}={value}" for key, value in preset.settings().items()) == preset
+    assert set(preset.settings()) == set(SETTINGS) and preset.name == name
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -80,7 +80,7 @@ def test_every_setting_can_be_changed(name: str) -> None:
         ("teacher=unipc", "unknown solver 'unipc': did you mean 'unipc-"),
         ("teacher_grid=logsnr", "unknown grid 'logsnr': did you mean 'log_snr'"),
         ("solver=gss", "unknown solver 'gss': did you mean 'gs'"),
-        ("keep=worst", "keep must be one of best, last, got 'worst'"),
+        ("keep=worst", "keep must be 'best' or 'last', got 'worst'"),
         ("weight=-1", "weight of critic 'samples' must lie in"),
         ("pairs=60000", r"pairs and validation must fit into teacher_seeds, got 60000 \+ 1000"),
         ("evaluation_seeds=5,5", "evaluation_seeds must be FIRST,LAST"),
@@ -122,7 +122,7 @@ def test_the_papers_numbers() -> None:
         (p.learning_rate, p.betas, p.clip, p.ema, p.ema_warmup) == (1e-3, (0.9, 0.999), 1.0, 0.999, True)
         for p in PRESETS.values()
     )
-    assert PRESETS["imagenet"].master(4).nfe == 10 and PRESETS["coco"].master(4).nfe == 5
+    assert PRESETS["imagenet"].teacher_for(4).nfe == 10 and PRESETS["coco"].teacher_for(4).nfe == 5
     with pytest.raises(ValueError, match="unknown preset 'cifar': did you mean 'cifar10'"):
         preset_by_name("cifar")
 
@@ -142,14 +142,14 @@ def written(name: str, weights: dict[str, Path]) -> Path:
 
 
 def test_a_missing_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["train", "--preset", "ffhq", "--nfe", 4, "--set", "loss=l1", "--out", tmp_path / "x.json"]
+    words = ["paper", "train", "ffhq", "--nfe", 4, "--set", "loss=l1", "--out", tmp_path / "x.json"]
     monkeypatch.setenv("GAS_WEIGHTS", str(tmp_path / "here"))
     line = refused(*words)
     assert (
         f"preset ffhq needs {tmp_path}/here/edm-ffhq-64x64-uncond-vp.pkl" in line
         and "--preset-weights or GAS_WEIGHTS" in line
     )
-    assert "gas doctor --preset ffhq says what it is and where it is published" in line
+    assert "gas paper doctor ffhq says what it is and where it is published" in line
     assert f"{tmp_path}/there/edm-ffhq" in refused(*words, "--preset-weights", tmp_path / "there")
 
 
@@ -158,7 +158,7 @@ def test_a_network_of_another_size(weights: dict[str, Path]) -> None:
     with pytest.raises(
         ValueError, match=r"is a network for images of 8 x 8, preset cifar10 of 32 x 32.*--set size=8"
     ):
-        open_backbone(PRESETS["cifar10"], folder)
+        load_backbone(PRESETS["cifar10"], folder)
 
 
 def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> 
     preset = PRESETS["cifar10"].changed(["size=8"])
     for found in (one for one in find_files(preset, source) if not one.file.role.startswith("loss")):
         assert found.path is not None
-        run("convert", found.path, tmp_path / "cifar10" / f"{found.path.stem}.safetensors")
+        run("paper", "convert", found.path, tmp_path / "cifar10" / f"{found.path.stem}.safetensors")
     places = [found.path for found in find_files(preset, tmp_path)][:2]
     assert all(place is not None and place.suffix == ".safetensors" for place in places)
     x = torch.randn(1, 3, 8, 8)
-    one, two = (open_backbone(preset, folder) for folder in (source, tmp_path))
+    one, two = (load_backbone(preset, folder) for folder in (source, tmp_path))
     torch.testing.assert_close(one.denoise(x, torch.tensor(0.5)), two.denoise(x, torch.tensor(0.5)))
 
 
@@ -180,24 +180,24 @@ def test_the_critic_is_the_published_one_or_drawn_anew(weights: dict[str, Path],
         ["critic_widths=8,8", "critic_groups=2,2", "critic_blocks=1,1"],
     )
     preset = PRESETS["cifar10"].changed(["size=8", "weight=0.3", *sizes])
-    model = open_backbone(preset, folder)
-    critic = critic_of(preset, model, folder)
+    model = load_backbone(preset, folder)
+    critic = critic_for(preset, model, folder)
     (found,) = (one.path for one in find_files(preset, folder) if one.file.role == "critic")
     assert found is not None and critic.weight == 0.3
     for name, value in load_discriminator(found).state_dict().items():
         assert torch.equal(value, critic.network.state_dict()[name])
     with pytest.raises(FileNotFoundError, match=r"preset cifar10 needs \S*R3GAN-CIFAR10\.pkl"):
-        critic_of(preset, model, tmp_path)
+        critic_for(preset, model, tmp_path)
     latent = replace(preset, critic_file="")
-    first, again = (critic_of(latent, model, tmp_path).network.state_dict() for _ in range(2))
+    first, again = (critic_for(latent, model, tmp_path).network.state_dict() for _ in range(2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
-    other = critic_of(replace(latent, seed=1), model, tmp_path).network.state_dict()
+    other = critic_for(replace(latent, seed=1), model, tmp_path).network.state_dict()
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
     wide = latent.changed(["critic_widths=8,8,8", "critic_groups=2,2,2", "critic_blocks=1,1,1"])
     with pytest.raises(
         ValueError, match=r"sees 3 x 16 x 16, its samples are 3 x 8 x 8: give it another critic_widths"
     ):
-        critic_of(wide, model, tmp_path)
+        critic_for(wide, model, tmp_path)
 
 
 # ---------------------------------------------------------------- from end to end
@@ -212,12 +212,14 @@ def test_a_preset_runs_from_its_files_to_a_report(
     preset = PRESETS[name]
     monkeypatch.setenv("GAS_WEIGHTS", str(written(name, weights)))
     monkeypatch.chdir(tmp_path)
-    nfe, words = preset.nfes[1], ["--preset", name, *standins.small(preset)]
-    made = json.loads(run("pairs", *words, *(["--nfe", nfe] if name == "coco" else []), "--json").stdout)
+    nfe, words = preset.nfes[1], [name, *standins.small(preset)]
+    made = json.loads(
+        run("paper", "pairs", *words, *(["--nfe", nfe] if name == "coco" else []), "--json").stdout
+    )
     assert made["seeds"] == [0, 6] and made["t_end"] == preset.teacher_t_end
     assert made["nfe"] == (nfe + 1 if name == "coco" else preset.teacher_nfe)
     for objective in ("gs", "gas"):
-        result = run("train", *words, "--nfe", nfe, "--objective", objective, "--json")
+        result = run("paper", "train", *words, "--nfe", nfe, "--objective", objective, "--json")
         (row,) = json.loads(result.stdout)
         assert f"preset {name}: {preset.title}" in result.stderr and "(was 1400)" in result.stderr
         artefact = gas.load(row["file"])
@@ -230,42 +232,46 @@ def test_a_preset_runs_from_its_files_to_a_report(
     a, b = (gas.load(folder / f"{o}-{nfe}.json").table(nfe) for o in ("gs", "gas"))
     assert not torch.equal(a.outputs, b.outputs)
     solver = ["--solver", folder / f"gas-{nfe}.json"]
-    run("sample", *words, *solver, "--seeds", 2, "--out", "x.png")
-    printed = run("evaluate", *words, *solver, "--seeds", "50:52", "--baselines", "", "--json").stdout
+    with monkeypatch.context() as patch:
+        patch.setitem(PRESETS, name, preset.changed(standins.OWN[preset.kind]))
+        run("sample", "--model", f"preset:{name}", *solver, "--seeds", 2, "--out", "x.png")
+    printed = run(
+        "paper", "evaluate", *words, *solver, "--seeds", "50:52", "--baselines", "", "--json"
+    ).stdout
     report = json.loads(printed)
     assert report["preset"] == name and report["rows"][0]["name"] == "GAS"
     Path("results.json").write_text(printed)
     (table,) = [
-        key for key, one in TABLES.items() if key.startswith("table2") and one.cells[0].preset == name
+        key for key, one in TABLES.items() if key.startswith("table2") and one.figures[0].preset == name
     ]
     other = [*standins.small(preset), "--markdown", "report.md", "--json"]
-    told = json.loads(run("reproduce", table, "--results", ".", *other).stdout)["cells"]
+    told = json.loads(run("paper", "reproduce", table, "--results", ".", *other).stdout)["cells"]
     states = {row["state"] for row in told if row["solver"] == "GAS" and row["nfe"] == nfe}
     measured = {"results.json: no FID in it (--features inception and a reference)"}
     assert states == measured
-    assert f"gas train --preset {name} --objective gas" in Path("report.md").read_text()
+    assert f"gas paper reproduce {table} --run" in Path("report.md").read_text()
 
 
-@pytest.mark.parametrize("way", ["--preset", "--model"])
+@pytest.mark.parametrize("way", [["paper", "evaluate", "cifar10"], ["evaluate", "--model", "preset:cifar10"]])
 def test_the_teacher_ends_where_the_preset_says(
-    way: str, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: list[str], weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Student and teacher of CIFAR-10 end at different times, and EDM's schedule depends on where it ends."""
     preset = PRESETS["cifar10"].changed(["size=8"])
     monkeypatch.setenv("GAS_WEIGHTS", str(written("cifar10", weights)))
     monkeypatch.setitem(PRESETS, "cifar10", preset)
-    model = open_backbone(preset)
+    model = load_backbone(preset)
     table = gas.Classical("ddim", "log_snr", 2, preset.t_end).table(model.schedule)
-    gas.save(tmp_path / "x.json", table, model=model, teacher=preset.master(2).config())
-    words = [way, "cifar10" if way == "--preset" else "preset:cifar10", "--solver", tmp_path / "x.json"]
+    gas.save(tmp_path / "x.json", table, model=model, teacher=preset.teacher_for(2).config())
+    words = [*way, "--solver", tmp_path / "x.json"]
     words += ["--seeds", "50:53", "--baselines", "", "--json"]
-    (row, _) = json.loads(run("evaluate", *words).stdout)["rows"]
-    taught = open_backbone(replace(preset, t_end=preset.teacher_t_end))
-    master = preset.master(2).table(taught.schedule)
+    (row, _) = json.loads(run(*words).stdout)["rows"]
+    taught = load_backbone(replace(preset, t_end=preset.teacher_t_end))
+    master = preset.teacher_for(2).table(taught.schedule)
     noise = model.noise(range(50, 53))
     apart = gas.sample(model.denoise, noise, table) - gas.sample(taught.denoise, noise, master)
     assert row["mse"] == pytest.approx(float(apart.square().mean()), rel=1e-4)
-    run("evaluate", *words, "--precision", "bf16")
+    run(*words, "--precision", "bf16")
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
@@ -278,17 +284,26 @@ def test_the_authors_own_files(
     monkeypatch.setitem(PRESETS, "lsun", preset)
     monkeypatch.chdir(tmp_path)
     torch.save(student(GOLDEN[0]), "student.pt")
-    run("convert", "student.pt", "student.json", "--model", "preset:lsun")
-    gas.load("student.json").check(open_backbone(preset))
+    run("paper", "convert", "student.pt", "student.json", "--model", "preset:lsun")
+    gas.load("student.json").check(load_backbone(preset))
     run(
         "sample", "--model", "preset:lsun", "--solver", "student.json", "--seeds", 1, "--out", "x.safetensors"
     )
     made = load_file("x.safetensors")  # latents, and what its first stage makes of them
     assert (made["samples"].shape, made["decoded"].shape) == ((1, 3, 8, 8), (1, 3, 16, 16))
     pickled(teachers(8), Path("dataset.pkl"))
-    run("convert", "dataset.pkl", "imported", "--model", "preset:lsun", "--t-end", preset.teacher_t_end)
+    run(
+        "paper",
+        "convert",
+        "dataset.pkl",
+        "imported",
+        "--model",
+        "preset:lsun",
+        "--t-end",
+        preset.teacher_t_end,
+    )
     small = ["--set", "validation=2", "--set", "pairs=4", "--set", "batch=2", "--set", "iterations=1"]
-    run("train", "--preset", "lsun", "--nfe", 4, *small, "--pairs", "imported", "--out", "own.json")
+    run("paper", "train", "lsun", "--nfe", 4, *small, "--pairs", "imported", "--out", "own.json")
     training = gas.load("own.json").document.training
     assert training["seeds"] == [0, 8]  # the first four, and of eight the last two
     words = [
@@ -303,9 +318,9 @@ def test_the_authors_own_files(
         "--baselines",
         "",
     ]
-    rows = json.loads(run("evaluate", "--preset", "lsun", *words, "--json").stdout)["rows"]
+    rows = json.loads(run("paper", "evaluate", "lsun", *words, "--json").stdout)["rows"]
     assert [row["name"] for row in rows] == ["GS", "GS (own)", "unipc-3-bh2 / time_uniform (teacher)"]
-    rows = json.loads(run("evaluate", "--preset", "lsun", *words[2:], "--json").stdout)["rows"]
+    rows = json.loads(run("paper", "evaluate", "lsun", *words[2:], "--json").stdout)["rows"]
     assert rows[-1]["name"] == "unipc-3-bh2 / time_uniform (teacher)"  # an imported set does not say its own
 
 
@@ -315,7 +330,7 @@ def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     standins.write_lpips(folder)
     monkeypatch.chdir(tmp_path)
     words = [*standins.small(PRESETS["cifar10"]), "--set", "loss=lpips"]
-    run("train", "--preset", "cifar10", "--nfe", 4, "--preset-weights", folder, *words)
+    run("paper", "train", "cifar10", "--nfe", 4, "--preset-weights", folder, *words)
     assert gas.load("runs/cifar10/gs-4.json").document.loss == "lpips"
 
 
@@ -323,8 +338,8 @@ def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     told = run(
+        "paper",
         "train",
-        "--preset",
         "coco",
         "--nfe",
         nfe,
@@ -344,26 +359,23 @@ def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch
 def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
-    line = refused("train", "--preset", "lsun", "--loss", "l2")
-    assert line == (
-        "error: --loss is decided by --preset lsun: leave it out, or change the preset by --set NAME=VALUE"
-    )
-    assert "--set is for --preset" in refused("train", "--set", "batch=8")
-    assert "--pairs and --out are needed" in refused("train", "--model", "digits")
-    assert "--out is needed" in refused("pairs", "--model", "digits")
-    assert "--out names one file" in refused("train", "--preset", "lsun", "--out", tmp_path / "x.json")
+    assert "No such option: --loss" in refused("paper", "train", "lsun", "--loss", "l2")
+    assert "No such option: --set" in refused("train", "--set", "batch=8")
+    assert "Missing option '--pairs'" in refused("train", "--model", "digits")
+    assert "Missing option '--out'" in refused("pairs", "--model", "digits")
+    assert "--out names one file" in refused("paper", "train", "lsun", "--out", tmp_path / "x.json")
     assert "objective must be gs or gas, got 'lpips'" in refused(
-        "train", "--preset", "lsun", "--objective", "lpips"
+        "paper", "train", "lsun", "--objective", "lpips"
     )
     line = refused(
-        "train", "--preset", "ffhq", "--nfe", 4, "--out", tmp_path / "x.json", "--preset-weights", tmp_path
+        "paper", "train", "ffhq", "--nfe", 4, "--out", tmp_path / "x.json", "--preset-weights", tmp_path
     )
     assert "preset ffhq needs" in line
-    assert "depends on the student's: --nfe" in refused("pairs", "--preset", "coco")
-    assert "has its own: --set teacher_nfe" in refused("pairs", "--preset", "lsun", "--nfe", 4)
+    assert "depends on the student's: --nfe" in refused("paper", "pairs", "coco")
+    assert "has its own: --set teacher_nfe" in refused("paper", "pairs", "lsun", "--nfe", 4)
     assert "takes no --prompts" in refused(
+        "paper",
         "train",
-        "--preset",
         "cifar10",
         "--set",
         "loss=l1",

@@ -1,4 +1,4 @@
-"""gas reproduce: the paper's figures, what was measured of them, and commands that are really run."""
+"""``gas paper reproduce``: the paper's figures, what was measured of them, and runs that are really made."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 
 import gas
-from gas.cli.app import app
+from gas.cli.paper.reproduce import _published_features
 from gas.features.extractor import extractor_by_name
 from gas.features.real import RealImages
 from gas.metrics.distances import distribution
-from gas.paper.backbone import open_backbone
+from gas.paper.backbone import load_backbone
 from gas.paper.presets import PRESETS
+from gas.paper.reproduction import run_for
 from gas.paper.tables import TABLES
 from support import inception, standins
 from support.commands import refused, run
@@ -39,55 +39,45 @@ def evaluated(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
 
 
 def cells(table: str, results: Path, *words: object) -> dict[tuple[str, int], dict[str, Any]]:
-    told = json.loads(run("reproduce", table, "--results", results, "--json", *words).stdout)
+    told = json.loads(run("paper", "reproduce", table, "--results", results, "--json", *words).stdout)
     return {(row["solver"], row["nfe"]): row for row in told["cells"]}
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path) -> None:
-    """Commands are real: a dry run of the training of every solver says what it would do."""
-    table, seen = TABLES[name], set()
+    """Runs are real: a dry run of the training of every solver says what it would do."""
+    table, checked = TABLES[name], set()
     if name in METHOD:
         teacher, last = METHOD[name]
-        assert [c.value for c in table.cells if c.solver == "teacher"][-1] == teacher
-        assert [c.value for c in table.cells if c.solver == "GAS"][-1] == last
-    for row in json.loads(run("reproduce", name, "--results", tmp_path, "--json").stdout)["cells"]:
+        assert [f.value for f in table.figures if f.solver == "teacher"][-1] == teacher
+        assert [f.value for f in table.figures if f.solver == "GAS"][-1] == last
+    rows = json.loads(run("paper", "reproduce", name, "--results", tmp_path, "--json").stdout)["cells"]
+    for row, figure in zip(rows, table.figures, strict=True):
         assert row["ours"] is None and row["state"].startswith("missing; needs ")
-        train, evaluate = (shlex.split(part) for part in row["command"].split(" && "))
-        if row["solver"] not in seen:
-            told = run(*train[1:], "--dry-run").stderr
-            assert f"then {evaluate[evaluate.index('--solver') + 1]}" in told.replace("\n", " ")
-        seen.add(row["solver"])
+        one = run_for(figure, tmp_path)
+        assert shlex.split(row["command"])[-2:] == ["--only", one.name]
+        if row["solver"] not in checked:
+            words = [word for setting in figure.settings for word in ("--set", setting)]
+            words += ["--nfe", str(one.nfe), "--objective", one.objective, "--out", str(one.solver)]
+            shown = run("paper", "train", figure.trained_on, *words, "--dry-run").stderr
+            assert f"then {one.solver}" in shown.replace("\n", " ")
+        checked.add(row["solver"])
 
 
-@pytest.mark.parametrize("measure", ["", "--features dinov2 --weights w --reference r.npz"])
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("name", TABLES)
-def test_a_printed_command_measures_what_its_cell_shows(name: str, measure: str, tmp_path: Path) -> None:
-    """Parsed as the command line parses it, each command has the features and the data that its figure needs."""
-    words = ["--preset-weights", tmp_path / "w", *(["--measure", measure] if measure else [])]
-    told = json.loads(run("reproduce", name, "--results", tmp_path, "--json", *words).stdout)["cells"]
-    commands = typer.main.get_command(app).commands
-    for row in told:
-        train, rest = row["command"].split(" && ")
-        evaluate, _, _ = rest.partition(" > ")
-        for text, parsed in ((train, {}), (evaluate, {})):
-            _, command, *options = shlex.split(text)
-            parsed |= commands[command].make_context(command, options, resilient_parsing=True).params
-        if measure:
-            assert (parsed["features"], parsed["reference"], parsed["real"]) == (
-                "dinov2",
-                Path("r.npz"),
-                None,
-            )
-            continue
-        assert parsed["features"] == "inception"
-        assert parsed["weights"] == tmp_path / "w" / "pt_inception-2015-12-05-6726825d.pth"
-        assert parsed["reference"].parent == tmp_path / "w" and parsed["reference"].suffix == ".npz"
-        if row["metric"] != "FID":
-            assert parsed["real"] == parsed["reference"] and parsed["real"].name.startswith("VIRTUAL_")
-        # What it needs and is not there is said, and told by gas doctor with where to get it.
-        missing = row["state"].removeprefix("missing; needs ").split(", ")
-        assert {parsed["weights"].name, parsed["reference"].name} <= set(missing)
+def test_a_run_measures_what_its_cell_shows(name: str, given: bool, tmp_path: Path) -> None:
+    """By default in Inception's features against the preset's real data, from its published files."""
+    for figure in TABLES[name].figures:
+        one = run_for(figure, tmp_path)
+        features = _published_features(one, tmp_path / "w")
+        assert features.features == "inception" and features.reference is not None
+        assert features.weights == tmp_path / "w" / "pt_inception-2015-12-05-6726825d.pth"
+        assert features.reference.parent == tmp_path / "w" and features.reference.suffix == ".npz"
+        if figure.metric != "FID":
+            assert features.real == features.reference and features.real.name.startswith("VIRTUAL_")
+        missing = set(one.missing(tmp_path / "w", measuring=not given))
+        assert missing.isdisjoint({features.weights.name, features.reference.name}) == given
 
 
 def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
@@ -118,15 +108,17 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
         "missing; needs edm-cifar10-32x32-uncond-vp.pkl, R3GAN-CIFAR10.pkl, vgg16-397923af.pth, lpips-vgg.pth, "
         "pt_inception-2015-12-05-6726825d.pth, cifar10-32x32.npz"
     )
-    text = run("reproduce", "table2a", "--results", tmp_path, "--markdown", tmp_path / "t.md").stdout
+    text = run("paper", "reproduce", "table2a", "--results", tmp_path, "--markdown", tmp_path / "t.md").stdout
     assert "GS 4 FID 4.41 4.50 +0.09" in " ".join(text.split())
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert f"| GS | 4 | FID | 4.41 | 4.50 | +0.09 | {tmp_path}/a.json: 50,000 samples |" in lines
-    # A command makes a column of classical solvers, and the teacher, with GS: what is left are three more and GAS.
-    commands = [line for line in lines if line.startswith("gas train --preset cifar10")]
+    # A run measures a column of classical solvers, and the teacher, with GS: what is left are three more and GAS.
+    commands = [line for line in lines if line.startswith("gas paper reproduce table2a --run")]
     assert len(commands) == len(set(commands)) == 4 * 4
-    assert "# DPM++(3M) 10, UniPC 10, iPNDM 10, GS 10, teacher" in lines
-    assert commands[0] in text and f"mkdir -p {tmp_path}" in text
+    assert any(
+        line.endswith("--only cifar10-gs-10  # DPM++(3M) 10, UniPC 10, iPNDM 10, GS 10") for line in commands
+    )
+    assert commands[0] in text and f"--results {tmp_path}" in text
 
 
 def test_results_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,24 +132,24 @@ def test_results_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: py
     evaluated(Path("b.json"), [free], preset="ffhq", features="inception", settings={"solver": "gs-free"})
     assert cells("theory", tmp_path)["GS without theory", 4]["ours"] == 5.0
 
-    def files(*words: object) -> tuple[str, str]:
-        train, evaluate = cells("theory", Path("r"), *words)["GS", 4]["command"].split(" && ")
-        return shlex.split(train)[-1], shlex.split(evaluate)[-1]
+    def files(*changes: str) -> tuple[str, str]:
+        one = run_for(TABLES["theory"].figures[0], Path("r"), changes)
+        return str(one.solver), str(one.result)
 
     usual = ("runs/ffhq/gs-4.json", "r/ffhq-gs-4.json")
-    assert files() == files("--set", "batch=24") == usual  # the published one
-    eight, nine = files("--set", "batch=8"), files("--set", "batch=9")
-    assert files("--set", "batch=9", "--set", "batch=8") == eight and len({*eight, *nine, *usual}) == 6
-    seeds = files("--set", "evaluation_seeds=5,9")
+    assert files() == files("batch=24") == usual  # the published one
+    eight, nine = files("batch=8"), files("batch=9")
+    assert files("batch=9", "batch=8") == eight and len({*eight, *nine, *usual}) == 6
+    seeds = files("evaluation_seeds=5,9")
     assert seeds[0] == usual[0] and seeds[1] != usual[1]  # one solver, measured on others
 
     schedule = gas.EDMasVP(1e-4, 0.002, 80.0)
     table = gas.Classical("ddim", "log_snr", 4, 1e-4).table(schedule)
-    told = {**PRESETS["ffhq"].changed(["batch=8"]).told(), "objective": "gs"}
+    told = {**PRESETS["ffhq"].changed(["batch=8"]).settings(), "objective": "gs"}
     Path("runs/ffhq").mkdir(parents=True)
     gas.save("runs/ffhq/gs-4.json", table, training=told)
-    monkeypatch.setattr("gas.cli.paper_line.Line.missing", lambda self: [])
-    line = refused("reproduce", "theory", "--results", "r", "--run")
+    monkeypatch.setattr("gas.paper.reproduction.MeasuringRun.missing", lambda *_, **__: [])
+    line = refused("paper", "reproduce", "theory", "--results", "r", "--run")
     assert (
         "runs/ffhq/gs-4.json was trained with batch=8, this cell needs batch=24: move that file away" in line
     )
@@ -187,20 +179,22 @@ def test_recall_and_cells_of_gas_compare(tmp_path: Path) -> None:
     }
     (tmp_path / "gas-4.json").write_text(json.dumps(told))
     (tmp_path / "gas-5.json").write_text(json.dumps({**told, "cell": {**cell, "nfe": 5, "comparison": None}}))
-    rows = json.loads(run("reproduce", "coverage", "--results", tmp_path, "--json").stdout)["cells"]
+    rows = json.loads(run("paper", "reproduce", "coverage", "--results", tmp_path, "--json").stdout)["cells"]
     assert [row["ours"] for row in rows] == [None, 0.7, None, 0.9]
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    assert "unknown table 'table2x': did you mean 'table2" in refused("reproduce", "table2x")
-    assert "table2a" in run("reproduce").stdout
+    assert "unknown table 'table2x': did you mean 'table2" in refused("paper", "reproduce", "table2x")
+    assert "table2a" in run("paper", "reproduce").stdout
     (tmp_path / "cut.json").write_text('{"rows": [')
-    assert "cut.json is damaged" in refused("reproduce", "table2a", "--results", tmp_path)
+    assert "cut.json is damaged" in refused("paper", "reproduce", "table2a", "--results", tmp_path)
     evaluated(tmp_path / "cut.json", [{"name": "GS"}])
-    assert "cut.json is damaged (KeyError: 'nfe')" in refused("reproduce", "table2a", "--results", tmp_path)
+    assert "cut.json is damaged (KeyError: 'nfe')" in refused(
+        "paper", "reproduce", "table2a", "--results", tmp_path
+    )
     (tmp_path / "cut.json").unlink()
-    line = refused("reproduce", "table2a", "--results", tmp_path, "--set", "batch=none")
-    assert line == "error: batch must be a whole number, got 'none'"
+    line = refused("paper", "reproduce", "table2a", "--results", tmp_path, "--set", "batch=none")
+    assert line == "error: batch must be a valid integer, got 'none'"
 
 
 def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +204,10 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     weights = standins.write_weights(preset, tmp_path / "weights")
     words = [
         "--run",
-        "--measure",
-        "--precision bf16",
+        "--features",
+        "model",
+        "--precision",
+        "bf16",
         "--preset-weights",
         weights,
         *standins.small(preset),
@@ -232,11 +228,10 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert free["name"] == "GS without theory" and free["samples"] == 4
     assert all("no FID in it" in row["state"] for row in found.values())  # of stand-ins, in no features
-    assert all("--precision bf16 --json >" in row["command"] for row in found.values())
     (weights / preset.critic_file).unlink()
-    result = run("reproduce", "transfer", "--results", tmp_path / "results", *words)
+    result = run("paper", "reproduce", "transfer", "--results", tmp_path / "results", *words)
     assert (
-        "left out GAS, NFE 4: edm-afhqv2-64x64-uncond-vp.pkl, R3GAN-FFHQ-64x64.pkl is missing"
+        "left out afhqv2-gas-4: edm-afhqv2-64x64-uncond-vp.pkl, R3GAN-FFHQ-64x64.pkl is missing"
         in result.stderr
     )
 
@@ -248,21 +243,23 @@ def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pyte
         standins.write_weights(PRESETS[name], tmp_path / "weights")
     torch.save(inception.weights(divide=16), "inception.pth")
     np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
-    measure = "--features inception --weights inception.pth --reference real.npz"
+    measure = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
     small = [*standins.small(PRESETS["ffhq"]), "--set", "evaluation_seeds=50,54"]
-    words = ["--run", "--measure", measure, "--preset-weights", tmp_path / "weights", *small]
+    words = ["--run", *measure, "--preset-weights", tmp_path / "weights", *small]
     found = cells("transfer", tmp_path / "results", *words)
     own, other = found["GAS", 4], found["GAS of FFHQ", 4]
     assert own["ours"] > 0 and other["ours"] > 0
-    assert "--preset ffhq" in other["command"] and "--preset afhqv2" in other["command"]
+    assert "--only afhqv2-from-ffhq-gas-4" in other["command"]
     (solver,) = tmp_path.glob("runs/ffhq/gas-4*.json")
-    words = ["--preset", "afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver]
-    line = refused("evaluate", *words)
+    words = ["afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver]
+    line = refused("paper", "evaluate", *words)
     assert "made for another model or use: name ffhq (this model: afhqv2)" in line and "--transfer" in line
-    rows = json.loads(run("evaluate", *words, "--transfer", "--baselines", "", "--json").stdout)["rows"]
+    rows = json.loads(run("paper", "evaluate", *words, "--transfer", "--baselines", "", "--json").stdout)[
+        "rows"
+    ]
     assert rows[0]["name"] == "GAS of ffhq"
     (tmp_path / "weights" / PRESETS["afhqv2"].network).unlink()
-    assert "edm-afhqv2" in cells("transfer", tmp_path / "none", *words[2:4])["GAS of FFHQ", 4]["state"]
+    assert "edm-afhqv2" in cells("transfer", tmp_path / "none", *words[1:3])["GAS of FFHQ", 4]["state"]
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
@@ -276,16 +273,19 @@ def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: p
     Path("folder/deep").mkdir(parents=True)
     for number, image in enumerate(images):
         Image.fromarray(image).save(f"folder/deep/{number:03}.png")
-    measure = "--features inception --weights inception.pth --reference batch.npz --real folder"
+    measure = ["--features", "inception", "--weights", "inception.pth"]
+    measure += ["--reference", "batch.npz", "--real", "folder"]
     words = ["--run", "--preset-weights", weights, *standins.small(PRESETS["imagenet"])]
-    words += ["--set", "evaluation_seeds=50,57", "--measure", measure]
-    told = json.loads(run("reproduce", "coverage", "--results", "results", "--json", *words).stdout)["cells"]
+    words += ["--set", "evaluation_seeds=50,57", *measure]
+    told = json.loads(run("paper", "reproduce", "coverage", "--results", "results", "--json", *words).stdout)[
+        "cells"
+    ]
     assert all(0 <= row["ours"] <= 1 for row in told)
     (path,) = Path("results").glob("imagenet-gs-4*.json")
     report = json.loads(path.read_text())
     network = extractor_by_name("inception", "inception.pth")
     seen = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
-    model = open_backbone(PRESETS["imagenet"].changed(["size=16"]), weights)
+    model = load_backbone(PRESETS["imagenet"].changed(["size=16"]), weights)
     (solver,) = Path("runs/imagenet").glob("gs-4*.json")
     denoise = model.bind(torch.arange(50, 57) % model.classes, 2.0)
     made = gas.sample(denoise, model.noise(range(50, 57)), gas.load(solver).table(4))
@@ -328,8 +328,8 @@ def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights = standins.write_weights(preset, tmp_path / "weights")
     torch.save(inception.weights(divide=16), "inception.pth")
     np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
-    measure = "--features inception --weights inception.pth --reference real.npz"
-    words = ["--run", "--measure", measure, "--preset-weights", weights, *standins.small(preset)]
+    measure = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
+    words = ["--run", *measure, "--preset-weights", weights, *standins.small(preset)]
     found = cells("theory", tmp_path / "results", *words, "--set", "evaluation_seeds=50,54")
     ours = [found[solver, 4]["ours"] for solver in ("GS", "GS without theory")]
     assert all(value > 0 for value in ours) and "4 samples, the paper 50,000" in found["GS", 4]["state"]

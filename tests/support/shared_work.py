@@ -76,15 +76,15 @@ def preset(folder):
     """A published setup on its stand-in: pairs, then training as the paper does, by Adam."""
     weights, setup = folder / "weights", PRESETS["cifar10"]
     distributed.broadcast(lambda: str(standins.write_weights(setup, weights)))
-    words = ["--preset", setup.name, "--preset-weights", weights, *standins.small(setup)]
+    words = [setup.name, "--preset-weights", weights, *standins.small(setup)]
     made = folder / "preset-pairs"
     for more in (
         ["pairs", "--out", made],
         ["train", "--nfe", 3, "--pairs", made, "--out", folder / "preset.json"],
     ):
-        code, _, said = gas_command(more[0], *words, *more[1:])
+        code, _, said = gas_command("paper", more[0], *words, *more[1:])
         if code:
-            raise RuntimeError(f"gas {more[0]} --preset ended with {code}: {said}")
+            raise RuntimeError(f"gas paper {more[0]} ended with {code}: {said}")
 
 
 def trouble(folder):

@@ -118,7 +118,7 @@ def compare(
         typer.Option(
             help="Tables of the report, comma-separated (mse, frechet, ...); default: all. lpips and clip-score are "
             "measured where they are named.",
-            callback=checked(_measures),
+            callback=checked(lambda text: _measures(text)),
         ),
     ] = "",
     metric_weights: MetricWeights = None,
@@ -172,9 +172,7 @@ def compare(
         print_table(table.title, ["solver", *map(str, table.nfes)], listed, strong="GAS")
 
 
-def _check_combination(
-    context: typer.Context, features: FeatureOptions, unseen: Path | None
-) -> None:
+def _check_combination(context: typer.Context, features: FeatureOptions, unseen: Path | None) -> None:
     """Refuse options that others leave without a meaning."""
     check_space(features.features, features.weights)
     if unseen is not None and was_given(context, "seeds"):

@@ -12,7 +12,8 @@ import typer
 from gas.arguments import MAX_ITERATIONS, MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import checked, output_folder
-from gas.cli.options import Device, Json, Seed, ZooName, load_zoo
+from gas.cli.loading import load_zoo
+from gas.cli.options import Device, Json, Seed, ZooName
 from gas.cli.screen import note, print_json
 from gas.display import significant
 from gas.workspace import claim, scratch
@@ -122,7 +123,7 @@ def _learn(
     try:
         with scratch(state, STATE):
             reports = distill(model, pairs, validation, nfe, config=config, race=race, state=state)
-            return show(reports, model, nfe, config.iterations)
+            return show(reports, model, nfe)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
 

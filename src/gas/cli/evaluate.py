@@ -83,9 +83,9 @@ class EvaluationOptions:
             callback=checked(listed(check_classical)),
         ),
     ] = ",".join(BASELINES)
-    every: Annotated[
-        bool, typer.Option("--every", help="Also find the best of all classical solvers.")
-    ] = False
+    every: Annotated[bool, typer.Option("--every", help="Also find the best of all classical solvers.")] = (
+        False
+    )
     transfer: Annotated[
         bool,
         typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
@@ -187,9 +187,7 @@ def evaluate_files(
     baselines = [name.strip() for name in options.baselines.split(",") if name.strip()]
     artefacts = load_named(options.solver, model, transfer=options.transfer)
     first = next(iter(artefacts.values()))
-    nfes = (
-        parse_nfes(options.nfe) if options.nfe else sorted({n for a in artefacts.values() for n in a.nfes})
-    )
+    nfes = parse_nfes(options.nfe) if options.nfe else sorted({n for a in artefacts.values() for n in a.nfes})
     for n in nfes if options.nfe else ():
         for each in artefacts.values():
             each.neighbours(n)  # refuses what is neither trained nor between two that are
@@ -233,9 +231,7 @@ def _teacher(artefact: Artefact, usual: Mapping[str, Any], given: Mapping[str, A
     teacher = artefact.document.teacher or {}
     known = teacher if "solver" in teacher else {}  # an imported set does not say what made it
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Classical(
-        **{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen}
-    )
+    return Classical(**{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen})
 
 
 def _warn_of_interpolation(rows: list[Comparison]) -> None:

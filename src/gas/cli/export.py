@@ -10,7 +10,7 @@ import typer
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import checked, output_file
-from gas.cli.options import Json, SolverFile, ZooName, load_zoo, was_given
+from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
 from gas.cli.solver_files import nfe_of
 from gas.errors import UserError
@@ -83,7 +83,7 @@ def _sampler(artefact: Artefact, name: str, nfe: int) -> Written:
     from gas.denoise import ClassifierFreeGuidance
     from gas.integrations.onnx import Unrolled
 
-    table, model, guidance = artefact.table(nfe), load_zoo(name, "cpu"), artefact.document.guidance
+    table, model, guidance = artefact.table(nfe)(name, "cpu"), artefact.document.guidance
     artefact.check(model, guidance)
 
     def denoise(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:

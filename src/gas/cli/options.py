@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -238,7 +238,8 @@ SolverFile = Annotated[
 ObjectiveName = Annotated[
     str,
     typer.Option(
-        help="gs, or gas: go on against a discriminator.", callback=checked(lambda text: parse_objective(text))
+        help="gs, or gas: go on against a discriminator.",
+        callback=checked(lambda text: parse_objective(text)),
     ),
 ]
 
@@ -423,9 +424,7 @@ class DiscriminatorOptions:
     ] = None
     critic_steps: Annotated[
         int | None,
-        typer.Option(
-            help="Discriminator updates per solver update (GAS only); default: 1.", min=1, max=1000
-        ),
+        typer.Option(help="Discriminator updates per solver update (GAS only); default: 1.", min=1, max=1000),
     ] = None
 
     def settings(self) -> dict[str, Any] | None:
@@ -501,7 +500,7 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def parse_objective(text: str) -> str:
+def parse_objective(text: str) -> Literal["gs", "gas"]:
     """Read ``gs`` or ``gas``.
 
     Raises:
@@ -509,7 +508,7 @@ def parse_objective(text: str) -> str:
     """
     if text not in ("gs", "gas"):
         raise UserError(f"objective must be gs or gas, got {text!r}")
-    return text
+    return "gas" if text == "gas" else "gs"
 
 
 def parse_seeds(text: str) -> range:

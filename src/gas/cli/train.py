@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,7 +106,10 @@ def train(
     )
     _note_split(len(training_pairs), len(validation_pairs))
     state = out.with_name(out.name + ".state")
-    with (scratch(state, STATE) if distributed.is_first() else nullcontext()), resumable(f"State is in {state}"):
+    with (
+        scratch(state, STATE) if distributed.is_first() else nullcontext(),
+        resumable(f"State is in {state}"),
+    ):
         reports = distill_family(
             model,
             training_pairs,

@@ -2,42 +2,41 @@ from . import (
     backbone as backbone,
     compvis as compvis,
     convert as convert,
-    cost as cost,
     edm as edm,
     edm_networks as edm_networks,
     environment as environment,
     files as files,
     ldm as ldm,
     presets as presets,
-    published as published,
+    reproduction as reproduction,
     results as results,
     student as student,
     tables as tables,
     teacher_set as teacher_set,
     training as training,
-    weights as weights,
 )
-from .backbone import ending_at as ending_at, open_backbone as open_backbone
+from .backbone import load_backbone as load_backbone, load_published as load_published
 from .files import (
-    File as File,
-    Found as Found,
+    LocatedFile as LocatedFile,
+    PublishedFile as PublishedFile,
     find_files as find_files,
     find_measuring_files as find_measuring_files,
 )
 from .presets import PRESETS as PRESETS, Preset as Preset, preset_by_name as preset_by_name
-from .published import open_model as open_model
-from .results import Measured as Measured, read_results as read_results
+from .reproduction import MeasuringRun as MeasuringRun, run_for as run_for
+from .results import MeasuredResult as MeasuredResult, read_results as read_results
 from .tables import (
     TABLES as TABLES,
-    Cell as Cell,
+    PaperFigure as PaperFigure,
     PaperTable as PaperTable,
     figures_of as figures_of,
     table_by_name as table_by_name,
 )
 from .training import (
-    critic_of as critic_of,
+    critic_for as critic_for,
+    distillation_loss as distillation_loss,
     learn as learn,
-    loss_of as loss_of,
-    paired as paired,
-    solver_of as solver_of,
+    read_preset_pairs as read_preset_pairs,
+    save_solver as save_solver,
+    starting_solver as starting_solver,
 )

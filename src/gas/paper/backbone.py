@@ -1,4 +1,4 @@
-"""The model of a preset: its published network, driven as the paper drives it, with a decoder where it has one."""
+"""Published networks as models: of a preset, as the paper runs it, or of a file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from gas.errors import UserError
 from gas.models.custom import OwnModel
 from gas.models.protocol import Model
-from gas.models.runtime import PreciseModel
-from gas.paper.files import need, prompts_of
+from gas.paper import edm, ldm
+from gas.paper.files import need, prompts_path
 from gas.paper.presets import Preset
 from gas.workspace import weights_folder
 
-__all__ = ["ending_at", "open_backbone"]
+__all__ = ["load_backbone", "load_published"]
 
 
-def open_backbone(
+def load_backbone(
     preset: Preset,
     folder: Path | str | None = None,
     *,
@@ -31,74 +31,70 @@ def open_backbone(
     """Load the network of a preset as a model that ends at the student's ``t_end``.
 
     Args:
-        preset: which, with ``size`` as the file has it.
-        folder: of weights, as :func:`gas.paper.weights_folder` takes it.
-        prompts: a file of one prompt a line, for a preset of prompts; by default ``prompts.txt`` among the weights.
-        device: where to sample.
+        preset: with ``size`` as the file has it.
+        folder: of weights, as :func:`gas.workspace.weights_folder` takes it.
+        prompts: a file of one prompt a line, for a preset with prompts; by default ``prompts.txt`` among the weights.
+        device: of the network.
 
     Raises:
         FileNotFoundError: when a file is missing; says where to put it.
-        ValueError: when a file is damaged, unsafe, of another layout, or of another size than the preset.
+        UserError: when a file is damaged, unsafe, of another layout, or of another size than the preset.
         ModuleNotFoundError: when its network needs an extra that is not installed.
     """
-    where = weights_folder(folder)
-    path = need(preset, "network", where)
-    told = prompts_of(preset, where, prompts)
+    folder = weights_folder(folder)
+    path = need(preset, "network", folder)
+    prompts = prompts_path(preset, folder, prompts)
     if preset.kind == "edm":
         return _edm(preset, path, device)
     if preset.kind == "ldm":
         return _ldm(preset, path, device)
-    return _pipeline(preset, path, told, device)
+    return _pipeline(preset, path, prompts, device)
 
 
-def ending_at(model: Model, t_end: float) -> Model:
-    """Return a preset's model for a run that ends at another time: EDM's schedule depends on it.
+def load_published(path: str | Path, *, t_end: float = 1e-3, device: str | torch.device = "cpu") -> OwnModel:
+    """Load a published network by its file: EDM's or latent diffusion.
+
+    Args:
+        path: ``.pkl``, ``.ckpt``, or safetensors as ``gas paper convert`` writes it.
+        t_end: time at which sampling ends.
+        device: of the network.
 
     Raises:
-        ValueError: for a model that is no preset's.
+        FileNotFoundError: when there is no such file.
+        UserError: when the file is damaged, unsafe or of another kind.
     """
-    from gas.paper.edm import EDMNetwork, model_of
-    from gas.pipelines.model import PipelineModel
-
-    if t_end == model.t_end:
-        return model
-    if isinstance(model, PreciseModel):
-        return replace(model, model=ending_at(model.model, t_end))
-    if isinstance(model, OwnModel) and isinstance(model.weights, EDMNetwork):
-        return model_of(model.weights, t_end=t_end, name=model.name)
-    if isinstance(model, (OwnModel, PipelineModel)):
-        return replace(model, t_end=t_end)
-    raise UserError(f"model {model.name} cannot be run to t_end {t_end:g}: it is no preset's")
+    load = ldm.load if Path(path).suffix == ".ckpt" or ldm.is_converted(path) else edm.load
+    return load(path, t_end=t_end, device=device)
 
 
 def _edm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
-    from gas.paper import edm
-
     network = edm.read(path).to(device)
-    if network.img_resolution != preset.size:
-        raise UserError(_other_size(preset, path, network.img_resolution))
-    return edm.model_of(network, t_end=preset.t_end, name=preset.name)
+    side = network.img_resolution
+    if side != preset.size:
+        raise UserError(
+            f"{path} is a network for images of {side} x {side}, preset {preset.name} of {preset.size} x "
+            f"{preset.size}: change it by --set size={side}, or give its own file"
+        )
+    return edm.model_of(network, preset.t_end, name=preset.name)
 
 
 def _ldm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
-    from gas.paper import ldm
-
-    first = ldm.build(path, device=device)
-    factor = 2 ** (len(first.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
+    first_stage = ldm.load_first_stage(path, device=device)
+    factor = 2 ** (len(first_stage.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
     if preset.size % factor:
         raise UserError(
             f"size must be a multiple of {factor}, which its first stage divides by, got {preset.size}"
         )
-    loaded = ldm.load(
+    model = ldm.load(
         path, t_end=preset.t_end, latent_size=preset.size // factor, name=preset.name, device=device
     )
-    return replace(loaded, decode=functools.partial(_decoded, first))
+    return replace(model, decode=functools.partial(_decode, first_stage))
 
 
-def _decoded(first: nn.Module, latents: Tensor) -> Tensor:
-    """Images in [-1, 1] of latents, by diffusers' ``VQModel``."""
-    decode: Callable[..., Tensor] = lambda z: first.decode(z).sample  # type: ignore[operator]  # noqa: E731
-    return decode(latents.to(next(first.parameters()).device)).clamp(-1, 1)
+def _decode(first_stage: nn.Module, latents: Tensor) -> Tensor:
+    """Return images in [-1, 1] for latents, by diffusers' ``VQModel``."""
+    decode: Callable[..., Tensor] = lambda z: first_stage.decode(z).sample  # type: ignore[operator]  # noqa: E731
+    return decode(latents.to(next(first_stage.parameters()).device)).clamp(-1, 1)
 
 
 def _pipeline(preset: Preset, path: Path, prompts: Path | None, device: str | torch.device) -> Model:
@@ -106,14 +102,6 @@ def _pipeline(preset: Preset, path: Path, prompts: Path | None, device: str | to
     from gas.pipelines.model import from_pipeline
 
     lines = [] if prompts is None else read_prompts(prompts)
-    side = preset.size
+    size = {"height": preset.size, "width": preset.size}
     pipe = open_pipeline(str(path))
-    model = from_pipeline(pipe, lines, name=preset.name, t_end=preset.t_end, height=side, width=side)
-    return model.to(device)
-
-
-def _other_size(preset: Preset, path: Path, side: int) -> str:
-    return (
-        f"{path} is a network for images of {side} x {side}, preset {preset.name} of {preset.size} x {preset.size}: "
-        f"change it by --set size={side}, or give its own file"
-    )
+    return from_pipeline(pipe, lines, name=preset.name, t_end=preset.t_end, **size).to(device)

@@ -19,7 +19,7 @@ from gas.schedule import EDMasVP, Schedule, VPDiscrete, VPLinear
 from gas.unpickle.lazy import read_lazily
 from gas.unpickle.plain import Persistent
 
-__all__ = ["KINDS", "SCHEDULES", "recognise", "weights_to_safetensors"]
+__all__ = ["KINDS", "SCHEDULES", "recognize", "weights_to_safetensors"]
 
 # What each kind of file holds, and what it is turned into.
 KINDS = {
@@ -45,7 +45,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 }
 
 
-def recognise(path: str | Path) -> tuple[str, Any]:
+def recognize(path: str | Path) -> tuple[str, Any]:
     """Say which kind of published file this is; nothing in it is executed.
 
     Args:
@@ -100,11 +100,10 @@ def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
 
 def _edm(path: Path, out: Path) -> int:
     from gas.paper import edm
-    from gas.paper.weights import read_weights, write_weights
 
-    weights = read_weights(path)
+    weights = edm.read_weights(path)
     edm.build(weights)
-    write_weights(weights, out)
+    edm.write_weights(weights, out)
     return sum(value.numel() for value in weights.tensors.values())
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a preset lie, which of them are there, and whether they are what they should be."""
+"""The published files of a preset: where they are, and what they hold."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from gas.paper.presets import Preset
 from gas.workspace import WEIGHTS_VARIABLE
 
 __all__ = [
-    "File",
-    "Found",
-    "files_of",
+    "LocatedFile",
+    "PublishedFile",
+    "describe_file",
     "find_files",
     "find_measuring_files",
-    "layout",
-    "measuring_files_of",
     "need",
-    "prompts_of",
+    "prompts_path",
 ]
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 _COMPVIS = "https://ommer-lab.com/files/latent-diffusion/"
-# Where each is published.
+# Where the files are published.
 _SOURCES = {
     "edm-cifar10-32x32-uncond-vp.pkl": _EDM + "edm-cifar10-32x32-uncond-vp.pkl",
     "edm-ffhq-64x64-uncond-vp.pkl": _EDM + "edm-ffhq-64x64-uncond-vp.pkl",
@@ -43,131 +41,144 @@ _SOURCES = {
 _INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 _SOURCES[_INCEPTION] = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_INCEPTION}"
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
-# What samples of a preset are measured against, with where it is published.
-_REFERENCES = {
-    **{
-        name: (
-            f"{name}-{size}x{size}.npz",
-            f"https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/{name}-{size}x{size}.npz",
-        )
-        for name, size in (("cifar10", 32), ("ffhq", 64), ("afhqv2", 64))
-    },
-    "lsun": ("VIRTUAL_lsun_bedroom256.npz", _ADM + "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz"),
-    "imagenet": ("VIRTUAL_imagenet256_labeled.npz", _ADM + "imagenet/256/VIRTUAL_imagenet256_labeled.npz"),
-    "coco": (
-        "coco-val2014-512.npz",
-        "made by gas statistics --images of MS-COCO's validation images, 512 x 512",
-    ),
+_FID = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
+_SOURCES |= {
+    "cifar10-32x32.npz": _FID + "cifar10-32x32.npz",
+    "ffhq-64x64.npz": _FID + "ffhq-64x64.npz",
+    "afhqv2-64x64.npz": _FID + "afhqv2-64x64.npz",
+    "VIRTUAL_lsun_bedroom256.npz": _ADM + "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
+    "VIRTUAL_imagenet256_labeled.npz": _ADM + "imagenet/256/VIRTUAL_imagenet256_labeled.npz",
+    "coco-val2014-512.npz": "made by gas statistics --images of MS-COCO's validation images, 512 x 512",
 }
-# Reference batches hold their images too, which precision, recall, density and coverage need.
+# Real data that samples of a preset are measured against.
+_REFERENCES = {
+    "cifar10": "cifar10-32x32.npz",
+    "ffhq": "ffhq-64x64.npz",
+    "afhqv2": "afhqv2-64x64.npz",
+    "lsun": "VIRTUAL_lsun_bedroom256.npz",
+    "imagenet": "VIRTUAL_imagenet256_labeled.npz",
+    "coco": "coco-val2014-512.npz",
+}
+# ADM's reference batches hold images beside statistics; precision, recall, density and coverage need them.
 _WITH_IMAGES = "VIRTUAL_"
-_UNKNOWN = "unknown"
 # torchvision writes the first digits of a file's checksum into its name.
 _CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af", _INCEPTION: "begins with 6726825d"}
 
 
-@dataclass(frozen=True)
-class File:
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile:
     """A file that a preset needs.
 
     Attributes:
         name: under the folder of weights.
-        role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``; of measuring ``"features"``,
-            ``"reference"`` (statistics) or ``"images"`` (the same with real images).
-        what: it should be, in words.
+        role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``; for measuring,
+            ``"features"``, ``"reference"`` (statistics) or ``"images"`` (statistics with real images).
+        description: of the right file.
         needed_for: in words.
-        source: where it is published.
-        sha256: what is known of its checksum; ``"unknown"`` for most: none was measured where this library was made.
     """
 
     name: str
     role: str
-    what: str
+    description: str
     needed_for: str
-    source: str
-    sha256: str = _UNKNOWN
+
+    @property
+    def source(self) -> str:
+        """Where it is published."""
+        return _SOURCES.get(self.name, "unknown")
+
+    @property
+    def sha256(self) -> str:
+        """The known part of its checksum; ``"unknown"`` for most, which were never measured here."""
+        return _CHECKSUMS.get(self.name, "unknown")
 
 
-@dataclass(frozen=True)
-class Found:
-    """A file with the place where it is, if it is, and where it was looked for."""
+@dataclass(frozen=True, kw_only=True)
+class LocatedFile:
+    """A published file with its path, ``None`` if it is missing, and the candidates for it."""
 
-    file: File
+    file: PublishedFile
     path: Path | None
-    looked: tuple[Path, ...]
+    candidates: tuple[Path, ...]
 
 
-def files_of(preset: Preset) -> list[File]:
+def files_of(preset: Preset) -> list[PublishedFile]:
     """Return the files that a preset needs."""
     network = {
-        "edm": "EDM's pickle, or what gas convert makes of it",
-        "ldm": "CompVis's checkpoint with its first stage, or what gas convert makes of it",
+        "edm": "EDM's pickle, or its conversion by gas paper convert",
+        "ldm": "CompVis's checkpoint with its first stage, or its conversion by gas paper convert",
         "sd": "a diffusers folder of Stable Diffusion",
     }[preset.kind]
-    files = [File(preset.network, "network", network, "everything", _source(preset.network))]
+    # Name, role, description, purpose.
+    files = [(preset.network, "network", network, "everything")]
     if preset.critic_file:
-        description = "R3GAN's pickle, or what gas convert makes of it"
-        files.append(
-            File(preset.critic_file, "critic", description, "--objective gas", _source(preset.critic_file))
-        )
+        critic = "R3GAN's pickle, or its conversion by gas paper convert"
+        files.append((preset.critic_file, "critic", critic, "--objective gas"))
     if preset.loss == "lpips":
-        for name, role in (("vgg16-397923af.pth", "loss"), ("lpips-vgg.pth", "loss weights")):
-            description = (
-                "VGG-16 as torchvision has it" if role == "loss" else "LPIPS's own weights of channels"
-            )
-            checksum = _CHECKSUMS.get(name, _UNKNOWN)
-            files.append(File(name, role, description, "training", _source(name), checksum))
+        files.append(("vgg16-397923af.pth", "loss", "torchvision's VGG-16", "training"))
+        files.append(("lpips-vgg.pth", "loss weights", "LPIPS's own weights of channels", "training"))
     if preset.kind == "sd":
-        description = "a UTF-8 file of one prompt a line"
-        files.append(File("prompts.txt", "prompts", description, "everything", _source("prompts.txt")))
-    return files
+        files.append(("prompts.txt", "prompts", "a UTF-8 file of one prompt a line", "everything"))
+    return [_published(*entries) for entries in files]
 
 
-def measuring_files_of(preset: Preset) -> list[File]:
+def measuring_files_of(preset: Preset) -> list[PublishedFile]:
     """Return the files that a preset's metric needs: Inception's weights, and statistics or images of real data."""
-    name, source = _REFERENCES[preset.name]
-    description = "Inception-v3 of FID, as pytorch-fid has it"
-    features = File(_INCEPTION, "features", description, "FID", _source(_INCEPTION), _CHECKSUMS[_INCEPTION])
+    name = _REFERENCES[preset.name]
     images = name.startswith(_WITH_IMAGES)
     needed = "FID, recall and coverage" if images else "FID"
-    return [features, File(name, "images" if images else "reference", preset.reference, needed, source)]
+    return [
+        _published(_INCEPTION, "features", "pytorch-fid's Inception-v3", "FID"),
+        _published(name, "images" if images else "reference", preset.reference, needed),
+    ]
 
 
-def find_measuring_files(preset: Preset, folder: Path) -> list[Found]:
-    """Look for what a preset's metric needs, as :func:`find_files` does."""
-    return [_find(file, preset, folder) for file in measuring_files_of(preset)]
+def _published(name: str, role: str, description: str, needed_for: str) -> PublishedFile:
+    return PublishedFile(name=name, role=role, description=description, needed_for=needed_for)
 
 
-def find_files(preset: Preset, folder: Path) -> list[Found]:
+def find_files(preset: Preset, folder: Path) -> list[LocatedFile]:
     """Look for a preset's files.
 
-    Each is looked for by its published name in the folder, then in its subfolder of the preset's name; a file also as
-    safetensors, as ``gas convert`` writes them.
+    Each is looked for by its published name in the folder, then in its subfolder of the preset's name; weights also
+    as safetensors, as ``gas paper convert`` writes them.
     """
-    return [_find(file, preset, folder) for file in files_of(preset)]
+    return [_locate(file, preset, folder) for file in files_of(preset)]
+
+
+def find_measuring_files(preset: Preset, folder: Path) -> list[LocatedFile]:
+    """Look for the files of a preset's metric, as :func:`find_files` does."""
+    return [_locate(file, preset, folder) for file in measuring_files_of(preset)]
+
+
+def _locate(file: PublishedFile, preset: Preset, folder: Path) -> LocatedFile:
+    candidates = [folder / file.name, folder / preset.name / file.name]
+    candidates += [c.with_suffix(".safetensors") for c in candidates if c.suffix in (".pkl", ".ckpt")]
+    path = next((candidate for candidate in candidates if candidate.exists()), None)
+    return LocatedFile(file=file, path=path, candidates=tuple(candidates))
 
 
 def need(preset: Preset, role: str, folder: Path) -> Path:
-    """Return where the file of a role is.
+    """Return the path of the file of a role.
 
     Raises:
-        FileNotFoundError: says what is missing, where to put it and where to get it.
+        FileNotFoundError: names the file, where to put it and where to get it.
     """
-    (found,) = (one for one in find_files(preset, folder) if one.file.role == role)
-    if found.path is None:
+    (located,) = (each for each in find_files(preset, folder) if each.file.role == role)
+    if located.path is None:
         raise FileNotFoundError(
-            f"preset {preset.name} needs {found.looked[0]} (or name its folder by --preset-weights or {WEIGHTS_VARIABLE}): "
-            f"gas doctor --preset {preset.name} says what it is and where it is published"
+            f"preset {preset.name} needs {located.candidates[0]} (or name its folder by --preset-weights or "
+            f"{WEIGHTS_VARIABLE}): gas paper doctor {preset.name} says what it is and where it is published"
         )
-    return found.path
+    return located.path
 
 
-def prompts_of(preset: Preset, folder: Path, given: Path | None) -> Path | None:
-    """Return the file of prompts, where the preset takes some.
+def prompts_path(preset: Preset, folder: Path, given: Path | None) -> Path | None:
+    """Return the file of prompts, if the preset takes any.
 
     Raises:
-        ValueError: for prompts that the preset does not take.
-        FileNotFoundError: when none are given, nor there.
+        UserError: for prompts that the preset does not take.
+        FileNotFoundError: when they are neither given nor in the folder.
     """
     if preset.kind != "sd":
         if given is not None:
@@ -176,74 +187,86 @@ def prompts_of(preset: Preset, folder: Path, given: Path | None) -> Path | None:
     return need(preset, "prompts", folder) if given is None else given
 
 
-def layout(found: Found) -> str:
-    """Say what a file holds, reading it as data; nothing in it is executed.
+def describe_file(located: LocatedFile) -> str:
+    """Describe the contents of a file, read as data; nothing in it is executed.
 
     Raises:
-        ValueError: when it is damaged, unsafe, or not what it should be.
+        UserError: when it is damaged, unsafe, or another file than it should be.
     """
-    path, role = found.path, found.file.role
+    path, role = located.path, located.file.role
     if path is None:
         return "missing"
-    if role == "prompts":
-        from gas.pipelines.loading import read_prompts
-
-        return f"{len(read_prompts(path)):,} prompts"
     if path.is_dir():
-        return _folder(path)
-    if role == "critic":
-        from gas.training.adversarial.r3gan import load_discriminator
+        return _describe_folder(path)
+    describe = {
+        "prompts": _describe_prompts,
+        "critic": _describe_critic,
+        "reference": _describe_statistics,
+        "images": _describe_statistics,
+        "features": _describe_inception,
+        "loss": _describe_state,
+        "loss weights": _describe_state,
+    }.get(role, _describe_network)
+    return describe(path)
 
-        return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
-    if role in ("reference", "images"):
-        from gas.metrics.statistics import read_statistics
 
-        return f"statistics of {len(read_statistics(path).mean):,} features"
-    if role == "features":
-        from gas.features.inception import Inception
-        from gas.features.state import read_state
+def _describe_prompts(path: Path) -> str:
+    from gas.pipelines.loading import read_prompts
 
-        return _size(Inception(read_state(path)).state_dict().values(), "Inception-v3")
-    if role.startswith("loss"):
-        from gas.features.state import read_state
+    return f"{len(read_prompts(path)):,} prompts"
 
-        return _size(read_state(path).values(), "weights")
+
+def _describe_critic(path: Path) -> str:
+    from gas.training.adversarial.r3gan import load_discriminator
+
+    return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
+
+
+def _describe_statistics(path: Path) -> str:
+    from gas.metrics.statistics import read_statistics
+
+    return f"statistics of {len(read_statistics(path).mean):,} features"
+
+
+def _describe_inception(path: Path) -> str:
+    from gas.features.inception import Inception
+    from gas.features.state import read_state
+
+    return _size(Inception(read_state(path)).state_dict().values(), "Inception-v3")
+
+
+def _describe_state(path: Path) -> str:
+    from gas.features.state import read_state
+
+    return _size(read_state(path).values(), "weights")
+
+
+def _describe_network(path: Path) -> str:
     from gas.paper import edm, ldm
-    from gas.paper.weights import read_weights
 
     if path.suffix == ".ckpt" or ldm.is_converted(path):
         model = ldm.read(path)
         first = "with" if model.part("first.") else "without"
         return _size(model.tensors.values(), f"latent diffusion {first} its first stage")
-    weights = read_weights(path)
-    network = edm.build(weights)
-    side = network.img_resolution
+    weights = edm.read_weights(path)
+    side = edm.build(weights).img_resolution
     return _size(weights.tensors.values(), f"an EDM network for {side} x {side}")
 
 
-def _folder(path: Path) -> str:
+def _describe_folder(path: Path) -> str:
     from gas.model_folder import check_model_folder
     from gas.pipelines.loading import read_index
 
     name = str(read_index(path).get("_class_name"))
     check_model_folder(path)
-    bad = [part for part in ("unet", "vae", "text_encoder") if not list((path / part).glob("*.safetensors"))]
-    if bad:
-        raise UserError(f"{path} has no safetensors in {', '.join(bad)}; download it again as safetensors")
+    parts = ("unet", "vae", "text_encoder")
+    if lacking := [part for part in parts if not list((path / part).glob("*.safetensors"))]:
+        raise UserError(
+            f"{path} has no safetensors in {', '.join(lacking)}; download it again as safetensors"
+        )
     return f"a diffusers folder of {name}"
 
 
-def _size(tensors: Iterable[Tensor], what: str) -> str:
+def _size(tensors: Iterable[Tensor], name: str) -> str:
     count = sum(tensor.numel() for tensor in tensors)
-    return f"{what}, {count:,} numbers"
-
-
-def _find(file: File, preset: Preset, folder: Path) -> Found:
-    places = [folder / file.name, folder / preset.name / file.name]
-    places += [place.with_suffix(".safetensors") for place in places if place.suffix in (".pkl", ".ckpt")]
-    there = next((place for place in places if place.exists()), None)
-    return Found(file, there, tuple(places))
-
-
-def _source(name: str) -> str:
-    return _SOURCES.get(name, _UNKNOWN)
+    return f"{name}, {count:,} numbers"

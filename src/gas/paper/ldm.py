@@ -23,11 +23,11 @@ from gas.unpickle.loading import read_pickle
 
 __all__ = [
     "LatentDiffusion",
-    "build",
     "diffusers_class",
     "is_checkpoint",
     "is_converted",
     "load",
+    "load_first_stage",
     "of_state",
     "read",
     "write",
@@ -96,7 +96,7 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
 
 
 def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
-    """Read a CompVis ``.ckpt``, which is not executed, or the safetensors that ``gas convert`` made of one.
+    """Read a CompVis ``.ckpt``, which is not executed, or the safetensors that ``gas paper convert`` made of one.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -112,7 +112,9 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
     except ValueError as error:
         raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
     if card.get("kind") != _KIND:
-        raise UserError(f"{path} is no latent diffusion model; make one with `gas convert model.ckpt {path}`")
+        raise UserError(
+            f"{path} is no latent diffusion model; make one with `gas paper convert model.ckpt {path}`"
+        )
     return LatentDiffusion(tensors, card)
 
 
@@ -145,7 +147,7 @@ def load(
     """Load a latent diffusion model: noise prediction at 1000 discrete times, with or without classes.
 
     Args:
-        path: ``model.ckpt`` as published, or safetensors as ``gas convert`` writes it.
+        path: ``model.ckpt`` as published, or safetensors as ``gas paper convert`` writes it.
         t_end: time that sampling ends at.
         latent_size: side of the latents, which the file does not say.
         name: what people call it; by default the file's name.
@@ -182,8 +184,8 @@ def load(
     )
 
 
-def build(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the first stage of a checkpoint, diffusers' ``VQModel``: ``build(path).decode(latents).sample``.
+def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Build the first stage of a checkpoint, diffusers' ``VQModel``: ``load_first_stage(path).decode(latents).sample``.
 
     Raises:
         FileNotFoundError: when there is no such file.

@@ -1,12 +1,14 @@
-"""The published setups: every setting of theirs as data."""
+"""The six setups of the paper with all their settings, as data."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, integer, number, one_of
@@ -23,7 +25,7 @@ __all__ = ["FIXED", "PRESETS", "Objective", "Preset", "preset_by_name"]
 
 Objective = Literal["gs", "gas"]
 
-# What a preset is, as against what can be changed in it.
+# Fields that identify a preset and cannot be changed.
 FIXED = ("name", "title", "kind")
 
 
@@ -32,45 +34,45 @@ class Preset:
     """Every setting of one setup of the paper; :meth:`changed` makes another of it.
 
     Args:
-        name: what the command line calls it.
-        title: what people call it.
-        kind: of its network: ``"edm"``, ``"ldm"`` (CompVis) or ``"sd"`` (a diffusers folder).
-        network: its file or folder, by its published name.
-        critic_file: the published critic that GAS starts from, or empty: random weights.
+        name: on the command line.
+        title: for people.
+        kind: of the network: ``"edm"``, ``"ldm"`` (CompVis) or ``"sd"`` (a diffusers folder).
+        network: its file or folder, by the published name.
+        critic_file: the published discriminator that GAS starts from; empty for random weights.
         size: side of the images in pixels.
-        t_end: time that the student ends at.
+        t_end: time at which the student ends.
         guidance: scale of classifier-free guidance; 1 is none.
         teacher: solver of the teacher.
-        teacher_grid: its times.
+        teacher_grid: its time grid.
         teacher_nfe: its network evaluations; 0 for one more than the student's.
-        teacher_t_end: time that it ends at.
-        teacher_seeds: first and last + 1 of its seeds; pairs are made of the first of them.
-        pairs: that GS learns from.
-        pairs_gas: that GAS learns from.
-        validation: further pairs, to choose by.
-        solver: what is learned, a key of :data:`gas.learned.SOLVERS`.
+        teacher_t_end: time at which it ends.
+        teacher_seeds: first and last + 1 of its seeds; pairs take the first of them.
+        pairs: training pairs of GS.
+        pairs_gas: training pairs of GAS.
+        validation: further pairs, for validation.
+        solver: parameterization that is learned, a key of :data:`gas.learned.SOLVERS`.
         start: ``"uniform"``, DPM-Solver++(3M) on even times, or ``"SOLVER/GRID"``.
         loss: of the distillation: ``"lpips"`` or a name of :data:`gas.losses.LOSSES`.
         iterations: of GS.
-        iterations_gas: of GAS, which has its critic from the first on.
+        iterations_gas: of GAS, which has its discriminator from the first step on.
         batch, learning_rate, betas, decay, clip, ema, ema_warmup, validate_every, relax, memory, seed: as in
             :class:`gas.Adam`.
-        keep: which solver of a GS training: ``"best"`` on the validation pairs, or ``"last"``.
-        keep_gas: likewise of GAS, whose critic makes the paired loss larger on purpose.
+        keep: solver that a GS training returns: ``"best"`` on the validation pairs, or ``"last"``.
+        keep_gas: likewise for GAS, whose discriminator makes the paired loss larger on purpose.
         weight: w of the adversarial loss.
-        objective: the critic's, ``"relativistic"`` or ``"classic"``.
+        objective: of the discriminator, ``"relativistic"`` or ``"classic"``.
         pairing: of fakes and reals, as in :class:`gas.training.AdamSteps`.
         critic_learning_rate, critic_penalty, critic_steps, critic_warmup: as in :class:`gas.Critic`.
-        critic_widths, critic_groups, critic_blocks: sizes of a critic without a file, a number a stage, from the
-            highest resolution down.
-        nfes: of the paper's table.
-        evaluation_seeds: of the samples that are measured.
-        samples: how many of them the paper measures.
-        metric: that the table is in.
-        reference: what samples are measured against.
+        critic_widths, critic_groups, critic_blocks: sizes of a discriminator without a file, one number a stage, from
+            the highest resolution down.
+        nfes: columns of the paper's table.
+        evaluation_seeds: first and last + 1 of the seeds that are measured.
+        samples: how many the paper measures.
+        metric: of the table.
+        reference: real data that samples are measured against.
 
     Raises:
-        ValueError: names the setting that is out of range.
+        UserError: names the setting that is out of range.
 
     References:
         arXiv 2510.17699, section 5 and its appendix on settings.
@@ -152,69 +154,81 @@ class Preset:
         objective_by_name(self.objective)
         self.training("gs")
         self.training("gas")
-        Critic("samples", nn.Identity(), **self.critic())  # refuses settings out of range
+        Critic("samples", nn.Identity(), **self.critic_settings())  # refuses settings out of range
 
-    def changed(self, settings: Iterable[str]) -> Preset:
+    def changed(self, changes: Iterable[str]) -> Preset:
         """Return the preset with settings changed, each as ``name=value``.
 
         Raises:
-            ValueError: for another form, an unknown name (with the nearest known one), or a value of another type or
+            UserError: for another form, an unknown name (with the nearest known one), or a value of another type or
                 out of range.
 
         >>> from gas.paper import PRESETS
         >>> PRESETS["ffhq"].changed(["batch=8", "betas=0.9,0.99"]).betas
         (0.9, 0.99)
         """
-        told: dict[str, Any] = {}
         types = {name: kind for name, kind in get_type_hints(Preset).items() if name not in FIXED}
-        for setting in settings:
-            name, equals, text = setting.partition("=")
+        values: dict[str, Any] = {}
+        for change in changes:
+            name, equals, text = (part.strip() for part in change.partition("="))
             if not equals:
-                raise UserError(f"a setting must be like batch=8, got {setting!r}")
-            kind = named("setting", name.strip(), types)
-            told[name.strip()] = _read(name.strip(), text.strip(), kind)
-        return replace(self, **told)
+                raise UserError(f"a setting must be like batch=8, got {change!r}")
+            values[name] = _parse(name, text, named("setting", name, types))
+        return replace(self, **values)
+
+    def settings(self) -> dict[str, str]:
+        """Return every setting as ``--set`` takes it."""
+        return {f.name: _text(getattr(self, f.name)) for f in fields(self) if f.name not in FIXED}
+
+    def changes(self) -> dict[str, str]:
+        """Return the settings that differ from the published ones, as ``--set`` takes them."""
+        published = preset_by_name(self.name).settings()
+        return {name: value for name, value in self.settings().items() if value != published[name]}
 
     def training(self, objective: Objective) -> Adam:
-        """Return the optimiser's settings for GS or GAS."""
-        own = {name: getattr(self, name) for name in (f.name for f in fields(Adam)) if hasattr(self, name)}
+        """Return the optimizer's settings for GS or GAS."""
+        shared = {f.name: getattr(self, f.name) for f in fields(Adam) if hasattr(self, f.name)}
         iterations = self.iterations_gas if objective == "gas" else self.iterations
         every = max(1, min(self.validate_every, iterations))
-        return Adam(**{**own, "iterations": iterations, "validate_every": every})
+        return Adam(**{**shared, "iterations": iterations, "validate_every": every})
 
-    def critic(self) -> dict[str, Any]:
-        """Return the settings of the critic, as :class:`gas.Critic` takes them."""
-        own = {
-            name: getattr(self, f"critic_{name}") for name in ("learning_rate", "penalty", "steps", "warmup")
-        }
-        return {**own, "weight": self.weight, "objective": self.objective}
+    def critic_settings(self) -> dict[str, Any]:
+        """Return the settings of the discriminator, as :class:`gas.Critic` takes them."""
+        names = ("learning_rate", "penalty", "steps", "warmup")
+        settings = {name: getattr(self, f"critic_{name}") for name in names}
+        return {**settings, "weight": self.weight, "objective": self.objective}
 
     def critic_network(self, channels: int) -> R3GANDiscriminator:
-        """Return a critic of random weights, drawn from torch's generator as it stands.
+        """Return a discriminator with random weights from torch's global generator.
 
         Raises:
-            ValueError: when its sizes do not fit one another.
+            UserError: when its sizes do not fit one another.
         """
         sizes = stages(channels, self.critic_widths, self.critic_groups, self.critic_blocks)
         return R3GANDiscriminator(**sizes)
 
-    def count(self, objective: Objective) -> int:
-        """How many pairs GS or GAS learns from, those for validation not among them."""
+    def training_pairs(self, objective: Objective) -> int:
+        """Return the number of training pairs of GS or GAS, without those for validation."""
         return self.pairs_gas if objective == "gas" else self.pairs
 
     def seeds(self, objective: Objective) -> range:
-        """The seeds of the pairs for training and, after them, for validation."""
+        """Return the seeds of the training pairs and, after them, the validation pairs."""
         first = self.teacher_seeds[0]
-        return range(first, first + self.count(objective) + self.validation)
+        return range(first, first + self.training_pairs(objective) + self.validation)
 
-    def master(self, nfe: int) -> Classical:
-        """The teacher of students of this NFE."""
-        steps = self.teacher_nfe or nfe + 1
-        return Classical(self.teacher, self.teacher_grid, steps, self.teacher_t_end)
+    def teacher_for(self, nfe: int) -> Classical:
+        """Return the teacher of students of this NFE."""
+        return Classical(self.teacher, self.teacher_grid, self.teacher_nfe or nfe + 1, self.teacher_t_end)
 
-    def told(self) -> dict[str, str]:
-        """Every setting as ``--set`` takes it."""
-        return {f.name: _text(getattr(self, f.name)) for f in fields(self) if f.name not in FIXED}
+    def pairs_folder(self, objective: Objective, nfe: int) -> Path:
+        """Return the default folder of the pairs."""
+        teacher = "" if self.teacher_nfe else f"-nfe{nfe}"
+        return Path("runs") / self.name / f"pairs{teacher}-{len(self.seeds(objective))}"
+
+    def solver_path(self, objective: Objective, nfe: int) -> Path:
+        """Return the default path of the solver file."""
+        name = "gas" if objective == "gas" else self.solver
+        return Path("runs") / self.name / f"{name}-{nfe}.json"
 
 
 def _text(value: Any) -> str:
@@ -223,27 +237,18 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _read(name: str, text: str, kind: Any) -> Any:
-    """Read a value of a type: a number, a word of some, text, or several separated by commas."""
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {text!r}")
-        return text
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if kinds[-1] is not Ellipsis and len(parts) != len(kinds):
-            raise UserError(f"{name} must be {len(kinds)} values separated by a comma, got {text!r}")
-        return tuple(_read(name, part, kinds[0]) for part in parts)
-    if kind is bool:
-        if text not in ("True", "False"):
-            raise UserError(f"{name} must be True or False, got {text!r}")
-        return text == "True"
+def _parse(name: str, text: str, kind: Any) -> Any:
+    """Read a setting of a type; the values of a tuple are separated by commas."""
+    is_tuple = get_origin(kind) is tuple
+    value = [part.strip() for part in text.split(",") if part.strip()] if is_tuple else text
     try:
-        return kind(text)
-    except ValueError:
-        what = {int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"{name} must be {what}, got {text!r}") from None
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        wanted = problem["msg"].removeprefix("Input should be ").partition(", unable")[0]
+        if problem["type"] in ("missing", "too_long"):
+            wanted = f"{len(get_args(kind))} values separated by a comma"
+        raise UserError(f"{name} must be {wanted}, got {text!r}") from None
 
 
 _EDM: dict[str, Any] = {
@@ -355,6 +360,6 @@ def preset_by_name(name: str) -> Preset:
     """Return a preset of :data:`PRESETS`.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        UserError: for an unknown name, with the nearest known one.
     """
     return named("preset", name, PRESETS)

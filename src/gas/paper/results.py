@@ -1,4 +1,4 @@
-"""Results on disk, read for comparing with the paper: what ``gas evaluate --json`` and ``gas compare`` write."""
+"""Results on disk, to compare with the paper: the files of ``gas evaluate --json`` and ``gas compare``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from gas.display import one_line
 from gas.errors import UserError
 from gas.io import CHECKSUM, read_json, verify_checksum
-from gas.paper.tables import Cell
+from gas.paper.tables import PaperFigure
 
-__all__ = ["Measured", "best_of", "names_of", "read_results"]
+__all__ = ["MeasuredResult", "best_of", "read_results"]
 
-# How rows of results are called, by the paper's names of solvers: their beginnings, before a grid or a file's name.
+# Names of rows, before a grid or a file's name, for solvers that the paper calls otherwise.
 _NAMES = {
     "DPM++(3M)": ("dpmpp-3m",),
     "UniPC": ("unipc", "unipc-3-bh1", "unipc-3-bh2"),
@@ -23,17 +23,16 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, kw_only=True)
+class MeasuredResult:
     """One solver in a file of results.
 
     Attributes:
         preset: that it was measured on.
-        name: as the file has it.
-        nfe: of it.
-        figures: by metric: ``"FID"`` where features were Inception's and the reference real data's, ``"recall"``,
-            ``"coverage"``.
-        samples: measured on.
+        name: of its row.
+        nfe: of the solver.
+        figures: by metric: ``"FID"`` in Inception's features against real data, ``"recall"``, ``"coverage"``.
+        samples: that were measured.
         path: the file.
         settings: of the preset that were not the published ones.
     """
@@ -47,16 +46,16 @@ class Measured:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_results(folder: Path) -> list[Measured]:
+def read_results(folder: Path) -> list[MeasuredResult]:
     """Read every result below a folder; files of other kinds are passed over.
 
     Raises:
         FileNotFoundError: when there is no such folder.
-        ValueError: for a file of results that is damaged.
+        UserError: for a file of results that is damaged.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of results {folder}")
-    found: list[Measured] = []
+    results: list[MeasuredResult] = []
     for path in sorted(folder.rglob("*.json")):
         try:
             document = read_json(path)
@@ -67,55 +66,61 @@ def read_results(folder: Path) -> list[Measured]:
                 f"result {path} is damaged ({one_line(error)}): make it again, or take it away"
             ) from error
         if isinstance(document, dict):
-            found += _rows(document, path)
-    return found
+            results += _results_of(document, path)
+    return results
 
 
-def best_of(cell: Cell, found: Sequence[Measured], settings: Mapping[str, str]) -> Measured | None:
-    """Return the result that belongs to a cell: of the most samples, and of those with the cell's figure first.
+def best_of(
+    figure: PaperFigure, results: Sequence[MeasuredResult], settings: Mapping[str, str]
+) -> MeasuredResult | None:
+    """Return the result for a figure: with the figure's metric if any has it, then with the most samples.
 
     Args:
-        cell: of the paper.
-        found: results.
-        settings: that differ from the published ones, beside those that a row's name says; others' results are not it.
+        figure: of the paper.
+        results: to choose from.
+        settings: that differ from the published ones; results of other settings do not count.
     """
-    mine = [one for one in found if _belongs(cell, one) and _unnamed(one.settings) == _unnamed(settings)]
-    return max(mine, key=lambda one: (cell.metric in one.figures, one.samples), default=None)
-
-
-def names_of(cell: Cell) -> tuple[str, ...]:
-    """Return how a cell's rows may be called in results."""
-    return _NAMES.get(cell.solver, (cell.solver,))
+    fitting = [
+        each for each in results if _measures(each, figure) and _unnamed(each.settings) == _unnamed(settings)
+    ]
+    return max(fitting, key=lambda each: (figure.metric in each.figures, each.samples), default=None)
 
 
 def _unnamed(settings: Mapping[str, str]) -> dict[str, str]:
-    """Settings that the name of a row does not say."""
+    """Return the settings that the name of a row does not show."""
     return {name: value for name, value in settings.items() if name not in ("solver", "objective")}
 
 
-def _belongs(cell: Cell, one: Measured) -> bool:
-    if one.preset != cell.preset:
+def _measures(result: MeasuredResult, figure: PaperFigure) -> bool:
+    if result.preset != figure.preset:
         return False
-    if cell.solver == "teacher":
-        return one.name.endswith("(teacher)") and (not cell.nfe or one.nfe == cell.nfe + 1)
-    return one.nfe == cell.nfe and one.name in names_of(cell)
+    if figure.solver == "teacher":
+        return result.name.endswith("(teacher)") and (not figure.nfe or result.nfe == figure.nfe + 1)
+    return result.nfe == figure.nfe and result.name in _NAMES.get(figure.solver, (figure.solver,))
 
 
-def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
-    """The rows of one file: of ``gas evaluate``, or the one of a cell of ``gas compare``."""
+def _results_of(document: Mapping[str, Any], path: Path) -> Iterator[MeasuredResult]:
+    """Yield the rows of one file: of ``gas evaluate``, or the one of a cell of ``gas compare``."""
     cell = document.get("cell")
-    told = {**document, **(document.get("measured") or {})} if isinstance(cell, dict) else document
+    context = {**document, **(document.get("measured") or {})} if isinstance(cell, dict) else document
     rows = _row_of(cell) if isinstance(cell, dict) else document.get("rows")
-    preset = told.get("preset") or told.get("model")
+    preset = context.get("preset") or context.get("model")
     if not isinstance(rows, list) or not isinstance(preset, str):
         return
     for row in rows:
         try:
             name = str(row["name"])
-            alone = name.split(" (")[0] if not name.endswith("(teacher)") else name
-            label = alone if name.endswith("(teacher)") else alone.split(" / ")[0]
-            figures, settings = _figures(row, told), dict(told.get("settings") or {})
-            yield Measured(preset, label, int(row["nfe"]), figures, int(row["samples"]), path, settings)
+            if not name.endswith("(teacher)"):
+                name = name.split(" (")[0].split(" / ")[0]
+            yield MeasuredResult(
+                preset=preset,
+                name=name,
+                nfe=int(row["nfe"]),
+                figures=_figures(row, context),
+                samples=int(row["samples"]),
+                path=path,
+                settings=dict(context.get("settings") or {}),
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"result {path} is damaged ({type(error).__name__}: {one_line(error)})"
@@ -123,7 +128,7 @@ def _rows(document: Mapping[str, Any], path: Path) -> Iterator[Measured]:
 
 
 def _row_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A cell as a row of ``gas evaluate`` would name it; none where its samples were not finite."""
+    """Return a cell as a row of ``gas evaluate``; none where its samples were not finite."""
     if cell.get("comparison") is None:
         return []
     spec = str(cell["spec"])
@@ -131,9 +136,9 @@ def _row_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**cell["comparison"], "name": "(teacher)" if spec == "teacher" else name, "nfe": cell["nfe"]}]
 
 
-def _figures(row: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, float]:
-    """Figures that mean what the paper's do: in Inception's features, to real data."""
-    if told.get("features") != "inception":
+def _figures(row: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures that are of the paper's kind: in Inception's features, to real data."""
+    if context.get("features") != "inception":
         return {}
     figures = {}
     if row.get("frechet_data") is not None:

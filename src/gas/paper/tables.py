@@ -1,4 +1,4 @@
-"""Figures of arXiv 2510.17699, as data: solver, network evaluations, figure."""
+"""The figures that arXiv 2510.17699 reports, as data."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from gas.registry import named
 
-__all__ = ["TABLES", "Cell", "PaperTable", "figures_of", "table_by_name"]
+__all__ = ["TABLES", "PaperFigure", "PaperTable", "figures_of", "table_by_name"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class PaperFigure:
     """One figure of the paper.
 
     Attributes:
-        preset: setup that is sampled.
-        solver: as the paper calls it.
-        nfe: of it; for a teacher, of the students beside it, or 0 for its own.
-        metric: ``"FID"``, or what else is reported.
+        preset: setup whose network is sampled.
+        solver: by the paper's name.
+        nfe: of the solver; for a teacher, that of the students beside it, or 0 for its own.
+        metric: ``"FID"``, ``"recall"`` or ``"coverage"``.
         value: the figure.
-        sets: settings of the preset that differ, as ``--set`` takes them.
-        trained: setup that the solver was learned on, where that is another.
+        settings: of the preset that differ, as ``--set`` takes them.
+        trained: setup that the solver was learned on, if it is another.
     """
 
     preset: str
@@ -29,23 +29,28 @@ class Cell:
     nfe: int
     metric: str
     value: float
-    sets: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     trained: str = ""
+
+    @property
+    def trained_on(self) -> str:
+        """The setup that the solver was learned on."""
+        return self.trained or self.preset
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table, or one setup's part of one.
+    """One table, or one setup's part of it.
 
     Attributes:
-        name: for the command line; letters of Table 2 are the setups' order, which is ours.
+        name: on the command line; the letters of Table 2's parts are ours, in the order of the setups.
         title: for people.
-        cells: row by row.
+        figures: row by row.
     """
 
     name: str
     title: str
-    cells: tuple[Cell, ...]
+    figures: tuple[PaperFigure, ...]
 
 
 _Rows = Mapping[str, tuple[float, ...]]
@@ -54,14 +59,14 @@ _Rows = Mapping[str, tuple[float, ...]]
 def _part(
     name: str, preset: str, title: str, nfes: tuple[int, ...], rows: _Rows, teacher: float | None
 ) -> PaperTable:
-    cells = [
-        Cell(preset, solver, nfe, "FID", value)
+    figures = [
+        PaperFigure(preset, solver, nfe, "FID", value)
         for solver, values in rows.items()
         for nfe, value in zip(nfes, values, strict=True)
     ]
     if teacher is not None:
-        cells.append(Cell(preset, "teacher", 0, "FID", teacher))
-    return PaperTable(name, f"Table 2, {title}: FID", tuple(cells))
+        figures.append(PaperFigure(preset, "teacher", 0, "FID", teacher))
+    return PaperTable(name, f"Table 2, {title}: FID", tuple(figures))
 
 
 _PIXELS, _LATENTS = (4, 6, 8, 10), (4, 5, 6, 7)
@@ -120,7 +125,7 @@ _ALL = (
         {"GS": (7.87, 4.93, 4.30, 4.17), "GAS": (5.38, 4.87, 4.32, 4.17)},
         4.10,
     ),
-    # Its teacher has one evaluation more than the student, so there is one for each.
+    # The teacher of MS-COCO has one evaluation more than the student: each NFE has its own.
     _part(
         "table2f",
         "coco",
@@ -137,54 +142,57 @@ _ALL = (
         "theory",
         "FFHQ: GS with and without theoretical coefficients",
         (
-            Cell("ffhq", "GS", 4, "FID", 10.70),
-            Cell("ffhq", "GS without theory", 4, "FID", 15.23, ("solver=gs-free",)),
+            PaperFigure("ffhq", "GS", 4, "FID", 10.70),
+            PaperFigure("ffhq", "GS without theory", 4, "FID", 15.23, ("solver=gs-free",)),
         ),
     ),
     PaperTable(
         "table6",
         "Table 6, ImageNet: the critic's loss",
         (
-            Cell("imagenet", "GS", 4, "FID", 7.87),
-            Cell("imagenet", "GAS", 4, "FID", 5.38),
-            Cell("imagenet", "GAS, classic", 4, "FID", 6.49, _CLASSIC),
+            PaperFigure("imagenet", "GS", 4, "FID", 7.87),
+            PaperFigure("imagenet", "GAS", 4, "FID", 5.38),
+            PaperFigure("imagenet", "GAS, classic", 4, "FID", 6.49, _CLASSIC),
         ),
     ),
     PaperTable(
         "transfer",
         "AFHQv2 with a solver of FFHQ",
         (
-            Cell("afhqv2", "GAS", 4, "FID", 4.48),
-            Cell("afhqv2", "GAS of FFHQ", 4, "FID", 5.15, trained="ffhq"),
+            PaperFigure("afhqv2", "GAS", 4, "FID", 4.48),
+            PaperFigure("afhqv2", "GAS of FFHQ", 4, "FID", 5.15, trained="ffhq"),
         ),
     ),
     PaperTable(
         "coverage",
         "ImageNet: diversity",
         (
-            Cell("imagenet", "GS", 4, "recall", 0.63),
-            Cell("imagenet", "GAS", 4, "recall", 0.76),
-            Cell("imagenet", "GS", 4, "coverage", 0.90),
-            Cell("imagenet", "GAS", 4, "coverage", 0.97),
+            PaperFigure("imagenet", "GS", 4, "recall", 0.63),
+            PaperFigure("imagenet", "GAS", 4, "recall", 0.76),
+            PaperFigure("imagenet", "GS", 4, "coverage", 0.90),
+            PaperFigure("imagenet", "GAS", 4, "coverage", 0.97),
         ),
     ),
 )
 
-# What rows of a comparison are called, of the paper's solvers that it names otherwise.
+# Labels of gas compare for solvers that the paper calls otherwise.
 _LABELS = {"DPM++(3M)": "DPM-Solver++(3M)"}
 
 
 def figures_of(preset: str) -> dict[tuple[str, int], float]:
-    """Return the FID that the paper reports of a setup's solvers, by label of a comparison's row and NFE.
+    """Return the FID that the paper reports for a setup, by the label of a comparison's row and NFE.
 
     >>> figures_of("ffhq")["GS", 4], figures_of("ffhq")["GS without theory", 4]
     (10.7, 15.23)
     """
     return {
-        (_LABELS.get(cell.solver, cell.solver), cell.nfe): cell.value
+        (_LABELS.get(figure.solver, figure.solver), figure.nfe): figure.value
         for table in _ALL
-        for cell in table.cells
-        if cell.preset == preset and cell.metric == "FID" and cell.solver != "teacher" and not cell.trained
+        for figure in table.figures
+        if figure.preset == preset
+        and figure.metric == "FID"
+        and figure.solver != "teacher"
+        and not figure.trained
     }
 
 
@@ -195,6 +203,6 @@ def table_by_name(name: str) -> PaperTable:
     """Return a table of :data:`TABLES`.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        UserError: for an unknown name, with the nearest known one.
     """
     return named("table", name, TABLES)

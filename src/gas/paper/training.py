@@ -1,4 +1,4 @@
-"""The paper's training of a preset: GS on pairs, and GAS with its critic from the first step on."""
+"""The paper's training of a preset: GS on pairs, and GAS with its discriminator from the first step on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from gas.pairs.dataset import Pairs, read_pairs
 from gas.paper.files import need
 from gas.paper.presets import Objective, Preset
 from gas.registry import named
+from gas.solver_file import save
 from gas.training.adversarial.losses import Critic
 from gas.training.initialization import named_start
 from gas.training.loop import FitRecord, fit
 
-__all__ = ["critic_of", "learn", "loss_of", "paired", "solver_of"]
+__all__ = [
+    "critic_for",
+    "distillation_loss",
+    "learn",
+    "read_preset_pairs",
+    "save_solver",
+    "starting_solver",
+]
 
 
-def loss_of(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
+def distillation_loss(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
     """Return the distillation loss of a preset.
 
     Args:
@@ -32,7 +40,7 @@ def loss_of(preset: Preset, folder: Path, device: torch.device | str = "cpu") ->
         device: where they run.
 
     Raises:
-        ValueError: for an unknown loss.
+        UserError: for an unknown loss.
         FileNotFoundError: when LPIPS's weights are missing.
     """
     if preset.loss != "lpips":
@@ -44,17 +52,17 @@ def loss_of(preset: Preset, folder: Path, device: torch.device | str = "cpu") ->
     return loss
 
 
-def critic_of(preset: Preset, model: Model, folder: Path) -> Critic:
-    """Return the critic that GAS starts from: the published one, or one of random weights.
+def critic_for(preset: Preset, model: Model, folder: Path) -> Critic:
+    """Return the discriminator that GAS starts from: the published one, or one of random weights.
 
     Args:
-        preset: with the critic's settings.
+        preset: with the discriminator's settings.
         model: whose samples it sees.
         folder: of weights.
 
     Raises:
-        FileNotFoundError: when the published critic is missing.
-        ValueError: when it is of another size than the samples.
+        FileNotFoundError: when the published discriminator is missing.
+        UserError: when it is of another size than the samples.
     """
     from gas.training.adversarial.r3gan import load_discriminator
 
@@ -66,40 +74,46 @@ def critic_of(preset: Preset, model: Model, folder: Path) -> Critic:
             torch.manual_seed(preset.seed)
             network = preset.critic_network(channels)
     if (network.in_channels, network.resolution) != (channels, side):
-        seen = f"{network.in_channels} x {network.resolution} x {network.resolution}"
-        told = "file" if preset.critic_file else "critic_widths, critic_groups and critic_blocks"
+        input_size = f"{network.in_channels} x {network.resolution} x {network.resolution}"
+        remedy = "file" if preset.critic_file else "critic_widths, critic_groups and critic_blocks"
         raise UserError(
-            f"the critic of preset {preset.name} sees {seen}, its samples are {channels} x {side} x {side}: "
-            f"give it another {told}"
+            f"the critic of preset {preset.name} sees {input_size}, its samples are {channels} x {side} x {side}: "
+            f"give it another {remedy}"
         )
-    return Critic("samples", network.float().to(model.device), **preset.critic())
+    return Critic("samples", network.float().to(model.device), **preset.critic_settings())
 
 
-def paired(preset: Preset, objective: Objective, model: Model, folder: Path) -> tuple[Pairs, Pairs]:
-    """Read teacher pairs: those to train on, and as many after or at the end of them as validate.
+def read_preset_pairs(
+    preset: Preset, objective: Objective, model: Model, folder: Path
+) -> tuple[Pairs, Pairs]:
+    """Read teacher pairs: the first to train on, and the last of the folder to validate on.
 
     Args:
-        preset: whose numbers of pairs to take.
+        preset: with the numbers of pairs.
         objective: GS or GAS.
-        model: as the teacher ran it, ``ending_at(model, preset.teacher_t_end)``.
+        model: as the teacher ran it, ending at ``preset.teacher_t_end``.
         folder: of pairs, made by the preset's teacher or imported; it may hold more.
 
     Raises:
         FileNotFoundError: when there are no pairs.
-        ValueError: when there are too few, or they are another model's.
+        UserError: when there are too few, or they have another model or guidance.
     """
     pairs = read_pairs(folder, model=model, hold=False)
-    count, kept = preset.count(objective), preset.validation
-    if len(pairs) < count + kept:
+    count, validation = preset.training_pairs(objective), preset.validation
+    if len(pairs) < count + validation:
         raise UserError(
-            f"{folder} has {len(pairs)} pairs, preset {preset.name} takes {count} and {kept} to validate on: make "
-            "more, or change pairs, pairs_gas or validation by --set"
+            f"{folder} has {len(pairs)} pairs, preset {preset.name} takes {count} and {validation} to validate on: "
+            "make more, or change pairs, pairs_gas or validation by --set"
         )
-    return pairs.view(slice(0, count)), pairs.view(slice(len(pairs) - kept, len(pairs)))
+    if pairs.guidance != preset.guidance:
+        raise UserError(
+            f"{folder} was made with guidance {pairs.guidance:g}, the preset has {preset.guidance:g}"
+        )
+    return pairs.view(slice(0, count)), pairs.view(slice(len(pairs) - validation, len(pairs)))
 
 
-def solver_of(preset: Preset, model: Model, nfe: int) -> nn.Module:
-    """Return the solver that is learned, at its start."""
+def starting_solver(preset: Preset, model: Model, nfe: int) -> nn.Module:
+    """Return the solver to learn, at its start."""
     kind = kind_by_name(preset.solver)
     return kind.build(model.schedule, named_start(preset.start, nfe, preset.t_end))
 
@@ -117,12 +131,12 @@ def learn(
     """Train a solver in place as the paper does; a generator of reports, resumable.
 
     Args:
-        solver: from :func:`solver_of`.
+        solver: from :func:`starting_solver`.
         preset: the settings.
-        objective: ``"gs"``, or ``"gas"``: then against a critic, from the first step on.
-        model: whose denoiser to ask.
+        objective: ``"gs"``, or ``"gas"``: against a discriminator, from the first step on.
+        model: whose denoiser is sampled.
         pairs: to train and to validate on.
-        folder: of weights, for the critic's file.
+        folder: of weights, for the discriminator's file.
         checkpoint: as for :func:`gas.fit`.
 
     Yields:
@@ -133,16 +147,60 @@ def learn(
         arXiv 2510.17699, equations 15 and 22, section 5.
     """
     named("objective", objective, {"gs": None, "gas": None})
-    critics = [critic_of(preset, model, folder)] if objective == "gas" else []
+    critics = [critic_for(preset, model, folder)] if objective == "gas" else []
     yield from fit(
         solver,
         model,
         pairs[0],
         validation=pairs[1],
-        loss=loss_of(preset, folder, model.device),
+        loss=distillation_loss(preset, folder, model.device),
         config=kind_by_name(preset.solver).training(preset.training(objective)),
         checkpoint=checkpoint,
         critics=critics,
         pairing=preset.pairing,
         keep=preset.keep_gas if objective == "gas" else preset.keep,
+    )
+
+
+def save_solver(
+    path: Path,
+    solver: nn.Module,
+    preset: Preset,
+    objective: Objective,
+    model: Model,
+    pairs: tuple[Pairs, Pairs],
+    record: FitRecord,
+) -> None:
+    """Write a learned solver with the preset's settings and what the training measured.
+
+    Args:
+        path: the solver file.
+        solver: of one NFE, learned.
+        preset: the settings.
+        objective: GS or GAS.
+        model: that it was learned for.
+        pairs: of training and validation.
+        record: the training's last report.
+    """
+    training, validation = pairs
+    measured = {"validation_loss": record.best_loss, "evaluations": float(record.evaluations)}
+    nfe = solver().nfe
+    save(
+        path,
+        {nfe: solver},
+        model=model,
+        guidance=training.guidance,
+        teacher=training.teacher,
+        loss=preset.loss,
+        training={
+            "preset": preset.name,
+            **preset.settings(),
+            "pairs": len(training),
+            "validation": len(validation),
+            "seeds": [int(training.seeds[0]), int(validation.seeds[-1]) + 1],
+            "critic": preset.objective,
+            "objective": objective,
+        },
+        starts={nfe: preset.start},
+        measured={nfe: measured},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,6 +62,10 @@ class PipelineModel:
     t_end: float
     feature_extractor: Callable[[Tensor], Tensor] | None = None
     reference: FeatureStatistics | None = None
+
+    def ending_at(self, t_end: float) -> PipelineModel:
+        """Return the model for runs that end at another time."""
+        return replace(self, t_end=t_end)
 
     @property
     def schedule(self) -> Schedule:

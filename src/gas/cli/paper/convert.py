@@ -1,0 +1,165 @@
+"""``gas paper convert``: published files into ours, once, without executing anything in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from gas.cli.app import command, paper
+from gas.cli.checks import GUIDANCE, checked, existing_file, is_in, output_file, output_folder, registered
+from gas.cli.options import Json, was_given
+from gas.cli.screen import bar, note, print_json
+from gas.errors import UserError
+
+if TYPE_CHECKING:
+    from gas.models.protocol import Model
+
+__all__ = ["convert"]
+
+# Options of students and of teacher sets; weights have none.
+_STUDENT_OPTIONS = ("model", "schedule", "t_end", "guidance", "form")
+_TEACHER_OPTIONS = ("model", "t_end", "guidance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOptions:
+    """The facts about a student or a teacher set that its file lacks."""
+
+    panel: ClassVar[str] = "Students and teacher sets"
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Model of the pairs or the student: weights, preset:NAME, or a zoo model."
+        ),
+    ] = ""
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Schedule of a student, without --model: edm, ldm, sd or vp.",
+            callback=checked(registered("schedule", "gas.paper.convert:SCHEDULES")),
+        ),
+    ] = ""
+    t_end: Annotated[
+        float,
+        typer.Option(
+            help="Time at which a student's sampling ends.", callback=checked(is_in("t_end", "(0, 1)"))
+        ),
+    ] = 1e-3
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="Guidance scale that the pairs or the student were made with.",
+            callback=checked(is_in("guidance", GUIDANCE)),
+        ),
+    ] = 1.0
+    form: Annotated[
+        str,
+        typer.Option(
+            help="Kind of a student: gs, s4s (trained without theory), or auto (by its numbers).",
+            callback=checked(registered("form", ("auto", "gs", "s4s"))),
+        ),
+    ] = "auto"
+
+    def load_model(self) -> Model | None:
+        """Load the model that was named, if any, for runs that end at ``t_end``."""
+        if not self.model:
+            return None
+        from gas import zoo
+        from gas.models.runtime import ending_at
+        from gas.paper.backbone import load_backbone, load_published
+        from gas.paper.presets import preset_by_name
+
+        if self.model.startswith("preset:"):
+            setup = preset_by_name(self.model.removeprefix("preset:"))
+            return ending_at(load_backbone(setup), self.t_end)
+        known = self.model in zoo.names()
+        return zoo.load(self.model) if known else load_published(self.model, t_end=self.t_end)
+
+
+@command(
+    "gas paper convert edm-cifar10-32x32-uncond-vp.pkl weights/cifar10.safetensors",
+    group=paper,
+    file="out",
+    folder="out",
+)
+def convert(
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(help="Published .pkl, .ckpt or .pt file.", callback=checked(existing_file))
+    ],
+    out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],
+    *,
+    options: StudentOptions,
+    json: Json = False,
+) -> None:
+    """Turn a published file into ours: weights to safetensors, a GAS student to a solver file, teachers to pairs.
+
+    EDM networks, R3GAN discriminators, CompVis's latent diffusion, GAS students and teacher sets are recognized by
+    their contents. Everything else, and everything that would run code, is refused.
+    """
+    from gas.paper.convert import KINDS, recognize, weights_to_safetensors
+
+    if options.model and options.schedule:
+        raise UserError("--model and --schedule both say what a student is for: give one")
+    (output_file() if out.suffix else output_folder)(out)
+    kind, data = recognize(file)
+    contents, suffix = KINDS[kind]
+    if out.suffix != suffix:
+        wanted = f"end in {suffix}" if suffix else "be a folder, without a suffix"
+        raise UserError(f"{file} holds {contents}, so the output should {wanted}, got {str(out)!r}")
+    allowed = {"student": _STUDENT_OPTIONS, "teachers": _TEACHER_OPTIONS}.get(kind, ())
+    for name in _STUDENT_OPTIONS:
+        if name not in allowed and was_given(context, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is not for {contents}, which {file} holds: leave it out")
+    note(f"{file} holds {contents}")
+    report: dict[str, Any] = {"file": str(file), "kind": kind, "out": str(out)}
+    if kind == "student":
+        report |= _convert_student(file, data, out, options)
+    elif kind == "teachers":
+        report |= _import_pairs(file, data, out, options)
+    else:
+        del data  # its small tensors; the weights are read again, whole
+        report["numbers"] = weights_to_safetensors(kind, file, out)
+    note(f"wrote {out}")
+    if json:
+        print_json(report)
+
+
+def _convert_student(file: Path, data: Any, out: Path, options: StudentOptions) -> dict[str, Any]:
+    from gas.io import sha256
+    from gas.learned.generalized import GeneralizedSolver
+    from gas.paper.convert import SCHEDULES
+    from gas.paper.student import read_student
+    from gas.registry import named
+    from gas.solver_file import save
+
+    model, t_end = options.load_model(), options.t_end
+    if (model is None) == (not options.schedule):
+        raise UserError("a student's file does not say what it is for: give --model, or --schedule alone")
+    schedule = named("schedule", options.schedule, SCHEDULES)(t_end) if model is None else model.schedule
+    solver = read_student(file, schedule, t_end, data, form=options.form)
+    is_gs = isinstance(solver, GeneralizedSolver)
+    if not is_gs:
+        note(
+            f"{file} was trained without theory: it is read as S4S with a corrector (--form gs if it is not)"
+        )
+    training = {"imported": file.name, "sha256": sha256(file), "solver": "gs" if is_gs else "s4s-pc"}
+    save(out, solver, model=model, guidance=options.guidance, training=training)
+    report = {"nfe": solver.nfe, "t_end": t_end, "form": "gs" if is_gs else "s4s"}
+    return report | ({"order": solver.order} if isinstance(solver, GeneralizedSolver) else {})
+
+
+def _import_pairs(file: Path, data: Any, out: Path, options: StudentOptions) -> dict[str, Any]:
+    from gas.paper.teacher_set import import_pairs, read_teacher_set
+
+    model = options.load_model()
+    teachers = read_teacher_set(file, data)
+    with bar("teacher pairs", len(teachers)) as running:
+        for progress in import_pairs(teachers, out, model=model, guidance=options.guidance):
+            running.at(progress.done)
+    return {"pairs": len(teachers), "shape": list(teachers.noise.shape[1:])}

@@ -1,0 +1,64 @@
+"""``gas paper evaluate``: solvers on a preset's network, seeds and teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gas.cli.app import command, paper
+from gas.cli.evaluate import Evaluation, EvaluationOptions, evaluate_files
+from gas.cli.options import FeatureOptions, Json, check_space, was_given
+from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions
+
+if TYPE_CHECKING:
+    from gas.models.protocol import Model
+    from gas.paper.presets import Preset
+
+__all__ = ["evaluate", "evaluate_preset"]
+
+
+@command(
+    "gas paper evaluate cifar10 --solver runs/cifar10/gs-4.json --json",
+    group=paper,
+    shared=True,
+    file="picture",
+)
+def evaluate(
+    context: typer.Context,
+    *,
+    preset: PresetOptions,
+    evaluation: EvaluationOptions,
+    features: FeatureOptions,
+    network: PresetNetworkOptions,
+    json: Json = False,
+) -> None:
+    """Measure solvers as gas evaluate does; seeds and teacher are the preset's where neither option nor file says."""
+    check_space(features.features, features.weights)
+    setup = preset.load()
+    if not was_given(context, "seeds"):
+        evaluation = at_preset_seeds(evaluation, setup)
+    model = network.load(setup, preset.preset_weights)
+    evaluate_preset(setup, model, evaluation, features, preset.preset_weights).show(json)
+
+
+def at_preset_seeds(options: EvaluationOptions, preset: Preset) -> EvaluationOptions:
+    """Return the options with the seeds that the paper measures on."""
+    first, stop = preset.evaluation_seeds
+    return replace(options, seeds=f"{first}:{stop}")
+
+
+def evaluate_preset(
+    preset: Preset,
+    model: Model,
+    options: EvaluationOptions,
+    features: FeatureOptions,
+    weights: Path | None,
+) -> Evaluation:
+    """Measure solvers on a preset's network; the document says the preset and its changed settings."""
+    options = replace(options, metric_weights=options.metric_weights or weights)
+    evaluation = evaluate_files(model, options, features, usual=lambda nfe: preset.teacher_for(nfe).config())
+    document = {"preset": preset.name, "settings": preset.changes(), **evaluation.document}
+    return replace(evaluation, document={"model": model.name, **document})

@@ -1,0 +1,234 @@
+"""``gas paper reproduce``: a table of the paper beside the figures measured here."""
+
+from __future__ import annotations
+
+import json as json_format
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gas.cli.app import command, holding, paper
+from gas.cli.checks import checked, output_file, output_folder, registered
+from gas.cli.evaluate import EvaluationOptions
+from gas.cli.options import FeatureOptions, Json, check_space, was_given
+from gas.cli.paper.evaluate import at_preset_seeds, evaluate_preset
+from gas.cli.paper.presets import PresetNetworkOptions, PresetWeights, Settings
+from gas.cli.paper.train import PresetRun, train_preset
+from gas.cli.screen import note, print_json, print_table
+from gas.display import markdown, markdown_table
+from gas.errors import UserError
+
+if TYPE_CHECKING:
+    from gas.paper.reproduction import MeasuringRun
+    from gas.paper.results import MeasuredResult
+    from gas.paper.tables import PaperFigure, PaperTable
+
+__all__ = ["reproduce"]
+
+RESULTS = Path("runs/results")
+# The classical solvers of Table 2a; the other tables have none.
+_BASELINES = {"cifar10": "dpmpp-3m/log_snr,unipc-3-bh1/log_snr,ipndm-3"}
+_COLUMNS = ["solver", "NFE", "metric", "paper", "ours", "difference", "result"]
+
+
+@command("gas paper reproduce table2a --results runs/results", group=paper)
+def reproduce(
+    context: typer.Context,
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list.",
+            callback=checked(registered("table", "gas.paper.tables:TABLES", "list")),
+        ),
+    ] = "list",
+    *,
+    results: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of results, as gas paper evaluate --json and gas compare write them.",
+            callback=checked(output_folder),
+        ),
+    ] = RESULTS,
+    run: Annotated[
+        bool, typer.Option("--run", help="Train and measure what has no result and all its files.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="With --run: one run, as the table names it.")] = "",
+    sets: Settings = None,
+    preset_weights: PresetWeights = None,
+    features: FeatureOptions,
+    network: PresetNetworkOptions,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Also write the table to this Markdown file.", callback=checked(output_file())),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the paper's figure, ours and their difference for every cell, and how to measure those that are missing.
+
+    FID counts only where it was measured in Inception's features against real data: by default with the published
+    files of the preset, else with --features, --weights, --reference and --real.
+    """
+    from gas.paper.reproduction import run_for
+    from gas.paper.tables import table_by_name
+    from gas.workspace import weights_folder
+
+    if table == "list":
+        _list(context, json)
+        return
+    check_space(features.features, features.weights)
+    chosen, weights = table_by_name(table), weights_folder(preset_weights)
+    runs = {figure: run_for(figure, results, sets or ()) for figure in chosen.figures}
+    given = features if any(was_given(context, name) for name in ("features", "reference", "real")) else None
+    if only and only not in {each.name for each in runs.values()}:
+        raise UserError(f"--only must be one of {', '.join(sorted({r.name for r in runs.values()}))}")
+    if run:
+        with holding(results, f"gas paper reproduce {chosen.name}", folder=True):
+            for each in {each.result: each for each in runs.values() if only in ("", each.name)}.values():
+                _measure(each, weights, given, network)
+    words = ["gas", "paper", "reproduce", chosen.name, "--run"]
+    words += [word for setting in sets or () for word in ("--set", setting)]
+    words += ["--results", str(results)] if results != RESULTS else []
+    words += ["--preset-weights", str(preset_weights)] if preset_weights else []
+    rows = _rows(runs, results, weights, words, measuring=given is None)
+    if markdown is not None:
+        _write(markdown, chosen, rows)
+        note(f"wrote {markdown}")
+    if json:
+        print_json({"table": chosen.name, "title": chosen.title, "cells": rows})
+        return
+    print_table(chosen.title, _COLUMNS, [_cells(row) for row in rows])
+    sys.stdout.write("".join(f"{line}\n" for line in _commands(rows)))
+
+
+def _list(context: typer.Context, json: bool) -> None:
+    """Print the names of the tables."""
+    from gas.paper.tables import TABLES
+
+    for name in ("run", "only", "sets", "markdown"):
+        if was_given(context, name):
+            option = "--set" if name == "sets" else f"--{name}"
+            raise UserError(f"{option} is for one table, not the list of them: name a table, or leave it out")
+    if json:
+        print_json({table.name: table.title for table in TABLES.values()})
+        return
+    rows = [[table.name, table.title, str(len(table.figures))] for table in TABLES.values()]
+    print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
+
+
+def _measure(
+    run: MeasuringRun, weights: Path, features: FeatureOptions | None, network: PresetNetworkOptions
+) -> None:
+    """Train and evaluate one run unless its result exists or files are missing."""
+    from gas.io import write_text
+
+    if run.result.exists():
+        return
+    if missing := run.missing(weights, measuring=features is None):
+        note(f" {run.name}: {', '.join(missing)} is missing", label="left out")
+        return
+    run.check_solver()
+    note(f": {run.name}", label="measuring")
+    if not run.solver.exists():
+        training = PresetRun(
+            preset=run.trained,
+            objective=run.objective,
+            nfes=(run.nfe,),
+            weights=weights,
+            network=network,
+            out=run.solver,
+        )
+        train_preset(training)
+    options = EvaluationOptions(
+        solver=[run.solver],
+        nfe=str(run.nfe),
+        baselines=_BASELINES.get(run.preset.name, ""),
+        transfer=run.trained.name != run.preset.name,
+    )
+    evaluation = evaluate_preset(
+        run.preset,
+        network.load(run.preset, weights),
+        at_preset_seeds(options, run.preset),
+        _published_features(run, weights) if features is None else features,
+        weights,
+    )
+    write_text(run.result, json_format.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
+
+
+def _published_features(run: MeasuringRun, weights: Path) -> FeatureOptions:
+    """Return Inception's features and the real data of a preset, from its published files."""
+    from gas.paper.files import find_measuring_files
+
+    options = FeatureOptions(features="inception")
+    for located in find_measuring_files(run.preset, weights):
+        path = located.path or located.candidates[0]
+        if located.file.role == "features":
+            options = replace(options, weights=path)
+        else:
+            options = replace(options, reference=path, real=path if located.file.role == "images" else None)
+    return options
+
+
+def _rows(
+    runs: dict[PaperFigure, MeasuringRun], results: Path, weights: Path, words: list[str], *, measuring: bool
+) -> list[dict[str, Any]]:
+    """Return each cell with the figure measured here, its state and the command that measures it."""
+    from gas.paper.results import best_of, read_results
+
+    known = read_results(results) if results.is_dir() else []
+    rows = []
+    for figure, run in runs.items():
+        result = best_of(figure, known, run.preset.changes())
+        ours = None if result is None else result.figures.get(figure.metric)
+        rows.append(
+            {
+                "solver": figure.solver,
+                "nfe": figure.nfe or None,
+                "metric": figure.metric,
+                "paper": figure.value,
+                "ours": ours,
+                "difference": None if ours is None else ours - figure.value,
+                "state": _state(figure, run, result, run.missing(weights, measuring=measuring)),
+                "command": shlex.join([*words, "--only", run.name]),
+            }
+        )
+    return rows
+
+
+def _state(figure: PaperFigure, run: MeasuringRun, result: MeasuredResult | None, missing: list[str]) -> str:
+    """Return where a figure comes from, or what it lacks."""
+    if result is None:
+        return f"missing; needs {', '.join(missing)}" if missing else "missing; all its files exist"
+    if figure.metric not in result.figures:
+        source = "a reference" if figure.metric == "FID" else "--real images"
+        return f"{result.path}: no {figure.metric} in it (--features inception and {source})"
+    fewer = "" if result.samples >= run.preset.samples else f", the paper {run.preset.samples:,}"
+    return f"{result.path}: {result.samples:,} samples{fewer}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ours = "" if row["ours"] is None else f"{row['ours']:.2f}"
+    difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
+    nfe = "" if row["nfe"] is None else str(row["nfe"])
+    return [row["solver"], nfe, row["metric"], f"{row['paper']:.2f}", ours, difference, row["state"]]
+
+
+def _commands(rows: list[dict[str, Any]]) -> list[str]:
+    """Return one line for each run that measures missing cells, with these cells."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        if row["ours"] is None:
+            cells.setdefault(row["command"], []).append(f"{row['solver']} {row['nfe'] or ''}".strip())
+    return [f"{line}  # {', '.join(names)}" for line, names in cells.items()]
+
+
+def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]]) -> None:
+    from gas.io import write_text
+
+    lines = [f"## {markdown(table.title)}", "", markdown_table(_COLUMNS, map(_cells, rows))]
+    if commands := _commands(rows):
+        lines += ["", "```sh", *commands, "```"]
+    write_text(path, "\n".join([*lines, ""]))
