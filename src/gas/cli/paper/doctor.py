@@ -35,18 +35,19 @@ def doctor(
 
     Files are read as data; nothing in them is executed.
     """
-    from gas.paper.environment import environment, extras
-    from gas.paper.presets import preset_by_name
-
-    report: dict[str, Any] = {"environment": environment(device), "extras": extras()}
-    if preset:
-        setup = preset_by_name(preset).changed(settings or [])
-        files = _files(setup, preset_weights)
-        report |= {"preset": setup.name, "settings": setup.settings(), "files": files}
-    elif settings or preset_weights:
+    if not preset and (settings or preset_weights):
         raise UserError(
             f"--{'set' if settings else 'preset-weights'} is of a preset: name one, or leave it out"
         )
+    from gas.paper.environment import environment, extras
+    from gas.paper.presets import preset_by_name
+
+    report: dict[str, Any] = {}
+    if preset:
+        setup = preset_by_name(preset).changed(settings or [])
+        files = _files(setup, preset_weights)
+        report = {"preset": setup.name, "settings": setup.settings(), "files": files}
+    report = {"environment": environment(device), "extras": extras(), **report}
     if json:
         print_json(report)
         return
