@@ -319,7 +319,7 @@ def test_a_repository_of_the_hub_is_checked_too(whole, tmp_path, monkeypatch):
     (copy / "model_index.json").write_text('{"_class_name": ["evil", "Evil"]}')
     with pytest.raises(ValueError, match="_class_name must be a pipeline"):
         open_pipeline("someone/sd")
-    with pytest.raises(ValueError, match="model someone/other cannot be had"):
+    with pytest.raises(ValueError, match="model someone/other cannot be downloaded"):
         open_pipeline("someone/other")
     assert not (tmp_path / "ran").exists()
 

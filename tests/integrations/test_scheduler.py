@@ -88,10 +88,10 @@ def test_alphas_are_theirs():
 def test_conversions_are_those_of_edm():
     other, process = diffusers.EDMEulerScheduler(), process_of(CONFIGS["edm"])
     t, y, output = torch.tensor(0.4, dtype=torch.float64), noise(3, 5), noise(3, 5, seed=1)
-    sigma = process.form(t)[1]
+    sigma = process.signal_and_noise(t)[1]
     p, q = process.conversion(t)
     assert torch.allclose(p * y + q * output, other.precondition_outputs(y, output, sigma))
-    assert torch.allclose(process.told(t), other.precondition_noise(sigma))
+    assert torch.allclose(process.network_time(t), other.precondition_noise(sigma))
     assert torch.allclose(y * process.input_scale(t), other.precondition_inputs(y, sigma))
     made = gas.GASScheduler.from_config(CONFIGS["edm"])
     assert made.init_noise_sigma == pytest.approx(other.init_noise_sigma)
@@ -214,11 +214,11 @@ def test_add_noise_is_the_forward_process(name):
     x, e = noise(3, 4, 2), noise(3, 4, 2, seed=1)
     made.set_timesteps(5)
     told = made.timesteps[[0, 2, 4]]
-    a, s = made.process.form(made._times[[0, 2, 4]])
+    a, s = made.process.signal_and_noise(made._times[[0, 2, 4]])
     want = a[:, None, None] * x + s[:, None, None] * e
     assert agree(made.add_noise(x, e, told), want)
     assert torch.equal(made.scale_noise(x, told, e), made.add_noise(x, e, told))
-    inverse = made.process.time(made.process.told(made._times))
+    inverse = made.process.time(made.process.network_time(made._times))
     assert torch.allclose(inverse, made._times, atol=1e-9)
 
 

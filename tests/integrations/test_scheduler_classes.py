@@ -122,7 +122,7 @@ def test_a_run_from_the_middle_ends_where_its_table_ends(name, t_end, keys):
     else:
         table = ddim(process.schedule, torch.cat([t, torch.tensor([t_end], dtype=torch.float64)]))
     served = gas.GASScheduler.from_config(CONFIGS[name], solver=table, **keys)
-    told = {"timesteps": process.told(t).tolist()} if keys else {"num_inference_steps": 6}
+    told = {"timesteps": process.network_time(t).tolist()} if keys else {"num_inference_steps": 6}
     for begin in (0, 2, 5):
         served.set_timesteps(**told)
         served.set_begin_index(begin)

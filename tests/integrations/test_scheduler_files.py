@@ -154,7 +154,7 @@ def test_a_saved_pipeline_runs_in_a_fresh_process(tmp_path):
     images = torch.load(tmp_path / "out.pt", weights_only=True)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        denoise = process.denoiser(lambda x, told: unet(x, told).sample)
+        denoise = process.denoiser(lambda x, time: unet(x, time).sample)
         want = gas.sample(denoise, x, learned(process, nfe=4)().detach())
     want = (want / 2 + 0.5).clamp(0, 1)
     images = images if images.shape == want.shape else images.permute(0, 3, 1, 2)

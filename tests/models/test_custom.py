@@ -65,7 +65,7 @@ def test_classes_guidance_and_no_class():
     torch.testing.assert_close(model.denoise(x, t), mixture.denoise(x, t))
     guided = torch.lerp(mixture.denoise(x, t), mixture.bind(labels)(x, t), 2.0)
     torch.testing.assert_close(model.bind(labels, 2.0)(x, t), guided)
-    with pytest.raises(ValueError, match="label 5 is out of range: own knows classes 0 to 4"):
+    with pytest.raises(ValueError, match="label 5 is out of range: own has 5 classes"):
         model.bind(torch.tensor([5]))
     with pytest.raises(ValueError, match="needs labels"):
         model.bind(None, 2.0)

@@ -217,7 +217,7 @@ def flux(**told):
         (lambda sd: flux(true_cfg_scale=4.0), "negative_prompt and true_cfg_scale have no effect"),
         (lambda sd: from_pipeline(sd.pipe, heigth=8), "takes no argument 'heigth'"),
         (lambda sd: from_pipeline(sd.pipe, latents=1), "takes no argument 'latents'"),
-        (lambda sd: ddpm().bind(None, 2.0), "guidance 2 means nothing to DDPMPipeline"),
+        (lambda sd: ddpm().bind(None, 2.0), "DDPMPipeline takes no guidance: use 1, got 2"),
         (lambda sd: sd.bind(None, 2.0), "guidance 2 needs prompts or classes"),
         (lambda sd: sd.bind(LABELS, 0.5), "guidance must be 1 .* got 0.5"),
         (
@@ -226,7 +226,7 @@ def flux(**told):
             ),
             r"guidance 7.5 \(asked for: 2\)",
         ),
-        (lambda sd: sd.bind(torch.tensor([2])), "label 2 is out of range: .* has 2 prompts"),
+        (lambda sd: sd.bind(torch.tensor([2])), "label 2 is out of range: .* has 2 classes or prompts"),
     ],
 )
 def test_what_does_not_fit_is_refused(act, message, sd):

@@ -96,7 +96,7 @@ def _guidance(name: str, model: Model, given: float | None) -> float:
     pipeline = full_precision(model)
     if not isinstance(pipeline, PipelineModel):
         return 1.0 if given is None else given
-    if pipeline.family.encode is not None and not pipeline.prompts:
+    if pipeline.spec.encode is not None and not pipeline.prompts:
         if given is None:
             raise UserError(
                 f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "

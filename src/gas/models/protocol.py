@@ -211,7 +211,7 @@ def check_labels(labels: Tensor, classes: int, name: str) -> None:
     """
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise UserError(f"label {int(wrong[0])} is out of range: {name} knows classes 0 to {classes - 1}")
+        raise UserError(f"label {int(wrong[0])} is out of range: {name} has {classes} classes or prompts")
 
 
 def bind_labels(

@@ -15,7 +15,7 @@ from gas.errors import UserError
 from gas.grids.analytic import GRIDS, as_grid
 from gas.integrations.diffusers.caller import times_were_passed
 from gas.integrations.table_transforms import ending_in_data, sigma_form
-from gas.pipelines.process import PREDICTIONS, Process, clean, shift_of
+from gas.pipelines.process import PREDICTIONS, Process, data_prediction, shift_of
 from gas.registry import named
 from gas.sampling import Stepper
 from gas.schedule import Flow, Schedule
@@ -199,7 +199,7 @@ class NetworkTimes:
     def at(self, t: Tensor) -> Tensor:
         """Return the float time that the network is told at ``t``, float64."""
         if self.timesteps is None:
-            return self.process.told(t)
+            return self.process.network_time(t)
         return _interpolated(t / (self.shift - (self.shift - 1) * t), *self._knots)
 
     def inverse(self, timestep: Tensor) -> Tensor:
@@ -397,7 +397,7 @@ class Run:
         self._stepper.add_state(y)
         p, q = next(self._weights)
         wide = y.dtype if y.dtype.itemsize > 2 else torch.float32
-        d = clean(output.to(wide), y, p, q)
+        d = data_prediction(output.to(wide), y, p, q)
         return self._stepper.next_state(d), d.to(y.dtype)
 
 

@@ -271,7 +271,7 @@ class GASScheduler(SavedScheduler):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return ``a x_0 + s eps``, the pipeline's state at each of ``timesteps`` ``(B,)``."""
         told = torch.as_tensor(timesteps).detach().to("cpu", torch.float64).flatten()
-        a, s = self.process.form(torch.stack([self._time(value) for value in told]))
+        a, s = self.process.signal_and_noise(torch.stack([self._time(value) for value in told]))
         shape = [-1] + [1] * (original_samples.ndim - 1)
         a, s = (v.to(original_samples.device, original_samples.dtype).reshape(shape) for v in (a, s))
         return a * original_samples + s * noise
@@ -354,7 +354,7 @@ class GASScheduler(SavedScheduler):
         times = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
         self._told = times.to(torch.float64)
         self.timesteps = times.to(device)
-        alpha, sigma = self.process.form(t)
+        alpha, sigma = self.process.signal_and_noise(t)
         level = sigma if self.process.kind == "flow" else sigma / alpha
         self.sigmas = torch.cat([level, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
 

@@ -16,7 +16,7 @@ from gas.errors import UserError
 from gas.integrations.diffusers.model_card import is_ours, model_card, push
 from gas.io import CHECKSUM, read_json, verify_checksum, write_bytes, write_text
 from gas.pipelines.process import PREDICTIONS, Process
-from gas.pipelines.scheduler_config import config_of, model_keys, translated
+from gas.pipelines.scheduler_config import config_of, model_keys, translate
 from gas.schedule import Flow, VPDiscrete
 from gas.solver_file import Artefact, load, parse_document, save
 
@@ -130,7 +130,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "or the folder that has both to from_pretrained"
             )
         # What the model is, where the config's class implies it; the next scheduler is to see only what was given.
-        implied = {key: value for key, value in model_keys(translated(config)).items() if key in known}
+        implied = {key: value for key, value in model_keys(translate(config)).items() if key in known}
         ours = implied | {key: value for key, value in given.items() if key in known}
         loaded: Any = super().from_config(ours, return_unused_kwargs, **kwargs)
         scheduler = loaded[0] if return_unused_kwargs else loaded
