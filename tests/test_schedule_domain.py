@@ -8,9 +8,8 @@ import torch
 import gas
 from gas.classical.registry import NAMED_GRIDS
 from gas.grids.published import Levels
-from gas.integrations.diffusers.planning import same_schedule
 from gas.learned.interpolation import interpolated
-from gas.schedule import EDMasVP, Flow, VPDiscrete
+from gas.schedule import EDMasVP, Flow, VPDiscrete, same_schedule
 from gas.training.distillation import neighbour_grid
 from support.solvers import SCHEDULES
 

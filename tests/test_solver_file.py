@@ -488,15 +488,15 @@ OTHERS = {
         1.0,
         r"sha256 000000000000\.\.\. \(this model: 111111111111\.\.\.\)",
     ),
-    "shape": (replace(MADE_FOR, sample_shape=(3, 4)), 1.0, r"sample_shape \[2\] \(this model: \[3, 4\]\)"),
+    "shape": (replace(MADE_FOR, sample_shape=(3, 4)), 1.0, r"sample shape \(2,\) \(this model: \(3, 4\)\)"),
     "prediction": (replace(MADE_FOR, changed={"prediction": "v"}), 1.0, r"prediction x0 \(this model: v\)"),
     "schedule": (
         replace(MADE_FOR, schedule=VPLinear(0.2, 20.0)),
         1.0,
-        "schedule vp_linear with other parameters",
+        "schedule vp_linear with other noise levels",
     ),
     "schedule kind": (replace(MADE_FOR, schedule=Flow()), 1.0, "schedule vp_linear"),
-    "guidance": (MADE_FOR, 2.5, r"guidance 1 \(asked for: 2\.5\)"),
+    "guidance": (MADE_FOR, 2.5, r"guidance 1 \(this model: 2\.5\)"),
 }
 
 
@@ -518,7 +518,7 @@ def test_another_model_or_use_is_refused(made, other):
 
 def test_all_that_differs_is_named_at_once(made):
     other = Other(Flow(), name="rings", sample_shape=(3,), changed={"sha256": "1" * 64})
-    with pytest.raises(ValueError, match=r"name .*; sha256 .*; sample_shape .*; schedule .*; guidance "):
+    with pytest.raises(ValueError, match=r"name .*; sha256 .*; sample shape .*; schedule .*; guidance "):
         made.check(other, 3.0)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "VPLinear",
     "check_t_end",
     "earliest_asked",
+    "same_schedule",
     "schedule_from_config",
 ]
 
@@ -318,6 +319,13 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     except (TypeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"schedule {kind!r} does not take these parameters: {str(error)[:120]}") from error
     return schedule
+
+
+def same_schedule(a: Schedule, b: Schedule) -> bool:
+    """Return whether two schedules have the same noise levels: half log-SNR within 1e-3, as float32 betas round."""
+    t = torch.linspace(max(0.01, a.t_end, b.t_end), 0.99, 99, dtype=torch.float64)
+    difference = (a.half_log_snr(t) - b.half_log_snr(t)).abs()
+    return isinstance(a, Flow) == isinstance(b, Flow) and bool((difference < 1e-3).all())
 
 
 def check_t_end(schedule: Schedule, t_end: float) -> None:

@@ -406,7 +406,7 @@ def test_a_solver_of_another_model(tmp_path, work):
         "sample", *SMALL, "--solver", tmp_path / "other.json", "--nfe", 3, "--out", tmp_path / "s.png"
     )
     assert "made for another model" in line
-    assert "sample_shape [1, 16, 16]" in line
+    assert "sample shape (1, 16, 16)" in line
     assert "sha256" in line
 
 

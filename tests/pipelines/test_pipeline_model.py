@@ -224,7 +224,7 @@ def flux(**told):
             lambda sd: gas.save(None, gas.GeneralizedSolver(sd.schedule, 2, sd.t_end), guidance=7.5).check(
                 sd, 2
             ),
-            r"guidance 7.5 \(asked for: 2\)",
+            r"guidance 7.5 \(this model: 2\)",
         ),
         (lambda sd: sd.bind(torch.tensor([2])), "label 2 is out of range: .* has 2 classes or prompts"),
     ],

@@ -18,7 +18,7 @@ from gas.integrations.table_transforms import ending_in_data, sigma_form
 from gas.pipelines.process import PREDICTIONS, Process, data_prediction, shift_of
 from gas.registry import named
 from gas.sampling import Stepper
-from gas.schedule import Flow, Schedule
+from gas.schedule import Flow, Schedule, same_schedule
 from gas.solver_file import Artefact
 from gas.table import Table
 
@@ -35,7 +35,6 @@ __all__ = [
     "learned_plan",
     "levels",
     "misfits",
-    "same_schedule",
     "shifted",
     "table_end",
 ]
@@ -344,14 +343,6 @@ def levels(values: Sequence[float] | Tensor, process: Process) -> Tensor:
     return sigma if process.kind == "flow" else process.schedule.inverse_half_log_snr(-sigma.log())
 
 
-def same_schedule(a: Schedule, b: Schedule) -> bool:
-    """Whether two schedules have the same noise levels, up to the rounding of float32 betas."""
-    t = torch.linspace(max(0.01, a.t_end, b.t_end), 0.99, 99, dtype=torch.float64)
-    return isinstance(a, Flow) == isinstance(b, Flow) and bool(
-        ((a.half_log_snr(t) - b.half_log_snr(t)).abs() < 1e-3).all()
-    )
-
-
 def _in_form(process: Process, table: Table, schedule: Schedule, t_end: float | None, label: str) -> Plan:
     """Match noise levels, then scale states: both leave a table that already fits as it is, bit for bit."""
     if isinstance(schedule, Flow) != (process.kind == "flow"):
@@ -420,20 +411,10 @@ def misfits(
     """
     if artefact is None:
         return []
-    document, model = artefact.document, artefact.document.model or {}
-    wrong = []
-    # An EDM network is told levels, so that any VP schedule of times will do.
-    schedule = None if process.kind == "edm" else artefact.schedule
-    if schedule is not None and not same_schedule(schedule, process.schedule):
-        wrong.append(f"schedule {schedule.config()['kind']} with other noise levels than the pipeline's")
-    prediction = model.get("prediction")
-    if prediction in PREDICTIONS and prediction != process.prediction:
-        wrong.append(f"prediction {prediction} (this pipeline: {process.prediction})")
-    if guidance is not None and abs(guidance - document.guidance) > 1e-6:
-        wrong.append(f"guidance {document.guidance:g} (this pipeline: {guidance:g})")
-    if shift is not None and "shift" in model and abs(float(model["shift"]) - shift) > 1e-3 * shift:
-        wrong.append(f"shift {float(model['shift']):g} (this pipeline: {shift:g})")
-    shape = model.get("sample_shape")
-    if sample_shape is not None and shape is not None and list(shape) != list(sample_shape):
-        wrong.append(f"sample shape {tuple(shape)} (this pipeline: {tuple(sample_shape)})")
-    return wrong
+    facts = {"shift": shift, "sample_shape": sample_shape}
+    if (artefact.document.model or {}).get("prediction") in PREDICTIONS:
+        facts = {"prediction": process.prediction, **facts}
+    # An EDM network is conditioned on noise levels, so that any VP schedule of times will do.
+    schedule = None if process.kind == "edm" else process.schedule
+    known = {name: value for name, value in facts.items() if value is not None}
+    return artefact.differences(known, schedule=schedule, guidance=guidance, user="this pipeline")
