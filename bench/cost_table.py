@@ -66,9 +66,7 @@ def draw(path: Path, both: dict) -> None:
     width, height, gap, top, left = 860, 300, 60, 70, 66
     each = (width - left - 22 - gap * (len(both) - 1)) / max(len(both), 1)
     note = "The same 1,400 training pairs, loss on 1,000 others. A gradient through a call counts as three. "
-    note += (
-        "Ours begins behind the ranking of the classical solvers and the race, whose evaluations are counted."
-    )
+    note += "Ours begins behind the ranking and the start search, whose evaluations are counted."
     small = wrap(note, width - 44, 11)
     sheet = Sheet(width, top + height + 60 + 16 * len(small))
     sheet.text(22, 26, "Loss over network evaluations", size=17, bold=True)

@@ -19,7 +19,7 @@ import gas
 from gas.models.runtime import allow_tf32
 from gas.training.adam import PAPER
 from gas.training.distillation import distill
-from gas.training.initialization import Started
+from gas.training.initialization import StartChoice
 from gas.training.loop import FitRecord
 
 RECIPES = ("official", "ours")
@@ -73,7 +73,7 @@ def _training(
         return
     before, best = 0, float("inf")
     for report in distill(model, pairs, validation, nfe, state=state):
-        if isinstance(report, Started):
+        if isinstance(report, StartChoice):
             before, best = report.evaluations, report.best_loss
         elif isinstance(report, FitRecord):
             best = min(best, report.best_loss)

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 
 import gas
 from gas.classical.registry import SOLVERS, Classical
-from gas.cli.evaluate import best_on
 from gas.cli.measuring import held_out, yardstick
 from gas.cli.options import parse_nfes
 from gas.evaluation.evaluator import Yardstick
 from gas.evaluation.sampler import run
 from gas.learned.generalized import GeneralizedSolver
 from gas.table import Table
-from gas.training.adversarial.setup import BALANCE, GAS, adversary_for
-from gas.training.distillation import FINISH, against, distill
-from gas.training.initialization import Race
+from gas.training.adversarial.setup import BALANCE, GAS, adversary_for, fit_adversarial
+from gas.training.distillation import FINISH, distill
+from gas.training.initialization import StartSearch
+from gas.training.ranking import best_classical
 from gas.zoo.model import ZooModel
 
 
@@ -101,8 +101,8 @@ class Bench:
 
     def classical(self, nfe: int) -> dict[str, object]:
         """The best of all classical solvers on all grids, chosen on these very seeds."""
-        best, table = best_on(self.model, self.ruler.pairs, nfe, list(SOLVERS))
-        return self.measured(best.label, table)
+        best = best_classical(self.model, self.ruler.pairs, nfe, list(SOLVERS))
+        return self.measured(best.classical.label, best.table)
 
     def learned(self, nfe: int, kind: str, seed: int) -> dict[str, object]:
         """Train a solver, or read the one that an interrupted run has trained, and measure it."""
@@ -120,10 +120,10 @@ class Bench:
     def gs(self, nfe: int, seed: int) -> GeneralizedSolver | Table:
         """GS as ``gas train --seed`` makes it."""
         state = self.options.work / f"{self.options.model}-{nfe}-{seed}.state"
-        race = Race().seeded(seed)
+        search = StartSearch().seeded(seed)
         config = replace(FINISH, seed=seed)
         *_, last = distill(
-            self.model, self.pairs, self.validation, nfe, config=config, race=race, state=state
+            self.model, self.pairs, self.validation, nfe, config=config, search=search, state=state
         )
         return last.solver
 
@@ -140,7 +140,9 @@ class Bench:
             model, self.pairs, balance=self.balance(kind), config=replace(GAS, seed=seed), seed=seed
         )
         checkpoint = work / f"{self.options.model}-{nfe}-{kind}-{seed}.pt"
-        for record in against(adversary, solver, model, self.pairs, self.validation, checkpoint=checkpoint):
+        for record in fit_adversarial(
+            adversary, solver, model, self.pairs, self.validation, checkpoint=checkpoint
+        ):
             logs = " ".join(f"{name} {value:.3g}" for name, value in record.logs.items())
             print(
                 f"  NFE {nfe} {kind} seed {seed} at {record.iteration}: {record.validation_loss:.4f} {logs}",

@@ -17,7 +17,7 @@ import torch
 
 import gas
 from gas.classical.registry import Classical
-from gas.cli.evaluate import best_on, taught
+from gas.cli.evaluate import taught
 from gas.cli.measuring import yardstick
 from gas.cli.options import parse_nfes, parse_seeds
 from gas.evaluation.evaluator import Yardstick
@@ -25,10 +25,11 @@ from gas.evaluation.sampler import run
 from gas.learned.generalized import GeneralizedSolver
 from gas.models.protocol import Model
 from gas.table import Table
-from gas.training.adversarial.setup import GAS, adversary_for
-from gas.training.distillation import against, distill, neighbour_grid
+from gas.training.adversarial.setup import GAS, adversary_for, fit_adversarial
+from gas.training.distillation import distill, neighbour_grid
 from gas.training.gauss_newton import GaussNewton
-from gas.training.initialization import Race
+from gas.training.initialization import StartSearch
+from gas.training.ranking import best_classical
 
 BASELINES = {
     "Euler": ["ddim"],
@@ -36,8 +37,8 @@ BASELINES = {
     "UniPC-3": ["unipc-3-bh2"],
     "iPNDM-3": ["ipndm-3"],
 }
-SPRINT = GaussNewton(iterations=3, batch=10, validate_every=3)
-FINISH = GaussNewton(iterations=10, batch=48, growth=1.1, memory=0.8)
+SHORT_RUN = GaussNewton(iterations=3, batch=10, validate_every=3)
+FINISH = GaussNewton(iterations=10, batch=48, growth=1.1, forgetting=0.8)
 
 
 def main() -> None:
@@ -133,8 +134,8 @@ class Bench:
         """Yield every solver of an NFE with what it is: its grid, or its file's start."""
         few = self.validation.subset(slice(0, 64))
         for name, choice in BASELINES.items():
-            best, table = best_on(self.model, few, nfe, choice)
-            yield name, best.label, table
+            best = best_classical(self.model, few, nfe, choice)
+            yield name, best.classical.label, best.table
         yield "GS", "learned", self.gs(nfe)
         if nfe in parse_nfes(self.options.gas):
             yield "GAS", "learned", self.adversarial(nfe)
@@ -144,23 +145,25 @@ class Bench:
         return self.options.work / f"{self.options.model}-{nfe}-{kind}.json"
 
     def gs(self, nfe: int) -> Table:
-        """GS, whose race of starts knows the times of the next smaller NFE that is there."""
+        """GS, whose start search has the times of the next smaller NFE that exists."""
         path = self.file(nfe, "gs")
         if not path.exists():
-            race = Race(rank=16, first=32, starts=3, sprint=SPRINT)
+            search = StartSearch(screening_pairs=16, validation_pairs=32, candidates=3, short_run=SHORT_RUN)
             smaller = [n for n in range(1, nfe) if self.file(n, "gs").exists()]
             if smaller:
                 last = gas.load(self.file(smaller[-1], "gs")).table(smaller[-1])
-                near = neighbour_grid(self.model.schedule, last, nfe, self.model.t_end)
-                race = replace(race, starts=2, near=near)
-            *_, made = distill(self.model, self.pairs, self.validation, nfe, config=self.config(), race=race)
-            print(f"GS {nfe}: {made.best_classical.label} {made.best_classical_loss:.5f} -> {made.loss:.5f},")
-            print(f"  {made.evaluations:,} network evaluations", flush=True)
-            self.save(path, made.solver)
+                grid = neighbour_grid(self.model.schedule, last, nfe, self.model.t_end)
+                search = replace(search, candidates=2, extra_grid=grid)
+            *_, end = distill(
+                self.model, self.pairs, self.validation, nfe, config=self.config(), search=search
+            )
+            print(f"GS {nfe}: {end.best_classical.label} {end.best_classical_loss:.5f} -> {end.loss:.5f},")
+            print(f"  {end.evaluations:,} network evaluations", flush=True)
+            self.save(path, end.solver)
         return gas.load(path).table(nfe)
 
     def config(self) -> GaussNewton:
-        """Settings of GS after the race of starts."""
+        """Settings of GS after the start search."""
         return replace(FINISH, budget=self.options.budget)
 
     def adversarial(self, nfe: int) -> Table:
@@ -171,8 +174,8 @@ class Bench:
             solver = GeneralizedSolver.from_table(self.model.schedule, table, self.model.t_end)
             steps = self.options.gas_iterations
             config = replace(GAS, iterations=steps, batch=16, validate_every=steps // 4)
-            adversary = adversary_for(self.model, self.pairs, config=config, watched=512)
-            for record in against(adversary, solver, self.model, self.pairs, self.validation):
+            adversary = adversary_for(self.model, self.pairs, config=config, samples=512)
+            for record in fit_adversarial(adversary, solver, self.model, self.pairs, self.validation):
                 print(f"  GAS {nfe} at {record.iteration}: Frechet {record.validation_loss:.4f}", flush=True)
             self.save(path, solver, objective="gas")
         return gas.load(path).table(nfe)

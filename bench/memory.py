@@ -24,6 +24,10 @@ from gas.zoo.unet import EDMUNet
 MB = 2**20
 
 
+# Activation checkpointing of each mode: all calls stored, three, or one.
+CHECKPOINTING = {"fast": "none", "flat": 3, "least": 1}
+
+
 def main() -> None:
     """Measure every cell in its own process and print and write the rows."""
     parser = argparse.ArgumentParser(
@@ -121,7 +125,7 @@ def _reading(
 _READ = """
 import sys, time, resource
 import gas
-from gas.optimizers import Adam, AdamSteps
+from gas.training import Adam, AdamSteps
 folder, mode, nfe, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 schedule = gas.EDMasVP(t_end=1e-3, sigma_min=0.002, sigma_max=80.0)
 model = gas.OwnModel(lambda x, t: 0.5 * x, schedule, (3, 32, 32))
@@ -167,7 +171,9 @@ def steps(
     solver = gas.GeneralizedSolver(model.schedule, nfe, model.t_end)
     if mode == "gauss-newton":
         return GaussNewtonSteps(solver, model, pairs, gas.losses.l2, GaussNewton(batch=batch, growth=1.0))
-    return AdamSteps(solver, model, pairs, gas.losses.l2, Adam(batch=batch, memory=mode))
+    return AdamSteps(
+        solver, model, pairs, gas.losses.l2, Adam(batch=batch, checkpointing=CHECKPOINTING[mode])
+    )
 
 
 def _timed(step: object, device: str) -> float:

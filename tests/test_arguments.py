@@ -10,7 +10,7 @@ import gas
 from gas import arguments
 from gas.denoise import ClassifierFreeGuidance, DynamicThreshold, StaticThreshold
 from gas.losses import PseudoHuber
-from gas.training.initialization import Race
+from gas.training.initialization import StartSearch
 
 SCHEDULE = gas.VPLinear()
 TABLE = gas.Classical("ddim", "log_snr", 2, 1e-3).table(SCHEDULE)
@@ -48,7 +48,7 @@ def critic(**changes):
 
 
 def adversary(**changes):
-    return gas.Adversary(**{"critics": list, "criterion": lambda table: 0.0, **changes})
+    return gas.Adversary(**{"discriminators": list, "criterion": lambda table: 0.0, **changes})
 
 
 def spec(**changes):
@@ -63,7 +63,7 @@ INTEGERS = [
     *((gas.Adam, name) for name in ("iterations", "batch", "validate_every", "seed", "alternate")),
     *((gas.GaussNewton, name) for name in ("iterations", "batch", "validate_every", "seed", "alternate")),
     *((gas.GaussNewton, name) for name in ("largest", "budget")),
-    *((Race, name) for name in ("rank", "first", "starts")),
+    *((StartSearch, name) for name in ("screening_pairs", "validation_pairs", "candidates")),
     *((critic, name) for name in ("steps", "warmup")),
     (classical, "nfe"),
     (model, "classes"),
@@ -71,7 +71,7 @@ INTEGERS = [
 ]
 NUMBERS = [
     *((gas.Adam, name) for name in ("learning_rate", "clip", "ema", "relax", "relax_rate")),
-    *((gas.GaussNewton, name) for name in ("growth", "memory", "damping", "outlier")),
+    *((gas.GaussNewton, name) for name in ("growth", "forgetting", "damping", "outlier")),
     *((critic, name) for name in ("weight", "penalty", "learning_rate")),
     (classical, "t_end"),
     (model, "t_end"),
@@ -118,14 +118,15 @@ def test_what_is_no_number_is_refused_by_name(make, name):
         (model, {"null": 99}, "null"),
         (model, {"null": 1.5, "classes": 10}, "null"),
         (model, {"device": "nowhere"}, "device"),
-        (gas.Adam, {"memory": "x"}, "memory"),
+        (gas.Adam, {"checkpointing": "x"}, "checkpointing"),
+        (gas.Adam, {"checkpointing": 0}, "checkpointing"),
         (gas.Adam, {"decay": "x"}, "decay"),
         (gas.Adam, {"betas": (0.9,)}, "betas"),
         (gas.Adam, {"betas": 3}, "betas"),
         (gas.Adam, {"betas": (0.9, NAN)}, "betas"),
-        (Race, {"start": "x"}, "solver"),
-        (Race, {"start": 3}, "start"),
-        (Race, {"sprint": gas.Adam()}, "sprint"),
+        (StartSearch, {"start": "x"}, "solver"),
+        (StartSearch, {"start": 3}, "start"),
+        (StartSearch, {"short_run": gas.Adam()}, "short_run"),
         (classical, {"solver": 3}, "solver"),
         (classical, {"grid": None}, "grid"),
         (classical, {"nfe": 1001}, "nfe"),
@@ -138,7 +139,7 @@ def test_what_is_no_number_is_refused_by_name(make, name):
         (critic, {"objective": 3}, "objective"),
         (critic, {"weight": INF}, "weight"),
         (critic, {"conditional": None}, "conditional"),
-        (adversary, {"critics": 3}, "critics"),
+        (adversary, {"discriminators": 3}, "discriminators"),
         (adversary, {"criterion": 3}, "criterion"),
         (adversary, {"config": gas.GaussNewton()}, "config"),
         (adversary, {"pairing": "x"}, "pairing"),

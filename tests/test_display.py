@@ -160,7 +160,7 @@ def test_a_table_cuts_no_number_and_no_name(width, monkeypatch, capsys):
 
 
 def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
-    """The race's bar, the table, the JSON, the file and what inspect says of it."""
+    """The start search's bar, the table, the JSON, the file and what inspect says of it."""
     bars = {}
 
     class Recorded(screen.Bar):
@@ -186,7 +186,7 @@ def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
     words += ["--iterations", 1, "--overwrite", "--out", file]
     (row,) = json.loads(run(*words, "--json"))
     start = start_label(row["start"])
-    assert bars["NFE 2: race"].startswith(f"winner {start} ")
+    assert bars["NFE 2: start"].startswith(f"winner {start} ")
     best = f"best {row['best_classical']} {significant(row['best_classical_loss'])}"
     assert bars["NFE 2: classical"] == best
     assert gas.load(file).document.solvers[0].start == row["start"]

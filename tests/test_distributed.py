@@ -119,7 +119,7 @@ def test_an_evaluation_says_the_same(folders):
 def test_what_cannot_be_shared_or_fails_in_one_process_is_one_clear_line(folders):
     _, two, code = folders
     critic, zoo, failed = (two / "trouble.out").read_text().split("\n\n")
-    assert critic.startswith("2 error: a critic learns in one process: train gas without torchrun")
+    assert critic.startswith("2 error: a discriminator trains in one process: train gas without torchrun")
     assert zoo == "2 error: gas zoo runs in one process: leave torchrun out"
     assert failed.splitlines()[-1] == "error: process 1: the second machine's own trouble"
     assert code == 1
@@ -252,7 +252,7 @@ def test_samples_losses_and_statistics_are_those_of_one():
             evaluate(MIXTURE, pairs, table, l2),
         ]
         entries = candidates(MIXTURE.schedule, 2, MIXTURE.t_end, solvers=["ddim", "ipndm-2"])
-        measured = rank_classical(MIXTURE, pairs, 2, l2, entries=entries, kept=3)
+        measured = rank_classical(MIXTURE, pairs, 2, l2, entries=entries, rounds=((None, 64), (3, None)))
         ranked = [(m.classical.label, m.loss) for m in measured]
         return [*(x.tolist() for x in made), *map(list, ranked)]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import gas
-from gas.training.initialization import Race
+from gas.training.initialization import StartSearch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -107,7 +107,7 @@ def shorten(monkeypatch):
     configs = {"l1": gas.Adam(iterations=2, batch=2), "l2": gas.GaussNewton(iterations=2, batch=8)}
 
     def short(*args, loss="l2", **more):
-        return distill(*args, loss=loss, config=configs[loss], race=Race("ddim/log_snr"), **more)
+        return distill(*args, loss=loss, config=configs[loss], search=StartSearch("ddim/log_snr"), **more)
 
     monkeypatch.setattr(gas, "distill", short)
     few = gas.GaussNewton(iterations=6, batch=16)

@@ -87,7 +87,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def is_sum_of_squares(loss: Loss) -> bool:
-    """Whether Gauss-Newton can minimise a loss: squared differences of samples or of their features."""
+    """Whether Gauss-Newton can minimize a loss: squared differences of samples or of their features."""
     return loss is l2 or isinstance(loss, FeatureLoss)
 
 

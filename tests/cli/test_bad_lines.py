@@ -71,7 +71,8 @@ LINES = {
         --critic-weights . --objective gas
         --critic-steps 0 --objective gas; --critic-steps 2; --critic-steps 99999999 --objective gas; --critic-steps x
         --seed -1; --seed x; --seed 1e5; --seed 99999999999999999999999; --seed 1.5
-        --memory x; --memory ''; --memory flat; --memory x --method adam; --memory FAST --method adam
+        --checkpointing x; --checkpointing ''; --checkpointing 3; --checkpointing 0 --method adam
+        --checkpointing NONE --method adam
         --out {pairs}; --out /proc/x.json; --out {solver}; --out {solver}/x.json; --out /dev/full; --out {long}.json
         --overwrite --out {pairs}
         --prompts {text}; --call height=3; --device meta; --precision x; --model mnist; --model x; --theory=3
@@ -166,7 +167,7 @@ LINES = {
     "paper train cifar10 --preset-weights {folder}": """
         --nfe 4,5 --out new.json; --cuda-graphs; --loss l2; --validation 8; --set iterations=x; ; --nfe x
         --pairs nowhere; --out {folder}; --prompts nowhere; --device meta; --precision x
-        --set iterations=-1 --dry-run; --out new.json --nfe 4,6 --dry-run; --memory flat; --theory; --objective x
+        --set iterations=-1 --dry-run; --out new.json --nfe 4,6 --dry-run; --checkpointing 3; --theory; --objective x
     """,
     "paper train": "; x; --preset cifar10",
     "sample --model preset:cifar10 --solver {solver} --out new.npz": "; --call a=1; --seeds x",

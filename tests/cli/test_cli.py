@@ -438,8 +438,8 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
     train = ["train", *SMALL, "--pairs", work / "pairs", "--out", tmp_path / "d.json"]
     assert "nfe must be like" in refused(*train, "--nfe", "6-x")
     assert "from high to low: write 3-6" in refused(*train, "--nfe", "6-3")
-    assert "unknown memory 'tiny'" in refused(
-        *train, "--validation", 32, "--method", "adam", "--memory", "tiny"
+    assert "checkpointing must be 'none', 'auto' or a number" in refused(
+        *train, "--validation", 32, "--method", "adam", "--checkpointing", "tiny"
     )
     assert "did you mean 'l2'" in refused(*train, "--loss", "L2", "--validation", 32)
     assert "--validation must be below the 96 pairs, got 96" in refused(*train, "--validation", 96)

@@ -13,7 +13,6 @@ import torch
 
 from gas import grids
 from gas.classical.registry import Classical, candidates, own_grid
-from gas.cli.evaluate import best_on
 from gas.evaluation.evaluator import Comparison, Yardstick
 from gas.evaluation.sampler import run
 from gas.experiments import runner as grid_module
@@ -31,6 +30,7 @@ from gas.metrics.distances import distribution
 from gas.schedule import VPLinear
 from gas.solver_file import load
 from gas.training.gauss_newton import GaussNewton
+from gas.training.ranking import best_classical
 from gas.training.trajectory_grid import gits
 from support.doubles import MIXTURE as MODEL, taught
 
@@ -99,7 +99,8 @@ def test_a_baseline_runs_on_the_grid_that_is_best_on_all_pairs():
     first, second = sorted(errors, key=lambda label: float(errors[label].mean()))[:2]
     order = (errors[second] - errors[first]).argsort()
     assert errors[second][order[:64]].mean() < errors[first][order[:64]].mean()
-    assert best_on(MODEL, taught((700 + order).tolist()), 6, ["ipndm-2"])[0].label == first
+    best = best_classical(MODEL, taught((700 + order).tolist()), 6, ["ipndm-2"])
+    assert best.classical.label == first
 
 
 def counted(monkeypatch):

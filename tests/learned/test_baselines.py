@@ -20,9 +20,9 @@ from gas.table import Table
 from gas.training.adam import Adam, AdamSteps, RelaxedStarts
 from gas.training.distillation import Distilled, distill
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.initialization import Race, Raced, Started, _best_starts
+from gas.training.initialization import CandidateRound, StartChoice, StartSearch, _best_starts
 from gas.training.loop import fit
-from gas.training.ranking import Measured
+from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate
 from support.doubles import MIXTURE as MODEL, Gaussian, taught
 from support.solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES
@@ -225,7 +225,7 @@ def test_distilling_takes_the_kind_by_name_and_never_ships_worse(name, pairs, va
             validation,
             3,
             solver=name,
-            race=Race(starts=2, sprint=GaussNewton(iterations=2, batch=12)),
+            search=StartSearch(candidates=2, short_run=GaussNewton(iterations=2, batch=12)),
             config=GaussNewton(iterations=2),
             state=state,
         )
@@ -243,7 +243,7 @@ def test_wrong_kinds_are_refused_before_anything_is_measured(pairs, validation):
     with pytest.raises(ValueError, match="theory can be left out of gs only, got solver 'bns'"):
         next(distill(MODEL, pairs, validation, 4, solver="bns", theory=False))
     with pytest.raises(ValueError, match="S4S takes a step a time"):
-        next(distill(MODEL, pairs, validation, 4, solver="s4s", race=Race(start="heun/karras")))
+        next(distill(MODEL, pairs, validation, 4, solver="s4s", search=StartSearch(start="heun/karras")))
     skewed = classical.ddim(VPLinear(), grids.log_snr(VPLinear(), 3, 1e-3))
     with pytest.raises(ValueError, match="weights of x_T"):
         S4S.from_table(VPLinear(), Table(skewed.times, 1.1 * skewed.states, skewed.outputs), 1e-3)
@@ -251,32 +251,32 @@ def test_wrong_kinds_are_refused_before_anything_is_measured(pairs, validation):
         LD3(VPLinear(), 5, 1e-3, base="heun")
 
 
-def test_what_a_kind_cannot_start_at_enters_no_race():
+def test_what_a_kind_cannot_start_at_is_no_candidate():
     entries = [("heun", "karras", 0.1), ("ddim", "karras", 0.2), ("ddim", "log_snr", 0.3)]
     ranked = [
-        Measured(entry, entry.table(VPLinear()), loss, 8)
+        RankedSolver(entry, entry.table(VPLinear()), torch.full((8,), loss))
         for entry, loss in ((Classical(s, g, 4, 1e-3), loss) for s, g, loss in entries)
     ]
 
-    def entrants(name):
-        return [m.classical.spec for m in _best_starts(ranked, 4, SOLVERS[name])]
+    def candidates_of(name):
+        return [classical.spec for classical in _best_starts(ranked, 4, SOLVERS[name])]
 
-    assert entrants("s4s") == ["ddim/karras", "ddim/log_snr"]
-    assert entrants("gs") == ["heun/karras", "ddim/log_snr"]
-    assert entrants("ld3") == ["heun/karras", "ddim/log_snr"]
+    assert candidates_of("s4s") == ["ddim/karras", "ddim/log_snr"]
+    assert candidates_of("gs") == ["heun/karras", "ddim/log_snr"]
+    assert candidates_of("ld3") == ["heun/karras", "ddim/log_snr"]
 
 
 def test_where_the_formula_lasts_every_formula_enters_once():
     """LD3 keeps the formula and learns the times, from even steps of log-SNR on; at 4 calls UniPC's orders are one."""
     ranked = [
-        Measured(entry, entry.table(VPLinear()), float(place), 8)
+        RankedSolver(entry, entry.table(VPLinear()), torch.full((8,), float(place)))
         for place, entry in enumerate(
             Classical(s, g, 4, 1e-3)
             for s in ("unipc-2-bh1", "unipc-3-bh1", "ipndm-2", "ddim")
             for g in ("karras", "log_snr")
         )
     ]
-    best = [m.classical.spec for m in _best_starts(ranked, 3, SOLVERS["ld3"])]
+    best = [classical.spec for classical in _best_starts(ranked, 3, SOLVERS["ld3"])]
     assert best == ["unipc-2-bh1/log_snr", "ipndm-2/log_snr", "ddim/log_snr"]
 
 
@@ -293,11 +293,15 @@ def test_a_start_has_the_best_numbers_of_all_its_rounds(pairs, validation, name,
         return loss
 
     monkeypatch.setattr(GaussNewtonSteps, "step", leads_away_later)
-    race = Race(rank=4, first=16, starts=2, sprint=GaussNewton(iterations=2))
-    reports = distill(MODEL, pairs, validation, 3, race=race, solver=name, config=GaussNewton(iterations=0))
+    search = StartSearch(
+        screening_pairs=4, validation_pairs=16, candidates=2, short_run=GaussNewton(iterations=2)
+    )
+    reports = distill(
+        MODEL, pairs, validation, 3, search=search, solver=name, config=GaussNewton(iterations=0)
+    )
     reports = list(reports)
-    started = next(r for r in reports if isinstance(r, Started))
-    raced = [r for r in reports if isinstance(r, Raced)]
+    started = next(r for r in reports if isinstance(r, StartChoice))
+    raced = [r for r in reports if isinstance(r, CandidateRound)]
     assert len(raced) == (4 if name == "gs" else 8)
     table = started.solver(MODEL.schedule, SOLVERS[name])().detach()
     loss = float(evaluate(MODEL, validation.subset(slice(0, 16)), table, l2).mean())

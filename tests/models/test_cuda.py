@@ -1,4 +1,4 @@
-"""What can only be seen on a CUDA device: the same numbers as on a processor, flat memory, graphs, and the commands."""
+"""What can only be seen on a CUDA device: the same numbers as on a processor, memory, graphs, and the commands."""
 
 import json
 
@@ -13,7 +13,7 @@ from gas.cli.app import app
 from gas.models.runtime import CudaGraphed, CudaGraphs, allow_tf32, without_tf32
 from gas.pairs.teacher import teach
 from gas.sampling import sample
-from gas.training.activation_checkpointing import Recomputed
+from gas.training.activation_checkpointing import Checkpointed
 from gas.training.adam import Adam, AdamSteps
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.linearization import linearize
@@ -96,9 +96,9 @@ def test_graphs_are_shared_by_batches_of_other_labels(digits, table):
     assert len(graphs._bound) == 1
 
 
-def peak_of_training(model, pairs, nfe, memory):
+def peak_of_training(model, pairs, nfe, checkpointing):
     solver = gas.GeneralizedSolver(model.schedule, nfe, model.t_end)
-    work = AdamSteps(solver, model, pairs, gas.losses.l2, Adam(batch=48, memory=memory))
+    work = AdamSteps(solver, model, pairs, gas.losses.l2, Adam(batch=48, checkpointing=checkpointing))
     work.step()
     torch.cuda.synchronize()
     begun = torch.cuda.memory_allocated()
@@ -109,19 +109,22 @@ def peak_of_training(model, pairs, nfe, memory):
 
 
 def test_peak_memory_does_not_grow_with_nfe(digits, pairs):
-    flat, fast = (
-        [peak_of_training(digits, pairs, nfe, memory) for nfe in (4, 10)] for memory in ("flat", "fast")
+    checkpointed, stored = (
+        [peak_of_training(digits, pairs, nfe, checkpointing) for nfe in (4, 10)]
+        for checkpointing in (3, "none")
     )
-    assert flat[1] < 1.15 * flat[0]
-    assert fast[1] > 2 * fast[0]
+    assert checkpointed[1] < 1.15 * checkpointed[0]
+    assert stored[1] > 2 * stored[0]
 
 
-def test_gradients_of_flat_memory_are_those_of_the_stored_graph(digits, pairs):
+def test_gradients_with_checkpointing_are_those_of_the_stored_graph(digits, pairs):
     found = []
     for again in (0, 3):
         solver = gas.GeneralizedSolver(digits.schedule, 6, 1e-3)
         with without_tf32():
-            made = sample(Recomputed(digits.bind(pairs.labels), again), pairs.noise.cuda(), solver().folded())
+            made = sample(
+                Checkpointed(digits.bind(pairs.labels), again), pairs.noise.cuda(), solver().folded()
+            )
             (made - pairs.target.cuda()).square().mean().backward()
         found.append(torch.cat([p.grad.flatten() for p in solver.parameters()]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6 * float(found[0].abs().max()))

@@ -10,7 +10,7 @@ import gas
 from gas.evaluation.sampler import fresh, run
 from gas.models.protocol import weights_hash
 from gas.models.seeds import labels_of_seeds
-from gas.training.initialization import Race
+from gas.training.initialization import StartSearch
 from gas.training.loop import _implausible
 from support.doubles import Gaussian, Mixture
 
@@ -258,7 +258,7 @@ def test_what_distill_yields_is_saved_with_all_that_is_known_of_it(tmp_path):
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=12, t_end=model.t_end)
     pairs = gas.pairs.teach(model, teacher, range(48))
     config = gas.GaussNewton(iterations=2, batch=8)
-    short = {"config": config, "race": Race("uniform", rank=2, first=4)}
+    short = {"config": config, "search": StartSearch("uniform", screening_pairs=2, validation_pairs=4)}
     made = [list(gas.distill(model, *pairs.split(16), n, **short))[-1] for n in (2, 3)]
     for name, solvers in {"a": made, "b": {m.nfe: m for m in made}, "c": made[0]}.items():
         document = gas.save(tmp_path / f"{name}.json", solvers, model=model).document

@@ -139,7 +139,7 @@ def against_a_critic(model, pairs, precision, path=None, stop=None):
     critic = gas.Critic("c", torch.nn.Sequential(network, torch.nn.Flatten(0)), precision=precision)
     solver, (kept, held) = GeneralizedSolver(model.schedule, 2, model.t_end), pairs.split(4)
     config = Adam(iterations=6, validate_every=3, batch=4)
-    given = {"validation": held, "config": config, "critics": [critic], "checkpoint": path}
+    given = {"validation": held, "config": config, "discriminators": [critic], "checkpoint": path}
     for record in fit(solver, model, kept, **given):
         if record.iteration == stop:
             break

@@ -81,7 +81,7 @@ def test_every_setting_can_be_changed(name: str) -> None:
         ("teacher_grid=logsnr", "unknown grid 'logsnr': did you mean 'log_snr'"),
         ("solver=gss", "unknown solver 'gss': did you mean 'gs'"),
         ("keep=worst", "keep must be 'best' or 'last', got 'worst'"),
-        ("weight=-1", "weight of critic 'samples' must lie in"),
+        ("weight=-1", "weight of discriminator 'samples' must lie in"),
         ("pairs=60000", r"pairs and validation must fit into teacher_seeds, got 60000 \+ 1000"),
         ("evaluation_seeds=5,5", "evaluation_seeds must be FIRST,LAST"),
         ("t_end=1", r"t_end must lie in \(0, 1\), got 1"),

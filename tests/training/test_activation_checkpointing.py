@@ -1,4 +1,4 @@
-"""Flat memory: the same gradients, and a graph that does not grow with the network's activations."""
+"""Activation checkpointing: the same gradients, and a graph that does not grow with the network's activations."""
 
 import gc
 
@@ -10,7 +10,7 @@ from gas.classical.registry import Classical
 from gas.learned.generalized import GeneralizedSolver
 from gas.pairs.teacher import teach
 from gas.sampling import sample
-from gas.training.activation_checkpointing import Recomputed, available_bytes, kept_calls, saved_bytes
+from gas.training.activation_checkpointing import Checkpointed, available_bytes, saved_bytes, stored_calls
 from gas.training.adam import Adam
 from gas.training.loop import fit
 from gas.zoo.unet import EDMUNet
@@ -52,7 +52,7 @@ def gradients(denoise, pairs, nfe, model):
 def test_gradients_are_those_of_the_stored_graph(digits, pairs, nfe, again):
     denoise = digits.bind(pairs.labels)
     stored = gradients(denoise, pairs, nfe, digits)
-    remade = gradients(Recomputed(denoise, again), pairs, nfe, digits)
+    remade = gradients(Checkpointed(denoise, again), pairs, nfe, digits)
     assert float((remade - stored).norm()) <= 1e-6 * float(stored.norm())
 
 
@@ -68,7 +68,7 @@ def test_answers_that_do_not_depend_on_what_is_learned_have_its_gradients_too(di
         return blind(network, x, t)
 
     stored = gradients(denoise, pairs, 4, digits)
-    remade = gradients(Recomputed(denoise), pairs, 4, digits)
+    remade = gradients(Checkpointed(denoise), pairs, 4, digits)
     assert float(stored.norm()) > 0
     assert float((remade - stored).norm()) <= 1e-6 * float(stored.norm())
 
@@ -82,7 +82,7 @@ def test_a_call_is_made_again_under_the_autocast_it_was_made_under(digits, pairs
 
     for enabled in (True, False):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            made = Recomputed(denoise)(
+            made = Checkpointed(denoise)(
                 pairs.noise.clone().requires_grad_(), torch.tensor(0.5, dtype=torch.float64)
             )
         made.sum().backward()
@@ -92,7 +92,7 @@ def test_a_call_is_made_again_under_the_autocast_it_was_made_under(digits, pairs
 
 def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
     denoise = digits.bind(pairs.labels)
-    flat = [kept_bytes(Recomputed(denoise), pairs.noise, nfe, digits) for nfe in (4, 10)]
+    flat = [kept_bytes(Checkpointed(denoise), pairs.noise, nfe, digits) for nfe in (4, 10)]
     fast = [kept_bytes(denoise, pairs.noise, nfe, digits) for nfe in (4, 10)]
     weights = sum(p.numel() * p.element_size() for p in digits.network.parameters())
     assert flat[1] < 0.05 * fast[1]
@@ -108,7 +108,7 @@ def test_the_calls_kept_are_the_last_ones(digits, pairs):
     denoise = digits.bind(pairs.labels)
     one = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
     weights = sum(p.numel() * p.element_size() for p in digits.network.parameters())
-    some = [kept_bytes(Recomputed(denoise, nfe - 3), pairs.noise, nfe, digits) - weights for nfe in (4, 10)]
+    some = [kept_bytes(Checkpointed(denoise, nfe - 3), pairs.noise, nfe, digits) - weights for nfe in (4, 10)]
     assert some == pytest.approx([3 * one, 3 * one], rel=0.1)
     asked = []
 
@@ -116,7 +116,7 @@ def test_the_calls_kept_are_the_last_ones(digits, pairs):
         asked.append(float(t.detach()))
         return denoise(x, t)
 
-    gradients(Recomputed(counted, 2), pairs, 4, digits)
+    gradients(Checkpointed(counted, 2), pairs, 4, digits)
     assert asked[4:] == [asked[1], asked[0]]
 
 
@@ -140,7 +140,7 @@ def test_training_makes_no_second_network(digits, pairs):
 
     before, kept = networks(), pairs.split(4)
     solver = GeneralizedSolver(digits.schedule, 2, digits.t_end)
-    config = Adam(iterations=1, validate_every=1, batch=4, memory="least")
+    config = Adam(iterations=1, validate_every=1, batch=4, checkpointing=1)
     for _ in fit(solver, digits, kept[0], validation=kept[1], loss="l1", config=config):
         assert networks() == before > 0
 
@@ -153,7 +153,7 @@ def test_a_denoiser_is_asked_plainly_without_gradients(digits, pairs):
         return x * t.float()
 
     with torch.no_grad():
-        Recomputed(denoise)(pairs.noise, torch.tensor(0.5))
+        Checkpointed(denoise)(pairs.noise, torch.tensor(0.5))
     assert asked == [False]
 
 
@@ -166,7 +166,7 @@ def test_a_call_that_is_made_again_builds_its_graph_once(digits, pairs):
         return x * t.float()
 
     t = torch.tensor(0.5, requires_grad=True)
-    Recomputed(denoise)(pairs.noise, t).sum().backward()
+    Checkpointed(denoise)(pairs.noise, t).sum().backward()
     assert asked == [(False, False, True), (True, False, True)]
     torch.testing.assert_close(t.grad, pairs.noise.sum())
 
@@ -179,26 +179,28 @@ def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
     monkeypatch.setattr(
         "gas.training.activation_checkpointing.available_bytes", lambda device: 2 * one * 5 + 1
     )
-    kept = {nfe: kept_calls("auto", denoise, pairs.noise, t, nfe) for nfe in (1, 5, 6, 20)}
+    kept = {nfe: stored_calls("auto", denoise, pairs.noise, t, nfe) for nfe in (1, 5, 6, 20)}
     assert kept == {1: 1, 5: 5, 6: 5, 20: 5}
     monkeypatch.setattr("gas.training.activation_checkpointing.available_bytes", lambda device: 0)
-    assert kept_calls("auto", denoise, pairs.noise, t, 8) == 1
-    modes = ("fast", "flat", "least")
-    assert [kept_calls(mode, denoise, pairs.noise, t, 8) for mode in modes] == [8, 3, 1]
-    assert kept_calls("flat", denoise, pairs.noise, t, 2) == 2
+    assert stored_calls("auto", denoise, pairs.noise, t, 8) == 1
+    assert [stored_calls(mode, denoise, pairs.noise, t, 8) for mode in ("none", 3, 1)] == [8, 3, 1]
+    assert stored_calls(3, denoise, pairs.noise, t, 2) == 2
 
 
 def test_training_ends_with_the_same_solver_and_counts_the_calls_made_again(digits, pairs):
     kept, held = pairs.split(4)
     ends = {}
-    for memory in ("fast", "least"):
+    for checkpointing in ("none", 1):
         solver = GeneralizedSolver(digits.schedule, 3, digits.t_end)
-        config = Adam(iterations=3, validate_every=3, batch=6, memory=memory)
+        config = Adam(iterations=3, validate_every=3, batch=6, checkpointing=checkpointing)
         *_, last = fit(solver, digits, kept, validation=held, loss="l1", config=config)
-        ends[memory] = (torch.cat([p.detach().flatten() for p in solver.parameters()]), last.evaluations)
-    torch.testing.assert_close(ends["least"][0], ends["fast"][0], rtol=1e-4, atol=1e-6)
+        ends[checkpointing] = (
+            torch.cat([p.detach().flatten() for p in solver.parameters()]),
+            last.evaluations,
+        )
+    torch.testing.assert_close(ends[1][0], ends["none"][0], rtol=1e-4, atol=1e-6)
     validated = 2 * len(held) * 3
-    assert ends["fast"][1] == 3 * 6 * 3 * 3 + validated
-    assert ends["least"][1] == 3 * 6 * (3 * 3 + 2) + validated
-    with pytest.raises(ValueError, match="memory must be"):
-        Adam(memory="small")
+    assert ends["none"][1] == 3 * 6 * 3 * 3 + validated
+    assert ends[1][1] == 3 * 6 * (3 * 3 + 2) + validated
+    with pytest.raises(ValueError, match="checkpointing must be"):
+        Adam(checkpointing="small")

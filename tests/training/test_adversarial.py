@@ -19,11 +19,11 @@ from gas.sampling import sample
 from gas.training.adam import Adam, AdamSteps
 from gas.training.adversarial.losses import Critic, classic, gradient_penalty, objective_by_name, relativistic
 from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
-from gas.training.adversarial.setup import Adversary, Watched, adversary_for
-from gas.training.adversarial.updates import CriticSteps
-from gas.training.distillation import against, distill
+from gas.training.adversarial.setup import Adversary, FixedNoiseCriterion, adversary_for, fit_adversarial
+from gas.training.adversarial.updates import DiscriminatorUpdates
+from gas.training.distillation import distill
 from gas.training.gauss_newton import GaussNewton
-from gas.training.initialization import Race
+from gas.training.initialization import StartSearch
 from gas.training.loop import fit
 from gas.training.validation import evaluate
 from support.doubles import MIXTURE as MODEL, Mixture, taught
@@ -90,8 +90,8 @@ def test_one_step_is_the_loss_by_hand(objective):
     torch.manual_seed(0)
     fake, real = torch.randn(8, 2), torch.randn(8, 2) + 1
     critic = Critic("plane", Logit(), weight=0.3, objective=objective, penalty=0.2, learning_rate=1e-3)
-    steps, twin = CriticSteps([critic]), Logit()
-    steps.learn(fake, real, (None, None))
+    steps, twin = DiscriminatorUpdates([critic]), Logit()
+    steps.update(fake, real, (None, None))
 
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3, betas=(0.0, 0.99))
     f, r = fake.clone().requires_grad_(), real.clone().requires_grad_()
@@ -113,7 +113,9 @@ def test_one_step_is_the_loss_by_hand(objective):
     assert float(fake.grad.abs().sum()) > 0
     assert all(p.grad is None or not p.requires_grad for p in critic.network.parameters())
     logs = steps.report()
-    assert set(logs) == {f"plane.{name}" for name in ("r1", "r2", "critic", "ranks", "generator")}
+    assert set(logs) == {
+        f"plane.{name}" for name in ("r1", "r2", "discriminator", "real_above_fake", "generator")
+    }
     assert steps.report() == {}
 
 
@@ -121,7 +123,7 @@ def trained(pairs, validation, critics, *, iterations=6, **options):
     solver = new()
     config = Adam(iterations=iterations, validate_every=3, batch=16)
     records = list(
-        fit(solver, MODEL, pairs, validation=validation, config=config, critics=critics, **options)
+        fit(solver, MODEL, pairs, validation=validation, config=config, discriminators=critics, **options)
     )
     return parameters(solver), records
 
@@ -205,7 +207,7 @@ def test_several_critics_each_with_a_view_and_labels(labelled, validation):
     assert all(labels.shape == (16,) for labels in conditional.asked)
     assert {"plane.generator", "lifted.generator", "lifted.r1"} <= set(records[-1].logs)
     with pytest.raises(ValueError, match="different names"):
-        CriticSteps([critics[0], critics[0]])
+        DiscriminatorUpdates([critics[0], critics[0]])
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path):
@@ -219,7 +221,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path)
             validation=validation,
             config=config,
             checkpoint=checkpoint,
-            critics=[critic],
+            discriminators=[critic],
         )
         records = list(itertools.islice(running, reports))
         running.close()
@@ -249,7 +251,7 @@ def test_a_broken_critic_is_reported_and_the_solver_keeps_its_best(pairs, valida
                 pairs,
                 validation=validation,
                 config=config,
-                critics=[Critic("broken", Broken(), penalty=0.0)],
+                discriminators=[Critic("broken", Broken(), penalty=0.0)],
             )
         )
     assert torch.equal(parameters(solver), before)
@@ -266,7 +268,7 @@ def test_a_critic_that_wins_outright_is_reported(pairs, validation):
         def forward(self, x):
             return torch.isin(x, pairs.target).all(1).to(x) * self.scale + 0 * x.sum(1)
 
-    with pytest.raises(Diverged, match="critic 'sure' wins outright"):
+    with pytest.raises(Diverged, match="discriminator 'sure' wins outright"):
         trained(pairs, validation, [Critic("sure", Sure())], iterations=9)
 
 
@@ -277,7 +279,7 @@ def test_settings_and_critics_that_do_not_fit_are_refused(pairs, validation):
         ("warmup", -1),
         ("learning_rate", 0.0),
     ):
-        with pytest.raises(ValueError, match=f"{setting} of critic 'plane' must"):
+        with pytest.raises(ValueError, match=f"{setting} of discriminator 'plane' must"):
             Critic("plane", Logit(), **{setting: value})
     with pytest.raises(ValueError, match=r"two batches of pairs \(500\), got 400"):
         AdamSteps(new(), MODEL, pairs, None, Adam(batch=250), [Critic("plane", Logit())])
@@ -285,7 +287,7 @@ def test_settings_and_critics_that_do_not_fit_are_refused(pairs, validation):
         Critic("plane", Logit(), objective="wgan")
     with pytest.raises(ValueError, match=r"one logit a sample, \(16,\), got \(16, 2\)"):
         trained(pairs, validation, [Critic("plane", nn.Linear(2, 2))])
-    with pytest.raises(ValueError, match=r"critics need config=gas\.Adam"):
+    with pytest.raises(ValueError, match=r"discriminators need config=gas\.Adam"):
         next(
             fit(
                 new(),
@@ -293,7 +295,7 @@ def test_settings_and_critics_that_do_not_fit_are_refused(pairs, validation):
                 pairs,
                 validation=validation,
                 config=GaussNewton(),
-                critics=[Critic("plane", Logit())],
+                discriminators=[Critic("plane", Logit())],
             )
         )
 
@@ -342,8 +344,8 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
         nearness,
         Adam(iterations=6, batch=16, validate_every=3),
     )
-    race = Race(first=16, starts=1, sprint=GaussNewton(iterations=2))
-    options = {"race": race, "config": GaussNewton(iterations=3)}
+    search = StartSearch(validation_pairs=16, candidates=1, short_run=GaussNewton(iterations=2))
+    options = {"search": search, "config": GaussNewton(iterations=3)}
     gs = list(distill(MODEL, pairs, validation, 3, **options))[-1]
     gas = list(distill(MODEL, pairs, validation, 3, **options, adversary=adversary))[-1]
     if network is None:
@@ -361,20 +363,20 @@ def test_critics_of_their_own_size_are_made_afresh_for_every_solver():
     model = zoo.load("digits")
     pairs = teach(model, Classical("ddim", "log_snr", 2, 1e-3).table(model.schedule), range(20))
     adversary = adversary_for(model, pairs, weight=0.1, seed=3)
-    (first,), (second,) = adversary.critics(), adversary.critics()
+    (first,), (second,) = adversary.discriminators(), adversary.discriminators()
     assert first.network is not second.network
     assert torch.equal(parameters(first.network), parameters(second.network))
     assert first.logits(pairs.target, None).shape == (20,)
     assert adversary.criterion.measure(pairs.target) == pytest.approx(0.0, abs=1e-9)
     assert (adversary.criterion.labelled, adversary.criterion.guidance) == (True, 1.0)
-    with pytest.raises(ValueError, match=r"no critic is known for samples of shape 2 \(only 1x8x8"):
+    with pytest.raises(ValueError, match=r"no discriminator is known for samples of shape 2 \(only 1x8x8"):
         adversary_for(MODEL, pairs)
-    with pytest.raises(ValueError, match="a critic needs pairs to learn from, got none: make some"):
+    with pytest.raises(ValueError, match="a discriminator needs pairs to learn from, got none: make some"):
         adversary_for(model, pairs.subset(slice(0, 0)))
     with pytest.raises(ValueError, match="warmup must be below the 250 iterations, got 400"):
         adversary_for(model, pairs, warmup=400)
     assert (first.warmup, first.penalty) == (100, 2.0)
-    assert not adversary_for(model, pairs, weight=0.0).speaks()
+    assert not adversary_for(model, pairs, weight=0.0).has_weight()
 
 
 def test_the_criterion_is_a_distance_of_distributions(validation):
@@ -392,29 +394,31 @@ def test_a_criterion_watches_the_same_fresh_noise_of_every_solver(labelled):
     labels = torch.arange(2**41, 2**41 + 70) % MODEL.classes
     with torch.no_grad():
         expected = sample(MODEL.bind(labels), MODEL.noise(seeds), table)
-    watched = Watched(MODEL, lambda x: x, samples=70)
-    torch.testing.assert_close(watched(table), expected)
-    torch.testing.assert_close(watched(table.folded()), expected)
-    unlabelled = Watched(MODEL, lambda x: x, samples=70, labelled=False)
+    criterion = FixedNoiseCriterion(MODEL, lambda x: x, samples=70)
+    torch.testing.assert_close(criterion(table), expected)
+    torch.testing.assert_close(criterion(table.folded()), expected)
+    unlabelled = FixedNoiseCriterion(MODEL, lambda x: x, samples=70, labelled=False)
     torch.testing.assert_close(unlabelled(table), sample(MODEL.bind(None), MODEL.noise(seeds), table))
 
 
 def test_weights_in_units_of_the_paired_loss_do_not_change_with_its_scale(pairs, validation):
     critic = [Critic("plane", Logit(), weight=40.0), Critic("other", Logit(1), weight=1.0)]
     relative = Adversary(lambda: critic, lambda table: 0.0, unit="paired")
-    assert [c.weight for c in relative.weighed(0.01)] == pytest.approx([0.4, 0.01])
+    assert [c.weight for c in relative.weighted(0.01)] == pytest.approx([0.4, 0.01])
     absolute = Adversary(lambda: critic, lambda table: 0.0)
-    assert [c.weight for c in absolute.weighed(0.01)] == [40.0, 1.0]
+    assert [c.weight for c in absolute.weighted(0.01)] == [40.0, 1.0]
     with pytest.raises(ValueError, match="unit must be 'absolute' or 'paired', got 'pairs'"):
         Adversary(lambda: critic, lambda table: 0.0, unit="pairs")
 
-    # What is told to the critics' optimiser is the weight times what GS ends with.
+    # The critics' weight in the solver's loss is the given one times the loss that GS ends with.
     def after(unit, weight):
         solver, config = new(), Adam(iterations=2, batch=16, validate_every=1)
         adversary = Adversary(
             lambda: [Critic("plane", Logit(), weight=weight)], lambda table: 0.0, config, unit=unit
         )
-        last = [record.train_loss for record in against(adversary, solver, MODEL, pairs, validation)][-1]
+        last = [record.train_loss for record in fit_adversarial(adversary, solver, MODEL, pairs, validation)][
+            -1
+        ]
         return last
 
     start = float(evaluate(MODEL, validation, new()().detach(), loss_by_name("l2")).mean())
@@ -422,24 +426,24 @@ def test_weights_in_units_of_the_paired_loss_do_not_change_with_its_scale(pairs,
 
 
 def test_a_critic_may_take_several_steps_for_one_of_the_solver(pairs):
-    class Recorder(CriticSteps):
-        def learn(self, fake, real, labels, turn=0):
+    class Recorder(DiscriminatorUpdates):
+        def update(self, fake, real, labels, turn=0):
             seen.append((fake, real, turn))
-            super().learn(fake, real, labels, turn)
+            super().update(fake, real, labels, turn)
 
     seen, critics = [], [Critic("slow", Logit()), Critic("fast", Logit(1), steps=3, learning_rate=1e-3)]
     for pairing in ("independent", "paired"):
         seen.clear()
         config = Adam(iterations=2, batch=16)
         steps = AdamSteps(new(), MODEL, pairs, F.mse_loss, config, critics, pairing)
-        steps.critics = Recorder(critics)
+        steps.discriminators = Recorder(critics)
         steps.step()
         assert [turn for *_, turn in seen] == [0, 1, 2]
         changing = 0 if pairing == "paired" else 1  # fresh fakes, or other reals
         assert not torch.equal(seen[0][changing], seen[1][changing])
-        taken = [len(steps.critics.logs[f"{name}.critic"]) for name in ("slow", "fast")]
+        taken = [len(steps.discriminators.logs[f"{name}.discriminator"]) for name in ("slow", "fast")]
         assert taken == [1, 3]
-    with pytest.raises(ValueError, match="steps of critic 'none' must be from 1 to"):
+    with pytest.raises(ValueError, match="steps of discriminator 'none' must be from 1 to"):
         Critic("none", Logit(), steps=0)
 
 
@@ -448,7 +452,7 @@ def test_a_pretrained_critic_is_copied_and_must_fit_the_samples():
     pairs = teach(model, Classical("ddim", "log_snr", 2, 1e-3).table(model.schedule), range(20))
     network = R3GANDiscriminator(**DIGITS)
     adversary = adversary_for(model, pairs, network=network, steps=2)
-    (critic,) = adversary.critics()
+    (critic,) = adversary.discriminators()
     assert (critic.steps, critic.penalty) == (2, 0.2)
     assert critic.network is not network
     assert torch.equal(parameters(critic.network), parameters(network))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gas.training.inner_solve import minimise
+from gas.training.inner_solve import minimize
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def value(numbers, p, start, gradient, hessian):
 def test_where_numbers_are_the_parameters_it_is_the_newton_step(model):
     start = torch.arange(4, dtype=torch.float64)
     expected = start - torch.linalg.solve(model[1], model[0])
-    torch.testing.assert_close(minimise(lambda p: 1 * p, start, *model, torch.arange(4)), expected)
+    torch.testing.assert_close(minimize(lambda p: 1 * p, start, *model, torch.arange(4)), expected)
 
 
 def test_numbers_that_can_be_anything_end_at_the_minimum_however_they_bend(model):
@@ -36,7 +36,7 @@ def test_numbers_that_can_be_anything_end_at_the_minimum_however_they_bend(model
     start = torch.tensor([0.1, 0.4, -0.2, 0.7, 1.0, 2.0], dtype=torch.float64)
     q = numbers(start)
     gradient = -model[1] @ torch.tensor([0.8, -0.5, 0.4, 1.5], dtype=torch.float64)  # the minimum is that far
-    reached = minimise(numbers, start, gradient, model[1], torch.arange(6))
+    reached = minimize(numbers, start, gradient, model[1], torch.arange(6))
     torch.testing.assert_close(
         numbers(reached) - q, -torch.linalg.solve(model[1], gradient), rtol=0.02, atol=0.02
     )
@@ -51,7 +51,7 @@ def test_on_a_curve_it_is_the_lowest_point_of_the_curve(model):
         return torch.cat([p.sin(), p.cos(), p, p**2])
 
     start = torch.tensor([0.3], dtype=torch.float64)
-    reached = minimise(numbers, start, *model, torch.arange(1))
+    reached = minimize(numbers, start, *model, torch.arange(1))
     around = [start + move for move in torch.linspace(-2, 2, 4001, dtype=torch.float64)]
     lowest = min(value(numbers, p, start, *model) for p in around)
     assert value(numbers, reached, start, *model) == pytest.approx(lowest, rel=0.01)
@@ -65,7 +65,7 @@ def test_what_may_not_move_stays_and_what_is_no_table_is_not_entered():
 
     start = torch.tensor([0.9, 1.0, 2.0], dtype=torch.float64)
     gradient, hessian = torch.tensor([-50.0, 0.0, 0.0, -1.0]).double(), torch.eye(4, dtype=torch.float64)
-    reached = minimise(numbers, start, gradient, hessian, torch.tensor([0, 2]))
+    reached = minimize(numbers, start, gradient, hessian, torch.tensor([0, 2]))
     assert reached[1] == 1.0 and 0.999 < reached[0] <= 1.0 and reached[2] > 2.0
     edge = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
     assert (
@@ -85,14 +85,14 @@ def test_what_may_not_move_stays_and_what_is_no_table_is_not_entered():
 )
 def test_where_nothing_can_be_gained_it_stays(model, numbers, free):
     start = torch.arange(4, dtype=torch.float64)
-    assert torch.equal(minimise(numbers, start, *model, torch.tensor(free, dtype=torch.long)), start)
+    assert torch.equal(minimize(numbers, start, *model, torch.tensor(free, dtype=torch.long)), start)
 
 
 def test_a_model_that_is_flat_moves_nothing_and_a_parameter_without_effect_keeps_the_others_moving(model):
     start = torch.arange(4, dtype=torch.float64)
     flat = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
-    assert torch.equal(minimise(lambda p: 1 * p, start, *flat, torch.arange(4)), start)
-    dead = minimise(lambda p: torch.cat([p[:3], 0 * p[3:]]), start, *model, torch.arange(4))
+    assert torch.equal(minimize(lambda p: 1 * p, start, *flat, torch.arange(4)), start)
+    dead = minimize(lambda p: torch.cat([p[:3], 0 * p[3:]]), start, *model, torch.arange(4))
     gradient, hessian = model[0][:3], model[1][:3, :3]
     torch.testing.assert_close(dead[:3], start[:3] - torch.linalg.solve(hessian, gradient))
     assert dead[3] == start[3]

@@ -18,9 +18,9 @@ from gas.training.adam import PAPER, Adam, AdamSteps
 from gas.training.adversarial.losses import Critic
 from gas.training.distillation import Distilled, distill, distill_family, neighbour_grid
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.initialization import FINALISTS, Race, Raced, Started
+from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
-from gas.training.ranking import Measured, rank_classical
+from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
 from support.doubles import MIXTURE as MODEL, taught
 
@@ -112,13 +112,12 @@ def test_it_can_hold_the_last_numbers_instead(pairs, validation):
 
 
 def test_averages_of_gradients_decay_as_told(pairs, validation):
-    """And settings that leave them be have the identity that they had before these could be set."""
     made = []
     for betas in ((0.9, 0.999), (0.0, 0.5)):
         config, solver = Adam(iterations=5, validate_every=5, betas=betas), new()
         steps = AdamSteps(solver, MODEL, pairs, l2, config)
         assert steps.optimizer.defaults["betas"] == betas
-        assert ("betas" in steps.identity()["Adam"]) == (betas != (0.9, 0.999))
+        assert steps.fingerprint()["Adam"]["betas"] == betas
         list(fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config))
         made.append(solver().detach().outputs)
     assert not torch.equal(*made)
@@ -196,7 +195,7 @@ def test_settings_out_of_range_are_refused(setting, value):
         ("largest", 0),
         ("damping", float("nan")),
         ("growth", 0.9),
-        ("memory", 1.0),
+        ("forgetting", 1.0),
         ("iterations", -1),
     ],
 )
@@ -206,7 +205,7 @@ def test_settings_of_gauss_newton_out_of_range_are_refused(setting, value):
 
 
 def test_the_ranking_is_what_running_each_one_gives(validation):
-    ranked = list(rank_classical(MODEL, validation, NFE, l2, first=16, kept=5, batch=24))
+    ranked = list(rank_classical(MODEL, validation, NFE, l2, rounds=((None, 16), (5, None)), batch=24))
     finalists = ranked[-5:]
     assert [m.loss for m in finalists] == sorted(m.loss for m in finalists)
     for m in finalists:
@@ -228,19 +227,19 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
             pairs,
             validation,
             NFE,
-            race=Race(start, first=8),
+            search=StartSearch(start, validation_pairs=8),
             config=Adam(iterations=3, validate_every=3),
         )
     )
-    started = next(r for r in reports if isinstance(r, Started))
+    started = next(r for r in reports if isinstance(r, StartChoice))
     result = reports[-1]
     assert isinstance(result, Distilled)
-    assert isinstance(reports[0], Measured)
+    assert isinstance(reports[0], RankedSolver)
     assert result.loss <= started.best_loss * (1 + 1e-6)
     assert result.table().nfe == NFE
-    finalists = [r.classical.label for r in reports if isinstance(r, Measured)][-FINALISTS:]
-    raced = [r for r in reports if isinstance(r, Raced)]
-    assert [r.place for r in raced] == list(range(1, 6 if start == "best" else 1))
+    finalists = [r.classical.label for r in reports if isinstance(r, RankedSolver)][-FINALISTS:]
+    raced = [r for r in reports if isinstance(r, CandidateRound)]
+    assert [r.run for r in raced] == list(range(1, 6 if start == "best" else 1))
     winner = min(raced[3:], key=lambda r: r.loss).classical.spec if raced else start
     best = [r.classical for r in sorted(raced[:3], key=lambda r: r.loss)[:2]]
     assert [r.classical for r in raced[3:]] == best
@@ -252,14 +251,14 @@ def test_where_a_classical_solver_is_the_teacher_there_is_nothing_to_learn():
     teacher = Classical("unipc-3-bh2", "log_snr", 3, MODEL.t_end)
     own = [teach(MODEL, teacher.table(MODEL.schedule), seeds) for seeds in (range(32), range(100, 132))]
     reports = list(distill(MODEL, *own, 3))
-    assert not any(isinstance(r, (Raced, FitRecord)) for r in reports)
+    assert not any(isinstance(r, (CandidateRound, FitRecord)) for r in reports)
     expected = teacher.table(MODEL.schedule).unrolled()
     torch.testing.assert_close(reports[-1].table().unrolled(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
-    race = Race(first=8, starts=2, sprint=GaussNewton(iterations=2))
-    config = {"config": Adam(iterations=20, validate_every=10), "race": race}
+    search = StartSearch(validation_pairs=8, candidates=2, short_run=GaussNewton(iterations=2))
+    config = {"config": Adam(iterations=20, validate_every=10), "search": search}
     expected = list(distill(MODEL, pairs, validation, NFE, **config))[-1]
     running = distill(MODEL, pairs, validation, NFE, **config, state=tmp_path)
     for report in running:
@@ -268,10 +267,14 @@ def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, t
     next(running)  # the report of iteration 20: the checkpoint of iteration 10 is written by then
     running.close()
     rest = list(distill(MODEL, pairs, validation, NFE, **config, state=tmp_path))
-    assert isinstance(rest[0], Started)  # the ranking is not run again
+    assert isinstance(rest[0], StartChoice)  # the ranking is not run again
     assert torch.equal(rest[-1].table().unrolled(), expected.table().unrolled())
     with pytest.raises(ValueError, match=r"cannot be continued .* delete"):
-        list(distill(MODEL, pairs, validation, NFE, **{**config, "race": Race("uniform")}, state=tmp_path))
+        list(
+            distill(
+                MODEL, pairs, validation, NFE, **{**config, "search": StartSearch("uniform")}, state=tmp_path
+            )
+        )
     again = list(distill(MODEL, pairs, validation, NFE, **config, state=tmp_path))
     assert again[-1].loss == rest[-1].loss  # a finished member of a family is not trained again, nor lost
     assert torch.equal(again[-1].table().unrolled(), expected.table().unrolled())
@@ -298,26 +301,31 @@ def test_a_neighbours_grid_mends_told_times_that_fall_back():
 
 
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
-    sprint = GaussNewton(iterations=2)
-    options = {"config": GaussNewton(iterations=2), "race": Race(first=8, sprint=sprint)}
+    short_run = GaussNewton(iterations=2)
+    options = {
+        "config": GaussNewton(iterations=2),
+        "search": StartSearch(validation_pairs=8, short_run=short_run),
+    }
     reports = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
     members = [r for r in reports if isinstance(r, Distilled)]
     assert [m.nfe for m in members] == [1, 2, 3]
-    raced = [r for r in reports if isinstance(r, Raced)]
-    assert [r.starts for r in raced] == [5] * 15
+    raced = [r for r in reports if isinstance(r, CandidateRound)]
+    assert [r.runs for r in raced] == [5] * 15
     first_rounds = [*raced[:3], *raced[5:8], *raced[10:13]]
     assert [("," in r.classical.grid) for r in first_rounds] == [False] * 3 + [True, False, False] * 2
     for member in members:  # what counts as the best classical solver knows nothing of neighbours
         alone = next(
             r
-            for r in distill(MODEL, pairs, validation, member.nfe, race=Race("ddim", first=8))
-            if isinstance(r, Started)
+            for r in distill(
+                MODEL, pairs, validation, member.nfe, search=StartSearch("ddim", validation_pairs=8)
+            )
+            if isinstance(r, StartChoice)
         )
         assert member.best_classical == alone.best
     assert all(m.loss <= m.best_classical_loss for m in members)
     again = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
     ended = [r for r in again if isinstance(r, Distilled)]
-    assert not any(isinstance(r, Raced) for r in again)  # what was finished is not done again
+    assert not any(isinstance(r, CandidateRound) for r in again)  # what was finished is not done again
     for member, other in zip(members, ended, strict=True):
         assert torch.equal(member.table().unrolled(), other.table().unrolled())
         assert member.evaluations == other.evaluations
@@ -330,14 +338,14 @@ def test_a_solver_of_another_schedule_is_refused(pairs, validation):
 
 
 def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation, tmp_path):
-    race = Race(first=8, starts=1, sprint=GaussNewton(iterations=1))
-    options = {"race": race, "config": GaussNewton(iterations=1)}
+    search = StartSearch(validation_pairs=8, candidates=1, short_run=GaussNewton(iterations=1))
+    options = {"search": search, "config": GaussNewton(iterations=1)}
     list(distill(MODEL, pairs, validation, 2, **options, state=tmp_path))
     with pytest.raises(ValueError, match=r"of another run: loss was 'l2', is 'l1'\): delete"):
         list(distill(MODEL, pairs, validation, 2, **options, loss="l1", state=tmp_path))
 
 
-def test_an_entrant_that_blows_up_does_not_win(pairs, validation, monkeypatch):
+def test_a_candidate_that_diverges_does_not_win(pairs, validation, monkeypatch):
     steps, calls = GaussNewtonSteps.step, []
 
     def fails_at_first(self):
@@ -347,11 +355,11 @@ def test_an_entrant_that_blows_up_does_not_win(pairs, validation, monkeypatch):
         return steps(self)
 
     monkeypatch.setattr(GaussNewtonSteps, "step", fails_at_first)
-    race = Race(first=8, starts=2, sprint=GaussNewton(iterations=2))
-    reports = list(distill(MODEL, pairs, validation, 2, race=race, config=GaussNewton(iterations=1)))
-    raced = [r for r in reports if isinstance(r, Raced)]
+    search = StartSearch(validation_pairs=8, candidates=2, short_run=GaussNewton(iterations=2))
+    reports = list(distill(MODEL, pairs, validation, 2, search=search, config=GaussNewton(iterations=1)))
+    raced = [r for r in reports if isinstance(r, CandidateRound)]
     assert raced[0].evaluations == 0 < raced[1].evaluations
-    started = next(r for r in reports if isinstance(r, Started))
+    started = next(r for r in reports if isinstance(r, StartChoice))
     assert started.start == min(raced, key=lambda r: r.loss).classical.spec
 
 
@@ -382,14 +390,14 @@ class Counting(WrappedModel):
     "config", [GaussNewton(iterations=3), Adam(iterations=5, validate_every=2)], ids=["gauss-newton", "adam"]
 )
 def test_every_network_evaluation_is_counted(pairs, validation, start, config):
-    """Ranking, race, training, trial steps and every validation: what is reported passed through the network."""
+    """Ranking, start search, training, trial steps and every validation: the count is of calls of the network."""
     Counting.rows = 0
     *_, end = distill(
         Counting(MODEL),
         pairs,
         validation,
         3,
-        race=Race(start=start, first=16, rank=4, starts=2),
+        search=StartSearch(start=start, validation_pairs=16, screening_pairs=4, candidates=2),
         config=config,
     )
     assert end.evaluations == Counting.rows
@@ -397,9 +405,11 @@ def test_every_network_evaluation_is_counted(pairs, validation, start, config):
 
 def test_every_network_evaluation_of_a_family_is_counted(pairs, validation):
     Counting.rows = 0
-    race = Race(first=16, rank=4, starts=2, sprint=GaussNewton(iterations=1))
+    search = StartSearch(
+        validation_pairs=16, screening_pairs=4, candidates=2, short_run=GaussNewton(iterations=1)
+    )
     config = GaussNewton(iterations=1)
-    reports = distill_family(Counting(MODEL), pairs, validation, [2, 3], race=race, config=config)
+    reports = distill_family(Counting(MODEL), pairs, validation, [2, 3], search=search, config=config)
     assert sum(r.evaluations for r in reports if isinstance(r, Distilled)) == Counting.rows
 
 
@@ -414,7 +424,7 @@ def test_a_checkpoint_is_of_one_run_only(pairs, validation, tmp_path, change):
         solver = GeneralizedSolver(MODEL.schedule, 2, MODEL.t_end)
         shared = {"validation": validation, "checkpoint": tmp_path / "state.pt"}
         kind = {"loss": told["loss"], "criterion": told["criterion"]}
-        return list(fit(solver, MODEL, pairs, config=config, critics=[critic], **shared, **kind))
+        return list(fit(solver, MODEL, pairs, config=config, discriminators=[critic], **shared, **kind))
 
     run()
     run()

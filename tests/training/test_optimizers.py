@@ -154,10 +154,10 @@ class LastRow(nn.Module):
         return Table(self.base.times, states, torch.cat([self.base.outputs[:2], self.row[None, 1:]]))
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.6])
-def test_with_linear_samples_every_step_ends_at_the_least_squares_of_all_pairs_so_far(pairs, memory):
+@pytest.mark.parametrize("forgetting", [0.0, 0.6])
+def test_with_linear_samples_every_step_ends_at_the_least_squares_of_all_pairs_so_far(pairs, forgetting):
     solver = LastRow()
-    config = GaussNewton(batch=20, growth=1.0, memory=memory, damping=1e-12, seed=3, outlier=math.inf)
+    config = GaussNewton(batch=20, growth=1.0, forgetting=forgetting, damping=1e-12, seed=3, outlier=math.inf)
     steps = GaussNewtonSteps(solver, MODEL, pairs, FeatureLoss(lambda x: x), config)
     steps.damping = 0.0
     rows, targets = [], []
@@ -167,7 +167,7 @@ def test_with_linear_samples_every_step_ends_at_the_least_squares_of_all_pairs_s
         states = itertools.islice(trajectory(MODEL.denoise, chosen.noise, solver.base), 3)
         for state, t in zip(states, solver.base.times, strict=True):
             history.append(MODEL.denoise(state, t))
-        fade = memory**0.5 if k else 1.0
+        fade = forgetting**0.5 if k else 1.0
         rows = [fade * r for r in rows] + [torch.stack(history, -1).flatten(0, 1).double()]
         targets = [fade * t for t in targets] + [chosen.target.flatten().double()]
         steps.step()

@@ -17,8 +17,7 @@ from gas.io import metadata_with_checksum
 from gas.models.protocol import Model
 from gas.models.seeds import labels_of_seeds
 from gas.training.adam import AdamSteps
-from gas.training.adversarial.setup import GAS, adversary_for
-from gas.training.distillation import against
+from gas.training.adversarial.setup import GAS, adversary_for, fit_adversarial
 from gas.zoo import latent as latent_models
 from gas.zoo.weights_file import WEIGHTS, read_weights, write_weights
 from support.commands import run
@@ -81,16 +80,16 @@ def test_a_solver_learns_against_a_critic_of_its_latents(latent):
     table = Classical("ddim", "log_snr", 2, latent.t_end).table(latent.schedule)
     pairs, others = gas.pairs.teach(latent, table, range(8), guidance=2.0).split(2)
     config = replace(GAS, iterations=3, batch=2, validate_every=3)
-    adversary = adversary_for(latent, pairs, config=config, watched=4)
-    (critic,) = adversary.critics()
+    adversary = adversary_for(latent, pairs, config=config, samples=4)
+    (critic,) = adversary.discriminators()
     assert critic.logits(pairs.target[:2], None).shape[0] == 2
     start = Classical("ddim", "time_uniform", 1, latent.t_end).table(latent.schedule)
     solver = gas.GeneralizedSolver.from_table(latent.schedule, start, latent.t_end)
-    steps = AdamSteps(solver, latent, pairs, gas.losses.l1, config, adversary.weighed(1.0), "independent")
+    steps = AdamSteps(solver, latent, pairs, gas.losses.l1, config, adversary.weighted(1.0), "independent")
     before = [number.detach().clone() for number in solver.parameters()]
     assert all(math.isfinite(steps.step()) for _ in range(3))
     assert any(not torch.equal(a, b) for a, b in zip(before, solver.parameters(), strict=True))
-    first, *_, last = against(adversary, solver, latent, pairs, others)
+    first, *_, last = fit_adversarial(adversary, solver, latent, pairs, others)
     assert last.iteration == 3
     assert last.best_loss <= first.start_loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -302,7 +302,7 @@ def _lines(setting: Setting, ruler: Ruler, rows: Sequence[Contestant]) -> list[s
     """Say what was done."""
     budget, unseen = setting.budget, ruler.yardstick.pairs
     seeds = unseen.seeds
-    settings = ", ".join(f"{name} {value}" for name, value in asdict(budget.config).items())
+    settings = ", ".join(f"{name} {value}" for name, value in budget.config.config().items())
     told = setting.train.teacher
     teacher = f"{told.get('solver', 'unknown')} / {told.get('grid', '')}, {told.get('nfe', '?')} calls"
     going = f"GAS goes on from GS for {budget.gas.iterations} steps of Adam against a critic."

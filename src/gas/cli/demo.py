@@ -45,7 +45,7 @@ def demo(
     ] = 4,
     iterations: Annotated[
         int,
-        typer.Option(help="Gauss-Newton steps after the race for the start.", min=0, max=MAX_ITERATIONS),
+        typer.Option(help="Gauss-Newton steps after the search for the start.", min=0, max=MAX_ITERATIONS),
     ] = 8,
     model: ZooName = "mnist",
     seed: Seed = 0,
@@ -111,18 +111,18 @@ def demo(
 def _learn(
     model: ZooModel, pairs: Pairs, validation: Pairs, nfe: int, iterations: int, seed: int, state: Path
 ) -> Distilled:
-    """Learn within a demo's time: three entrants, few pairs a step."""
+    """Learn within a demo's time: three candidates, few pairs a step."""
     from gas.cli.follow import show
     from gas.training.distillation import STATE, distill
     from gas.training.gauss_newton import GaussNewton
-    from gas.training.initialization import Race
+    from gas.training.initialization import StartSearch
 
     config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
-    sprint = GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
-    race = Race(first=16, starts=3, sprint=sprint)
+    short_run = GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
+    search = StartSearch(validation_pairs=16, candidates=3, short_run=short_run)
     try:
         with scratch(state, STATE):
-            reports = distill(model, pairs, validation, nfe, config=config, race=race, state=state)
+            reports = distill(model, pairs, validation, nfe, config=config, search=search, state=state)
             return show(reports, model, nfe)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"State is in {state}; the same command goes on from there.") from None
@@ -132,14 +132,13 @@ def _against(model: ZooModel, pairs: Pairs, validation: Pairs, table: Table, see
     """Go on against a critic within a demo's time: a third of the usual steps, on few pairs."""
     from gas.cli.screen import bar
     from gas.learned.generalized import GeneralizedSolver
-    from gas.training.adversarial.setup import GAS, adversary_for
-    from gas.training.distillation import against
+    from gas.training.adversarial.setup import GAS, adversary_for, fit_adversarial
 
     solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end)
     config = replace(GAS, iterations=STEPS, batch=16, validate_every=STEPS // 4, seed=seed)
-    adversary = adversary_for(model, pairs, config=config, watched=EVALUATED, seed=seed)
+    adversary = adversary_for(model, pairs, config=config, samples=EVALUATED, seed=seed)
     with bar("critic", STEPS) as running:
-        for record in against(adversary, solver, model, pairs, validation):
+        for record in fit_adversarial(adversary, solver, model, pairs, validation):
             share = record.validation_loss / max(record.start_loss, 1e-12)
             running.at(record.iteration, f"{share:.0%} of GS's distance to the teacher's distribution")
     return solver
@@ -150,13 +149,13 @@ def _contestants(
 ) -> dict[str, tuple[str, Table]]:
     """The solvers of the picture, by name, with the classical ones' grids and their tables."""
     from gas.classical.registry import Classical
-    from gas.cli.evaluate import best_on
+    from gas.training.ranking import best_classical
 
     common = Classical("dpmpp-3m", "log_snr", nfe, model.t_end)
     tables = {"DPM-Solver++(3M)": (common.label, common.table(model.schedule))}
     for name, solver in (("UniPC-3", "unipc-3-bh2"), ("iPNDM-3", "ipndm-3")):
-        classical, table = best_on(model, pairs, nfe, [solver])
-        tables[name] = (classical.label, table)
+        best = best_classical(model, pairs, nfe, [solver])
+        tables[name] = (best.classical.label, best.table)
     return {**tables, **{name: ("learned", table) for name, table in learned.items()}}
 
 

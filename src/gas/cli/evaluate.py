@@ -43,10 +43,9 @@ if TYPE_CHECKING:
     from gas.solver_file import Artefact
     from gas.table import Table
 
-__all__ = ["Evaluation", "EvaluationOptions", "best_on", "evaluate", "evaluate_files", "taught"]
+__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "evaluate_files", "taught"]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
-_FINALISTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,44 +261,21 @@ def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0
     return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in made])
 
 
-def best_on(model: Model, pairs: Pairs, nfe: int, solvers: list[str]) -> tuple[Classical, Table]:
-    """Return the best in mean squared error on these pairs of classical solvers: SOLVER (any grid) or SOLVER/GRID.
-
-    All are measured on the first 64, the best eight of them on all.
-    """
-    from gas.classical.registry import candidates
-    from gas.losses import l2
-    from gas.training.ranking import rank_classical
-
-    entries = [
-        entry
-        for solver, _, grid in (name.partition("/") for name in solvers)
-        for entry in candidates(
-            model.schedule, nfe, model.t_end, solvers=[solver], grids=[grid] if grid else ()
-        )
-    ]
-    first, kept = min(64, len(pairs)), min(_FINALISTS, len(entries))
-    ranked = list(rank_classical(model, pairs, nfe, l2, entries=entries, first=first, kept=_FINALISTS))
-    if not ranked:
-        raise UserError(f"none of {', '.join(solvers)} exists at NFE {nfe}")
-    best = ranked[-kept]  # the finalists come last, best first
-    return best.classical, best.table
-
-
 def _measure(
     model: Model, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
 ) -> list[Comparison]:
     from gas.classical.registry import SOLVERS
     from gas.evaluation.sampler import run
+    from gas.training.ranking import best_classical
 
     tables: dict[str, Table] = {}
     pairs = ruler.pairs
     for name in names:
-        classical, table = best_on(model, pairs, nfe, [name])
-        tables[classical.label] = table
+        best = best_classical(model, pairs, nfe, [name])
+        tables[best.classical.label] = best.table
     if every:
-        classical, table = best_on(model, pairs, nfe, list(SOLVERS))
-        tables[f"{classical.label} (best of all)"] = table
+        best = best_classical(model, pairs, nfe, list(SOLVERS))
+        tables[f"{best.classical.label} (best of all)"] = best.table
     for name, one in artefacts.items():
         if one.nfes[0] <= nfe <= one.nfes[-1]:
             around = one.neighbours(nfe)

@@ -46,27 +46,27 @@ def show(reports: Iterator[Report], model: Model, nfe: int, solver: str = "GS") 
     """
     from gas.classical.registry import candidates
     from gas.training.distillation import Distilled
-    from gas.training.initialization import FINALISTS, Raced, Started, start_label
+    from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, start_label
     from gas.training.loop import FitRecord
-    from gas.training.ranking import Measured, finite_loss
+    from gas.training.ranking import RankedSolver
 
     count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS
-    ranked: list[Measured] = []
+    ranked: list[RankedSolver] = []
     losses: dict[str, float] = {}
     learning, spent = solver, 0
     with _Stages(nfe) as stages:
         for report in reports:
-            if isinstance(report, Measured):
+            if isinstance(report, RankedSolver):
                 ranked.append(report)
                 # The best of all is chosen among those that were measured on the most pairs.
-                best = min(ranked, key=lambda m: (-m.pairs, finite_loss(m)))
+                best = min(ranked, key=lambda m: (-m.pairs, m.finite_loss))
                 detail = f"best {best.classical.label} {significant(best.loss)}"
                 stages.at("classical", min(len(ranked), count), count, detail)
-            elif isinstance(report, Raced):
+            elif isinstance(report, CandidateRound):
                 losses[report.classical.label] = report.loss
                 detail = f"tried {report.classical.label} {significant(report.loss)}"
-                stages.at("start", report.place, report.starts, detail)
-            elif isinstance(report, Started):
+                stages.at("start", report.run, report.runs, detail)
+            elif isinstance(report, StartChoice):
                 spent, start = report.evaluations, start_label(report.start)
                 if losses:
                     total = stages.bar.total

@@ -30,6 +30,7 @@ from gas.errors import UserError
 if TYPE_CHECKING:
     from gas.models.protocol import Model
     from gas.pairs.dataset import Pairs
+    from gas.training.activation_checkpointing import Checkpointing
     from gas.training.adam import Adam
     from gas.training.adversarial.setup import Adversary
     from gas.training.gauss_newton import GaussNewton
@@ -337,11 +338,11 @@ class OptimizerOptions:
     ] = None
     seed: Seed = 0
 
-    def config(self, memory: str = "auto") -> Adam | GaussNewton:
+    def config(self, checkpointing: Checkpointing = "auto") -> Adam | GaussNewton:
         """Return the method's settings, with those that were given.
 
         Args:
-            memory: activation checkpointing, as :class:`gas.Adam` takes it.
+            checkpointing: activation checkpointing, as :class:`gas.Adam` takes it.
 
         Raises:
             UserError: for a setting that the method does not have.
@@ -374,7 +375,7 @@ class OptimizerOptions:
             given["largest"] = None if self.batch is None else max(self.batch, GaussNewton().largest)
             base = FINISH if self.start == "best" else GaussNewton()
         else:
-            given["memory"] = memory
+            given["checkpointing"] = checkpointing
             base = PAPER if method == "paper" else Adam()
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
@@ -455,7 +456,14 @@ class DiscriminatorOptions:
         return {**usual, **given, "critic_weights": self.critic_weights and str(self.critic_weights)}
 
     def adversary(
-        self, model: Model, pairs: Pairs, *, seed: int, memory: str, batch: int | None, precision: str
+        self,
+        model: Model,
+        pairs: Pairs,
+        *,
+        seed: int,
+        checkpointing: Checkpointing,
+        batch: int | None,
+        precision: str,
     ) -> Adversary | None:
         """Return the adversarial training that the settings describe, or ``None`` for GS."""
         settings = self.settings()
@@ -473,7 +481,7 @@ class DiscriminatorOptions:
             balance=settings["balance"] or 0.0,
             objective=settings["critic"],
             pairing=settings["pairing"],
-            config=adam_against(settings["gas_iterations"], seed, batch, memory=memory),
+            config=adam_against(settings["gas_iterations"], seed, batch, checkpointing=checkpointing),
             steps=settings["critic_steps"],
             network=None if self.critic_weights is None else load_discriminator(self.critic_weights),
             seed=seed,
@@ -498,6 +506,13 @@ def was_given(context: typer.Context, name: str) -> bool:
     """Return whether a parameter was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def parse_checkpointing(text: str) -> Checkpointing:
+    """Return a value of ``--checkpointing``, as :class:`gas.Adam` takes it."""
+    from gas.training.activation_checkpointing import check_checkpointing
+
+    return check_checkpointing(int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text)
 
 
 def parse_objective(text: str) -> Literal["gs", "gas"]:

@@ -19,6 +19,7 @@ from gas.cli.options import (
     OptimizerOptions,
     PairsFolder,
     Validation,
+    parse_checkpointing,
     parse_nfes,
     split_pairs,
     was_given,
@@ -56,12 +57,12 @@ def train(
         ),
     ] = "gs",
     theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
-    memory: Annotated[
+    checkpointing: Annotated[
         str,
         typer.Option(
-            help="Activation checkpointing of Adam: fast (none), flat (recompute all but three calls), least (all but "
-            "one), or auto (by the free memory).",
-            callback=checked(registered("memory", "gas.training.activation_checkpointing:MODES")),
+            help="Activation checkpointing of Adam: none, the number of network calls that are not recomputed, or "
+            "auto (by the free memory).",
+            callback=checked(parse_checkpointing),
         ),
     ] = "auto",
     overwrite: Annotated[
@@ -82,17 +83,18 @@ def train(
     from gas.pairs.dataset import read_pairs
     from gas.training.distillation import STATE, distill_family
     from gas.training.gauss_newton import GaussNewton
-    from gas.training.initialization import Race
+    from gas.training.initialization import StartSearch
 
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes = parse_nfes(nfe)
     gas_settings = discriminator.settings()
     _check_start(solver, theory, optimizer.start, nfes)
-    config = optimizer.config(memory)
-    if was_given(context, "memory") and isinstance(config, GaussNewton) and gas_settings is None:
+    stored = parse_checkpointing(checkpointing)
+    config = optimizer.config(stored)
+    if was_given(context, "checkpointing") and isinstance(config, GaussNewton) and gas_settings is None:
         raise UserError(
-            "--memory is of Adam's graph, and gauss-newton keeps none: choose --method adam or leave it out"
+            "--checkpointing is of Adam's graph, and gauss-newton has none: choose --method adam or leave it out"
         )
     model = network.load(pairs)
     training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=model, hold=False), validation)
@@ -100,7 +102,7 @@ def train(
         model,
         training_pairs,
         seed=optimizer.seed,
-        memory=memory,
+        checkpointing=stored,
         batch=optimizer.batch,
         precision=network.precision,
     )
@@ -116,7 +118,7 @@ def train(
             validation_pairs,
             nfes,
             config=config,
-            race=Race(optimizer.start).seeded(optimizer.seed),
+            search=StartSearch(optimizer.start).seeded(optimizer.seed),
             loss=optimizer.loss,
             solver=solver,
             theory=theory,

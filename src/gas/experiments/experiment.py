@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from gas.training.adversarial.setup import GAS, Adversary, adversary_for
 from gas.training.distillation import FINISH
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import named_start
-from gas.training.ranking import Rankings
+from gas.training.ranking import RankingCache
 
 __all__ = ["Budget", "Setting", "ends_of"]
 
@@ -75,12 +75,12 @@ class Setting:
     folder: Path | None = None
 
     @cached_property
-    def rankings(self) -> Rankings:
+    def rankings(self) -> RankingCache:
         """Classical solvers, measured once."""
         path = None if self.folder is None else self.folder / "rankings.json"
         some = self.validation.subset(slice(0, self.budget.rank))
         asked = {**self.source(), "validation": ends_of(some), "loss": self.budget.loss}
-        return Rankings(self.model, some, loss_by_name(self.budget.loss), asked, path)
+        return RankingCache(self.model, some, loss_by_name(self.budget.loss), asked, path)
 
     @cached_property
     def adversary(self) -> Adversary:
@@ -95,7 +95,7 @@ class Setting:
         """Return where every learned solver starts: ``"best"`` of all that every kind can start at, or by name."""
         if name != "best":
             return named_start(name, nfe, self.model.t_end)
-        for classical, _ in self.rankings.of(nfe, list(SOLVERS)):
+        for classical, _ in self.rankings.rank(nfe, list(SOLVERS)):
             if classical.solver != "heun" and self._suits_all(classical):
                 return classical
         raise UserError(f"no classical solver of NFE {nfe} is a start that every kind can learn from")
@@ -128,7 +128,7 @@ class Setting:
             "train": ends_of(self.train),
             "validation": ends_of(self.validation),
             "loss": self.budget.loss,
-            "optimiser": {"name": type(self.budget.config).__name__, **asdict(self.budget.config)},
+            "optimiser": {"name": type(self.budget.config).__name__, **self.budget.config.config()},
         }
 
 

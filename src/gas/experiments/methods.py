@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import SOLVERS as KINDS, kind_by_name
 from gas.registry import named
 from gas.table import Table, table_of
-from gas.training.distillation import against
+from gas.training.adversarial.setup import fit_adversarial
 from gas.training.loop import FitRecord, fit
 from gas.training.trajectory_grid import gits
 
@@ -134,12 +134,11 @@ class OnGrid:
     def _chosen(self, setting: Setting, nfe: int) -> tuple[Classical, str]:
         """Return the solver, and what its grid is called."""
         if not self.grid:
-            (best, _), *_ = setting.rankings.of(nfe, self.solvers)
+            (best, _), *_ = setting.rankings.rank(nfe, self.solvers)
             return best, best.grid
         if len(self.solvers) == 1 and self.grid != "gits":
             return Classical(self.solvers[0], self.grid, nfe, setting.model.t_end), self.grid
-        (best, _), *_ = setting.rankings.on(nfe, self.solvers, self._times(setting, nfe))
-        return best, self.grid
+        return setting.rankings.best_on(nfe, self.solvers, self._times(setting, nfe)), self.grid
 
     def _times(self, setting: Setting, nfe: int) -> Tensor:
         if self.grid == "gits":
@@ -221,9 +220,9 @@ class Adversarial:
 
     def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
         adversary = setting.adversary
-        critics = [critic.settings() for critic in adversary.critics()]
+        critics = [critic.config() for critic in adversary.discriminators()]
         told = {"critics": critics, "unit": adversary.unit, "pairing": adversary.pairing}
-        return {**self.after.needs(setting, nfe), "kind": "gas", "gas": asdict(setting.budget.gas), **told}
+        return {**self.after.needs(setting, nfe), "kind": "gas", "gas": setting.budget.gas.config(), **told}
 
     def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
         if before is None:
@@ -231,7 +230,7 @@ class Adversarial:
         model, start = setting.model, setting.start(self.after.start, nfe)
         solver = GeneralizedSolver.from_table(model.schedule, before.table(), model.t_end)
         checkpoint = setting.checkpoint(self.spec, nfe, self.needs(setting, nfe))
-        heard = yield from against(
+        outcome = yield from fit_adversarial(
             setting.adversary,
             solver,
             model,
@@ -240,8 +239,8 @@ class Adversarial:
             setting.budget.loss,
             checkpoint,
         )
-        spent = (before.evaluations or 0) + heard.evaluations
-        return Made(solver, start.label, spent, heard.stopped)
+        spent = (before.evaluations or 0) + outcome.evaluations
+        return Made(solver, start.label, spent, outcome.stopped)
 
 
 # Solvers of one name and several orders or variants, of which the validation pairs choose.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gas.errors import UserError
@@ -180,7 +180,7 @@ def _told(setting: Setting, cell: Cell) -> dict[str, Any]:
         "guidance": setting.train.guidance,
         "teacher": setting.train.teacher,
         "loss": setting.budget.loss,
-        "training": {**settings, **asdict(setting.budget.config)},
+        "training": {**settings, **setting.budget.config.config()},
     }
 
 

@@ -27,7 +27,7 @@ class LPIPS(nn.Module):
     """The feature map whose squared distance is LPIPS: ``LPIPS(x, y) = |f(x) - f(y)|^2``.
 
     ``sum_l mean_{hw} sum_c w_{l,c} (u_l(x) - u_l(y))^2`` with u the activations after stage l of VGG-16, of length 1
-    at every place: that is a sum of squares, so that Gauss-Newton can minimise it too (:meth:`loss`).
+    at every place: that is a sum of squares, so that Gauss-Newton can minimize it too (:meth:`loss`).
 
     Args:
         vgg: VGG-16's convolutions by torchvision's names (``features.0.weight``; the classifier is not used).

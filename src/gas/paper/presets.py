@@ -29,6 +29,10 @@ Objective = Literal["gs", "gas"]
 FIXED = ("name", "title", "kind")
 
 
+# The values of ``memory`` as :class:`gas.Adam` takes them.
+_CHECKPOINTING: dict[str, Any] = {"auto": "auto", "fast": "none", "flat": 3, "least": 1}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Every setting of one setup of the paper; :meth:`changed` makes another of it.
@@ -55,8 +59,9 @@ class Preset:
         loss: of the distillation: ``"lpips"`` or a name of :data:`gas.losses.LOSSES`.
         iterations: of GS.
         iterations_gas: of GAS, which has its discriminator from the first step on.
-        batch, learning_rate, betas, decay, clip, ema, ema_warmup, validate_every, relax, memory, seed: as in
-            :class:`gas.Adam`.
+        batch, learning_rate, betas, decay, clip, ema, ema_warmup, validate_every, relax, seed: as in :class:`gas.Adam`.
+        memory: activation checkpointing: ``"fast"`` stores all network calls, ``"flat"`` three, ``"least"`` one,
+            ``"auto"`` as many as fit.
         keep: solver that a GS training returns: ``"best"`` on the validation pairs, or ``"last"``.
         keep_gas: likewise for GAS, whose discriminator makes the paired loss larger on purpose.
         weight: w of the adversarial loss.
@@ -188,6 +193,7 @@ class Preset:
     def training(self, objective: Objective) -> Adam:
         """Return the optimizer's settings for GS or GAS."""
         shared = {f.name: getattr(self, f.name) for f in fields(Adam) if hasattr(self, f.name)}
+        shared["checkpointing"] = _CHECKPOINTING[self.memory]
         iterations = self.iterations_gas if objective == "gas" else self.iterations
         every = max(1, min(self.validate_every, iterations))
         return Adam(**{**shared, "iterations": iterations, "validate_every": every})

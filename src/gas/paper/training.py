@@ -156,7 +156,7 @@ def learn(
         loss=distillation_loss(preset, folder, model.device),
         config=kind_by_name(preset.solver).training(preset.training(objective)),
         checkpoint=checkpoint,
-        critics=critics,
+        discriminators=critics,
         pairing=preset.pairing,
         keep=preset.keep_gas if objective == "gas" else preset.keep,
     )

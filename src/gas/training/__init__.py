@@ -1,4 +1,4 @@
-"""Training: classical solvers are ranked, starts chosen by successive halving, and learned by Gauss-Newton or Adam."""
+"""Training: rank classical solvers, choose a start by successive halving, and learn by Gauss-Newton or Adam."""
 
 import lazy_loader
 

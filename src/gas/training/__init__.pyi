@@ -16,8 +16,8 @@ from . import (
 from .adam import PAPER as PAPER, Adam as Adam, AdamSteps as AdamSteps, RelaxedStarts as RelaxedStarts
 from .distillation import Distilled as Distilled, distill as distill, distill_family as distill_family
 from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussNewtonSteps
-from .initialization import Race as Race
+from .initialization import StartSearch as StartSearch
 from .loop import FitRecord as FitRecord, fit as fit
-from .ranking import rank_classical as rank_classical
+from .ranking import best_classical as best_classical, rank_classical as rank_classical
 from .trajectory_grid import gits as gits
 from .validation import evaluate as evaluate

@@ -1,62 +1,85 @@
-"""Flat memory: network calls are made again in the backward pass instead of keeping what they computed."""
+"""Activation checkpointing: recompute network calls in the backward pass instead of storing their activations."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gas.arguments import MAX_NFE, integer
 from gas.denoise import Denoiser
+from gas.errors import UserError
 from gas.machine import group_available
 
-__all__ = ["MODES", "Recomputed", "available_bytes", "kept_calls", "saved_bytes"]
+__all__ = [
+    "Checkpointed",
+    "Checkpointing",
+    "available_bytes",
+    "check_checkpointing",
+    "saved_bytes",
+    "stored_calls",
+]
 
-# How many calls each mode keeps the graph of, whatever the NFE; none is a mode that depends on it.
-MODES: dict[str, int | None] = {"auto": None, "fast": None, "flat": 3, "least": 1}
+# Of how many calls activations are stored: of all, of as many as fit, or of this number.
+Checkpointing = Literal["none", "auto"] | int
 
-# Share of the free memory that the graphs of kept calls may take.
+# Share of the free memory that stored activations may take; the other half is for what comes beside them, such as the
+# activations of a feature loss or a discriminator.
 _SHARE = 0.5
 
 
+def check_checkpointing(value: Any) -> Checkpointing:
+    """Return ``value`` if it is ``"none"``, ``"auto"`` or a number of calls.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if value == "none" or value == "auto":
+        return value
+    if isinstance(value, str):
+        raise UserError(f"checkpointing must be 'none', 'auto' or a number of calls, got {value!r}")
+    return integer("checkpointing", value, 1, MAX_NFE)
+
+
 @dataclass
-class Recomputed:
-    """A denoiser whose first calls keep only their input for the backward pass, and are made again there.
+class Checkpointed:
+    """A denoiser whose first calls store only their input, and are recomputed in the backward pass.
 
     A gradient through such a call costs four forward calls in place of three; gradients are those of the stored
-    graph. The calls to keep are a run's last: the backward pass is done with them, and has freed what they kept,
-    before it makes the others again, one at a time. Keeping one therefore costs no memory at all.
+    graph. The last calls of a run are the ones to store: the backward pass is done with them, and has freed their
+    activations, before it recomputes the others, one at a time. Storing one call therefore costs no memory at all.
 
     Args:
         denoise: deterministic, as frozen networks in evaluation mode are; its own weights get no gradient.
-        again: how many calls are made again; by default all.
+        recomputed: number of calls to recompute; by default all.
 
     References:
         Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
     """
 
     denoise: Denoiser
-    again: int | None = None
-    _made: int = field(default=0, init=False)
+    recomputed: int | None = None
+    _calls: int = field(default=0, init=False)
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """Estimate x_0 as the denoiser does."""
-        self._made += 1
-        if not torch.is_grad_enabled() or (self.again is not None and self._made > self.again):
+        self._calls += 1
+        if not torch.is_grad_enabled() or (self.recomputed is not None and self._calls > self.recomputed):
             return self.denoise(x, t)
-        answer: Tensor = _MadeAgain.apply(self.denoise, x, t)  # type: ignore[no-untyped-call]
-        return answer
+        prediction: Tensor = _RecomputedCall.apply(self.denoise, x, t)  # type: ignore[no-untyped-call]
+        return prediction
 
 
-class _MadeAgain(torch.autograd.Function):
-    """One call, made without a graph, and with one when its gradient is asked for.
+class _RecomputedCall(torch.autograd.Function):
+    """One call without a graph, and another with a graph in the backward pass.
 
-    :func:`torch.utils.checkpoint.checkpoint` builds the graph both times, so that gradients of weights are right too;
-    here they are frozen. The first time no gradient is wanted, so that recorded CUDA graphs are replayed.
+    :func:`torch.utils.checkpoint.checkpoint` builds the graph both times, for the gradients of weights; frozen weights
+    have none. As the first call needs no gradient, recorded CUDA graphs are replayed.
     """
 
     @staticmethod
@@ -69,42 +92,42 @@ class _MadeAgain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = context.needs_input_grad[1:]
         x, t = (
-            saved.detach().requires_grad_(asked)
-            for saved, asked in zip(context.saved_tensors, wanted, strict=True)
+            saved.detach().requires_grad_(needed)
+            for saved, needed in zip(context.saved_tensors, context.needs_input_grad[1:], strict=True)
         )
         enabled, dtype = context.cast
         with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=enabled):
-            answer = context.denoise(x, t)
-        if not answer.requires_grad:  # as the answer at a fixed x_T, where the network is told no time
+            prediction = context.denoise(x, t)
+        # Without a gradient: the prediction at a fixed x_T of a network that does not depend on time.
+        if not prediction.requires_grad:
             return None, None, None
-        asked = [part for part in (x, t) if part.requires_grad]
-        found = iter(torch.autograd.grad(answer, asked, gradient, allow_unused=True))
-        return None, *(next(found) if part.requires_grad else None for part in (x, t))
+        inputs = [part for part in (x, t) if part.requires_grad]
+        gradients = iter(torch.autograd.grad(prediction, inputs, gradient, allow_unused=True))
+        return None, *(next(gradients) if part.requires_grad else None for part in (x, t))
 
 
 def saved_bytes(denoise: Denoiser, x: Tensor, t: Tensor) -> int:
-    """Return how many bytes one call keeps for its backward pass, each storage counted once, weights not at all."""
-    kept: dict[int, int] = {}
+    """Return the bytes that one call stores for its backward pass; each storage counts once, weights do not count."""
+    sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         owner = tensor if tensor._base is None else tensor._base
         if not isinstance(owner, nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()  # a storage without numbers (meta) has no other address
+            sizes[storage._cdata] = storage.nbytes()  # a storage without numbers (meta) has no other address
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         denoise(x.detach().requires_grad_(), t.detach().requires_grad_())
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def available_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Return the free memory of a CUDA device, or what this machine and the process's container leave.
+    """Return the free memory of a CUDA device, or of this machine within the limits of the process's container.
 
     Args:
-        device: where the graph would lie.
+        device: where the activations are stored.
         root: of the file system, for tests.
 
     Returns:
@@ -118,7 +141,7 @@ def available_bytes(device: torch.device, root: Path = Path("/")) -> int:
 
 
 def _machine_available(root: Path) -> int:
-    """What the machine can give without swapping: Linux's own estimate, which counts what its caches would yield."""
+    """Return the memory available without swapping: Linux's own estimate, which includes reclaimable caches."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -130,20 +153,20 @@ def _machine_available(root: Path) -> int:
         return 2**32
 
 
-def kept_calls(mode: str, denoise: Denoiser, x: Tensor, t: Tensor, nfe: int) -> int:
-    """Return how many of ``nfe`` calls to keep the graph of: for ``"auto"``, what half of the free memory holds.
+def stored_calls(checkpointing: Checkpointing, denoise: Denoiser, x: Tensor, t: Tensor, nfe: int) -> int:
+    """Return of how many of ``nfe`` calls to store the activations, from 1 to ``nfe``.
 
     Args:
-        mode: a name of :data:`MODES`.
-        denoise: asked once, in mode ``"auto"``.
+        checkpointing: ``"none"`` stores all; a number, so many; ``"auto"``, as many as half of the free memory holds.
+        denoise: called once for ``"auto"``.
         x: a state ``(B, *)``.
         t: a time.
         nfe: network evaluations of the run.
-
-    Returns:
-        From 1 to ``nfe``.
     """
-    kept = nfe if mode == "fast" else MODES[mode]
-    if kept is None:
-        kept = int(_SHARE * available_bytes(x.device) / max(1, saved_bytes(denoise, x, t)))
-    return max(1, min(kept, nfe))
+    if checkpointing == "none":
+        return nfe
+    if checkpointing == "auto":
+        calls = int(_SHARE * available_bytes(x.device) / max(1, saved_bytes(denoise, x, t)))
+    else:
+        calls = checkpointing
+    return max(1, min(calls, nfe))

@@ -1,4 +1,4 @@
-"""First-order learning: Adam with an average of the solver, as the paper trains."""
+"""Adam: first-order training through the whole run, with an average of the solver, as in the paper."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from gas.models.protocol import Model, precision_of
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
 from gas.table import Table
-from gas.training.activation_checkpointing import MODES, Recomputed, kept_calls
-from gas.training.adversarial.losses import Critic
-from gas.training.adversarial.updates import CriticSteps, check_one_process, scaler_for
+from gas.training.activation_checkpointing import (
+    Checkpointed,
+    Checkpointing,
+    check_checkpointing,
+    stored_calls,
+)
+from gas.training.adversarial.losses import Discriminator
+from gas.training.adversarial.updates import DiscriminatorUpdates, check_one_process, scaler_for
 from gas.training.batching import check_counts, check_turns, in_turn, visited
 
 __all__ = ["PAPER", "Adam", "AdamSteps", "RelaxedStarts"]
-
-BETAS = (0.9, 0.999)
 
 # Updates averages in place from parameters, given the number of updates so far.
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -35,28 +38,28 @@ _Average = Callable[[_Tensors, _Tensors, Tensor | int], None]
 
 @dataclass(frozen=True)
 class Adam:
-    """Settings of Adam; the defaults are ours, :data:`PAPER` has the published ones.
+    """Settings of Adam; the defaults are ours, :meth:`paper` has the published ones.
 
     Args:
-        iterations: optimiser steps.
+        iterations: optimizer steps.
         batch: pairs a step.
-        learning_rate: of Adam.
-        betas: of Adam: decays of its averages of gradients and of their squares.
-        decay: ``"cosine"`` to zero, or ``"constant"``.
+        learning_rate: Adam's learning rate.
+        decay: of the learning rate: ``"cosine"`` to zero, or ``"constant"``.
         clip: largest norm of the gradient.
-        ema: decay of the averaged solver, which is what is validated and kept.
-        ema_warmup: start the average at a decay of 2/11 that grows towards ``ema``, as the authors' code does:
-            after n steps it is ``min(ema, (1 + n) / (10 + n))``. Without it the start stays in the average with
-            weight ``ema**n``, which at 0.999 is a third after 1,000 steps.
+        ema: decay of the averaged solver, which is validated and returned.
         validate_every: iterations between validations.
         seed: of the batches' order.
-        memory: ``"fast"`` keeps the graph of the whole run; ``"flat"`` that of its last three calls and asks the
-            network again for the others (``Recomputed``); ``"least"`` that of one; ``"auto"`` those
-            of as many calls as half of the free memory holds.
-        alternate: iterations after which times and coefficients take turns; 0 learns all at once.
+        checkpointing: activation checkpointing: ``"none"`` stores the activations of all network calls; a number k
+            stores those of the last k calls and recomputes the others in the backward pass; ``"auto"`` stores as many
+            as half of the free memory holds. The trained solver does not depend on it.
+        alternate: iterations after which times and coefficients take turns; 0 trains all at once.
         relax: radius of the ball that a pair's start may move in (:class:`gas.training.RelaxedStarts`), in
-            standard deviations; 0 keeps the starts.
-        relax_rate: of those moves, as a share of the radius.
+            standard deviations; 0 fixes the starts.
+        relax_rate: step size of those moves, as a share of the radius.
+        betas: decay rates of Adam's averages of gradients and of their squares.
+        ema_warmup: start the average with a decay of 2/11 that grows towards ``ema``, as the authors' code does:
+            after n steps it is ``min(ema, (1 + n) / (10 + n))``. Without it the start stays in the average with
+            weight ``ema**n``, which at 0.999 is a third after 1,000 steps.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -70,15 +73,15 @@ class Adam:
     ema: float = 0.98
     validate_every: int = 50
     seed: int = 0
-    memory: Literal["auto", "fast", "flat", "least"] = "auto"
+    checkpointing: Checkpointing = "auto"
     alternate: int = 0
     relax: float = 0.0
     relax_rate: float = 0.1
-    betas: tuple[float, float] = BETAS
+    betas: tuple[float, float] = (0.9, 0.999)
     ema_warmup: bool = False
 
     def __post_init__(self) -> None:
-        one_of("memory", self.memory, MODES)
+        check_checkpointing(self.checkpointing)
         check_counts(self)
         for name in ("learning_rate", "clip", "relax_rate"):
             number(name, getattr(self, name), "(0, inf)")
@@ -90,24 +93,50 @@ class Adam:
         number("ema", self.ema, "[0, 1)")
         one_of("decay", self.decay, ("cosine", "constant"))
 
+    @classmethod
+    def paper(cls) -> Adam:
+        """Return the published settings (arXiv 2510.17699, section 5 and its appendix on settings)."""
+        return cls(
+            iterations=10_000,
+            learning_rate=1e-3,
+            decay="constant",
+            ema=0.999,
+            ema_warmup=True,
+            validate_every=500,
+        )
 
-PAPER = Adam(
-    iterations=10_000, learning_rate=1e-3, decay="constant", ema=0.999, ema_warmup=True, validate_every=500
-)
+    def config(self) -> dict[str, Any]:
+        """Return the settings in plain JSON, as solver files record them: ``checkpointing`` is ``memory`` there."""
+        return {"memory" if name == "checkpointing" else name: x for name, x in asdict(self).items()}
+
+    def optimizer(
+        self,
+        solver: nn.Module,
+        model: Model,
+        pairs: Pairs,
+        loss: Loss,
+        discriminators: Sequence[Discriminator] = (),
+        pairing: str = "independent",
+    ) -> AdamSteps:
+        """Return Adam at work on a solver; arguments as in :class:`AdamSteps`."""
+        return AdamSteps(solver, model, pairs, loss, self, discriminators, pairing)
+
+
+PAPER = Adam.paper()
 
 
 class AdamSteps:
-    """Minimises ``E loss(student, teacher)``, and what critics say, by Adam on gradients through the whole run.
+    """Minimizes ``E loss(student, teacher) + sum w L_adv`` by Adam on gradients through the whole run.
 
     Args:
         solver: changed in place.
-        model: whose denoiser to ask.
+        model: whose denoiser to call.
         pairs: teacher pairs.
         loss: distance of paired samples.
         config: settings.
-        critics: adversaries, trained in place; their reals are other pairs' than the batch's.
+        discriminators: trained in place; their reals are of other pairs than the batch's.
         pairing: ``"independent"`` (the paper's: fakes and reals of different noise) or ``"paired"`` (the authors'
-            code's: a critic learns on students of fresh noise, and the solver on the batch's own teachers).
+            code's: a discriminator learns on students of fresh noise, and the solver on the batch's own teachers).
 
     References:
         arXiv 2510.17699, equations 15 and 22, section 4.
@@ -120,18 +149,17 @@ class AdamSteps:
         pairs: Pairs,
         loss: Loss,
         config: Adam,
-        critics: Sequence[Critic] = (),
+        discriminators: Sequence[Discriminator] = (),
         pairing: str = "independent",
     ) -> None:
-        if pairing not in ("independent", "paired"):
-            raise UserError(f"pairing must be 'independent' or 'paired', got {pairing!r}")
-        self.critics, self.pairing = CriticSteps(critics), pairing
-        if self.critics.critics and 2 * config.batch > len(pairs):
-            raise UserError(
-                f"critics need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
-                "lower batch or make more pairs"
-            )
-        if self.critics.critics:
+        one_of("pairing", pairing, ("independent", "paired"))
+        self.discriminators, self.pairing = DiscriminatorUpdates(discriminators), pairing
+        if self.discriminators.active:
+            if 2 * config.batch > len(pairs):
+                raise UserError(
+                    f"discriminators need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
+                    "lower batch or make more pairs"
+                )
             check_one_process()
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.average = AveragedModel(solver, multi_avg_fn=_averaging(config.ema, config.ema_warmup))
@@ -142,11 +170,12 @@ class AdamSteps:
         self.relaxed = (
             RelaxedStarts(pairs.load_noise(), config.relax, config.relax_rate) if config.relax else None
         )
-        self.kept: int | None = None
-        self.scaler = scaler_for(precision_of(model) == "fp16" or self.critics.half)
+        # Calls of a run whose activations are stored; known from the first step on.
+        self.stored: int | None = None
+        self.scaler = scaler_for(precision_of(model) == "fp16" or self.discriminators.half)
 
     def averaged(self) -> nn.Module:
-        """Return the averaged solver, which is what is validated."""
+        """Return the averaged solver, which is validated."""
         average: nn.Module = self.average.module
         return average
 
@@ -156,121 +185,123 @@ class AdamSteps:
         Raises:
             Diverged: when the loss or its gradient is not finite.
         """
-        config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self._decay()
+            group["lr"] = self.config.learning_rate * self._decay()
         indices = self._indices()
-        parts = distributed.shard_slices(len(indices))
-        own = indices[parts[distributed.rank()]]
-        chosen = self.pairs.subset(own)
-        noise = chosen.noise.to(self.model.device)
-        start = noise if self.relaxed is None else self.relaxed.of(own, noise)
+        share = indices[distributed.shard_slices(len(indices))[distributed.rank()]]
+        batch = self.pairs.subset(share)
+        noise = batch.noise.to(self.model.device)
+        start = noise if self.relaxed is None else self.relaxed.of(share, noise)
         try:
             table: Table = self.solver()
         except ValueError as error:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
-        denoise = self.model.bind(chosen.labels, self.pairs.guidance)
-        if self.kept is None:
-            kept = kept_calls(config.memory, denoise, noise, table.times[0], table.nfe)
-            self.kept = min(distributed.all_gather(kept))
-            self.evaluations += len(indices) if config.memory == "auto" else 0  # the call that was measured
-        again = table.nfe - self.kept
-        made = sample(Recomputed(denoise, again), start, table.folded())
-        loss = self.loss(made, chosen.target.to(made)).mean()
-        if len(parts) > 1:
-            loss = loss * (len(own) / len(indices))
-        adversarial = self._adversarial(made, chosen, table)
-        if adversarial is not None:
-            loss = loss + adversarial
+        samples = self._sample(table, batch, noise, start, len(indices))
+        loss = self.loss(samples, batch.target.to(samples)).mean()
+        if len(share) < len(indices):
+            loss = loss * (len(share) / len(indices))
+        adversarial_loss = self._adversarial_loss(samples, batch, table)
+        if adversarial_loss is not None:
+            loss = loss + adversarial_loss
+        value = self._update(loss)
+        if self.relaxed is not None:
+            self.relaxed.move(share, noise, start)
+            self.relaxed.offsets[indices] = torch.cat(distributed.all_gather(self.relaxed.offsets[share]))
+        self.average.update_parameters(self.solver)
+        self.iteration += 1
+        return value
+
+    def _sample(self, table: Table, batch: Pairs, noise: Tensor, start: Tensor, count: int) -> Tensor:
+        """Sample with a graph, and count the evaluations of all ``count`` pairs of the step."""
+        denoise = self.model.bind(batch.labels, self.pairs.guidance)
+        if self.stored is None:
+            stored = stored_calls(self.config.checkpointing, denoise, noise, table.times[0], table.nfe)
+            self.stored = min(distributed.all_gather(stored))
+            # The call that was measured.
+            self.evaluations += count if self.config.checkpointing == "auto" else 0
+        recomputed = table.nfe - self.stored
+        # A gradient through a call costs about two more calls, and one more where it is recomputed.
+        self.evaluations += (3 * table.nfe + recomputed) * count
+        return sample(Checkpointed(denoise, recomputed), start, table.folded())
+
+    def _update(self, loss: Tensor) -> float:
+        """Differentiate the loss and update the solver; return the loss of the whole batch."""
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        loss = self._summed(loss.detach())
+        loss = self._reduced(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        self._wait_for_turn()
-        norm = nn.utils.clip_grad_norm_(self.solver.parameters(), config.clip)
-        # Scaled gradients that overflow are passed over, with a smaller scale from then on.
-        overflow = self.scaler.get_scale() > 1
-        if not (overflow or bool(torch.isfinite(norm))) or not bool(torch.isfinite(loss)):
+        # Without a gradient, Adam leaves a parameter alone: it is not its turn.
+        for name, parameter in self.solver.named_parameters():
+            if not in_turn(name, self.iteration, self.config.alternate):
+                parameter.grad = None
+        norm = nn.utils.clip_grad_norm_(self.solver.parameters(), self.config.clip)
+        # The scaler skips steps whose scaled gradients overflow, and lowers its scale.
+        may_overflow = self.scaler.get_scale() > 1
+        if not (may_overflow or bool(torch.isfinite(norm))) or not bool(torch.isfinite(loss)):
             raise Diverged(f"iteration {self.iteration}: loss {float(loss):g}; lower learning_rate")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.relaxed is not None:
-            self.relaxed.move(own, noise, start)
-            self.relaxed.offsets[indices] = torch.cat(distributed.all_gather(self.relaxed.offsets[own]))
-        self.average.update_parameters(self.solver)
-        self.iteration += 1
-        # A gradient through a call costs about two more calls, and one more where it is made again.
-        self.evaluations += (3 * table.nfe + again) * len(indices)
         return float(loss)
 
-    def _summed(self, loss: Tensor) -> Tensor:
-        """The loss of all processes' shares of the batch, whose gradients become the solver's; alone, of the batch."""
+    def _reduced(self, loss: Tensor) -> Tensor:
+        """Sum the loss and the solver's gradients over the shares of all processes; return the loss."""
         if distributed.world_size() == 1:
             return loss
         learned = {p: p.grad for p in self.solver.parameters() if p.grad is not None}
-        told = [loss, *learned.values()]
-        flat = distributed.all_reduce_sum(torch.cat([part.cpu().double().flatten() for part in told]))
-        loss, *gradients = flat.split([part.numel() for part in told])
+        parts = [loss, *learned.values()]
+        flat = distributed.all_reduce_sum(torch.cat([part.cpu().double().flatten() for part in parts]))
+        loss, *gradients = flat.split([part.numel() for part in parts])
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter).to(parameter)
         return loss
 
     def _indices(self) -> Tensor:
-        """Which pairs the iteration sees."""
+        """Return the pairs of this iteration."""
         size = min(self.config.batch, len(self.pairs))
         return visited(len(self.pairs), self.iteration * size, size, self.config.seed)
 
-    def _wait_for_turn(self) -> None:
-        """Take the gradient, and with it the step, from parameters whose turn it is not."""
-        for name, parameter in self.solver.named_parameters():
-            if not in_turn(name, self.iteration, self.config.alternate):
-                parameter.grad = None
-
-    def _others(self, chosen: Pairs, turn: int = 0) -> Pairs:
-        """As many other pairs, so that no real is the teacher's answer to a fake's noise."""
-        others = (~torch.isin(self.pairs.seeds, chosen.seeds)).nonzero()[:, 0]
+    def _others(self, batch: Pairs, turn: int = 0) -> Pairs:
+        """Return as many other pairs, so that no real is the teacher's sample of a fake's noise."""
+        others = (~torch.isin(self.pairs.seeds, batch.seeds)).nonzero()[:, 0]
         generator = torch.Generator().manual_seed(self._draw(turn))
-        return self.pairs.subset(others[torch.randperm(len(others), generator=generator)[: len(chosen)]])
+        return self.pairs.subset(others[torch.randperm(len(others), generator=generator)[: len(batch)]])
 
-    def _adversarial(self, made: Tensor, chosen: Pairs, table: Table) -> Tensor | None:
-        """Let the critics learn, then return what they say of the samples."""
-        if not self.critics.critics:
+    def _adversarial_loss(self, samples: Tensor, batch: Pairs, table: Table) -> Tensor | None:
+        """Update the discriminators, then return their loss of the samples."""
+        if not self.discriminators.active:
             return None
-        for turn in range(self.critics.rounds):
-            other = chosen if self.pairing == "paired" else self._others(chosen, turn)
-            fake = made.detach() if self.pairing == "independent" else self._fresh(chosen, table, turn)
-            real = other.target.to(made)
-            labels = (self._here(chosen.labels), self._here(other.labels))
-            self.critics.learn(fake, real, labels, turn)
-        return self.critics.generator_loss(self.iteration, made, real, labels)
+        for turn in range(self.discriminators.rounds):
+            other = batch if self.pairing == "paired" else self._others(batch, turn)
+            fake = samples.detach() if self.pairing == "independent" else self._fresh(batch, table, turn)
+            real = other.target.to(samples)
+            labels = self._labels(batch), self._labels(other)
+            self.discriminators.update(fake, real, labels, turn)
+        return self.discriminators.generator_loss(self.iteration, samples, real, labels)
+
+    def _labels(self, pairs: Pairs) -> Tensor | None:
+        return None if pairs.labels is None else pairs.labels.to(self.model.device)
 
     def _draw(self, turn: int) -> int:
-        """A number of its own for every turn of every iteration of every seed."""
+        """Return another number for every turn of every iteration of every seed: the strides are large and coprime."""
         return turn * 1_000_000_007 + self.config.seed * 1_000_003 + self.iteration
-
-    def _here(self, labels: Tensor | None) -> Tensor | None:
-        return None if labels is None else labels.to(self.model.device)
 
     @torch.no_grad()
     def _fresh(self, like: Pairs, table: Table, turn: int) -> Tensor:
-        """The student's samples of noise that is in no pair, for the labels of the batch."""
+        """Return the student's samples of noise that is in no pair (seeds from 2^40 on), for the batch's labels."""
         first = 2**40 + self._draw(turn) * len(like)
         noise = self.model.noise(range(first, first + len(like)))
         self.evaluations += len(like) * table.nfe
         return sample(self.model.bind(like.labels, self.pairs.guidance), noise, table.folded())
 
     def report(self) -> dict[str, float]:
-        """Return what the critics logged since the last report."""
-        return self.critics.report()
+        """Return means of the discriminators' logs since the last report."""
+        return self.discriminators.report()
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides this training's bits; how the graph is kept does not."""
-        settings = {name: value for name, value in asdict(self.config).items() if name != "memory"}
-        for name, default in (("betas", BETAS), ("ema_warmup", False)):
-            if settings[name] == default:  # so that states of before this setting can go on
-                del settings[name]
-        pairing = self.pairing if self.critics.critics else ""
-        return {"Adam": settings, "pairing": pairing, "critics": self.critics.identity()}
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the bits of this training; checkpointing does not."""
+        settings = {name: value for name, value in asdict(self.config).items() if name != "checkpointing"}
+        pairing = self.pairing if self.discriminators.active else ""
+        return {"Adam": settings, "pairing": pairing, "discriminators": self.discriminators.fingerprint()}
 
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
@@ -278,11 +309,11 @@ class AdamSteps:
             "solver": self.solver.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "critics": self.critics.state(),
+            "discriminators": self.discriminators.state(),
             "iteration": self.iteration,
             "evaluations": self.evaluations,
             "offsets": None if self.relaxed is None else self.relaxed.offsets,
-            "kept": self.kept,
+            "stored": self.stored,
             "scaler": self.scaler.state_dict(),
         }
 
@@ -291,13 +322,13 @@ class AdamSteps:
         self.solver.load_state_dict(state["solver"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.critics.restore(state["critics"])
+        self.discriminators.restore(state["discriminators"])
         self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
         if self.relaxed is not None:
             self.relaxed.offsets = state["offsets"]
-        if self.config.memory == "auto":  # free memory may be another today; the bits are not to be
-            self.kept = state["kept"]
+        if self.config.checkpointing == "auto":  # free memory may have changed; the bits must not
+            self.stored = state["stored"]
 
     def _decay(self) -> float:
         if self.config.decay == "constant":
@@ -308,7 +339,7 @@ class AdamSteps:
 def _averaging(decay: float, warmup: bool) -> _Average:
     """Return the update of an exponential moving average of all parameters.
 
-    With warm-up it is that of torch-ema 0.3, which the authors' code uses.
+    With warm-up it is the one of torch-ema 0.3, which the authors' code uses.
     """
 
     def update(averages: _Tensors, parameters: _Tensors, steps: Tensor | int) -> None:
@@ -320,15 +351,15 @@ def _averaging(decay: float, warmup: bool) -> _Average:
 
 
 class RelaxedStarts:
-    """Minimises over ``x_T'`` with ``|x_T' - x_T|_2 <= r sqrt(d)``, one projected step at each visit of a pair.
+    """Minimizes over ``x_T'`` with ``|x_T' - x_T|_2 <= r sqrt(d)``, one projected step at each visit of a pair.
 
-    The step goes down the pair's own loss, by a share of the radius whatever the gradient's size, and what leaves
-    the ball is brought back to its surface. Validation and sampling start from ``x_T`` itself.
+    A step goes down the gradient of the pair's loss; its length is a share of the radius, whatever the gradient's. A
+    start that leaves the ball is projected onto its surface. Validation and sampling start from ``x_T`` itself.
 
     Args:
         like: noise of all pairs ``(S, *)``.
         radius: r, in standard deviations of the noise.
-        rate: length of a step as a share of the ball's radius.
+        rate: length of a step as a share of the radius.
 
     References:
         Tong et al., arXiv 2405.15506, equation 8; arXiv 2502.17423, equation 8.

@@ -1,4 +1,4 @@
-"""Batching: the order of training pairs, and their turns."""
+"""Batching: the order of training pairs, and turns of parameters."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ __all__ = ["check_counts", "check_turns", "in_turn", "visited"]
 def visited(available: int, before: int, count: int, seed: int) -> Tensor:
     """Return the indices ``(count,)`` that follow the first ``before`` of an endless walk over all pairs.
 
-    Each epoch visits every pair once, in an order of its own.
+    Each epoch visits every pair once, in another random order.
     """
     parts: list[Tensor] = []
     while count > 0:
         epoch, place = divmod(before, available)
+        # A prime stride: no two runs share an order before a million epochs.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         part = torch.randperm(available, generator=generator)[place : place + count]
         parts.append(part)
@@ -30,7 +31,7 @@ def visited(available: int, before: int, count: int, seed: int) -> Tensor:
 
 
 def check_counts(config: Any) -> None:
-    """Refuse settings of an optimiser that count iterations or pairs and are no integers in range.
+    """Refuse settings of an optimizer that count iterations or pairs unless they are integers in range.
 
     Raises:
         ValueError: names the setting.
@@ -46,17 +47,17 @@ def check_counts(config: Any) -> None:
         integer(name, getattr(config, name), least, most)
 
 
-# What learned solvers call the parameters that decide when the network is asked.
+# Names of the parameters that decide the times of the network calls, in all learned solvers.
 _TIMES = frozenset({"theta", "xi", "times"})
 
 
 def in_turn(name: str, iteration: int, alternate: int) -> bool:
-    """Whether a parameter is learned in an iteration.
+    """Whether a parameter is trained in an iteration.
 
     Args:
         name: of the parameter.
         iteration: counted from zero.
-        alternate: iterations that a turn takes; 0 learns everything at once.
+        alternate: iterations of a turn; 0 trains all at once.
 
     References:
         S4S-Alt: arXiv 2502.17423, algorithm 2.
@@ -65,6 +66,6 @@ def in_turn(name: str, iteration: int, alternate: int) -> bool:
 
 
 def check_turns(names: Iterable[str], alternate: int) -> None:
-    """Raise when a solver has nothing to learn in one of the turns."""
+    """Raise ValueError when a solver has nothing to train in one of the turns."""
     if alternate and len({name in _TIMES for name in names}) < 2:
-        raise UserError("alternate needs a solver with both times and coefficients to learn: leave it at 0")
+        raise UserError("alternate needs a solver with both times and coefficients to train: leave it at 0")

@@ -1,9 +1,9 @@
-"""Second-order learning: a solver has a few dozen parameters, so its curvature is small enough to write down."""
+"""Gauss-Newton: second-order training of a solver, whose few dozen parameters have a small curvature matrix."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -22,15 +22,30 @@ from gas.models.runtime import full_precision, without_tf32
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
 from gas.table import Table
+from gas.training.adversarial.losses import Discriminator
 from gas.training.batching import check_counts, check_turns, in_turn, visited
-from gas.training.inner_solve import floored, minimise
+from gas.training.inner_solve import floored, minimize
 from gas.training.linearization import Normal, evaluations_of, normal_equations, numbers
 
 __all__ = ["GaussNewton", "GaussNewtonSteps"]
 
-_TRIES = 8
-_FEWEST = 8
-_DAMPING = (1e-6, 1e6)
+# Trials of a step. Damping grows fivefold from one to the next, so eight reach from the default 1e-3 to 400, where the
+# step is next to none.
+_TRIALS = 8
+
+# Pairs that a step sees at least, whatever its budget: they decide whether it is taken.
+_MIN_PAIRS = 8
+
+# Bounds of the damping in units of the curvature's diagonal, floored at a millionth of its largest entry: beyond them
+# it changes nothing, or leaves no step.
+_MIN_DAMPING, _MAX_DAMPING = 1e-6, 1e6
+
+# The running model is of all pairs so far: a step that is good for them may cost the newest ones a little.
+_TOLERANCE = 1.02
+
+# Gain ratio (actual over predicted decrease) above and below which damping changes, as in Fletcher, "A modified
+# Marquardt subroutine for non-linear least squares", AERE R6799 (1971); the factors /5, *2, *5 are ours.
+_GOOD_RATIO, _POOR_RATIO = 0.75, 0.25
 
 
 @dataclass(frozen=True)
@@ -40,18 +55,18 @@ class GaussNewton:
     Args:
         iterations: steps; each sees new pairs.
         batch: pairs of the first step.
-        growth: factor by which every step sees more pairs than the one before.
+        growth: factor by which the number of pairs grows from step to step.
         largest: most pairs a step.
-        budget: most network evaluations that a step's Jacobian may take, while it sees at least 8 pairs: with many
-            NFE, whose columns are many, steps see fewer pairs.
-        memory: weight of what is known from earlier steps against the newest, in [0, 1).
+        budget: most network evaluations of a step's Jacobian, as long as it sees at least 8 pairs: many NFE have many
+            columns, so steps see fewer pairs.
+        forgetting: forgetting factor: weight of earlier steps against the newest, in [0, 1).
         damping: of the first step, in units of the curvature's diagonal.
         validate_every: iterations between validations.
         seed: of the pairs' order.
-        outlier: in medians of a step's losses: a pair with a larger loss counts in the step as if it had that one
-            (Huber's weights). Few pairs carry much of the mean, and are those whose samples bend most. ``inf``
-            counts all alike.
-        alternate: iterations after which times and coefficients take turns; 0 learns all at once.
+        outlier: bound of a pair's loss, in medians of the step's losses: a pair with a larger loss is weighted down to
+            it (Huber's weights). A few pairs carry much of the mean, and their samples are the least linear. ``inf``
+            weights all pairs alike.
+        alternate: iterations after which times and coefficients take turns; 0 trains all at once.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -62,7 +77,7 @@ class GaussNewton:
     growth: float = 1.15
     largest: int = 192
     budget: int = 12_000
-    memory: float = 0.7
+    forgetting: float = 0.7
     damping: float = 1e-3
     validate_every: int = 2
     seed: int = 0
@@ -76,27 +91,60 @@ class GaussNewton:
         number("damping", self.damping, "(0, inf)")
         number("outlier", self.outlier, "[1, inf]")
         number("growth", self.growth, "[1, inf)")
-        number("memory", self.memory, "[0, 1)")
+        number("forgetting", self.forgetting, "[0, 1)")
 
     def pairs_of(self, iteration: int, available: int, cost: int = 0) -> int:
-        """Return how many pairs an iteration sees, each of which costs so many network evaluations."""
-        most = min(self.largest, available, max(_FEWEST, self.budget // max(cost, 1)))
+        """Return how many pairs an iteration sees, if each costs so many network evaluations."""
+        most = min(self.largest, available, max(_MIN_PAIRS, self.budget // max(cost, 1)))
         # Compared as logarithms: the power itself leaves the range of floats after some thousand iterations.
         if math.log(self.batch) + iteration * math.log(self.growth) >= math.log(most):
             return most
         return int(self.batch * self.growth**iteration)
 
+    def config(self) -> dict[str, Any]:
+        """Return the settings in plain JSON, as solver files record them: ``forgetting`` is ``memory`` there."""
+        return {"memory" if name == "forgetting" else name: x for name, x in asdict(self).items()}
+
+    def optimizer(
+        self,
+        solver: nn.Module,
+        model: Model,
+        pairs: Pairs,
+        loss: Loss,
+        discriminators: Sequence[Discriminator] = (),
+        pairing: str = "independent",
+    ) -> GaussNewtonSteps:
+        """Return Gauss-Newton at work on a solver; arguments as in :class:`GaussNewtonSteps`.
+
+        Raises:
+            ValueError: when there are discriminators, whose loss is no sum of squares.
+        """
+        if discriminators:
+            raise UserError(
+                "discriminators need config=gas.Adam(...): Gauss-Newton minimizes sums of squares only"
+            )
+        return GaussNewtonSteps(solver, model, pairs, loss, self)
+
 
 class GaussNewtonSteps:
-    """Minimises ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
+    """Minimizes ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
 
-    Each step linearises the samples of its pairs in the numbers q of the folded table, and adds
-    ``sum |r_k + J_k (q - q_k)|^2`` to what earlier steps knew, faded by ``memory``: the model's minimum is that of many
-    more pairs than one step could pay for (an extended Kalman filter, seen from the side of its inverse covariance).
-    Its damped minimum over the solver's parameters, along which q is followed exactly, is taken if the step's own
-    pairs agree, else damping grows. So a step does not depend on how a solver is parameterised, as far as the descent
-    to that minimum gets.
-    Derivatives are differences of answers, so a model of less precision is asked in full, and CUDA without TF32.
+    Each step linearizes the samples of its pairs in the numbers q of the folded table, and adds
+    ``sum |r_k + J_k (q - q_k)|^2`` to the sum of earlier steps, which fades by ``forgetting``. The model's minimum is
+    that of many more pairs than one step could pay for (an extended Kalman filter in information form). Its damped
+    minimum over the solver's parameters, with q(p) followed exactly, is accepted if the step's own pairs agree; else
+    damping grows. A step does not depend on a solver's parameterization, as far as the descent to that minimum gets.
+    Derivatives are differences of predictions, so a model of less precision runs in full, and CUDA without TF32.
+
+    Args:
+        solver: changed in place.
+        model: whose denoiser to call.
+        pairs: teacher pairs.
+        loss: :func:`gas.losses.l2` or a :class:`gas.losses.FeatureLoss`.
+        config: settings.
+
+    Raises:
+        ValueError: for another loss.
 
     References:
         Levenberg (1944), Marquardt (1963); Huber, "Robust estimation of a location parameter", Ann. Math. Statist. 35
@@ -133,16 +181,19 @@ class GaussNewtonSteps:
         return self.solver
 
     def step(self) -> float:
-        """Take one step; return the loss of its pairs before it."""
+        """Take one step; return the loss of its pairs before it.
+
+        Raises:
+            Diverged: when the samples or their derivatives are not finite.
+        """
         before = sum(self.config.pairs_of(i, len(self.pairs), self.cost) for i in range(self.iteration))
         count = self.config.pairs_of(self.iteration, len(self.pairs), self.cost)
-        chosen = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
-        x = chosen.noise.to(self.model.device)
+        batch = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
+        # Read once: pairs on disk read their shards at every access.
+        x, target = batch.noise.to(self.model.device), batch.target
         table = self._table(self._parameters()).detach()
         with without_tf32():
-            normal = normal_equations(
-                self._bind(chosen), x, chosen.target, table, self.features, self.config.outlier
-            )
+            normal = normal_equations(self._bind(batch), x, target, table, self.features, self.config.outlier)
         loss = float(normal.losses.mean())
         if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
             raise Diverged(
@@ -150,38 +201,39 @@ class GaussNewtonSteps:
                 "start from another solver"
             )
         self.evaluations += normal.evaluations
-        q, keep = numbers(table), self.config.memory
-        self.curvature = keep * self.curvature + count * normal.curvature
-        self.gradient = keep * self.gradient + count * (normal.gradient - normal.curvature @ q)
-        self.weight = keep * self.weight + count
-        self._move(q, chosen, x, normal)
+        q, fade = numbers(table), self.config.forgetting
+        self.curvature = fade * self.curvature + count * normal.curvature
+        self.gradient = fade * self.gradient + count * (normal.gradient - normal.curvature @ q)
+        self.weight = fade * self.weight + count
+        self._move(q, normal, lambda p: self._loss_at(p, batch, x, target, normal.weights))
         self.iteration += 1
         return loss
 
-    def _move(self, q: Tensor, chosen: Pairs, x: Tensor, newest: Normal) -> None:
+    def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float]) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
         p, free, loss = self._parameters(), self._free(), newest.loss
         curvature = self.curvature / self.weight
         gradient = curvature @ q + self.gradient / self.weight
         metric = torch.diag(floored(curvature.diagonal()))
-        for _ in range(_TRIES):
+        for _ in range(_TRIALS):
             damped = curvature + self.damping * metric
-            # By one process: rounding, which differs among machines, decides which of its steps are taken.
-            there = distributed.broadcast(partial(minimise, self._numbers, p, gradient, damped, free))
-            reached, move = self._loss_at(there, chosen, x, newest.weights), self._numbers(there) - q
-            promised = -float(2 * newest.gradient @ move + move @ newest.curvature @ move)
-            # What is good for all pairs so far may cost the newest ones a little.
-            if reached < 1.02 * loss:
-                self._put(there)
-                if loss - reached > 0.75 * promised:
-                    self.damping = max(self.damping / 5, _DAMPING[0])
-                elif loss - reached < 0.25 * promised:
-                    self.damping = min(self.damping * 2, _DAMPING[1])
+            # In one process: rounding, which differs among machines, decides which of its steps are taken.
+            trial = distributed.broadcast(partial(minimize, self._numbers, p, gradient, damped, free))
+            trial_loss, move = loss_at(trial), self._numbers(trial) - q
+            predicted = -float(2 * newest.gradient @ move + move @ newest.curvature @ move)
+            if trial_loss < _TOLERANCE * loss:
+                with torch.no_grad():
+                    nn.utils.vector_to_parameters(trial, self.learned.values())
+                if loss - trial_loss > _GOOD_RATIO * predicted:
+                    self.damping = max(self.damping / 5, _MIN_DAMPING)
+                elif loss - trial_loss < _POOR_RATIO * predicted:
+                    self.damping = min(self.damping * 2, _MAX_DAMPING)
                 return
-            self.damping = min(self.damping * 5, _DAMPING[1])
+            self.damping = min(self.damping * 5, _MAX_DAMPING)
+        # No trial was accepted: the solver stays, and the next step starts from this damping.
 
     def _free(self) -> Tensor:
-        """Indices of the parameters whose turn it is."""
+        """Return indices of the parameters whose turn it is."""
         turns = [
             torch.full((parameter.numel(),), in_turn(name, self.iteration, self.config.alternate))
             for name, parameter in self.learned.items()
@@ -192,8 +244,8 @@ class GaussNewtonSteps:
         """Return the damping, in units of the curvature's diagonal."""
         return {"damping": self.damping}
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides this training's bits."""
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the bits of this training."""
         return {"GaussNewton": asdict(self.config)}
 
     def state(self) -> dict[str, Any]:
@@ -215,50 +267,47 @@ class GaussNewtonSteps:
         self.weight, self.damping = state["weight"], state["damping"]
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
 
-    def _bind(self, chosen: Pairs) -> Callable[[slice], Denoiser]:
+    def _bind(self, batch: Pairs) -> Callable[[slice], Denoiser]:
+        labels = batch.labels
+
         def bind(part: slice) -> Denoiser:
-            return self.model.bind(chosen.subset(part).labels, self.pairs.guidance)
+            return self.model.bind(None if labels is None else labels[part], self.pairs.guidance)
 
         return bind
 
     @torch.no_grad()
-    def _loss_at(self, p: Tensor, chosen: Pairs, x: Tensor, weights: Tensor) -> float:
+    def _loss_at(self, p: Tensor, batch: Pairs, x: Tensor, target: Tensor, weights: Tensor) -> float:
+        """Return the weighted mean loss of a step's pairs at parameters ``p``; infinite where it is not finite."""
         try:
             table = self._table(p)
-        except ValueError:  # numbers that are no table: as bad as can be
+        except ValueError:  # no table has these numbers
             return math.inf
-        bind, folded = self._bind(chosen), table.folded()
+        bind, folded = self._bind(batch), table.folded()
 
         @torch.no_grad()
         def losses(part: slice) -> Tensor:
-            made = sample(bind(part), x[part], folded)
-            return self.loss(made, chosen.subset(part).target.to(made))
+            samples = sample(bind(part), x[part], folded)
+            return self.loss(samples, target[part].to(samples))
 
-        self.evaluations += len(chosen) * table.nfe
+        self.evaluations += len(batch) * table.nfe
         parts = (
-            distributed.shard_slices(len(chosen))
-            if len(chosen) >= distributed.world_size()
-            else [slice(None)]
+            distributed.shard_slices(len(batch)) if len(batch) >= distributed.world_size() else [slice(None)]
         )
-        found = torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
-        value = float((weights * found).mean())
-        return value if math.isfinite(value) else math.inf
+        values = torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
+        mean = float((weights * values).mean())
+        return mean if math.isfinite(mean) else math.inf
 
     def _parameters(self) -> Tensor:
         return nn.utils.parameters_to_vector(self.learned.values()).detach()
 
     def _table(self, p: Tensor) -> Table:
-        """The solver's table at parameters ``p``, differentiable in them."""
+        """Return the solver's table at parameters ``p``, differentiable in them."""
         parts = p.split([parameter.numel() for parameter in self.learned.values()])
-        named = {
+        parameters = {
             name: part.view_as(old) for (name, old), part in zip(self.learned.items(), parts, strict=True)
         }
-        table: Table = functional_call(self.solver, named, ())
+        table: Table = functional_call(self.solver, parameters, ())
         return table
 
     def _numbers(self, p: Tensor) -> Tensor:
         return numbers(self._table(p))
-
-    @torch.no_grad()
-    def _put(self, p: Tensor) -> None:
-        nn.utils.vector_to_parameters(p, self.learned.values())

@@ -1,4 +1,4 @@
-"""Where a training starts: classical solvers are measured, and the best of each grid race."""
+"""Initialization: the start of a training, chosen by successive halving among classical solvers."""
 
 from __future__ import annotations
 
@@ -26,103 +26,133 @@ from gas.pairs.dataset import Pairs
 from gas.schedule import Schedule
 from gas.table import Table
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.ranking import Measured, finite_loss, rank_classical
+from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
 
-__all__ = ["FINALISTS", "ROUNDING", "SHORTLIST", "Race", "Raced", "Started", "check_start", "start_label"]
+__all__ = [
+    "FINALISTS",
+    "ROUNDING",
+    "SHORTLIST",
+    "CandidateRound",
+    "StartChoice",
+    "StartSearch",
+    "check_start",
+    "named_start",
+    "start_label",
+]
 
-# Classical solvers that are measured on all validation pairs after a first round on some.
-FINALISTS = 4
-
-# Classical solvers that are measured a second time, on more pairs.
-SHORTLIST = 16
+# Classical solvers that the second and the last round of the ranking run. The losses of the best few differ by less
+# than 16 pairs resolve, so several go on from each round.
+SHORTLIST, FINALISTS = 16, 4
 
 # A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
 ROUNDING = 1e-11
 
-# Entrants of the first round that are trained for a second one.
-_SECOND = 2
+# Candidates that are trained for a second round.
+_SECOND_ROUND = 2
 
-# Further rounds of these where the formula lasts (LD3): which has the better minimum shows late.
-_LASTING = 2
+# Further rounds for kinds that keep the formula of their start (LD3): which formula has the better minimum shows late.
+_EXTRA_ROUNDS = 2
 
-# Where times start then: classical losses say little of where learned ones end. digits, 4 calls, squared error x 1000
-# after 7 steps from this grid: unipc-2-bh1 4.03, ipndm-2 5.26, unipc-2-bh2 5.41; unipc-2-bh1 from time_cubic 4.39.
-_LASTING_GRID = "log_snr"
+# The grid that learned times of these kinds start from: classical losses say little about where learned times end.
+# digits, 4 calls, squared error x 1000 after 7 steps from this grid: unipc-2-bh1 4.03, ipndm-2 5.26, unipc-2-bh2 5.41;
+# unipc-2-bh1 from time_cubic 4.39.
+_LEARNED_TIMES_GRID = "log_snr"
 
-# What a start is trained for in a round of the race.
-_SPRINT = GaussNewton(iterations=3, batch=12, validate_every=3)
+# A few steps tell minima apart, as the first ones gain most.
+_SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)
 
 
-@dataclass(frozen=True)
-class Started:
-    """The best classical solver on the validation pairs, where training starts, and what the race left."""
+@dataclass(frozen=True, eq=False)
+class StartChoice:
+    """The start of a training.
+
+    Args:
+        best: the best classical solver on the validation pairs.
+        losses: its loss of each pair.
+        start: where training starts: ``"uniform"`` or ``"SOLVER/GRID"``.
+        parameters: what the winner learned in its short runs, if it had any.
+        evaluations: network evaluations of the whole choice.
+    """
 
     best: Classical
-    best_loss: float
+    losses: tuple[float, ...]
     start: str
-    numbers: Mapping[str, Any] | None = None
+    parameters: Mapping[str, Any] | None = None
     evaluations: int = 0
+
+    @property
+    def best_loss(self) -> float:
+        """Mean loss of the best classical solver."""
+        return float(torch.tensor(self.losses, dtype=torch.float64).mean())
 
     def solver(self, schedule: Schedule, kind: Kind) -> nn.Module:
         """Return the solver to train, at its start."""
         solver = kind.build(schedule, named_start(self.start, self.best.nfe, self.best.t_end))
-        if self.numbers is not None:
-            numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.numbers.items()}
-            solver.load_state_dict(numbers)
+        if self.parameters is not None:
+            state = {name: torch.tensor(x, dtype=torch.float64) for name, x in self.parameters.items()}
+            solver.load_state_dict(state)
         return solver
 
 
 @dataclass(frozen=True)
-class Raced:
-    """A start of the race, with the loss that a little training brought it to on some of the validation pairs.
+class CandidateRound:
+    """A candidate after a short run of training.
 
-    ``place`` counts what the race has trained so far, of ``starts`` in all its rounds.
+    Args:
+        classical: the solver that it starts at.
+        loss: its best validation loss so far.
+        run: number of the short run, from 1.
+        runs: short runs of all rounds.
+        evaluations: network evaluations of this run.
     """
 
     classical: Classical
     loss: float
-    place: int
-    starts: int
+    run: int
+    runs: int
     evaluations: int
 
 
-@dataclass(frozen=True)
-class Race:
+@dataclass(frozen=True, eq=False)
+class StartSearch:
     """How the start of a training is chosen.
 
+    ``"best"`` is successive halving: rank all classical solvers on 16, then the best 16 on 64, then the best 4 on all
+    validation pairs; train the best solver of each of three grids in a short run, the two best for another, and start
+    from the one that then validates best. The training loss has several minima, and which of them is reached depends
+    on the grid; the classical solver with the least loss need not lead to the best one.
+
     Args:
-        start: ``"best"`` (a race of the best classical tables), ``"uniform"`` (the paper's: DPM-Solver++(3M) on
-            the time-uniform grid), or ``"SOLVER/GRID"`` by name.
-        rank: validation pairs that every classical solver is measured on; the best of each grid enter the race.
-        first: validation pairs that the best :data:`SHORTLIST` of them, and every entrant, are measured on.
-        starts: most starts of the race: the best solver of each grid. The loss has several minima, and which
-            one is found is a matter of the grid; the best table at first need not lead to the best one.
-        near: a grid ``(nfe + 1,)`` of one's own, whose best classical solver enters the race first.
-        sprint: settings that each start is trained with in a round (on squared error). The two best of a first round
-            are trained for a second one, and the one that then validates best wins.
+        start: ``"best"``, ``"uniform"`` (the paper's: DPM-Solver++(3M) on the time-uniform grid), or
+            ``"SOLVER/GRID"``.
+        screening_pairs: validation pairs that every classical solver is ranked on.
+        validation_pairs: validation pairs that the best :data:`SHORTLIST` of them and every candidate are compared on.
+        candidates: most classical solvers that are trained.
+        extra_grid: a further grid ``(nfe + 1,)``, whose best classical solver is the first candidate.
+        short_run: settings of a short run, which minimizes squared errors.
 
     Raises:
         ValueError: names the setting that is unknown or out of range.
     """
 
     start: str = "best"
-    rank: int = 16
-    first: int = 64
-    starts: int = 3
-    near: Tensor | None = None
-    sprint: GaussNewton = _SPRINT
+    screening_pairs: int = 16
+    validation_pairs: int = 64
+    candidates: int = 3
+    extra_grid: Tensor | None = None
+    short_run: GaussNewton = _SHORT_RUN
 
     def __post_init__(self) -> None:
         check_start(self.start)
-        for name in ("rank", "first", "starts"):
+        for name in ("screening_pairs", "validation_pairs", "candidates"):
             integer(name, getattr(self, name), 1, MAX_SEEDS)
-        if not isinstance(self.sprint, GaussNewton):
-            raise UserError(f"sprint must be a gas.GaussNewton, got a {type(self.sprint).__name__}")
+        if not isinstance(self.short_run, GaussNewton):
+            raise UserError(f"short_run must be a gas.GaussNewton, got a {type(self.short_run).__name__}")
 
-    def seeded(self, seed: int) -> Race:
-        """Return the race with training pairs in the order of another seed."""
-        return replace(self, sprint=replace(self.sprint, seed=seed))
+    def seeded(self, seed: int) -> StartSearch:
+        """Return the search with training pairs in the order of another seed."""
+        return replace(self, short_run=replace(self.short_run, seed=seed))
 
     def run(
         self,
@@ -135,31 +165,31 @@ class Race:
         solver: str,
         theory: bool,
         state: Path | None,
-    ) -> Generator[Measured | Raced, None, Started]:
-        """Choose, or read what an interrupted run chose.
+    ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
+        """Choose the start, or read the choice of an interrupted run.
 
         Args:
-            model: whose denoiser to ask.
+            model: whose denoiser to call.
             pairs: teacher pairs to train on.
             validation: teacher pairs to choose by.
             nfe: network evaluations.
             loss: a name of :data:`gas.losses.LOSSES`.
-            solver: a key of :data:`gas.learned.SOLVERS`: what enters the race.
+            solver: a key of :data:`gas.learned.SOLVERS`: what is trained.
             theory: as in :func:`gas.learned.kind_by_name`.
-            state: folder that the choice is kept in.
+            state: folder that the choice is stored in.
 
         Yields:
-            Measured for each classical solver, Raced for each entrant.
+            RankedSolver: of each round of the ranking. CandidateRound: after each short run.
 
         Raises:
-            ValueError: for unknown names, or a state that belongs to another run.
+            ValueError: for unknown names, or a state of another run.
         """
         kind = kind_by_name(solver, theory=theory)
-        if self.start != "best":  # what is wrong is refused before the long measuring
+        if self.start != "best":  # refuse an impossible start before the long ranking
             kind.build(model.schedule, named_start(self.start, nfe, model.t_end))
-        asked = {
-            **{name: value for name, value in asdict(self).items() if name != "near"},
-            "near": None if self.near is None else self.near.tolist(),
+        fingerprint = {
+            **{name: value for name, value in asdict(self).items() if name != "extra_grid"},
+            "extra_grid": None if self.extra_grid is None else self.extra_grid.tolist(),
             "loss": loss,
             "solver": solver,
             "theory": theory,
@@ -167,96 +197,98 @@ class Race:
             "pairs": _ends(pairs),
             "validation": _ends(validation),
         }
-        asked = json.loads(json.dumps(asked))  # as it will be read again
+        fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back
         path = None if state is None else state / f"nfe-{nfe}.start.json"
         if path is not None and path.exists():
-            return _read(path, asked)
-        chosen = yield from self._choose(model, pairs, validation, nfe, loss, kind)
+            return _read_choice(path, fingerprint)
+        choice = yield from self._choose(model, pairs, validation, nfe, loss_by_name(loss), kind)
         if path is not None and distributed.is_first():
-            write_text(path, json.dumps(add_checksum({**asdict(chosen), "asked": asked})))
-        return chosen
+            write_text(path, json.dumps(add_checksum({**asdict(choice), "fingerprint": fingerprint})))
+        return choice
 
     def _choose(
-        self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, loss: str, kind: Kind
-    ) -> Generator[Measured | Raced, None, Started]:
-        """Measure every classical solver; where the start is left open, race the best of each grid."""
-        distance = loss_by_name(loss)
-        ranked, best, spent = yield from self._rank(model, validation, nfe, distance)
+        self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, distance: Loss, kind: Kind
+    ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
+        """Rank every classical solver; unless the start is named, train the best of each grid in short runs."""
+        screening = (None, self.screening_pairs)
+        rounds = (screening, (SHORTLIST, self.validation_pairs), (FINALISTS, None))
+        ranked = []
+        for solver in rank_classical(model, validation, nfe, distance, rounds=rounds):
+            ranked.append(solver)
+            yield solver
+        best = next(solver for solver in ranked if solver.round == 2)
+        choice = StartChoice(
+            best=best.classical,
+            losses=tuple(best.losses.tolist()),
+            start=best.classical.spec if self.start == "best" else self.start,
+            evaluations=sum(solver.evaluations for solver in ranked),
+        )
         if self.start != "best" or best.loss < ROUNDING:
-            start = best.classical.spec if self.start == "best" else self.start
-            return Started(best.classical, best.loss, start, evaluations=spent)
-        entrants = _best_starts(ranked, self.starts, kind)
-        if self.near is not None:
-            own = list(candidates(model.schedule, nfe, model.t_end, own=self.near))
-            there = rank_classical(model, validation, nfe, distance, entries=own, first=self.rank, kept=0)
-            measured = list(there)
-            entrants = [*_best_starts(measured, 1, kind), *entrants][: self.starts]
-            spent += sum(m.evaluations for m in measured)
-        winner, cost = yield from self._rounds(entrants, model, pairs, validation, distance, kind)
-        return Started(best.classical, best.loss, winner.classical.spec, winner.numbers, spent + cost)
+            return choice
+        starts = _best_starts([solver for solver in ranked if solver.round == 0], self.candidates, kind)
+        spent = choice.evaluations
+        if self.extra_grid is not None:
+            entries = candidates(model.schedule, nfe, model.t_end, own=self.extra_grid)
+            extra = list(
+                rank_classical(model, validation, nfe, distance, entries=entries, rounds=(screening,))
+            )
+            starts = [*_best_starts(extra, 1, kind), *starts][: self.candidates]
+            spent += sum(solver.evaluations for solver in extra)
+        some = validation.subset(slice(0, self.validation_pairs))
+        winner, cost = yield from self._halve(starts, model, pairs, some, distance, kind)
+        return replace(
+            choice,
+            start=winner.classical.spec,
+            parameters=winner.parameters,
+            evaluations=spent + cost,
+        )
 
-    def _rounds(
+    def _halve(
         self,
-        entrants: Sequence[Measured],
+        starts: Sequence[Classical],
         model: Model,
         pairs: Pairs,
         validation: Pairs,
         distance: Loss,
         kind: Kind,
-    ) -> Generator[Raced, None, tuple[_Entrant, int]]:
-        """Train all for a round and the best for another; return the winner and what it cost."""
-        running = [
-            _Entrant.of(entrant, model, pairs, kind, kind.training(self.sprint)) for entrant in entrants
-        ]
-        some, spent, place = validation.subset(slice(0, self.first)), 0, 0
-        again = 1 + (_LASTING if kind.lasting else 0)
-        rounds = [len(running), *[min(_SECOND, len(running))] * (again if len(running) > 1 else 0)]
-        trainings = sum(rounds)
-        for width in rounds:
-            running = running[:width]
-            for entrant in running:
-                place += 1
-                cost = entrant.sprint(some, distance)
+    ) -> Generator[CandidateRound, None, tuple[_Candidate, int]]:
+        """Train all candidates for a round and the best for further ones; return the winner and the cost."""
+        config = kind.training(self.short_run)
+        running = []
+        for start in starts:
+            solver = kind.build(model.schedule, start)
+            running.append(_Candidate(start, GaussNewtonSteps(solver, model, pairs, l2, config)))
+        further = 1 + (_EXTRA_ROUNDS if kind.lasting else 0) if len(running) > 1 else 0
+        sizes = [len(running), *[min(_SECOND_ROUND, len(running))] * further]
+        spent, run = 0, 0
+        for size in sizes:
+            running = running[:size]
+            for candidate in running:
+                run += 1
+                cost = candidate.short_run(validation, distance)
                 spent += cost
-                yield Raced(entrant.classical, entrant.loss, place, trainings, cost)
-            running.sort(key=lambda entrant: entrant.loss)
+                yield CandidateRound(
+                    classical=candidate.classical,
+                    loss=candidate.loss,
+                    run=run,
+                    runs=sum(sizes),
+                    evaluations=cost,
+                )
+            running.sort(key=lambda candidate: candidate.loss)
         return running[0], spent
-
-    def _rank(
-        self, model: Model, validation: Pairs, nfe: int, distance: Loss
-    ) -> Generator[Measured, None, tuple[list[Measured], Measured, int]]:
-        """Measure all on some pairs and fewer on more; return the first round, the best and what it cost."""
-        ranked = []
-        for measured in rank_classical(model, validation, nfe, distance, first=self.rank, kept=0):
-            ranked.append(measured)
-            yield measured
-        hopeful = [(m.classical, m.table) for m in sorted(ranked, key=finite_loss)[:SHORTLIST]]
-        again = []
-        for measured in rank_classical(
-            model, validation, nfe, distance, entries=hopeful, first=self.first, kept=FINALISTS
-        ):
-            again.append(measured)
-            yield measured
-        spent = sum(m.evaluations for m in (*ranked, *again))
-        return ranked, again[len(hopeful)], spent
 
 
 @dataclass
-class _Entrant:
-    """A start in the race: the best that it has learned so far. Steps of few pairs may also lead away from it."""
+class _Candidate:
+    """A start in training, with the best parameters so far: steps on few pairs may also lead away from them."""
 
     classical: Classical
     steps: GaussNewtonSteps
     loss: float = math.inf
-    numbers: Mapping[str, Any] | None = None
+    parameters: Mapping[str, Any] | None = None
 
-    @classmethod
-    def of(cls, measured: Measured, model: Model, pairs: Pairs, kind: Kind, sprint: GaussNewton) -> _Entrant:
-        solver = kind.build(model.schedule, measured.classical)
-        return cls(measured.classical, GaussNewtonSteps(solver, model, pairs, l2, sprint))
-
-    def sprint(self, validation: Pairs, distance: Loss) -> int:
-        """Train a little and measure; return the network evaluations. One that blows up stays as it was."""
+    def short_run(self, validation: Pairs, distance: Loss) -> int:
+        """Train and validate; return the network evaluations. A run that diverges changes nothing."""
         before = self.steps.evaluations
         try:
             for _ in range(self.steps.config.iterations):
@@ -264,10 +296,10 @@ class _Entrant:
         except Diverged:
             return self.steps.evaluations - before
         table: Table = self.steps.solver().detach()
-        value = float(evaluate(self.steps.model, validation, table, distance).mean())
-        if value < self.loss:
+        loss = float(evaluate(self.steps.model, validation, table, distance).mean())
+        if loss < self.loss:
             state = self.steps.solver.state_dict()
-            self.loss, self.numbers = value, {name: parameter.tolist() for name, parameter in state.items()}
+            self.loss, self.parameters = loss, {name: x.tolist() for name, x in state.items()}
         return self.steps.evaluations - before + len(validation) * table.nfe
 
 
@@ -275,82 +307,94 @@ def check_start(start: str) -> None:
     """Refuse what names no start of a training: ``"best"``, ``"uniform"``, ``"SOLVER"`` or ``"SOLVER/GRID"``.
 
     Raises:
-        ValueError: for an unknown solver or grid, with the nearest known one, or a grid that is none.
+        ValueError: for an unknown solver or grid, with the nearest known one, or times that are no grid.
     """
     if not isinstance(start, str):
         raise UserError(f"start must be 'best', 'uniform' or 'SOLVER/GRID', got {start!r}")
     if start != "best":
-        classical = named_start(start, 2, 0.0)
+        classical = named_start(start)
         if "," in classical.grid:
             as_grid(grid_times(classical.grid))
 
 
-def start_label(start: str) -> str:
-    """Return what people call a start, as :attr:`gas.classical.Classical.label` does: one name wherever it is shown.
-
-    >>> start_label("uniform"), start_label("unipc-3-bh2/log_snr"), start_label("ddim/1,0.5,0.001")
-    ('dpmpp-3m / time_uniform', 'unipc-3-bh2 / log_snr', 'ddim / own times')
-    """
-    if start == "uniform":
-        return "dpmpp-3m / time_uniform"
-    solver, _, grid = start.partition("/")
-    return f"{solver.strip()} / {'own times' if ',' in grid else grid.strip() or 'log_snr'}"
-
-
-def named_start(start: str, nfe: int, t_end: float) -> Classical:
-    """Return the classical solver of ``"SOLVER/GRID"``; the grid may be left out. ``"uniform"`` is the paper's."""
+def named_start(start: str, nfe: int = 2, t_end: float = 0.0) -> Classical:
+    """Return the classical solver of ``"SOLVER/GRID"``, by default on log-SNR; ``"uniform"`` is the paper's start."""
     if start == "uniform":
         return Classical("dpmpp-3m", "time_uniform", nfe, t_end)
     name, _, grid = start.partition("/")
     return Classical(name.strip(), grid.strip() or "log_snr", nfe, t_end)
 
 
-def _best_starts(ranked: Sequence[Measured], most: int, kind: Kind) -> list[Measured]:
-    """The best solver of every grid on the first pairs that this kind can start at, best first."""
-    ranked = [m for m in ranked if kind.starts_at(m.classical)]
-    first = min(m.pairs for m in ranked)
-    ranked = sorted((m for m in ranked if m.pairs == first), key=finite_loss)
+def start_label(start: str) -> str:
+    """Return :attr:`gas.classical.Classical.label` of a start; one that is unknown here, as files may have, unchanged.
+
+    >>> start_label("uniform"), start_label("unipc-3-bh2/log_snr"), start_label("ddim/1,0.5,0.001")
+    ('dpmpp-3m / time_uniform', 'unipc-3-bh2 / log_snr', 'ddim / own times')
+    """
+    try:
+        return named_start(start).label
+    except UserError:
+        return start
+
+
+def _best_starts(ranked: Sequence[RankedSolver], most: int, kind: Kind) -> list[Classical]:
+    """Return the best solver of every grid that this kind can start at, best first."""
+    ranked = sorted(
+        (solver for solver in ranked if kind.starts_at(solver.classical)),
+        key=lambda solver: solver.finite_loss,
+    )
     if kind.lasting:
         return _best_formulas(ranked, most)
-    best: dict[str, Measured] = {}
-    for measured in ranked:
-        best.setdefault(measured.classical.grid, measured)
+    best: dict[str, Classical] = {}
+    for solver in ranked:
+        best.setdefault(solver.classical.grid, solver.classical)
     return list(best.values())[:most]
 
 
-def _best_formulas(ranked: Sequence[Measured], most: int) -> list[Measured]:
-    """The best different solvers, each on the grid that learned times start best at, if it was measured there."""
-    best: list[Measured] = []
-    for measured in ranked:
-        solvers = [m.classical.solver for m in best]
-        known = [m for m in ranked if m.classical.solver in solvers]
-        if measured.classical.solver not in solvers and not _is_one_of(measured, known):
-            best.append(measured)
-    usual = {m.classical.solver: m for m in ranked if m.classical.grid == _LASTING_GRID}
-    return [usual.get(m.classical.solver, m) for m in best[:most]]
+def _best_formulas(ranked: Sequence[RankedSolver], most: int) -> list[Classical]:
+    """Return the best different solvers, each on the grid that learned times start from, if it was ranked there."""
+    best: list[Classical] = []
+    for solver in ranked:
+        names = [classical.solver for classical in best]
+        known = [other for other in ranked if other.classical.solver in names]
+        if solver.classical.solver not in names and not _has_twin(solver, known):
+            best.append(solver.classical)
+    usual = {
+        solver.classical.solver: solver.classical
+        for solver in ranked
+        if solver.classical.grid == _LEARNED_TIMES_GRID
+    }
+    return [usual.get(classical.solver, classical) for classical in best[:most]]
 
 
-def _is_one_of(measured: Measured, others: Sequence[Measured]) -> bool:
-    """Whether a solver is another one's formula: at few calls solvers of several orders are one."""
-    on_its_grid = [m for m in others if m.classical.grid == measured.classical.grid]
-    return any(torch.equal(m.table.unrolled(), measured.table.unrolled()) for m in on_its_grid)
+def _has_twin(solver: RankedSolver, others: Sequence[RankedSolver]) -> bool:
+    """Whether another solver is the same table: at few calls, solvers of several orders coincide."""
+    on_its_grid = [other for other in others if other.classical.grid == solver.classical.grid]
+    return any(torch.equal(other.table.unrolled(), solver.table.unrolled()) for other in on_its_grid)
 
 
 def _ends(pairs: Pairs) -> list[int]:
     return [len(pairs), int(pairs.seeds[0]), int(pairs.seeds[-1])]
 
 
-def _read(path: Path, asked: Mapping[str, Any]) -> Started:
+def _read_choice(path: Path, fingerprint: Mapping[str, Any]) -> StartChoice:
     try:
         content = verify_checksum(read_json(path), str(path))
-        if content["asked"] != asked:
-            other = [name for name, value in asked.items() if content["asked"].get(name) != value]
-            was = {name: brief(content["asked"].get(name), 40) for name in other[:3]}
-            changes = "; ".join(f"{name} was {was[name]}, is {brief(asked[name], 40)}" for name in was)
-            raise UserError(f"it is of another run: {changes}")
-        best = Classical(**content["best"])
-        rest = (content["numbers"], int(content["evaluations"]))
-        return Started(best, float(content["best_loss"]), str(content["start"]), *rest)
+        known = content.pop("fingerprint")
+        changed = [name for name, value in fingerprint.items() if known.get(name) != value]
+        if known != fingerprint:
+            changes = (
+                f"{name} was {brief(known.get(name), 40)}, is {brief(fingerprint[name], 40)}"
+                for name in changed[:3]
+            )
+            raise UserError(f"it is of another run: {'; '.join(changes)}")
+        return StartChoice(
+            best=Classical(**content["best"]),
+            losses=tuple(float(loss) for loss in content["losses"]),
+            start=str(content["start"]),
+            parameters=content["parameters"],
+            evaluations=int(content["evaluations"]),
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be continued ({one_line(error)}): delete {path.parent} to train afresh"

@@ -1,4 +1,4 @@
-"""The least value of a quadratic model of a solver's numbers, over the solver's parameters: no network is asked."""
+"""Minimize the quadratic model over the solver's parameters. Uses no network evaluations."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["floored", "minimise"]
+__all__ = ["floored", "minimize"]
 
-_STEPS = 20
-_TRIES = 16
-# Damping of the first step, in units of the Hessian's diagonal: where parameters are more than numbers, some moves
-# change nothing, and of those a step has next to none. It grows after every failure and shrinks after a step.
+# An upper bound: the descent ends when a step gains less than this share of the gain so far.
+_STEPS, _MIN_GAIN = 20, 1e-5
+
+# Damping of the first step, in units of the Hessian's diagonal. It only has to make the system regular: where there
+# are more parameters than numbers, some moves change nothing. It grows after every failure and shrinks after a step;
+# 16 trials reach 1e5, where a step is next to none.
 _DAMPING, _GROWTH, _SHRINK = 1e-10, 10.0, 100.0
-# Of what was gained so far: a step that gains less is the last.
-_ENOUGH = 1e-5
+_TRIALS = 16
 
 
 @torch.no_grad()
-def minimise(
+def minimize(
     numbers: Callable[[Tensor], Tensor], start: Tensor, gradient: Tensor, hessian: Tensor, free: Tensor
 ) -> Tensor:
     """Descend on ``gradient . d + d . hessian d / 2`` over the parameters p, where ``d = q(p) - q(start)``.
 
-    A sample is some function of the numbers q, and those are another of the parameters. The first asks the network, and
-    is known as a quadratic model; the second is arithmetic, and is followed exactly: q bends far more than the
-    model where many coefficients hang on a time. The steps are Levenberg and Marquardt's along ``dq/dp``, until one
-    gains next to nothing; where parameters leave the set of tables, a step is shortened as a whole.
+    A sample is a function of the numbers q, and q a function of the parameters. The first calls the network, and is
+    replaced by its quadratic model; the second is arithmetic, and is followed exactly: where many coefficients depend
+    on a time, q is far less linear than the model. The steps are Levenberg and Marquardt's along ``dq/dp``, until one
+    gains next to nothing; a step that leaves the set of tables is shortened as a whole.
 
     Args:
-        numbers: q, ``(P,) -> (Q,)``; ValueError where there is no table of such parameters.
+        numbers: q, ``(P,) -> (Q,)``; ValueError where the parameters give no table.
         start: parameters ``(P,)``.
-        gradient: of the model in q, at ``q(start)``, ``(Q,)``.
+        gradient: of the model in q at ``q(start)``, ``(Q,)``.
         hessian: of the model in q, ``(Q, Q)``, positive semidefinite.
         free: indices of the parameters that may move; there may be none.
 
@@ -45,16 +46,17 @@ def minimise(
         Burke and Ferris, "A Gauss-Newton method for convex composite optimization", Math. Program. 71 (1995).
     """
     model = _Model(numbers, numbers(start), gradient, hessian)
-    here, damping = _Point(start, model.q0, 0.0), _DAMPING
+    point, damping = _Point(start, model.q0, 0.0), _DAMPING
     for _ in range(_STEPS):
-        found = model.step(here, damping, free)
-        if found is None:
+        step = model.step(point, damping, free)
+        if step is None:
             break
-        there, damping = found
-        gained, here, damping = here.value - there.value, there, max(_DAMPING, damping / _SHRINK)
-        if gained <= _ENOUGH * -here.value:
+        before = point.value
+        point, damping = step
+        damping = max(_DAMPING, damping / _SHRINK)
+        if before - point.value <= _MIN_GAIN * -point.value:
             break
-    return here.p
+    return point.p
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,27 +76,27 @@ class _Model:
     def at(self, p: Tensor) -> _Point:
         try:
             q = self.numbers(p)
-        except ValueError:  # no table: as bad as can be
+        except ValueError:  # no table
             return _Point(p, self.q0, math.inf)
         d = q - self.q0
         return _Point(p, q, float(self.gradient @ d + d @ self.hessian @ d / 2))
 
-    def step(self, here: _Point, damping: float, free: Tensor) -> tuple[_Point, float] | None:
-        """The first of ever shorter steps that goes down, with its damping; none where none does."""
-        jacobian = torch.autograd.functional.jacobian(self.numbers, here.p, vectorize=True)
-        free = free[jacobian[:, free].count_nonzero(dim=0) > 0]  # the others move nothing
+    def step(self, point: _Point, damping: float, free: Tensor) -> tuple[_Point, float] | None:
+        """Return the first of ever shorter steps that goes down, with its damping, if one does."""
+        jacobian = torch.autograd.functional.jacobian(self.numbers, point.p, vectorize=True)
+        free = free[jacobian[:, free].count_nonzero(dim=0) > 0]  # the others change no number
         if not len(free):
             return None
         jacobian = jacobian[:, free]
-        gradient = jacobian.T @ (self.hessian @ (here.q - self.q0) + self.gradient)
+        gradient = jacobian.T @ (self.hessian @ (point.q - self.q0) + self.gradient)
         hessian = jacobian.T @ self.hessian @ jacobian
         metric = torch.diag(floored(hessian.diagonal()))
-        for _ in range(_TRIES):
-            # NaN where that is singular.
+        for _ in range(_TRIALS):
+            # The status is not needed: a singular system gives NaN, which is never below the value.
             move, _ = torch.linalg.solve_ex(hessian + damping * metric, gradient)
-            there = self.at(here.p.index_add(0, free, -move))
-            if there.value < here.value:
-                return there, damping
+            trial = self.at(point.p.index_add(0, free, -move))
+            if trial.value < point.value:
+                return trial, damping
             damping *= _GROWTH
         return None
 

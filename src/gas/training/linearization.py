@@ -1,4 +1,4 @@
-"""How a sample moves with every number of its solver: Jacobians by differences of the frozen network."""
+"""Linearization: derivatives of a sample in every number of its solver, by differences of the frozen network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Normal", "evaluations_of", "linearize", "normal_equations", "numbers
 
 T = TypeVar("T")
 
-# Tangents of one batch are held at once; larger batches are split so that they stay below this many bytes.
+# Bytes of the tangents of one batch, which are held at once; larger batches are split. Any machine has 256 MB.
 _TANGENT_BYTES = 2**28
 
 
 def numbers(table: Table) -> Tensor:
-    """Return what decides a solver's samples ``(P,)``: for each row its time, and its weights of x_T and of d_j.
+    """Return the numbers that decide a solver's samples ``(P,)``: of each row its time and its weights of x_T and d_j.
 
     The folded table has no state but x_T, so these P = N (N + 5) / 2 numbers are independent.
     """
@@ -34,7 +34,7 @@ def numbers(table: Table) -> Tensor:
 
 
 def evaluations_of(nfe: int) -> int:
-    """Return what :func:`linearize` asks of the network for each sample: N calls, N for times, the rest for weights."""
+    """Return the network evaluations of :func:`linearize` a sample: N calls, N for times, the rest for weights."""
     return sum(2 + n * (n + 5) // 2 for n in range(nfe))
 
 
@@ -42,10 +42,10 @@ def evaluations_of(nfe: int) -> int:
 def linearize(denoise: Denoiser, x: Tensor, table: Table) -> tuple[Tensor, Tensor, int]:
     """Run a table and differentiate its sample in each of its :func:`numbers`.
 
-    A weight of row n moves ``x_{n+1}`` along an answer that is known anyway, so its tangent costs nothing
-    before the next network call; the last row is linear. Every tangent that a call meets costs one
-    more network evaluation: ``(D(x + h v, t) - D(x, t)) / h``. Differences ask nothing of the network
-    but its answers, work where forward-mode derivatives are not implemented, and cost less.
+    A weight of row n moves ``x_{n+1}`` along a prediction that is known anyway, so its tangent costs nothing
+    before the next network call; the last row is linear. Every tangent at the input of a call costs one
+    more network evaluation: ``(D(x + h v, t) - D(x, t)) / h``. Differences need only the network's predictions, work
+    where forward-mode derivatives are not implemented, and cost less.
 
     Args:
         denoise: the frozen denoiser.
@@ -59,9 +59,9 @@ def linearize(denoise: Denoiser, x: Tensor, table: Table) -> tuple[Tensor, Tenso
     history, tangents = [x], [x.new_zeros((0, *x.shape))]
     moved, calls = x.new_zeros((0, *x.shape)), 0
     for n in range(folded.nfe):
-        answer, derivative, asked = _answer(denoise, x, folded.times[n], moved)
-        calls += asked
-        history.append(answer)
+        prediction, derivative, spent = _predict(denoise, x, folded.times[n], moved)
+        calls += spent
+        history.append(prediction)
         tangents.append(derivative)
         weights = [float(w) for w in (folded.states[n, 0], *folded.outputs[n, : n + 1])]
         x = torch.stack([w * h for w, h in zip(weights, history, strict=True)]).sum(0)
@@ -88,7 +88,7 @@ class Normal:
 
     @property
     def loss(self) -> float:
-        """The weighted mean that the model is of."""
+        """The weighted mean loss."""
         return float((self.weights * self.losses).mean())
 
 
@@ -109,15 +109,15 @@ def normal_equations(
         target: the teacher's samples ``(B, *)``.
         table: the solver.
         features: f, ``(B, *) -> (B, F...)``; by default the samples themselves.
-        outlier: in medians of the batch's losses: where a pair's loss is larger, w makes it that large, else w is 1.
+        outlier: bound of a pair's loss, in medians of the batch's: w weights a larger one down to it, else w is 1.
     """
     count = len(numbers(table.detach()))
     size = max(1, _TANGENT_BYTES // (2 * count * x[0].numel() * x.element_size()))
     losses, gradients, curvatures, evaluations = [], [], [], 0
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        made, moved, spent = linearize(bind(part), x[part], table)
-        residual, columns = _residual(made, moved, target[part].to(made), features)
+        samples, tangents, spent = linearize(bind(part), x[part], table)
+        residual, columns = _residual(samples, tangents, target[part].to(samples), features)
         losses.append(residual.square().sum(1).cpu())
         gradients.append((columns @ residual[..., None])[..., 0].cpu())
         curvatures.append((columns @ columns.mT).cpu())
@@ -125,58 +125,58 @@ def normal_equations(
     loss = torch.cat(losses)
     limit = outlier * loss.median()
     weights = torch.where(loss > limit, limit / loss, torch.ones_like(loss))
-    told = {
+    parts = {
         "losses": loss,
         "weights": weights,
         "gradient": (weights[:, None] * torch.cat(gradients)).mean(0),
         "curvature": (weights[:, None, None] * torch.cat(curvatures)).mean(0),
     }
-    # All processes have the same derivatives; what else they computed may differ where a device rounds as it likes.
-    return Normal(**distributed.broadcast(lambda: told), evaluations=evaluations)
+    # All processes share the same derivatives, but their products may round differently: take those of the first.
+    return Normal(**distributed.broadcast(lambda: parts), evaluations=evaluations)
 
 
 def _residual(
-    made: Tensor, moved: Tensor, target: Tensor, features: Callable[[Tensor], Tensor] | None
+    samples: Tensor, tangents: Tensor, target: Tensor, features: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Residuals ``(B, R)`` and derivatives ``(B, P, R)`` in float64, scaled so that a loss is their square."""
     if features is not None:
-        seen = features(made)
-        moved = _stacked(lambda v: _difference(features, made, seen, v), moved, seen)
-        made, target = seen, features(target)
-    scale = made[0].numel() ** -0.5
-    columns = moved.double().flatten(2).transpose(0, 1)
-    return (made - target).double().flatten(1) * scale, columns * scale
+        extracted = features(samples)
+        tangents = _stacked(lambda v: _difference(features, samples, extracted, v), tangents, extracted)
+        samples, target = extracted, features(target)
+    scale = samples[0].numel() ** -0.5
+    columns = tangents.double().flatten(2).transpose(0, 1)
+    return (samples - target).double().flatten(1) * scale, columns * scale
 
 
-def _answer(denoise: Denoiser, x: Tensor, t: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, int]:
-    """The answer at ``(x, t)``, its derivatives along every tangent of x and, last, in t; calls spent."""
+def _predict(denoise: Denoiser, x: Tensor, t: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the prediction at ``(x, t)``, its derivatives along every tangent of x and, last, in t; and the calls."""
     denoise = _preserving(denoise)
-    answer = denoise(x, t)
-    # Towards the data from the noisy half and back from the other, so that no schedule is asked outside its range.
+    prediction = denoise(x, t)
+    # Towards the data from the noisy half and back from the other: times stay within the schedule's range.
     step = 4 * _relative_step(x) * float(t) * (-1 if float(t) > 0.5 else 1)
 
     def column(v: Tensor | None) -> Tensor:
         if v is None:
-            return (denoise(x, t + step) - answer) / step
-        return _difference(lambda y: denoise(y, t), x, answer, v)
+            return (denoise(x, t + step) - prediction) / step
+        return _difference(lambda y: denoise(y, t), x, prediction, v)
 
-    columns = _stacked(column, [*moved, None], answer)
-    moving = int(moved.flatten(1).any(1).sum())  # along a tangent of zero nothing is asked
-    return answer, columns, moving + 2
+    columns = _stacked(column, [*tangents, None], prediction)
+    nonzero = int(tangents.flatten(1).any(1).sum())  # a tangent of zero needs no call
+    return prediction, columns, nonzero + 2
 
 
 def _preserving(denoise: Denoiser) -> Denoiser:
-    """The denoiser, its input safe from it, and every answer from the next."""
+    """Return the denoiser with its input safe from it, and every prediction safe from the next."""
     return lambda x, t: call_preserving(denoise, x, t).clone()
 
 
 def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:
-    """Derivatives along every direction, of which several processes take each some: a batch stays whole for all."""
-    return torch.stack([made.to(like) for made in distributed.map_sharded(column, directions)])
+    """Return the derivatives along every direction; processes share the directions, so batch sizes stay the same."""
+    return torch.stack([derivative.to(like) for derivative in distributed.map_sharded(column, directions)])
 
 
 def _difference(function: Callable[[Tensor], Tensor], x: Tensor, at: Tensor, v: Tensor) -> Tensor:
-    """Derivative of a function along ``v``, by a step in proportion to ``x``."""
+    """Return the derivative of a function along ``v``, by a step in proportion to ``x``."""
     size = float(torch.linalg.vector_norm(v))
     if size == 0:
         return torch.zeros_like(at)
@@ -185,6 +185,6 @@ def _difference(function: Callable[[Tensor], Tensor], x: Tensor, at: Tensor, v: 
 
 
 def _relative_step(x: Tensor) -> float:
-    """Where truncation and rounding errors of a forward difference are about equal: 1e-3 in float32."""
+    """Return the step where truncation and rounding errors of a forward difference are about equal: 1e-3 in float32."""
     eps: float = torch.finfo(x.dtype).eps
     return math.exp(0.43 * math.log(eps))

@@ -1,4 +1,4 @@
-"""Learn a solver's numbers from teacher pairs."""
+"""The training loop: learn a solver's parameters from teacher pairs."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_conditions, check_pairs
 from gas.registry import origin
 from gas.table import Table
-from gas.training.adam import Adam, AdamSteps
-from gas.training.adversarial.losses import Critic
-from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.adam import Adam
+from gas.training.adversarial.losses import Discriminator
+from gas.training.gauss_newton import GaussNewton
 from gas.training.validation import evaluate
 
 __all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
 
 
-# A loss this many times that of a constant answer is no approximation; few steps from a poor start may leave 3.
-_WORSE = 10
+# A loss this many times that of a constant prediction is no approximation; few steps from a poor start may leave 3.
+_IMPLAUSIBLE = 10
 
 # What to choose the best solver by: its table -> smaller is better. If it samples with the table, its attribute
-# ``samples`` says how many, so that they can be counted.
+# ``samples`` is their number, so that they can be counted.
 Criterion = Callable[[Table], float]
 
 
@@ -46,7 +46,7 @@ class LearnedSolver(Protocol):
 
 
 class Steps(Protocol):
-    """An optimiser at work on a solver, which it changes in place."""
+    """An optimizer with its state, changing a solver in place."""
 
     model: Model
     iteration: int
@@ -61,13 +61,13 @@ class Steps(Protocol):
         """Return the solver to validate."""
 
     def report(self) -> dict[str, float]:
-        """Return means of what was logged since the last report."""
+        """Return means of the logs since the last report."""
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the bits of its steps, in plain JSON."""
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the bits of the steps, in plain JSON."""
 
     def state(self) -> dict[str, Any]:
-        """Return what :meth:`restore` needs to go on with the same bits."""
+        """Return everything that :meth:`restore` needs to go on with the same bits."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
@@ -88,8 +88,8 @@ class FitRecord:
     """Network evaluations of single samples so far, training and validation: a gradient through one call counts as
     three, a derivative along one direction as one."""
     logs: Mapping[str, float] = field(default_factory=dict)
-    """Means since the last report of what the optimiser says of itself, a critic's as ``critic.quantity``: its and the
-    generator's losses, R1 and R2, and the share of reals ranked above fakes."""
+    """Means of the optimizer's logs since the last report. Those of a discriminator are ``NAME.discriminator`` and
+    ``NAME.generator`` (losses), ``NAME.r1``, ``NAME.r2`` and ``NAME.real_above_fake`` (share of pairs)."""
 
 
 def fit(
@@ -101,35 +101,34 @@ def fit(
     loss: str | Loss = "l2",
     config: Adam | GaussNewton | None = None,
     checkpoint: str | Path | None = None,
-    critics: Sequence[Critic] = (),
+    discriminators: Sequence[Discriminator] = (),
     pairing: str = "independent",
     criterion: Criterion | None = None,
     keep: Literal["best", "last"] = "best",
 ) -> Iterator[FitRecord]:
-    """Minimise ``E loss(student(x_T), teacher(x_T))`` over a solver's parameters.
+    """Minimize ``E loss(student(x_T), teacher(x_T))`` over a solver's parameters.
 
     The network stays frozen. The solver (Adam's: its average) is validated at the start, every
-    ``validate_every`` iterations and at the end. Whenever the generator
-    ends, is closed or fails, ``solver`` holds the best numbers seen on the validation pairs, which are
-    never worse than those it came with.
+    ``validate_every`` iterations and at the end. Whenever the generator ends, is closed or fails, ``solver`` has the
+    parameters that validated best so far, which are never worse than its initial ones.
 
     Args:
         solver: a module whose ``forward()`` returns a :class:`gas.Table`, changed in place.
-        model: whose denoiser to ask.
+        model: whose denoiser to call.
         pairs: teacher pairs to train on.
-        validation: teacher pairs to choose by, of other seeds; by default the last quarter of ``pairs``, at
-            most 256, which are then not trained on.
+        validation: teacher pairs of other seeds to choose by; by default the last quarter of ``pairs``, at most 256,
+            which are then not trained on.
         loss: a name of :data:`gas.losses.LOSSES`, or any callable ``(B, *), (B, *) -> (B,)``.
-        config: :class:`gas.Adam` for any loss, or :class:`gas.GaussNewton` for sums of squares; by default
-            the latter where it can be used.
-        checkpoint: file of the resumable state, written at every report; if it exists, training goes on
-            from it and ends with the same bits as an uninterrupted run.
-        critics: adversaries for Adam: with them this trains a Generalized *Adversarial* Solver.
+        config: :class:`gas.Adam` for any loss, or :class:`gas.GaussNewton` for sums of squares; by default the latter
+            where possible.
+        checkpoint: file of the resumable state, written at every report. If it exists, training resumes from it and
+            ends with the same bits as an uninterrupted run.
+        discriminators: for Adam; with them this trains a Generalized *Adversarial* Solver.
         pairing: of fakes and reals, as in :class:`gas.training.AdamSteps`.
-        criterion: what is validated and chosen by instead of the mean loss, smaller being better. Critics move
-            samples away from the teacher's on purpose, so with them choose by a distance of distributions, of
-            samples of the same noise throughout: :class:`gas.training.adversarial.setup.Watched`.
-        keep: ``"last"`` leaves the solver at the last report's numbers, whatever they validate as.
+        criterion: choose the best solver by this instead of the mean loss; smaller is better. Discriminators move
+            samples away from the teacher's on purpose, so with them choose by a distance of distributions on fixed
+            noise: :class:`gas.training.adversarial.setup.FixedNoiseCriterion`.
+        keep: ``"last"`` leaves the solver with the parameters of the last report, however they validate.
 
     Yields:
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
@@ -138,9 +137,9 @@ def fit(
         UserWarning: when the best solver is much farther from the teacher than a constant would be.
 
     Raises:
-        ValueError: when the pairs are empty, overlap the validation pairs, were made with other conditions than the
+        ValueError: when the pairs are empty, overlap the validation pairs or were made under other conditions than the
             model's, or the checkpoint is of another run.
-        Diverged: when a loss or gradient is not finite, or a critic wins outright.
+        Diverged: when a loss or gradient is not finite, or a discriminator wins outright.
 
     References:
         arXiv 2510.17699, equations 15 and 22, section 5.
@@ -152,6 +151,38 @@ def fit(
         of_type("config", config, (Adam, GaussNewton), "a gas.Adam or a gas.GaussNewton")
     if checkpoint is not None:
         of_type("checkpoint", checkpoint, (str, Path), "the path of a file")
+    pairs, validation = _checked_pairs(solver, model, pairs, validation)
+    distance = loss if callable(loss) else loss_by_name(loss)
+    if config is None:
+        config = GaussNewton() if is_sum_of_squares(distance) and not discriminators else Adam()
+    steps: Steps = config.optimizer(solver, model, pairs, distance, discriminators, pairing)
+    run = _Run(solver, steps, validation, distance, criterion, keep)
+    fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        run.restore(_read_state(path, fingerprint))
+    try:
+        while True:
+            if run.due():
+                record = run.validate()
+                if path is not None and distributed.is_first():
+                    write_checkpoint(path, {"fingerprint": fingerprint, **run.state()})
+                yield record
+            if steps.iteration >= config.iterations:
+                # With discriminators, samples are away from the teacher's on purpose.
+                paired = criterion is None and not discriminators
+                if paired and (problem := _implausible(run.best_loss, validation, distance, model.device)):
+                    warnings.warn(problem, UserWarning, stacklevel=2)
+                return
+            run.losses.append(steps.step())
+    finally:
+        solver.load_state_dict(run.best)
+
+
+def _checked_pairs(
+    solver: nn.Module, model: Model, pairs: Pairs, validation: Pairs | None
+) -> tuple[Pairs, Pairs]:
+    """Return the pairs to train and to validate on, once they fit the model, the solver and each other."""
     check_pairs(pairs, model)
     if validation is None:
         pairs, validation = pairs.split(min(256, len(pairs) // 4))
@@ -171,37 +202,15 @@ def fit(
             "build the solver from model.schedule"
         )
     check_conditions(model, pairs)
-    asked = loss if callable(loss) else loss_by_name(loss)
-    steps = _steps_of(config, solver, model, pairs, asked, critics, pairing)
-    training = _Run(solver, steps, asked, criterion, keep)
-    identity = _identity(solver, steps, pairs, validation, asked, criterion)
-    path = Path(checkpoint) if checkpoint is not None else None
-    if path is not None and path.exists():
-        training.restore(_checked(read_checkpoint(path), identity, path))
-    try:
-        while True:
-            if training.due():
-                record = training.validate(validation)
-                if path is not None and distributed.is_first():
-                    write_checkpoint(path, {"identity": identity, **training.state()})
-                yield record
-            if steps.iteration >= training.iterations:
-                best = training.best_loss
-                paired = criterion is None and not critics  # critics move samples away from the teacher's
-                if paired and (problem := _implausible(best, validation, asked, model.device)):
-                    warnings.warn(problem, UserWarning, stacklevel=2)
-                return
-            training.advance()
-    finally:
-        solver.load_state_dict(training.best)
+    return pairs, validation
 
 
 @torch.no_grad()
 def _implausible(best: float, validation: Pairs, loss: Loss, device: torch.device) -> str:
-    """What to say of a solver that is much worse than one that answers every noise with the teacher's mean."""
+    """Return a warning about a solver that is much worse than one that predicts the teacher's mean for every noise."""
     target = next(validation.batches()).target.to(device)
     usual = float(loss(target.mean(0).expand_as(target), target).mean())
-    if not best > _WORSE * usual > 0:
+    if not best > _IMPLAUSIBLE * usual > 0:
         return ""
     return (
         f"after training the loss to the teacher is {best:.3g}; the mean of the teacher's samples alone would have "
@@ -211,98 +220,98 @@ def _implausible(best: float, validation: Pairs, loss: Loss, device: torch.devic
 
 
 class _Run:
-    """The state of one training: where its optimiser is, and the best numbers so far."""
+    """Validation and the best parameters so far of one training."""
+
+    # Its part of a checkpoint, beside the optimizer's and the winners.
+    _STATE = ("best", "best_loss", "best_iteration", "start_loss")
 
     def __init__(
-        self, solver: nn.Module, steps: Steps, loss: Loss, criterion: Criterion | None, keep: str = "best"
+        self,
+        solver: nn.Module,
+        steps: Steps,
+        validation: Pairs,
+        loss: Loss,
+        criterion: Criterion | None,
+        keep: str,
     ) -> None:
-        self.steps, self.model, self.loss, self.criterion = steps, steps.model, loss, criterion
-        self.last = keep == "last"
-        self.iterations, self.every = steps.config.iterations, steps.config.validate_every
-        self.validated = -1
+        self.steps, self.validation, self.loss = steps, validation, loss
+        self.criterion, self.keep = criterion, keep
         self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
         self.start_loss = math.nan
+        self.reported = -1
         self.losses: list[float] = []
         self.winners: set[str] = set()
 
     def due(self) -> bool:
-        """Whether a report is due and has not been made."""
-        iteration = self.steps.iteration
-        boundary = iteration % self.every == 0 or iteration == self.iterations
-        return boundary and self.validated != iteration
+        """Whether this iteration's report is still to come."""
+        iteration, config = self.steps.iteration, self.steps.config
+        boundary = iteration % config.validate_every == 0 or iteration == config.iterations
+        return boundary and self.reported != iteration
 
-    def advance(self) -> None:
-        self.losses.append(self.steps.step())
-
-    def validate(self, validation: Pairs) -> FitRecord:
-        """Measure the averaged solver, remember it if it is the best, and report."""
-        average, iteration = self.steps.averaged(), self.steps.iteration
+    def validate(self) -> FitRecord:
+        """Validate the averaged solver, store it if it is the best, and report."""
+        average, iteration, config = self.steps.averaged(), self.steps.iteration, self.steps.config
         with torch.no_grad():
             table: Table = average()
-        value = self._measure(validation, table)
+        if self.criterion is None:
+            samples = len(self.validation)
+            loss = float(evaluate(self.steps.model, self.validation, table, self.loss).mean())
+        else:
+            samples = int(getattr(self.criterion, "samples", 0))
+            loss = self.criterion(table)
         if iteration == 0:
-            self.start_loss = value
-        if value < self.best_loss or (self.last and math.isfinite(value)):
-            self.best, self.best_loss, self.best_iteration = _copy(average), value, iteration
-        train = sum(self.losses) / len(self.losses) if self.losses else math.nan
-        self.losses, self.validated = [], iteration
-        losses = (value, self.start_loss, self.best_loss)
-        samples = len(validation) if self.criterion is None else int(getattr(self.criterion, "samples", 0))
-        validations = 1 + -(-iteration // self.every)
-        spent = self.steps.evaluations + validations * samples * table.nfe
-        logs = self._checked_logs()
-        return FitRecord(iteration, self.iterations, train, *losses, self.best_iteration, spent, logs)
+            self.start_loss = loss
+        if loss < self.best_loss or (self.keep == "last" and math.isfinite(loss)):
+            self.best, self.best_loss, self.best_iteration = _copy(average), loss, iteration
+        train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
+        self.losses, self.reported = [], iteration
+        validations = 1 + -(-iteration // config.validate_every)
+        return FitRecord(
+            iteration=iteration,
+            iterations=config.iterations,
+            train_loss=train_loss,
+            validation_loss=loss,
+            start_loss=self.start_loss,
+            best_loss=self.best_loss,
+            best_iteration=self.best_iteration,
+            evaluations=self.steps.evaluations + validations * samples * table.nfe,
+            logs=self._checked_logs(),
+        )
 
     def _checked_logs(self) -> dict[str, float]:
-        """What the optimiser logged; a critic that ranks every real above every fake, twice running, has won."""
-        logs = self.steps.report()
-        winners = {name for name, value in logs.items() if name.endswith(".ranks") and value == 1.0}
-        again, self.winners = winners & self.winners, winners
-        if again:
+        """Return the optimizer's logs.
+
+        A discriminator that ranks every real above every fake wins; of few samples it may by chance, twice running not.
+        """
+        logs, suffix = self.steps.report(), ".real_above_fake"
+        winners = {
+            name.removesuffix(suffix) for name, x in logs.items() if name.endswith(suffix) and x == 1.0
+        }
+        repeated, self.winners = winners & self.winners, winners
+        if repeated:
             raise Diverged(
-                f"iteration {self.steps.iteration}: critic {min(again).removesuffix('.ranks')!r} wins outright; "
+                f"iteration {self.steps.iteration}: discriminator {min(repeated)!r} wins outright; "
                 "lower its learning_rate or raise its penalty"
             )
         return logs
 
-    def _measure(self, validation: Pairs, table: Table) -> float:
-        if self.criterion is None:
-            return float(evaluate(self.model, validation, table, self.loss).mean())
-        return self.criterion(table)
-
     def state(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("best", "best_loss", "best_iteration", "start_loss")}
-        return {**kept, "winners": sorted(self.winners), "steps": self.steps.state()}
+        state = {name: getattr(self, name) for name in self._STATE}
+        return {**state, "winners": sorted(self.winners), "steps": self.steps.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for name in ("best", "best_loss", "best_iteration", "start_loss"):
+        for name in self._STATE:
             setattr(self, name, state[name])
         self.winners = set(state["winners"])
         self.steps.restore(state["steps"])
-        # A finished run reports once more, so that whoever resumes a family learns how this member ended.
-        self.validated = -1 if self.steps.iteration == self.iterations else self.steps.iteration
+        # A finished run reports once more: distill_family learns from that report how this member ended.
+        finished = self.steps.iteration == self.steps.config.iterations
+        self.reported = -1 if finished else self.steps.iteration
 
 
-def _steps_of(
-    config: Adam | GaussNewton | None,
-    solver: nn.Module,
-    model: Model,
-    pairs: Pairs,
-    loss: Loss,
-    critics: Sequence[Critic],
-    pairing: str,
-) -> Steps:
-    if config is None:
-        config = GaussNewton() if is_sum_of_squares(loss) and not critics else Adam()
-    if isinstance(config, Adam):
-        return AdamSteps(solver, model, pairs, loss, config, critics, pairing)
-    if critics:
-        raise UserError("critics need config=gas.Adam(...): Gauss-Newton minimises sums of squares only")
-    return GaussNewtonSteps(solver, model, pairs, loss, config)
-
-
-def _checked(state: dict[str, Any], identity: str, path: Path) -> dict[str, Any]:
-    if state.get("identity") != identity:
+def _read_state(path: Path, fingerprint: str) -> dict[str, Any]:
+    state = read_checkpoint(path)
+    if state.get("fingerprint") != fingerprint:
         raise UserError(
             f"checkpoint {path} is of a run with other settings, solver, model or pairs: "
             "delete it or name another"
@@ -310,12 +319,12 @@ def _checked(state: dict[str, Any], identity: str, path: Path) -> dict[str, Any]
     return state
 
 
-def _identity(
+def _fingerprint(
     solver: nn.Module, steps: Steps, pairs: Pairs, validation: Pairs, loss: Loss, criterion: Criterion | None
 ) -> str:
-    """A digest of everything that decides the bits of a run: a checkpoint of another must not be continued."""
-    told = {
-        "steps": steps.identity(),
+    """Return a digest of everything that decides the bits of a run: no other run may resume its checkpoint."""
+    settings = {
+        "steps": steps.fingerprint(),
         "loss": origin(loss),
         "criterion": origin(criterion),
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
@@ -323,18 +332,18 @@ def _identity(
         "model": dict(steps.model.fingerprint()),
         "guidance": pairs.guidance,
     }
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in solver.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.detach().cpu().numpy().tobytes())
     for part in (pairs, validation):
-        for tensor in (part.seeds, *(_finite(some).target for some in part.batches())):
+        for tensor in (part.seeds, *(_finite(batch).target for batch in part.batches())):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _finite(pairs: Pairs) -> Pairs:
-    """Return pairs whose targets are finite; on their way through the digest all of them are read anyway."""
+    """Return pairs whose targets are finite; the digest reads all of them anyway."""
     whole = pairs.target.reshape(len(pairs), -1).isfinite().all(1)
     if not bool(whole.all()):
         seed = int(pairs.seeds[~whole][0])

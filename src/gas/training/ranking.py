@@ -1,4 +1,4 @@
-"""Ranking: every classical solver on every grid, measured on teacher pairs."""
+"""Ranking: every classical solver on every grid, by its loss on teacher pairs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,50 @@ from torch import Tensor
 
 from gas import distributed
 from gas.classical.registry import Classical, candidates
+from gas.errors import UserError
 from gas.io import add_checksum, read_json, verify_checksum, write_text
-from gas.losses import Loss
+from gas.losses import Loss, l2
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.table import Table
 from gas.training.validation import PairLosses
 
-__all__ = ["Measured", "Rankings", "finite_loss", "rank_classical"]
+__all__ = ["RankedSolver", "RankingCache", "best_classical", "rank_classical"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A classical solver with its mean loss against the teacher on ``pairs`` pairs, and what that cost.
+@dataclass(frozen=True, eq=False)
+class RankedSolver:
+    """A classical solver and its losses in one round of a ranking.
 
-    ``evaluations`` are network evaluations of single samples. The prediction at x_T is the same for all solvers of a
-    round, and counts for the first of them.
+    Args:
+        classical: the solver by name.
+        table: its table on the model's schedule.
+        losses: ``(S,)``, of each pair.
+        round: number of the round, from 0.
+        evaluations: network evaluations of single samples. The prediction at x_T is the same for all solvers of a
+            round; the first of them pays for it.
     """
 
     classical: Classical
     table: Table
-    loss: float
-    pairs: int
+    losses: Tensor
+    round: int = 0
     evaluations: int = 0
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs."""
+        return len(self.losses)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return float(self.losses.mean())
+
+    @property
+    def finite_loss(self) -> float:
+        """Mean loss to sort by: infinite for a solver that diverges, so that NaN sorts last."""
+        return self.loss if math.isfinite(self.loss) else math.inf
 
 
 def rank_classical(
@@ -45,103 +66,142 @@ def rank_classical(
     loss: Loss,
     *,
     entries: Iterable[tuple[Classical, Table]] | None = None,
-    first: int = 64,
-    kept: int = 6,
+    rounds: Sequence[tuple[int | None, int | None]] = ((None, 64), (6, None)),
     batch: int = 64,
-) -> Iterator[Measured]:
-    """Measure every classical solver on every grid; the last ones yielded are the finalists, best first.
-
-    All run on the first ``first`` pairs, then the best ``kept`` of them on all pairs. The answer at
-    x_T is the same for all and asked once.
+) -> Iterator[RankedSolver]:
+    """Rank classical solvers by successive halving: each round runs fewer of them on more pairs.
 
     Args:
-        model: whose denoiser to ask.
+        model: whose denoiser to call.
         pairs: teacher pairs for validation.
         nfe: network evaluations.
         loss: distance to the teacher.
-        entries: solvers to measure; by default the whole catalogue.
-        first: pairs that all are measured on.
-        kept: finalists.
+        entries: solvers to rank; by default the whole catalogue on every grid.
+        rounds: for each round, how many of the best solvers of the round before to run, and on how many of the first
+            pairs; ``None`` is all. By default all solvers run on 64 pairs, and the best 6 of them on all pairs.
         batch: samples a network call.
 
     Yields:
-        Measured: as many as there are solvers, then ``kept`` finalists in order of their loss.
+        RankedSolver: each solver of each round, as soon as it is measured; those of the last of several rounds best
+            first.
     """
-    entries = candidates(model.schedule, nfe, model.t_end) if entries is None else entries
-    some = PairLosses(model, pairs.subset(slice(0, first)), loss, batch)
-    measured = []
-    for entry in _measured(some, list(entries)):
-        measured.append(entry)
-        yield entry
-    measured.sort(key=finite_loss)
-    every = PairLosses(model, pairs, loss, batch)
-    finalists = _measured(every, [(m.classical, m.table) for m in measured[:kept]])
-    yield from sorted(finalists, key=finite_loss)
+    entries = list(candidates(model.schedule, nfe, model.t_end) if entries is None else entries)
+    for number, (solvers, size) in enumerate(rounds):
+        some = pairs if size is None else pairs.subset(slice(0, size))
+        final = 0 < number == len(rounds) - 1
+        ranked = []
+        for solver in _measure(PairLosses(model, some, loss, batch), entries[:solvers], number):
+            ranked.append(solver)
+            if not final:
+                yield solver
+        ranked.sort(key=lambda solver: solver.finite_loss)
+        if final:
+            yield from ranked
+        entries = [(solver.classical, solver.table) for solver in ranked]
 
 
-def _measured(validation: PairLosses, entries: Sequence[tuple[Classical, Table]]) -> Iterator[Measured]:
+def _measure(
+    validation: PairLosses, entries: Sequence[tuple[Classical, Table]], number: int
+) -> Iterator[RankedSolver]:
     """Measure solvers one by one; several processes share them."""
-    losses = distributed.map_sharded(lambda entry: float(validation.losses(entry[1]).mean()), entries)
-    shared, pairs = False, len(validation.pairs)
-    for (classical, table), loss in zip(entries, losses, strict=True):
+    first_prediction = False
+    losses = distributed.map_sharded(lambda entry: validation.losses(entry[1]), entries)
+    for (classical, table), values in zip(entries, losses, strict=True):
         starts_at_noise = float(table.times[0]) == 1.0
-        calls = table.nfe - (shared and starts_at_noise)
-        shared = shared or starts_at_noise
-        yield Measured(classical, table, loss, pairs, pairs * calls)
+        calls = table.nfe - (first_prediction and starts_at_noise)
+        first_prediction = first_prediction or starts_at_noise
+        yield RankedSolver(
+            classical=classical,
+            table=table,
+            losses=values,
+            round=number,
+            evaluations=len(values) * calls,
+        )
 
 
-def finite_loss(measured: Measured) -> float:
-    """Return the loss to sort by: a solver that blows up comes last, not wherever NaN happens to sort."""
-    return measured.loss if math.isfinite(measured.loss) else math.inf
-
-
-class Rankings:
-    """Mean losses of classical solvers against the teacher, kept in a file.
+def best_classical(
+    model: Model, pairs: Pairs, nfe: int, names: Sequence[str], *, loss: Loss = l2, finalists: int = 8
+) -> RankedSolver:
+    """Return the best of some classical solvers: all run on the first 64 pairs, the best of them on all pairs.
 
     Args:
-        model: whose denoiser to ask.
-        pairs: validation pairs to measure on.
+        model: whose denoiser to call.
+        pairs: teacher pairs.
+        nfe: network evaluations.
+        names: ``SOLVER``, on any grid, or ``SOLVER/GRID``.
         loss: distance to the teacher.
-        asked: what decides the losses, in plain JSON: a file of other settings is made anew.
-        path: the file; without it, losses are kept in memory only.
+        finalists: solvers that run on all pairs.
+
+    Raises:
+        ValueError: for an unknown name, or when none of them exists at this NFE.
+    """
+    entries = [
+        entry
+        for solver, _, grid in (name.partition("/") for name in names)
+        for entry in candidates(
+            model.schedule, nfe, model.t_end, solvers=[solver], grids=[grid] if grid else ()
+        )
+    ]
+    if not entries:
+        raise UserError(f"none of {', '.join(names)} exists at NFE {nfe}")
+    rounds = ((None, 64), (finalists, None))
+    ranked = rank_classical(model, pairs, nfe, loss, entries=entries, rounds=rounds)
+    return next(solver for solver in ranked if solver.round == 1)
+
+
+class RankingCache:
+    """Mean losses of classical solvers on the same pairs, each measured once and stored in a file.
+
+    Args:
+        model: whose denoiser to call.
+        pairs: validation pairs to rank on.
+        loss: distance to the teacher.
+        fingerprint: everything that decides the losses, in plain JSON; a file of another fingerprint is replaced.
+        path: the file; by default losses stay in memory.
     """
 
     def __init__(
-        self, model: Model, pairs: Pairs, loss: Loss, asked: Mapping[str, Any], path: Path | None = None
+        self, model: Model, pairs: Pairs, loss: Loss, fingerprint: Mapping[str, Any], path: Path | None = None
     ) -> None:
         self.model, self.pairs, self.loss, self.path = model, pairs, loss, path
-        self.asked = json.loads(json.dumps(asked))
+        self.fingerprint = json.loads(json.dumps(fingerprint))
         self.losses: dict[str, float | None] = {}
         if path is not None and path.exists():
             self._read(path)
 
-    def of(
+    def rank(
         self, nfe: int, solvers: Sequence[str], grids: Sequence[str] = ()
     ) -> list[tuple[Classical, float]]:
-        """Return these solvers on these grids, or on all that are raced, best first; what blows up comes last."""
+        """Return solvers on grids, by default on every one of :data:`gas.grids.GRIDS`, with their losses, best first.
+
+        The loss of a solver that diverges is infinite.
+        """
         entries = list(candidates(self.model.schedule, nfe, self.model.t_end, solvers=solvers, grids=grids))
-        todo = [entry for entry in entries if _key(entry[0]) not in self.losses]
-        for measured in self._rank(nfe, todo):
-            self.losses[_key(measured[0])] = measured[1] if math.isfinite(measured[1]) else None
-        if todo and self.path is not None:
-            write_text(self.path, json.dumps(add_checksum({"asked": self.asked, "losses": self.losses})))
-        return _sorted([(classical, self.losses[_key(classical)]) for classical, _ in entries])
+        missing = [entry for entry in entries if _key(entry[0]) not in self.losses]
+        for ranked in self._rank(nfe, missing):
+            self.losses[_key(ranked.classical)] = ranked.loss if math.isfinite(ranked.loss) else None
+        if missing and self.path is not None:
+            write_text(self.path, json.dumps(add_checksum({"asked": self.fingerprint, "losses": self.losses})))
+        losses = [(classical, self.losses[_key(classical)]) for classical, _ in entries]
+        finite = [(classical, math.inf if loss is None else loss) for classical, loss in losses]
+        return sorted(finite, key=lambda entry: entry[1])
 
-    def on(self, nfe: int, solvers: Sequence[str], t: Tensor) -> list[tuple[Classical, float]]:
-        """Return these solvers on a grid of one's own, best first."""
+    def best_on(self, nfe: int, solvers: Sequence[str], t: Tensor) -> Classical:
+        """Return the best of some solvers on a given grid ``(nfe + 1,)``; its losses are not stored."""
         entries = list(candidates(self.model.schedule, nfe, self.model.t_end, solvers=solvers, own=t))
-        return _sorted(self._rank(nfe, entries) if len(entries) > 1 else [(c, 0.0) for c, _ in entries])
+        if len(entries) == 1:
+            return entries[0][0]
+        return min(self._rank(nfe, entries), key=lambda ranked: ranked.finite_loss).classical
 
-    def _rank(self, nfe: int, entries: Sequence[tuple[Classical, Any]]) -> list[tuple[Classical, float]]:
-        count = len(self.pairs)
-        ranked = rank_classical(self.model, self.pairs, nfe, self.loss, entries=entries, first=count, kept=0)
-        return [(measured.classical, measured.loss) for measured in ranked]
+    def _rank(self, nfe: int, entries: Sequence[tuple[Classical, Table]]) -> list[RankedSolver]:
+        rounds = ((None, None),)
+        return list(rank_classical(self.model, self.pairs, nfe, self.loss, entries=entries, rounds=rounds))
 
     def _read(self, path: Path) -> None:
-        """Take over what an earlier run measured; a file that cannot be read is one of other settings."""
+        """Take over the losses of an earlier run; a damaged file is one of another fingerprint."""
         try:
             content = verify_checksum(read_json(path), str(path))
-            if content["asked"] == self.asked:
+            if content["asked"] == self.fingerprint:
                 self.losses = dict(content["losses"])
         except (OSError, ValueError, KeyError, TypeError):
             return
@@ -149,8 +209,3 @@ class Rankings:
 
 def _key(classical: Classical) -> str:
     return f"{classical.nfe} {classical.spec}"
-
-
-def _sorted(found: Sequence[tuple[Classical, float | None]]) -> list[tuple[Classical, float]]:
-    finite = [(c, math.inf if loss is None or not math.isfinite(loss) else loss) for c, loss in found]
-    return sorted(finite, key=lambda entry: entry[1])

@@ -1,8 +1,8 @@
-"""GITS: the times that cost least on a teacher's own trajectories, by dynamic programming; no gradients."""
+"""GITS: the time grid of least cost on a teacher's trajectories, by dynamic programming; no gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from typing import Literal
 
 import torch
@@ -30,22 +30,22 @@ def gits(
     measure: Literal["deviation", "distance"] = "deviation",
     batch: int = 64,
 ) -> Tensor:
-    """Return the ``nfe + 1`` of a fine grid's times whose single Euler jumps leave the teacher least.
+    """Return the ``nfe + 1`` times of a fine grid whose Euler jumps stay nearest to the teacher's trajectories.
 
-    ``min sum_k discount^k cost(t_k, t_{k+1})``, where the cost of a jump is how far an Euler step from the
-    teacher's state at one time lands from its state at the other (:func:`jump_costs`). The result is a grid
+    ``min sum_k discount^k cost(t_k, t_{k+1})``, where the cost of a jump is the distance of an Euler step from the
+    teacher's state at one time to its state at the other (:func:`jump_costs`). The result is a grid
     for any solver: ``gas.Classical(solver, gas.classical.registry.own_grid(t), nfe, model.t_end)``.
 
     Args:
-        model: whose denoiser to ask: ``steps`` times for each pair.
-        pairs: noise and labels to follow; their targets are not looked at.
+        model: whose denoiser to call, ``steps`` times for each pair.
+        pairs: noise and labels of the trajectories; targets are not used.
         nfe: network evaluations, fewer than ``steps``.
         steps: of the teacher, iPNDM on the Karras grid.
         order: of the teacher, 1 to 4.
-        discount: of later jumps' costs against earlier ones'; above 1 they weigh more.
-        measure: ``"deviation"``, a state's distance from the line between the ends of its trajectory, less the
-            teacher's own, or plain ``"distance"`` from the teacher's state.
-        batch: trajectories followed at once; all their states are held.
+        discount: factor of a jump's cost per jump before it; above 1, later jumps weigh more.
+        measure: ``"deviation"``, a state's distance from the line between the ends of its trajectory, minus the
+            teacher's, or plain ``"distance"`` from the teacher's state.
+        batch: trajectories at once; all their states are in memory.
 
     Raises:
         ValueError: names the setting that is out of range.
@@ -73,10 +73,10 @@ def gits(
 def jump_costs(
     model: Model, pairs: Pairs, t: Tensor, *, order: int = 4, measure: str = "deviation"
 ) -> Tensor:
-    """Return what every Euler jump between two times of a fine grid costs ``(K + 1, K + 1)``, infinite backwards.
+    """Return the cost of every Euler jump between two times of a fine grid ``(K + 1, K + 1)``, infinite backwards.
 
     States are compared as ``x / alpha``, whose probability flow in ``sigma / alpha`` is straight where the noise
-    estimate is constant. Jumps from ``alpha = 0`` (a flow at t = 1) are to the answer itself, and their deviations
+    estimate is constant. Jumps from ``alpha = 0`` (a flow at t = 1) go to the prediction itself, and their deviations
     are measured from the state after it.
 
     Args:
@@ -87,13 +87,13 @@ def jump_costs(
         measure: as in :func:`gits`.
     """
     alpha, sigma = model.schedule(t)
-    states, answers = _followed(model, pairs, t, order)
-    line = int(alpha[0] == 0)  # the first state with a place to draw a line from
+    states, predictions = _teacher_trajectory(model, pairs, t, order)
+    line = int(alpha[0] == 0)  # the first state that can be scaled
     scaled = [x / float(a) if a > 0 else x for x, a in zip(states, alpha, strict=True)]
     costs = torch.full((len(t), len(t)), torch.inf, dtype=torch.float64)
-    for i, j in _forward_pairs(len(t)):
+    for i, j in itertools.combinations(range(len(t)), 2):
         ratio = sigma[j] / sigma[i]
-        landed = float(ratio / alpha[j]) * states[i] + float(1 - ratio * alpha[i] / alpha[j]) * answers[i]
+        landed = float(ratio / alpha[j]) * states[i] + float(1 - ratio * alpha[i] / alpha[j]) * predictions[i]
         if measure == "distance":
             costs[i, j] = _norm(landed - scaled[j]).mean()
         else:
@@ -112,29 +112,26 @@ def cheapest_path(costs: Tensor, jumps: int, discount: float = 1.0) -> list[int]
     """
     best, choices = costs[:, -1], []
     for _ in range(jumps - 1):
-        through = costs + discount * best[None, :]
-        best, chosen = through.min(dim=1)
-        choices.append(chosen)
+        best, choice = (costs + discount * best[None, :]).min(dim=1)
+        choices.append(choice)
     path = [0]
-    for chosen in reversed(choices):
-        path.append(int(chosen[path[-1]]))
+    for choice in reversed(choices):
+        path.append(int(choice[path[-1]]))
     return [*path, len(costs) - 1]
 
 
-def _followed(model: Model, pairs: Pairs, t: Tensor, order: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The teacher's states at every time, and the network's answers at all but the last."""
-    denoise, answers = model.bind(pairs.labels, pairs.guidance), []
+def _teacher_trajectory(
+    model: Model, pairs: Pairs, t: Tensor, order: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the teacher's states at every time, and the network's predictions at all but the last."""
+    denoise, predictions = model.bind(pairs.labels, pairs.guidance), []
 
-    def remembered(x: Tensor, time: Tensor) -> Tensor:
-        answers.append(denoise(x, time).clone())  # a network may write its next answer over this one
-        return answers[-1]
+    def recorded(x: Tensor, time: Tensor) -> Tensor:
+        predictions.append(denoise(x, time).clone())  # a network may write its next prediction over this one
+        return predictions[-1]
 
     table = ipndm(model.schedule, t, order)
-    return list(trajectory(remembered, pairs.noise.to(model.device), table)), answers
-
-
-def _forward_pairs(count: int) -> Iterator[tuple[int, int]]:
-    return ((i, j) for i in range(count - 1) for j in range(i + 1, count))
+    return list(trajectory(recorded, pairs.noise.to(model.device), table)), predictions
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -143,7 +140,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _from_line(x: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """Distance ``(B,)`` of points from the lines through two others."""
+    """Return the distance ``(B,)`` of points from the lines through two others."""
     along = (first - last).flatten(1)
     along = along / torch.linalg.vector_norm(along, dim=1, keepdim=True)
     offset = (x - last).flatten(1)

@@ -25,32 +25,32 @@ __all__ = ["PairLosses", "evaluate", "surely_positive"]
 def evaluate(
     model: Model, pairs: Pairs, table: Solver, loss: Callable[[Tensor, Tensor], Tensor], *, batch: int = 64
 ) -> Tensor:
-    """Return the loss of every pair ``(S,)``, float64, of a solver's samples against the teacher's.
+    """Return the loss of every pair ``(S,)``, float64, between a solver's samples and the teacher's.
 
     Raises:
-        ValueError: when the pairs were made with other conditions than the model's.
+        ValueError: when the pairs were made under other conditions than the model's.
     """
     return PairLosses(model, pairs, loss, batch).losses(table_on(table, model.schedule))
 
 
-# Gains of which resamples vary too little.
-_FEW = 16
+# Resamples of fewer gains than this vary too little: a bootstrap interval of so few is too narrow.
+_FEW_GAINS = 16
 
 
 def surely_positive(gains: Tensor) -> bool:
-    """Whether the mean of independent gains ``(n,)`` is positive by more than chance: 97.5% of its resamples' are.
+    """Whether the mean of independent gains ``(n,)`` is positive with 97.5% bootstrap confidence.
 
-    Few pairs may carry most of a mean. Standard errors would call a gain on every pair chance where it is very large on
-    one; of resamples nearly all show it, and those without the one still do. Resamples of fewer than 16 vary too
-    little, so that Student's interval has to lie above zero too; of one gain nothing is sure.
+    Per-pair gains are heavy-tailed: a few pairs may carry most of the mean. A t-interval can then miss an improvement
+    that every pair shows, so the mean is bootstrapped. Below 16 gains, Student's interval has to lie above zero too;
+    a single gain is never sure.
 
     An infinite gain, over a solver that diverged, counts as the largest finite one; NaN is no gain.
     """
-    if len(gains) < 2 or not bool((gains > -math.inf).all()):  # nor is NaN
+    if len(gains) < 2 or not bool((gains > -math.inf).all()):  # false for NaN
         return False
     finite = gains[gains.isfinite()].abs()
     gains = gains.clamp(max=float(finite.max()) if len(finite) else 1.0)
-    if len(gains) < _FEW:
+    if len(gains) < _FEW_GAINS:
         mean, half_width = seed_interval(gains, level=0.95)
         if mean <= half_width:
             return False
@@ -59,16 +59,16 @@ def surely_positive(gains: Tensor) -> bool:
 
 @dataclass
 class PairLosses:
-    """Losses of tables on the same pairs, whose first prediction, at x_T, all that start there share.
+    """Losses of tables on the same pairs. All tables that start at x_T share its first prediction.
 
     Args:
-        model: that made the pairs.
-        pairs: the teacher's.
+        model: whose denoiser to call.
+        pairs: teacher pairs.
         loss: ``(B, *), (B, *) -> (B,)``.
-        batch: samples a call of the model.
+        batch: samples a network call.
 
     Raises:
-        ValueError: when the pairs were made with other conditions than the model's.
+        ValueError: when the pairs were made under other conditions than the model's.
     """
 
     model: Model
@@ -81,28 +81,31 @@ class PairLosses:
         check_conditions(self.model, self.pairs)
 
     def losses(self, table: Table) -> Tensor:
-        """Return the loss of every pair; several processes share the batches."""
+        """Return the loss of every pair ``(S,)``; several processes share the batches."""
         starts = range(0, len(self.pairs), self.batch)
         return torch.cat(list(distributed.map_sharded(lambda start: self._losses_from(start, table), starts)))
 
     @torch.no_grad()
     def _losses_from(self, start: int, table: Table) -> Tensor:
         part = self.pairs.subset(slice(start, start + self.batch))
-        noise = part.noise.to(self.model.device)
-        denoise = self._remembering(self.model.bind(part.labels, self.pairs.guidance), start)
-        made = sample(denoise, noise, table.folded())
-        return self.loss(made, part.target.to(made)).double().cpu()
+        denoise = self._with_first_prediction(self.model.bind(part.labels, self.pairs.guidance), start)
+        samples = sample(denoise, part.noise.to(self.model.device), table.folded())
+        return self.loss(samples, part.target.to(samples)).double().cpu()
 
-    def _remembering(self, denoise: Denoiser, start: int) -> Denoiser:
-        """A denoiser for one run, whose first call is made at x_T."""
+    def _with_first_prediction(self, denoise: Denoiser, start: int) -> Denoiser:
+        """Return a denoiser for one run that reuses this batch's prediction at x_T.
+
+        The batches are fixed, so the first state of the run is this batch's noise whatever the table: its offset is
+        key enough.
+        """
         calls = itertools.count()
 
-        def remembering(x: Tensor, t: Tensor) -> Tensor:
+        def cached(x: Tensor, t: Tensor) -> Tensor:
             if next(calls) or float(t.detach()) != 1.0:
                 return denoise(x, t)
             if start not in self._first:
-                # A copy: a network may write its next answer over this one.
+                # A copy: the network may write its next prediction over this one.
                 self._first[start] = denoise(x, t).clone()
             return self._first[start]
 
-        return remembering
+        return cached

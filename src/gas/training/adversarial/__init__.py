@@ -1,4 +1,4 @@
-"""Adversarial training (GAS): discriminator, its losses and updates, and when its gradient counts."""
+"""Adversarial training (GAS): discriminators, their losses and updates, and the criterion of the best solver."""
 
 import lazy_loader
 

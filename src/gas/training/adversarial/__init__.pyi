@@ -2,6 +2,7 @@ from . import losses as losses, r3gan as r3gan, setup as setup, updates as updat
 from .losses import (
     OBJECTIVES as OBJECTIVES,
     Critic as Critic,
+    Discriminator as Discriminator,
     Objective as Objective,
     objective_by_name as objective_by_name,
 )
@@ -15,4 +16,9 @@ from .r3gan import (
     load_discriminator as load_discriminator,
     stages as stages,
 )
-from .setup import Adversary as Adversary, adversary_for as adversary_for
+from .setup import (
+    Adversary as Adversary,
+    FixedNoiseCriterion as FixedNoiseCriterion,
+    adversary_for as adversary_for,
+    fit_adversarial as fit_adversarial,
+)

@@ -1,4 +1,4 @@
-"""Adversarial objectives: what a critic says of students and teachers, as pure functions of tensors."""
+"""Adversarial losses, as pure functions of logits, and the settings of a discriminator."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from gas.registry import named
 __all__ = [
     "OBJECTIVES",
     "Critic",
+    "Discriminator",
     "Objective",
     "classic",
     "gradient_penalty",
@@ -25,16 +26,16 @@ __all__ = [
     "relativistic",
 ]
 
-# (logits of fakes (B,), logits of reals (B,)) -> (generator's loss (B,), critic's loss (B,))
+# (logits of fakes (B,), logits of reals (B,)) -> (generator's loss (B,), discriminator's loss (B,))
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def relativistic(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``softplus(-(D(fake) - D(real)))`` for the generator, ``softplus(-(D(real) - D(fake)))`` for the critic.
+    """Return ``softplus(D(real) - D(fake))`` for the generator, ``softplus(D(fake) - D(real))`` for the discriminator.
 
     Args:
-        fake: the critic's logits of the student's samples ``(B,)``.
-        real: its logits of the teacher's ``(B,)``, fake k against real k.
+        fake: logits of the student's samples ``(B,)``.
+        real: logits of the teacher's ``(B,)``; fake k is compared with real k.
 
     References:
         Jolicoeur-Martineau, arXiv 1807.00734, section 4.2; Huang et al., arXiv 2501.05441, equation 2;
@@ -44,7 +45,7 @@ def relativistic(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def classic(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the non-saturating ``softplus(-D(fake))``, and ``softplus(-D(real)) + softplus(D(fake))``.
+    """Return the non-saturating losses ``softplus(-D(fake))`` and ``softplus(-D(real)) + softplus(D(fake))``.
 
     Arguments as in :func:`relativistic`.
 
@@ -72,7 +73,7 @@ def gradient_penalty(logits: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
     Args:
         logits: ``D(x)`` of shape ``(B,)``, with the graph that leads to ``x``.
         x: samples ``(B, *)`` that require gradients.
-        scale: of the gradient on its way through a critic of half precision, where small ones would be zero.
+        scale: of the gradient within a discriminator of half precision, where small ones would underflow.
 
     References:
         Mescheder et al., arXiv 1801.04406, equation 9; Roth et al., arXiv 1705.09367.
@@ -82,28 +83,28 @@ def gradient_penalty(logits: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Critic:
-    """One critic with its place in the training: what it sees and how much it weighs.
+class Discriminator:
+    """One discriminator: its network, input, losses and optimizer.
 
     Args:
-        name: what its logs are called.
+        name: prefix of its logs.
         network: ``(B, *) -> (B,)`` logits, or ``(x, labels) -> (B,)`` when ``conditional``; trained in place.
-        weight: w of the generator's loss, at least 0; at 0 it is neither asked nor trained.
-        view: what it sees of a sample ``(B, *)``, differentiable: pixels as they are by default, or decoded
-            latents, or features of a frozen network.
-        conditional: whether it is told the labels.
+        weight: w of the generator's loss, at least 0; at 0 the network is neither called nor trained.
+        view: differentiable map from samples ``(B, *)`` to its input, such as a decoder of latents or features of a
+            frozen network; by default the samples themselves.
+        conditional: whether it takes labels.
         objective: a name of :data:`OBJECTIVES`.
         penalty: gamma, weight of ``(R1 + R2) / 2``, at least 0.
         learning_rate: of its Adam; betas (0, 0.99) are ours.
-        steps: of it for one step of the solver, at least 1, each against other reals.
-        warmup: iterations in which it learns and the solver, on its paired loss, does not hear of it.
-        precision: a name of :data:`gas.models.PRECISIONS`, of its network; weights and logits stay float32.
+        steps: its updates for one step of the solver, at least 1, each on other reals.
+        warmup: iterations in which it learns while the solver trains on the paired loss alone.
+        precision: of its network, a name of :data:`gas.models.PRECISIONS`; weights and logits stay float32.
 
     Raises:
         ValueError: names the setting that is out of range.
 
     References:
-        arXiv 2510.17699, section 4 (penalty 0.2, learning rate 1e-5 for pretrained critics).
+        arXiv 2510.17699, section 4 (penalty 0.2, learning rate 1e-5 for pretrained discriminators).
     """
 
     name: str
@@ -119,38 +120,42 @@ class Critic:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        whose = f"of critic {self.name!r}"
-        of_type(f"network {whose}", self.network, nn.Module, "a torch.nn.Module")
+        suffix = f"of discriminator {self.name!r}"
+        of_type(f"network {suffix}", self.network, nn.Module, "a torch.nn.Module")
         for name in ("weight", "penalty"):
-            number(f"{name} {whose}", getattr(self, name), "[0, inf)")
-        number(f"learning_rate {whose}", self.learning_rate, "(0, inf)")
-        integer(f"warmup {whose}", self.warmup, 0, MAX_ITERATIONS)
-        integer(f"steps {whose}", self.steps, 1, MAX_ITERATIONS)
-        flag(f"conditional {whose}", self.conditional)
+            number(f"{name} {suffix}", getattr(self, name), "[0, inf)")
+        number(f"learning_rate {suffix}", self.learning_rate, "(0, inf)")
+        integer(f"warmup {suffix}", self.warmup, 0, MAX_ITERATIONS)
+        integer(f"steps {suffix}", self.steps, 1, MAX_ITERATIONS)
+        flag(f"conditional {suffix}", self.conditional)
         if self.view is not None:
-            callable_(f"view {whose}", self.view, "callable as view(x)")
+            callable_(f"view {suffix}", self.view, "callable as view(x)")
         objective_by_name(self.objective)
         named("precision", self.precision, PRECISIONS)
 
-    def settings(self) -> dict[str, Any]:
-        """Return everything but the network and what it sees, in plain JSON."""
+    def config(self) -> dict[str, Any]:
+        """Return everything but the network and the view, in plain JSON."""
         return {name: value for name, value in vars(self).items() if name not in ("network", "view")}
 
     def logits(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the critic's logits ``(B,)`` of what it sees of samples ``(B, *)``.
+        """Return logits ``(B,)`` of inputs ``(B, *)``, as :meth:`inputs` returns them.
 
         Raises:
-            ValueError: when its answer is not one logit a sample.
+            ValueError: when the network does not return one logit a sample.
         """
         dtype, mixed = PRECISIONS[self.precision], self.precision != "float32"
         with torch.autocast(x.device.type, dtype if mixed else torch.bfloat16, enabled=mixed):
-            answer: Tensor = self.network(x, labels) if self.conditional else self.network(x)
-        if answer.shape != x.shape[:1]:
+            logits: Tensor = self.network(x, labels) if self.conditional else self.network(x)
+        if logits.shape != x.shape[:1]:
             raise UserError(
-                f"critic {self.name!r} must answer one logit a sample, ({len(x)},), got {tuple(answer.shape)}"
+                f"discriminator {self.name!r} must return one logit a sample, ({len(x)},), got {tuple(logits.shape)}"
             )
-        return answer.to(x.dtype) if mixed else answer
+        return logits.to(x.dtype) if mixed else logits
 
-    def seen(self, x: Tensor) -> Tensor:
-        """Return what the critic sees of samples ``(B, *)``."""
-        return x if self.view is None else self.view(x)
+    def inputs(self, samples: Tensor) -> Tensor:
+        """Return the network's inputs for samples ``(B, *)``."""
+        return samples if self.view is None else self.view(samples)
+
+
+# The public name, ``gas.Critic``.
+Critic = Discriminator

@@ -33,18 +33,25 @@ __all__ = [
 Sizes = Sequence[int]
 _L = TypeVar("_L", nn.Conv2d, nn.Linear)
 
-_MOST_STAGES, _MOST_BLOCKS = 10, 64  # images of 2048 x 2048; the published have 2 blocks
-_SLOPE = 0.2  # of the leaky ReLU, below zero
+# Bounds for damaged files: images of 2048 x 2048; the published stages have 2 blocks.
+_MOST_STAGES, _MOST_BLOCKS = 10, 64
+# Of the leaky ReLU below zero.
+_SLOPE = 0.2
 _ACTIVATION_GAIN = math.sqrt(2 / (1 + _SLOPE**2))
 
 
 def stages(channels: int, widths: Sizes, groups: Sizes, blocks: Sizes) -> dict[str, Any]:
     """Return the sizes of a discriminator whose stages end at 4 x 4: a number a stage, highest resolution first."""
-    told = {"width_per_stage": widths, "cardinality_per_stage": groups, "blocks_per_stage": blocks}
-    return {"in_channels": channels, "resolution": 4 << (len(widths) - 1), **told}
+    return {
+        "in_channels": channels,
+        "resolution": 4 << (len(widths) - 1),
+        "width_per_stage": widths,
+        "cardinality_per_stage": groups,
+        "blocks_per_stage": blocks,
+    }
 
 
-# Published as `CIFAR10`: 3/4 of [1024] * 4. Its training was told the classes; add `condition_dim=10` for that.
+# Published as `CIFAR10`: 3/4 of [1024] * 4. It was trained on class labels: add `condition_dim=10` for them.
 CIFAR10 = stages(3, [768] * 4, [96] * 4, [2] * 4)
 # Published as `FFHQ-64`: 3/4 of [1024, 1024, 1024, 1024, 512], low to high resolution, reversed.
 FFHQ64 = stages(3, [384, *[768] * 4], [48, *[96] * 4], [2] * 5)
@@ -56,13 +63,13 @@ MNIST = stages(1, [16, 32, 64, 96], [2, 4, 8, 12], [1, 2, 2, 2])
 def latent(channels: int) -> dict[str, Any]:
     """Return the sizes of :data:`FFHQ64` for latents of 64 x 64 with another number of channels (3 or 4).
 
-    From random weights, as in arXiv 2510.17699: no critic of latents is published.
+    From random weights, as in arXiv 2510.17699: no discriminator of latents is published.
     """
     return {**FFHQ64, "in_channels": channels}
 
 
 class R3GANDiscriminator(nn.Module):
-    """Convolutional critic without normalisation, one logit an image.
+    """Convolutional discriminator without normalization; one logit an image.
 
     Stages run from the highest resolution to 4 x 4, each half the one before. Every residual branch starts at
     zero, so a fresh network is linear in its input. Parameters have the names of the published weights.
@@ -74,7 +81,7 @@ class R3GANDiscriminator(nn.Module):
         cardinality_per_stage: groups of each stage's 3 x 3 convolutions; divides ``width * expansion_factor``.
         blocks_per_stage: residual blocks of each stage.
         expansion_factor: channels within a block, in units of the stage's width.
-        condition_dim: number of classes; None for a critic without labels.
+        condition_dim: number of classes; None without labels.
         condition_embedding_dim: length of the class embedding; the width of the last stage by default.
         kernel_size: side of the grouped convolutions, odd.
 
@@ -121,24 +128,26 @@ class R3GANDiscriminator(nn.Module):
         Args:
             x: images ``(B, C, H, W)`` in the units of the training data.
             labels: classes ``(B,)``, integers, or weights of the classes ``(B, classes)``. Without them a
-                class-conditional critic answers the logit averaged over its classes.
+                class-conditional discriminator returns the logit averaged over its classes.
 
         Returns:
             Logits ``(B,)``, in the dtype of the weights.
 
         Raises:
-            ValueError: when the images, or the labels, are not of the kind it was built for.
+            ValueError: when the images or the labels do not fit the network.
         """
-        wanted = (self.in_channels, self.resolution, self.resolution)
-        if tuple(x.shape[1:]) != wanted:
-            got = f"{tuple(x.shape)}; build one with in_channels and resolution of the samples"
-            raise UserError(f"this discriminator takes x of shape (B, {str(wanted)[1:]}, got {got}")
+        shape = (self.in_channels, self.resolution, self.resolution)
+        if tuple(x.shape[1:]) != shape:
+            raise UserError(
+                f"this discriminator takes x of shape (B, {str(shape)[1:]}, got {tuple(x.shape)}; build one with "
+                "in_channels and resolution of the samples"
+            )
         embedding = self._embedding(labels)
         h: Tensor = self.MainLayers(self.ExtractionLayer(x.to(next(self.parameters()).dtype)))
         return h.squeeze(1) if embedding is None else (h * embedding).sum(dim=1)
 
     def _embedding(self, labels: Tensor | None) -> Tensor | None:
-        """Class embeddings ``(B, E)``, or their mean ``(E,)``; None without classes."""
+        """Return class embeddings ``(B, E)``, or their mean ``(E,)``; None without classes."""
         if self.condition_dim is None and labels is None:
             return None
         if self.condition_dim is None:
@@ -150,8 +159,10 @@ class R3GANDiscriminator(nn.Module):
             return labels.to(table.dtype) @ table
         if labels.ndim == 1 and not labels.is_floating_point():
             return F.embedding(labels, table)
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise UserError(f"labels must be integers (B,) or weights (B, {self.condition_dim}), got {got}")
+        raise UserError(
+            f"labels must be integers (B,) or weights (B, {self.condition_dim}), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
 
 
 class _ResidualBlock(nn.Module):
@@ -177,7 +188,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _BiasedActivation(nn.Module):
-    """Leaky ReLU of slope 0.2 after a bias of its own; its gain is in the weights before it."""
+    """Leaky ReLU of slope 0.2 after a bias; its gain is in the weights before it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -188,7 +199,7 @@ class _BiasedActivation(nn.Module):
 
 
 class _LowPass(nn.Module):
-    """Filter [1, 2, 1], mean of neighbours and every other pixel, in one: [1, 3, 3, 1] with stride 2."""
+    """Filter [1, 2, 1], mean of neighbors and every other pixel, in one: [1, 3, 3, 1] with stride 2."""
 
     Kernel: Tensor
 
@@ -210,7 +221,7 @@ def _downsample(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _basis(inputs: int, outputs: int) -> nn.Sequential:
-    """The last 4 x 4 pixels of each channel weighed to one number, then a linear layer."""
+    """Weighted sum of the last 4 x 4 pixels of each channel, then a linear layer."""
     basis = _msr(nn.Conv2d(inputs, inputs, 4, groups=inputs, bias=False))
     return _named(Basis=basis, Flatten=nn.Flatten(), LinearLayer=_msr(nn.Linear(inputs, outputs, bias=False)))
 
@@ -221,7 +232,7 @@ def _convolution(inputs: int, outputs: int, kernel: int = 1, groups: int = 1, ga
 
 
 def _named(**layers: nn.Module) -> nn.Sequential:
-    """Layers one after another, under the published names."""
+    """Return layers in sequence, under the published names."""
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -236,8 +247,8 @@ def _check_sizes(side: int, widths: Sizes, groups: Sizes, blocks: Sizes, kernel:
     if not lengths[0] == lengths[1] == lengths[2] > 0:
         names = "width_per_stage, cardinality_per_stage and blocks_per_stage"
         raise UserError(f"{names} must have one entry a stage, got {lengths}")
-    if side != (wanted := 4 << (len(widths) - 1)):
-        raise UserError(f"{len(widths)} stages want resolution {wanted}, got {side}; add or drop stages")
+    if side != (resolution := 4 << (len(widths) - 1)):
+        raise UserError(f"{len(widths)} stages want resolution {resolution}, got {side}; add or drop stages")
     if min(blocks) < 1 or kernel % 2 == 0:
         raise UserError(f"want blocks_per_stage >= 1 and an odd kernel_size, got {blocks} and {kernel}")
 
@@ -246,8 +257,8 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
     """Read a discriminator from safetensors, or from a published R3GAN pickle, which is not executed.
 
     Args:
-        path: safetensors with the published names (a prefix ``net.`` is taken off, and only those are read),
-            or a pickle with an entry ``D``. Sizes are read off the weights.
+        path: safetensors with the published names (with a prefix ``net.``, only those are read), or a pickle with an
+            entry ``D``. Sizes follow from the weights.
 
     Returns:
         The discriminator, in the file's dtype and on the CPU.
@@ -259,7 +270,7 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
     path = Path(path)
     weights = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
     try:
-        with torch.device("meta"):  # the weights that a constructor draws would only be thrown away
+        with torch.device("meta"):  # draws no random weights
             network = R3GANDiscriminator(**_sizes(weights))
         network.load_state_dict(weights, assign=True)
     except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
@@ -275,8 +286,8 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
         weights, _ = read_safetensors(path)
     except ValueError as error:
         raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
-    own = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}
-    return own or weights
+    prefixed = {name.removeprefix("net."): x for name, x in weights.items() if name.startswith("net.")}
+    return prefixed or weights
 
 
 def _from_pickle(path: Path) -> dict[str, Tensor]:
@@ -289,7 +300,7 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the constructor's arguments off the shapes of the weights."""
+    """Return the constructor's arguments, from the shapes of the weights."""
     stem = weights["ExtractionLayer.Layer.weight"]
     layer = "MainLayers.{}.Layers.{}.LinearLayer{}.Layer.weight".format
     widths: list[int] = []

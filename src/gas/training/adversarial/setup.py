@@ -1,52 +1,66 @@
-"""What turns GS into GAS: critics of the right size, what they weigh, and what a solver is chosen by."""
+"""The adversarial setup of a training: discriminators, their weights, the criterion, and the training itself."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, integer, of_type, one_of
-from gas.errors import UserError
+from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import fresh
+from gas.losses import loss_by_name
 from gas.metrics.criterion import FrechetCriterion
 from gas.metrics.frechet import extract, feature_statistics
 from gas.models.protocol import Model, features_of
 from gas.pairs.dataset import Pairs
-from gas.table import Table
+from gas.table import Table, table_of
 from gas.training.adam import Adam
-from gas.training.adversarial.losses import Critic
-from gas.training.loop import Criterion
+from gas.training.adversarial.losses import Discriminator
+from gas.training.adversarial.r3gan import CIFAR10, DIGITS, FFHQ64, MNIST, R3GANDiscriminator, latent
+from gas.training.loop import Criterion, FitRecord, fit
+from gas.training.validation import evaluate
 
-__all__ = ["BALANCE", "GAS", "WATCHED", "Adversary", "Watched", "adversary_for"]
+__all__ = [
+    "BALANCE",
+    "CRITERION_SAMPLES",
+    "GAS",
+    "AdversarialResult",
+    "Adversary",
+    "FixedNoiseCriterion",
+    "adversary_for",
+    "fit_adversarial",
+]
 
 # Weight of the adversarial loss in units of the paired loss that GS ends with.
 BALANCE = 10.0
 
-# Weight of the critic's gradient penalty: the paper's, and for a critic of random weights.
+# Weight of the gradient penalty: the paper's, for pretrained discriminators, and for one of random weights, which with
+# 0.2 soon separates almost all samples; its gradient then adds noise (docs/adversarial.md).
 PAPER_PENALTY, FRESH_PENALTY = 0.2, 2.0
 
-# Samples that candidates are compared on. No teacher runs for them, and their seeds are far from any pair's.
-WATCHED = 1024
-_FIRST_WATCHED = 2**41
+# Samples that solvers are compared on. No teacher runs for them, and their seeds are far from any pair's.
+CRITERION_SAMPLES = 1024
+_FIRST_CRITERION_SEED = 2**41
 
-# Ours: the solver has converged before a critic speaks, so small steps of a well-averaged solver.
+# Ours: the solver has converged before the discriminator's term counts, so small steps of a well-averaged solver.
 GAS = Adam(iterations=250, batch=24, learning_rate=2e-3, ema=0.98, validate_every=50)
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A criterion: a measure of a solver's samples of the same fresh noise throughout.
+class FixedNoiseCriterion:
+    """A criterion: a measure of a solver's samples of fresh noise, the same for every solver.
 
-    A distance of distributions needs no pairs, so that this noise costs no teacher and may be plenty: the chance in
-    what is chosen falls with the number of samples.
+    A distance of distributions needs no pairs, so this noise costs no teacher and may be plenty: the more samples, the
+    less chance decides.
 
     Args:
-        model: whose denoiser to ask.
+        model: whose denoiser to call.
         measure: samples ``(S, *)`` -> smaller is better, such as :class:`gas.metrics.FrechetCriterion`.
         samples: their number S.
         guidance: scale of classifier-free guidance.
@@ -55,13 +69,13 @@ class Watched:
 
     model: Model
     measure: Callable[[Tensor], float]
-    samples: int = WATCHED
+    samples: int = CRITERION_SAMPLES
     guidance: float = 1.0
     labelled: bool = True
 
     def __call__(self, table: Table) -> float:
-        """Return the measure of a solver."""
-        seeds = range(_FIRST_WATCHED, _FIRST_WATCHED + self.samples)
+        """Return the measure of a solver's samples."""
+        seeds = range(_FIRST_CRITERION_SEED, _FIRST_CRITERION_SEED + self.samples)
         return self.measure(fresh(self.model, table, seeds, guidance=self.guidance, labelled=self.labelled))
 
 
@@ -69,44 +83,106 @@ class Watched:
 class Adversary:
     """Adversarial training of one solver.
 
-    The gradient of the paired loss vanishes where GS ends, so a critic moves the solver until the paired loss pushes
-    back as hard. That loss falls by an order of magnitude from 2 calls to 4, and with it what pushes back: a fixed
-    weight that helps at 2 calls leads astray at 4. Weights in units of the paired loss do not change with its scale.
+    The gradient of the paired loss vanishes where GS ends, so a discriminator moves the solver until the paired loss
+    pushes back as hard. That loss falls by an order of magnitude from 2 calls to 4, and so does its gradient: a fixed
+    weight that helps at 2 calls misleads at 4. Weights in units of the paired loss do not depend on its scale.
 
     Args:
-        critics: makes fresh critics, one set a solver.
-        criterion: what the best solver is chosen by; see :class:`gas.metrics.FrechetCriterion` for why not by the
-            paired error.
+        discriminators: makes fresh discriminators, one set a solver.
+        criterion: chooses the best solver; see :class:`gas.metrics.FrechetCriterion` for why not the paired error.
         config: settings of Adam.
         pairing: of fakes and reals, as in :class:`gas.training.AdamSteps`.
-        unit: what the critics' weights are measured in: ``"absolute"``, as the paper's w; or ``"paired"``, the mean
-            paired loss on the validation pairs of the solver as it comes.
+        unit: of the discriminators' weights: ``"absolute"``, as the paper's w, or ``"paired"``, the mean paired loss
+            of the initial solver on the validation pairs.
 
     Raises:
         ValueError: for another unit.
     """
 
-    critics: Callable[[], Sequence[Critic]]
+    discriminators: Callable[[], Sequence[Discriminator]]
     criterion: Criterion
     config: Adam = GAS
     pairing: str = "independent"
     unit: Literal["absolute", "paired"] = "absolute"
 
     def __post_init__(self) -> None:
-        callable_("critics", self.critics, "a function that makes critics")
+        callable_("discriminators", self.discriminators, "a function that makes discriminators")
         callable_("criterion", self.criterion, "a measure of a table, smaller being better")
         of_type("config", self.config, Adam, "a gas.Adam")
         one_of("pairing", self.pairing, ("independent", "paired"))
         one_of("unit", self.unit, ("absolute", "paired"))
 
-    def weighed(self, paired_loss: float) -> list[Critic]:
-        """Return fresh critics with their weights as w, for a solver that comes with this paired loss."""
+    def weighted(self, paired_loss: float) -> list[Discriminator]:
+        """Return fresh discriminators with absolute weights, for an initial solver of this paired loss."""
         scale = paired_loss if self.unit == "paired" else 1.0
-        return [replace(critic, weight=scale * critic.weight) for critic in self.critics()]
+        return [replace(each, weight=scale * each.weight) for each in self.discriminators()]
 
-    def speaks(self) -> bool:
-        """Return whether any critic has weight; without, this is GS training and there is nothing to do."""
-        return any(critic.weight > 0 for critic in self.critics())
+    def has_weight(self) -> bool:
+        """Whether any discriminator has weight; otherwise this is GS training, and there is nothing to do."""
+        return any(discriminator.weight > 0 for discriminator in self.discriminators())
+
+
+@dataclass(frozen=True)
+class AdversarialResult:
+    """What :func:`fit_adversarial` spent and reached.
+
+    Args:
+        evaluations: network evaluations of single samples.
+        criterion: before the training and at the best after; ``None`` before the first report.
+        stopped: why the training ended early, if it did.
+    """
+
+    evaluations: int
+    criterion: tuple[float, float] | None = None
+    stopped: str = ""
+
+
+def fit_adversarial(
+    adversary: Adversary,
+    solver: nn.Module,
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    loss: str = "l2",
+    checkpoint: Path | None = None,
+) -> Generator[FitRecord, None, AdversarialResult]:
+    """Train a solver in place against discriminators; if training diverges, the solver stays at its best.
+
+    Args:
+        adversary: discriminators, criterion and settings.
+        solver: as training without discriminators left it.
+        model: whose denoiser to call.
+        pairs: teacher pairs to train on.
+        validation: teacher pairs to choose by.
+        loss: a name of :data:`gas.losses.LOSSES`.
+        checkpoint: as for :func:`gas.fit`.
+
+    Yields:
+        FitRecord: as :func:`gas.fit` does.
+    """
+    table = table_of(solver)
+    spent = len(validation) * table.nfe
+    result = AdversarialResult(spent)
+    start = float(evaluate(model, validation, table, loss_by_name(loss)).mean())
+    try:
+        for record in fit(
+            solver,
+            model,
+            pairs,
+            validation=validation,
+            loss=loss,
+            config=adversary.config,
+            checkpoint=checkpoint,
+            discriminators=adversary.weighted(start),
+            pairing=adversary.pairing,
+            criterion=adversary.criterion,
+        ):
+            criterion = (record.start_loss, record.best_loss)
+            result = AdversarialResult(spent + record.evaluations, criterion)
+            yield record
+    except Diverged as error:
+        return replace(result, stopped=str(error))
+    return result
 
 
 def adversary_for(
@@ -123,94 +199,91 @@ def adversary_for(
     penalty: float | None = None,
     steps: int = 1,
     network: nn.Module | None = None,
-    watched: int = WATCHED,
+    samples: int = CRITERION_SAMPLES,
     seed: int = 0,
     precision: str = "float32",
 ) -> Adversary:
-    """Return the adversary of a model whose samples are images or latents: one R3GAN critic of its own size.
+    """Return the adversary of a model of images or latents: one R3GAN discriminator of their size.
 
     Args:
         model: with ``features(x) -> (B, F)``, the space of the criterion.
-        pairs: of training; their teacher's samples are what the criterion takes for the truth.
-        weight: w of the adversarial loss as in the paper, at least 0; by default it follows from ``balance``.
-        balance: the same in units of the paired loss that the solver comes with, at least 0.
+        pairs: training pairs; the criterion is the distance to their teacher's samples.
+        weight: w of the adversarial loss as in the paper, at least 0; by default ``balance`` decides.
+        balance: the weight in units of the initial solver's paired loss, at least 0.
         objective: ``"relativistic"`` or ``"classic"``.
         pairing: ``"independent"`` or ``"paired"``.
         config: settings of Adam.
-        learning_rate: of the critic. The paper's 1e-5 is for critics that were pretrained; these are not.
-        warmup: iterations before the solver hears of the critic, fewer than there are; by default two fifths of them.
-        penalty: gamma of R1 and R2; by default the paper's 0.2 for a critic that is given, and 2 for a fresh one, which
-            else soon tells every sample apart, and asks for noise.
-        steps: of the critic for one of the solver.
-        network: a critic to start from, left as it is, for instance of ``load_discriminator``; by
-            default one of random weights.
-        watched: samples of fresh noise that the best solver is chosen on.
-        seed: of the critic's first weights.
-        precision: of the critic, as in :class:`gas.Critic`.
+        learning_rate: of the discriminator. The paper's 1e-5 is for pretrained ones.
+        warmup: iterations of the discriminator alone, fewer than all; by default two fifths of them.
+        penalty: gamma of R1 and R2; by default the paper's 0.2 for a given ``network``, and 2 for a fresh one.
+        steps: updates of the discriminator for one step of the solver.
+        network: a discriminator to copy, for instance of ``load_discriminator``; by default one of random weights.
+        samples: samples of fresh noise that the criterion measures.
+        seed: of the discriminator's random weights.
+        precision: of the discriminator, as in :class:`gas.Critic`.
 
     Raises:
-        ValueError: for no pairs, a shape no critic is known for, a model without features, or settings out of range.
+        ValueError: for no pairs, a sample shape without a known discriminator, a model without features, or settings
+            out of range.
     """
-    from gas.training.adversarial.r3gan import R3GANDiscriminator
-
-    integer("watched", watched, 2, MAX_SEEDS)
+    integer("samples", samples, 2, MAX_SEEDS)
     integer("seed", seed, 0, MAX_ORDER_SEED)
     one_of("pairing", pairing, ("independent", "paired"))
     if len(pairs) == 0:
-        raise UserError("a critic needs pairs to learn from, got none: make some with `gas pairs`")
+        raise UserError("a discriminator needs pairs to learn from, got none: make some with `gas pairs`")
     sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
     features = features_of(model)
     if features is None:
         raise UserError(
             f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
         )
+    warmup = 2 * config.iterations // 5 if warmup is None else warmup
+    if warmup >= config.iterations:
+        raise UserError(f"warmup must be below the {config.iterations} iterations, got {warmup}")
+    settings = {
+        "weight": balance if weight is None else weight,
+        "objective": objective,
+        "penalty": penalty if penalty is not None else FRESH_PENALTY if network is None else PAPER_PENALTY,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "steps": steps,
+        "precision": precision,
+    }
 
-    unheard = 2 * config.iterations // 5 if warmup is None else warmup
-    if unheard >= config.iterations:
-        raise UserError(f"warmup must be below the {config.iterations} iterations, got {unheard}")
-
-    if penalty is None:
-        penalty = FRESH_PENALTY if network is None else PAPER_PENALTY
-
-    def critics() -> list[Critic]:
+    def discriminators() -> list[Discriminator]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            critic = R3GANDiscriminator(**sizes) if network is None else copy.deepcopy(network)
-        settings = {
-            "objective": objective,
-            "penalty": penalty,
-            "learning_rate": learning_rate,
-            "warmup": unheard,
-            "steps": steps,
-            "precision": precision,
-        }
-        told = balance if weight is None else weight
-        return [Critic("samples", critic.to(model.device), told, **settings)]
+            fresh_network = R3GANDiscriminator(**sizes) if network is None else copy.deepcopy(network)
+        return [Discriminator("samples", fresh_network.to(model.device), **settings)]
 
-    (first,) = critics()  # settings out of range, or another shape, are refused before any work
+    (first,) = discriminators()  # refuses settings out of range, and another shape, before any work
     with torch.no_grad():
         first.logits(pairs.subset(slice(0, 1)).target.to(model.device), None)
-    seen = torch.cat([extract(features, some.target) for some in pairs.batches()])
-    measure = FrechetCriterion(features, feature_statistics(seen))
-    criterion = Watched(model, measure, watched, pairs.guidance, labelled=pairs.labels is not None)
-    return Adversary(critics, criterion, config, pairing, "paired" if weight is None else "absolute")
+    reference = torch.cat([extract(features, batch.target) for batch in pairs.batches()])
+    criterion = FixedNoiseCriterion(
+        model=model,
+        measure=FrechetCriterion(features, feature_statistics(reference)),
+        samples=samples,
+        guidance=pairs.guidance,
+        labelled=pairs.labels is not None,
+    )
+    unit: Literal["absolute", "paired"] = "paired" if weight is None else "absolute"
+    return Adversary(discriminators, criterion, config=config, pairing=pairing, unit=unit)
 
 
 def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
-    from gas.training.adversarial import r3gan
-
     known = {
-        (1, 8, 8): r3gan.DIGITS,
-        (1, 32, 32): r3gan.MNIST,
-        (4, 8, 8): {**r3gan.DIGITS, "in_channels": 4},
-        (3, 32, 32): r3gan.CIFAR10,
-        (3, 64, 64): r3gan.FFHQ64,
-        (4, 64, 64): r3gan.latent(4),
+        (1, 8, 8): DIGITS,
+        (1, 32, 32): MNIST,
+        (4, 8, 8): {**DIGITS, "in_channels": 4},
+        (3, 32, 32): CIFAR10,
+        (3, 64, 64): FFHQ64,
+        (4, 64, 64): latent(4),
     }
     if shape not in known:
         shapes = ", ".join("x".join(map(str, s)) for s in known)
         raise UserError(
-            f"no critic is known for samples of shape {'x'.join(map(str, shape))} (only {shapes}): "
-            "build a gas.Adversary with critics of your own"
+            f"no discriminator is known for samples of shape {'x'.join(map(str, shape))} (only {shapes}): "
+            "build a gas.Adversary with your own discriminators"
         )
     return known[shape]

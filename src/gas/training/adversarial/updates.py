@@ -1,4 +1,4 @@
-"""Critics at work: one step each against the student's samples, and their share of the student's loss."""
+"""Discriminator updates: one optimizer step on fakes and reals, and the discriminators' part of the solver's loss."""
 
 from __future__ import annotations
 
@@ -13,153 +13,155 @@ from gas import distributed
 from gas.errors import UserError
 from gas.models.protocol import weights_hash
 from gas.registry import origin
-from gas.training.adversarial.losses import Critic, gradient_penalty, objective_by_name
+from gas.training.adversarial.losses import Discriminator, gradient_penalty, objective_by_name
 
-__all__ = ["CriticSteps", "check_one_process", "scaler_for"]
+__all__ = ["DiscriminatorUpdates", "check_one_process", "scaler_for"]
+
+# Labels of fakes and of reals.
+_Labels = tuple[Tensor | None, Tensor | None]
 
 
 def check_one_process() -> None:
-    """Refuse to share a training with critics: their steps amplify rounding, so that the solver would be another.
+    """Refuse adversarial training in several processes: it amplifies rounding, so the solver would be another.
 
     Raises:
         ValueError: in several processes.
     """
     if distributed.world_size() > 1:
         raise UserError(
-            "a critic learns in one process: train gas without torchrun (pairs, statistics and gs may be shared)"
+            "a discriminator trains in one process: train gas without torchrun (pairs, statistics and gs may be shared)"
         )
 
 
 def scaler_for(half: bool) -> torch.amp.GradScaler:
-    """Return a scaler of losses, so that small gradients survive fp16; without ``half``, one that does nothing."""
+    """Return a loss scaler, so that small gradients survive fp16; without ``half``, one that does nothing."""
     return torch.amp.GradScaler(
         "cuda" if torch.cuda.is_available() else "cpu", init_scale=2.0**12, enabled=half
     )
 
 
-class CriticSteps:
-    """The optimisers and logs of several critics.
+class DiscriminatorUpdates:
+    """The optimizers and logs of several discriminators.
 
     Args:
-        critics: each with its own weight, view and optimiser; those of weight 0 are left alone, so that
-            training without them is training without any, bit for bit.
+        discriminators: those of weight 0 are left alone, so that training with them is training without any, bit for
+            bit.
     """
 
-    def __init__(self, critics: Sequence[Critic]) -> None:
-        names = [critic.name for critic in critics]
+    def __init__(self, discriminators: Sequence[Discriminator]) -> None:
+        names = [discriminator.name for discriminator in discriminators]
         if len(set(names)) != len(names):
-            raise UserError(f"critics must have different names, got {', '.join(names)}")
-        self.critics = [critic for critic in critics if critic.weight > 0]
+            raise UserError(f"discriminators must have different names, got {', '.join(names)}")
+        self.active = [discriminator for discriminator in discriminators if discriminator.weight > 0]
         self.optimizers = [
-            torch.optim.Adam(critic.network.parameters(), lr=critic.learning_rate, betas=(0.0, 0.99))
-            for critic in self.critics
+            torch.optim.Adam(
+                discriminator.network.parameters(), lr=discriminator.learning_rate, betas=(0.0, 0.99)
+            )
+            for discriminator in self.active
         ]
-        self.scalers = [scaler_for(critic.precision == "fp16") for critic in self.critics]
+        self.scalers = [scaler_for(discriminator.precision == "fp16") for discriminator in self.active]
         self.logs: dict[str, list[float]] = {}
 
     @property
     def half(self) -> bool:
-        """Whether a critic's gradients need scaling on their way to the solver."""
-        return any(critic.precision == "fp16" for critic in self.critics)
+        """Whether gradients through a discriminator need scaling on their way to the solver."""
+        return any(discriminator.precision == "fp16" for discriminator in self.active)
 
     @property
     def rounds(self) -> int:
-        """Most steps that a critic takes for one of the solver."""
-        return max((critic.steps for critic in self.critics), default=0)
+        """Most updates of a discriminator for one step of the solver."""
+        return max((discriminator.steps for discriminator in self.active), default=0)
 
-    def learn(
-        self, fake: Tensor, real: Tensor, labels: tuple[Tensor | None, Tensor | None], turn: int = 0
-    ) -> None:
-        """Take one step of every critic that takes more than ``turn`` steps for one of the solver.
+    def update(self, fake: Tensor, real: Tensor, labels: _Labels, turn: int = 0) -> None:
+        """Update every discriminator that takes more than ``turn`` steps for one of the solver.
 
         Args:
             fake: the student's samples ``(B, *)``; no gradient flows into them.
             real: the teacher's ``(B, *)``, as many.
-            labels: the classes of both.
-            turn: how many steps were taken before.
+            labels: of fakes and of reals.
+            turn: number of this update, from 0.
         """
-        for critic, optimizer, scaler in zip(self.critics, self.optimizers, self.scalers, strict=True):
-            if turn >= critic.steps:
+        for discriminator, optimizer, scaler in self._parts():
+            if turn >= discriminator.steps:
                 continue
-            critic.network.requires_grad_(True)
-            penalised = critic.penalty > 0
-            seen = [critic.seen(x.detach()).detach().requires_grad_(penalised) for x in (fake, real)]
-            logits = [critic.logits(x, y) for x, y in zip(seen, labels, strict=True)]
-            _, adversarial = objective_by_name(critic.objective)(*logits)
+            discriminator.network.requires_grad_(True)
+            penalized = discriminator.penalty > 0
+            inputs = [
+                discriminator.inputs(x.detach()).detach().requires_grad_(penalized) for x in (fake, real)
+            ]
+            logits = [discriminator.logits(x, y) for x, y in zip(inputs, labels, strict=True)]
+            _, adversarial = objective_by_name(discriminator.objective)(*logits)
             loss = adversarial.mean()
-            if penalised:
+            if penalized:
                 scale = float(scaler.get_scale())
-                both = zip(logits, seen, strict=True)
-                r2, r1 = (gradient_penalty(answer, x, scale).mean() for answer, x in both)
-                loss = loss + critic.penalty / 2 * (r1 + r2)
-                self._log(critic, {"r1": r1, "r2": r2})
+                both = zip(logits, inputs, strict=True)
+                r2, r1 = (gradient_penalty(y, x, scale).mean() for y, x in both)
+                loss = loss + discriminator.penalty / 2 * (r1 + r2)
+                self._log(discriminator, {"r1": r1, "r2": r2})
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            # Which share of reals the critic places above the fakes: 1 is a critic that wins outright.
-            ranks = (logits[1] > logits[0]).double().mean()
-            self._log(critic, {"critic": adversarial.mean(), "ranks": ranks})
+            above = (logits[1] > logits[0]).double().mean()
+            self._log(discriminator, {"discriminator": adversarial.mean(), "real_above_fake": above})
 
-    def generator_loss(
-        self,
-        iteration: int,
-        fake: Tensor,
-        real: Tensor,
-        labels: tuple[Tensor | None, Tensor | None],
-    ) -> Tensor | None:
-        """Return ``sum_critics w L_adv`` for the student, or ``None`` while no critic has a say.
+    def generator_loss(self, iteration: int, fake: Tensor, real: Tensor, labels: _Labels) -> Tensor | None:
+        """Return ``sum w L_adv`` of the student's samples, or ``None`` while every discriminator warms up.
 
-        Arguments as in :meth:`learn`; gradients flow into ``fake``.
+        Arguments as in :meth:`update`; gradients flow into ``fake``.
         """
         total: Tensor | None = None
-        for critic in self.critics:
-            if iteration < critic.warmup:
+        for discriminator in self.active:
+            if iteration < discriminator.warmup:
                 continue
-            critic.network.requires_grad_(False)
+            discriminator.network.requires_grad_(False)
             with torch.no_grad():
-                of_real = critic.logits(critic.seen(real), labels[1])
-            of_fake = critic.logits(critic.seen(fake), labels[0])
-            loss = objective_by_name(critic.objective)(of_fake, of_real)[0].mean()
-            self._log(critic, {"generator": loss})
-            total = critic.weight * loss if total is None else total + critic.weight * loss
+                real_logits = discriminator.logits(discriminator.inputs(real), labels[1])
+            fake_logits = discriminator.logits(discriminator.inputs(fake), labels[0])
+            loss = objective_by_name(discriminator.objective)(fake_logits, real_logits)[0].mean()
+            self._log(discriminator, {"generator": loss})
+            weighted = discriminator.weight * loss
+            total = weighted if total is None else total + weighted
         return total
 
     def report(self) -> dict[str, float]:
-        """Return the means of what was logged since the last report, as ``critic.quantity``."""
+        """Return the means of the logs since the last report, as ``NAME.quantity``."""
         means = {name: math.fsum(values) / len(values) for name, values in self.logs.items()}
         self.logs = {}
         return means
 
-    def identity(self) -> list[dict[str, Any]]:
-        """Return what decides the critics' bits: their settings and their weights as they came."""
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Return everything that decides the discriminators' bits: their settings and initial weights."""
         return [
             {
-                **critic.settings(),
-                "view": origin(critic.view),
-                "weights": weights_hash(critic.network),
+                **discriminator.config(),
+                "view": origin(discriminator.view),
+                "weights": weights_hash(discriminator.network),
             }
-            for critic in self.critics
+            for discriminator in self.active
         ]
 
     def state(self) -> dict[str, Any]:
-        """Return networks and optimisers."""
+        """Return networks and optimizers."""
         return {
-            critic.name: {
-                "network": critic.network.state_dict(),
+            discriminator.name: {
+                "network": discriminator.network.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
             }
-            for critic, optimizer, scaler in zip(self.critics, self.optimizers, self.scalers, strict=True)
+            for discriminator, optimizer, scaler in self._parts()
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        for critic, optimizer, scaler in zip(self.critics, self.optimizers, self.scalers, strict=True):
-            critic.network.load_state_dict(state[critic.name]["network"])
-            optimizer.load_state_dict(state[critic.name]["optimizer"])
-            scaler.load_state_dict(state[critic.name]["scaler"])
+        for discriminator, optimizer, scaler in self._parts():
+            discriminator.network.load_state_dict(state[discriminator.name]["network"])
+            optimizer.load_state_dict(state[discriminator.name]["optimizer"])
+            scaler.load_state_dict(state[discriminator.name]["scaler"])
 
-    def _log(self, critic: Critic, values: dict[str, Tensor]) -> None:
+    def _parts(self) -> zip[tuple[Discriminator, torch.optim.Adam, torch.amp.GradScaler]]:
+        return zip(self.active, self.optimizers, self.scalers, strict=True)
+
+    def _log(self, discriminator: Discriminator, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            self.logs.setdefault(f"{critic.name}.{name}", []).append(float(value.detach()))
+            self.logs.setdefault(f"{discriminator.name}.{name}", []).append(float(value.detach()))
