@@ -31,7 +31,6 @@ from gas.cli.options import (
 )
 from gas.cli.screen import bar, note, print_json, tracked
 from gas.cli.solver_files import load_named, warn_of_known_seeds, warn_of_unknown_model
-from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

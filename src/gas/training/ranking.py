@@ -181,7 +181,9 @@ class RankingCache:
         for ranked in self._rank(nfe, missing):
             self.losses[_key(ranked.classical)] = ranked.loss if math.isfinite(ranked.loss) else None
         if missing and self.path is not None:
-            write_text(self.path, json.dumps(add_checksum({"asked": self.fingerprint, "losses": self.losses})))
+            write_text(
+                self.path, json.dumps(add_checksum({"asked": self.fingerprint, "losses": self.losses}))
+            )
         losses = [(classical, self.losses[_key(classical)]) for classical, _ in entries]
         finite = [(classical, math.inf if loss is None else loss) for classical, loss in losses]
         return sorted(finite, key=lambda entry: entry[1])
