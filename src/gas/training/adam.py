@@ -109,17 +109,9 @@ class Adam:
         """Return the settings in plain JSON, as solver files record them: ``checkpointing`` is ``memory`` there."""
         return {"memory" if name == "checkpointing" else name: x for name, x in asdict(self).items()}
 
-    def optimizer(
-        self,
-        solver: nn.Module,
-        model: Model,
-        pairs: Pairs,
-        loss: Loss,
-        discriminators: Sequence[Discriminator] = (),
-        pairing: str = "independent",
-    ) -> AdamSteps:
-        """Return Adam at work on a solver; arguments as in :class:`AdamSteps`."""
-        return AdamSteps(solver, model, pairs, loss, self, discriminators, pairing)
+    def optimizer(self, **arguments: Any) -> AdamSteps:
+        """Return an optimizer with these settings; further arguments as in :class:`AdamSteps`."""
+        return AdamSteps(config=self, **arguments)
 
 
 PAPER = Adam.paper()
@@ -141,6 +133,8 @@ class AdamSteps:
     References:
         arXiv 2510.17699, equations 15 and 22, section 4.
     """
+
+    _MODULES = ("solver", "average", "optimizer", "scaler")
 
     def __init__(
         self,
@@ -306,24 +300,19 @@ class AdamSteps:
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
         return {
-            "solver": self.solver.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in self._MODULES},
             "discriminators": self.discriminators.state(),
             "iteration": self.iteration,
             "evaluations": self.evaluations,
             "offsets": None if self.relaxed is None else self.relaxed.offsets,
             "stored": self.stored,
-            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        self.solver.load_state_dict(state["solver"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self._MODULES:
+            getattr(self, name).load_state_dict(state[name])
         self.discriminators.restore(state["discriminators"])
-        self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.evaluations = state["iteration"], state["evaluations"]
         if self.relaxed is not None:
             self.relaxed.offsets = state["offsets"]

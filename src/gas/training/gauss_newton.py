@@ -106,15 +106,9 @@ class GaussNewton:
         return {"memory" if name == "forgetting" else name: x for name, x in asdict(self).items()}
 
     def optimizer(
-        self,
-        solver: nn.Module,
-        model: Model,
-        pairs: Pairs,
-        loss: Loss,
-        discriminators: Sequence[Discriminator] = (),
-        pairing: str = "independent",
+        self, discriminators: Sequence[Discriminator] = (), pairing: str = "independent", **arguments: Any
     ) -> GaussNewtonSteps:
-        """Return Gauss-Newton at work on a solver; arguments as in :class:`GaussNewtonSteps`.
+        """Return an optimizer with these settings; further arguments as in :class:`GaussNewtonSteps`.
 
         Raises:
             ValueError: when there are discriminators, whose loss is no sum of squares.
@@ -123,7 +117,7 @@ class GaussNewton:
             raise UserError(
                 "discriminators need config=gas.Adam(...): Gauss-Newton minimizes sums of squares only"
             )
-        return GaussNewtonSteps(solver, model, pairs, loss, self)
+        return GaussNewtonSteps(config=self, **arguments)
 
 
 class GaussNewtonSteps:
@@ -151,6 +145,8 @@ class GaussNewtonSteps:
         (1964); Bertsekas, "Incremental least squares methods and the extended Kalman filter", SIAM J. Optim. 6 (1996),
         equations 8 to 12.
     """
+
+    _STATE = ("curvature", "gradient", "weight", "damping", "iteration", "evaluations")
 
     def __init__(
         self, solver: nn.Module, model: Model, pairs: Pairs, loss: Loss, config: GaussNewton
@@ -250,22 +246,13 @@ class GaussNewtonSteps:
 
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
-        return {
-            "solver": self.solver.state_dict(),
-            "curvature": self.curvature,
-            "gradient": self.gradient,
-            "weight": self.weight,
-            "damping": self.damping,
-            "iteration": self.iteration,
-            "evaluations": self.evaluations,
-        }
+        return {"solver": self.solver.state_dict(), **{name: getattr(self, name) for name in self._STATE}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
         self.solver.load_state_dict(state["solver"])
-        self.curvature, self.gradient = state["curvature"], state["gradient"]
-        self.weight, self.damping = state["weight"], state["damping"]
-        self.iteration, self.evaluations = state["iteration"], state["evaluations"]
+        for name in self._STATE:
+            setattr(self, name, state[name])
 
     def _bind(self, batch: Pairs) -> Callable[[slice], Denoiser]:
         labels = batch.labels

@@ -166,17 +166,7 @@ class StartSearch:
         theory: bool,
         state: Path | None,
     ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
-        """Choose the start, or read the choice of an interrupted run.
-
-        Args:
-            model: whose denoiser to call.
-            pairs: teacher pairs to train on.
-            validation: teacher pairs to choose by.
-            nfe: network evaluations.
-            loss: a name of :data:`gas.losses.LOSSES`.
-            solver: a key of :data:`gas.learned.SOLVERS`: what is trained.
-            theory: as in :func:`gas.learned.kind_by_name`.
-            state: folder that the choice is stored in.
+        """Choose the start, or read the choice of an interrupted run; arguments as in :func:`gas.distill`.
 
         Yields:
             RankedSolver: of each round of the ranking. CandidateRound: after each short run.
@@ -234,8 +224,14 @@ class StartSearch:
             )
             starts = [*_best_starts(extra, 1, kind), *starts][: self.candidates]
             spent += sum(solver.evaluations for solver in extra)
+        config = kind.training(self.short_run)
+        running = []
+        for start in starts:
+            solver = kind.build(model.schedule, start)
+            running.append(_Candidate(start, GaussNewtonSteps(solver, model, pairs, l2, config)))
         some = validation.subset(slice(0, self.validation_pairs))
-        winner, cost = yield from self._halve(starts, model, pairs, some, distance, kind)
+        further = 0 if len(running) == 1 else 1 + _EXTRA_ROUNDS if kind.lasting else 1
+        winner, cost = yield from _halve(running, some, distance, further)
         return replace(
             choice,
             start=winner.classical.spec,
@@ -243,39 +239,24 @@ class StartSearch:
             evaluations=spent + cost,
         )
 
-    def _halve(
-        self,
-        starts: Sequence[Classical],
-        model: Model,
-        pairs: Pairs,
-        validation: Pairs,
-        distance: Loss,
-        kind: Kind,
-    ) -> Generator[CandidateRound, None, tuple[_Candidate, int]]:
-        """Train all candidates for a round and the best for further ones; return the winner and the cost."""
-        config = kind.training(self.short_run)
-        running = []
-        for start in starts:
-            solver = kind.build(model.schedule, start)
-            running.append(_Candidate(start, GaussNewtonSteps(solver, model, pairs, l2, config)))
-        further = 1 + (_EXTRA_ROUNDS if kind.lasting else 0) if len(running) > 1 else 0
-        sizes = [len(running), *[min(_SECOND_ROUND, len(running))] * further]
-        spent, run = 0, 0
-        for size in sizes:
-            running = running[:size]
-            for candidate in running:
-                run += 1
-                cost = candidate.short_run(validation, distance)
-                spent += cost
-                yield CandidateRound(
-                    classical=candidate.classical,
-                    loss=candidate.loss,
-                    run=run,
-                    runs=sum(sizes),
-                    evaluations=cost,
-                )
-            running.sort(key=lambda candidate: candidate.loss)
-        return running[0], spent
+
+def _halve(
+    running: list[_Candidate], validation: Pairs, distance: Loss, further: int
+) -> Generator[CandidateRound, None, tuple[_Candidate, int]]:
+    """Train all candidates for a round and the best for further ones; return the winner and the evaluations."""
+    sizes = [len(running), *[min(_SECOND_ROUND, len(running))] * further]
+    spent, run = 0, 0
+    for size in sizes:
+        running = running[:size]
+        for candidate in running:
+            run += 1
+            cost = candidate.short_run(validation, distance)
+            spent += cost
+            yield CandidateRound(
+                classical=candidate.classical, loss=candidate.loss, run=run, runs=sum(sizes), evaluations=cost
+            )
+        running.sort(key=lambda candidate: candidate.loss)
+    return running[0], spent
 
 
 @dataclass
@@ -353,18 +334,13 @@ def _best_starts(ranked: Sequence[RankedSolver], most: int, kind: Kind) -> list[
 
 def _best_formulas(ranked: Sequence[RankedSolver], most: int) -> list[Classical]:
     """Return the best different solvers, each on the grid that learned times start from, if it was ranked there."""
-    best: list[Classical] = []
+    best: dict[str, Classical] = {}
     for solver in ranked:
-        names = [classical.solver for classical in best]
-        known = [other for other in ranked if other.classical.solver in names]
-        if solver.classical.solver not in names and not _has_twin(solver, known):
-            best.append(solver.classical)
-    usual = {
-        solver.classical.solver: solver.classical
-        for solver in ranked
-        if solver.classical.grid == _LEARNED_TIMES_GRID
-    }
-    return [usual.get(classical.solver, classical) for classical in best[:most]]
+        known = [other for other in ranked if other.classical.solver in best]
+        if solver.classical.solver not in best and not _has_twin(solver, known):
+            best[solver.classical.solver] = solver.classical
+    usual = {s.classical.solver: s.classical for s in ranked if s.classical.grid == _LEARNED_TIMES_GRID}
+    return [usual.get(name, classical) for name, classical in list(best.items())[:most]]
 
 
 def _has_twin(solver: RankedSolver, others: Sequence[RankedSolver]) -> bool:

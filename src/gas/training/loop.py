@@ -155,7 +155,14 @@ def fit(
     distance = loss if callable(loss) else loss_by_name(loss)
     if config is None:
         config = GaussNewton() if is_sum_of_squares(distance) and not discriminators else Adam()
-    steps: Steps = config.optimizer(solver, model, pairs, distance, discriminators, pairing)
+    steps: Steps = config.optimizer(
+        solver=solver,
+        model=model,
+        pairs=pairs,
+        loss=distance,
+        discriminators=discriminators,
+        pairing=pairing,
+    )
     run = _Run(solver, steps, validation, distance, criterion, keep)
     fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion)
     path = None if checkpoint is None else Path(checkpoint)
