@@ -28,15 +28,7 @@ from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate, surely_positive
 
-__all__ = [
-    "FINISH",
-    "STATE",
-    "Distilled",
-    "Report",
-    "distill",
-    "distill_family",
-    "neighbour_grid",
-]
+__all__ = ["FINISH", "STATE", "Distilled", "Report", "distill", "distill_family", "neighbour_grid"]
 
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
 # earlier pairs, and count pairs of larger loss in full.
@@ -222,12 +214,7 @@ def _refine(
 
 
 def _provenance(
-    pairs: Pairs,
-    validation: Pairs,
-    loss: str,
-    solver: str,
-    config: Adam | GaussNewton,
-    adversarial: bool,
+    pairs: Pairs, validation: Pairs, loss: str, solver: str, config: Adam | GaussNewton, adversarial: bool
 ) -> dict[str, Any]:
     """Return what a solver file records about the making of its parameters."""
     training = {

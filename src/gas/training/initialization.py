@@ -233,10 +233,7 @@ class StartSearch:
         further = 0 if len(running) == 1 else 1 + _EXTRA_ROUNDS if kind.lasting else 1
         winner, cost = yield from _halve(running, some, distance, further)
         return replace(
-            choice,
-            start=winner.classical.spec,
-            parameters=winner.parameters,
-            evaluations=spent + cost,
+            choice, start=winner.classical.spec, parameters=winner.parameters, evaluations=spent + cost
         )
 
 

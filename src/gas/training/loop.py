@@ -156,12 +156,7 @@ def fit(
     if config is None:
         config = GaussNewton() if is_sum_of_squares(distance) and not discriminators else Adam()
     steps: Steps = config.optimizer(
-        solver=solver,
-        model=model,
-        pairs=pairs,
-        loss=distance,
-        discriminators=discriminators,
-        pairing=pairing,
+        solver=solver, model=model, pairs=pairs, loss=distance, discriminators=discriminators, pairing=pairing
     )
     run = _Run(solver, steps, validation, distance, criterion, keep)
     fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion)

@@ -111,11 +111,7 @@ def _measure(
         calls = table.nfe - (first_prediction and starts_at_noise)
         first_prediction = first_prediction or starts_at_noise
         yield RankedSolver(
-            classical=classical,
-            table=table,
-            losses=values,
-            round=number,
-            evaluations=len(values) * calls,
+            classical=classical, table=table, losses=values, round=number, evaluations=len(values) * calls
         )
 
 
