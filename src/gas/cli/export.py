@@ -10,6 +10,7 @@ import typer
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import checked, output_file
+from gas.cli.loading import load_zoo
 from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
 from gas.cli.solver_files import nfe_of
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from gas.solver_file import Artefact
     from gas.table import Table
 
-    # A module, its inputs by name, and which dimension of each is the batch.
-    Written = tuple[nn.Module, dict[str, Tensor], dict[str, int]]
+    # A module, example inputs by name, and the batch dimension of each.
+    Traced = tuple[nn.Module, dict[str, Tensor], dict[str, int]]
 
 __all__ = ["export"]
 
@@ -31,9 +32,7 @@ __all__ = ["export"]
 def export(
     context: typer.Context,
     solver: SolverFile,
-    onnx: Annotated[
-        Path, typer.Option(help="The .onnx file to write.", callback=checked(output_file(".onnx")))
-    ],
+    onnx: Annotated[Path, typer.Option(help="ONNX file to write.", callback=checked(output_file(".onnx")))],
     model: ZooName = "mnist",
     nfe: Annotated[
         int | None,
@@ -44,18 +43,18 @@ def export(
     row: Annotated[
         int | None,
         typer.Option(
-            help="Write this row of the table alone, from 0, without a network; default: the whole sampler.",
+            help="Write this row of the table, from 0, without a network; default: the whole sampler.",
             min=0,
             max=MAX_NFE,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a solver as ONNX: the whole sampler with its network, or one row; and check it against torch.
+    """Write a solver as ONNX, the whole sampler with its network or one row, and check it against torch.
 
-    The sampler maps noise x (batch, channels, height, width) and, where the model has them, labels (batch) to samples.
-    A row maps states and outputs so far, each flattened to (row + 1, elements), to the next state. The file is run by
-    onnxruntime at two batch sizes and appears only if it agrees with torch within 1e-5.
+    The sampler maps noise x (batch, channels, height, width) and, for models with classes, labels (batch) to samples.
+    A row maps the states and outputs so far, each flattened to (row + 1, elements), to the next state. onnxruntime
+    runs the file at two batch sizes; it appears only if it agrees with torch within 1e-5.
     """
     from gas.integrations.onnx import export as write
     from gas.solver_file import load
@@ -64,26 +63,29 @@ def export(
         raise UserError("--model is for the whole sampler: leave it out, or --row")
     artefact = load(solver)
     nfe = nfe_of(artefact, nfe)
-    module, given, batch = _sampler(artefact, model, nfe) if row is None else _step(artefact.table(nfe), row)
-    difference = write(onnx, module, given, batch=batch)
+    if row is None:
+        module, inputs, batch = _sampler(artefact, model, nfe)
+    else:
+        module, inputs, batch = _row(artefact.table(nfe), row)
+    difference = write(onnx, module, inputs, batch=batch)
     size = onnx.stat().st_size
-    what = "the sampler" if row is None else f"row {row}"
+    part = "the sampler" if row is None else f"row {row}"
     note(
-        f"wrote {what} of NFE {nfe} to {onnx} ({size / 1000:,.0f} kB); largest difference to torch {difference:.1e}"
+        f"wrote {part} of NFE {nfe} to {onnx} ({size / 1000:,.0f} kB); largest difference to torch {difference:.1e}"
     )
     if json:
-        told = {"out": str(onnx), "nfe": nfe, "row": row, "bytes": size, "largest_difference": difference}
-        print_json({**told, "inputs": list(given)})
+        report = {"out": str(onnx), "nfe": nfe, "row": row, "bytes": size, "largest_difference": difference}
+        print_json({**report, "inputs": list(inputs)})
 
 
-def _sampler(artefact: Artefact, name: str, nfe: int) -> Written:
-    """The unrolled sampler with its network, and what to trace it with."""
+def _sampler(artefact: Artefact, name: str, nfe: int) -> Traced:
+    """Return the unrolled sampler with its network, and inputs to trace it with."""
     import torch
 
     from gas.denoise import ClassifierFreeGuidance
     from gas.integrations.onnx import Unrolled
 
-    table, model, guidance = artefact.table(nfe)(name, "cpu"), artefact.document.guidance
+    table, model, guidance = artefact.table(nfe), load_zoo(name, "cpu"), artefact.document.guidance
     artefact.check(model, guidance)
 
     def denoise(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -92,16 +94,16 @@ def _sampler(artefact: Artefact, name: str, nfe: int) -> Written:
         null = torch.full_like(labels, model.classes)
         return ClassifierFreeGuidance(model.conditional, labels, null, guidance)(x, t)
 
-    given = {"x": model.noise(range(3)), "labels": torch.arange(3) % model.classes}
-    return Unrolled(denoise, model.network, table), given, {"x": 0, "labels": 0}
+    inputs = {"x": model.noise(range(3)), "labels": torch.arange(3) % model.classes}
+    return Unrolled(denoise, model.network, table), inputs, {"x": 0, "labels": 0}
 
 
-def _step(table: Table, row: int) -> Written:
-    """One row, and what to trace it with."""
+def _row(table: Table, row: int) -> Traced:
+    """Return one row, and inputs to trace it with."""
     import torch
 
     from gas.integrations.onnx import Step
 
-    step, generator = Step(table, row), torch.Generator().manual_seed(0)
-    given = {name: torch.randn(row + 1, 64, generator=generator) for name in ("states", "outputs")}
-    return step, given, {"states": 1, "outputs": 1}
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(row + 1, 64, generator=generator) for name in ("states", "outputs")}
+    return Step(table, row), inputs, {"states": 1, "outputs": 1}

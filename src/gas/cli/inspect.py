@@ -1,9 +1,9 @@
-"""``gas inspect``: what is in a solver file."""
+"""``gas inspect``: the contents of a solver file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,87 +15,85 @@ from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
 from gas.errors import UserError
 
+if TYPE_CHECKING:
+    from gas.solver_file import Artefact
+    from gas.table import Table
+
 __all__ = ["inspect"]
 
 
 @command("gas inspect runs/mnist.json --nfe 4", file="picture")
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A solver file.", callback=checked(existing_file))],
-    nfe: Annotated[int | None, typer.Option(help="Show the table of this NFE.", min=1, max=MAX_NFE)] = None,
+    file: Annotated[Path, typer.Argument(help="Solver file.", callback=checked(existing_file))],
+    nfe: Annotated[int | None, typer.Option(help="Print the table of this NFE.", min=1, max=MAX_NFE)] = None,
     picture: Picture = None,
     json: Json = False,
 ) -> None:
-    """Check a solver file and say what it is for, how it was made and what it measured."""
+    """Check a solver file and print its model, its provenance and its measurements."""
     from gas.solver_file import load
-    from gas.training.initialization import start_label
 
     artefact = load(file)
-    document = artefact.document
+    document, schedule = artefact.document, artefact.schedule
     around = None if nfe is None else artefact.neighbours(nfe)
-    if picture is not None and artefact.schedule is None:
+    if picture is not None and schedule is None:
         raise UserError(f"{file} does not say its schedule, which the axis of --picture needs")
     if json:
         print_json(document.model_dump(mode="json", exclude_none=True))
     elif nfe is not None:
-        table = artefact.table(nfe, interpolate=True)
         if around is not None:
             note(f"{file} has no table for NFE {nfe}: this one is {interpolation(around)}")
-        _print_entry(table.times.tolist(), table.states.tolist(), table.outputs.tolist())
+        _print_rows(artefact.table(nfe, interpolate=True))
     else:
-        model = document.model or {}
-        facts = [
-            ["model", str(model.get("name", "any"))],
-            ["weights", str(model.get("sha256", "any"))[:16]],
-            ["shape", "x".join(map(str, model.get("sample_shape", []))) or "any"],
-            ["schedule", str((document.schedule or {}).get("kind", "any"))],
-            ["guidance", f"{document.guidance:g}"],
-            ["teacher", ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said"],
-            ["loss", document.loss or "not said"],
-            ["learned", str(document.training.get("solver", "not said"))],
-            ["made with", ", ".join(f"{k} {v}" for k, v in document.versions.items())],
+        _print_summary(artefact, file)
+    if picture is not None and schedule is not None:
+        from gas.plotting.times import times_plot
+
+        series = [(f"NFE {entry.nfe}", entry.times, entry.nominal or []) for entry in document.solvers]
+        times_plot(picture, series, schedule, highlight=None)
+        note(f"wrote {picture}")
+
+
+def _print_summary(artefact: Artefact, file: Path) -> None:
+    """Print what the file is for and, for each NFE, the start and the measurements."""
+    from gas.training.initialization import start_label
+
+    document = artefact.document
+    model = document.model or {}
+    facts = [
+        ["model", str(model.get("name", "any"))],
+        ["weights", str(model.get("sha256", "any"))[:16]],
+        ["shape", "x".join(map(str, model.get("sample_shape", []))) or "any"],
+        ["schedule", str((document.schedule or {}).get("kind", "any"))],
+        ["guidance", f"{document.guidance:g}"],
+        ["teacher", ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said"],
+        ["loss", document.loss or "not said"],
+        ["learned", str(document.training.get("solver", "not said"))],
+        ["made with", ", ".join(f"{k} {v}" for k, v in document.versions.items())],
+    ]
+    print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)
+    rows = [
+        [
+            str(entry.nfe),
+            entry.kind,
+            "" if entry.start is None else start_label(entry.start),
+            ", ".join(f"{name} {_number(value)}" for name, value in entry.measured.items()),
         ]
-        print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)
-        rows = [
-            [
-                str(e.nfe),
-                e.kind,
-                "" if e.start is None else start_label(e.start),
-                ", ".join(f"{k} {_number(v)}" for k, v in e.measured.items()),
-            ]
-            for e in sorted(document.solvers, key=lambda entry: entry.nfe)
-        ]
-        print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
-    if picture is not None:
-        _draw(picture, file)
+        for entry in sorted(document.solvers, key=lambda entry: entry.nfe)
+    ]
+    print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
 
 
 def _number(value: float) -> str:
-    """A measurement: a count in full, and four digits of anything else."""
+    """Return a count in full, and four digits of any other measurement."""
     return f"{value:,.0f}" if value == int(value) else significant(value)
 
 
-def _print_entry(times: list[float], states: list[list[float]], outputs: list[list[float]]) -> None:
-    indices = [str(j) for j in range(len(times))]
+def _print_rows(table: Table) -> None:
+    """Print a table of coefficients."""
+    weights = [[*states, *outputs] for states, outputs in zip(table.states, table.outputs, strict=True)]
     rows = [
-        [
-            f"x_{n + 1}",
-            significant(times[n]),
-            *(significant(w) if w else "" for w in [*states[n], *outputs[n]]),
-        ]
-        for n in range(len(times))
+        [f"x_{n + 1}", significant(float(time)), *(significant(float(w)) if w else "" for w in row)]
+        for n, (time, row) in enumerate(zip(table.times, weights, strict=True))
     ]
-    columns = ["row", "time", *(f"x_{j}" for j in indices), *(f"d_{j}" for j in indices)]
-    print_table("x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j", columns, rows)
-
-
-def _draw(picture: Path, file: Path) -> None:
-    from gas.plotting.times import times_plot
-    from gas.solver_file import load
-
-    artefact = load(file)
-    schedule = artefact.schedule
-    if schedule is None:
-        return
-    series = [(f"NFE {e.nfe}", e.times, e.nominal or []) for e in artefact.document.solvers]
-    times_plot(picture, series, schedule, highlight=None)
-    note(f"wrote {picture}")
+    names = [f"{letter}_{j}" for letter in "xd" for j in range(table.nfe)]
+    print_table("x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j", ["row", "time", *names], rows)
