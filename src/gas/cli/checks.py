@@ -6,7 +6,7 @@ import errno
 import os
 import pkgutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gas.errors import UserError
 
 __all__ = [
     "GUIDANCE",
+    "argument",
     "check_device",
     "checked",
     "class_label",
@@ -27,6 +28,7 @@ __all__ = [
     "imported",
     "is_in",
     "listed",
+    "option",
     "output_file",
     "output_folder",
     "registered",
@@ -38,6 +40,16 @@ GUIDANCE = "[-1000, 1000]"
 _COMPUTING = ("cpu", "cuda", "mps", "xpu")
 # File names have at most 255 bytes nearly everywhere; a temporary file beside the output needs some of them.
 _LONGEST_NAME = 230
+
+
+def option(help: str, *checks: Callable[[Any], object], names: Sequence[str] = (), **kwargs: Any) -> Any:
+    """Return an option with its help, the checks of its value, and its names where they differ from the parameter's."""
+    return typer.Option(*names, help=help, callback=checked(*checks) if checks else None, **kwargs)
+
+
+def argument(help: str, *checks: Callable[[Any], object], **kwargs: Any) -> Any:
+    """Return an argument with its help and the checks of its value."""
+    return typer.Argument(help=help, callback=checked(*checks) if checks else None, **kwargs)
 
 
 def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:

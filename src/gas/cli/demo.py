@@ -7,11 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from gas.arguments import MAX_ITERATIONS, MAX_NFE
 from gas.cli.app import command, resumable
-from gas.cli.checks import checked, output_folder
+from gas.cli.checks import option, output_folder
 from gas.cli.loading import load_zoo
 from gas.cli.options import Device, Json, Seed, ZooName, require_matplotlib
 from gas.cli.screen import bar, note, print_json
@@ -39,13 +37,10 @@ _COLUMNS = 10
 
 @command("gas demo --nfe 4 --out demo", folder="out")
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder for pairs, solvers and pictures.", callback=checked(output_folder))
-    ] = Path("demo"),
-    nfe: Annotated[int, typer.Option(help="NFE of the solver to learn.", min=1, max=MAX_NFE)] = 4,
+    out: Annotated[Path, option("Folder for pairs, solvers and pictures.", output_folder)] = Path("demo"),
+    nfe: Annotated[int, option("NFE of the solver to learn.", min=1, max=MAX_NFE)] = 4,
     iterations: Annotated[
-        int,
-        typer.Option(help="Gauss-Newton steps after the choice of the start.", min=0, max=MAX_ITERATIONS),
+        int, option("Gauss-Newton steps after the choice of the start.", min=0, max=MAX_ITERATIONS)
     ] = 8,
     model: ZooName = "mnist",
     seed: Seed = 0,

@@ -9,7 +9,7 @@ import typer
 
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import checked, output_file
+from gas.cli.checks import option, output_file
 from gas.cli.loading import load_zoo
 from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
@@ -32,18 +32,16 @@ __all__ = ["export"]
 def export(
     context: typer.Context,
     solver: SolverFile,
-    onnx: Annotated[Path, typer.Option(help="ONNX file to write.", callback=checked(output_file(".onnx")))],
+    onnx: Annotated[Path, option("ONNX file to write.", output_file(".onnx"))],
     model: ZooName = "mnist",
     nfe: Annotated[
         int | None,
-        typer.Option(
-            help="Network evaluations a sample; default: the file's only one, or 4.", min=1, max=MAX_NFE
-        ),
+        option("Network evaluations a sample; default: the file's only one, or 4.", min=1, max=MAX_NFE),
     ] = None,
     row: Annotated[
         int | None,
-        typer.Option(
-            help="Write this row of the table, from 0, without a network; default: the whole sampler.",
+        option(
+            "Write this row of the table, from 0, without a network; default: the whole sampler.",
             min=0,
             max=MAX_NFE,
         ),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import checked, existing_file
+from gas.cli.checks import argument, existing_file, option
 from gas.cli.options import Json, Picture, interpolation
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
@@ -24,8 +22,8 @@ __all__ = ["inspect"]
 
 @command("gas inspect runs/mnist.json --nfe 4", file="picture")
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Solver file.", callback=checked(existing_file))],
-    nfe: Annotated[int | None, typer.Option(help="Print the table of this NFE.", min=1, max=MAX_NFE)] = None,
+    file: Annotated[Path, argument("Solver file.", existing_file)],
+    nfe: Annotated[int | None, option("Print the table of this NFE.", min=1, max=MAX_NFE)] = None,
     picture: Picture = None,
     json: Json = False,
 ) -> None:

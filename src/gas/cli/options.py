@@ -15,12 +15,12 @@ import typer
 
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_NFE, MAX_ORDER_SEED, MAX_SEED, MAX_SEEDS
 from gas.cli.checks import (
-    checked,
     existing_file,
     existing_folder,
     existing_path,
     imported,
     is_in,
+    option,
     output_file,
     registered,
 )
@@ -112,136 +112,115 @@ def require_matplotlib() -> None:
 
 ModelName = Annotated[
     str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
+    option(
+        "Zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
         "diffusers:FOLDER_OR_REPOSITORY; published:FILE, a network that gas paper convert reads; or preset:NAME, a "
         "setup of the paper.",
-        callback=checked(check_model_name),
+        check_model_name,
+        names=("--model", "-m"),
     ),
 ]
 ZooName = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", help="Zoo model of images (digits, mnist), or the path of its .safetensors file."
+    option(
+        "Zoo model of images (digits, mnist), or the path of its .safetensors file.", names=("--model", "-m")
     ),
 ]
 Prompts = Annotated[
     Path | None,
-    typer.Option(
-        help="UTF-8 file of prompts for a pipeline, one a line: seed s takes line s mod lines.",
-        callback=checked(existing_file),
-    ),
+    option("UTF-8 file of prompts for a pipeline, one a line: seed s takes line s mod lines.", existing_file),
 ]
-Call = Annotated[
-    str,
-    typer.Option(
-        help="Arguments of the pipeline's call, as height=512,width=512.", callback=checked(parse_call)
-    ),
-]
-Device = Annotated[str, typer.Option(help="Device of the network: cpu, cuda, cuda:1, mps.")]
-Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
+Call = Annotated[str, option("Arguments of the pipeline's call, as height=512,width=512.", parse_call)]
+Device = Annotated[str, option("Device of the network: cpu, cuda, cuda:1, mps.")]
+Json = Annotated[bool, option("Print results as JSON on standard output.", names=("--json",))]
 Precision = Annotated[
     str,
-    typer.Option(
-        help="Precision of the network: float32, tf32 (10-bit products on CUDA), bf16 or fp16 (mixed; states and "
+    option(
+        "Precision of the network: float32, tf32 (10-bit products on CUDA), bf16 or fp16 (mixed; states and "
         "coefficients stay exact).",
-        callback=checked(registered("precision", "gas.models.runtime:PRECISIONS")),
+        registered("precision", "gas.models.runtime:PRECISIONS"),
     ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Run the network through torch.compile; slow to start.")
+    bool, option("Run the network through torch.compile; slow to start.", names=("--compile",))
 ]
 CudaGraphs = Annotated[
     bool,
-    typer.Option(
-        "--cuda-graphs",
-        help="Record the network and replay it where no gradient is needed: several times faster for small networks "
+    option(
+        "Record the network and replay it where no gradient is needed: several times faster for small networks "
         "on CUDA. Not for pipelines.",
+        names=("--cuda-graphs",),
     ),
 ]
 Features = Annotated[
     str,
-    typer.Option(
-        help="Feature space of the distances: the model's own (model), or inception, dinov2, clip with --weights.",
-        callback=checked(registered("features", "gas.features.extractor:EXTRACTORS", "model")),
+    option(
+        "Feature space of the distances: the model's own (model), or inception, dinov2, clip with --weights.",
+        registered("features", "gas.features.extractor:EXTRACTORS", "model"),
     ),
 ]
 FeatureWeights = Annotated[
     Path | None,
-    typer.Option(
-        "--weights",
-        help="Weights of --features: a file with the names of pt_inception-2015-12-05, or a transformers folder.",
-        callback=checked(existing_path),
+    option(
+        "Weights of --features: a file with the names of pt_inception-2015-12-05, or a transformers folder.",
+        existing_path,
+        names=("--weights",),
     ),
 ]
 MetricWeights = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder with vgg16-397923af.pth, lpips-vgg.pth and the folder clip; default: GAS_WEIGHTS, or "
+    option(
+        "Folder with vgg16-397923af.pth, lpips-vgg.pth and the folder clip; default: GAS_WEIGHTS, or "
         "~/.cache/gas-solver/weights.",
-        callback=checked(existing_folder),
+        existing_folder,
     ),
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(
-        help="Statistics of real data in that space: from gas statistics, or the .npz of EDM or ADM.",
-        callback=checked(existing_file),
+    option(
+        "Statistics of real data in that space: from gas statistics, or the .npz of EDM or ADM.",
+        existing_file,
     ),
 ]
 Real = Annotated[
     Path | None,
-    typer.Option(
-        help="Real images to measure against, with --features: an .npz with arr_0 (ADM's reference batch) or a "
+    option(
+        "Real images to measure against, with --features: an .npz with arr_0 (ADM's reference batch) or a "
         "folder of pictures; for mnist in its own features, a folder of MNIST's IDX files.",
-        callback=checked(existing_path),
+        existing_path,
     ),
 ]
 GasIterations = Annotated[
     int | None,
-    typer.Option(
-        help="Adam steps against the discriminator (GAS only); default: 250.", min=1, max=MAX_ITERATIONS
-    ),
+    option("Adam steps against the discriminator (GAS only); default: 250.", min=1, max=MAX_ITERATIONS),
 ]
-SamplesBatch = Annotated[int, typer.Option(help="Samples a network call.", min=1, max=MAX_BATCH)]
+SamplesBatch = Annotated[int, option("Samples a network call.", min=1, max=MAX_BATCH)]
 Validation = Annotated[
     int | None,
-    typer.Option(
-        help="Pairs, from the end, to validate on; default: 256, or a quarter of fewer than 512 pairs.",
+    option(
+        "Pairs, from the end, to validate on; default: 256, or a quarter of fewer than 512 pairs.",
         min=2,
         max=MAX_SEEDS,
     ),
 ]
 Seed = Annotated[
     int,
-    typer.Option(
-        help="Seed of the order of the pairs and of the discriminator's weights.", min=0, max=MAX_ORDER_SEED
-    ),
+    option("Seed of the order of the pairs and of the discriminator's weights.", min=0, max=MAX_ORDER_SEED),
 ]
-PairsFolder = typer.Option(
-    help="Folder of teacher pairs, as gas pairs writes it.", callback=checked(existing_folder)
-)
+PairsFolder = option("Folder of teacher pairs, as gas pairs writes it.", existing_folder)
 Picture = Annotated[
     Path | None,
-    typer.Option(
-        help="Also draw a .png: the learned times, or the error over NFE.",
-        callback=checked(output_file(".png"), lambda _: require_matplotlib()),
+    option(
+        "Also draw a .png: the learned times, or the error over NFE.",
+        output_file(".png"),
+        lambda _: require_matplotlib(),
     ),
 ]
 SolverFile = Annotated[
-    Path,
-    typer.Option(
-        "--solver", "-s", help="Solver file, as gas train writes it.", callback=checked(existing_file)
-    ),
+    Path, option("Solver file, as gas train writes it.", existing_file, names=("--solver", "-s"))
 ]
 ObjectiveName = Annotated[
-    str,
-    typer.Option(
-        help="gs, or gas: go on against a discriminator.",
-        callback=checked(lambda text: parse_objective(text)),
-    ),
+    str, option("gs, or gas: go on against a discriminator.", lambda text: parse_objective(text))
 ]
 
 
@@ -296,44 +275,36 @@ class OptimizerOptions:
 
     loss: Annotated[
         str,
-        typer.Option(
-            help="Distance to the teacher: l2, l1 or pseudo_huber.",
-            callback=checked(registered("loss", "gas.losses:LOSSES")),
-        ),
+        option("Distance to the teacher: l2, l1 or pseudo_huber.", registered("loss", "gas.losses:LOSSES")),
     ] = "l2"
     method: Annotated[
         str,
-        typer.Option(
-            help="auto (gauss-newton for l2, else adam), gauss-newton, adam, or paper (its settings of Adam).",
-            callback=checked(registered("method", METHODS)),
+        option(
+            "auto (gauss-newton for l2, else adam), gauss-newton, adam, or paper (its settings of Adam).",
+            registered("method", METHODS),
         ),
     ] = "auto"
     start: Annotated[
         str,
-        typer.Option(
-            help="Start of learned solvers: best (successive halving), uniform (the paper's), or SOLVER/GRID.",
-            callback=checked(imported("gas.training.initialization:check_start")),
+        option(
+            "Start of learned solvers: best (successive halving), uniform (the paper's), or SOLVER/GRID.",
+            imported("gas.training.initialization:check_start"),
         ),
     ] = "best"
     iterations: Annotated[
-        int | None,
-        typer.Option(help="Optimizer steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS),
+        int | None, option("Optimizer steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS)
     ] = None
     batch: Annotated[
-        int | None,
-        typer.Option(help="Pairs a step; default: 24, growing for l2.", min=1, max=MAX_BATCH),
+        int | None, option("Pairs a step; default: 24, growing for l2.", min=1, max=MAX_BATCH)
     ] = None
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate (adam, paper).", callback=checked(is_in("learning_rate", "(0, 100]"))
-        ),
+        float | None, option("Learning rate (adam, paper).", is_in("learning_rate", "(0, 100]"))
     ] = None
     relax: Annotated[
         float | None,
-        typer.Option(
-            help="Radius of the ball in which a pair's noise may move (adam, paper), as in LD3 and S4S; default: 0.",
-            callback=checked(is_in("relax", "[0, 1000]")),
+        option(
+            "Radius of the ball in which a pair's noise may move (adam, paper), as in LD3 and S4S; default: 0.",
+            is_in("relax", "[0, 1000]"),
         ),
     ] = None
     seed: Seed = 0
@@ -389,43 +360,39 @@ class DiscriminatorOptions:
     objective: ObjectiveName = "gs"
     weight: Annotated[
         float | None,
-        typer.Option(
-            help="Weight of the adversarial loss, the paper's w (GAS only).",
-            callback=checked(is_in("weight", _WEIGHTS)),
-        ),
+        option("Weight of the adversarial loss, the paper's w (GAS only).", is_in("weight", _WEIGHTS)),
     ] = None
     balance: Annotated[
         float | None,
-        typer.Option(
-            help="The same weight in units of the loss that GS ends with (GAS only); default: 10.",
-            callback=checked(is_in("balance", _WEIGHTS)),
+        option(
+            "The same weight in units of the loss that GS ends with (GAS only); default: 10.",
+            is_in("balance", _WEIGHTS),
         ),
     ] = None
     critic: Annotated[
         str | None,
-        typer.Option(
-            help="Discriminator loss (GAS only): relativistic (default) or classic.",
-            callback=checked(registered("critic", "gas.training.adversarial.losses:OBJECTIVES")),
+        option(
+            "Discriminator loss (GAS only): relativistic (default) or classic.",
+            registered("critic", "gas.training.adversarial.losses:OBJECTIVES"),
         ),
     ] = None
     pairing: Annotated[
         str | None,
-        typer.Option(
-            help="Fakes and reals (GAS only): independent noise (default), or paired as in the authors' code.",
-            callback=checked(registered("pairing", ("independent", "paired"))),
+        option(
+            "Fakes and reals (GAS only): independent noise (default), or paired as in the authors' code.",
+            registered("pairing", ("independent", "paired")),
         ),
     ] = None
     gas_iterations: GasIterations = None
     critic_weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Pretrained discriminator (GAS only): R3GAN's pickle, which is not executed, or safetensors.",
-            callback=checked(existing_file),
+        option(
+            "Pretrained discriminator (GAS only): R3GAN's pickle, which is not executed, or safetensors.",
+            existing_file,
         ),
     ] = None
     critic_steps: Annotated[
-        int | None,
-        typer.Option(help="Discriminator updates per solver update (GAS only); default: 1.", min=1, max=1000),
+        int | None, option("Discriminator updates per solver update (GAS only); default: 1.", min=1, max=1000)
     ] = None
 
     def settings(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import typer
 
 from gas.arguments import MAX_NFE
 from gas.cli.app import command, holding, resumable
-from gas.cli.checks import GUIDANCE, checked, is_in, output_folder, registered
+from gas.cli.checks import GUIDANCE, is_in, option, output_folder, registered
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, check_grid, parse_seeds, was_given
 from gas.cli.screen import bar, note, print_json
 from gas.errors import UserError
@@ -24,39 +24,25 @@ __all__ = ["pairs", "run_teacher"]
 @command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True, folder="out")
 def pairs(
     context: typer.Context,
-    out: Annotated[
-        Path, typer.Option(help="Folder for shards and manifest.", callback=checked(output_folder))
-    ],
-    seeds: Annotated[
-        str, typer.Option(help="Seeds, as N or FIRST:LAST.", callback=checked(parse_seeds))
-    ] = "1280",
+    out: Annotated[Path, option("Folder for shards and manifest.", output_folder)],
+    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "1280",
     teacher: Annotated[
-        str,
-        typer.Option(
-            help="Solver of the teacher.",
-            callback=checked(registered("solver", "gas.classical.registry:SOLVERS")),
-        ),
+        str, option("Solver of the teacher.", registered("solver", "gas.classical.registry:SOLVERS"))
     ] = "unipc-3-bh2",
     grid: Annotated[
-        str,
-        typer.Option(
-            help="Time grid of the teacher: a name, or the times as 1,0.5,0.001.",
-            callback=checked(check_grid),
-        ),
+        str, option("Time grid of the teacher: a name, or the times as 1,0.5,0.001.", check_grid)
     ] = "log_snr",
-    nfe: Annotated[
-        int, typer.Option(help="Network evaluations a sample of the teacher.", min=1, max=MAX_NFE)
-    ] = 20,
+    nfe: Annotated[int, option("Network evaluations a sample of the teacher.", min=1, max=MAX_NFE)] = 20,
     guidance: Annotated[
         float,
-        typer.Option(
-            help="Classifier-free guidance scale; 1 is none. Default: that of the call for diffusers:..., else 1.",
+        option(
+            "Classifier-free guidance scale; 1 is none. Default: that of the call for diffusers:..., else 1.",
+            is_in("guidance", GUIDANCE),
             show_default=False,
-            callback=checked(is_in("guidance", GUIDANCE)),
         ),
     ] = 1.0,
     batch: SamplesBatch = 64,
-    decoded: Annotated[bool, typer.Option("--decoded", help="Also store the decoded samples.")] = False,
+    decoded: Annotated[bool, option("Also store the decoded samples.", names=("--decoded",))] = False,
     *,
     network: NetworkOptions,
     json: Json = False,

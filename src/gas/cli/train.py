@@ -10,7 +10,7 @@ import typer
 
 from gas import distributed
 from gas.cli.app import command, resumable
-from gas.cli.checks import checked, output_file, registered
+from gas.cli.checks import option, output_file, registered
 from gas.cli.follow import show
 from gas.cli.options import (
     DiscriminatorOptions,
@@ -44,30 +44,26 @@ __all__ = ["train"]
 def train(
     context: typer.Context,
     pairs: Annotated[Path, PairsFolder],
-    out: Annotated[Path, typer.Option(help="Solver file to write.", callback=checked(output_file()))],
-    nfe: Annotated[
-        str, typer.Option(help="NFE to learn, as 4 or 3-6,8,10.", callback=checked(parse_nfes))
-    ] = "4",
+    out: Annotated[Path, option("Solver file to write.", output_file())],
+    nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", parse_nfes)] = "4",
     validation: Validation = None,
     solver: Annotated[
         str,
-        typer.Option(
-            help="Parameterization to learn: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns.",
-            callback=checked(registered("solver", "gas.learned.registry:SOLVERS")),
+        option(
+            "Parameterization to learn: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns.",
+            registered("solver", "gas.learned.registry:SOLVERS"),
         ),
     ] = "gs",
-    theory: Annotated[bool, typer.Option(help="Let coefficients follow the learned times.")] = True,
+    theory: Annotated[bool, option("Let coefficients follow the learned times.")] = True,
     checkpointing: Annotated[
         str,
-        typer.Option(
-            help="Activation checkpointing of Adam: none, the number of network calls that are not recomputed, or "
+        option(
+            "Activation checkpointing of Adam: none, the number of network calls that are not recomputed, or "
             "auto (by the free memory).",
-            callback=checked(parse_checkpointing),
+            parse_checkpointing,
         ),
     ] = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file that --out names.")
-    ] = False,
+    overwrite: Annotated[bool, option("Replace the file that --out names.", names=("--overwrite",))] = False,
     *,
     optimizer: OptimizerOptions,
     discriminator: DiscriminatorOptions,

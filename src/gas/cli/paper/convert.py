@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from gas.cli.app import command, paper
-from gas.cli.checks import GUIDANCE, checked, existing_file, is_in, output_file, output_folder, registered
+from gas.cli.checks import (
+    GUIDANCE,
+    argument,
+    existing_file,
+    is_in,
+    option,
+    output_file,
+    output_folder,
+    registered,
+)
 from gas.cli.options import Json, was_given
 from gas.cli.screen import bar, note, print_json
 from gas.errors import UserError
@@ -32,35 +41,30 @@ class StudentOptions:
 
     model: Annotated[
         str,
-        typer.Option(
-            "--model", "-m", help="Model of the pairs or the student: weights, preset:NAME, or a zoo model."
+        option(
+            "Model of the pairs or the student: weights, preset:NAME, or a zoo model.",
+            names=("--model", "-m"),
         ),
     ] = ""
     schedule: Annotated[
         str,
-        typer.Option(
-            help="Schedule of a student, without --model: edm, ldm, sd or vp.",
-            callback=checked(registered("schedule", "gas.paper.convert:SCHEDULES")),
+        option(
+            "Schedule of a student, without --model: edm, ldm, sd or vp.",
+            registered("schedule", "gas.paper.convert:SCHEDULES"),
         ),
     ] = ""
-    t_end: Annotated[
-        float,
-        typer.Option(
-            help="Time at which a student's sampling ends.", callback=checked(is_in("t_end", "(0, 1)"))
-        ),
-    ] = 1e-3
+    t_end: Annotated[float, option("Time at which a student's sampling ends.", is_in("t_end", "(0, 1)"))] = (
+        1e-3
+    )
     guidance: Annotated[
         float,
-        typer.Option(
-            help="Guidance scale that the pairs or the student were made with.",
-            callback=checked(is_in("guidance", GUIDANCE)),
-        ),
+        option("Guidance scale that the pairs or the student were made with.", is_in("guidance", GUIDANCE)),
     ] = 1.0
     form: Annotated[
         str,
-        typer.Option(
-            help="Kind of a student: gs, s4s (trained without theory), or auto (by its numbers).",
-            callback=checked(registered("form", ("auto", "gs", "s4s"))),
+        option(
+            "Kind of a student: gs, s4s (trained without theory), or auto (by its numbers).",
+            registered("form", ("auto", "gs", "s4s")),
         ),
     ] = "auto"
 
@@ -88,10 +92,8 @@ class StudentOptions:
 )
 def convert(
     context: typer.Context,
-    file: Annotated[
-        Path, typer.Argument(help="Published .pkl, .ckpt or .pt file.", callback=checked(existing_file))
-    ],
-    out: Annotated[Path, typer.Argument(help="A .safetensors or .json file, or a folder for teacher pairs.")],
+    file: Annotated[Path, argument("Published .pkl, .ckpt or .pt file.", existing_file)],
+    out: Annotated[Path, argument("A .safetensors or .json file, or a folder for teacher pairs.")],
     *,
     options: StudentOptions,
     json: Json = False,

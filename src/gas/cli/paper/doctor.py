@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from gas.cli.app import command, paper
-from gas.cli.checks import checked, registered
+from gas.cli.checks import argument, registered
 from gas.cli.options import Device, Json
 from gas.cli.paper.presets import PRESET_HELP, PresetWeights, Settings
 from gas.cli.screen import print_json, print_table
@@ -22,10 +20,7 @@ __all__ = ["doctor"]
 
 @command("gas paper doctor imagenet", group=paper)
 def doctor(
-    preset: Annotated[
-        str,
-        typer.Argument(help=PRESET_HELP, callback=checked(registered("preset", "gas.paper.presets:PRESETS"))),
-    ] = "",
+    preset: Annotated[str, argument(PRESET_HELP, registered("preset", "gas.paper.presets:PRESETS"))] = "",
     settings: Settings = None,
     preset_weights: PresetWeights = None,
     device: Device = "cpu",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from gas.arguments import MAX_NFE
 from gas.cli.app import command, paper
-from gas.cli.checks import checked, output_folder
+from gas.cli.checks import option, output_folder
 from gas.cli.options import Json, ObjectiveName, SamplesBatch, parse_objective, parse_seeds
 from gas.cli.pairs import run_teacher
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions, show_preset
@@ -24,24 +22,16 @@ def pairs(
     objective: ObjectiveName = "gs",
     nfe: Annotated[
         int | None,
-        typer.Option(
-            help="NFE of the student, where the teacher's depends on it (coco).", min=1, max=MAX_NFE
-        ),
+        option("NFE of the student, where the teacher's depends on it (coco).", min=1, max=MAX_NFE),
     ] = None,
     seeds: Annotated[
         str,
-        typer.Option(
-            help="Seeds, as N or FIRST:LAST; default: the preset's.",
-            callback=checked(lambda text: text and parse_seeds(text)),
-        ),
+        option("Seeds, as N or FIRST:LAST; default: the preset's.", lambda text: text and parse_seeds(text)),
     ] = "",
     batch: SamplesBatch = 64,
-    decoded: Annotated[bool, typer.Option("--decoded", help="Also store the decoded samples.")] = False,
+    decoded: Annotated[bool, option("Also store the decoded samples.", names=("--decoded",))] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for shards and manifest; default: one under runs.", callback=checked(output_folder)
-        ),
+        Path | None, option("Folder for shards and manifest; default: one under runs.", output_folder)
     ] = None,
     network: PresetNetworkOptions,
     json: Json = False,

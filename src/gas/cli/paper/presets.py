@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import typer
-
-from gas.cli.checks import checked, existing_path, registered
+from gas.cli.checks import argument, existing_path, option, registered
 from gas.cli.loading import SOURCES, ModelSource
 from gas.cli.options import Compile, Device, Precision, Prompts
 from gas.cli.screen import note
@@ -22,12 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["PresetNetworkOptions", "PresetOptions", "PresetWeights", "Settings", "show_preset"]
 
 PresetWeights = Annotated[
-    Path | None,
-    typer.Option(help="Folder of published files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights."),
+    Path | None, option("Folder of published files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights.")
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a setting of the preset, as batch=8; repeat it for several."),
+    option("Change a setting of the preset, as batch=8; repeat it for several.", names=("--set",)),
 ]
 PRESET_HELP = "Setup of the paper: cifar10, ffhq, afhqv2, lsun, imagenet or coco."
 
@@ -38,10 +35,7 @@ class PresetOptions:
 
     panel: ClassVar[str] = "Preset"
 
-    preset: Annotated[
-        str,
-        typer.Argument(help=PRESET_HELP, callback=checked(registered("preset", "gas.paper.presets:PRESETS"))),
-    ]
+    preset: Annotated[str, argument(PRESET_HELP, registered("preset", "gas.paper.presets:PRESETS"))]
     settings: Settings = None
     preset_weights: PresetWeights = None
 

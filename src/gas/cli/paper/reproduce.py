@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gas.cli.app import command, holding, paper
-from gas.cli.checks import checked, output_file, output_folder, registered
+from gas.cli.checks import argument, option, output_file, output_folder, registered
 from gas.cli.evaluate import EvaluationOptions
 from gas.cli.options import FeatureOptions, Json, check_space, was_given
 from gas.cli.paper.evaluate import at_preset_seeds, evaluate_preset
@@ -40,30 +40,26 @@ def reproduce(
     context: typer.Context,
     table: Annotated[
         str,
-        typer.Argument(
-            help="table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list.",
-            callback=checked(registered("table", "gas.paper.tables:TABLES", "list")),
+        argument(
+            "table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list.",
+            registered("table", "gas.paper.tables:TABLES", "list"),
         ),
     ] = "list",
     *,
     results: Annotated[
         Path,
-        typer.Option(
-            help="Folder of results, as gas paper evaluate --json and gas compare write them.",
-            callback=checked(output_folder),
-        ),
+        option("Folder of results, as gas paper evaluate --json and gas compare write them.", output_folder),
     ] = RESULTS,
     run: Annotated[
-        bool, typer.Option("--run", help="Train and measure what has no result and all its files.")
+        bool, option("Train and measure what has no result and all its files.", names=("--run",))
     ] = False,
-    only: Annotated[str, typer.Option(help="With --run: one run, as the table names it.")] = "",
+    only: Annotated[str, option("With --run: one run, as the table names it.")] = "",
     sets: Settings = None,
     preset_weights: PresetWeights = None,
     features: FeatureOptions,
     network: PresetNetworkOptions,
     markdown: Annotated[
-        Path | None,
-        typer.Option(help="Also write the table to this Markdown file.", callback=checked(output_file())),
+        Path | None, option("Also write the table to this Markdown file.", output_file())
     ] = None,
     json: Json = False,
 ) -> None:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from gas import distributed
 from gas.cli.app import command, holding, paper, resumable
-from gas.cli.checks import checked, existing_folder, output_file
+from gas.cli.checks import existing_folder, option, output_file
 from gas.cli.options import Json, ObjectiveName, parse_nfes, parse_objective
 from gas.cli.pairs import run_teacher
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions, show_preset
@@ -65,24 +63,17 @@ def train(
     objective: ObjectiveName = "gs",
     nfe: Annotated[
         str,
-        typer.Option(
-            help="NFE to learn, as 4 or 3-6,8,10; default: the preset's.",
-            callback=checked(lambda text: text and parse_nfes(text)),
+        option(
+            "NFE to learn, as 4 or 3-6,8,10; default: the preset's.", lambda text: text and parse_nfes(text)
         ),
     ] = "",
     pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of teacher pairs; default: they are made.", callback=checked(existing_folder)
-        ),
+        Path | None, option("Folder of teacher pairs; default: they are made.", existing_folder)
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Solver file; default: one under runs.", callback=checked(output_file())),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing solver files.")] = False,
+    out: Annotated[Path | None, option("Solver file; default: one under runs.", output_file())] = None,
+    overwrite: Annotated[bool, option("Replace existing solver files.", names=("--overwrite",))] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print settings and files, and do nothing.")
+        bool, option("Print settings and files, and do nothing.", names=("--dry-run",))
     ] = False,
     network: PresetNetworkOptions,
     json: Json = False,
