@@ -438,9 +438,9 @@ class DiscriminatorOptions:
             return None
         from gas.training.adversarial.r3gan import load_discriminator
         from gas.training.adversarial.setup import adversary_for
-        from gas.training.adversarial.updates import check_one_process
+        from gas.training.adversarial.updates import check_single_process
 
-        check_one_process()
+        check_single_process()
         return adversary_for(
             model,
             pairs,

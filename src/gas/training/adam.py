@@ -26,7 +26,7 @@ from gas.training.activation_checkpointing import (
     stored_calls,
 )
 from gas.training.adversarial.losses import Discriminator
-from gas.training.adversarial.updates import DiscriminatorUpdates, check_one_process, scaler_for
+from gas.training.adversarial.updates import DiscriminatorUpdates, check_single_process, scaler_for
 from gas.training.batching import check_counts, check_turns, in_turn, visited
 
 __all__ = ["PAPER", "Adam", "AdamSteps", "RelaxedStarts"]
@@ -154,7 +154,7 @@ class AdamSteps:
                     f"discriminators need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
                     "lower batch or make more pairs"
                 )
-            check_one_process()
+            check_single_process()
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.average = AveragedModel(solver, multi_avg_fn=_averaging(config.ema, config.ema_warmup))
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in

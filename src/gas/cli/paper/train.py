@@ -123,10 +123,10 @@ def train_preset(run: PresetRun) -> list[dict[str, Any]]:
     """
     from gas.models.runtime import ending_at, full_precision, precise
     from gas.paper.training import distillation_loss
-    from gas.training.adversarial.updates import check_one_process
+    from gas.training.adversarial.updates import check_single_process
 
     if run.objective == "gas":
-        check_one_process()
+        check_single_process()
     for nfe in run.nfes:
         if run.file(nfe).exists() and not run.overwrite:
             raise UserError(f"{run.file(nfe)} exists: name another by --out, or replace it with --overwrite")

@@ -15,13 +15,13 @@ from gas.models.protocol import weights_hash
 from gas.registry import origin
 from gas.training.adversarial.losses import Discriminator, gradient_penalty, objective_by_name
 
-__all__ = ["DiscriminatorUpdates", "check_one_process", "scaler_for"]
+__all__ = ["DiscriminatorUpdates", "check_single_process", "scaler_for"]
 
 # Labels of fakes and of reals.
 _Labels = tuple[Tensor | None, Tensor | None]
 
 
-def check_one_process() -> None:
+def check_single_process() -> None:
     """Refuse adversarial training in several processes: it amplifies rounding, so the solver would be another.
 
     Raises:
