@@ -39,11 +39,12 @@ def check_checkpointing(value: Any) -> Checkpointing:
     Raises:
         ValueError: for anything else.
     """
-    if value == "none" or value == "auto":
-        return value
-    if isinstance(value, str):
+    if not isinstance(value, str):
+        return integer("checkpointing", value, 1, MAX_NFE)
+    if value not in ("none", "auto"):
         raise UserError(f"checkpointing must be 'none', 'auto' or a number of calls, got {value!r}")
-    return integer("checkpointing", value, 1, MAX_NFE)
+    mode: Checkpointing = value  # type: ignore[assignment]
+    return mode
 
 
 @dataclass
@@ -163,10 +164,9 @@ def stored_calls(checkpointing: Checkpointing, denoise: Denoiser, x: Tensor, t: 
         t: a time.
         nfe: network evaluations of the run.
     """
+    if not isinstance(checkpointing, str):
+        return min(checkpointing, nfe)
     if checkpointing == "none":
         return nfe
-    if checkpointing == "auto":
-        calls = int(_SHARE * available_bytes(x.device) / max(1, saved_bytes(denoise, x, t)))
-    else:
-        calls = checkpointing
+    calls = int(_SHARE * available_bytes(x.device) / max(1, saved_bytes(denoise, x, t)))
     return max(1, min(calls, nfe))

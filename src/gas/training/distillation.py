@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gas.classical.registry import Classical
 from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
-from gas.learned.registry import kind_by_name
+from gas.learned.registry import Kind, kind_by_name
 from gas.losses import is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
@@ -135,30 +135,32 @@ def distill(
     yield choice
     config = kind.training(_default_config(search, loss) if config is None else config)
     adversarial = adversary is not None and adversary.has_weight()
-    result = Distilled(
-        nfe=nfe,
-        solver=choice.best.table(model.schedule),
+    provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
+    result = _classical_result(choice, model.schedule, provenance)
+    if choice.best_loss >= ROUNDING:
+        result = yield from _learn(
+            result, choice, kind, model, pairs, validation, loss, config, _file(state, nfe)
+        )
+        if adversary is not None and adversarial:
+            result = yield from _refine(
+                result, adversary, theory, model, pairs, validation, loss, _file(state, nfe, "-gas")
+            )
+    yield result
+    return result
+
+
+def _classical_result(choice: StartChoice, schedule: Schedule, provenance: Mapping[str, Any]) -> Distilled:
+    """Return the best classical table as the result."""
+    return Distilled(
+        nfe=choice.best.nfe,
+        solver=choice.best.table(schedule),
         start=choice.start,
         best_classical=choice.best,
         best_classical_loss=choice.best_loss,
         loss=choice.best_loss,
         evaluations=choice.evaluations,
-        provenance=_provenance(pairs, validation, loss, solver, config, adversarial),
+        provenance=provenance,
     )
-    if choice.best_loss >= ROUNDING:
-        start = choice.solver(model.schedule, kind)
-        result = yield from _learn(
-            result, choice, start, model, pairs, validation, loss, config, _file(state, nfe)
-        )
-        if adversary is not None and adversarial:
-            if isinstance(result.solver, Table):
-                table = result.solver
-                start = GeneralizedSolver.from_table(model.schedule, table, model.t_end, theory=theory)
-            result = yield from _refine(
-                result, adversary, start, model, pairs, validation, loss, _file(state, nfe, "-gas")
-            )
-    yield result
-    return result
 
 
 def _file(state: Path | None, nfe: int, stage: str = "") -> Path | None:
@@ -168,7 +170,7 @@ def _file(state: Path | None, nfe: int, stage: str = "") -> Path | None:
 def _learn(
     result: Distilled,
     choice: StartChoice,
-    solver: nn.Module,
+    kind: Kind,
     model: Model,
     pairs: Pairs,
     validation: Pairs,
@@ -176,7 +178,8 @@ def _learn(
     config: Adam | GaussNewton,
     checkpoint: Path | None,
 ) -> Generator[FitRecord, None, Distilled]:
-    """Train a solver in place; return the result with it, or with the classical table unless it is surely better."""
+    """Train a solver; return the result with it if it validates surely better than the classical table."""
+    solver = choice.solver(model.schedule, kind)
     for record in fit(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
     ):
@@ -192,14 +195,17 @@ def _learn(
 def _refine(
     result: Distilled,
     adversary: Adversary,
-    solver: nn.Module,
+    theory: bool,
     model: Model,
     pairs: Pairs,
     validation: Pairs,
     loss: str,
     checkpoint: Path | None,
 ) -> Generator[FitRecord, None, Distilled]:
-    """Train a solver in place against discriminators; return the result with it."""
+    """Train the solver of a result against discriminators; return the result with it."""
+    solver = result.solver
+    if isinstance(solver, Table):
+        solver = GeneralizedSolver.from_table(model.schedule, solver, model.t_end, theory=theory)
     outcome = yield from fit_adversarial(adversary, solver, model, pairs, validation, loss, checkpoint)
     losses = evaluate(model, validation, solver().detach(), loss_by_name(loss))
     return replace(

@@ -200,7 +200,7 @@ class StartSearch:
         self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, distance: Loss, kind: Kind
     ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
         """Rank every classical solver; unless the start is named, train the best of each grid in short runs."""
-        screening = (None, self.screening_pairs)
+        screening: tuple[int | None, int | None] = (None, self.screening_pairs)
         rounds = (screening, (SHORTLIST, self.validation_pairs), (FINALISTS, None))
         ranked = []
         for solver in rank_classical(model, validation, nfe, distance, rounds=rounds):
@@ -219,16 +219,16 @@ class StartSearch:
         spent = choice.evaluations
         if self.extra_grid is not None:
             entries = candidates(model.schedule, nfe, model.t_end, own=self.extra_grid)
-            extra = list(
+            ranked = list(
                 rank_classical(model, validation, nfe, distance, entries=entries, rounds=(screening,))
             )
-            starts = [*_best_starts(extra, 1, kind), *starts][: self.candidates]
-            spent += sum(solver.evaluations for solver in extra)
+            starts = [*_best_starts(ranked, 1, kind), *starts][: self.candidates]
+            spent += sum(solver.evaluations for solver in ranked)
         config = kind.training(self.short_run)
         running = []
         for start in starts:
-            solver = kind.build(model.schedule, start)
-            running.append(_Candidate(start, GaussNewtonSteps(solver, model, pairs, l2, config)))
+            learned = kind.build(model.schedule, start)
+            running.append(_Candidate(start, GaussNewtonSteps(learned, model, pairs, l2, config)))
         some = validation.subset(slice(0, self.validation_pairs))
         further = 0 if len(running) == 1 else 1 + _EXTRA_ROUNDS if kind.lasting else 1
         winner, cost = yield from _halve(running, some, distance, further)

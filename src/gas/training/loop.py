@@ -147,38 +147,22 @@ def fit(
     one_of("keep", keep, ("best", "last"))
     one_of("pairing", pairing, ("independent", "paired"))
     of_type("solver", solver, nn.Module, "a module whose forward() returns a gas.Table")
-    if config is not None:
-        of_type("config", config, (Adam, GaussNewton), "a gas.Adam or a gas.GaussNewton")
     if checkpoint is not None:
         of_type("checkpoint", checkpoint, (str, Path), "the path of a file")
-    pairs, validation = _checked_pairs(solver, model, pairs, validation)
     distance = loss if callable(loss) else loss_by_name(loss)
     if config is None:
         config = GaussNewton() if is_sum_of_squares(distance) and not discriminators else Adam()
+    of_type("config", config, (Adam, GaussNewton), "a gas.Adam or a gas.GaussNewton")
+    pairs, validation = _checked_pairs(solver, model, pairs, validation)
     steps: Steps = config.optimizer(
         solver=solver, model=model, pairs=pairs, loss=distance, discriminators=discriminators, pairing=pairing
     )
-    run = _Run(solver, steps, validation, distance, criterion, keep)
     fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion)
-    path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        run.restore(_read_state(path, fingerprint))
-    try:
-        while True:
-            if run.due():
-                record = run.validate()
-                if path is not None and distributed.is_first():
-                    write_checkpoint(path, {"fingerprint": fingerprint, **run.state()})
-                yield record
-            if steps.iteration >= config.iterations:
-                # With discriminators, samples are away from the teacher's on purpose.
-                paired = criterion is None and not discriminators
-                if paired and (problem := _implausible(run.best_loss, validation, distance, model.device)):
-                    warnings.warn(problem, UserWarning, stacklevel=2)
-                return
-            run.losses.append(steps.step())
-    finally:
-        solver.load_state_dict(run.best)
+    run = _Run(solver, steps, validation, distance, criterion, keep)
+    yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
+    paired = criterion is None and not discriminators  # which move samples away from the teacher's on purpose
+    if paired and (problem := _implausible(run.best_loss, validation, distance, model.device)):
+        warnings.warn(problem, UserWarning, stacklevel=2)
 
 
 def _checked_pairs(
@@ -209,7 +193,7 @@ def _checked_pairs(
 
 @torch.no_grad()
 def _implausible(best: float, validation: Pairs, loss: Loss, device: torch.device) -> str:
-    """Return a warning about a solver that is much worse than one that predicts the teacher's mean for every noise."""
+    """Return a warning about a solver that is much worse than one that returns the teacher's mean for every noise."""
     target = next(validation.batches()).target.to(device)
     usual = float(loss(target.mean(0).expand_as(target), target).mean())
     if not best > _IMPLAUSIBLE * usual > 0:
@@ -236,7 +220,7 @@ class _Run:
         criterion: Criterion | None,
         keep: str,
     ) -> None:
-        self.steps, self.validation, self.loss = steps, validation, loss
+        self.solver, self.steps, self.validation, self.loss = solver, steps, validation, loss
         self.criterion, self.keep = criterion, keep
         self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
         self.start_loss = math.nan
@@ -244,13 +228,30 @@ class _Run:
         self.losses: list[float] = []
         self.winners: set[str] = set()
 
-    def due(self) -> bool:
+    def records(self, path: Path | None, fingerprint: str) -> Iterator[FitRecord]:
+        """Train and report, from a checkpoint if there is one; leave the solver with the best parameters."""
+        if path is not None and path.exists():
+            self._restore(_read_state(path, fingerprint))
+        try:
+            while True:
+                if self._due():
+                    record = self._validate()
+                    if path is not None and distributed.is_first():
+                        write_checkpoint(path, {"fingerprint": fingerprint, **self._state()})
+                    yield record
+                if self.steps.iteration >= self.steps.config.iterations:
+                    return
+                self.losses.append(self.steps.step())
+        finally:
+            self.solver.load_state_dict(self.best)
+
+    def _due(self) -> bool:
         """Whether this iteration's report is still to come."""
         iteration, config = self.steps.iteration, self.steps.config
         boundary = iteration % config.validate_every == 0 or iteration == config.iterations
         return boundary and self.reported != iteration
 
-    def validate(self) -> FitRecord:
+    def _validate(self) -> FitRecord:
         """Validate the averaged solver, store it if it is the best, and report."""
         average, iteration, config = self.steps.averaged(), self.steps.iteration, self.steps.config
         with torch.no_grad():
@@ -297,11 +298,11 @@ class _Run:
             )
         return logs
 
-    def state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in self._STATE}
         return {**state, "winners": sorted(self.winners), "steps": self.steps.state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         for name in self._STATE:
             setattr(self, name, state[name])
         self.winners = set(state["winners"])

@@ -227,48 +227,72 @@ def adversary_for(
             out of range.
     """
     integer("samples", samples, 2, MAX_SEEDS)
-    integer("seed", seed, 0, MAX_ORDER_SEED)
     one_of("pairing", pairing, ("independent", "paired"))
     if len(pairs) == 0:
         raise UserError("a discriminator needs pairs to learn from, got none: make some with `gas pairs`")
-    sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
-    features = features_of(model)
-    if features is None:
-        raise UserError(
-            f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
-        )
-    warmup = 2 * config.iterations // 5 if warmup is None else warmup
-    if warmup >= config.iterations:
-        raise UserError(f"warmup must be below the {config.iterations} iterations, got {warmup}")
+    make_network, features = _network_maker(model, network, seed), _required_features(model)
+    warmup = _checked_warmup(2 * config.iterations // 5 if warmup is None else warmup, config.iterations)
+    if penalty is None:
+        penalty = FRESH_PENALTY if network is None else PAPER_PENALTY
     settings = {
-        "weight": balance if weight is None else weight,
         "objective": objective,
-        "penalty": penalty if penalty is not None else FRESH_PENALTY if network is None else PAPER_PENALTY,
         "learning_rate": learning_rate,
-        "warmup": warmup,
         "steps": steps,
         "precision": precision,
     }
+    settings |= {"weight": balance if weight is None else weight, "penalty": penalty, "warmup": warmup}
 
     def discriminators() -> list[Discriminator]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh_network = R3GANDiscriminator(**sizes) if network is None else copy.deepcopy(network)
-        return [Discriminator("samples", fresh_network.to(model.device), **settings)]
+        return [Discriminator("samples", make_network(), **settings)]
 
-    (first,) = discriminators()  # refuses settings out of range, and another shape, before any work
-    with torch.no_grad():
-        first.logits(pairs.subset(slice(0, 1)).target.to(model.device), None)
+    with torch.no_grad():  # refuses settings out of range, and another shape, before any work
+        discriminators()[0].logits(pairs.subset(slice(0, 1)).target.to(model.device), None)
+    criterion = _frechet_criterion(model, pairs, features, samples)
+    unit: Literal["absolute", "paired"] = "paired" if weight is None else "absolute"
+    return Adversary(discriminators, criterion, config=config, pairing=pairing, unit=unit)
+
+
+def _checked_warmup(warmup: int, iterations: int) -> int:
+    if warmup >= iterations:
+        raise UserError(f"warmup must be below the {iterations} iterations, got {warmup}")
+    return warmup
+
+
+def _frechet_criterion(
+    model: Model, pairs: Pairs, features: Callable[[Tensor], Tensor], samples: int
+) -> FixedNoiseCriterion:
+    """Return the criterion of the Frechet distance to the teacher's samples."""
     reference = torch.cat([extract(features, batch.target) for batch in pairs.batches()])
-    criterion = FixedNoiseCriterion(
+    return FixedNoiseCriterion(
         model=model,
         measure=FrechetCriterion(features, feature_statistics(reference)),
         samples=samples,
         guidance=pairs.guidance,
         labelled=pairs.labels is not None,
     )
-    unit: Literal["absolute", "paired"] = "paired" if weight is None else "absolute"
-    return Adversary(discriminators, criterion, config=config, pairing=pairing, unit=unit)
+
+
+def _required_features(model: Model) -> Callable[[Tensor], Tensor]:
+    features = features_of(model)
+    if features is None:
+        raise UserError(
+            f"model {model.name} has no features(x) to measure distributions in: build a gas.Adversary of your own"
+        )
+    return features
+
+
+def _network_maker(model: Model, network: nn.Module | None, seed: int) -> Callable[[], nn.Module]:
+    """Return a function that makes copies of a network, or of one with random weights that fits the model's samples."""
+    integer("seed", seed, 0, MAX_ORDER_SEED)
+    sizes = {} if network is not None else _sizes(tuple(model.sample_shape))
+
+    def make() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh_network = R3GANDiscriminator(**sizes) if network is None else copy.deepcopy(network)
+        return fresh_network.to(model.device)
+
+    return make
 
 
 def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
