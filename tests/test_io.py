@@ -280,7 +280,13 @@ def written(kind, path):
         weights_file.write_weights(path, tensors, {"name": "x", "accuracy": 0.25})
         return weights_file.read_weights
     if kind == "network":
-        weights = Weights("EDMPrecond", {"img_resolution": 8}, tensors, "none", {"source": "edm-0123.pkl"})
+        weights = Weights(
+            kind="EDMPrecond",
+            init={"img_resolution": 8},
+            tensors=tensors,
+            source="none",
+            card={"source": "edm-0123.pkl"},
+        )
         write_weights(weights, path)
         return read_weights
     write_manifest(path.parent, manifest_of(RECIPE_OF_FOUR, ["0" * 64]))

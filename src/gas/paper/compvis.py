@@ -1,4 +1,4 @@
-"""Names of CompVis's latent diffusion checkpoints, and what diffusers calls the same weights."""
+"""Weights of CompVis's latent diffusion checkpoints under diffusers' names."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ _FIRST = [
 
 
 def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the denoising network's weights under its own names: the running average where the file has one.
+    """Return the U-Net's weights by CompVis's names: the running average where the file has one.
 
-    CompVis keeps the average of ``model.diffusion_model.a.b`` as ``model_ema.diffusion_modelab``; its own sampling
-    uses it.
+    The average of ``model.diffusion_model.a.b`` is ``model_ema.diffusion_modelab``; CompVis samples with it.
     """
     network: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -51,10 +50,10 @@ def unet_weights(network: Mapping[str, Tensor], blocks: int, head_channels: int)
     Args:
         network: by CompVis's names, ``input_blocks.1.0.in_layers.0.weight`` and so on.
         blocks: residual blocks a level.
-        head_channels: channels of a head of plain attention blocks, whose queries, keys and values are one weight.
+        head_channels: channels of a head of plain attention blocks, which store queries, keys and values as one weight.
 
     Raises:
-        ValueError: for a name of another architecture.
+        UserError: for a name of another architecture.
     """
     renamed: dict[str, Tensor] = {}
     plain = any(".qkv." in name for name in network)
@@ -75,25 +74,25 @@ def unet_weights(network: Mapping[str, Tensor], blocks: int, head_channels: int)
 
 
 def _block(name: str, blocks: int) -> tuple[str, str]:
-    """Return where a weight's residual block, attention or resampler goes, and the name within it."""
+    """Return the block of diffusers that a weight belongs to, and the weight's name within it."""
     if middle := re.fullmatch(r"middle_block\.([012])\.(.+)", name):
         part = "attentions.0" if middle[1] == "1" else f"resnets.{int(middle[1]) // 2}"
         return f"mid_block.{part}", middle[2]
-    found = re.fullmatch(r"(input|output)_blocks\.(\d+)\.([012])\.(.+)", name)
-    if found is None:
+    match = re.fullmatch(r"(input|output)_blocks\.(\d+)\.([012])\.(.+)", name)
+    if match is None:
         raise UserError(f"{name!r} is no weight of a U-Net of latent diffusion")
-    side, rest, first = found[1], found[4], found[3] == "0"
-    level, index = divmod(int(found[2]) - (side == "input"), blocks + 1)
-    where = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
+    side, rest, first = match[1], match[4], match[3] == "0"
+    level, index = divmod(int(match[2]) - (side == "input"), blocks + 1)
+    prefix = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
     if side == "input" and rest.startswith("op."):
-        return f"{where}.downsamplers.0", rest.replace("op.", "conv.")
+        return f"{prefix}.downsamplers.0", rest.replace("op.", "conv.")
     if side == "output" and not first and rest.startswith("conv."):
-        return f"{where}.upsamplers.0", rest
-    return f"{where}.{'resnets' if first else 'attentions'}.{index}", rest
+        return f"{prefix}.upsamplers.0", rest
+    return f"{prefix}.{'resnets' if first else 'attentions'}.{index}", rest
 
 
 def _plain_attention(block: str, rest: str, value: Tensor, head_channels: int) -> dict[str, Tensor]:
-    """Rename a weight of a plain attention block; queries, keys and values part, head by head."""
+    """Rename a weight of a plain attention block, and split queries, keys and values head by head."""
     layer, _, leaf = rest.rpartition(".")
     value = value.flatten(1) if value.ndim == 3 else value  # 1 x 1 convolutions become linear layers
     if layer == "qkv":
@@ -114,7 +113,7 @@ def first_stage_weights(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
         network: by CompVis's names, ``encoder.down.0.block.0.norm1.weight`` and so on; those of its training loss
             are left out.
     """
-    ups = {int(found[1]) for name in network if (found := re.match(r"decoder\.up\.(\d+)\.", name))}
+    ups = {int(match[1]) for name in network if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
     renamed: dict[str, Tensor] = {}
     for name, value in network.items():
         if name.startswith(("loss.", "colorize", "model_ema.")):

@@ -1,4 +1,4 @@
-"""Published files turned once into ours: weights to safetensors, students to solver files, teacher sets to shards."""
+"""Kinds of published files, and their weights as safetensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gas.unpickle.plain import Persistent
 
 __all__ = ["KINDS", "SCHEDULES", "recognize", "weights_to_safetensors"]
 
-# What each kind of file holds, and what it is turned into.
+# The contents of each kind of file, and the suffix of its conversion.
 KINDS = {
     "edm": ("an EDM network", ".safetensors"),
     "r3gan": ("an R3GAN discriminator", ".safetensors"),
@@ -46,7 +46,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 
 
 def recognize(path: str | Path) -> tuple[str, Any]:
-    """Say which kind of published file this is; nothing in it is executed.
+    """Return the kind of a published file; nothing in it is executed.
 
     Args:
         path: a file of a source that need not be trusted.
@@ -56,7 +56,7 @@ def recognize(path: str | Path) -> tuple[str, Any]:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe, or of no known kind: one line that says what it holds.
+        UserError: when the file is damaged, unsafe, or of no known kind: names its contents.
     """
     path = Path(path)
     if path.suffix in (".safetensors", ".json", ".npz"):
@@ -76,12 +76,12 @@ def recognize(path: str | Path) -> tuple[str, Any]:
     if is_checkpoint(data):
         return "ldm", data
     contents = brief(list(entries)) if entries else type(data).__name__
-    known = "; ".join(what for what, _ in KINDS.values())
+    known = "; ".join(description for description, _ in KINDS.values())
     raise UserError(f"{path} holds {contents}: no file that is known ({known})")
 
 
 def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
-    """Convert weights of a recognised kind; build the network once, so that what is written can be loaded.
+    """Convert weights of a recognized kind; builds the network once, so that the result can be loaded.
 
     Args:
         kind: ``edm``, ``r3gan`` or ``ldm``.
@@ -89,10 +89,10 @@ def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
         out: the safetensors file; whole or absent.
 
     Returns:
-        How many numbers were written.
+        The count of numbers that were written.
 
     Raises:
-        ValueError: when the weights are not those of the network that the file describes.
+        UserError: when the weights are not those of the network that the file describes.
         OSError: when the file cannot be written.
     """
     return named("kind of weights", kind, {"edm": _edm, "r3gan": _r3gan, "ldm": _ldm})(Path(path), Path(out))

@@ -39,11 +39,20 @@ __all__ = [
 ]
 
 _UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-_KINDS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet"}
-# Arguments of the published constructors that decide nothing about a network in evaluation and float32.
-_IDLE = {"use_fp16", "dropout", "label_dropout"}
-_OWN = {"sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t", "model_type"}
-# Far above every published size; a file may not ask for a network that takes forever to lay out.
+_DEFAULT_UNETS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet"}
+# Arguments of the published constructors that a network in evaluation and float32 does not depend on.
+_UNUSED = {"use_fp16", "dropout", "label_dropout"}
+_PRECONDITIONING = {
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "beta_d",
+    "beta_min",
+    "M",
+    "epsilon_t",
+    "model_type",
+}
+# Far above every published size: a file must not describe a network that takes forever to lay out.
 _LIMIT, _BLOCKS, _LEVELS = 4096, 16, 8
 
 
@@ -67,7 +76,7 @@ class EDMNetwork(nn.Module):
             :class:`DhariwalUNet`.
 
     Raises:
-        ValueError: for a kind, an architecture or an argument that is not known.
+        UserError: for a kind, an architecture or an argument that is not known.
 
     References:
         Karras et al., arXiv 2206.00364, equation 7 and Table 1.
@@ -77,25 +86,25 @@ class EDMNetwork(nn.Module):
         self, kind: str, *, img_resolution: int, img_channels: int, label_dim: int = 0, **kwargs: Any
     ) -> None:
         super().__init__()
-        default = named("EDM preconditioning", kind, _KINDS)
+        default = named("EDM preconditioning", kind, _DEFAULT_UNETS)
         self.kind, self.img_resolution, self.img_channels = kind, img_resolution, img_channels
         self.label_dim = label_dim
         self.has_null = label_dim > 0 and float(kwargs.get("label_dropout", 0)) > 0
         self.sigma_data = float(kwargs.get("sigma_data", 0.5))
         self.beta_d, self.beta_min = float(kwargs.get("beta_d", 19.9)), float(kwargs.get("beta_min", 0.1))
         self.steps = int(kwargs.get("M", 1000))
-        limits = self._limits(float(kwargs.get("epsilon_t", 1e-5)))
+        limits = self._noise_limits(float(kwargs.get("epsilon_t", 1e-5)))
         self.sigma_min = float(kwargs.get("sigma_min", limits[0]))
         self.sigma_max = float(kwargs.get("sigma_max", limits[1]))
         unet = named("EDM architecture", str(kwargs.get("model_type", default)), _UNETS)
-        sizes = {name: value for name, value in kwargs.items() if name not in _IDLE | _OWN}
+        sizes = {name: value for name, value in kwargs.items() if name not in _UNUSED | _PRECONDITIONING}
         try:
             self.model = unet(img_resolution, img_channels, img_channels, label_dim, **sizes)
         except (TypeError, ZeroDivisionError) as error:
             raise UserError(f"{kind} of {unet.__name__} cannot be built: {one_line(error)}") from error
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Estimate x_0.
+        """Predict x_0.
 
         Args:
             x: ``(B, C, H, W)``, ``x_0 + sigma eps``.
@@ -106,30 +115,30 @@ class EDMNetwork(nn.Module):
             ``(B, C, H, W)`` in the dtype of ``x``; computed in that of the weights.
         """
         dtype = next(self.model.parameters()).dtype
-        skip, out, inside, c_noise = self.precondition(sigma.to(dtype))
-        told = None
+        skip, out, scale, c_noise = self.precondition(sigma.to(dtype))
+        one_hot = None
         if self.label_dim:
             if labels is None:
                 labels = torch.full((len(x),), self.label_dim, device=x.device)
-            told = F.one_hot(labels, self.label_dim + 1)[:, : self.label_dim].to(dtype)
-        skip, out, inside = (c.reshape(-1, 1, 1, 1) for c in (skip, out, inside))
+            one_hot = F.one_hot(labels, self.label_dim + 1)[:, : self.label_dim].to(dtype)
+        skip, out, scale = (c.reshape(-1, 1, 1, 1) for c in (skip, out, scale))
         y = x.to(dtype)
-        estimate: Tensor = skip * y + out * self.model(inside * y, c_noise, told)
-        return estimate.to(x.dtype)
+        prediction: Tensor = skip * y + out * self.model(scale * y, c_noise, one_hot)
+        return prediction.to(x.dtype)
 
     def precondition(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return ``(c_skip, c_out, c_in, c_noise)``, each of the shape of ``s``."""
-        one = torch.ones_like(s)
+        ones = torch.ones_like(s)
         if self.kind == "EDMPrecond":
-            both, d = torch.hypot(s, one * self.sigma_data), self.sigma_data
-            return (d / both) ** 2, s * d / both, 1 / both, s.log() / 4
+            r, d = torch.hypot(s, ones * self.sigma_data), self.sigma_data
+            return (d / r) ** 2, s * d / r, 1 / r, s.log() / 4
         if self.kind == "VPPrecond":
             root = (self.beta_min**2 + 2 * self.beta_d * torch.log1p(s * s)).sqrt()
-            return one, -s, (s * s + 1).rsqrt(), (self.steps - 1) * (root - self.beta_min) / self.beta_d
-        return one, s, one, (s / 2).log()
+            return ones, -s, (s * s + 1).rsqrt(), (self.steps - 1) * (root - self.beta_min) / self.beta_d
+        return ones, s, ones, (s / 2).log()
 
-    def _limits(self, epsilon: float) -> tuple[float, float]:
-        """Levels that the published class supports where the file does not say."""
+    def _noise_limits(self, epsilon: float) -> tuple[float, float]:
+        """Return the noise levels that the published class supports by default."""
         if self.kind == "EDMPrecond":
             return 0.0, math.inf
         if self.kind == "VEPrecond":
@@ -138,7 +147,7 @@ class EDMNetwork(nn.Module):
         return sigma[0], sigma[1]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Weights:
     """A network as data.
 
@@ -147,7 +156,7 @@ class Weights:
         init: keyword arguments it was built with, plain JSON.
         tensors: by the published names.
         source: the file, for messages.
-        card: where the weights came from, plain text.
+        card: provenance, in plain text.
     """
 
     kind: str
@@ -162,7 +171,7 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe, or does not say what network it holds.
+        UserError: when the file is damaged, unsafe, or does not say what network it holds.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -179,15 +188,15 @@ def read_weights(path: str | Path) -> Weights:
             f"{path} is no whole safetensors file of an EDM network ({one_line(error)}); "
             "make one with `gas paper convert edm.pkl OUT.safetensors`"
         ) from error
-    own = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-    return Weights(kind, init, own or tensors, str(path), card)
+    inner = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
+    return Weights(kind=kind, init=init, tensors=inner or tensors, source=str(path), card=card)
 
 
 def of_pickle(path: Path, data: Any) -> Weights:
-    """Take the network ``ema`` out of what :func:`gas.unpickle.read_pickle` read of a published file.
+    """Take the network ``ema`` out of the contents of a published pickle.
 
     Raises:
-        ValueError: when there is none.
+        UserError: when it has none.
     """
     network = data.get("ema") if isinstance(data, Mapping) else None
     if not isinstance(network, Persistent):
@@ -199,7 +208,9 @@ def of_pickle(path: Path, data: Any) -> Weights:
         init = json.loads(json.dumps(network.init_kwargs))
     except (RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the arguments of its network are not plain ({one_line(error)})") from error
-    return Weights(network.class_name, init, state_dict_of(network), str(path), {})
+    return Weights(
+        kind=network.class_name, init=init, tensors=state_dict_of(network), source=str(path), card={}
+    )
 
 
 def write_weights(weights: Weights, path: str | Path) -> Path:
@@ -220,11 +231,11 @@ def build(weights: Weights) -> EDMNetwork:
     """Build the network of weights that were read, frozen, in evaluation mode and float32.
 
     Raises:
-        ValueError: when the weights are not those of the network that the file describes.
+        UserError: when the weights are not those of the network that the file describes.
     """
     try:
         _check_sizes(weights.init)
-        with torch.device("meta"):  # the weights that a constructor draws would only be thrown away
+        with torch.device("meta"):  # the constructor's random weights would be thrown away
             network = EDMNetwork(weights.kind, **weights.init)
         network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -237,7 +248,7 @@ def read(path: str | Path) -> EDMNetwork:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe or holds another network.
+        UserError: when the file is damaged, unsafe or holds another network.
     """
     return build(read_weights(path))
 
@@ -247,31 +258,31 @@ def load(
 ) -> OwnModel:
     """Load a published EDM network as a model on the VP schedule that covers its noise range.
 
-    ``sigma/alpha`` runs over 0.002 to 80, EDM's own range, where the network supports it. Class ``label_dim`` means
-    *no class*; only networks trained with label dropout have one, and can be guided.
+    ``sigma/alpha`` runs over 0.002 to 80, EDM's own range, where the network supports it. Class ``label_dim``
+    means *no class*; only networks trained with label dropout have it, and can be guided.
 
     Args:
         path: ``edm-*.pkl`` as published, or safetensors as ``gas paper convert`` writes it.
         t_end: time that sampling ends at, in (0, 1).
-        name: what people call it; by default the file's name.
-        device: where to sample.
+        name: of the model; by default the file's name.
+        device: of the network.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe or holds another network, or ``t_end`` is out of range.
+        UserError: when the file is damaged, unsafe or holds another network, or ``t_end`` is out of range.
     """
     return model_of(read(path).to(device), t_end, name=name or Path(path).stem)
 
 
 def model_of(network: EDMNetwork, t_end: float, *, name: str) -> OwnModel:
-    """Return a network as a model, as :func:`load` does for that of a file."""
+    """Return a network as a model, as :func:`load` does."""
     schedule = EDMasVP(t_end, max(0.002, network.sigma_min), min(80.0, network.sigma_max))
 
-    def told(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def conditional(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return EDMDenoiser(functools.partial(network, labels=labels), schedule)(x, t)
 
     return OwnModel(
-        told if network.label_dim else EDMDenoiser(network, schedule),
+        conditional if network.label_dim else EDMDenoiser(network, schedule),
         schedule,
         (network.img_channels, network.img_resolution, network.img_resolution),
         name=name,

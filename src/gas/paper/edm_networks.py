@@ -30,8 +30,8 @@ _HEAD_CHANNELS = 64  # channels of an attention head where the number of heads i
 class Convolution(nn.Module):
     """Convolution of odd kernel with an optional change of resolution by 2 through a low-pass filter.
 
-    Upsampling spreads every pixel by ``4 f``, downsampling averages neighbours by ``f`` and keeps every other one,
-    where ``f`` is the outer product of the normalised filter with itself. The filter acts before the weights, or, as
+    Upsampling spreads every pixel by ``4 f``, downsampling averages neighbors by ``f`` and keeps every other one,
+    where ``f`` is the outer product of the normalized filter with itself. The filter acts before the weights, or, as
     one padded operation, after them (``fused``, downsampling only).
 
     Args:
@@ -89,7 +89,7 @@ class Convolution(nn.Module):
 
     @property
     def _margin(self) -> int:
-        """Pixels that the filter needs beyond each edge."""
+        """The pixels that the filter needs beyond each edge."""
         return (self.resample_filter.shape[-1] - 1) // 2
 
     def _low_pass(self, x: Tensor, padding: int) -> Tensor:
@@ -119,7 +119,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """``(sin(2 pi f_i c), cos(2 pi f_i c))`` with random frequencies that were drawn once and are part of the weights.
+    """``(sin(2 pi f_i c), cos(2 pi f_i c))`` with random frequencies, drawn once and part of the weights.
 
     References:
         Tancik et al., arXiv 2006.10739; Song et al., arXiv 2011.13456, appendix C.
@@ -138,7 +138,7 @@ class FourierEmbedding(nn.Module):
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Return a group normalisation of at most 32 groups of at least 4 channels."""
+    """Return a group normalization of at most 32 groups of at least 4 channels."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
 
 
@@ -146,7 +146,7 @@ class Attention(nn.Module):
     """Self-attention over the positions of a map; holds no weights, which lie in its block.
 
     Args:
-        heads: heads; each attends with its own share of the channels.
+        heads: heads; each attends with its share of the channels.
     """
 
     def __init__(self, heads: int) -> None:
@@ -173,9 +173,9 @@ class Block(nn.Module):
         down: halve the resolution.
         heads: attention heads; 0 for none, -1 for one per 64 channels, which below 64 is none, as published.
         taps: of the resampling filter.
-        scale_and_shift: let the embedding scale the normalised map too (ADM), not only shift it before (DDPM++).
+        scale_and_shift: let the embedding scale the normalized map too (ADM), not only shift it before (DDPM++).
         project: give a resampling shortcut 1 x 1 weights even where the width stays.
-        eps: of the normalisations.
+        eps: of the normalizations.
         gain: factor on each sum of branch and shortcut.
     """
 
@@ -216,12 +216,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return ``(B, outputs, H', W')`` for a map ``(B, inputs, H, W)`` and its embedding ``(B, E)``."""
         h: Tensor = self.conv0(F.silu(self.norm0(x)))
-        told = self.affine(embedding)[:, :, None, None]
+        condition = self.affine(embedding)[:, :, None, None]
         if self.scale_and_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = condition.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm1(h), scale + 1)
         else:
-            h = self.norm1(h + told)
+            h = self.norm1(h + condition)
         h = self.conv1(F.silu(h))
         h = (h + (x if self.skip is None else self.skip(x))) * self.gain
         if self.attend is None:
@@ -235,15 +235,17 @@ _SONG: dict[str, Any] = {"scale_and_shift": False, "project": True, "eps": 1e-6,
 
 @dataclass(frozen=True)
 class _Plan:
-    """What both architectures are laid out by: sides and widths of the levels, and what their blocks are like."""
+    """The layout of either architecture: sides and widths of the levels, and the options of their blocks."""
 
     sides: list[int]
     widths: list[int]
     attended: list[bool]
     blocks: int
     embedding: int
-    heads: int = -1  # where there is attention
-    each: bool = True  # whether every block of an attended level of the decoder has it, or the last alone
+    heads: int = -1  # of blocks with attention
+    each: bool = (
+        True  # whether every block of an attended level of the decoder has attention, or the last alone
+    )
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -268,9 +270,9 @@ class SongUNet(nn.Module):
     Args:
         img_resolution: side of the images.
         in_channels: of the images.
-        out_channels: of the answer.
+        out_channels: of the output.
         label_dim: classes; 0 for none.
-        augment_dim: width of the augmentation labels it was trained with; its weights are kept, sampling ignores them.
+        augment_dim: width of the augmentation labels of its training; sampling ignores their weights.
         model_channels: width of the first level.
         channel_mult: width of each level, in ``model_channels``.
         channel_mult_emb: width of the embedding, in ``model_channels``.
@@ -279,7 +281,7 @@ class SongUNet(nn.Module):
         embedding_type: ``positional`` (DDPM++) or ``fourier`` (NCSN++).
         channel_mult_noise: width of the noise level's embedding, in ``model_channels``.
         encoder_type: how the image enters lower levels: ``standard`` (not at all), ``skip`` or ``residual`` (NCSN++).
-        decoder_type: ``standard``, or ``skip``: every level adds its own part of the answer.
+        decoder_type: ``standard``, or ``skip``: every level adds to the output.
         resample_filter: taps: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
 
     References:
@@ -321,7 +323,7 @@ class SongUNet(nn.Module):
         self.enc, self.dec = nn.ModuleDict(enc), nn.ModuleDict(_decoder(plan, _widths(enc), outputs))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Return ``(B, out_channels, H, W)`` for images, told noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
+        """Return ``(B, out_channels, H, W)`` for images, noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
         h = self.map_noise(c_noise)
         if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels * math.sqrt(self.map_label.in_features))
@@ -329,7 +331,7 @@ class SongUNet(nn.Module):
         return self._decode(self._encode(x, embedding), embedding)
 
     def _encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """Return what every layer of the encoder hands on, the image mixed in at lower levels."""
+        """Return the output of every layer of the encoder; lower levels mix the image in."""
         image, maps = x, list[Tensor]()
         for name, layer in self.enc.items():
             role = name.partition("_")[2]
@@ -345,20 +347,20 @@ class SongUNet(nn.Module):
         return maps
 
     def _decode(self, maps: list[Tensor], embedding: Tensor) -> Tensor:
-        """Return the answer: of the last level, or summed over all."""
-        x, answer, normed = maps[-1], None, None
+        """Return the output of the last level, or the sum over all levels."""
+        x, output, normed = maps[-1], None, None
         for name, layer in self.dec.items():
             role = name.partition("_")[2]
             if role == "aux_up":
-                answer = layer(answer)
+                output = layer(output)
             elif role == "aux_norm":
                 normed = F.silu(layer(x))
             elif role == "aux_conv":
                 part = layer(normed)
-                answer = part if answer is None else answer + part
+                output = part if output is None else output + part
             else:
                 x = _joined(layer, x, maps, embedding)
-        return cast("Tensor", answer)
+        return cast("Tensor", output)
 
 
 class DhariwalUNet(nn.Module):
@@ -367,7 +369,7 @@ class DhariwalUNet(nn.Module):
     Args:
         img_resolution: side of the images.
         in_channels: of the images.
-        out_channels: of the answer.
+        out_channels: of the output.
         label_dim: classes; 0 for none.
         augment_dim: as in :class:`SongUNet`.
         model_channels: width in which the levels are counted.
@@ -408,7 +410,7 @@ class DhariwalUNet(nn.Module):
         self.out_conv = Convolution(width, out_channels, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Return ``(B, out_channels, H, W)`` for images, told noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
+        """Return ``(B, out_channels, H, W)`` for images, noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
         h = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
         if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels)
@@ -418,14 +420,14 @@ class DhariwalUNet(nn.Module):
             maps.append(x)
         for layer in self.dec.values():
             x = _joined(layer, x, maps, embedding)
-        answer: Tensor = self.out_conv(F.silu(self.out_norm(x)))
-        return answer
+        output: Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        return output
 
 
 def _encoder(
     plan: _Plan, image: int, width: int, inputs: Mapping[int, Mapping[str, nn.Module]] | None = None
 ) -> dict[str, nn.Module]:
-    """Layers of the encoder by name, from the highest resolution down."""
+    """Return the layers of the encoder by name, from the highest resolution down."""
     layers: dict[str, nn.Module] = {}
     for level, side in enumerate(plan.sides):
         if level == 0:
@@ -444,7 +446,7 @@ def _encoder(
 def _decoder(
     plan: _Plan, skips: list[int], outputs: Mapping[int, Mapping[str, nn.Module]] | None = None
 ) -> dict[str, nn.Module]:
-    """Layers of the decoder by name, from the lowest resolution up."""
+    """Return the layers of the decoder by name, from the lowest resolution up."""
     layers: dict[str, nn.Module] = {}
     width, lowest = skips[-1], len(plan.sides) - 1
     for level, side in reversed(list(enumerate(plan.sides))):
@@ -466,7 +468,7 @@ def _decoder(
 def _image_inputs(
     plan: _Plan, image: int, kind: str, taps: Sequence[float]
 ) -> dict[int, dict[str, nn.Module]]:
-    """Layers by which the image itself enters each lower level, by name."""
+    """Return the layers by which the image enters each lower level, by name."""
     layers: dict[int, dict[str, nn.Module]] = {}
     for level, side in list(enumerate(plan.sides))[1:]:
         name, width = f"{side}x{side}_aux", plan.widths[level - 1]
@@ -482,7 +484,7 @@ def _image_inputs(
 def _image_outputs(
     plan: _Plan, image: int, kind: str, taps: Sequence[float]
 ) -> dict[int, dict[str, nn.Module]]:
-    """Layers by which each level, or the first alone, makes its part of the answer, by name."""
+    """Return the layers by which each level, or the first alone, adds to the output, by name."""
     layers: dict[int, dict[str, nn.Module]] = {}
     for level, side in enumerate(plan.sides):
         name, width = f"{side}x{side}_aux", plan.widths[level]
@@ -496,14 +498,14 @@ def _image_outputs(
 
 
 def _widths(enc: dict[str, nn.Module]) -> list[int]:
-    """Channels of every map that the encoder hands to the decoder."""
+    """Return the channels of every map that the encoder hands to the decoder."""
     layers = [layer for name, layer in enc.items() if "_aux_" not in name]
     return [layer.out_channels for layer in layers if isinstance(layer, (Block, Convolution))]
 
 
 def _joined(layer: nn.Module, x: Tensor, maps: list[Tensor], embedding: Tensor) -> Tensor:
-    """Apply a decoder's block, to the encoder's newest unused map too where the block is wide enough for it."""
+    """Apply a decoder's block, to the newest unused map of the encoder too if the block is wide enough."""
     if x.shape[1] != layer.in_channels:
         x = torch.cat([x, maps.pop()], dim=1)
-    answer: Tensor = layer(x, embedding)
-    return answer
+    output: Tensor = layer(x, embedding)
+    return output

@@ -1,4 +1,4 @@
-"""What this installation and machine are: versions, extras, threads, device, memory."""
+"""This installation and machine: versions, extras, threads, device, memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gas.training.activation_checkpointing import available_bytes
 
 __all__ = ["EXTRAS", "environment", "extras"]
 
-# What each extra brings, by the names that are imported.
+# Modules that each extra installs.
 EXTRAS = {
     "plot": ["matplotlib"],
     "zoo": ["sklearn"],
@@ -25,17 +25,17 @@ EXTRAS = {
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return versions, threads, device and memory in plain JSON.
-
-    Args:
-        device: whose memory to ask for.
-    """
+    """Return versions, threads, device and its free memory in plain JSON."""
     device = torch.device(device)
-    told: dict[str, Any] = {
+    try:
+        numpy = version("numpy")
+    except PackageNotFoundError:
+        numpy = "not installed as a package"
+    facts: dict[str, Any] = {
         "gas-solver": gas.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": _version("numpy"),
+        "numpy": numpy,
         "system": platform.platform(terse=True),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -45,28 +45,21 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "mps": torch.backends.mps.is_available(),
     }
     if device.type == "cuda":
-        told["gpu"] = torch.cuda.get_device_name(device)
-    return told
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def extras() -> dict[str, str]:
-    """Return what each extra's state is: versions, or what is missing and how to install it."""
-    told = {}
+    """Return, for each extra, the versions of its modules, or those that are missing and how to install them."""
+    states = {}
     for extra, modules in EXTRAS.items():
-        found, missing = [], []
+        versions, missing = [], []
         for module in modules:
             try:
-                loaded = importlib.import_module(module)
-                found.append(f"{module} {getattr(loaded, '__version__', '')}".strip())
+                installed = importlib.import_module(module)
+                versions.append(f"{module} {getattr(installed, '__version__', '')}".strip())
             except Exception as error:  # a broken installation raises anything
                 missing.append(f"{module} ({type(error).__name__})")
         install = f"missing {', '.join(missing)}: pip install 'gas-solver[{extra}]'"
-        told[extra] = install if missing else ", ".join(found)
-    return told
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed as a package"
+        states[extra] = install if missing else ", ".join(versions)
+    return states

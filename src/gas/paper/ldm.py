@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _KIND = "gas-solver latent diffusion"
-# The published have 4 levels of 2 blocks.
+# The published networks have 4 levels of 2 blocks.
 _MOST_LEVELS, _MOST_LAYERS = 8, 16
 
 
@@ -45,7 +45,7 @@ class LatentDiffusion:
     Attributes:
         tensors: ``unet.*``, ``first.*`` (may be absent), ``classes`` ``(L + 1, E)`` (may be absent; the last row is
             *no class*) and ``alphas_cumprod``.
-        card: plain text: where it came from, and ``heads``.
+        card: provenance and ``head_channels``, in plain text.
     """
 
     tensors: Mapping[str, Tensor]
@@ -57,7 +57,7 @@ class LatentDiffusion:
 
 
 def is_checkpoint(data: Any) -> bool:
-    """Whether data read from a file is a checkpoint of latent diffusion or of a first stage alone."""
+    """Return whether the contents of a file are a checkpoint of latent diffusion or of a first stage alone."""
     state = data.get("state_dict", data) if isinstance(data, Mapping) else None
     if not isinstance(state, Mapping):
         return False
@@ -66,7 +66,7 @@ def is_checkpoint(data: Any) -> bool:
 
 
 def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = "") -> LatentDiffusion:
-    """Convert what :func:`gas.unpickle.read_pickle` gave for a ``.ckpt``.
+    """Convert the contents of a ``.ckpt``.
 
     Args:
         data: the checkpoint, with its ``state_dict``.
@@ -74,7 +74,7 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
         source: the file, for messages.
 
     Raises:
-        ValueError: when the weights are of another architecture.
+        UserError: when the weights are of another architecture.
     """
     if not is_checkpoint(data):
         raise UserError(f"{source} holds no latent diffusion model, nor a VQ first stage")
@@ -96,11 +96,11 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
 
 
 def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
-    """Read a CompVis ``.ckpt``, which is not executed, or the safetensors that ``gas paper convert`` made of one.
+    """Read a CompVis ``.ckpt``, which is not executed, or its conversion to safetensors by ``gas paper convert``.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe or holds something else.
+        UserError: when the file is damaged, unsafe or holds something else.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -119,7 +119,7 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
 
 
 def is_converted(path: str | Path) -> bool:
-    """Whether a file is safetensors that :func:`write` made."""
+    """Return whether a file is safetensors written by :func:`write`."""
     try:
         with open_safetensors(path) as file:
             return (file.metadata() or {}).get("kind") == _KIND
@@ -150,30 +150,30 @@ def load(
         path: ``model.ckpt`` as published, or safetensors as ``gas paper convert`` writes it.
         t_end: time that sampling ends at.
         latent_size: side of the latents, which the file does not say.
-        name: what people call it; by default the file's name.
-        device: where to sample.
+        name: of the model; by default the file's name.
+        device: of the network.
         head_channels: as in :func:`of_state`.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe or of another architecture.
+        UserError: when the file is damaged, unsafe or of another architecture.
         ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
     """
-    found = read(path, head_channels=head_channels)
-    if "alphas_cumprod" not in found.tensors:
+    checkpoint = read(path, head_channels=head_channels)
+    if "alphas_cumprod" not in checkpoint.tensors:
         raise UserError(f"{path} holds a first stage alone, which has nothing to sample")
     try:
-        network = _Network(found).eval().requires_grad_(False).to(device)
+        network = _Network(checkpoint).eval().requires_grad_(False).to(device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is of another architecture: {one_line(error)}") from error
-    schedule = VPDiscrete(found.tensors["alphas_cumprod"])
+    schedule = VPDiscrete(checkpoint.tensors["alphas_cumprod"])
 
-    def told(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def conditional(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         timed = DiscreteTime(lambda y, c: network(y, c, labels), schedule)
         return NoiseDenoiser(timed, schedule)(x, t)
 
     return OwnModel(
-        told if network.classes else NoiseDenoiser(DiscreteTime(network, schedule), schedule),
+        conditional if network.classes else NoiseDenoiser(DiscreteTime(network, schedule), schedule),
         schedule,
         (network.channels, latent_size, latent_size),
         name=name or Path(path).stem,
@@ -189,7 +189,7 @@ def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") ->
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file has no first stage, or is damaged, unsafe or of another architecture.
+        UserError: when the file has no first stage, or is damaged, unsafe or of another architecture.
         ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
     """
     weights = read(path).part("first.")
@@ -199,7 +199,7 @@ def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") ->
         widths = _widths(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
         codes, embedding = weights["quantize.embedding.weight"].shape
         layers = _layers(weights, r"encoder\.\w+\.0\.resnets\.(\d+)")
-        network: nn.Module = _laid_out(
+        network: nn.Module = _build(
             "VQModel",
             weights,
             in_channels=weights["encoder.conv_in.weight"].shape[1],
@@ -220,18 +220,18 @@ def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") ->
 class _Network(nn.Module):
     """diffusers' U-Net of a checkpoint with its table of classes, called as ``network(x, step, labels)``."""
 
-    def __init__(self, found: LatentDiffusion) -> None:
+    def __init__(self, checkpoint: LatentDiffusion) -> None:
         super().__init__()
-        weights = found.part("unet.")
+        weights = checkpoint.part("unet.")
         widths = _widths(weights, "down_blocks.{}.resnets.0.conv1.weight")
-        told = "classes" in found.tensors
+        conditional = "classes" in checkpoint.tensors
         letter = "attn2.to_k.weight"
         self.channels = weights["conv_in.weight"].shape[1]
-        self.classes = len(found.tensors["classes"]) - 1 if told else 0
+        self.classes = len(checkpoint.tensors["classes"]) - 1 if conditional else 0
         attended = [
             any(f"down_blocks.{i}.attentions." in name for name in weights) for i in range(len(widths))
         ]
-        kind = "CrossAttn" if told else "Attn"
+        kind = "CrossAttn" if conditional else "Attn"
         layers = _layers(weights, r"down_blocks\.0\.resnets\.(\d+)")
         sizes: dict[str, Any] = {
             "in_channels": self.channels,
@@ -241,23 +241,23 @@ class _Network(nn.Module):
             "down_block_types": [f"{kind if a else ''}DownBlock2D" for a in attended],
             "up_block_types": [f"{kind if a else ''}UpBlock2D" for a in reversed(attended)],
         }
-        if told:
+        if conditional:
             width = next(value.shape[1] for name, value in weights.items() if name.endswith(letter))
-            # In this class the setting of that name counts heads: CompVis gives its transformers one.
+            # This class counts heads by that argument: CompVis gives its transformers one.
             sizes |= {"cross_attention_dim": width, "attention_head_dim": 1}
-            network = _laid_out("UNet2DConditionModel", weights, **sizes)
-            self.register_buffer("table", found.tensors["classes"])
+            network = _build("UNet2DConditionModel", weights, **sizes)
+            self.register_buffer("table", checkpoint.tensors["classes"])
         else:
-            heads = int(found.card["head_channels"][:4])
-            network = _laid_out("UNet2DModel", weights, **sizes, attention_head_dim=heads)
+            heads = int(checkpoint.card["head_channels"][:4])
+            network = _build("UNet2DModel", weights, **sizes, attention_head_dim=heads)
         self.unet: nn.Module = network
 
     def forward(self, x: Tensor, step: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict the noise ``(B, C, H, W)`` at float steps ``(B,)`` for classes ``(B,)``; the last is *no class*."""
         dtype = next(self.unet.parameters()).dtype
-        told = [] if labels is None else [self.get_buffer("table")[labels][:, None]]
-        answer: Tensor = self.unet(x.to(dtype), step.to(dtype), *told).sample
-        return answer.to(x.dtype)
+        context = [] if labels is None else [self.get_buffer("table")[labels][:, None]]
+        prediction: Tensor = self.unet(x.to(dtype), step.to(dtype), *context).sample
+        return prediction.to(x.dtype)
 
 
 def diffusers_class(name: str) -> Any:
@@ -276,8 +276,8 @@ def diffusers_class(name: str) -> Any:
         ) from error
 
 
-def _laid_out(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Module:
-    """A network of diffusers with these weights, laid out without memory first: shapes in a file may lie."""
+def _build(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Module:
+    """Return a network of diffusers with these weights, laid out without memory first: shapes in a file may lie."""
     kind = diffusers_class(name)
     with torch.device("meta"):
         network: nn.Module = kind(**sizes)
@@ -286,7 +286,7 @@ def _laid_out(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Modu
 
 
 def _layers(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Residual blocks a level, by the highest number that the names of the weights have."""
+    """Return the residual blocks a level, by the highest number in the names of the weights."""
     numbers = [int(match[1][:9]) for name in weights if (match := re.match(pattern, name))]
     if not numbers or max(numbers) >= _MOST_LAYERS:
         raise UserError(f"{max(numbers, default=-1) + 1} residual blocks a level")
@@ -294,7 +294,7 @@ def _layers(weights: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _widths(weights: Mapping[str, Tensor], name: str) -> list[int]:
-    """Widths of the levels, from the highest resolution down."""
+    """Return the widths of the levels, from the highest resolution down."""
     widths: list[int] = []
     while (weight := weights.get(name.format(len(widths)))) is not None:
         widths.append(weight.shape[0])
@@ -304,7 +304,7 @@ def _widths(weights: Mapping[str, Tensor], name: str) -> list[int]:
 
 
 def _blocks(network: Mapping[str, Tensor]) -> int:
-    """Residual blocks a level: how far the first downsampling is from the start."""
+    """Return the residual blocks a level, by the distance of the first downsampling from the start."""
     numbers = [int(x[1]) for n in network if (x := re.match(r"input_blocks\.(\d+)\.0\.op\.", n))]
     if not numbers:
         raise UserError("a U-Net of one level is not known")

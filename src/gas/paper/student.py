@@ -20,12 +20,12 @@ from gas.unpickle.loading import read_pickle
 
 __all__ = ["FORMS", "is_student", "read_student"]
 
-# What a student can be: its file has the same parameters, of the same names and lengths, for both.
+# Kinds of students: their files have parameters of the same names and lengths.
 FORMS: dict[str, type[GeneralizedSolver] | type[S4S]] = {"gs": GeneralizedSolver, "s4s": S4S}
 
 
 def is_student(data: Any) -> bool:
-    """Whether data read from a file has the averaged parameters that a student's checkpoint holds."""
+    """Return whether the contents of a file have the averaged parameters of a student's checkpoint."""
     return (
         isinstance(data, Mapping)
         and isinstance(data.get("ema"), Mapping)
@@ -36,29 +36,29 @@ def is_student(data: Any) -> bool:
 def read_student(
     path: str | Path, schedule: Schedule, t_end: float = 1e-3, data: Any = None, *, form: str = "auto"
 ) -> GeneralizedSolver | S4S:
-    """Read a published student: its averaged parameters, in the order that they were registered in.
+    """Read a published student: its averaged parameters, in the order of their registration.
 
     The order is ``mu_logit, t_couple, c1_diff, a1_diff, c2_diff, a2_diff, ...``; NFE and order of the solver follow
     from the lengths.
 
     Args:
         path: the checkpoint; nothing in it is executed.
-        schedule: of the model it was trained for, which the file does not say.
-        t_end: time that sampling ends at, which the file does not say either.
-        data: what :func:`gas.unpickle.read_pickle` gave for it, if that is at hand.
+        schedule: of the model it was trained for; the file does not say.
+        t_end: time at which sampling ends; the file does not say either.
+        data: contents of the file, if they were read already.
         form: ``"gs"``; ``"s4s"``, trained without theory: S4S with a corrector; or ``"auto"``, by the numbers. Those of
             GS are added to the coefficients of DPM-Solver++(3M), and start at zero; those of S4S *are* the
-            coefficients, and an answer's weights in a step start with the sum 1.
+            coefficients, and the weights of the predictions in a step start with the sum 1.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe, its parameters are not those of a student, or the numbers
-            do not say which form they are of.
+        UserError: when the file is damaged, unsafe, its parameters are not those of a student, or the numbers
+            do not show their kind.
     """
     data = read_pickle(path) if data is None else data
     if not is_student(data):
-        found = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise UserError(f"{path} has no averaged parameters ema.shadow_params; it holds {found}")
+        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
+        raise UserError(f"{path} has no averaged parameters ema.shadow_params; it holds {contents}")
     parameters = data["ema"]["shadow_params"]
     if not all(isinstance(value, Tensor) for value in parameters):
         raise UserError(f"{path}: ema.shadow_params should be tensors")
@@ -78,10 +78,10 @@ def read_student(
     if (len(rest) // 2) > nfe:
         raise UserError(f"{path}: {len(rest) // 2} corrections a step are more than the {nfe} steps can use")
     c_diff, a_diff = rest[0::2], rest[1::2]
-    found = _form(path, c_diff) if form == "auto" else form
-    if found == "s4s" and len(c_diff) < nfe:  # what it was not given to weigh has no weight
+    kind = _kind_of(path, c_diff) if form == "auto" else form
+    if kind == "s4s" and len(c_diff) < nfe:  # earlier predictions that it does not use weigh nothing
         c_diff, a_diff = ([*row, *[logits.new_zeros(nfe)] * (nfe - len(row))] for row in (c_diff, a_diff))
-    return named("form of a student", found, FORMS).from_official(
+    return named("form of a student", kind, FORMS).from_official(
         schedule,
         t_end=t_end,
         mu_logit=logits,
@@ -91,15 +91,15 @@ def read_student(
     )
 
 
-def _form(path: str | Path, c_diff: list[Tensor]) -> str:
-    """Say which form a student is of by the sums of what each step can use of its ``c``: near 0 or near 1."""
-    used = torch.stack(c_diff).triu().sum(dim=0)  # step n has n + 1 answers
+def _kind_of(path: str | Path, c_diff: list[Tensor]) -> str:
+    """Return the kind of a student by the sums of the ``c`` that each step can use: near 0 for GS, near 1 for S4S."""
+    used = torch.stack(c_diff).triu().sum(dim=0)  # step n has n + 1 predictions
     if bool((used < 0.5).all()):
         return "gs"
     if bool((used > 0.5).all()):
         return "s4s"
     sums = ", ".join(f"{value:.2f}" for value in used[:8].tolist())
     raise UserError(
-        f"{path} does not say whether it was trained with theory: the weights of answers add up to {sums} in its "
+        f"{path} does not say whether it was trained with theory: the weights of predictions add up to {sums} in its "
         "steps, near 0 in GS, near 1 in S4S; say --form gs or --form s4s"
     )

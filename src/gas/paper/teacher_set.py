@@ -1,4 +1,4 @@
-"""Published teacher sets (``dataset.pkl``) brought into our shards, a few rows in memory at a time."""
+"""Published teacher sets (``dataset.pkl``) as folders of pairs, converted a few rows at a time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TeacherSet:
     Attributes:
         path: the file.
         noise: ``(S, C, H, W)``, drawn by the authors, not by our rule.
-        target: ``(S, C, H, W)``, latents where there are any, else images.
+        target: ``(S, C, H, W)``, latents if the file has them, else images.
         labels: ``(S,)`` int64, or ``None``.
         prompts: S texts, or ``None``.
     """
@@ -55,7 +55,7 @@ class TeacherSet:
 
 
 def is_teacher_set(data: Any) -> bool:
-    """Whether data read from a file has the entries of a teacher set."""
+    """Return whether the contents of a file have the entries of a teacher set."""
     return isinstance(data, Mapping) and {"noise", "images", "latents"} <= set(data)
 
 
@@ -64,11 +64,11 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
 
     Args:
         path: the file.
-        data: what :func:`gas.unpickle.lazy.read_lazily` gave for it, if that is at hand.
+        data: contents of the file, as :func:`gas.unpickle.lazy.read_lazily` returns them, if they were read already.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged, unsafe, or has other entries or shapes.
+        UserError: when the file is damaged, unsafe, or has other entries or shapes.
     """
     path = Path(path)
     data = read_lazily(path) if data is None else data
@@ -79,8 +79,8 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     target = data["latents"] if isinstance(data["latents"], Rows) else data["images"]
     for name, rows in (("noise", noise), ("target", target)):
         if not isinstance(rows, Rows) or not rows.dtype.is_floating_point or len(rows.shape) < 2:
-            what = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Rows) else type(rows).__name__
-            raise UserError(f"{path}: {name} should be a float tensor (S, *), got {what}")
+            kind = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Rows) else type(rows).__name__
+            raise UserError(f"{path}: {name} should be a float tensor (S, *), got {kind}")
     if noise.shape != target.shape or len(noise) == 0:
         shapes = f"{tuple(noise.shape)} and {tuple(target.shape)}"
         raise UserError(f"{path}: noise and target should have one shape and a row or more, got {shapes}")
@@ -99,18 +99,18 @@ def import_pairs(
     """Write a teacher set as a folder that :func:`gas.read_pairs` reads, one shard in memory at a time.
 
     The noise is stored: the authors' generators are not ours, so it does not follow from the seeds. Killed at any
-    point and called again, this goes on where it stopped. Prompts are kept beside the shards in ``prompts.json``.
+    point and called again, this goes on where it stopped. Prompts are written beside the shards, to ``prompts.json``.
 
     Args:
         teachers: the set.
         folder: new, empty or of an earlier run.
-        model: what the pairs are of; without it they are read as no model's in particular.
+        model: of the pairs; without it they belong to no model in particular.
         guidance: scale of classifier-free guidance that the teacher ran with.
         first_seed: seed of the first row.
         shard: rows a file.
 
     Raises:
-        ValueError: when the model's shape or classes are others, a value is not finite, or the folder holds
+        UserError: when the model's shape or classes are others, a value is not finite, or the folder holds
             other pairs.
         OSError: when the folder cannot be written.
     """
@@ -144,7 +144,7 @@ def _shard(teachers: TeacherSet, recipe: Json, entry: Json, first_seed: int) -> 
 def _recipe(
     teachers: TeacherSet, model: Model | None, guidance: float, seeds: range, shard: int
 ) -> dict[str, Any]:
-    """Return what the folder says of itself, in plain JSON."""
+    """Return the fingerprint of the folder, in plain JSON."""
     if shard < 1 or seeds.start < 0:
         raise UserError(f"shard must be 1 or more and first_seed 0 or more, got {shard} and {seeds.start}")
     shape, classes = list(teachers.noise.shape[1:]), 0
@@ -174,13 +174,13 @@ def _recipe(
 
 
 def _conditions(path: Path, condition: Any, count: int) -> tuple[Tensor | None, list[str] | None]:
-    """Classes or prompts of the rows, or neither."""
+    """Return the classes or the prompts of the rows, or neither."""
     if isinstance(condition, FileTensor):
         condition = condition[:]
     if isinstance(condition, Tensor):
         if condition.shape != (count,) or condition.dtype.is_floating_point:
-            what = f"{condition.dtype} {tuple(condition.shape)}"
-            raise UserError(f"{path}: condition should be {count} classes, got {what}")
+            kind = f"{condition.dtype} {tuple(condition.shape)}"
+            raise UserError(f"{path}: condition should be {count} classes, got {kind}")
         return condition.long(), None
     if condition is None or (isinstance(condition, list) and all(entry is None for entry in condition)):
         return None, None
