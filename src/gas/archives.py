@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gas.display import brief, one_line
+from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import CHECKSUM, MAX_DIMENSIONS, MISMATCH, array_checksum, check_empty_shape, is_integer_list
 
@@ -64,7 +64,7 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
         NotImplementedError,
         RuntimeError,
     ) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(error_text(error)) from error
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
@@ -105,7 +105,7 @@ def read_array(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None
         try:
             shape, fortran, dtype = headers[version](file)
         except Exception as error:  # the tokenizer fails in many ways on text that is no literal
-            raise UserError(f"array {name!r} has no readable header: {one_line(error)}") from error
+            raise UserError(f"array {name!r} has no readable header: {error_text(error)}") from error
         if dtype.kind not in "biufUS" or dtype.itemsize > 4096 or not is_integer_list(shape, MAX_DIMENSIONS):
             raise UserError(f"array {name!r} is no array of numbers: {brief(str(dtype))} of {brief(shape)}")
         check_empty_shape(shape)

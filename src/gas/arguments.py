@@ -11,7 +11,7 @@ from typing import Any
 from gas.errors import UserError
 
 __all__ = ["MAX_BATCH", "MAX_ITERATIONS", "MAX_NFE", "MAX_ORDER_SEED", "MAX_SEED", "MAX_SEEDS", "MAX_SIZE"]
-__all__ += ["callable_", "flag", "integer", "number", "of_type", "one_of", "shape"]
+__all__ += ["callable_", "choice", "flag", "integer", "number", "of_type", "shape"]
 
 # A table holds 2 N^2 numbers and takes 3 s to build at 1,000, the number of steps that most networks are trained on.
 MAX_NFE = 1000
@@ -118,7 +118,7 @@ def callable_(name: str, value: Any, wanted: str) -> None:
         raise UserError(f"{name} must be {wanted}, got {_shown(value)}")
 
 
-def one_of(name: str, value: Any, known: Collection[str]) -> str:
+def choice(name: str, value: Any, known: Collection[str]) -> str:
     """Return ``value`` if it is one of a few names.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import digest, open_regular, warn_no_checksum, write_bytes
 from gas.unpickle.loading import read_open
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
         raise UserError(
-            f"checkpoint {path} cannot be read ({one_line(error)}); delete it to start afresh"
+            f"checkpoint {path} cannot be read ({error_text(error)}); delete it to start afresh"
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of named values")

@@ -13,10 +13,10 @@ from typing import Any
 __all__ = [
     "brief",
     "csv_cell",
+    "error_text",
     "html_text",
     "markdown",
     "markdown_table",
-    "one_line",
     "plain",
     "quoted_string",
     "significant",
@@ -123,6 +123,6 @@ def brief(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def one_line(error: BaseException, length: int = 160) -> str:
+def error_text(error: BaseException, length: int = 160) -> str:
     """Return the text of an error in one line of at most ``length`` characters."""
     return " ".join(str(error)[: 4 * length].split())[:length] or type(error).__name__

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gas.display import brief, one_line
+from gas.display import brief, error_text
 from gas.errors import UserError
 
 __all__ = [
@@ -379,7 +379,7 @@ def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(error_text(error)) from error
 
 
 def read_safetensors(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import CHECKSUM, JSON_BYTES, open_regular, parse_json, read_bytes, read_header
 from gas.solver_file import parse_document
@@ -83,7 +83,7 @@ def read_json(root: Path, file: Path, max_bytes: int = _JSON_BYTES) -> Any:
     try:
         return parse_json(read_bytes(file, max_bytes), finite=False)
     except (OSError, ValueError) as error:
-        raise _refusal(root, file, f"cannot be read: {one_line(error)}") from error
+        raise _refusal(root, file, f"cannot be read: {error_text(error)}") from error
 
 
 def _refusal(root: Path, file: Path, problem: str) -> UserError:
@@ -129,7 +129,7 @@ def _read_header(root: Path, file: Path) -> tuple[int, int]:
             header, length = read_header(stream, _JSON_BYTES, _TENSORS)
     except ValueError as error:
         raise _refusal(
-            root, file, f"is incomplete or damaged ({one_line(error)}): download it again"
+            root, file, f"is incomplete or damaged ({error_text(error)}): download it again"
         ) from error
     return len(header), length
 
@@ -164,7 +164,7 @@ def _check_solver(root: Path, file: Path, content: dict[str, Any]) -> None:
     try:
         parse_document({key: value for key, value in content.items() if key != CHECKSUM}, "it")
     except ValueError as error:
-        raise _refusal(root, file, f"holds no valid solver: {one_line(error, 120)}") from error
+        raise _refusal(root, file, f"holds no valid solver: {error_text(error, 120)}") from error
 
 
 def _check_shards(root: Path, file: Path, content: Any) -> None:

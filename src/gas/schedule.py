@@ -22,7 +22,7 @@ __all__ = [
     "VPDiscrete",
     "VPLinear",
     "check_t_end",
-    "earliest_asked",
+    "earliest_time",
     "same_schedule",
     "schedule_from_config",
 ]
@@ -341,7 +341,7 @@ def check_t_end(schedule: Schedule, t_end: float) -> None:
         )
 
 
-def earliest_asked(schedule: Schedule, t_end: float) -> float:
+def earliest_time(schedule: Schedule, t_end: float) -> float:
     """Return the time before which a learned solver asks no network: half of ``t_end``, if noise is left there."""
     if t_end / 2 > schedule.t_min:
         return t_end / 2

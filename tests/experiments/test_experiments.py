@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gas import grids
-from gas.classical.registry import Classical, candidates, own_grid
+from gas.classical.registry import Classical, candidates, format_times
 from gas.evaluation.evaluator import Comparison, Yardstick
 from gas.evaluation.sampler import run
 from gas.experiments import runner as grid_module
@@ -73,7 +73,7 @@ def test_a_grid_has_every_cell_and_each_is_what_its_table_makes(pairs, tmp_path)
     named = Classical("unipc-2-bh2", "log_snr", 3, MODEL.t_end).table(MODEL.schedule)
     assert torch.equal(by_name["unipc-2-bh2/log_snr", 3].table.outputs, named.outputs)
     t = gits(MODEL, pairs[0].subset(slice(0, 16)), 3)
-    on_gits = Classical("ipndm-2", own_grid(t), 3, MODEL.t_end).table(MODEL.schedule)
+    on_gits = Classical("ipndm-2", format_times(t), 3, MODEL.t_end).table(MODEL.schedule)
     assert torch.equal(by_name["ipndm-2/gits", 3].table.times, on_gits.times)
     assert by_name["gs@uniform", 3].what == "dpmpp-3m / time_uniform"
     assert by_name["gs", 3].what == by_name["ld3", 3].what  # one start for all

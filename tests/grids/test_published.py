@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.optimize import LinearConstraint, minimize
 
 from gas import classical, grids
-from gas.classical.registry import NAMED_GRIDS, Classical, own_grid
+from gas.classical.registry import NAMED_GRIDS, Classical, format_times
 from gas.grids.dmn import dmn, error_bound, lagrange_weights
 from gas.grids.published import PUBLISHED
 from gas.losses import l2
@@ -221,7 +221,7 @@ def test_gits_beats_the_usual_grids_for_the_jumps_it_counts():
         table = Classical("ddim", grid, 6, MODEL.t_end).table(MODEL.schedule)
         return float(evaluate(MODEL, held, table, l2).mean())
 
-    assert loss(own_grid(t)) < 0.6 * min(loss(name) for name in ("log_snr", "karras"))
+    assert loss(format_times(t)) < 0.6 * min(loss(name) for name in ("log_snr", "karras"))
     fine = gits(MODEL, guides, 12, steps=12)
     assert torch.equal(fine, grids.karras(MODEL.schedule, 12, MODEL.t_end))
 

@@ -242,7 +242,7 @@ def test_wrong_kinds_are_refused_before_anything_is_measured(pairs, validation):
         next(distill(MODEL, pairs, validation, 4, solver="s4"))
     with pytest.raises(ValueError, match="theory can be left out of gs only, got solver 'bns'"):
         next(distill(MODEL, pairs, validation, 4, solver="bns", theory=False))
-    with pytest.raises(ValueError, match="S4S takes a step a time"):
+    with pytest.raises(ValueError, match="S4S takes one step for each"):
         next(distill(MODEL, pairs, validation, 4, solver="s4s", search=StartSearch(start="heun/karras")))
     skewed = classical.ddim(VPLinear(), grids.log_snr(VPLinear(), 3, 1e-3))
     with pytest.raises(ValueError, match="weights of x_T"):

@@ -8,7 +8,7 @@ import torch
 import gas
 from gas.classical.registry import Classical
 from gas.learned.generalized import GeneralizedSolver
-from gas.learned.interpolation import form_of, interpolated, table_of_form
+from gas.learned.interpolation import interpolated, profile_of, table_of_profile
 from gas.losses import l2
 from gas.schedule import Flow, VPLinear
 from gas.table import Table
@@ -35,7 +35,7 @@ def perturbed(schedule, nfe):
 @pytest.mark.parametrize("nfe", [1, 2, 5])
 def test_a_classical_solver_is_its_form(schedule, solver, nfe):
     table = classical(schedule, nfe, solver)
-    again = table_of_form(schedule, form_of(schedule, table, 1e-3), 1e-3)
+    again = table_of_profile(schedule, profile_of(schedule, table, 1e-3), 1e-3)
     torch.testing.assert_close(
         again.unrolled(), table.unrolled(), rtol=1e-9, atol=1e-3 if schedule == Flow() else 1e-12
     )
@@ -76,12 +76,12 @@ def test_between_two_of_a_kind_is_nearly_that_kind():
 def test_what_has_no_form_is_refused():
     states = torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))
     with pytest.raises(ValueError, match="no noise or no signal"):
-        form_of(MODEL.schedule, Table([1.0, 0.5], states, torch.eye(2)), 1e-3)
+        profile_of(MODEL.schedule, Table([1.0, 0.5], states, torch.eye(2)), 1e-3)
     back = classical(MODEL.schedule, 3)
     states = back.states.clone()
     states[0, 0], states[1] = 0.1, torch.tensor([0.9, 0.0, 0.0])
     with pytest.raises(ValueError, match="do not go from noise to signal"):
-        form_of(MODEL.schedule, Table(back.times, states, back.outputs), 1e-3)
+        profile_of(MODEL.schedule, Table(back.times, states, back.outputs), 1e-3)
     with pytest.raises(ValueError, match="between 3 and 5, got 5"):
         interpolated(MODEL.schedule, back, classical(MODEL.schedule, 5), 5, 1e-3)
 

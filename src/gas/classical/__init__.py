@@ -3,10 +3,10 @@
 Every function takes ``t``, a grid of times from noise to data (see :func:`gas.grids.as_grid`), and is
 differentiable in it. ``alpha, sigma, lam`` are the schedule at ``t``; ``h = lam_{n+1} - lam_n``.
 
-Two ends need a rule, the same for all. Where the half log-SNR is infinite (rectified flow at t = 1,
-any schedule at sigma = 0), the formulas of higher order are 0/0: answers taken there enter no
-derivative estimate of DPM-Solver++ and UniPC, and a step of theirs that ends there is of order 1, which is exact in the
-limit. iPNDM and DEIS combine noise estimates, which stay finite; a first step from alpha = 0 is DDIM for all.
+Where the half log-SNR is infinite (rectified flow at t = 1, any schedule at sigma = 0), the formulas of higher order
+are 0/0. Predictions at such a time enter no derivative estimate of DPM-Solver++ and UniPC, and a step of theirs that
+ends there has order 1, which is exact in the limit. iPNDM and DEIS combine noise predictions, which stay finite. A
+first step from alpha = 0 is DDIM for all.
 """
 
 from gas.classical.deis import deis

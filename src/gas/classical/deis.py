@@ -23,7 +23,7 @@ def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
     Args:
         schedule: the forward process.
         t: N + 1 times; the table has NFE N.
-        order: answers that a step combines, 1 to 3.
+        order: predictions that a step combines, 1 to 3.
 
     Raises:
         ValueError: when ``t`` is not a grid or the order not 1, 2 or 3.

@@ -1,4 +1,4 @@
-"""DDIM and DPM-Solver++ multistep, as published and with the third order mended."""
+"""DDIM and DPM-Solver++ multistep, as published and with a corrected third order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def dpmpp(schedule: Schedule, t: Times, order: int = 3) -> Table:
     Args:
         schedule: the forward process.
         t: N + 1 times; the table has NFE N.
-        order: answers that a step combines.
+        order: predictions that a step combines.
 
     Raises:
         ValueError: when ``t`` is not a grid or the order not 1, 2 or 3.
@@ -64,9 +64,9 @@ def _dpmpp(schedule: Schedule, t: Times, order: int, second_derivative: float) -
         weights, basis = difference_basis(grid, n, grid.usable(n, order))
         if len(weights) == 3:
             weights = torch.stack([weights[0], weights[1], second_derivative * weights[2]])
-        answers = weights @ basis
+        outputs = weights @ basis
         rows.append(
-            ({n: grid.sigma[n + 1] / grid.sigma[n]}, {n - i: answers[i] for i in range(len(answers))})
+            ({n: grid.sigma[n + 1] / grid.sigma[n]}, {n - i: outputs[i] for i in range(len(outputs))})
         )
     return Table.from_rows(grid.t[:-1], rows)
 
@@ -74,7 +74,7 @@ def _dpmpp(schedule: Schedule, t: Times, order: int, second_derivative: float) -
 def difference_basis(grid: Grid, n: int, order: int) -> tuple[Tensor, Tensor]:
     """Return DPM-Solver++'s weights ``(k,)`` and derivative estimates ``(k, k)`` of step n, k = ``order``.
 
-    ``x' = (sigma'/sigma) x + weights @ basis @ (m_0, .., m_{k-1})``, newest answer first, where with
+    ``x' = (sigma'/sigma) x + weights @ basis @ (m_0, .., m_{k-1})``, newest prediction first, where with
     ``p1 = expm1(-h)``, ``p2 = p1/h + 1``, ``p3 = p2/h - 1/2`` and ``q_i = h / (lam_{n-i} - lam_{n-i-1})``
     (the published ``1/r_i``)::
 
@@ -85,18 +85,18 @@ def difference_basis(grid: Grid, n: int, order: int) -> tuple[Tensor, Tensor]:
     lam, alpha = grid.lam, grid.alpha[n + 1]
     h = lam[n + 1] - lam[n]
     p1 = torch.expm1(-h)
-    one = torch.ones((), dtype=torch.float64)
-    zero = torch.zeros((), dtype=torch.float64)
+    newest = torch.eye(1, order, dtype=torch.float64)[0]
     if order == 1:
-        return (-alpha * p1)[None], one.reshape(1, 1)
+        return (-alpha * p1)[None], newest[None]
     q0 = h / (lam[n] - lam[n - 1])
     if order == 2:
-        basis = torch.stack([torch.stack([one, zero]), torch.stack([q0, -q0])])
+        basis = torch.stack([newest, torch.stack([q0, -q0])])
         return torch.stack([-alpha * p1, -alpha * p1 / 2]), basis
     q1 = h / (lam[n - 1] - lam[n - 2])
     p2 = p1 / h + 1
+    zero = torch.zeros_like(q0)
     e0, e1 = torch.stack([q0, -q0, zero]), torch.stack([zero, q1, -q1])
     d1 = e0 + q1 / (q0 + q1) * (e0 - e1)
     d2 = q0 * q1 / (q0 + q1) * (e0 - e1)
-    basis = torch.stack([torch.stack([one, zero, zero]), d1, d2])
+    basis = torch.stack([newest, d1, d2])
     return torch.stack([-alpha * p1, alpha * p2, -alpha * (p2 / h - 0.5)]), basis

@@ -15,8 +15,8 @@ __all__ = ["heun"]
 def heun(schedule: Schedule, t: Times) -> Table:
     """Heun's second-order method on ``d(x/alpha) = eps d(sigma/alpha)``: two evaluations a step.
 
-    A step that starts at ``alpha = 0`` or ends at ``sigma = 0`` is an Euler step of one evaluation, as
-    EDM's last one. The nominal time of a stage is the end of its step, so times repeat.
+    A step that starts at ``alpha = 0`` or ends at ``sigma = 0`` is an Euler step of one evaluation, as in EDM's last
+    step. The second evaluation of a step is at its end, so times repeat.
 
     Args:
         schedule: the forward process.

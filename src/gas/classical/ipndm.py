@@ -18,7 +18,7 @@ def ipndm(schedule: Schedule, t: Times, order: int = 4) -> Table:
     Args:
         schedule: the forward process.
         t: N + 1 times; the table has NFE N.
-        order: answers that a step combines, 1 to 4.
+        order: predictions that a step combines, 1 to 4.
 
     Raises:
         ValueError: when ``t`` is not a grid or the order not 1 to 4.

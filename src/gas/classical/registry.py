@@ -1,4 +1,4 @@
-"""The classical solvers and grids by name: what teachers are made of and what learned solvers must beat."""
+"""Classical solvers and grids by name: teachers are built from them, and learned solvers are compared with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gas.registry import named
 from gas.schedule import Flow, Schedule
 from gas.table import Table
 
-__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "grid_times", "own_grid"]
+__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "format_times", "parse_times"]
 
 SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
     "ddim": ddim,
@@ -43,7 +43,7 @@ SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
     "heun": heun,
 }
 
-# Every grid that can be asked for; those not in GRIDS are for one model, or slow, and enter no measuring unasked.
+# All grids. Those not in GRIDS are for a single model, or slow to build, and are compared only on request.
 NAMED_GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {**GRIDS, "dmn": dmn, **PUBLISHED}
 
 
@@ -59,7 +59,7 @@ class Classical:
 
     Raises:
         ValueError: for an unknown solver or grid, with the nearest known name, times that are no grid or
-            do not fit, a ``t_end`` that is none, and for an NFE that the solver cannot have (Heun asks twice a step).
+            do not fit, a ``t_end`` out of range, and an NFE that the solver cannot have (Heun takes two a step).
 
     >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
     'unipc-3-bh2 / log_snr'
@@ -81,13 +81,13 @@ class Classical:
 
     @property
     def label(self) -> str:
-        """Solver and grid, for people."""
+        """Solver and grid for display."""
         grid = "own times" if "," in self.grid else self.grid
         return f"{self.solver} / {grid}"
 
     @property
     def spec(self) -> str:
-        """Solver and grid, as the command line takes them: ``SOLVER/GRID``."""
+        """Solver and grid as a command-line argument: ``SOLVER/GRID``."""
         return f"{self.solver}/{self.grid}"
 
     def table(self, schedule: Schedule) -> Table:
@@ -98,11 +98,11 @@ class Classical:
         return table
 
     def times(self, schedule: Schedule) -> Tensor:
-        """Return the time grid on a schedule: one step more than the solver takes."""
+        """Return the time grid on a schedule: one time more than the solver takes steps."""
         steps = self.nfe // 2 if self.solver == "heun" else self.nfe
         if "," not in self.grid:
             return NAMED_GRIDS[self.grid](schedule, steps, self.t_end)
-        t = as_grid(grid_times(self.grid))
+        t = as_grid(parse_times(self.grid))
         if len(t) != steps + 1 or float(t[0]) != 1 or float(t[-1]) != self.t_end:
             raise UserError(
                 f"a grid for {self.solver} at NFE {self.nfe} is {steps + 1} times from 1 to {self.t_end:g}, "
@@ -115,8 +115,8 @@ class Classical:
         return asdict(self)
 
 
-def own_grid(t: Tensor) -> str:
-    """Return times as :class:`Classical` takes a grid of one's own: to the last bit, separated by commas."""
+def format_times(t: Tensor) -> str:
+    """Format times as the ``grid`` of :class:`Classical`: exactly, separated by commas."""
     return ",".join(map(repr, t.tolist()))
 
 
@@ -127,43 +127,45 @@ def candidates(
     *,
     solvers: Sequence[str] = (),
     grids: Sequence[str] = (),
-    own: Tensor | None = None,
+    times: Tensor | None = None,
 ) -> Iterator[tuple[Classical, Table]]:
-    """Yield every classical solver on every grid (or those named) that exists at this NFE, with its table.
+    """Yield every classical solver on every grid at this NFE, with its table.
 
-    With ``own``, a grid of ``nfe + 1`` times, every solver that takes a step a time on that grid instead. The grid of a
-    flow's shift is for flows, unless it is named.
+    Args:
+        schedule: the forward process.
+        nfe: network evaluations.
+        t_end: time that sampling ends at.
+        solvers: keys of :data:`SOLVERS`; all by default.
+        grids: keys of :data:`NAMED_GRIDS`; by default all of ``GRIDS``, ``flow_shifted`` for flows only.
+        times: ``(nfe + 1,)`` to use as the only grid instead, without Heun, which takes half as many steps.
     """
-    flows = isinstance(schedule, Flow)
-    told = None if own is None else [own_grid(own)]
+    if times is not None:
+        grids = [format_times(times)]
+    elif not grids:
+        grids = [grid for grid in GRIDS if grid != "flow_shifted" or isinstance(schedule, Flow)]
+    # At an infinite half log-SNR Heun takes Euler steps, so that its NFE is not twice its steps.
+    ends = schedule.half_log_snr(1.0), schedule.half_log_snr(t_end)
+    no_heun = times is not None or nfe % 2 == 1 or any(bool(end.isinf()) for end in ends)
     for solver in solvers or SOLVERS:
-        for grid in told or grids or [grid for grid in GRIDS if grid != "flow_shifted" or flows]:
-            if solver == "heun" and "," in grid:
-                continue
-            if solver == "heun" and (nfe % 2 or _euler_steps(schedule, t_end)):
-                continue
+        if solver == "heun" and no_heun:
+            continue
+        for grid in grids:
             entry = Classical(solver, grid, nfe, t_end)
             yield entry, entry.table(schedule)
 
 
-def _euler_steps(schedule: Schedule, t_end: float) -> bool:
-    """Whether Heun takes Euler steps at an infinite end, so that its NFE is not twice its steps."""
-    return bool(schedule.half_log_snr(1.0).isinf() or schedule.half_log_snr(t_end).isinf())
-
-
-def grid_times(text: str) -> list[float]:
-    """Read times separated by commas.
+def parse_times(text: str) -> list[float]:
+    """Parse times separated by commas.
 
     Raises:
-        ValueError: for what is no number.
+        UserError: when a part is not a number.
     """
-    return [_number(part) for part in text.split(",")]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(
-            f"a grid of times is numbers separated by commas, got {text.strip()[:60]!r}"
-        ) from None
+    times = []
+    for part in text.split(","):
+        try:
+            times.append(float(part))
+        except ValueError:
+            raise UserError(
+                f"a grid of times is numbers separated by commas, got {part.strip()[:60]!r}"
+            ) from None
+    return times

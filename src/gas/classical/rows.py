@@ -39,7 +39,7 @@ class Grid:
         return len(self.t) - 1
 
     def usable(self, n: int, order: int, *, final: bool = False) -> int:
-        """Return the order that step n can have: limited by its finite history, and by its end."""
+        """Return the highest order of step n up to ``order``: limited by its finite history, and by its end."""
         if bool(torch.isinf(self.lam[n + 1])):
             return 1
         finite = n + 1 - int(torch.isinf(self.lam[: n + 1]).sum())
@@ -69,5 +69,5 @@ def added(first: dict[int, Tensor], second: dict[int, Tensor]) -> dict[int, Tens
 
 
 def check_order(solver: str, order: int, highest: int) -> None:
-    """Raise unless the order is one that the solver has."""
+    """Refuse an order that the solver does not have."""
     integer(f"{solver} order", order, 1, highest)

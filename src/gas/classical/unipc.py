@@ -23,10 +23,10 @@ def unipc(
     *,
     lower_order_final: bool = True,
 ) -> Table:
-    """UniPC predictor-corrector in data prediction; the corrector reuses the next step's answer.
+    """UniPC predictor-corrector in data prediction; the corrector reuses the next step's prediction.
 
-    The corrector moves the state that the network was just asked at by a combination of answers alone,
-    so it folds into the row of the next step, and a step stays one network evaluation.
+    The corrector adds a combination of predictions to the state that the network has just been evaluated at, so it
+    folds into the row of the next step, and a step stays one network evaluation.
 
     Args:
         schedule: the forward process.
@@ -50,23 +50,23 @@ def unipc(
     for n in range(grid.steps):
         k = grid.usable(n, order, final=lower_order_final)
         ratio = grid.sigma[n + 1] / grid.sigma[n]
-        predicted = _unipc_answers(grid, n, k, variant, corrected=False)
+        predicted = _outputs(grid, n, k, variant, corrected=False)
         row = added({j: ratio * c for j, c in corrector.items()}, predicted)
         rows.append(({n: ratio}, row))
         corrector = {}
         if n + 1 < grid.steps and not bool(torch.isinf(grid.lam[n : n + 2]).any()):
-            corrected = _unipc_answers(grid, n, k, variant, corrected=True)
+            corrected = _outputs(grid, n, k, variant, corrected=True)
             corrector = added(corrected, {j: -c for j, c in predicted.items()})
     return Table.from_rows(grid.t[:-1], rows)
 
 
-def _unipc_answers(grid: Grid, n: int, order: int, variant: str, *, corrected: bool) -> dict[int, Tensor]:
-    """Weights of the answers in UniPC's step n, by index; ``corrected`` adds the answer at its end."""
+def _outputs(grid: Grid, n: int, order: int, variant: str, *, corrected: bool) -> dict[int, Tensor]:
+    """Weights of the predictions in UniPC's step n, by index; ``corrected`` adds the prediction at its end."""
     lam, alpha = grid.lam, grid.alpha[n + 1]
     h = lam[n + 1] - lam[n]
     p1 = torch.expm1(-h)
     weights = {n: -alpha * p1}
-    # Points that the differences to answer n reach: past ones, and the end of the step for the corrector.
+    # Nodes of the differences to prediction n: past ones, and the end of the step for the corrector.
     points = [n - i for i in range(1, order)] + ([n + 1] if corrected else [])
     if not points:
         return weights

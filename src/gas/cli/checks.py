@@ -148,8 +148,8 @@ def output_file(*suffixes: str) -> Callable[[Any], object]:
 
     def check(path: Path) -> None:
         if suffixes and path.suffix not in suffixes:
-            one_of = "one of " if len(suffixes) > 1 else ""
-            raise UserError(f"the name must end in {one_of}{', '.join(suffixes)}, got {str(path)!r}")
+            choice = "one of " if len(suffixes) > 1 else ""
+            raise UserError(f"the name must end in {choice}{', '.join(suffixes)}, got {str(path)!r}")
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if path.exists() and not path.is_file():

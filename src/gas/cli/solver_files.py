@@ -74,10 +74,10 @@ def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
 
 def _title(artefact: Artefact, model: Model) -> str:
     """GS, GAS or another, with what is not usual about it."""
-    from gas.learned.registry import TITLES
+    from gas.learned.registry import SOLVERS
 
     training, whose = artefact.document.training, artefact.document.model or {}
-    name = TITLES.get(str(training.get("solver")), "GS")
+    name = SOLVERS[key].title if (key := str(training.get("solver"))) in SOLVERS else "GS"
     if training.get("objective") == "gas":
         name = "GAS, classic" if training.get("critic") == "classic" else "GAS"
     other = whose.get("name", model.name)

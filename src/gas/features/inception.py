@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.features.images import as_bytes, resize_as_tensorflow, rgb
 
@@ -117,7 +117,7 @@ class Inception(nn.Module):
             self._pooled(torch.zeros(1, 3, 75, 75))
         except RuntimeError as error:
             raise UserError(
-                f"shapes of the Inception's weights do not fit together: {one_line(error)}"
+                f"shapes of the Inception's weights do not fit together: {error_text(error)}"
             ) from error
 
     def forward(self, x: Tensor) -> Tensor:

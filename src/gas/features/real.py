@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import open_regular, sha256
 from gas.metrics.statistics import has_images, read_images
@@ -108,4 +108,4 @@ def _picture(path: Path) -> Tensor:
                 raise UserError(f"it has {image.width} x {image.height} pixels")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:  # its readers' errors have no common class
-        raise UserError(f"picture {path} cannot be read: {one_line(error)}") from error
+        raise UserError(f"picture {path} cannot be read: {error_text(error)}") from error

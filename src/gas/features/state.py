@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import read_safetensors
 from gas.unpickle.loading import read_pickle
@@ -27,7 +27,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a file of weights alone, or is damaged: {one_line(error)}") from error
+        raise UserError(
+            f"{path} is not a file of weights alone, or is damaged: {error_text(error)}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds a {type(state).__name__}, not tensors by name")
     return state

@@ -1,4 +1,4 @@
-"""BNS: every number of a folded table learned, and nothing assumed of it."""
+"""BNS: every number of a folded table learned, without assumptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gas import grids
 from gas.classical.dpmpp import dpmpp
-from gas.schedule import Schedule, earliest_asked
+from gas.schedule import Schedule, earliest_time
 from gas.table import Table
 
 __all__ = ["BNS"]
@@ -16,22 +16,22 @@ __all__ = ["BNS"]
 class BNS(nn.Module):
     """A lazy table whose parameters are the table: ``x_{n+1} = alpha_n x_T + sum_{j<=n} beta_{n,j} d_j``.
 
-    Past states are themselves combinations of ``x_T`` and answers, so that no solver has more than these
+    Past states are themselves combinations of ``x_T`` and predictions, so that no solver has more than these
     N (N + 5) / 2 numbers. A new solver is ``dpmpp(order=3)`` on the time-uniform grid, folded.
 
     Args:
-        schedule: the forward process; it bounds the times and is otherwise not asked.
+        schedule: the forward process; it only bounds the times.
         nfe: network evaluations N, at least 1.
         t_end: time that sampling ends at, in [0, 1).
 
     Attributes:
-        times: ``(N,)`` what the network is told; kept between half of ``t_end`` and the schedule's latest.
+        times: ``(N,)`` given to the network, clamped to half of ``t_end`` and the schedule's latest.
         alpha: ``(N,)`` weights of ``x_T``.
         beta: ``(N, N)``; entry ``(n, j)`` is step n's weight of ``d_j``, of no effect above the diagonal.
 
     References:
         Shaul et al., arXiv 2403.01329, section 3 (the form), in data predictions in place of velocities:
-        velocities are combinations of ``x_t`` and ``d``, so that the solvers are the same.
+        these are combinations of ``x_t`` and ``d``, so that the solvers are the same.
     """
 
     def __init__(self, schedule: Schedule, nfe: int, t_end: float) -> None:
@@ -65,13 +65,13 @@ class BNS(nn.Module):
 
     @property
     def t(self) -> Tensor:
-        """The times told, and the end."""
-        return torch.cat([self._told(), self.times.new_tensor([self.t_end])])
+        """The N times and the end, ``t_end``."""
+        return torch.cat([self._clamped(), self.times.new_tensor([self.t_end])])
 
     def forward(self) -> Table:
         """Return the table of the current parameters."""
         states = torch.nn.functional.pad(self.alpha[:, None], (0, self.nfe - 1))
-        return Table(self._told(), states, self.beta.tril())
+        return Table(self._clamped(), states, self.beta.tril())
 
-    def _told(self) -> Tensor:
-        return self.times.clamp(min=earliest_asked(self.schedule, self.t_end), max=self.schedule.t_max)
+    def _clamped(self) -> Tensor:
+        return self.times.clamp(min=earliest_time(self.schedule, self.t_end), max=self.schedule.t_max)

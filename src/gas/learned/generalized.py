@@ -15,10 +15,10 @@ from gas.errors import UserError
 from gas.learned.times import (
     Numbers,
     logits_of_times,
-    put_numbers,
+    set_parameters,
+    shifted_table,
     shifted_times,
     times_of_logits,
-    told_table,
     unfold_shifts,
 )
 from gas.schedule import Schedule
@@ -26,7 +26,7 @@ from gas.table import Row, Table
 
 __all__ = ["GeneralizedSolver"]
 
-# How a correction enters the base's weights of (m0), (m0, E0) and (m0, D1, D2): as the published update's signs.
+# Signs of corrections to the base's weights of (m0), (m0, E0) and (m0, D1, D2), as in the published update.
 _SIGNS = {1: (-1.0,), 2: (-1.0, -1.0), 3: (-1.0, 1.0, -1.0)}
 
 
@@ -34,7 +34,7 @@ class GeneralizedSolver(nn.Module):
     """GS: a lazy table. ``forward()`` returns it, differentiable in four groups of parameters.
 
     ``x_{n+1} = sum_j (a_{j,n} + a^_{j,n}) x_j + sum_j (c_{j,n} + c^_{j,n}) m_j``, where ``a, c`` are the
-    coefficients of DPM-Solver++(3M) on the learned times and ``m_j`` is the data prediction asked at
+    coefficients of DPM-Solver++(3M) on the learned times and ``m_j`` is the data prediction at
     ``t_j + xi_j``. All corrections and shifts start at zero: a new solver is ``dpmpp(order=3)`` on the
     time-uniform grid, exactly.
 
@@ -42,16 +42,16 @@ class GeneralizedSolver(nn.Module):
         schedule: the forward process.
         nfe: network evaluations N, at least 1.
         t_end: time that sampling ends at, in [0, 1).
-        order: how many past states and answers a step may use; ``None`` means all.
+        order: how many past states and predictions a step may use; ``None`` means all.
         theory: ``False`` freezes the base at its values on the first grid, so that coefficients no longer
-            follow the times (the paper's ablation); corrections then act on the answers directly.
+            follow the times (the paper's ablation); corrections then act on the predictions directly.
 
     Attributes:
         theta: ``(N - 1,)`` logits of the times, from data to noise.
-        xi: ``(N,)`` shifts of the times that the network is told.
+        xi: ``(N,)`` shifts of the times given to the network.
         states: ``(K, N)``; entry ``(i, n)`` corrects the weight of ``x_{n-i}`` in step n.
         outputs: ``(K, N)``; entry ``(i, n)`` corrects step n's weight of derivative estimate i (the base's
-            m0, E0 or D1, D2) and, beyond the base's order, of answer ``m_{n-i}``.
+            m0, E0 or D1, D2) and, beyond the base's order, of prediction ``m_{n-i}``.
         t: the N + 1 nominal times, from 1 to ``t_end``.
 
     Raises:
@@ -75,7 +75,7 @@ class GeneralizedSolver(nn.Module):
         super().__init__()
         t = grids.time_uniform(schedule, nfe, t_end)
         order = nfe if order is None else order
-        integer("order (past states and answers a step may use)", order, 1, MAX_SEED)
+        integer("order (past states and predictions a step may use)", order, 1, MAX_SEED)
         flag("theory", theory)
         self.schedule, self.t_end, self.order, self.theory = schedule, float(t_end), min(order, nfe), theory
         base = dpmpp(schedule, t, order=min(3, self.order))
@@ -105,15 +105,15 @@ class GeneralizedSolver(nn.Module):
             mu_logit: N - 1 time logits, from data to noise.
             t_couple: N time shifts.
             a_diff: K lists of N; ``a_diff[i][n]`` corrects the state i steps back from ``x_n``.
-            c_diff: K lists of N; likewise for derivative estimates and older answers.
+            c_diff: K lists of N; likewise for derivative estimates and older predictions.
 
         Raises:
-            ValueError: when the lengths do not belong to one N and K.
+            ValueError: when the lengths do not agree on N and K.
         """
         nfe, order = len(t_couple), len(a_diff)
         solver = cls(schedule, nfe, t_end, order=order)
-        given = {"theta": mu_logit, "xi": t_couple, "states": a_diff, "outputs": c_diff}
-        put_numbers(solver, given, f"a solver with NFE {nfe} and order {order}")
+        values = {"theta": mu_logit, "xi": t_couple, "states": a_diff, "outputs": c_diff}
+        set_parameters(solver, values, f"a solver with NFE {nfe} and order {order}")
         return solver
 
     @classmethod
@@ -126,10 +126,9 @@ class GeneralizedSolver(nn.Module):
         t: Numbers | None = None,
         theory: bool = True,
     ) -> GeneralizedSolver:
-        """Build the solver that starts exactly at a given table: same times told, same coefficients.
+        """Build the solver that starts exactly at a given table: same times, same coefficients.
 
-        Corrections reach every entry, so any table will do. What the nominal times leave to be shifted,
-        the shifts make up for.
+        Corrections reach every entry, so any table will do. Shifts make up for differences to the nominal times.
 
         Args:
             schedule: the forward process.
@@ -173,7 +172,7 @@ class GeneralizedSolver(nn.Module):
 
     def forward(self) -> Table:
         """Return the table of the current parameters."""
-        return told_table(self.schedule, self.t, self.xi, self.nominal())
+        return shifted_table(self.schedule, self.t, self.xi, self.nominal())
 
     def nominal(self) -> Table:
         """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
@@ -190,13 +189,13 @@ class GeneralizedSolver(nn.Module):
         states[n] = states[n] + grid.sigma[n + 1] / grid.sigma[n]
         weights, basis = difference_basis(grid, n, grid.usable(n, min(3, self.order)))
         k = len(weights)
-        answers = (weights + torch.tensor(_SIGNS[k], dtype=torch.float64) * self.outputs[:k, n]) @ basis
-        outputs = {n - i: answers[i] if i < k else self.outputs[i, n] for i in range(reach)}
+        corrected = (weights + torch.tensor(_SIGNS[k], dtype=torch.float64) * self.outputs[:k, n]) @ basis
+        outputs = {n - i: corrected[i] if i < k else self.outputs[i, n] for i in range(reach)}
         return states, outputs
 
     @torch.no_grad()
     def _correct_towards(self, table: Table) -> None:
-        """Choose the corrections for which :meth:`forward` gives this table, on the current times."""
+        """Set the corrections for which :meth:`forward` gives this table, on the current times."""
         grid = Grid.of(self.schedule, self.t)
         tau = shifted_times(self.schedule, self.t, self.xi)
         states, outputs = unfold_shifts(self.schedule, self.t[:-1], tau, table.states, table.outputs)

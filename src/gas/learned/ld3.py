@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gas.classical.registry import SOLVERS, Classical
-from gas.learned.times import logits_of_times, times_of_logits, told_table
+from gas.learned.times import logits_of_times, shifted_table, times_of_logits
 from gas.schedule import Schedule
 from gas.table import Table
 
@@ -16,7 +16,7 @@ __all__ = ["LD3"]
 class LD3(nn.Module):
     """A lazy table that is a classical solver on learned times: coefficients follow the times and nothing else.
 
-    ``forward()`` is ``base(schedule, t)`` with the network asked at ``t_n + xi_n``; times and shifts are
+    ``forward()`` is ``base(schedule, t)`` with the network evaluated at ``t_n + xi_n``; times and shifts are
     those of :class:`gas.GeneralizedSolver`. A new solver is the base on its grid, exactly.
 
     Args:
@@ -28,7 +28,7 @@ class LD3(nn.Module):
 
     Attributes:
         theta: logits of the times between the ends, from data to noise: one less than the base takes steps.
-        xi: ``(N,)`` shifts of the times that the network is told.
+        xi: ``(N,)`` shifts of the times given to the network.
 
     Raises:
         ValueError: for unknown names, or an NFE that the base cannot have.
@@ -52,7 +52,7 @@ class LD3(nn.Module):
     ) -> None:
         super().__init__()
         start = Classical(base, grid, nfe, t_end)
-        start.table(schedule)  # refuses an NFE that the base has not on this schedule
+        start.table(schedule)  # refuses an NFE that the base does not have on this schedule
         self.schedule, self.t_end, self.base = schedule, float(t_end), base
         self.theta = nn.Parameter(logits_of_times(start.times(schedule)))
         self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
@@ -70,7 +70,7 @@ class LD3(nn.Module):
     def forward(self) -> Table:
         """Return the table of the current parameters."""
         t, nominal = self.t, self.nominal()
-        return told_table(self.schedule, torch.cat([nominal.times, t[-1:]]), self.xi, nominal)
+        return shifted_table(self.schedule, torch.cat([nominal.times, t[-1:]]), self.xi, nominal)
 
     def nominal(self) -> Table:
         """Return the base's table, in shifted data predictions m."""

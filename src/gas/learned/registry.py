@@ -1,4 +1,4 @@
-"""The ways to parameterise a learned solver, by name: what each is and how it starts at a classical solver."""
+"""Learned solvers by name: how each is built from the classical solver that it starts at."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ if TYPE_CHECKING:
     from gas.training.adam import Adam
     from gas.training.gauss_newton import GaussNewton
 
-__all__ = ["SOLVERS", "TITLES", "Kind", "kind_by_name"]
+__all__ = ["SOLVERS", "Kind", "kind_by_name"]
 
 Config = TypeVar("Config", bound="Adam | GaussNewton")
 
-# Halves of an alternating training: times, coefficients, and so on.
+# Phases of an alternating training: times, coefficients, times and so on, three of each.
 _TURNS = 6
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to parameterise a solver.
+    """A parameterization of a learned solver.
 
     Args:
-        what: one line for people.
+        title: for reports.
         build: makes the module that starts at a classical solver on a schedule.
-        repeats: whether it can start where times repeat, as Heun's do.
+        repeats: whether it can start at a solver with repeated times, as Heun's.
         alternates: whether times and coefficients are learned in turns.
-        lasting: whether the classical solver it starts at stays its formula, on learned times.
+        lasting: whether it keeps the formula of the classical solver, on learned times.
     """
 
-    what: str
+    title: str
     build: Callable[[Schedule, Classical], nn.Module]
     repeats: bool = True
     alternates: bool = False
     lasting: bool = False
 
     def starts_at(self, classical: Classical) -> bool:
-        """Whether :attr:`build` can start there."""
+        """Return whether :attr:`build` can start at this solver."""
         return self.repeats or classical.solver != "heun"
 
     def training(self, config: Config) -> Config:
-        """Return settings with this kind's turns, unless they have some."""
+        """Return the config with this kind's alternating phases, unless it sets some."""
         if not self.alternates or config.alternate:
             return config
         return replace(config, alternate=max(1, config.iterations // _TURNS))
@@ -60,7 +60,8 @@ class Kind:
 
 def _gs(theory: bool) -> Callable[[Schedule, Classical], nn.Module]:
     def build(schedule: Schedule, start: Classical) -> nn.Module:
-        if start.spec == "dpmpp-3m/time_uniform":  # its own start: corrections are zero, not merely tiny
+        # The start of every new solver: corrections are exactly zero, not rounding errors.
+        if start.spec == "dpmpp-3m/time_uniform":
             return GeneralizedSolver(schedule, start.nfe, start.t_end, theory=theory)
         return GeneralizedSolver.from_table(schedule, start.table(schedule), start.t_end, theory=theory)
 
@@ -83,19 +84,14 @@ def _bns(schedule: Schedule, start: Classical) -> nn.Module:
 
 
 SOLVERS: dict[str, Kind] = {
-    "gs": Kind("GS: theoretical coefficients and corrections", _gs(theory=True)),
-    "gs-free": Kind("GS without theory: coefficients do not follow the times", _gs(theory=False)),
-    "ld3": Kind("LD3: times alone, coefficients of a classical solver", _ld3, lasting=True),
-    "s4s": Kind("S4S: times and weights of answers", _s4s(corrector=False), repeats=False),
-    "s4s-pc": Kind("S4S with a corrector", _s4s(corrector=True), repeats=False),
-    "s4s-alt": Kind("S4S, times and weights in turns", _s4s(corrector=False), repeats=False, alternates=True),
-    "bns": Kind("BNS: every number of the folded table", _bns),
+    "gs": Kind("GS", _gs(theory=True)),
+    "gs-free": Kind("GS without theory", _gs(theory=False)),
+    "ld3": Kind("LD3", _ld3, lasting=True),
+    "s4s": Kind("S4S", _s4s(corrector=False), repeats=False),
+    "s4s-pc": Kind("S4S + PC", _s4s(corrector=True), repeats=False),
+    "s4s-alt": Kind("S4S-Alt", _s4s(corrector=False), repeats=False, alternates=True),
+    "bns": Kind("BNS", _bns),
 }
-
-
-# What tables call them.
-TITLES = {"gs": "GS", "gs-free": "GS without theory", "ld3": "LD3", "bns": "BNS"}
-TITLES |= {"s4s": "S4S", "s4s-pc": "S4S + PC", "s4s-alt": "S4S-Alt"}
 
 
 def kind_by_name(name: str, *, theory: bool = True) -> Kind:
@@ -103,7 +99,7 @@ def kind_by_name(name: str, *, theory: bool = True) -> Kind:
 
     Args:
         name: its key.
-        theory: ``False`` makes ``gs`` the ``gs-free``; the others have no theory to leave out.
+        theory: ``False`` turns ``gs`` into ``gs-free``; the others have no such variant.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one, or another kind without theory.

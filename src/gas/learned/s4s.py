@@ -11,7 +11,7 @@ from gas import grids
 from gas.classical.dpmpp import dpmpp
 from gas.classical.rows import Grid, ddim_row
 from gas.errors import UserError
-from gas.learned.times import Numbers, logits_of_times, put_numbers, times_of_logits, told_table
+from gas.learned.times import Numbers, logits_of_times, set_parameters, shifted_table, times_of_logits
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
@@ -19,7 +19,7 @@ __all__ = ["S4S"]
 
 
 class S4S(nn.Module):
-    """A lazy table with free answer weights: ``P(x) = (sigma'/sigma) x - alpha' expm1(-h) sum_j c_{j,n} m_j``.
+    """A lazy table with free weights of predictions: ``P(x) = (sigma'/sigma) x - alpha' expm1(-h) sum_j c_{j,n} m_j``.
 
     With ``corrector`` the step is repeated on the predicted state with a second set of weights b in
     place of c. Times, shifts and ``m_j`` are those of :class:`gas.GeneralizedSolver`.
@@ -32,12 +32,12 @@ class S4S(nn.Module):
 
     Attributes:
         theta: ``(N - 1,)`` logits of the times, from data to noise.
-        xi: ``(N,)`` shifts of the times that the network is told.
+        xi: ``(N,)`` shifts of the times given to the network.
         predictor: ``(N, N)``; entry ``(i, n)`` is step n's weight of ``m_{n-i}``; starts at DPM-Solver++(3M)'s.
         correction: ``(N, N)`` likewise, or ``None`` without corrector.
 
-    The corrector squares ``sigma'/sigma``, so that with it no weights make a classical solver: it starts with
-    a classical solver's weights of answers and less noise in its states than the network is told.
+    The corrector squares ``sigma'/sigma``, so that no weights reproduce a classical solver: it starts with a classical
+    solver's weights of predictions, and with less noise in its states than their times say.
 
     References:
         arXiv 2502.17423, equation 7 and appendix C.1.
@@ -57,8 +57,8 @@ class S4S(nn.Module):
     def from_table(cls, schedule: Schedule, table: Table, t_end: float, *, corrector: bool = False) -> S4S:
         """Build the solver that starts at a given classical table: exactly so without corrector.
 
-        Every classical solver passes on the noise of ``x_T`` as the schedule says, ``sigma_n / sigma_T``, and is
-        therefore of this form once its past states are written out.
+        Every classical solver scales the noise of ``x_T`` by ``sigma_n / sigma_T``, and is therefore of this form
+        once its past states are substituted.
 
         Args:
             schedule: the forward process.
@@ -67,18 +67,18 @@ class S4S(nn.Module):
             corrector: use the predictor-corrector form.
 
         Raises:
-            ValueError: when times repeat (Heun's) or are too close together, or the noise is another's.
+            ValueError: when times repeat (Heun's) or are too close together, or the noise is scaled differently.
         """
         solver, table = cls(schedule, table.nfe, t_end, corrector=corrector), table.detach()
         t = torch.cat([table.times, table.times.new_tensor([t_end])])
         if float(t[0]) != 1.0 or bool((t.diff() >= 0).any()):
             raise UserError(
-                f"table asks at {[round(x, 4) for x in table.times.tolist()]}, but S4S takes a step a time, from 1 "
-                f"down to {t_end:g}: start from a solver with one evaluation a step"
+                f"the table has times {[round(x, 4) for x in table.times.tolist()]}, but S4S takes one step for each, "
+                f"from 1 down to {t_end:g}: start from a solver with one evaluation a step"
             )
         _, sigma = schedule(t)
         if not torch.allclose(table.unrolled()[:, 0], sigma / sigma[0], rtol=1e-6, atol=1e-9):
-            raise UserError("table's weights of x_T are not sigma_n / sigma_T, which S4S cannot change")
+            raise UserError("the table's weights of x_T are not sigma_n / sigma_T, which S4S cannot change")
         with torch.no_grad():
             solver.theta.copy_(logits_of_times(t))
         solver._start_at(table)
@@ -101,8 +101,8 @@ class S4S(nn.Module):
             ValueError: when the lengths do not belong to one N.
         """
         solver = cls(schedule, len(t_couple), t_end, corrector=True)
-        given = {"theta": mu_logit, "xi": t_couple, "predictor": c_diff, "correction": a_diff}
-        put_numbers(solver, given, f"an S4S solver with NFE {solver.nfe}")
+        values = {"theta": mu_logit, "xi": t_couple, "predictor": c_diff, "correction": a_diff}
+        set_parameters(solver, values, f"an S4S solver with NFE {solver.nfe}")
         return solver
 
     @property
@@ -117,7 +117,7 @@ class S4S(nn.Module):
 
     def forward(self) -> Table:
         """Return the table of the current parameters."""
-        return told_table(self.schedule, self.t, self.xi, self.nominal())
+        return shifted_table(self.schedule, self.t, self.xi, self.nominal())
 
     def nominal(self) -> Table:
         """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
@@ -126,13 +126,13 @@ class S4S(nn.Module):
 
     @torch.no_grad()
     def _start_at(self, table: Table) -> None:
-        """Choose the weights for which every state has this table's weights of answers."""
-        grid, answers = Grid.of(self.schedule, self.t), table.unrolled()[:, 1:]
+        """Set the weights for which every state has this table's weights of predictions."""
+        grid, outputs = Grid.of(self.schedule, self.t), table.unrolled()[:, 1:]
         for n in range(self.nfe):
             ratio, step, index = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n), torch.arange(n, -1, -1)
-            self.predictor[: n + 1, n] = ((answers[n + 1] - ratio * answers[n]) / step)[index]
+            self.predictor[: n + 1, n] = ((outputs[n + 1] - ratio * outputs[n]) / step)[index]
             if self.correction is not None:
-                self.correction[: n + 1, n] = ((1 - ratio) * answers[n + 1] / step)[index]
+                self.correction[: n + 1, n] = ((1 - ratio) * outputs[n + 1] / step)[index]
 
     def _row(self, grid: Grid, n: int) -> Row:
         ratio, step = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n)
@@ -144,5 +144,5 @@ class S4S(nn.Module):
 
 
 def _step(grid: Grid, n: int) -> Tensor:
-    """``-alpha' expm1(-h)``: the weight of the answer in a first-order step."""
+    """``-alpha' expm1(-h)``: the weight of the prediction in a first-order step."""
     return ddim_row(grid, n)[1][n]

@@ -1,4 +1,4 @@
-"""Learnable times: stick breaking, and the shift between the nominal time and what the network is told."""
+"""Learnable times: stick breaking, and shifts between nominal times and those given to the network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from gas.errors import UserError
-from gas.schedule import Schedule, earliest_asked
+from gas.schedule import Schedule, earliest_time
 from gas.table import Table
 
 __all__ = [
     "Numbers",
     "fold_shifts",
     "logits_of_times",
-    "put_numbers",
+    "set_parameters",
+    "shifted_table",
     "shifted_times",
     "times_of_logits",
-    "told_table",
     "unfold_shifts",
 ]
 
+# Of the authors' code: keeps every time a share of 1e-5 away from its neighbors.
 _SQUEEZE = 1e-5
 
 
@@ -29,7 +30,7 @@ def times_of_logits(logits: Tensor, t_end: float) -> Tensor:
     """Return the N + 1 times of N - 1 logits, strictly decreasing from 1 to ``t_end``.
 
     With ``m_j = sigmoid(logits_j)`` squeezed into ``[1e-5, 1 - 1e-5]``, the interior times from data to
-    noise are ``1 - (1 - t_end) prod_{i<=j} m_i``: each breaks off a share of what is left up to 1.
+    noise are ``1 - (1 - t_end) prod_{i<=j} m_i``: each breaks off a share of the rest up to 1.
 
     References:
         arXiv 2510.17699, equation 14; order and squeeze as in the authors' code.
@@ -44,7 +45,7 @@ def logits_of_times(t: Tensor) -> Tensor:
     """Return the logits that :func:`times_of_logits` maps to ``t`` (N + 1 times from 1 to t_end).
 
     Raises:
-        ValueError: when a time is closer to its neighbour than the squeeze allows.
+        ValueError: when a time is closer to its neighbor than the squeeze allows.
     """
     left = torch.cat([torch.ones(1, dtype=torch.float64), (1 - t[1:-1].flip(0)) / (1 - t[-1])])
     share = (left[1:] / left[:-1] - _SQUEEZE) / (1 - 2 * _SQUEEZE)
@@ -54,18 +55,18 @@ def logits_of_times(t: Tensor) -> Tensor:
 
 
 def shifted_times(schedule: Schedule, t: Tensor, xi: Tensor) -> Tensor:
-    """Return ``tau = t + xi``, what the network is told, kept where the schedule means something.
+    """Return ``tau = t + xi``, the times given to the network, clamped to the schedule's range.
 
     Where ``alpha_t = 0`` (rectified flow at t = 1) a shift has no finite meaning and is ignored.
     """
     alpha, _ = schedule(t.detach())
-    floor = earliest_asked(schedule, float(t[-1].detach()))
+    floor = earliest_time(schedule, float(t[-1].detach()))
     moved = (t[:-1] + xi).clamp(min=floor, max=schedule.t_max)
     return torch.where(alpha[:-1] > 0, moved, t[:-1])
 
 
-def told_table(schedule: Schedule, t: Tensor, xi: Tensor, nominal: Table) -> Table:
-    """Return the table that asks at the shifted times, of one in shifted data predictions at the nominal ones.
+def shifted_table(schedule: Schedule, t: Tensor, xi: Tensor, nominal: Table) -> Table:
+    """Return the table at the shifted times, from one in shifted data predictions at the nominal times.
 
     Args:
         schedule: the forward process.
@@ -80,21 +81,21 @@ def told_table(schedule: Schedule, t: Tensor, xi: Tensor, nominal: Table) -> Tab
 def fold_shifts(
     schedule: Schedule, t: Tensor, tau: Tensor, states: Tensor, outputs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turn weights of shifted data predictions into weights of plain denoiser answers.
+    """Turn weights of shifted data predictions into weights of plain data predictions.
 
-    GS asks the network at ``tau``, reads a noise estimate there, and turns it into an x_0 estimate with
-    the nominal ``t``: ``m = p x + q D(x, tau)``, ``p = (1 - sigma_t/sigma_tau)/alpha_t``,
+    GS evaluates the network at ``tau``, reads a noise prediction there, and turns it into a data prediction with the
+    nominal ``t``: ``m = p x + q D(x, tau)``, ``p = (1 - sigma_t/sigma_tau)/alpha_t``,
     ``q = sigma_t alpha_tau / (sigma_tau alpha_t)``.
 
     Args:
         schedule: the forward process.
         t: nominal times ``(N,)``.
-        tau: told times ``(N,)``.
+        tau: shifted times ``(N,)``.
         states: weights of states ``(N, N)``.
         outputs: weights of shifted data predictions m ``(N, N)``.
 
     Returns:
-        Weights of states and of denoiser answers, each ``(N, N)``.
+        Weights of states and of data predictions, each ``(N, N)``.
     """
     p, q = _shift(schedule, t, tau)
     return states + outputs * p, outputs * q
@@ -115,7 +116,7 @@ def unfold_shifts(
 ) -> tuple[Tensor, Tensor]:
     """Undo :func:`fold_shifts`."""
     p, q = _shift(schedule, t, tau)
-    # Where q = 0 (told the time of pure noise of a flow) the answer does not depend on d: any weight will do.
+    # Where q = 0 (pure noise of a flow) m does not depend on the prediction: any weight will do.
     shifted = torch.where(q == 0, torch.zeros_like(outputs), outputs / q)
     return states - shifted * p, shifted
 
@@ -124,20 +125,22 @@ Numbers = Sequence[float] | Tensor
 
 
 @torch.no_grad()
-def put_numbers(solver: nn.Module, given: Mapping[str, Numbers | Sequence[Numbers]], what: str) -> None:
+def set_parameters(solver: nn.Module, values: Mapping[str, Numbers | Sequence[Numbers]], label: str) -> None:
     """Copy numbers into a solver's parameters by name.
 
     Args:
         solver: the module, changed in place.
-        given: by parameter name, numbers of that parameter's shape.
-        what: what the solver is called in messages.
+        values: by parameter name, numbers of that parameter's shape.
+        label: of the solver, for messages.
 
     Raises:
         ValueError: when the numbers of a parameter have another shape.
     """
-    for name, value in given.items():
+    for name, value in values.items():
         parameter = solver.get_parameter(name)
         tensor = torch.as_tensor(value, dtype=torch.float64)
         if tensor.shape != parameter.shape:
-            raise UserError(f"{name} of {what} has shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}")
+            raise UserError(
+                f"{name} of {label} has shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}"
+            )
         parameter.copy_(tensor)

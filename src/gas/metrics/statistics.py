@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gas import distributed
 from gas.archives import arrays_with_checksum, open_zip, read_array, verify_arrays
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
@@ -184,7 +184,7 @@ def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
         tensors, metadata = read_safetensors(path, _most(_WIDEST), warn=True)
         return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), metadata
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path} holds no statistics, or is damaged: {one_line(error)}") from error
+        raise UserError(f"{path} holds no statistics, or is damaged: {error_text(error)}") from error
 
 
 def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
@@ -202,7 +202,7 @@ def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
             )
         return FeatureStatistics(mean, (cov + cov.T) / 2, count), said
     except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
+        raise UserError(f"{path}: {error_text(error)}") from error
 
 
 def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
@@ -253,4 +253,6 @@ def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
         with open_regular(path) as file, open_zip(file) as archive:
             yield archive
     except (ValueError, OSError, TypeError) as error:
-        raise UserError(f"{path} is not an .npz of plain arrays, or is damaged: {one_line(error)}") from error
+        raise UserError(
+            f"{path} is not an .npz of plain arrays, or is damaged: {error_text(error)}"
+        ) from error

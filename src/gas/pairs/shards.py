@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gas.display import brief, one_line
+from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
@@ -147,7 +147,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             _check_recipe(recipe, manifest["shards"])
             implied = manifest_of(recipe, [entry["sha256"] for entry in manifest["shards"]])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); choose another folder") from error
+        raise UserError(f"{path} is damaged ({error_text(error)}); choose another folder") from error
     if version != _VERSION:
         raise UserError(f"{path} has version {brief(version)}, but this gas-solver reads version {_VERSION}")
     if other := differences(manifest, implied):
@@ -186,7 +186,7 @@ def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
         _check_size(path, entry, manifest["recipe"])
         tensors, metadata = read_safetensors(path)
     except (OSError, ValueError) as error:
-        reason = one_line(error) if isinstance(error, ValueError) else error.strerror
+        reason = error_text(error) if isinstance(error, ValueError) else error.strerror
         raise UserError(f"shard {path} is missing, truncated or damaged ({reason}); {AGAIN}") from error
     if metadata.get("recipe") != manifest["recipe_sha256"]:
         raise UserError(f"shard {path} is foreign, from a folder of other settings; {AGAIN}")
@@ -262,7 +262,7 @@ class StoredArray:
                     values[position] = stored[row]
         except Exception as error:  # the reader's own errors have no common class
             raise UserError(
-                f"shard {path} changed while it was in use ({one_line(error)}); {AGAIN}"
+                f"shard {path} changed while it was in use ({error_text(error)}); {AGAIN}"
             ) from error
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.denoise import EDMDenoiser
-from gas.display import brief, one_line
+from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import metadata_with_checksum, parse_json, read_safetensors, sha256, write_atomically
 from gas.models.custom import OwnModel
@@ -101,7 +101,7 @@ class EDMNetwork(nn.Module):
         try:
             self.model = unet(img_resolution, img_channels, img_channels, label_dim, **sizes)
         except (TypeError, ZeroDivisionError) as error:
-            raise UserError(f"{kind} of {unet.__name__} cannot be built: {one_line(error)}") from error
+            raise UserError(f"{kind} of {unet.__name__} cannot be built: {error_text(error)}") from error
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict x_0.
@@ -185,7 +185,7 @@ def read_weights(path: str | Path) -> Weights:
             raise UserError("init_kwargs is not an object")
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path} is no whole safetensors file of an EDM network ({one_line(error)}); "
+            f"{path} is no whole safetensors file of an EDM network ({error_text(error)}); "
             "make one with `gas paper convert edm.pkl OUT.safetensors`"
         ) from error
     inner = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
@@ -207,7 +207,9 @@ def of_pickle(path: Path, data: Any) -> Weights:
     try:
         init = json.loads(json.dumps(network.init_kwargs))
     except (RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: the arguments of its network are not plain ({one_line(error)})") from error
+        raise UserError(
+            f"{path}: the arguments of its network are not plain ({error_text(error)})"
+        ) from error
     return Weights(
         kind=network.class_name, init=init, tensors=state_dict_of(network), source=str(path), card={}
     )
@@ -239,7 +241,9 @@ def build(weights: Weights) -> EDMNetwork:
             network = EDMNetwork(weights.kind, **weights.init)
         network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{weights.source} holds no EDM network that is known: {one_line(error)}") from error
+        raise UserError(
+            f"{weights.source} holds no EDM network that is known: {error_text(error)}"
+        ) from error
     return network.eval().requires_grad_(False)
 
 

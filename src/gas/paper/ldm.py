@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.denoise import DiscreteTime, NoiseDenoiser
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import metadata_with_checksum, open_safetensors, read_safetensors, sha256, write_atomically
 from gas.models.custom import OwnModel
@@ -91,7 +91,7 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
         first = state if alone else _under(state, "first_stage_model.")
         tensors |= {f"first.{name}": value for name, value in first_stage_weights(first).items()}
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise UserError(f"{source} is of another architecture: {one_line(error)}") from error
+        raise UserError(f"{source} is of another architecture: {error_text(error)}") from error
     return LatentDiffusion(tensors, {"kind": _KIND, "head_channels": str(head_channels)})
 
 
@@ -110,7 +110,7 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
     try:
         tensors, card = read_safetensors(path)
     except ValueError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error_text(error)})") from error
     if card.get("kind") != _KIND:
         raise UserError(
             f"{path} is no latent diffusion model; make one with `gas paper convert model.ckpt {path}`"
@@ -165,7 +165,7 @@ def load(
     try:
         network = _Network(checkpoint).eval().requires_grad_(False).to(device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is of another architecture: {one_line(error)}") from error
+        raise UserError(f"{path} is of another architecture: {error_text(error)}") from error
     schedule = VPDiscrete(checkpoint.tensors["alphas_cumprod"])
 
     def conditional(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") ->
             vq_embed_dim=embedding,
         )
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a first stage of another architecture: {one_line(error)}") from error
+        raise UserError(f"{path} has a first stage of another architecture: {error_text(error)}") from error
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -272,7 +272,7 @@ def diffusers_class(name: str) -> Any:
         return getattr(diffusers, name)
     except Exception as error:  # a broken torchvision makes this a RuntimeError
         raise ModuleNotFoundError(
-            f"latent diffusion needs diffusers ({one_line(error)}): pip install 'gas-solver[diffusers]'"
+            f"latent diffusion needs diffusers ({error_text(error)}): pip install 'gas-solver[diffusers]'"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, integer, number, one_of
+from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, choice, integer, number
 from gas.classical.registry import Classical
 from gas.errors import UserError
 from gas.learned.registry import kind_by_name
@@ -138,7 +138,7 @@ class Preset:
             integer(name, getattr(self, name), 1, MAX_SEEDS)
         number("guidance", self.guidance, "(-inf, inf)")
         check_start(self.start)
-        one_of("pairing", self.pairing, ("independent", "paired"))
+        choice("pairing", self.pairing, ("independent", "paired"))
         for name in ("teacher_seeds", "evaluation_seeds"):
             first, stop = getattr(self, name)
             if not 0 <= first < stop <= MAX_SEED:

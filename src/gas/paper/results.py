@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import CHECKSUM, read_json, verify_checksum
 from gas.paper.tables import PaperFigure
@@ -63,7 +63,7 @@ def read_results(folder: Path) -> list[MeasuredResult]:
                 document = verify_checksum(document, "it")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"result {path} is damaged ({one_line(error)}): make it again, or take it away"
+                f"result {path} is damaged ({error_text(error)}): make it again, or take it away"
             ) from error
         if isinstance(document, dict):
             results += _results_of(document, path)
@@ -123,7 +123,7 @@ def _results_of(document: Mapping[str, Any], path: Path) -> Iterator[MeasuredRes
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"result {path} is damaged ({type(error).__name__}: {one_line(error)})"
+                f"result {path} is damaged ({type(error).__name__}: {error_text(error)})"
             ) from error
 
 

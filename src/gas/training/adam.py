@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gas import distributed
-from gas.arguments import number, one_of
+from gas.arguments import choice, number
 from gas.errors import Diverged, UserError
 from gas.losses import Loss
 from gas.models.protocol import Model, precision_of
@@ -91,7 +91,7 @@ class Adam:
         for beta in self.betas:
             number("betas", beta, "[0, 1)")
         number("ema", self.ema, "[0, 1)")
-        one_of("decay", self.decay, ("cosine", "constant"))
+        choice("decay", self.decay, ("cosine", "constant"))
 
     @classmethod
     def paper(cls) -> Adam:
@@ -146,7 +146,7 @@ class AdamSteps:
         discriminators: Sequence[Discriminator] = (),
         pairing: str = "independent",
     ) -> None:
-        one_of("pairing", pairing, ("independent", "paired"))
+        choice("pairing", pairing, ("independent", "paired"))
         self.discriminators, self.pairing = DiscriminatorUpdates(discriminators), pairing
         if self.discriminators.active:
             if 2 * config.batch > len(pairs):

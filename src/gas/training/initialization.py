@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.arguments import MAX_SEEDS, integer
-from gas.classical.registry import Classical, candidates, grid_times
-from gas.display import brief, one_line
+from gas.classical.registry import Classical, candidates, parse_times
+from gas.display import brief, error_text
 from gas.errors import Diverged, UserError
 from gas.grids.analytic import as_grid
 from gas.io import add_checksum, read_json, verify_checksum, write_text
@@ -218,7 +218,7 @@ class StartSearch:
         starts = _best_starts([solver for solver in ranked if solver.round == 0], self.candidates, kind)
         spent = choice.evaluations
         if self.extra_grid is not None:
-            entries = candidates(model.schedule, nfe, model.t_end, own=self.extra_grid)
+            entries = candidates(model.schedule, nfe, model.t_end, times=self.extra_grid)
             ranked = list(
                 rank_classical(model, validation, nfe, distance, entries=entries, rounds=(screening,))
             )
@@ -292,7 +292,7 @@ def check_start(start: str) -> None:
     if start != "best":
         classical = named_start(start)
         if "," in classical.grid:
-            as_grid(grid_times(classical.grid))
+            as_grid(parse_times(classical.grid))
 
 
 def named_start(start: str, nfe: int = 2, t_end: float = 0.0) -> Classical:
@@ -370,5 +370,5 @@ def _read_choice(path: Path, fingerprint: Mapping[str, Any]) -> StartChoice:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be continued ({one_line(error)}): delete {path.parent} to train afresh"
+            f"{path} cannot be continued ({error_text(error)}): delete {path.parent} to train afresh"
         ) from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gas import distributed
-from gas.arguments import of_type, one_of
+from gas.arguments import choice, of_type
 from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.errors import Diverged, UserError
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
@@ -144,8 +144,8 @@ def fit(
     References:
         arXiv 2510.17699, equations 15 and 22, section 5.
     """
-    one_of("keep", keep, ("best", "last"))
-    one_of("pairing", pairing, ("independent", "paired"))
+    choice("keep", keep, ("best", "last"))
+    choice("pairing", pairing, ("independent", "paired"))
     of_type("solver", solver, nn.Module, "a module whose forward() returns a gas.Table")
     if checkpoint is not None:
         of_type("checkpoint", checkpoint, (str, Path), "the path of a file")

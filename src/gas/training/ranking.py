@@ -186,7 +186,7 @@ class RankingCache:
 
     def best_on(self, nfe: int, solvers: Sequence[str], t: Tensor) -> Classical:
         """Return the best of some solvers on a given grid ``(nfe + 1,)``; its losses are not stored."""
-        entries = list(candidates(self.model.schedule, nfe, self.model.t_end, solvers=solvers, own=t))
+        entries = list(candidates(self.model.schedule, nfe, self.model.t_end, solvers=solvers, times=t))
         if len(entries) == 1:
             return entries[0][0]
         return min(self._rank(nfe, entries), key=lambda ranked: ranked.finite_loss).classical

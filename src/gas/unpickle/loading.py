@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import open_regular
 from gas.unpickle.plain import Persistent, Refused
@@ -83,7 +83,7 @@ def explained(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        reason = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {error_text(error)}" if str(error) else type(error).__name__
         raise UserError(f"{path} is cut short, damaged or no pickle ({reason}); download it again") from error
 
 

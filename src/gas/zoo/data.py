@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gas.display import one_line
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import open_regular
 
@@ -103,7 +103,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     except FileNotFoundError:
         raise
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is not a readable IDX file of bytes: {one_line(error)}") from error
+        raise UserError(f"{path} is not a readable IDX file of bytes: {error_text(error)}") from error
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 

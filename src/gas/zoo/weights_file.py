@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gas.display import brief, one_line
+from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
@@ -143,7 +143,7 @@ def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 def damage_error(path: str | Path, error: BaseException) -> UserError:
     """Return the error of a file that is not a zoo model, in one line."""
-    return UserError(f"model weights {path} are damaged or not a zoo model: {one_line(error)}")
+    return UserError(f"model weights {path} are damaged or not a zoo model: {error_text(error)}")
 
 
 def _listed_checksum(path: Path) -> str | None:

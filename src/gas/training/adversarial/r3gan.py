@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gas.display import brief, one_line
+from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import read_safetensors
 from gas.unpickle.loading import read_pickle, state_dict_of
@@ -275,7 +275,7 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
         network.load_state_dict(weights, assign=True)
     except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"{path} holds no R3GAN discriminator ({one_line(error)}); its names should be "
+            f"{path} holds no R3GAN discriminator ({error_text(error)}); its names should be "
             "ExtractionLayer.Layer.weight, MainLayers.0.Layers.0.LinearLayer1.Layer.weight, ..."
         ) from error
     return network
@@ -285,7 +285,7 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         weights, _ = read_safetensors(path)
     except ValueError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({one_line(error)})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error_text(error)})") from error
     prefixed = {name.removeprefix("net."): x for name, x in weights.items() if name.startswith("net.")}
     return prefixed or weights
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, integer, of_type, one_of
+from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, choice, integer, of_type
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import fresh
 from gas.losses import loss_by_name
@@ -109,8 +109,8 @@ class Adversary:
         callable_("discriminators", self.discriminators, "a function that makes discriminators")
         callable_("criterion", self.criterion, "a measure of a table, smaller being better")
         of_type("config", self.config, Adam, "a gas.Adam")
-        one_of("pairing", self.pairing, ("independent", "paired"))
-        one_of("unit", self.unit, ("absolute", "paired"))
+        choice("pairing", self.pairing, ("independent", "paired"))
+        choice("unit", self.unit, ("absolute", "paired"))
 
     def weighted(self, paired_loss: float) -> list[Discriminator]:
         """Return fresh discriminators with absolute weights, for an initial solver of this paired loss."""
@@ -227,7 +227,7 @@ def adversary_for(
             out of range.
     """
     integer("samples", samples, 2, MAX_SEEDS)
-    one_of("pairing", pairing, ("independent", "paired"))
+    choice("pairing", pairing, ("independent", "paired"))
     if len(pairs) == 0:
         raise UserError("a discriminator needs pairs to learn from, got none: make some with `gas pairs`")
     make_network, features = _network_maker(model, network, seed), _required_features(model)
