@@ -189,7 +189,9 @@ class GaussNewtonSteps:
         x, target = batch.noise.to(self.model.device), batch.target
         table = self._table(self._parameters()).detach()
         with without_tf32():
-            normal = normal_equations(self._bind(batch), x, target, table, self.features, self.config.outlier)
+            normal = normal_equations(
+                partial(self._bind, batch.labels), x, target, table, self.features, self.config.outlier
+            )
         loss = float(normal.losses.mean())
         if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
             raise Diverged(
@@ -254,13 +256,8 @@ class GaussNewtonSteps:
         for name in self._STATE:
             setattr(self, name, state[name])
 
-    def _bind(self, batch: Pairs) -> Callable[[slice], Denoiser]:
-        labels = batch.labels
-
-        def bind(part: slice) -> Denoiser:
-            return self.model.bind(None if labels is None else labels[part], self.pairs.guidance)
-
-        return bind
+    def _bind(self, labels: Tensor | None, part: slice) -> Denoiser:
+        return self.model.bind(None if labels is None else labels[part], self.pairs.guidance)
 
     @torch.no_grad()
     def _loss_at(self, p: Tensor, batch: Pairs, x: Tensor, target: Tensor, weights: Tensor) -> float:
@@ -269,11 +266,11 @@ class GaussNewtonSteps:
             table = self._table(p)
         except ValueError:  # no table has these numbers
             return math.inf
-        bind, folded = self._bind(batch), table.folded()
+        folded = table.folded()
 
         @torch.no_grad()
         def losses(part: slice) -> Tensor:
-            samples = sample(bind(part), x[part], folded)
+            samples = sample(self._bind(batch.labels, part), x[part], folded)
             return self.loss(samples, target[part].to(samples))
 
         self.evaluations += len(batch) * table.nfe

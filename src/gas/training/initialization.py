@@ -65,14 +65,10 @@ _SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)
 
 @dataclass(frozen=True, eq=False)
 class StartChoice:
-    """The start of a training.
+    """The start of a training, ``"uniform"`` or ``"SOLVER/GRID"``, and the parameters that its short runs learned.
 
-    Args:
-        best: the best classical solver on the validation pairs.
-        losses: its loss of each pair.
-        start: where training starts: ``"uniform"`` or ``"SOLVER/GRID"``.
-        parameters: what the winner learned in its short runs, if it had any.
-        evaluations: network evaluations of the whole choice.
+    ``best`` is the best classical solver on the validation pairs, with the loss of each pair; ``evaluations`` are the
+    network evaluations of the whole search.
     """
 
     best: Classical
@@ -97,15 +93,7 @@ class StartChoice:
 
 @dataclass(frozen=True)
 class CandidateRound:
-    """A candidate after a short run of training.
-
-    Args:
-        classical: the solver that it starts at.
-        loss: its best validation loss so far.
-        run: number of the short run, from 1.
-        runs: short runs of all rounds.
-        evaluations: network evaluations of this run.
-    """
+    """A candidate after short run ``run`` of ``runs``: its best loss so far, and the evaluations of this run."""
 
     classical: Classical
     loss: float

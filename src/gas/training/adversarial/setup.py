@@ -124,13 +124,7 @@ class Adversary:
 
 @dataclass(frozen=True)
 class AdversarialResult:
-    """What :func:`fit_adversarial` spent and reached.
-
-    Args:
-        evaluations: network evaluations of single samples.
-        criterion: before the training and at the best after; ``None`` before the first report.
-        stopped: why the training ended early, if it did.
-    """
+    """Network evaluations of :func:`fit_adversarial`, the criterion before and at best, and why it stopped early."""
 
     evaluations: int
     criterion: tuple[float, float] | None = None
