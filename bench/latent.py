@@ -26,7 +26,7 @@ from gas.learned.generalized import GeneralizedSolver
 from gas.models.protocol import Model
 from gas.table import Table
 from gas.training.adversarial.setup import GAS, adversary_for, fit_adversarial
-from gas.training.distillation import distill, neighbour_grid
+from gas.training.distillation import distill, neighbor_grid
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import StartSearch
 from gas.training.ranking import best_classical
@@ -152,7 +152,7 @@ class Bench:
             smaller = [n for n in range(1, nfe) if self.file(n, "gs").exists()]
             if smaller:
                 last = gas.load(self.file(smaller[-1], "gs")).table(smaller[-1])
-                grid = neighbour_grid(self.model.schedule, last, nfe, self.model.t_end)
+                grid = neighbor_grid(self.model.schedule, last, nfe, self.model.t_end)
                 search = replace(search, candidates=2, extra_grid=grid)
             *_, end = distill(
                 self.model, self.pairs, self.validation, nfe, config=self.config(), search=search

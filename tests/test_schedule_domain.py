@@ -10,7 +10,7 @@ from gas.classical.registry import NAMED_GRIDS
 from gas.grids.published import Levels
 from gas.learned.interpolation import interpolated
 from gas.schedule import EDMasVP, Flow, VPDiscrete, same_schedule
-from gas.training.distillation import neighbour_grid
+from gas.training.distillation import neighbor_grid
 from support.solvers import SCHEDULES
 
 INF, NAN = math.inf, math.nan
@@ -123,7 +123,7 @@ def test_the_usual_end_is_the_schedules_own():
 def test_grids_of_neighbours_interpolated_tables_and_pictures_stay_within_the_schedule(schedule, tmp_path):
     for t_end in (schedule.t_end, schedule.t_min + 1e-4):
         tables = {n: gas.classical.ddim(schedule, gas.grids.log_snr(schedule, n, t_end)) for n in (3, 6)}
-        near = neighbour_grid(schedule, tables[3], 4, t_end)
+        near = neighbor_grid(schedule, tables[3], 4, t_end)
         assert bool((near.diff() < 0).all()) and float(near[-1]) == t_end
         between = interpolated(schedule, tables[3], tables[6], 4, t_end)
         assert bool((between.times >= schedule.t_min).all())

@@ -16,7 +16,7 @@ from gas.schedule import Flow
 from gas.table import Table
 from gas.training.adam import PAPER, Adam, AdamSteps
 from gas.training.adversarial.losses import Critic
-from gas.training.distillation import Distilled, distill, distill_family, neighbour_grid
+from gas.training.distillation import Distilled, distill, distill_family, neighbor_grid
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
@@ -286,7 +286,7 @@ def test_a_neighbours_grid_has_the_neighbours_spacing(schedule, nfe):
     t_end = 1e-3
     for name in ("karras", "time_uniform"):
         t = GRIDS[name](schedule, 4, t_end)
-        near = neighbour_grid(schedule, SOLVERS["ddim"](schedule, t), nfe, t_end)
+        near = neighbor_grid(schedule, SOLVERS["ddim"](schedule, t), nfe, t_end)
         as_grid(near)
         assert near[0] == 1
         assert near[-1] == t_end
@@ -297,7 +297,7 @@ def test_a_neighbours_grid_has_the_neighbours_spacing(schedule, nfe):
 
 def test_a_neighbours_grid_mends_told_times_that_fall_back():
     table = Table([0.9, 0.95, 0.3, 0.3], torch.zeros(4, 4), torch.eye(4))
-    as_grid(neighbour_grid(MODEL.schedule, table, 6, MODEL.t_end))
+    as_grid(neighbor_grid(MODEL.schedule, table, 6, MODEL.t_end))
 
 
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):

@@ -28,7 +28,7 @@ from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate, surely_positive
 
-__all__ = ["FINISH", "STATE", "Distilled", "Report", "distill", "distill_family", "neighbour_grid"]
+__all__ = ["FINISH", "STATE", "Distilled", "Report", "distill", "distill_family", "neighbor_grid"]
 
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
 # earlier pairs, and count pairs of larger loss in full.
@@ -274,7 +274,7 @@ def distill_family(
     for nfe in sorted(set(nfes)):
         member_search = search
         if members:
-            grid = neighbour_grid(model.schedule, members[-1].table(), nfe, model.t_end)
+            grid = neighbor_grid(model.schedule, members[-1].table(), nfe, model.t_end)
             count = min(_FAMILY_CANDIDATES, search.candidates)
             member_search = replace(search, candidates=count, extra_grid=grid)
         member = yield from distill(model, pairs, validation, nfe, search=member_search, **options)
@@ -282,7 +282,7 @@ def distill_family(
     return members
 
 
-def neighbour_grid(schedule: Schedule, table: Table, nfe: int, t_end: float) -> Tensor:
+def neighbor_grid(schedule: Schedule, table: Table, nfe: int, t_end: float) -> Tensor:
     """Return a grid ``(nfe + 1,)`` with the spacing of another solver's times.
 
     The half log-SNR of its times over the share of steps is interpolated at more or fewer steps.
