@@ -259,12 +259,8 @@ def distill_family(
     its candidates.
 
     Args:
-        model: whose denoiser to call.
-        pairs: teacher pairs to train on.
-        validation: teacher pairs of other seeds to choose by.
+        model, pairs, validation, search, options: as for :func:`gas.distill`, the same for every member.
         nfes: network evaluations of each member.
-        search: how the start of each member is chosen.
-        options: as for :func:`gas.distill`, for every member.
 
     Yields:
         The records of :func:`gas.distill` for each member, which end with its :class:`gas.Distilled`.

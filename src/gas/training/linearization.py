@@ -101,7 +101,7 @@ def normal_equations(
     features: Callable[[Tensor], Tensor] | None = None,
     outlier: float = math.inf,
 ) -> Normal:
-    """Linearise ``mean w |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
+    """Linearize ``mean w |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
 
     Args:
         bind: the denoiser for a part of the batch.

@@ -145,11 +145,7 @@ def fit_adversarial(
     Args:
         adversary: discriminators, criterion and settings.
         solver: as training without discriminators left it.
-        model: whose denoiser to call.
-        pairs: teacher pairs to train on.
-        validation: teacher pairs to choose by.
-        loss: a name of :data:`gas.losses.LOSSES`.
-        checkpoint: as for :func:`gas.fit`.
+        model, pairs, validation, loss, checkpoint: as for :func:`gas.fit`.
 
     Yields:
         FitRecord: as :func:`gas.fit` does.
