@@ -14,11 +14,11 @@ from pathlib import Path
 
 import rows
 import torch
+from gas.cli.measuring import held_out, yardstick
 from safetensors.torch import save_file
 
 import gas
 from gas.classical.registry import SOLVERS, Classical
-from gas.cli.measuring import held_out, yardstick
 from gas.cli.options import parse_nfes
 from gas.evaluation.evaluator import Yardstick
 from gas.evaluation.sampler import run

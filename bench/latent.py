@@ -14,11 +14,11 @@ from typing import Any
 
 import rows
 import torch
+from gas.cli.measuring import yardstick
 
 import gas
 from gas.classical.registry import Classical
 from gas.cli.evaluate import taught
-from gas.cli.measuring import yardstick
 from gas.cli.options import parse_nfes, parse_seeds
 from gas.evaluation.evaluator import Yardstick
 from gas.evaluation.sampler import run

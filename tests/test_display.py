@@ -19,9 +19,9 @@ import gas
 from gas.cli import screen
 from gas.cli.app import app, main
 from gas.display import csv_cell, html_text, markdown, markdown_table, plain, quoted_string, significant
-from gas.evaluation.evaluator import Comparison
+from gas.evaluation.evaluator import SolverMetrics
 from gas.experiments.report import Report
-from gas.experiments.store import Cell
+from gas.experiments.store import MethodResult
 from gas.integrations.diffusers.model_card import model_card
 from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
@@ -198,12 +198,21 @@ def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
 
 
 def reported(text):
-    comparison = Comparison(text, 4, 1e-7, 1e-8, 0.1, 30.0, None, None, None, 8)
-    cell = Cell(
-        text, text, "learned", 4, text, comparison, 10, text, 1.0, f"gas compare {text}", torch.rand(8)
+    result = MethodResult(
+        spec=text,
+        label=text,
+        category="learned",
+        nfe=4,
+        origin=text,
+        metrics=SolverMetrics(text, 4, 1e-7, 1e-8, 0.1, 30.0, None, None, None, 8),
+        errors=torch.rand(8),
+        evaluations=10,
+        stopped=text,
+        seconds=1.0,
+        command=f"gas compare {text}",
     )
-    cells = [cell, replace(cell, spec="gs", label="GS")]
-    return Report(text, [text], f"gas compare --out {text}", cells)
+    results = [result, replace(result, spec="gs", label="GS")]
+    return Report(text, [text], f"gas compare --out {text}", results)
 
 
 @names
@@ -268,9 +277,9 @@ def test_a_number_keeps_its_significant_digits(value, digits):
 
 @pytest.mark.parametrize("value", [1e-5, 4e-9, 0.00012, 0.5, 31.0])
 def test_no_loss_is_shown_as_zero(value):
-    from gas.cli.comparisons import _cells
+    from gas.cli.evaluation import _cells
 
-    row = Comparison("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
+    row = SolverMetrics("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
     mse, _, l1 = _cells(row)[2:5]
     shown = [float(part) for cell in (mse, l1) for part in cell.split(" ± ")]
     np.testing.assert_allclose(shown, [value, value / 10, value], rtol=0.05)

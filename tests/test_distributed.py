@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 import gas
 from gas import distributed
 from gas.classical.registry import Classical, candidates
-from gas.cli.evaluate import taught as cli_taught
-from gas.evaluation.evaluator import Yardstick
-from gas.evaluation.sampler import fresh, run as compare_run
+from gas.evaluation.evaluator import Evaluator
+from gas.evaluation.sampler import sample_pairs, sample_seeds, teacher_pairs
+from gas.evaluation.spaces import FeatureSpace
 from gas.losses import l2
 from gas.metrics.statistics import accumulate
 from gas.pairs.fingerprint import PairsSpec
@@ -243,12 +243,12 @@ def test_samples_losses_and_statistics_are_those_of_one():
     table = student.table(MIXTURE.schedule)
 
     def work():
-        pairs = cli_taught(MIXTURE, teacher, range(7, 157))
+        pairs = teacher_pairs(MIXTURE, teacher, range(7, 157))
         found = accumulate(lambda x: x, (part.target for part in pairs.batches(32)))
         made = [pairs.seeds, pairs.noise, pairs.target, pairs.labels, found.mean, found.cov]
         made += [
-            compare_run(MIXTURE, pairs, table),
-            fresh(MIXTURE, table, range(100)),
+            sample_pairs(MIXTURE, pairs, table),
+            sample_seeds(MIXTURE, table, range(100)),
             evaluate(MIXTURE, pairs, table, l2),
         ]
         entries = candidates(MIXTURE.schedule, 2, MIXTURE.t_end, solvers=["ddim", "ipndm-2"])
@@ -264,8 +264,8 @@ def test_features_of_what_is_measured_are_taken_once_among_all():
 
     def work():
         asked = []
-        yardstick = Yardstick(pairs, lambda x: asked.append(len(x)) or x.sin())
-        told = yardstick.measure("its own", pairs.target.flip(0), 4).to_teacher
+        space = FeatureSpace(lambda x: asked.append(len(x)) or x.sin())
+        told = Evaluator(pairs, space).measure("its own", pairs.target.flip(0), 4).to_teacher
         return asked, [told.frechet, told.kernel, told.prdc.coverage]
 
     (first, found), (second, other) = in_two(work)

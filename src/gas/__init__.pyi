@@ -35,7 +35,7 @@ from . import (
 )
 from .classical.registry import Classical as Classical
 from .errors import Diverged as Diverged, UserError as UserError
-from .evaluation.evaluator import compare as compare
+from .evaluation.evaluator import Evaluator as Evaluator
 from .integrations.diffusers.scheduler import GASScheduler as GASScheduler, SchedulerMixin as SchedulerMixin
 from .learned import BNS as BNS, LD3 as LD3, S4S as S4S, GeneralizedSolver as GeneralizedSolver
 from .models.checks import check_model as check_model

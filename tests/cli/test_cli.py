@@ -326,7 +326,7 @@ def test_evaluate_against_real_images(work, tmp_path):
     assert report["rows"][-1]["to_data"]["frechet"] > 0  # the teacher's own distance to data is worth knowing
     assert "against real images" in run("evaluate", *words).stdout
     small = ["evaluate", *SMALL, "--solver", work / "digits.json", "--seeds", "500:508"]
-    assert "--real takes MNIST's IDX files, which model digits is not of" in refused(
+    assert "--real with MNIST's IDX files needs model mnist, got digits" in refused(
         *small, "--real", tmp_path
     )
     assert "nowhere does not exist" in refused(*small, "--real", tmp_path / "nowhere")
@@ -582,8 +582,9 @@ def test_help_is_light_and_shows_an_example():
 
 
 def test_the_package_is_light_and_names_stay_functions():
-    code = "import sys, gas\nassert 'torch' not in sys.modules\nimport gas.fit, gas.sample, gas.compare\n"
-    code += "print(callable(gas.sample), callable(gas.fit), callable(gas.compare), gas.VPLinear().beta_0)"
+    code = "import sys, gas\nassert 'torch' not in sys.modules\n"
+    code += "import gas.training.loop, gas.sampling, gas.evaluation.evaluator\n"
+    code += "print(callable(gas.sample), callable(gas.fit), callable(gas.Evaluator), gas.VPLinear().beta_0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "True", "0.1"]
     for name in gas.__all__:

@@ -37,7 +37,7 @@ def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
     ]
     assert all(part in told for part in ("--solvers ddim,gits,gs-free,gas", "--nfe 2", "--rank 8"))
     text = (out / "report.md").read_text()
-    assert "GAS goes on from GS for 2 steps" in text
+    assert "GAS continues from GS for 2 steps" in text
     digest = weights_hash(gas.zoo.load("digits").classifier)
     assert (
         f"Distributions are compared in the features of model digits (weights' SHA-256 {digest}); data are the"
@@ -48,7 +48,7 @@ def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
     assert typed[:2] == ["gas", "compare"]
     again = json.loads(run(*typed[1:], "--json").stdout)
     assert [row["spec"] for row in again] == ["teacher", "gs-free"]
-    assert "GAS goes on" not in (tmp_path / "report.md").read_text()
+    assert "GAS continues" not in (tmp_path / "report.md").read_text()
     assert again[1]["comparison"] == rows[3]["comparison"]
     sampled = ["--seeds", "500:502", "--out", tmp_path / "x.npz", "--json"]
     shown = run("sample", *SMALL, "--solver", out / "solvers" / "gas-2.json", *sampled)

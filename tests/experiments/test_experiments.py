@@ -1,4 +1,4 @@
-"""Comparisons: every cell is made once, kept, made anew when what decides it changes, and told truly."""
+"""Experiments: every result is made once, stored, made again when its fingerprint changes, and reported truly."""
 
 import csv
 import io
@@ -13,17 +13,17 @@ import torch
 
 from gas import grids
 from gas.classical.registry import Classical, candidates, format_times
-from gas.evaluation.evaluator import Comparison, Yardstick
-from gas.evaluation.sampler import run
-from gas.experiments import runner as grid_module
-from gas.experiments.evaluator import Ruler
-from gas.experiments.experiment import Budget, Setting
-from gas.experiments.methods import Made, OnGrid, contestant_by_name
+from gas.evaluation.evaluator import Evaluator, SolverMetrics
+from gas.evaluation.sampler import sample_pairs
+from gas.evaluation.spaces import FeatureSpace
+from gas.experiments import runner
+from gas.experiments.experiment import Budget, Experiment
+from gas.experiments.methods import ClassicalMethod, SolverResult, method_by_name
 from gas.experiments.pictures import draw
-from gas.experiments.report import Published, Report
-from gas.experiments.runner import Training, fill
-from gas.experiments.store import Cell, Store
-from gas.experiments.tables import MEASURES, differences, matrix
+from gas.experiments.report import Report, ReportedResults
+from gas.experiments.runner import TrainingReport, run_experiment, run_method
+from gas.experiments.store import MethodResult, Store
+from gas.experiments.tables import MEASURES, difference_table, pivot_table
 from gas.learned.registry import SOLVERS as KINDS
 from gas.metrics import paired
 from gas.metrics.distances import distribution
@@ -42,29 +42,32 @@ def pairs():
     return taught(range(64)), taught(range(1000, 1032)), taught(range(5000, 5064))
 
 
-def setting_of(pairs, folder=None, budget=BUDGET):
-    return Setting(MODEL, pairs[0], pairs[1], budget, folder)
+def experiment_of(pairs, folder=None, budget=BUDGET):
+    return Experiment(MODEL, pairs[0], pairs[1], budget, folder)
 
 
-def ruler_of(pairs, **more):
-    return Ruler(MODEL, Yardstick(pairs[2]), **more)
+def evaluator_of(pairs, fingerprint=None):
+    return Evaluator(pairs[2], FeatureSpace(fingerprint=fingerprint or {}))
 
 
-def filled(setting, ruler, specs, nfes, folder):
-    rows = [contestant_by_name(spec) for spec in specs]
-    reports = list(fill(setting, ruler, rows, nfes, Store(folder), lambda s, n: f"make {s} {n}"))
-    return [report for report in reports if isinstance(report, Cell)], reports
+def run_all(experiment, evaluator, specs, nfes, folder):
+    methods = [method_by_name(spec) for spec in specs]
+    running = run_experiment(
+        experiment, evaluator, methods, nfes, Store(folder), lambda s, n: f"make {s} {n}"
+    )
+    reports = list(running)
+    return [report for report in reports if isinstance(report, MethodResult)], reports
 
 
 def test_a_grid_has_every_cell_and_each_is_what_its_table_makes(pairs, tmp_path):
     specs = ["ddim", "unipc-2-bh2/log_snr", "gits", "ipndm-2/gits", "dmn", "ld3", "gs", "gs@uniform"]
-    cells, _ = filled(setting_of(pairs, tmp_path), ruler_of(pairs), specs, [2, 3], tmp_path)
+    cells, _ = run_all(experiment_of(pairs, tmp_path), evaluator_of(pairs), specs, [2, 3], tmp_path)
     assert [(c.spec, c.nfe) for c in cells] == [("teacher", 0), *((s, n) for n in (2, 3) for s in specs)]
     for cell in cells[1:]:
-        made = run(MODEL, pairs[2], cell.table)
+        made = sample_pairs(MODEL, pairs[2], cell.table)
         errors = paired.mse(made, pairs[2].target)
         torch.testing.assert_close(cell.errors.double(), errors, rtol=1e-5, atol=1e-10)
-        assert cell.comparison.mse == pytest.approx(float(errors.mean()))
+        assert cell.metrics.mse == pytest.approx(float(errors.mean()))
         assert cell.command == f"make {cell.spec} {cell.nfe}"
         file = load(Store(tmp_path).solver(cell.spec, cell.nfe))
         assert torch.equal(file.table(cell.nfe).outputs, cell.table.outputs)
@@ -75,27 +78,27 @@ def test_a_grid_has_every_cell_and_each_is_what_its_table_makes(pairs, tmp_path)
     t = gits(MODEL, pairs[0].subset(slice(0, 16)), 3)
     on_gits = Classical("ipndm-2", format_times(t), 3, MODEL.t_end).table(MODEL.schedule)
     assert torch.equal(by_name["ipndm-2/gits", 3].table.times, on_gits.times)
-    assert by_name["gs@uniform", 3].what == "dpmpp-3m / time_uniform"
-    assert by_name["gs", 3].what == by_name["ld3", 3].what  # one start for all
-    assert by_name["gs", 3].comparison.mse < by_name["ddim", 3].comparison.mse
+    assert by_name["gs@uniform", 3].origin == "dpmpp-3m / time_uniform"
+    assert by_name["gs", 3].origin == by_name["ld3", 3].origin  # one start for all
+    assert by_name["gs", 3].metrics.mse < by_name["ddim", 3].metrics.mse
 
 
 def test_the_best_grid_is_the_best_on_the_pairs_that_choose(pairs, tmp_path):
-    (_, cell), _ = filled(setting_of(pairs, tmp_path), ruler_of(pairs), ["ddim"], [3], tmp_path)
+    (_, cell), _ = run_all(experiment_of(pairs, tmp_path), evaluator_of(pairs), ["ddim"], [3], tmp_path)
     some = pairs[1].subset(slice(0, 16))
     losses = {}
     for grid in grids.GRIDS:
         if grid != "flow_shifted":
             table = Classical("ddim", grid, 3, MODEL.t_end).table(MODEL.schedule)
-            losses[grid] = float(paired.mse(run(MODEL, some, table), some.target).mean())
-    assert cell.what == f"ddim / {min(losses, key=losses.get)}"
+            losses[grid] = float(paired.mse(sample_pairs(MODEL, some, table), some.target).mean())
+    assert cell.origin == f"ddim / {min(losses, key=losses.get)}"
 
 
 def test_a_baseline_runs_on_the_grid_that_is_best_on_all_pairs():
     # The seeds come in an order that lets the second best of all look best on the first 64.
     entries = list(candidates(MODEL.schedule, 6, MODEL.t_end, solvers=["ipndm-2"]))
     pairs = taught(range(700, 956))
-    errors = {c.label: paired.mse(run(MODEL, pairs, table), pairs.target) for c, table in entries}
+    errors = {c.label: paired.mse(sample_pairs(MODEL, pairs, table), pairs.target) for c, table in entries}
     first, second = sorted(errors, key=lambda label: float(errors[label].mean()))[:2]
     order = (errors[second] - errors[first]).argsort()
     assert errors[second][order[:64]].mean() < errors[first][order[:64]].mean()
@@ -104,45 +107,45 @@ def test_a_baseline_runs_on_the_grid_that_is_best_on_all_pairs():
 
 
 def counted(monkeypatch):
-    """What is made and what is measured from here on."""
-    made, measured = [], []
-    make, measure = grid_module._Filling._make, Ruler.measure
+    """The methods that are made, and those that are measured, from now on."""
+    trained, measured = [], []
+    make, measure = runner._Runner._make, Evaluator.measure
 
-    def making(self, contestant, nfe, before):
-        made.append((contestant.spec, nfe))
-        return make(self, contestant, nfe, before)
+    def making(self, method, nfe, base):
+        trained.append((method.spec, nfe))
+        return make(self, method, nfe, base)
 
     def measuring(self, name, samples, nfe):
         measured.append((name, nfe))
         return measure(self, name, samples, nfe)
 
-    monkeypatch.setattr(grid_module._Filling, "_make", making)
-    monkeypatch.setattr(Ruler, "measure", measuring)
-    return made, measured
+    monkeypatch.setattr(runner._Runner, "_make", making)
+    monkeypatch.setattr(Evaluator, "measure", measuring)
+    return trained, measured
 
 
 def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, monkeypatch):
-    setting, ruler, specs = setting_of(pairs, tmp_path), ruler_of(pairs), ["ddim", "gs"]
+    experiment, evaluator, specs = experiment_of(pairs, tmp_path), evaluator_of(pairs), ["ddim", "gs"]
     clock = itertools.count()
-    monkeypatch.setattr(grid_module.time, "perf_counter", lambda: float(next(clock)))
-    first, _ = filled(setting, ruler, specs, [2], tmp_path)
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: float(next(clock)))
+    first, _ = run_all(experiment, evaluator, specs, [2], tmp_path)
     made, measured = counted(monkeypatch)
-    again, _ = filled(setting, ruler, specs, [2], tmp_path)
+    again, _ = run_all(experiment, evaluator, specs, [2], tmp_path)
     assert (made, measured) == ([], [])
     for a, b in zip(first, again, strict=True):
         assert a.row() == b.row()
         assert torch.equal(a.errors.float(), b.errors)
     # Whatever is measured now took no time.
-    monkeypatch.setattr(grid_module.time, "perf_counter", lambda: 0.0)
-    others, _ = filled(setting, ruler_of(pairs, told={"features": "others"}), specs, [2], tmp_path)
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: 0.0)
+    others, _ = run_all(experiment, evaluator_of(pairs, {"features": "others"}), specs, [2], tmp_path)
     assert made == []
     assert [c.seconds for c in others[1:]] == [c.seconds for c in first[1:]]  # of making them
     assert min(c.seconds for c in first[1:]) > 0
     assert [name for name, _ in measured] == ["teacher", "DDIM = DPM-Solver++(1M)", "GS"]
     longer = replace(BUDGET, config=replace(BUDGET.config, iterations=5))
-    filled(setting_of(pairs, tmp_path, longer), ruler, specs, [2], tmp_path)
+    run_all(experiment_of(pairs, tmp_path, longer), evaluator, specs, [2], tmp_path)
     assert made == [("gs", 2)]  # classical solvers cost no training
-    filled(setting_of(pairs, tmp_path, longer), ruler, [*specs, "dmn"], [2], tmp_path)
+    run_all(experiment_of(pairs, tmp_path, longer), evaluator, [*specs, "dmn"], [2], tmp_path)
     assert made == [("gs", 2), ("dmn", 2)]
 
 
@@ -151,65 +154,73 @@ def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, 
 )
 @pytest.mark.parametrize("how", ["gone", "cut", "foreign"])
 def test_a_damaged_cell_is_made_anew(pairs, tmp_path, monkeypatch, broken, how):
-    setting, ruler = setting_of(pairs, tmp_path), ruler_of(pairs)
-    first, _ = filled(setting, ruler, ["ddim/karras"], [2], tmp_path)
+    experiment, evaluator = experiment_of(pairs, tmp_path), evaluator_of(pairs)
+    first, _ = run_all(experiment, evaluator, ["ddim/karras"], [2], tmp_path)
     path = tmp_path / broken.format("ddim+karras-2")
     data = path.read_bytes()
     path.unlink() if how == "gone" else path.write_bytes(data[:-9] if how == "cut" else b"[1, 2]")
     made, _ = counted(monkeypatch)
-    again, _ = filled(setting, ruler, ["ddim/karras"], [2], tmp_path)
+    again, _ = run_all(experiment, evaluator, ["ddim/karras"], [2], tmp_path)
     assert made == [("ddim/karras", 2)]
-    assert again[1].comparison == first[1].comparison
+    assert again[1].metrics == first[1].metrics
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(pairs, tmp_path, monkeypatch):
-    whole, _ = filled(setting_of(pairs, tmp_path / "a"), ruler_of(pairs), ["ddim", "gs"], [2], tmp_path / "a")
-    rows = [contestant_by_name(spec) for spec in ("ddim", "gs")]
+    whole, _ = run_all(
+        experiment_of(pairs, tmp_path / "a"), evaluator_of(pairs), ["ddim", "gs"], [2], tmp_path / "a"
+    )
+    rows = [method_by_name(spec) for spec in ("ddim", "gs")]
     folder = tmp_path / "b"
-    setting, ruler = setting_of(pairs, folder), ruler_of(pairs)
-    running = fill(setting, ruler, rows, [2], Store(folder))
+    experiment, evaluator = experiment_of(pairs, folder), evaluator_of(pairs)
+    running = run_experiment(experiment, evaluator, rows, [2], Store(folder))
     for report in running:
-        if isinstance(report, Training) and report.record.iteration == 2:
+        if isinstance(report, TrainingReport) and report.record.iteration == 2:
             break
     running.close()
     assert len(list((folder / "state").glob("*.pt"))) == 1
     made, _ = counted(monkeypatch)
-    cells, reports = filled(setting, ruler, ["ddim", "gs"], [2], folder)
+    cells, reports = run_all(experiment, evaluator, ["ddim", "gs"], [2], folder)
     assert made == [("gs", 2)]
-    assert min(r.record.iteration for r in reports if isinstance(r, Training)) == 4  # not from the start
+    assert (
+        min(r.record.iteration for r in reports if isinstance(r, TrainingReport)) == 4
+    )  # not from the start
     assert torch.equal(cells[2].table.outputs, whole[2].table.outputs)
     assert list((folder / "state").glob("*.pt")) == []
 
 
-class After(OnGrid):
-    """A contestant that goes on from GS, as GAS does, without a critic's cost."""
+class After(ClassicalMethod):
+    """A method that continues from GS, as GAS does, without the cost of a discriminator."""
 
-    def make(self, setting, nfe, before):
-        yield from ()
-        return Made(before.solver, before.what, before.evaluations + 1)
+    def make(self, experiment, nfe, base):
+        yield SolverResult(base.solver, base.origin, base.evaluations + 1)
 
 
-def test_what_another_goes_on_from_is_a_cell_that_is_not_told(pairs, tmp_path, monkeypatch):
-    setting, ruler, store = setting_of(pairs, tmp_path), ruler_of(pairs), Store(tmp_path)
-    gs = contestant_by_name("gs")
+def test_the_base_of_a_method_is_stored_but_not_reported(pairs, tmp_path, monkeypatch):
+    experiment, evaluator, store = experiment_of(pairs, tmp_path), evaluator_of(pairs), Store(tmp_path)
+    gs = method_by_name("gs")
     after = After("after", "After", ("ddim",), "", gs)
-    made, _ = counted(monkeypatch)
-    cells = [c for c in fill(setting, ruler, [after], [2], store) if isinstance(c, Cell)]
-    assert [c.spec for c in cells] == ["teacher", "after"]
-    assert made == [("gs", 2), ("after", 2)]
-    kept = store.read("gs", 2).cell
-    assert cells[1].evaluations == kept.evaluations + 1
-    assert [c for c in fill(setting, ruler, [gs, after], [2], store) if isinstance(c, Training)] == []
+    trained, _ = counted(monkeypatch)
+    results = [
+        c for c in run_experiment(experiment, evaluator, [after], [2], store) if isinstance(c, MethodResult)
+    ]
+    assert [c.spec for c in results] == ["teacher", "after"]
+    assert trained == [("gs", 2), ("after", 2)]
+    stored = store.read("gs", 2).result
+    assert results[1].evaluations == stored.evaluations + 1
+    again = run_experiment(experiment, evaluator, [gs, after], [2], store)
+    assert [c for c in again if isinstance(c, TrainingReport)] == []
+    assert run_method(experiment, evaluator, after, 2, store).row() == results[1].row()
 
 
 def test_what_blows_up_says_so_and_spoils_nothing_else(pairs, tmp_path):
-    ruler = ruler_of(pairs)
-    comparison, errors, pictures = ruler.measure("x", torch.full((64, 2), torch.nan), 2)
-    assert comparison is None
-    assert pictures is None
-    good, _ = filled(setting_of(pairs, tmp_path), ruler, ["ddim"], [2], tmp_path)
-    bad = replace(good[1], spec="x", label="X", comparison=None, errors=errors)
-    table = matrix([*good, bad], MEASURES["mse"])
+    evaluator = evaluator_of(pairs)
+    running = runner._Runner(experiment_of(pairs), evaluator, Store(tmp_path), lambda spec, nfe: "")
+    broken = running._measurements("x", torch.full((64, 2), torch.nan), 2)
+    assert broken["metrics"] is None
+    assert "pictures" not in broken
+    good, _ = run_all(experiment_of(pairs, tmp_path), evaluator, ["ddim"], [2], tmp_path)
+    bad = replace(good[1], spec="x", label="X", **broken)
+    table = pivot_table([*good, bad], MEASURES["mse"])
     assert [entries[0].mark for _, entries in table.rows] == ["", ""]  # there is nothing to be better than
     assert table.rows[1][1][0].text == "diverged"
 
@@ -225,44 +236,54 @@ def test_what_blows_up_says_so_and_spoils_nothing_else(pairs, tmp_path):
 )
 def test_unknown_names_are_refused(spec, text):
     with pytest.raises(ValueError, match=re.escape(text)):
-        contestant_by_name(spec)
+        method_by_name(spec)
 
 
 def test_every_name_is_someone():
     for spec in ("classical", "dpmpp", "unipc", "ipndm", "deis", "gits", "dmn", "oss-wan", *KINDS, "gas"):
-        contestant = contestant_by_name(spec)
-        assert contestant.spec == spec
-        family = "learned" if spec in (*KINDS, "gas") else None
-        assert family in (None, contestant.family)
-    assert contestant_by_name("gas@uniform").after == contestant_by_name("gs@uniform")
-    assert contestant_by_name("gs", "uniform").start == "uniform"
+        method = method_by_name(spec)
+        assert method.spec == spec
+        category = "learned" if spec in (*KINDS, "gas") else None
+        assert category in (None, method.category)
+    assert method_by_name("gas@uniform").base == method_by_name("gs@uniform")
+    assert method_by_name("gs", "uniform").start == "uniform"
 
 
 def test_what_exists_at_no_nfe_is_refused_and_at_some_is_left_out(pairs, tmp_path):
-    setting, ruler = setting_of(pairs, tmp_path), ruler_of(pairs)
-    cells, _ = filled(setting, ruler, ["ddim", "heun"], [2, 3], tmp_path)
+    experiment, evaluator = experiment_of(pairs, tmp_path), evaluator_of(pairs)
+    cells, _ = run_all(experiment, evaluator, ["ddim", "heun"], [2, 3], tmp_path)
     assert [(c.spec, c.nfe) for c in cells[1:]] == [("ddim", 2), ("heun", 2), ("ddim", 3)]
     for specs, text in ((["heun"], "nfe must be even"), (["gits-sd15"], "needs noise from sigma/alpha")):
         with pytest.raises(ValueError, match=text):
-            filled(setting, ruler, specs, [3], tmp_path)
+            run_all(experiment, evaluator, specs, [3], tmp_path)
     with pytest.raises(ValueError, match="share 8 seeds with those learned or chosen from, the first 0"):
-        filled(setting, Ruler(MODEL, Yardstick(pairs[0].subset(slice(0, 8)))), ["ddim"], [3], tmp_path)
+        run_all(experiment, Evaluator(pairs[0].subset(slice(0, 8))), ["ddim"], [3], tmp_path)
     with pytest.raises(ValueError, match="needs solvers and NFE"):
-        filled(setting, ruler, [], [3], tmp_path)
+        run_all(experiment, evaluator, [], [3], tmp_path)
 
 
 # Reports
 
 
-def comparison(mse, half=0.1, **more):
-    return Comparison("x", 4, mse, half, mse, 10.0, None, None, None, 16, **more)
+def metrics(mse, half=0.1, **fields):
+    return SolverMetrics("x", 4, mse, half, mse, 10.0, None, None, None, 16, **fields)
 
 
-def cell(label, nfe, errors, **more):
+def cell(label, nfe, errors):
     errors = torch.as_tensor(errors, dtype=torch.float64)
     mse, half = paired.mean_interval(errors)
-    told = (label, label, "learned", nfe, "what", comparison(mse, half), 7, "", 1.0, f"make {label} <{nfe}>")
-    return Cell(*told, errors, **more)
+    return MethodResult(
+        spec=label,
+        label=label,
+        category="learned",
+        nfe=nfe,
+        origin="origin",
+        metrics=metrics(mse, half),
+        errors=errors,
+        evaluations=7,
+        seconds=1.0,
+        command=f"make {label} <{nfe}>",
+    )
 
 
 NEAR = torch.linspace(0, 1, 50)
@@ -279,14 +300,14 @@ def marks_of(table):
 
 
 def test_what_cannot_be_told_from_the_best_sample_by_sample_is_marked_like_it():
-    table = matrix(CELLS, MEASURES["mse"])
+    table = pivot_table(CELLS, MEASURES["mse"])
     # At NFE 6 there is one solver, which is better than none.
     assert marks_of(table) == {"best": ["near", ""], "near": ["near", ""], "worse": ["", ""]}
     assert "Italic: the best" in table.notes[0] and "seed by seed" in table.notes[0]
     assert table.rows[0][1][0].text == "500.000 ± 82.461"
-    assert matrix(CELLS, MEASURES["frechet"]) is None
+    assert pivot_table(CELLS, MEASURES["frechet"]) is None
     larger = replace(MEASURES["mse"], better="larger", losses=torch.neg)
-    assert marks_of(matrix(CELLS, larger)) == {
+    assert marks_of(pivot_table(CELLS, larger)) == {
         "best": ["near", ""],
         "near": ["near", ""],
         "worse": ["near", ""],
@@ -294,9 +315,13 @@ def test_what_cannot_be_told_from_the_best_sample_by_sample_is_marked_like_it():
 
 
 def test_only_what_is_surely_better_than_every_other_is_the_best():
-    assert marks_of(matrix([CELLS[0], CELLS[2]], MEASURES["mse"])) == {"best": ["best"], "worse": [""]}
+    assert marks_of(pivot_table([CELLS[0], CELLS[2]], MEASURES["mse"])) == {"best": ["best"], "worse": [""]}
     twins = [CELLS[0], cell("twin", 4, NEAR), CELLS[2]]  # two names of one solver: neither is better
-    assert marks_of(matrix(twins, MEASURES["mse"])) == {"best": ["near"], "twin": ["near"], "worse": [""]}
+    assert marks_of(pivot_table(twins, MEASURES["mse"])) == {
+        "best": ["near"],
+        "twin": ["near"],
+        "worse": [""],
+    }
 
 
 @pytest.mark.parametrize("name", ["frechet-data", "frechet-data-corrected"])
@@ -304,11 +329,11 @@ def test_only_what_is_surely_better_than_every_other_is_the_best():
 def test_distances_are_told_apart_by_their_intervals(name, far, marks):
     def known(corrected):
         ends = (corrected - 0.3, corrected + 0.3)
-        found = comparison(1.0, frechet_data_corrected=corrected)
+        found = metrics(1.0, frechet_data_corrected=corrected)
         return replace(found, frechet_data=corrected + 1.0, frechet_data_interval=ends)
 
-    cells = [replace(cell(n, 4, NEAR), comparison=known(x)) for n, x in (("a", 1.6), ("b", far))]
-    table = matrix(cells, MEASURES[name])
+    cells = [replace(cell(n, 4, NEAR), metrics=known(x)) for n, x in (("a", 1.6), ("b", far))]
+    table = pivot_table(cells, MEASURES[name])
     assert [entries[0].mark for _, entries in table.rows] == marks
     assert ("±" in table.rows[0][1][0].text) == (name == "frechet-data-corrected")
 
@@ -317,7 +342,7 @@ def test_every_measure_with_a_better_end_can_tell_solvers_apart():
     """A measure that marked the best without a test would crown it by chance."""
     told = distribution(torch.randn(40, 3), torch.randn(40, 3))
     both = {"to_teacher": told, "to_data": told, "more": {"lpips": (0.1, 0.01), "clip-score": (0.3, 0.01)}}
-    found = replace(comparison(1.0), frechet_data=1.0, frechet_data_interval=(0.5, 1.5), **both)
+    found = replace(metrics(1.0), frechet_data=1.0, frechet_data_interval=(0.5, 1.5), **both)
     found = replace(found, frechet_data_corrected=0.9, mse_median=0.7)
     for name, measure in MEASURES.items():
         value = measure.read(found)
@@ -329,20 +354,20 @@ def test_every_measure_with_a_better_end_can_tell_solvers_apart():
 
 
 def test_people_get_the_median_and_the_psnr_beside_the_mean():
-    cells = [replace(c, comparison=replace(c.comparison, mse_median=0.4)) for c in CELLS]
+    cells = [replace(c, metrics=replace(c.metrics, mse_median=0.4)) for c in CELLS]
     titles = [table.title for table in Report("t", [], "c", cells).headline()]
     assert titles == [MEASURES[name].title for name in ("mse", "mse-median", "psnr")]
     assert [t.title for t in Report("t", [], "c", cells, ("l1",)).headline()] == [MEASURES["l1"].title]
 
 
 def test_differences_are_sample_by_sample():
-    table = differences(CELLS, "best", MEASURES["mse"])
+    table = difference_table(CELLS, "best", MEASURES["mse"])
     assert table.nfes == [4]
     assert {label: entries[0].text for label, entries in table.rows} == {
         "near": "+50.000 ± 97.998",
         "worse": "+10.000 ± 0.000",
     }
-    assert differences(CELLS, "gs", MEASURES["mse"]) is None
+    assert difference_table(CELLS, "gs", MEASURES["mse"]) is None
 
 
 class Outside(HTMLParser):
@@ -369,12 +394,12 @@ def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path)
     ]
     shown = [replace(c, pictures=torch.zeros(3, 1, 8, 8)) for c in shown]
     pictures = draw(shown, VPLinear(), "model", tmp_path)
-    paper = Published("Table 2", {("<best>", 4): 0.25, ("other", 4): 1.0}, "mse")
+    paper = ReportedResults("Table 2", {("<best>", 4): 0.25, ("other", 4): 1.0}, "mse")
     report = Report("A & B", ["first"], "gas compare --all", shown, ("mse",), paper, pictures)
     paths = report.write(tmp_path)
     flat, markdown, page = (path.read_text() for path in paths)
     rows = list(csv.DictReader(io.StringIO(flat)))
-    assert [float(row["mse"]) for row in rows] == [c.comparison.mse for c in shown]
+    assert [float(row["mse"]) for row in rows] == [c.metrics.mse for c in shown]
     assert rows[0]["command"] == "make best <4>"
     assert "| &lt;near&gt; | *550.000 ±" in markdown
     assert "**" not in markdown  # the best is not surely better than the one beside it
@@ -391,4 +416,4 @@ def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path)
 
 def test_a_cell_comes_back_from_its_row():
     row = json.loads(json.dumps(CELLS[0].row()))
-    assert Cell.of(row, errors=CELLS[0].errors).row() == CELLS[0].row()
+    assert MethodResult.from_row(row, errors=CELLS[0].errors).row() == CELLS[0].row()

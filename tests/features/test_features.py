@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import gas
-from gas.cli.measuring import measuring
+from gas.evaluation.spaces import feature_space
 from gas.features.clip_score import ClipScore
 from gas.features.extractor import extractor_by_name
 from gas.features.images import as_bytes, resize_as_tensorflow
 from gas.features.inception import Inception
-from gas.features.judges import judge_by_name
 from gas.features.lpips import LPIPS
+from gas.features.per_sample import sample_metrics
 from gas.features.real import RealImages
 from gas.features.state import read_state
 from gas.io import sha256
@@ -197,7 +197,10 @@ def test_dinov2_answers_with_its_class_token(dinov2):
     from transformers import Dinov2Model
 
     extractor = extractor_by_name("dinov2", dinov2)
-    assert extractor.told() == {"features": "dinov2", "weights_sha256": sha256(dinov2 / "model.safetensors")}
+    assert extractor.fingerprint() == {
+        "features": "dinov2",
+        "weights_sha256": sha256(dinov2 / "model.safetensors"),
+    }
     images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)).float()
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
     with torch.no_grad():
@@ -283,9 +286,9 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     text = (tmp_path / "out" / "report.md").read_text()
     assert "LPIPS to the teacher" in text and "CLIP score of the prompts" in text and "lpips_sha256: " in text
     with pytest.raises(ValueError, match="unknown metric 'lpipps': did you mean 'lpips'"):
-        judge_by_name("lpipps", model, folder)
+        sample_metrics(["lpipps"], model, folder)
     with pytest.raises(ValueError, match="model digits has none: give --prompts"):
-        judge_by_name("clip-score", gas.zoo.load("digits"), folder)
+        sample_metrics(["clip-score"], gas.zoo.load("digits"), folder)
 
 
 # Statistics
@@ -379,16 +382,16 @@ def test_a_models_own_features_say_whose_they_are(tmp_path):
         shown = json.loads(run(*words, "--out", tmp_path / name, "--json").stdout)
         assert shown["features_of"] == "digits"
         assert shown["weights_sha256"] == weights_hash(model.classifier) != weights_hash(other.classifier)
-        _, told = measuring(model, None, "model", None, tmp_path / name)
-        assert told["features_of"] == "digits"
+        fingerprint = feature_space(model, reference=tmp_path / name).fingerprint
+        assert fingerprint["features_of"] == "digits"
         with pytest.raises(ValueError, match=r"features_of digits, not mnist.*gas statistics --model"):
-            measuring(other, None, "model", None, tmp_path / name)
+            feature_space(other, reference=tmp_path / name)
     found = read_statistics(tmp_path / "s.npz")
     save_statistics(tmp_path / "old.npz", found, {"features": "model"})
     with pytest.raises(ValueError, match="does not say whose: make them again with gas statistics --model d"):
-        measuring(model, None, "model", None, tmp_path / "old.npz")
+        feature_space(model, reference=tmp_path / "old.npz")
     save_statistics(tmp_path / "edm.npz", found)  # as papers publish them
-    measuring(model, None, "model", None, tmp_path / "edm.npz")
+    feature_space(model, reference=tmp_path / "edm.npz")
 
 
 # From the command line
@@ -429,7 +432,7 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     refusals = {
         ("--features", "inception"): "needs --weights: nothing is downloaded",
         ("--weights", weights): "name it with --features",
-        ("--real", tmp_path / "s.npz"): "pictures are seen by a published network",
+        ("--real", tmp_path / "s.npz"): "pictures need a published network",
         (*told, "--real", tmp_path / "s.npz"): "need those of ADM's reference batch or a folder of pictures",
     }
     for option, text in refusals.items():

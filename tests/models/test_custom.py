@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gas
-from gas.evaluation.sampler import fresh, run
+from gas.evaluation.sampler import sample_pairs, sample_seeds
 from gas.models.protocol import weights_hash
 from gas.models.seeds import labels_of_seeds
 from gas.training.initialization import StartSearch
@@ -239,8 +239,8 @@ def test_a_solver_by_name_is_taken_wherever_a_table_is(tmp_path):
         assert torch.equal(
             gas.evaluate(model, by_name, solver, loss), gas.evaluate(model, by_name, as_table, loss)
         )
-        assert torch.equal(run(model, by_name, solver), run(model, by_name, as_table))
-        assert torch.equal(fresh(model, solver, range(3)), fresh(model, as_table, range(3)))
+        assert torch.equal(sample_pairs(model, by_name, solver), sample_pairs(model, by_name, as_table))
+        assert torch.equal(sample_seeds(model, solver, range(3)), sample_seeds(model, as_table, range(3)))
     for what, folder in {table: "a", teacher: "b"}.items():
         list(gas.write_pairs(model, what, tmp_path / folder, gas.PairsSpec(range(8), teacher.config())))
     list(gas.write_pairs(model, teacher, tmp_path / "c", gas.PairsSpec(range(8))))

@@ -10,7 +10,7 @@ from torch import nn
 from gas import zoo
 from gas.classical.registry import Classical
 from gas.errors import Diverged
-from gas.evaluation.sampler import run
+from gas.evaluation.sampler import sample_pairs
 from gas.learned.generalized import GeneralizedSolver
 from gas.losses import loss_by_name
 from gas.metrics.criterion import FrechetCriterion
@@ -173,7 +173,7 @@ def test_the_authors_pairing_lets_the_critic_learn_on_noise_of_no_pair(pairs):
     fake, real, of_real, of_fake = seen
     assert torch.equal(real, batch.target)
     assert torch.equal(of_real, batch.target)
-    made = run(MODEL, batch, new()().detach())
+    made = sample_pairs(MODEL, batch, new()().detach())
     torch.testing.assert_close(of_fake, made)  # the solver hears of its own batch
     assert not torch.isin(fake, made).any()  # the critic has learned on other students
     with pytest.raises(ValueError, match="pairing must be"):
@@ -318,11 +318,11 @@ def test_the_solver_goes_where_its_critics_point(pairs, validation, objective):
             validation,
             critics,
             iterations=30,
-            criterion=lambda table: -float(run(MODEL, validation, table).mean()),
+            criterion=lambda table: -float(sample_pairs(MODEL, validation, table).mean()),
         )
         solver = new()
         nn.utils.vector_to_parameters(numbers, solver.parameters())
-        return float(run(MODEL, validation, solver().detach()).square().sum(1).mean())
+        return float(sample_pairs(MODEL, validation, solver().detach()).square().sum(1).mean())
 
     critic = Critic("wide", Wide(), weight=3.0, objective=objective, learning_rate=1e-9)
     assert place([critic]) > place([]) + 0.02
@@ -335,7 +335,7 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
             return super().forward(x) * float("nan")
 
     def nearness(table):
-        seen.append(float((run(MODEL, validation, table) - validation.target).square().mean()))
+        seen.append(float((sample_pairs(MODEL, validation, table) - validation.target).square().mean()))
         return -seen[-1]  # farther is better: what the paired loss would never choose
 
     seen = []

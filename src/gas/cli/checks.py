@@ -32,6 +32,7 @@ __all__ = [
     "output_file",
     "output_folder",
     "registered",
+    "split_names",
 ]
 
 # Published guidance scales are 1 to 20.
@@ -109,7 +110,7 @@ def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[A
     """Return a check of every item of a comma-separated list, which may be ``empty``."""
 
     def check_items(text: str) -> None:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
+        parts = split_names(text)
         if not parts and (text or not empty):
             raise UserError(f"a comma-separated list of names is wanted, got {text!r}")
         if repeated := [part for part in dict.fromkeys(parts) if parts.count(part) > 1]:
@@ -118,6 +119,11 @@ def listed(check: Callable[[Any], object], *, empty: bool = True) -> Callable[[A
             check(part)
 
     return check_items
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def existing_path(path: Path) -> None:

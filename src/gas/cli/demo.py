@@ -18,7 +18,8 @@ from gas.workspace import claim, scratch
 
 if TYPE_CHECKING:
     from gas.classical.registry import Classical
-    from gas.evaluation.evaluator import Comparison
+    from gas.evaluation.evaluator import SolverMetrics
+    from gas.evaluation.sampler import teacher_pairs
     from gas.learned.generalized import GeneralizedSolver
     from gas.pairs.dataset import Pairs
     from gas.table import Table
@@ -52,8 +53,7 @@ def demo(
     Teacher pairs, the best classical start, training, the solver files, samples of unseen seeds, figures.
     """
     from gas.classical.registry import Classical
-    from gas.cli.comparisons import print_comparisons
-    from gas.cli.evaluate import taught
+    from gas.cli.evaluation import print_metrics, teacher_progress
     from gas.cli.pairs import run_teacher
     from gas.pairs.dataset import read_pairs
 
@@ -72,13 +72,13 @@ def demo(
     tables = _learn_both(network, teacher, pairs, validation, files, nfe, iterations, seed, state)
     stop = FIRST_UNSEEN + EVALUATED
     note(f" {FIRST_UNSEEN} to {stop - 1}", label="4. Unseen seeds", style="bold")
-    unseen = taught(network, teacher, range(FIRST_UNSEEN, stop))
-    rows = _measure(out, network, unseen, _contestants(network, unseen, nfe, tables), teacher)
+    unseen = teacher_pairs(network, teacher, range(FIRST_UNSEEN, stop), progress=teacher_progress)
+    rows = _measure(out, network, unseen, _solvers(network, unseen, nfe, tables), teacher)
     if json:
         seeds = [FIRST_UNSEEN, stop]
         print_json({"model": network.name, "seeds": seeds, "rows": [asdict(row) for row in rows]})
     else:
-        print_comparisons(f"{network.name}, {len(unseen)} unseen seeds", rows)
+        print_metrics(f"{network.name}, {len(unseen)} unseen seeds", rows)
     note(
         f"solvers {' and '.join(map(str, files.values()))} ({path.stat().st_size / 1000:.1f} kB each), "
         f"pictures {out}/samples.png and {out}/times.png"
@@ -153,7 +153,7 @@ def _learn_adversarial(
     return solver
 
 
-def _contestants(
+def _solvers(
     model: ZooModel, pairs: Pairs, nfe: int, learned: dict[str, Table]
 ) -> dict[str, tuple[str, Table]]:
     """Return the solvers of the picture by name, with their grids and tables."""
@@ -170,24 +170,24 @@ def _contestants(
 
 def _measure(
     out: Path, model: ZooModel, pairs: Pairs, tables: dict[str, tuple[str, Table]], teacher: Classical
-) -> list[Comparison]:
+) -> list[SolverMetrics]:
     """Measure every table, draw the first samples and the times of each, and return the measurements."""
-    from gas.evaluation.evaluator import Yardstick
-    from gas.evaluation.sampler import run
+    from gas.evaluation.evaluator import Evaluator
+    from gas.evaluation.sampler import sample_pairs
     from gas.models.protocol import data_range_of
     from gas.plotting.samples import sample_grid
     from gas.plotting.times import times_plot
 
     rows, images = [], []
     # Pair by pair alone: a Frechet distance of so few samples is mostly bias.
-    yardstick = Yardstick(pairs, data_range=data_range_of(model))
+    evaluator = Evaluator(pairs, data_range=data_range_of(model))
     for name, (detail, table) in tables.items():
-        samples = run(model, pairs, table)
-        row = yardstick.measure(name, samples, table.nfe)
+        samples = sample_pairs(model, pairs, table)
+        row = evaluator.measure(name, samples, table.nfe)
         rows.append(row)
         title = f"{name}\n{detail}\n{table.nfe} calls, MSE {significant(row.mse)}"
         images.append((title, samples[:_COLUMNS].clamp(-1, 1)))
-    rows.append(yardstick.measure("teacher", pairs.target, teacher.nfe))
+    rows.append(evaluator.measure("teacher", pairs.target, teacher.nfe))
     title = f"Teacher\n{teacher.label}\n{teacher.nfe} calls"
     images.append((title, pairs.target[:_COLUMNS].clamp(-1, 1)))
     highlight = list(tables).index("GS")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,9 +12,14 @@ import typer
 from gas import distributed
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import checked, existing_file, listed, registered
-from gas.cli.comparisons import print_comparisons, print_distributions
-from gas.cli.measuring import judging, measuring
+from gas.cli.checks import checked, existing_file, listed, registered, split_names
+from gas.cli.evaluation import (
+    load_space,
+    print_distributions,
+    print_metrics,
+    teacher_progress,
+    warn_of_provenance,
+)
 from gas.cli.options import (
     FeatureOptions,
     Json,
@@ -29,20 +34,16 @@ from gas.cli.options import (
     parse_nfes,
     parse_seeds,
 )
-from gas.cli.screen import bar, note, print_json, tracked
-from gas.cli.solver_files import load_named, warn_of_known_seeds, warn_of_unknown_model
+from gas.cli.screen import bar, note, print_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gas.classical.registry import Classical
-    from gas.evaluation.evaluator import Comparison, Yardstick
+    from gas.evaluation.evaluator import Evaluator, SolverMetrics
     from gas.models.protocol import Model
-    from gas.pairs.dataset import Pairs
     from gas.solver_file import Artefact
     from gas.table import Table
 
-__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "evaluate_files", "taught"]
+__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "evaluate_files"]
 
 BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
 
@@ -81,18 +82,18 @@ class EvaluationOptions:
             callback=checked(listed(check_classical)),
         ),
     ] = ",".join(BASELINES)
-    every: Annotated[bool, typer.Option("--every", help="Also find the best of all classical solvers.")] = (
-        False
-    )
+    every: Annotated[
+        bool, typer.Option("--every", help="Also measure the best of all classical solvers.")
+    ] = False
     transfer: Annotated[
         bool,
-        typer.Option("--transfer", help="Take solvers of another network of the same shape and schedule."),
+        typer.Option("--transfer", help="Accept solvers of another network of the same shape and schedule."),
     ] = False
     metrics: Annotated[
         str,
         typer.Option(
             help="Metrics of single samples: lpips (to the teacher), clip-score (of prompts).",
-            callback=checked(listed(registered("metric", "gas.features.judges:JUDGES"))),
+            callback=checked(listed(registered("metric", "gas.features.per_sample:SAMPLE_METRICS"))),
         ),
     ] = ""
     metric_weights: MetricWeights = None
@@ -101,10 +102,16 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Measured solvers: what they were measured on, one row a solver and NFE, and the last solver's name."""
+    """Measured solvers.
+
+    Attributes:
+        document: model, seeds and fingerprints of the evaluation, in plain JSON.
+        rows: one per solver and NFE, and the teacher's.
+        strongest: name of the row to emphasize.
+    """
 
     document: dict[str, Any]
-    rows: list[Comparison]
+    rows: list[SolverMetrics]
     strongest: str
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +125,7 @@ class Evaluation:
             return
         first, stop = self.document["seeds"]
         title = f"{self.document['model']}: {stop - first} samples, seeds {first} to {stop - 1}"
-        print_comparisons(title, self.rows, strong=self.strongest)
+        print_metrics(title, self.rows, strong=self.strongest)
         title = "the same, as distributions of features; 95% intervals"
         print_distributions(title, self.rows, strong=self.strongest)
         print_distributions("the same, against real images", self.rows, strong=self.strongest, data=True)
@@ -179,47 +186,81 @@ def evaluate_files(
     Raises:
         UserError: for files, baselines or metrics that do not fit the model.
     """
+    from gas.evaluation.evaluator import Evaluator
+    from gas.evaluation.sampler import teacher_pairs
+    from gas.evaluation.solver_files import load_solver_files
+    from gas.features.per_sample import sample_metrics
     from gas.models.runtime import ending_at
 
-    check_space(features.features, features.weights)
-    baselines = [name.strip() for name in options.baselines.split(",") if name.strip()]
-    artefacts = load_named(options.solver, model, transfer=options.transfer)
-    first = next(iter(artefacts.values()))
-    nfes = parse_nfes(options.nfe) if options.nfe else sorted({n for a in artefacts.values() for n in a.nfes})
-    for n in nfes if options.nfe else ():
-        for each in artefacts.values():
-            each.neighbours(n)  # refuses what is neither trained nor between two that are
-    seeds = parse_seeds(options.seeds)
+    artefacts = load_solver_files(options.solver, model, transfer=options.transfer)
+    first, nfes = next(iter(artefacts.values())), _nfes(options.nfe, artefacts)
+    baselines, seeds = split_names(options.baselines), parse_seeds(options.seeds)
     defaults = {"t_end": model.t_end} if usual is None else usual(nfes[0])
     teacher = _teacher(first, defaults, given or {})
     _check_baselines(baselines, nfes, model.t_end)
-    yardstick_of, space = measuring(
-        model, features.real, features.features, features.weights, features.reference
+    space = load_space(model, features)
+    metrics = sample_metrics(split_names(options.metrics), model, options.metric_weights)
+    for artefact in artefacts.values():
+        warn_of_provenance(artefact, model, seeds)
+    pairs = teacher_pairs(
+        ending_at(model, teacher.t_end),
+        teacher,
+        seeds,
+        guidance=first.document.guidance,
+        progress=teacher_progress,
     )
-    judges, judged = judging(model, options.metrics, options.metric_weights)
-    for each in artefacts.values():
-        warn_of_unknown_model(each, model)
-        warn_of_known_seeds(each, seeds)
-    pairs = taught(ending_at(model, teacher.t_end), teacher, seeds, first.document.guidance)
-    ruler = replace(yardstick_of(pairs), judges=judges)
-    rows = [row for n in nfes for row in _measure(model, ruler, n, artefacts, baselines, options.every)]
-    _warn_of_interpolation(rows)
-    rows.append(ruler.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe))
+    evaluator = Evaluator.for_model(model, pairs, space, sample_metrics=metrics)
+    entries = _entries(evaluator, model, nfes, artefacts, baselines, options.every)
+    rows = _measure(evaluator, model, entries)
     if options.picture is not None and distributed.is_first():
-        _draw(options.picture, rows, model.name, len(pairs))
-        note(f"wrote {options.picture}")
-    document = {"model": model.name, "seeds": [seeds.start, seeds.stop], **space, **judged}
+        _draw(options.picture, entries, rows, model.name)
+    rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe))
+    document = {"model": model.name, "seeds": [seeds.start, seeds.stop], **space.fingerprint}
+    for metric in metrics:
+        document |= metric.fingerprint
     return Evaluation(document=document, rows=rows, strongest=list(artefacts)[-1])
 
 
-def _check_baselines(names: list[str], nfes: list[int], t_end: float) -> None:
-    """Refuse a baseline that does not exist at one of the NFE before the teacher runs."""
+@dataclass(frozen=True)
+class _Entry:
+    """One row: a table to evaluate.
+
+    Attributes:
+        name: of the row.
+        nfe: of the row; that of the table may be a smaller one.
+        table: the solver.
+        curve: its line in the picture; empty for a row that is not drawn.
+        grid: of a classical solver.
+        interpolated: whether the NFE was not trained.
+    """
+
+    name: str
+    nfe: int
+    table: Table
+    curve: str = ""
+    grid: str = ""
+    interpolated: bool = False
+
+
+def _nfes(text: str, artefacts: Mapping[str, Artefact]) -> list[int]:
+    """The NFE to evaluate; refuses those that are neither trained nor between two trained ones."""
+    if not text:
+        return sorted({nfe for artefact in artefacts.values() for nfe in artefact.nfes})
+    nfes = parse_nfes(text)
+    for nfe in nfes:
+        for artefact in artefacts.values():
+            artefact.neighbours(nfe)
+    return nfes
+
+
+def _check_baselines(names: Sequence[str], nfes: Sequence[int], t_end: float) -> None:
+    """Refuse a baseline that does not exist at one of the NFE, before the teacher runs."""
     from gas.classical.registry import Classical
 
     for name in names:
         solver, _, grid = name.partition("/")
-        for n in nfes:
-            Classical(solver, grid or "log_snr", n, t_end)
+        for nfe in nfes:
+            Classical(solver, grid or "log_snr", nfe, t_end)
 
 
 def _teacher(artefact: Artefact, usual: Mapping[str, Any], given: Mapping[str, Any]) -> Classical:
@@ -227,79 +268,86 @@ def _teacher(artefact: Artefact, usual: Mapping[str, Any], given: Mapping[str, A
     from gas.classical.registry import Classical
 
     teacher = artefact.document.teacher or {}
-    known = teacher if "solver" in teacher else {}  # an imported set does not say what made it
+    known = teacher if "solver" in teacher else {}  # an imported set does not name its teacher
     chosen = {name: value for name, value in given.items() if value is not None}
     return Classical(**{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen})
 
 
-def _warn_of_interpolation(rows: list[Comparison]) -> None:
-    for row in rows:
-        others = [other for other in rows if other.nfe == row.nfe and other.mse < row.mse]
-        if "interpolated" in row.name and others:
-            best = min(others, key=lambda other: other.mse)
-            told = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or take that"
-            note(f": {told}", label="warning")
+def _entries(
+    evaluator: Evaluator,
+    model: Model,
+    nfes: Sequence[int],
+    artefacts: Mapping[str, Artefact],
+    baselines: Sequence[str],
+    every: bool,
+) -> list[_Entry]:
+    """The rows of every NFE: baselines, the best classical solver, and the files that have it."""
+    entries: dict[tuple[str, int], _Entry] = {}
+    for nfe in nfes:
+        for entry in (
+            *_classical_entries(evaluator, model, nfe, baselines, every),
+            *_learned_entries(nfe, artefacts),
+        ):
+            entries[entry.name, nfe] = entry
+    return list(entries.values())
 
 
-def taught(model: Model, teacher: Classical, seeds: range, guidance: float = 1.0) -> Pairs:
-    """Run the teacher on seeds, in memory, with a bar; several processes share the batches."""
-    from gas.models.protocol import conditions_of
-    from gas.pairs.dataset import Pairs, join_pairs
-    from gas.pairs.teacher import teach
-
-    table = teacher.table(model.schedule)
-    starts = range(seeds.start, seeds.stop, 64)
-
-    def part(start: int) -> dict[str, Tensor]:
-        made = teach(model, table, range(start, min(start + 64, seeds.stop)), guidance=guidance)
-        labels = {} if made.labels is None else {"labels": made.labels}
-        return {"seeds": made.seeds, "noise": made.noise, "target": made.target, **labels}
-
-    manifest = {"recipe": {"guidance": guidance, "teacher": {}, **conditions_of(model)}}
-    made = distributed.map_sharded(part, tracked("teacher", starts, len(starts)))
-    return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in made])
-
-
-def _measure(
-    model: Model, ruler: Yardstick, nfe: int, artefacts: dict[str, Artefact], names: list[str], every: bool
-) -> list[Comparison]:
+def _classical_entries(
+    evaluator: Evaluator, model: Model, nfe: int, baselines: Sequence[str], every: bool
+) -> Iterator[_Entry]:
     from gas.classical.registry import SOLVERS
-    from gas.evaluation.sampler import run
     from gas.training.ranking import best_classical
 
-    tables: dict[str, Table] = {}
-    pairs = ruler.pairs
-    for name in names:
-        best = best_classical(model, pairs, nfe, [name])
-        tables[best.classical.label] = best.table
+    for name in baselines:
+        best = best_classical(model, evaluator.pairs, nfe, [name])
+        solver, grid = best.classical.solver, best.classical.grid
+        yield _Entry(best.classical.label, nfe, best.table, curve=solver, grid=grid)
     if every:
-        best = best_classical(model, pairs, nfe, list(SOLVERS))
-        tables[f"{best.classical.label} (best of all)"] = best.table
-    for name, one in artefacts.items():
-        if one.nfes[0] <= nfe <= one.nfes[-1]:
-            around = one.neighbours(nfe)
-            if around is not None:
-                tables[f"{name}, NFE {around[0]} instead"] = one.table(around[0])
-                name = f"{name}, {interpolation(around)}"
-            tables[name] = one.table(nfe, interpolate=True)
+        best = best_classical(model, evaluator.pairs, nfe, list(SOLVERS))
+        yield _Entry(f"{best.classical.label} (best of all)", nfe, best.table)
+
+
+def _learned_entries(nfe: int, artefacts: Mapping[str, Artefact]) -> Iterator[_Entry]:
+    for name, artefact in artefacts.items():
+        if not artefact.nfes[0] <= nfe <= artefact.nfes[-1]:
+            continue
+        around, table = artefact.neighbours(nfe), artefact.table(nfe, interpolate=True)
+        if around is None:
+            yield _Entry(name, nfe, table, curve=name)
+        else:
+            yield _Entry(f"{name}, NFE {around[0]} instead", nfe, artefact.table(around[0]))
+            label, curve = f"{name}, {interpolation(around)}", f"{name}, interpolated"
+            yield _Entry(label, nfe, table, curve=curve, interpolated=True)
+
+
+def _measure(evaluator: Evaluator, model: Model, entries: Sequence[_Entry]) -> list[SolverMetrics]:
+    """Measure every entry; warn of an interpolated one that another of its NFE beats."""
+    from gas.evaluation.sampler import sample_pairs
+
     rows = []
-    with bar(f"NFE {nfe}", len(tables)) as running:
-        for done, (name, table) in enumerate(tables.items(), start=1):
-            rows.append(ruler.measure(name, run(model, pairs, table), nfe))
-            running.at(done, name)
+    with bar("solvers", len(entries)) as progress:
+        for done, entry in enumerate(entries, start=1):
+            samples = sample_pairs(model, evaluator.pairs, entry.table)
+            rows.append(evaluator.measure(entry.name, samples, entry.nfe))
+            progress.at(done, f"NFE {entry.nfe}: {entry.name}")
+    for entry, row in zip(entries, rows, strict=True):
+        best = min((other for other in rows if other.nfe == row.nfe), key=lambda other: other.mse)
+        if entry.interpolated and best.mse < row.mse:
+            text = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or use that"
+            note(f": {text}", label="warning")
     return rows
 
 
-def _draw(path: Path, rows: list[Comparison], model: str, samples: int) -> None:
+def _draw(path: Path, entries: Sequence[_Entry], rows: Sequence[SolverMetrics], model: str) -> None:
     from gas.plotting.errors import error_plot
 
     curves: dict[str, dict[int, float]] = {}
     grids: dict[str, set[str]] = {}
-    for row in rows:
-        if row.mse > 0 and not row.name.endswith(("(best of all)", " instead")):
-            solver, _, used = row.name.split(" from NFE ")[0].partition(" / ")
-            curves.setdefault(solver, {})[row.nfe] = row.mse
-            grids.setdefault(solver, set()).add(used)
-    told = [f"{solver} on {', '.join(sorted(used))}" for solver, used in grids.items() if any(used)]
-    note_text = f"{model}, {samples} unseen seeds; {'; '.join(told)}."
-    error_plot(path, curves, note=note_text, highlight="GS")
+    for entry, row in zip(entries, rows, strict=True):
+        if entry.curve and row.mse > 0:
+            curves.setdefault(entry.curve, {})[row.nfe] = row.mse
+            grids.setdefault(entry.curve, set()).update([entry.grid] if entry.grid else [])
+    used = [f"{curve} on {', '.join(sorted(names))}" for curve, names in grids.items() if names]
+    text = f"{model}, {rows[0].samples} unseen seeds; {'; '.join(used)}."
+    error_plot(path, curves, note=text, highlight="GS")
+    note(f"wrote {path}")

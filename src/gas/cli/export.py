@@ -13,7 +13,6 @@ from gas.cli.checks import option, output_file
 from gas.cli.loading import load_zoo
 from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
-from gas.cli.solver_files import nfe_of
 from gas.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,13 +53,14 @@ def export(
     A row maps the states and outputs so far, each flattened to (row + 1, elements), to the next state. onnxruntime
     runs the file at two batch sizes; it appears only if it agrees with torch within 1e-5.
     """
+    from gas.evaluation.solver_files import default_nfe
     from gas.integrations.onnx import export as write
     from gas.solver_file import load
 
     if row is not None and was_given(context, "model"):
         raise UserError("--model is for the whole sampler: leave it out, or --row")
     artefact = load(solver)
-    nfe = nfe_of(artefact, nfe)
+    nfe = default_nfe(artefact) if nfe is None else nfe
     if row is None:
         module, inputs, batch = _sampler(artefact, model, nfe)
     else:

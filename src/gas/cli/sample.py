@@ -10,19 +10,20 @@ import typer
 from gas.arguments import MAX_NFE, MAX_SEED
 from gas.cli.app import command
 from gas.cli.checks import checked, class_label, output_file
+from gas.cli.evaluation import warn_of_provenance
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, SolverFile, interpolation, parse_seeds
 from gas.cli.screen import note, print_json, tracked
-from gas.cli.solver_files import nfe_of, warn_of_unknown_model
 from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gas.models.protocol import Model
+    from gas.solver_file import Artefact
 
 __all__ = ["sample"]
 
-# Samples of one picture, 12 a row: 100 rows are as high as a picture can be drawn.
+# Most samples in one picture, 12 per row: matplotlib draws no more than about 100 rows.
 _PICTURED = 1200
 
 
@@ -41,14 +42,16 @@ def sample(
     nfe: Annotated[
         int | None,
         typer.Option(
-            help="Network evaluations a sample; default: the file's, or 4 of several.", min=1, max=MAX_NFE
+            help="Network evaluations per sample; default: the file's, or 4 if it has several.",
+            min=1,
+            max=MAX_NFE,
         ),
     ] = None,
     seeds: Annotated[
         str, typer.Option(help="Seeds, as N or FIRST:LAST.", callback=checked(parse_seeds))
     ] = "24",
     label: Annotated[
-        int | None, typer.Option(help="One class for all; default: seed mod classes.", min=0, max=MAX_SEED)
+        int | None, typer.Option(help="Class of all samples; default: seed mod classes.", min=0, max=MAX_SEED)
     ] = None,
     batch: SamplesBatch = 64,
     *,
@@ -56,51 +59,57 @@ def sample(
     json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
-    import torch
-
-    from gas.models.seeds import labels_of_seeds
-    from gas.sampling import sample as run
+    from gas.evaluation.solver_files import default_nfe
     from gas.solver_file import load
 
     loaded = network.load()
     class_label(loaded, label)
     artefact, chosen = load(solver), parse_seeds(seeds)
-    guidance = artefact.document.guidance
-    artefact.check(loaded, guidance)
-    warn_of_unknown_model(artefact, loaded)
-    nfe = nfe_of(artefact, nfe)
-    table = artefact.table(nfe, interpolate=True).folded()
+    artefact.check(loaded, artefact.document.guidance)
+    warn_of_provenance(artefact, loaded)
+    nfe = default_nfe(artefact) if nfe is None else nfe
     around = artefact.neighbours(nfe)
     if around is not None:
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
         _check_picture(loaded, len(chosen))
-    decode, made, shown = getattr(loaded, "decode", None), [], []
-    with torch.no_grad():
-        starts = range(chosen.start, chosen.stop, batch)
-        for start in tracked("samples", starts, len(starts)):
-            part = range(start, min(start + batch, chosen.stop))
-            labels = labels_of_seeds(loaded.classes, part)
-            if labels is not None and label is not None:
-                labels = torch.full_like(labels, label)
-            x = run(loaded.bind(labels, guidance), loaded.noise(part), table)
-            if not bool(x.isfinite().all()):
-                raise UserError(
-                    f"samples of {solver} at NFE {nfe} are not finite: train it anew, or take another NFE"
-                )
-            made.append(x.cpu())
-            if decode is not None:
-                shown.append(decode(x).cpu())
+    samples, decoded = _sample(loaded, artefact, nfe, chosen, label, batch)
     title = f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
-    _write(out, torch.cat(made), torch.cat(shown) if shown else None, chosen, title)
+    _write(out, samples, decoded, chosen, title)
     note(f"wrote {len(chosen)} samples to {out}")
     if json:
-        told = {"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": [chosen.start, chosen.stop]}
-        print_json({**told, "interpolated_from": around})
+        seeds_range = [chosen.start, chosen.stop]
+        result = {"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": seeds_range}
+        print_json({**result, "interpolated_from": around})
+
+
+def _sample(
+    model: Model, artefact: Artefact, nfe: int, seeds: range, label: int | None, batch: int
+) -> tuple[Tensor, Tensor | None]:
+    """Samples ``(S, *)``, and what the model decodes them to, where it has a decoder."""
+    import torch
+
+    from gas.evaluation.sampler import sample_batches, seed_batches
+    from gas.models.protocol import decoder_of
+
+    decode, samples, decoded = decoder_of(model), [], []
+    table = artefact.table(nfe, interpolate=True)
+    batches = seed_batches(model, seeds, label=label, batch=batch)
+    results = sample_batches(model, table, batches, artefact.document.guidance)
+    for x in tracked("samples", results, -(-len(seeds) // batch)):
+        if not bool(x.isfinite().all()):
+            raise UserError(
+                f"samples of {artefact.source} at NFE {nfe} are not finite: train it anew, or take another NFE"
+            )
+        samples.append(x)
+        if decode is not None:
+            with torch.no_grad():
+                decoded.append(decode(x.to(model.device)).cpu())
+    return torch.cat(samples), torch.cat(decoded) if decoded else None
 
 
 def _check_picture(model: Model, count: int) -> None:
-    """Refuse a picture of what is none, or of too many, before any work."""
+    """Refuse a picture of samples that are not images, or of too many, before any work."""
     import torch
 
     from gas.models.protocol import decoder_of
@@ -120,8 +129,8 @@ def _check_picture(model: Model, count: int) -> None:
         )
 
 
-def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str) -> None:
-    """Write samples, of a pipeline beside what it decodes them to; a picture is of the latter."""
+def _write(out: Path, x: Tensor, decoded: Tensor | None, seeds: range, title: str) -> None:
+    """Write samples and decoded ones; a picture shows the latter, where there are any."""
     import io
 
     import numpy as np
@@ -133,10 +142,10 @@ def _write(out: Path, x: Tensor, shown: Tensor | None, seeds: range, title: str)
     from gas.plotting.samples import sample_grid
 
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
-    if shown is not None:
-        arrays["decoded"] = shown
+    if decoded is not None:
+        arrays["decoded"] = decoded
     if out.suffix == ".png":
-        x = x if shown is None else shown
+        x = x if decoded is None else decoded
         columns = min(12, len(x))
         blank = -torch.ones((-len(x)) % columns, *x.shape[1:])
         pages = torch.cat([x.clamp(-1, 1), blank]).split(columns)

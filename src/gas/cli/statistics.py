@@ -1,10 +1,10 @@
-"""``gas statistics``: mean and covariance of features, once, to measure distances to later."""
+"""``gas statistics``: mean and covariance of features, as a reference for Frechet distances."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -31,6 +31,9 @@ __all__ = ["statistics"]
 
 _BATCH = 64
 
+# Batches, the features to take of them, and the fingerprint of these.
+Source: TypeAlias = "tuple[Iterator[Tensor], Callable[[Tensor], Tensor], Mapping[str, str]]"
+
 
 @command(
     "gas statistics --features inception --weights pt_inception.pth --images VIRTUAL_imagenet256.npz --out ref.npz",
@@ -42,7 +45,7 @@ def statistics(
     out: Annotated[
         Path,
         typer.Option(
-            help="A .safetensors file, or an .npz of mu and sigma.",
+            help="File to write: .safetensors, or .npz with mu and sigma.",
             callback=checked(output_file(".safetensors", ".npz")),
         ),
     ],
@@ -50,12 +53,14 @@ def statistics(
     weights: FeatureWeights = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Folder of pairs: of the teacher's samples.", callback=checked(existing_folder)),
+        typer.Option(
+            help="Folder of pairs whose teacher's samples to use.", callback=checked(existing_folder)
+        ),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            help="An .npz of images, arr_0 of bytes (N, H, W, 3), or a folder.",
+            help="Images to use: an .npz with arr_0, bytes (N, H, W, 3), or a folder.",
             callback=checked(existing_path),
         ),
     ] = None,
@@ -63,48 +68,45 @@ def statistics(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Write the statistics of features of the teacher's samples (--pairs, with --model) or of images (--images)."""
-    from gas.features.extractor import extractor_by_name
+    """Write feature statistics of the teacher's samples (--pairs, with --model) or of images (--images)."""
     from gas.metrics.statistics import accumulate, save_statistics
 
     if (pairs is None) == (images is None):
         raise UserError("give either --pairs or --images")
     check_space(features, weights)
     if images is not None and was_given(context, "model"):
-        raise UserError("--model is of --pairs: leave it out, or --images")
+        raise UserError("--model is for --pairs: leave it out, or --images")
     if features == "model" and images is not None:
         raise UserError("--images are for a published network: name it with --features")
-    seen: Callable[[Tensor], Tensor]
     if images is not None:
-        extractor = extractor_by_name(features, weights or "", device)
-        batches, told, seen = _of_images(images), dict(extractor.told()), extractor
+        batches, function, fingerprint = _of_images(images, features, weights, device)
     else:
-        batches, told, seen = _of_pairs(pairs or Path(), model, device, features, weights)
-    found = accumulate(seen, batches)
+        batches, function, fingerprint = _of_pairs(pairs or Path(), model, device, features, weights)
+    result = accumulate(function, batches)
     if distributed.is_first():
-        save_statistics(out, found, told)
-    note(f"wrote {out}: {found.count} samples, {len(found.mean)} features")
+        save_statistics(out, result, fingerprint)
+    note(f"wrote {out}: {result.count} samples, {len(result.mean)} features")
     if json:
-        print_json({"out": str(out), "count": found.count, "size": len(found.mean), **told})
+        print_json({"out": str(out), "count": result.count, "size": len(result.mean), **fingerprint})
 
 
-def _of_images(path: Path) -> Iterator[Tensor]:
+def _of_images(path: Path, features: str, weights: Path | None, device: str) -> Source:
+    from gas.features.extractor import extractor_by_name
     from gas.features.real import RealImages
 
-    found = RealImages(path)
-    return tracked("features", found.batches(_BATCH), -(-len(found) // _BATCH))
+    extractor, images = extractor_by_name(features, weights or "", device), RealImages(path)
+    batches = tracked("features", images.batches(_BATCH), -(-len(images) // _BATCH))
+    return batches, extractor, extractor.fingerprint()
 
 
-def _of_pairs(
-    folder: Path, name: str, device: str, features: str, weights: Path | None
-) -> tuple[Iterator[Tensor], dict[str, str], Callable[[Tensor], Tensor]]:
-    from gas.cli.measuring import space
+def _of_pairs(folder: Path, name: str, device: str, features: str, weights: Path | None) -> Source:
+    from gas.evaluation.spaces import feature_space
     from gas.pairs.dataset import read_pairs
 
     loaded = load_model(name, device, pairs=folder)
-    found = read_pairs(folder, model=loaded, hold=False)
-    found_in = space(loaded, features, weights)
-    if found_in.samples is None:
+    pairs = read_pairs(folder, model=loaded, hold=False)
+    space = feature_space(loaded, features, weights)
+    if space.features is None:
         raise UserError(f"model {loaded.name} has no features of its own: name others with --features")
-    parts = tracked("features", found.batches(_BATCH), -(-len(found) // _BATCH))
-    return (part.target for part in parts), found_in.told, found_in.samples
+    parts = tracked("features", pairs.batches(_BATCH), -(-len(pairs) // _BATCH))
+    return (part.target for part in parts), space.features, space.fingerprint

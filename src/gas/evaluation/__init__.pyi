@@ -1,3 +1,8 @@
-from . import evaluator as evaluator, sampler as sampler
-from .evaluator import Comparison as Comparison, Yardstick as Yardstick, compare as compare
-from .sampler import fresh as fresh, run as run
+from . import evaluator as evaluator, sampler as sampler, solver_files as solver_files, spaces as spaces
+from .evaluator import Evaluator as Evaluator, SolverMetrics as SolverMetrics
+from .sampler import (
+    sample_pairs as sample_pairs,
+    sample_seeds as sample_seeds,
+    teacher_pairs as teacher_pairs,
+)
+from .spaces import FeatureSpace as FeatureSpace, feature_space as feature_space

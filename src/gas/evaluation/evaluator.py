@@ -1,45 +1,49 @@
-"""Run several solvers from the same noise and measure them against the teacher and the data."""
+"""The evaluator: errors to the teacher pair by pair, and distances between distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from gas.errors import UserError
+from gas.evaluation.spaces import FeatureSpace, feature_space
+from gas.features.per_sample import SampleMetric
 from gas.metrics import paired
 from gas.metrics.distances import Distribution, distribution, frechet_interval
-from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from gas.metrics.frechet import feature_statistics, frechet_distance
 from gas.metrics.statistics import extract_all
+from gas.models.protocol import Model, data_range_of
 from gas.pairs.dataset import Pairs
 
-__all__ = ["Comparison", "Yardstick", "compare"]
+__all__ = ["Evaluator", "SolverMetrics", "selection_fingerprint"]
 
-# Samples whose features are taken at once; several processes share such parts.
-_FEATURES = 256
+# Samples per call of the feature network, and the unit of work that ranks share. Fixed, as its size decides the bits.
+_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One solver on given pairs.
+class SolverMetrics:
+    """Measurements of one solver on the evaluator's pairs.
 
     Attributes:
         name: of the solver.
-        nfe: network evaluations a sample.
-        mse: mean squared error to the teacher, and half the width of its 95% interval.
+        nfe: network evaluations per sample.
+        mse: mean squared error to the teacher.
+        mse_half_width: half the width of its 95% interval.
         l1: mean absolute error to the teacher.
-        psnr: mean over samples of their peak signal-to-noise ratio to the teacher in dB; none where the model's data
-            has no range, or a sample is the teacher's own.
-        frechet_data: Frechet distance to real data, where the model has statistics of it.
+        psnr: mean over samples of the peak signal-to-noise ratio to the teacher in dB; ``None`` where the model's data
+            has no range, or a sample equals the teacher's.
+        frechet_data: Frechet distance to the statistics of real data, where there are any.
         frechet_data_interval: 95% interval around ``frechet_data_corrected``.
-        to_teacher: distances to the distribution of the teacher's samples, where the model has features.
-        to_data: the same to real images, where they were given; statistics alone tell no more than ``frechet_data``.
-        samples: pairs measured on.
-        more: by name, what :attr:`Yardstick.judges` say: mean over samples, and half the width of its 95% interval.
+        to_teacher: distances to the distribution of the teacher's samples, where there are features.
+        samples: number of samples measured.
+        to_data: distances to real images, where they were given; their statistics alone give ``frechet_data`` only.
+        more: per-sample metrics by name: mean over samples, and half the width of its 95% interval.
         mse_median: median over samples of their squared errors, which the few worst samples do not decide.
-        frechet_data_corrected: ``frechet_data`` without its bias in the number of samples; none of fewer than 4.
+        frechet_data_corrected: ``frechet_data`` without its bias in the number of samples; ``None`` below 4 samples.
     """
 
     name: str
@@ -59,85 +63,92 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class Yardstick:
-    """What samples are measured against, its features taken once for all that are measured.
+class Evaluator:
+    """Measures solvers on the same pairs; the features of the teacher's samples are computed once.
 
     Args:
-        pairs: the teacher's.
-        features: ``(B, *) -> (B, F)``, the space that distributions are compared in; without it they are not.
-        reference: statistics of real data in that space.
-        real: features ``(R, F)`` of real data, for what statistics cannot tell.
-        judges: by name, ``(samples, pairs) -> (S,)``: what else is told of each sample, as a mean.
-        data_range: largest minus smallest value that data takes, as :func:`gas.models.data_range_of` says of a model:
-            that of PSNR, which is left out without it.
+        pairs: teacher pairs that no solver has learned or was chosen from.
+        space: the features in which distributions are compared; by default they are not.
+        sample_metrics: metrics of each sample, reported as means.
+        data_range: largest minus smallest value of the data, for PSNR (:func:`gas.models.data_range_of`).
     """
 
     pairs: Pairs
-    features: Callable[[Tensor], Tensor] | None = None
-    reference: FeatureStatistics | None = None
-    real: Tensor | None = None
-    judges: Mapping[str, Callable[[Tensor, Pairs], Tensor]] = field(default_factory=dict)
+    space: FeatureSpace = field(default_factory=FeatureSpace)
+    sample_metrics: Sequence[SampleMetric] = ()
     data_range: float | None = None
 
+    @classmethod
+    def for_model(
+        cls, model: Model, pairs: Pairs, space: FeatureSpace | None = None, **kwargs: Any
+    ) -> Evaluator:
+        """Return an evaluator with the model's data range and, by default, in the model's own features."""
+        space = feature_space(model) if space is None else space
+        return cls(pairs, space, data_range=data_range_of(model), **kwargs)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides a measurement besides the samples, in plain JSON."""
+        files = {key: value for metric in self.sample_metrics for key, value in metric.fingerprint.items()}
+        return {"unseen": selection_fingerprint(self.pairs), **self.space.fingerprint, **files}
+
     @cached_property
-    def _teacher(self) -> Tensor:
-        return self._seen(self.pairs.target)
+    def _teacher_features(self) -> Tensor | None:
+        return self._features_of(self.pairs.target)
 
-    def _seen(self, x: Tensor) -> Tensor:
-        if self.features is None:
-            raise UserError("a Yardstick needs features to compare distributions in")
-        return extract_all(self.features, x.split(_FEATURES))
+    def _features_of(self, samples: Tensor) -> Tensor | None:
+        return (
+            None if self.space.features is None else extract_all(self.space.features, samples.split(_BATCH))
+        )
 
-    def measure(self, name: str, made: Tensor, nfe: int) -> Comparison:
+    def measure(self, name: str, samples: Tensor, nfe: int) -> SolverMetrics:
         """Measure samples against the teacher's, pair by pair and as a distribution.
 
         Args:
-            name: what the solver is called.
-            made: its samples ``(S, *)`` of the pairs' noise, as :func:`run` returns them.
-            nfe: network evaluations that a sample took.
+            name: of the solver.
+            samples: ``(S, *)`` from the noise of the pairs, as :func:`gas.evaluation.sample_pairs` returns them.
+            nfe: network evaluations per sample.
 
         Raises:
             ValueError: when the shapes disagree.
         """
-        pairs = self.pairs
-        errors = paired.mse(made, pairs.target)
-        error, half_width = paired.mean_interval(errors)
+        pairs, space = self.pairs, self.space
+        errors = paired.mse(samples, pairs.target)
+        mse, mse_half_width = paired.mean_interval(errors)
         distance, corrected, interval, to_teacher, to_data = None, None, None, None, None
-        if self.features is not None:
-            seen = self._seen(made)
-            to_teacher = distribution(seen, self._teacher, paired=True)
-            if self.reference is not None:
-                distance = frechet_distance(feature_statistics(seen), self.reference)
-                corrected, interval = frechet_interval(seen, self.reference)
-            if self.real is not None:
-                to_data = distribution(seen, self.real)
-        return Comparison(
+        features, teacher_features = self._features_of(samples), self._teacher_features
+        if features is not None and teacher_features is not None:
+            to_teacher = distribution(features, teacher_features, paired=True)
+            if space.reference is not None:
+                distance = frechet_distance(feature_statistics(features), space.reference)
+                corrected, interval = frechet_interval(features, space.reference)
+            if space.real is not None:
+                to_data = distribution(features, space.real)
+        return SolverMetrics(
             name=name,
             nfe=nfe,
-            mse=error,
-            mse_half_width=half_width,
-            l1=float(paired.l1(made, pairs.target).mean()),
+            mse=mse,
+            mse_half_width=mse_half_width,
+            l1=float(paired.l1(samples, pairs.target).mean()),
             psnr=paired.mean_psnr(errors, self.data_range),
             frechet_data=distance,
             frechet_data_interval=interval,
             to_teacher=to_teacher,
             samples=len(pairs),
             to_data=to_data,
-            more={name: paired.mean_interval(judge(made, pairs)) for name, judge in self.judges.items()},
+            more={
+                metric.name: paired.mean_interval(metric.function(samples, pairs))
+                for metric in self.sample_metrics
+            },
             mse_median=float(errors.median()),
             frechet_data_corrected=corrected,
         )
 
 
-def compare(
-    name: str,
-    made: Tensor,
-    pairs: Pairs,
-    nfe: int,
-    *,
-    features: Callable[[Tensor], Tensor] | None = None,
-    reference: FeatureStatistics | None = None,
-    data_range: float | None = None,
-) -> Comparison:
-    """Measure the samples of one solver; of several, by one :class:`Yardstick`, whose arguments these are."""
-    return Yardstick(pairs, features, reference, data_range=data_range).measure(name, made, nfe)
+def selection_fingerprint(pairs: Pairs) -> dict[str, Any]:
+    """Return which pairs these are, in plain JSON."""
+    return {
+        "recipe": pairs.manifest.get("recipe_sha256", ""),
+        "count": len(pairs),
+        "seeds": [int(pairs.seeds[0]), int(pairs.seeds[-1])],
+        "guidance": pairs.guidance,
+    }

@@ -1,56 +1,112 @@
-"""Samples of a solver from the noise of pairs or seeds, in batches, shared by several processes."""
+"""The batched sampling loop: samples of a solver from pairs or seeds, and pairs of a teacher, shared between ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from gas import distributed
-from gas.models.protocol import Model
+from gas.classical.registry import Classical
+from gas.models.protocol import Model, conditions_of
 from gas.models.seeds import labels_of_seeds
-from gas.pairs.dataset import Pairs, check_conditions
-from gas.pairs.teacher import Solver
+from gas.pairs.dataset import Pairs, check_conditions, join_pairs
+from gas.pairs.teacher import Solver, teach
 from gas.sampling import sample
 from gas.table import table_on
 
-__all__ = ["fresh", "run"]
+__all__ = ["sample_batches", "sample_pairs", "sample_seeds", "seed_batches", "teacher_pairs"]
+
+_BATCH = 64
+
+# Noise ``(B, *)`` and its labels ``(B,)``.
+Batch = tuple[Tensor, Tensor | None]
 
 
-def run(model: Model, pairs: Pairs, table: Solver, *, batch: int = 64) -> Tensor:
+def sample_batches(
+    model: Model, solver: Solver, batches: Iterable[Batch], guidance: float = 1.0
+) -> Iterator[Tensor]:
+    """Yield a solver's samples ``(B, *)`` on the CPU, one batch at a time; ranks share the batches.
+
+    Args:
+        model: the denoiser, with its schedule and device.
+        solver: a table, or anything that returns one.
+        batches: noise and labels, the same in every rank.
+        guidance: scale of classifier-free guidance.
+    """
+    table = table_on(solver, model.schedule).folded()
+
+    @torch.no_grad()
+    def samples_of(batch: Batch) -> Tensor:
+        noise, labels = batch
+        return sample(model.bind(labels, guidance), noise.to(model.device), table).cpu()
+
+    return distributed.map_sharded(samples_of, batches)
+
+
+def sample_pairs(model: Model, pairs: Pairs, solver: Solver, *, batch: int = _BATCH) -> Tensor:
     """Return a solver's samples ``(S, *)`` from the noise and labels of the pairs, on the CPU."""
     check_conditions(model, pairs)
-    parts = ((part.noise, part.labels) for part in pairs.batches(batch))
-    return _samples(model, table, parts, pairs.guidance)
+    batches = ((part.noise, part.labels) for part in pairs.batches(batch))
+    return torch.cat(list(sample_batches(model, solver, batches, pairs.guidance)))
 
 
-def fresh(
+def sample_seeds(
     model: Model,
-    table: Solver,
+    solver: Solver,
     seeds: Sequence[int],
     *,
     guidance: float = 1.0,
     labelled: bool = True,
-    batch: int = 64,
+    batch: int = _BATCH,
 ) -> Tensor:
-    """Return a solver's samples ``(S, *)`` from the noise of seeds that no teacher need have seen, on the CPU."""
-    classes = model.classes if labelled else 0
-    groups = (seeds[start : start + batch] for start in range(0, len(seeds), batch))
-    return _samples(
-        model, table, ((model.noise(part), labels_of_seeds(classes, part)) for part in groups), guidance
-    )
+    """Return a solver's samples ``(S, *)`` from the noise of seeds, on the CPU; no teacher is needed."""
+    batches = seed_batches(model, seeds, labelled=labelled, batch=batch)
+    return torch.cat(list(sample_batches(model, solver, batches, guidance)))
 
 
-def _samples(
-    model: Model, table: Solver, parts: Iterable[tuple[Tensor, Tensor | None]], guidance: float
-) -> Tensor:
-    """Sample batches of noise and labels, shared by several processes; the table's coefficients are read once."""
-    folded = table_on(table, model.schedule).folded()
+def seed_batches(
+    model: Model,
+    seeds: Sequence[int],
+    *,
+    labelled: bool = True,
+    label: int | None = None,
+    batch: int = _BATCH,
+) -> Iterator[Batch]:
+    """Yield the noise of seeds with the labels ``seed mod classes``, or with one ``label`` for all."""
+    for start in range(0, len(seeds), batch):
+        part = seeds[start : start + batch]
+        labels = labels_of_seeds(model.classes if labelled else 0, part)
+        if labels is not None and label is not None:
+            labels = torch.full_like(labels, label)
+        yield model.noise(part), labels
 
-    @torch.no_grad()
-    def made(part: tuple[Tensor, Tensor | None]) -> Tensor:
-        noise, labels = part
-        return sample(model.bind(labels, guidance), noise.to(model.device), folded).cpu()
 
-    return torch.cat(list(distributed.map_sharded(made, parts)))
+def teacher_pairs(
+    model: Model,
+    teacher: Classical,
+    seeds: range,
+    *,
+    guidance: float = 1.0,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Pairs:
+    """Return the teacher's pairs of seeds, in memory; ranks share the batches.
+
+    Args:
+        model: the denoiser.
+        teacher: the solver that makes the targets.
+        seeds: one pair each.
+        guidance: scale of classifier-free guidance.
+        progress: wraps the iterable of batches, such as a progress bar.
+    """
+    table = teacher.table(model.schedule)
+
+    def tensors_of(start: int) -> dict[str, Tensor]:
+        pairs = teach(model, table, seeds[start : start + _BATCH], guidance=guidance)
+        labels = {} if pairs.labels is None else {"labels": pairs.labels}
+        return {"seeds": pairs.seeds, "noise": pairs.noise, "target": pairs.target, **labels}
+
+    manifest = {"recipe": {"guidance": guidance, "teacher": {}, **conditions_of(model)}}
+    parts = distributed.map_sharded(tensors_of, progress(range(0, len(seeds), _BATCH)))
+    return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in parts])

@@ -1,5 +1,4 @@
 from . import (
-    evaluator as evaluator,
     experiment as experiment,
     methods as methods,
     pictures as pictures,
@@ -8,16 +7,20 @@ from . import (
     store as store,
     tables as tables,
 )
-from .evaluator import Ruler as Ruler
-from .experiment import Budget as Budget, Setting as Setting
+from .experiment import Budget as Budget, Experiment as Experiment
 from .methods import (
-    Adversarial as Adversarial,
-    Contestant as Contestant,
-    Learned as Learned,
-    OnGrid as OnGrid,
-    contestant_by_name as contestant_by_name,
+    AdversarialMethod as AdversarialMethod,
+    ClassicalMethod as ClassicalMethod,
+    LearnedMethod as LearnedMethod,
+    Method as Method,
+    SolverResult as SolverResult,
+    method_by_name as method_by_name,
 )
-from .report import Published as Published, Report as Report
-from .runner import Training as Training, fill as fill
-from .store import Cell as Cell, Store as Store, claim_folders as claim_folders
+from .report import Report as Report, ReportedResults as ReportedResults
+from .runner import (
+    TrainingReport as TrainingReport,
+    run_experiment as run_experiment,
+    run_method as run_method,
+)
+from .store import MethodResult as MethodResult, Store as Store, claim_folders as claim_folders
 from .tables import MEASURES as MEASURES, Measure as Measure

@@ -1,4 +1,4 @@
-"""What all solvers of a comparison share: the model, the pairs, and what learning one may cost."""
+"""The experiment: the model, the pairs and the training budget that all methods share."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ from typing import Any
 
 from gas.classical.registry import SOLVERS, Classical
 from gas.errors import UserError
-from gas.experiments.store import slug
+from gas.evaluation.evaluator import selection_fingerprint
+from gas.experiments.store import file_stem
 from gas.learned.registry import SOLVERS as KINDS
 from gas.losses import loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.pairs.fingerprint import model_fingerprint
 from gas.training.adam import Adam
-from gas.training.adversarial.setup import GAS, Adversary, adversary_for
+from gas.training.adversarial.setup import BALANCE, GAS, Adversary, adversary_for
 from gas.training.distillation import FINISH
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import named_start
 from gas.training.ranking import RankingCache
 
-__all__ = ["Budget", "Setting", "ends_of"]
+__all__ = ["Budget", "Experiment"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What making one solver may cost, the same for all.
+    """The training budget of one solver, the same for all methods.
 
     Args:
-        config: of learning: optimiser, steps, pairs a step.
-        loss: a name of :data:`gas.losses.LOSSES`: what is learned, and what classical solvers are ranked by.
-        gas: of going on against a critic, which only the adversarial solver does.
-        rank: validation pairs that classical solvers and grids are chosen on.
-        guides: training pairs that GITS follows.
+        config: optimizer, steps and pairs per step.
+        loss: a name of :data:`gas.losses.LOSSES`, for training and for ranking classical solvers.
+        gas: the training against a discriminator that GAS adds.
+        balance: weight of the discriminator in units of the paired loss.
+        rank: validation pairs on which classical solvers and grids are ranked.
+        guides: training pairs whose trajectories GITS follows.
 
     Raises:
-        ValueError: for an unknown loss, or no pairs to choose on or to follow.
+        ValueError: for an unknown loss, or no pairs to rank on or to follow.
     """
 
     config: Adam | GaussNewton = FINISH
     loss: str = "l2"
     gas: Adam = GAS
+    balance: float = BALANCE
     rank: int = 64
     guides: int = 256
 
@@ -57,15 +60,15 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class Experiment:
     """One model with its pairs and a budget.
 
     Args:
-        model: whose denoiser all solvers ask.
-        train: teacher pairs to learn from.
+        model: the denoiser of all methods.
+        train: teacher pairs to train on.
         validation: teacher pairs to choose by, of other seeds.
-        budget: what a solver may cost.
-        folder: where rankings and half-done trainings are kept; without it they are made again.
+        budget: of one solver.
+        folder: for rankings and training checkpoints; without it they are not saved.
     """
 
     model: Model
@@ -75,24 +78,37 @@ class Setting:
     folder: Path | None = None
 
     @cached_property
+    def ranking_pairs(self) -> Pairs:
+        """Validation pairs on which classical solvers are ranked."""
+        return self.validation.subset(slice(0, self.budget.rank))
+
+    @cached_property
+    def guides(self) -> Pairs:
+        """Training pairs whose trajectories GITS follows."""
+        return self.train.subset(slice(0, self.budget.guides))
+
+    @cached_property
     def rankings(self) -> RankingCache:
-        """Classical solvers, measured once."""
+        """Losses of classical solvers, each measured once."""
         path = None if self.folder is None else self.folder / "rankings.json"
-        some = self.validation.subset(slice(0, self.budget.rank))
-        asked = {**self.source(), "validation": ends_of(some), "loss": self.budget.loss}
-        return RankingCache(self.model, some, loss_by_name(self.budget.loss), asked, path)
+        pairs, loss = self.ranking_pairs, self.budget.loss
+        fingerprint = {
+            **model_fingerprint(self.model),
+            "validation": selection_fingerprint(pairs),
+            "loss": loss,
+        }
+        return RankingCache(self.model, pairs, loss_by_name(loss), fingerprint, path)
 
     @cached_property
     def adversary(self) -> Adversary:
-        """Critics and what is best, for the adversarial solver."""
-        return adversary_for(self.model, self.train, config=self.budget.gas, seed=self.budget.gas.seed)
-
-    def source(self) -> dict[str, Any]:
-        """Return model, schedule and conditions in plain JSON."""
-        return model_fingerprint(self.model)
+        """Discriminators and the selection criterion of GAS."""
+        config = self.budget.gas
+        return adversary_for(
+            self.model, self.train, balance=self.budget.balance, config=config, seed=config.seed
+        )
 
     def start(self, name: str, nfe: int) -> Classical:
-        """Return where every learned solver starts: ``"best"`` of all that every kind can start at, or by name."""
+        """Return the initial solver: ``"best"`` ranked of those that every learned kind can start at, or by name."""
         if name != "best":
             return named_start(name, nfe, self.model.t_end)
         for classical, _ in self.rankings.rank(nfe, list(SOLVERS)):
@@ -108,35 +124,25 @@ class Setting:
             return False
         return True
 
-    def checkpoint(self, spec: str, nfe: int, needs: Mapping[str, Any]) -> Path | None:
-        """Return the file of a training's resumable state: other settings have another."""
+    def checkpoint(self, spec: str, nfe: int, fingerprint: Mapping[str, Any]) -> Path | None:
+        """Return the checkpoint file of a training; each fingerprint has its own."""
         if self.folder is None:
             return None
-        digest = hashlib.sha256(json.dumps(needs, sort_keys=True).encode()).hexdigest()
-        return self.folder / "state" / f"{slug(spec)}-{nfe}-{digest[:16]}.pt"
+        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+        return self.folder / "state" / f"{file_stem(spec, nfe)}-{digest[:16]}.pt"
 
-    def forget(self, spec: str, nfe: int) -> None:
-        """Remove the states of a cell that is done, and of its earlier settings."""
+    def remove_checkpoints(self, spec: str, nfe: int) -> None:
+        """Remove the checkpoints of a finished method, those of earlier settings among them."""
         if self.folder is not None:
-            for path in self.folder.glob(f"state/{slug(spec)}-{nfe}-*.pt"):
+            for path in self.folder.glob(f"state/{file_stem(spec, nfe)}-*.pt"):
                 path.unlink()
 
-    def told(self) -> dict[str, Any]:
-        """Return what decides a learned solver, beside its kind, NFE and start, in plain JSON."""
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides a learned solver besides its kind, NFE and start, in plain JSON."""
         return {
-            **self.source(),
-            "train": ends_of(self.train),
-            "validation": ends_of(self.validation),
+            **model_fingerprint(self.model),
+            "train": selection_fingerprint(self.train),
+            "validation": selection_fingerprint(self.validation),
             "loss": self.budget.loss,
             "optimiser": {"name": type(self.budget.config).__name__, **self.budget.config.config()},
         }
-
-
-def ends_of(pairs: Pairs) -> dict[str, Any]:
-    """Return which pairs these are, in plain JSON."""
-    return {
-        "recipe": pairs.manifest.get("recipe_sha256", ""),
-        "count": len(pairs),
-        "seeds": [int(pairs.seeds[0]), int(pairs.seeds[-1])],
-        "guidance": pairs.guidance,
-    }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from gas.classical.registry import NAMED_GRIDS, SOLVERS, Classical
 from gas.errors import Diverged, UserError
-from gas.experiments.experiment import Setting, ends_of
+from gas.evaluation.evaluator import selection_fingerprint
+from gas.experiments.experiment import Experiment
 from gas.grids.analytic import GRIDS
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import SOLVERS as KINDS, kind_by_name
+from gas.pairs.fingerprint import model_fingerprint
 from gas.registry import named
 from gas.table import Table, table_of
 from gas.training.adversarial.setup import fit_adversarial
@@ -21,33 +23,33 @@ from gas.training.loop import FitRecord, fit
 from gas.training.trajectory_grid import gits
 
 __all__ = [
-    "FAMILIES",
     "SCHEDULES",
-    "Adversarial",
-    "Contestant",
-    "Learned",
-    "Made",
-    "OnGrid",
-    "contestant_by_name",
+    "SOLVER_GROUPS",
+    "AdversarialMethod",
+    "ClassicalMethod",
+    "LearnedMethod",
+    "Method",
+    "SolverResult",
+    "method_by_name",
 ]
 
-# Grids that are found or published, not formulas: rows of their own.
+# Grids that are searched for or published rather than formulas: methods of their own.
 SCHEDULES = ("gits", *(name for name in NAMED_GRIDS if name not in GRIDS))
 
 
 @dataclass(frozen=True)
-class Made:
-    """A solver with what it came from and what it cost.
+class SolverResult:
+    """A solver with its origin and its cost.
 
     Attributes:
         solver: a table, or a module that returns one.
-        what: classical solver and grid: its own, or the one that learning started from.
-        evaluations: network evaluations of learning, as :class:`gas.FitRecord` counts; none where nothing is.
-        stopped: why learning ended early, if it did.
+        origin: ``"SOLVER / GRID"`` of the classical solver: itself, or the start of training.
+        evaluations: network evaluations of training, as :class:`gas.FitRecord` counts; ``None`` without training.
+        stopped: why training ended early, if it did.
     """
 
     solver: Table | nn.Module
-    what: str
+    origin: str
     evaluations: int | None = None
     stopped: str = ""
 
@@ -56,14 +58,14 @@ class Made:
         return table_of(self.solver)
 
 
-class Contestant(Protocol):
-    """One row of a comparison.
+class Method(Protocol):
+    """One row of an experiment.
 
     Attributes:
-        spec: how it is asked for.
-        label: what people call it.
-        family: ``"classical"``, ``"schedule"`` or ``"learned"``.
-        after: what has to be made first, and is then handed to :meth:`make`.
+        spec: its name on the command line.
+        label: its name in reports.
+        category: ``"classical"``, ``"schedule"`` or ``"learned"``.
+        base: the method whose solver :meth:`make` continues from, if there is one.
     """
 
     @property
@@ -71,90 +73,95 @@ class Contestant(Protocol):
     @property
     def label(self) -> str: ...
     @property
-    def family(self) -> str: ...
+    def category(self) -> str: ...
     @property
-    def after(self) -> Contestant | None: ...
+    def base(self) -> Method | None: ...
 
-    def lacks(self, setting: Setting, nfe: int) -> str:
-        """Return why there is none of this NFE, or nothing."""
+    def unavailable(self, experiment: Experiment, nfe: int) -> str:
+        """Return why the method does not exist at this NFE, or an empty string."""
 
-    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
+    def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
         """Return everything that decides the solver, in plain JSON."""
 
-    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
-        """Make the solver of one NFE, reporting how learning goes."""
+    def make(
+        self, experiment: Experiment, nfe: int, base: SolverResult | None
+    ) -> Iterator[FitRecord | SolverResult]:
+        """Make the solver for one NFE: yield training records, then the result."""
 
 
 @dataclass(frozen=True)
-class OnGrid:
-    """The best of some classical solvers, on the best grid or a given one: nothing is learned.
+class ClassicalMethod:
+    """The best of some classical solvers, on the best grid or a given one; nothing is trained.
 
     Args:
-        spec: as in :func:`gas.experiments.contestant_by_name`.
-        label: for people.
-        solvers: names of :data:`gas.classical.SOLVERS`; the validation pairs choose.
-        grid: a name of :data:`gas.classical.NAMED_GRIDS`, or ``"gits"``; empty for whichever is best.
+        spec: as :func:`method_by_name` takes it.
+        label: for reports.
+        solvers: names of :data:`gas.classical.SOLVERS`, ranked on validation pairs.
+        grid: a name of :data:`gas.classical.NAMED_GRIDS`, or ``"gits"``; empty for the best.
     """
 
     spec: str
     label: str
     solvers: tuple[str, ...]
     grid: str = ""
-    after: Contestant | None = None
+    base: Method | None = None
 
     @property
-    def family(self) -> str:
+    def category(self) -> str:
         return "schedule" if self.grid in SCHEDULES else "classical"
 
-    def lacks(self, setting: Setting, nfe: int) -> str:
+    def unavailable(self, experiment: Experiment, nfe: int) -> str:
         """Some grids are published for one model and a few NFE; Heun's NFE is even."""
+        model = experiment.model
         try:
             if self.solvers == ("heun",):
-                Classical("heun", "log_snr", nfe, setting.model.t_end)
+                Classical("heun", "log_snr", nfe, model.t_end)
             if self.grid and self.grid != "gits":
-                NAMED_GRIDS[self.grid](setting.model.schedule, nfe, setting.model.t_end)
+                NAMED_GRIDS[self.grid](model.schedule, nfe, model.t_end)
         except ValueError as error:
             return str(error)
         return ""
 
-    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
-        told: dict[str, Any] = {**setting.source(), "solvers": list(self.solvers), "grid": self.grid}
+    def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
+        fingerprint = {
+            **model_fingerprint(experiment.model),
+            "solvers": list(self.solvers),
+            "grid": self.grid,
+        }
         if len(self.solvers) > 1 or not self.grid:
-            some = setting.validation.subset(slice(0, setting.budget.rank))
-            told |= {"ranked": ends_of(some), "loss": setting.budget.loss}
+            fingerprint["ranked"] = selection_fingerprint(experiment.ranking_pairs)
+            fingerprint["loss"] = experiment.budget.loss
         if self.grid == "gits":
-            told["guides"] = ends_of(setting.train.subset(slice(0, setting.budget.guides)))
-        return told
+            fingerprint["guides"] = selection_fingerprint(experiment.guides)
+        return fingerprint
 
-    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
-        yield from ()
-        classical, grid = self._chosen(setting, nfe)
-        return Made(classical.table(setting.model.schedule), f"{classical.solver} / {grid}")
+    def make(
+        self, experiment: Experiment, nfe: int, base: SolverResult | None
+    ) -> Iterator[FitRecord | SolverResult]:
+        classical = self._best(experiment, nfe)
+        grid = self.grid or classical.grid
+        yield SolverResult(classical.table(experiment.model.schedule), f"{classical.solver} / {grid}")
 
-    def _chosen(self, setting: Setting, nfe: int) -> tuple[Classical, str]:
-        """Return the solver, and what its grid is called."""
+    def _best(self, experiment: Experiment, nfe: int) -> Classical:
+        model, rankings = experiment.model, experiment.rankings
         if not self.grid:
-            (best, _), *_ = setting.rankings.rank(nfe, self.solvers)
-            return best, best.grid
-        if len(self.solvers) == 1 and self.grid != "gits":
-            return Classical(self.solvers[0], self.grid, nfe, setting.model.t_end), self.grid
-        return setting.rankings.best_on(nfe, self.solvers, self._times(setting, nfe)), self.grid
-
-    def _times(self, setting: Setting, nfe: int) -> Tensor:
+            return rankings.rank(nfe, self.solvers)[0][0]
         if self.grid == "gits":
-            return gits(setting.model, setting.train.subset(slice(0, setting.budget.guides)), nfe)
-        return NAMED_GRIDS[self.grid](setting.model.schedule, nfe, setting.model.t_end)
+            return rankings.best_on(nfe, self.solvers, gits(model, experiment.guides, nfe))
+        if len(self.solvers) == 1:
+            return Classical(self.solvers[0], self.grid, nfe, model.t_end)
+        return rankings.best_on(nfe, self.solvers, NAMED_GRIDS[self.grid](model.schedule, nfe, model.t_end))
 
 
 @dataclass(frozen=True)
-class Learned:
-    """A solver learned within the budget; at its best on the validation pairs.
+class LearnedMethod:
+    """A solver trained within the budget, at its best on the validation pairs.
 
     Args:
-        spec: as in :func:`gas.experiments.contestant_by_name`.
-        label: for people.
+        spec: as :func:`method_by_name` takes it.
+        label: for reports.
         kind: a key of :data:`gas.learned.SOLVERS`.
-        start: ``"best"`` (classical solver on the validation pairs, the same for all kinds), ``"uniform"`` (the
+        start: ``"best"`` (the best classical solver on validation pairs, the same for all kinds), ``"uniform"`` (the
             paper's) or ``"SOLVER/GRID"``.
     """
 
@@ -162,93 +169,102 @@ class Learned:
     label: str
     kind: str
     start: str = "best"
-    after: Contestant | None = None
-    family = "learned"
+    base: Method | None = None
+    category = "learned"
 
-    def lacks(self, setting: Setting, nfe: int) -> str:
+    def unavailable(self, experiment: Experiment, nfe: int) -> str:
         return ""
 
-    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
-        told = {"kind": self.kind, "start": self.start, **setting.told()}
+    def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
+        fingerprint = {"kind": self.kind, "start": self.start, **experiment.fingerprint()}
         if self.start == "best":
-            told["ranked"] = ends_of(setting.validation.subset(slice(0, setting.budget.rank)))
-        return told
+            fingerprint["ranked"] = selection_fingerprint(experiment.ranking_pairs)
+        return fingerprint
 
-    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
-        kind, start = kind_by_name(self.kind), setting.start(self.start, nfe)
-        solver = kind.build(setting.model.schedule, start)
-        checkpoint = setting.checkpoint(self.spec, nfe, self.needs(setting, nfe))
-        spent, stopped = 0, ""
+    def make(
+        self, experiment: Experiment, nfe: int, base: SolverResult | None
+    ) -> Iterator[FitRecord | SolverResult]:
+        kind, start, budget = kind_by_name(self.kind), experiment.start(self.start, nfe), experiment.budget
+        solver = kind.build(experiment.model.schedule, start)
+        evaluations, stopped = 0, ""
         try:
             for record in fit(
                 solver,
-                setting.model,
-                setting.train,
-                validation=setting.validation,
-                loss=setting.budget.loss,
-                config=kind.training(setting.budget.config),
-                checkpoint=checkpoint,
+                experiment.model,
+                experiment.train,
+                validation=experiment.validation,
+                loss=budget.loss,
+                config=kind.training(budget.config),
+                checkpoint=experiment.checkpoint(self.spec, nfe, self.fingerprint(experiment, nfe)),
             ):
-                spent = record.evaluations
+                evaluations = record.evaluations
                 yield record
         except Diverged as error:
             stopped = str(error)
-        return Made(solver, start.label, spent, stopped)
+        yield SolverResult(solver, start.label, evaluations, stopped)
 
 
 @dataclass(frozen=True)
-class Adversarial:
-    """GAS: GS within the budget, which then goes on against a critic.
+class AdversarialMethod:
+    """GAS: the base's solver, trained further against a discriminator.
 
     Args:
-        spec: as in :func:`gas.experiments.contestant_by_name`.
-        label: for people.
-        after: the GS it goes on from.
+        spec: as :func:`method_by_name` takes it.
+        label: for reports.
+        base: the method that makes the solver to start from.
     """
 
     spec: str
     label: str
-    after: Learned
-    family = "learned"
+    base: Method
+    category = "learned"
 
-    def lacks(self, setting: Setting, nfe: int) -> str:
-        """A critic needs reals beside the batch that the solver learns from."""
-        batch = setting.budget.gas.batch
-        if len(setting.train) < 2 * batch:
-            return f"a critic needs two batches of {batch} pairs to learn from, got {len(setting.train)}"
-        return self.after.lacks(setting, nfe)
+    def unavailable(self, experiment: Experiment, nfe: int) -> str:
+        """A discriminator needs real samples besides the batch that the solver learns from."""
+        batch = experiment.budget.gas.batch
+        if len(experiment.train) < 2 * batch:
+            return f"a critic needs two batches of {batch} pairs to learn from, got {len(experiment.train)}"
+        return self.base.unavailable(experiment, nfe)
 
-    def needs(self, setting: Setting, nfe: int) -> dict[str, Any]:
-        adversary = setting.adversary
-        critics = [critic.config() for critic in adversary.discriminators()]
-        told = {"critics": critics, "unit": adversary.unit, "pairing": adversary.pairing}
-        return {**self.after.needs(setting, nfe), "kind": "gas", "gas": setting.budget.gas.config(), **told}
+    def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
+        adversary = experiment.adversary
+        return {
+            **self.base.fingerprint(experiment, nfe),
+            "kind": "gas",
+            "gas": experiment.budget.gas.config(),
+            "critics": [discriminator.config() for discriminator in adversary.discriminators()],
+            "unit": adversary.unit,
+            "pairing": adversary.pairing,
+        }
 
-    def make(self, setting: Setting, nfe: int, before: Made | None) -> Generator[FitRecord, None, Made]:
-        if before is None:
-            raise UserError("GAS goes on from GS, which has to be made first")
-        model, start = setting.model, setting.start(self.after.start, nfe)
-        solver = GeneralizedSolver.from_table(model.schedule, before.table(), model.t_end)
-        checkpoint = setting.checkpoint(self.spec, nfe, self.needs(setting, nfe))
-        outcome = yield from fit_adversarial(
-            setting.adversary,
+    def make(
+        self, experiment: Experiment, nfe: int, base: SolverResult | None
+    ) -> Iterator[FitRecord | SolverResult]:
+        if base is None:
+            raise UserError("GAS continues from GS, which has to be trained first")
+        model = experiment.model
+        solver = GeneralizedSolver.from_table(model.schedule, base.table(), model.t_end)
+        result = yield from fit_adversarial(
+            experiment.adversary,
             solver,
             model,
-            setting.train,
-            setting.validation,
-            setting.budget.loss,
-            checkpoint,
+            experiment.train,
+            experiment.validation,
+            experiment.budget.loss,
+            experiment.checkpoint(self.spec, nfe, self.fingerprint(experiment, nfe)),
         )
-        spent = (before.evaluations or 0) + outcome.evaluations
-        return Made(solver, start.label, spent, outcome.stopped)
+        evaluations = (base.evaluations or 0) + result.evaluations
+        yield SolverResult(solver, base.origin, evaluations, result.stopped)
 
 
-# Solvers of one name and several orders or variants, of which the validation pairs choose.
-FAMILIES: dict[str, tuple[str, ...]] = {
-    name: tuple(solver for solver in SOLVERS if solver.startswith(f"{name}-"))
-    for name in ("dpmpp", "unipc", "ipndm", "deis")
+# Groups of solvers of several orders or variants, of which the best on validation pairs is taken.
+SOLVER_GROUPS: dict[str, tuple[str, ...]] = {
+    "classical": tuple(SOLVERS),
+    **{
+        name: tuple(solver for solver in SOLVERS if solver.startswith(f"{name}-"))
+        for name in ("dpmpp", "unipc", "ipndm", "deis")
+    },
 }
-_ALL = {"classical": tuple(SOLVERS)}
 _LABELS = {
     "classical": "best classical",
     "ddim": "DDIM = DPM-Solver++(1M)",
@@ -262,56 +278,51 @@ _LABELS = {
     "heun": "Heun",
     "gits": "GITS",
     "dmn": "DMN",
-    "ld3": "LD3",
-    "s4s": "S4S",
-    "s4s-pc": "S4S + PC",
-    "s4s-alt": "S4S-Alt",
-    "bns": "BNS",
-    "gs-free": "GS without theory",
-    "gs": "GS",
+    **{name: kind.title for name, kind in KINDS.items()},
     "gas": "GAS",
 }
 
 
-def contestant_by_name(spec: str, start: str = "best") -> Contestant:
-    """Return what a name asks for.
+def method_by_name(spec: str, start: str = "best") -> Method:
+    """Return the method of a name.
 
-    - ``SOLVER`` of :data:`gas.classical.SOLVERS`, or a family of them (``unipc``): on the grid that is best for it;
+    - ``SOLVER`` of :data:`gas.classical.SOLVERS`, or a group of them (``unipc``): on the grid that is best for it;
     - ``SOLVER/GRID``: on that grid, ``SOLVER/gits`` on the one that GITS finds;
-    - ``gits``, ``dmn`` or a published grid: whichever classical solver is best on it;
+    - ``gits``, ``dmn`` or a published grid: with the classical solver that is best on it;
     - ``classical``: the best of all solvers and grids;
-    - ``gs``, ``ld3`` and the other kinds of :data:`gas.learned.SOLVERS`, or ``gas``, with ``@START`` from a start of
-      its own.
+    - ``gs``, ``ld3`` and the other kinds of :data:`gas.learned.SOLVERS`, or ``gas``; ``NAME@START`` sets the start.
 
     Args:
         spec: the name.
-        start: of learned solvers that do not say.
+        start: of learned solvers whose name does not set it.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    name, _, own = spec.partition("@")
+    name, _, named_start = spec.partition("@")
     if name == "gas":
-        return Adversarial(spec, _labelled(name, own), _learned("gs", own, start))
+        base = _learned("gs", named_start, start)
+        return AdversarialMethod(spec, _label(name, named_start), base)
     if name in KINDS:
-        return _learned(name, own, start)
-    if own:
+        return _learned(name, named_start, start)
+    if named_start:
         raise UserError(f"only learned solvers have a start (NAME@START), got {spec!r}")
     solver, slash, grid = spec.partition("/")
     if slash:
         named("grid", grid, {**NAMED_GRIDS, "gits": None})
     elif solver in SCHEDULES:
-        return OnGrid(spec, _LABELS.get(spec, spec), tuple(SOLVERS), spec)
-    groups = {**{one: (one,) for one in SOLVERS}, **FAMILIES, **_ALL}
+        return ClassicalMethod(spec, _LABELS.get(spec, spec), tuple(SOLVERS), spec)
+    groups = {**{name: (name,) for name in SOLVERS}, **SOLVER_GROUPS}
     everything = {**groups, **dict.fromkeys((*SCHEDULES, *KINDS, "gas"), ())}
     solvers = groups.get(solver) or named("solver", solver, everything)
     label = _LABELS.get(solver, solver) + (f" / {grid}" if grid else "")
-    return OnGrid(spec, label, tuple(solvers), grid)
+    return ClassicalMethod(spec, label, tuple(solvers), grid)
 
 
-def _learned(kind: str, own: str, start: str) -> Learned:
-    return Learned(f"{kind}@{own}" if own else kind, _labelled(kind, own), kind, own or start)
+def _learned(kind: str, named_start: str, start: str) -> LearnedMethod:
+    spec = f"{kind}@{named_start}" if named_start else kind
+    return LearnedMethod(spec, _label(kind, named_start), kind, named_start or start)
 
 
-def _labelled(name: str, own: str) -> str:
-    return _LABELS.get(name, name) + (f", {own} start" if own else "")
+def _label(name: str, named_start: str) -> str:
+    return _LABELS.get(name, name) + (f", {named_start} start" if named_start else "")

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: errors over NFE, the same noise through every solver, and where each asks."""
+"""Pictures of an experiment: error over NFE, the same noise through every solver, and the times of each."""
 
 from __future__ import annotations
 
@@ -7,109 +7,133 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from gas.experiments.store import Cell
+from gas.experiments.store import MethodResult
 from gas.experiments.tables import MEASURES
+from gas.models.protocol import Model, decoder_of
 from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
 from gas.schedule import Schedule
 
-__all__ = ["Pictures", "draw"]
+__all__ = ["PICTURES", "Pictures", "draw", "thumbnails"]
 
-# Lines that can be told apart beside the highlighted one.
+# Samples stored as pictures with every result.
+PICTURES = 8
+# Longest side of a stored picture in pixels, as large as a report shows it.
+_SIDE = 128
+# Lines that can be told apart besides the highlighted one.
 _LINES = 10
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """PNG files, by what they show; sample grids and times by NFE."""
+    """PNG files; sample grids and times by NFE."""
 
     errors: Path | None = None
     samples: dict[int, Path] = field(default_factory=dict)
     times: dict[int, Path] = field(default_factory=dict)
 
 
-def draw(cells: Sequence[Cell], schedule: Schedule, name: str, folder: Path) -> Pictures:
-    """Draw everything that cells allow into a folder.
+@torch.no_grad()
+def thumbnails(model: Model, samples: Tensor) -> Tensor | None:
+    """Return the first samples as small pictures ``(K, C, H, W)`` in [-1, 1]; ``None`` where they are not images."""
+    decode = decoder_of(model)
+    images = samples[:PICTURES]
+    images = images if decode is None else decode(images.to(model.device)).float().cpu()
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        return None
+    side = max(images.shape[2:])
+    if side > _SIDE:
+        size = [max(1, round(_SIDE * length / side)) for length in images.shape[2:]]
+        images = interpolate(images, size, mode="bilinear", antialias=True)
+    return images.clamp(-1, 1).half().float()
+
+
+def draw(results: Sequence[MethodResult], schedule: Schedule, name: str, folder: Path) -> Pictures:
+    """Draw all pictures that the results allow into a folder.
 
     Args:
-        cells: of a comparison, the teacher's among them.
-        schedule: gives the axis of times.
+        results: of an experiment, the teacher's among them.
+        schedule: for the axis of times.
         name: of the model.
         folder: of the PNG files.
 
     Raises:
         ModuleNotFoundError: when matplotlib is not installed.
     """
-    shown = [cell for cell in cells if cell.family != "teacher" and cell.comparison is not None]
-    teacher = next((cell for cell in cells if cell.family == "teacher"), None)
+    finite = [result for result in results if result.category != "teacher" and result.metrics is not None]
+    teachers = [result for result in results if result.category == "teacher"]
     samples, times = {}, {}
-    for nfe in sorted({cell.nfe for cell in shown}):
-        column = [cell for cell in shown if cell.nfe == nfe]
-        if all(cell.pictures is not None for cell in column):
-            path = folder / f"samples-{nfe}.png"
-            samples[nfe] = _samples(path, column, teacher, name)
-        times[nfe] = _times(folder / f"times-{nfe}.png", column, schedule)
-    return Pictures(_errors(folder / "errors.png", shown, name), samples, times)
+    for nfe in sorted({result.nfe for result in finite}):
+        column = [result for result in finite if result.nfe == nfe]
+        if all(result.pictures is not None for result in column):
+            samples[nfe] = _draw_samples(folder / f"samples-{nfe}.png", column, teachers[:1], name)
+        times[nfe] = _draw_times(folder / f"times-{nfe}.png", column, schedule)
+    return Pictures(_draw_errors(folder / "errors.png", finite, name), samples, times)
 
 
-def _errors(path: Path, cells: Sequence[Cell], name: str) -> Path | None:
+def _draw_errors(path: Path, results: Sequence[MethodResult], name: str) -> Path | None:
     curves: dict[str, dict[int, float]] = {}
-    for cell in cells:
-        error = math.nan if cell.comparison is None else cell.comparison.mse
+    for result in results:
+        error = _mse(result)
         if 0 < error < math.inf:
-            label = "best classical" if cell.family == "classical" else cell.label
+            label = "best classical" if result.category == "classical" else result.label
             curve = curves.setdefault(label, {})
-            curve[cell.nfe] = min(error, curve.get(cell.nfe, math.inf))
+            curve[result.nfe] = min(error, curve.get(result.nfe, math.inf))
     if not curves:
         return None
-    strongest = _strongest(list(curves))
-    kept = [label for label in curves if label != strongest][:_LINES]
+    highlight = _highlighted(list(curves))
+    labels = [label for label in curves if label != highlight][:_LINES]
+    labels += [] if highlight is None else [highlight]
     note = f"{name}; the classical line is the best of the classical rows at each NFE."
-    curves = {label: curves[label] for label in (*kept, *([strongest] if strongest else []))}
-    return error_plot(path, curves, note=note, highlight=strongest)
+    return error_plot(path, {label: curves[label] for label in labels}, note=note, highlight=highlight)
 
 
-def _samples(path: Path, cells: Sequence[Cell], teacher: Cell | None, name: str) -> Path:
+def _draw_samples(
+    path: Path, results: Sequence[MethodResult], teacher: Sequence[MethodResult], name: str
+) -> Path:
     rows: list[tuple[str, Tensor]] = []
-    for cell in (*cells, *([teacher] if teacher is not None else [])):
-        if cell.pictures is None or cell.comparison is None:
+    for result in (*results, *teacher):
+        if result.pictures is None or result.metrics is None:
             continue
-        error = f"MSE x 1000: {MEASURES['mse'].shown(cell.comparison.mse)}"
-        told = f"{cell.what}, {cell.nfe} calls" if cell.family == "teacher" else error
-        rows.append((f"{cell.label}\n{told}", cell.pictures.float()))
-    strongest = _strongest([cell.label for cell in cells])
-    labels = [cell.label for cell in cells]
+        error = f"MSE x 1000: {MEASURES['mse'].format(result.metrics.mse)}"
+        detail = f"{result.origin}, {result.nfe} calls" if result.category == "teacher" else error
+        rows.append((f"{result.label}\n{detail}", result.pictures.float()))
     return sample_grid(
         path,
         rows,
-        title=f"The same noise, {cells[0].nfe} network calls",
+        title=f"The same noise, {results[0].nfe} network calls",
         note=f"{name}: the first {len(rows[0][1])} unseen seeds.",
-        highlight=None if strongest is None else labels.index(strongest),
+        highlight=_highlighted_index([result.label for result in results]),
         scale=2 if rows[0][1].shape[1] == 1 else 1,
     )
 
 
-def _times(path: Path, cells: Sequence[Cell], schedule: Schedule) -> Path:
-    classical = [cell for cell in cells if cell.family == "classical" and cell.comparison is not None]
-    best = min(classical, key=_error, default=None)
-    shown = [cell for cell in cells if cell.family != "classical" or cell is best]
+def _draw_times(path: Path, results: Sequence[MethodResult], schedule: Schedule) -> Path:
+    classical = [result for result in results if result.category == "classical"]
+    best = min(classical, key=_mse, default=None)
     series = [
-        (cell.label, cell.table.times.tolist(), list[float]()) for cell in shown if cell.table is not None
+        (result.label, result.table.times.tolist(), list[float]())
+        for result in results
+        if result.table is not None and (result.category != "classical" or result is best)
     ]
-    strongest = _strongest([label for label, _, _ in series])
-    labels = [label for label, _, _ in series]
-    return times_plot(
-        path, series, schedule, highlight=None if strongest is None else labels.index(strongest)
-    )
+    highlight = _highlighted_index([label for label, _, _ in series])
+    return times_plot(path, series, schedule, highlight=highlight)
 
 
-def _error(cell: Cell) -> float:
-    return math.inf if cell.comparison is None else cell.comparison.mse
+def _mse(result: MethodResult) -> float:
+    return math.inf if result.metrics is None else result.metrics.mse
 
 
-def _strongest(labels: Sequence[str]) -> str | None:
-    """The row that is drawn in the accent colour."""
+def _highlighted(labels: Sequence[str]) -> str | None:
+    """The label that is drawn in the accent color."""
     return next((label for label in ("GAS", "GS") if label in labels), None)
+
+
+def _highlighted_index(labels: Sequence[str]) -> int | None:
+    highlight = _highlighted(labels)
+    return None if highlight is None else list(labels).index(highlight)

@@ -1,203 +1,238 @@
-"""The grid of a comparison: every cell that is known is kept, every other one is made, measured and kept."""
+"""The runner: every method at every NFE, made, measured and stored once."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from gas.errors import UserError
-from gas.evaluation.sampler import run
-from gas.experiments.evaluator import Ruler
-from gas.experiments.experiment import Setting
-from gas.experiments.methods import Contestant, Made
-from gas.experiments.store import Cell, Kept, Store
+from gas.evaluation.evaluator import Evaluator
+from gas.evaluation.sampler import sample_pairs
+from gas.experiments.experiment import Experiment
+from gas.experiments.methods import Method, SolverResult
+from gas.experiments.pictures import PICTURES, thumbnails
+from gas.experiments.store import MethodResult, Store, StoredResult
+from gas.metrics import paired
 from gas.training.loop import FitRecord
 
-__all__ = ["Training", "fill"]
+__all__ = ["TrainingReport", "run_experiment", "run_method"]
 
 # The teacher's own row.
 TEACHER = "teacher"
 
+# Increases whenever the meaning of a measurement changes, so that stored ones are measured again.
+_VERSION = 2
+
 
 @dataclass(frozen=True)
-class Training:
-    """A report on the way to a cell: who learns, and how it goes."""
+class TrainingReport:
+    """Progress of a method's training."""
 
     label: str
     nfe: int
     record: FitRecord
 
 
-def fill(
-    setting: Setting,
-    ruler: Ruler,
-    contestants: Sequence[Contestant],
+def run_experiment(
+    experiment: Experiment,
+    evaluator: Evaluator,
+    methods: Sequence[Method],
     nfes: Sequence[int],
     store: Store,
     command: Callable[[str, int], str] = lambda spec, nfe: "",
-) -> Iterator[Training | Cell]:
-    """Yield every cell in order of NFE, and the teacher's; what the folder has of these settings is not made again.
+) -> Iterator[TrainingReport | MethodResult]:
+    """Yield the teacher's result, then every method's, in order of NFE; stored results that are still valid are reused.
 
-    A solver is learned anew when what it needs has changed, and only measured anew when what it is measured on has.
-    A killed run goes on: half-done trainings from their last report.
+    A solver is made again when its fingerprint has changed, and only measured again when the evaluator's has.
+    A killed run resumes trainings from their last report.
 
     Args:
-        setting: model, pairs and budget.
-        ruler: unseen noise and measures.
-        contestants: rows.
+        experiment: model, pairs and budget.
+        evaluator: unseen pairs and metrics.
+        methods: rows.
         nfes: columns.
-        store: where cells are kept.
-        command: says how a cell is made alone, of its spec and NFE.
+        store: where results are stored.
+        command: returns the command line that makes one result alone, from its spec and NFE.
 
     Yields:
-        Training: reports of learning. Cell: each once.
+        TrainingReport: progress of training.
+        MethodResult: each once.
 
     Raises:
-        ValueError: when unseen pairs were trained or chosen on, no contestant, or one that exists at no NFE.
+        ValueError: when the evaluator's pairs were trained or chosen on, without methods, or for one that exists at no
+            NFE.
     """
-    if not contestants or not nfes:
-        raise UserError(f"a comparison needs solvers and NFE, got {len(contestants)} and {len(nfes)}")
-    _check_unseen(setting, ruler)
-    for contestant in contestants:
-        reasons = [contestant.lacks(setting, nfe) for nfe in nfes]
+    if not methods or not nfes:
+        raise UserError(f"an experiment needs solvers and NFE, got {len(methods)} and {len(nfes)}")
+    _check_unseen(experiment, evaluator)
+    for method in methods:
+        reasons = [method.unavailable(experiment, nfe) for nfe in nfes]
         if all(reasons):
-            raise UserError(f"{contestant.spec}: {reasons[0]}")
-    running = _Filling(setting, ruler, store, command)
-    yield running.teacher()
+            raise UserError(f"{method.spec}: {reasons[0]}")
+    runner = _Runner(experiment, evaluator, store, command)
+    yield runner.teacher()
     for nfe in nfes:
-        for contestant in contestants:
-            if not contestant.lacks(setting, nfe):
-                yield from running.cell(contestant, nfe)
+        for method in methods:
+            if not method.unavailable(experiment, nfe):
+                yield from runner.run(method, nfe)
+
+
+def run_method(
+    experiment: Experiment, evaluator: Evaluator, method: Method, nfe: int, store: Store
+) -> MethodResult:
+    """Make and measure one method at one NFE, as :func:`run_experiment` does."""
+    *_, result = run_experiment(experiment, evaluator, [method], [nfe], store)
+    if not isinstance(result, MethodResult):
+        raise RuntimeError(f"method {method.spec} ended without a result")
+    return result
 
 
 @dataclass(frozen=True, eq=False)
-class _Filling:
-    """One run through a grid: what :func:`fill` was given."""
+class _Runner:
+    """The arguments of :func:`run_experiment`."""
 
-    setting: Setting
-    ruler: Ruler
+    experiment: Experiment
+    evaluator: Evaluator
     store: Store
     command: Callable[[str, int], str]
 
-    def cell(self, contestant: Contestant, nfe: int) -> Generator[Training | Cell, None, Cell]:
-        """Yield the cell, last, and return it."""
-        needs, measured = _plain(contestant.needs(self.setting, nfe)), _plain(self.ruler.needs())
-        kept = self.store.read(contestant.spec, nfe)
-        if kept is not None and kept.made == needs and kept.measured == measured:
-            yield kept.cell
-            return kept.cell
-        known = None if kept is None or kept.made != needs else _made(kept.cell)
-        before = None
-        if known is None and contestant.after is not None:
-            before = yield from self._before(contestant.after, nfe)
+    def run(self, method: Method, nfe: int) -> Iterator[TrainingReport | MethodResult]:
+        """Yield progress of training, then the result."""
+        experiment, fingerprint = self.experiment, _plain(method.fingerprint(self.experiment, nfe))
+        stored = self.store.read(method.spec, nfe)
+        if stored is not None and stored.solver_fingerprint != fingerprint:
+            stored = None
+        if stored is not None and stored.metrics_fingerprint == self._metrics_fingerprint():
+            yield stored.result
+            return
+        solver = None if stored is None else _solver_of(stored.result)
+        base = None
+        if solver is None and method.base is not None:
+            for report in self.run(method.base, nfe):
+                if isinstance(report, TrainingReport):
+                    yield report
+                else:
+                    base = _solver_of(report)
         began = time.perf_counter()
-        made = (yield from self._make(contestant, nfe, before)) if known is None else known
-        cell = self._measured(contestant, nfe, made)
-        seconds = (
-            round(time.perf_counter() - began, 2) if known is None or kept is None else kept.cell.seconds
+        if solver is None:
+            for record in self._make(method, nfe, base):
+                if isinstance(record, FitRecord):
+                    yield TrainingReport(method.label, nfe, record)
+                else:
+                    solver = record
+        if solver is None:
+            raise RuntimeError(f"method {method.spec} ended without a solver")
+        result = self._measure(method, nfe, solver)
+        seconds = _seconds_since(began) if stored is None else stored.result.seconds
+        result = replace(result, seconds=seconds)
+        provenance = _provenance(experiment, result)
+        self.store.write(
+            StoredResult(result, fingerprint, self._metrics_fingerprint()), experiment.model, **provenance
         )
-        cell = replace(cell, seconds=seconds)
-        self.store.write(Kept(cell, needs, measured), self.setting.model, **_told(self.setting, cell))
-        self.setting.forget(contestant.spec, nfe)
-        yield cell
-        return cell
+        experiment.remove_checkpoints(method.spec, nfe)
+        yield result
 
-    def _measured(self, contestant: Contestant, nfe: int, made: Made) -> Cell:
-        """The cell, without the seconds that it took."""
-        table = made.table()
-        samples = run(self.setting.model, self.ruler.yardstick.pairs, table)
-        comparison, errors, pictures = self.ruler.measure(contestant.label, samples, nfe)
-        return Cell(
-            contestant.spec,
-            contestant.label,
-            contestant.family,
-            nfe,
-            made.what,
-            comparison,
-            made.evaluations,
-            made.stopped,
-            0.0,
-            self.command(contestant.spec, nfe),
-            errors,
-            table,
-            pictures,
-        )
+    def _make(
+        self, method: Method, nfe: int, base: SolverResult | None
+    ) -> Iterator[FitRecord | SolverResult]:
+        return method.make(self.experiment, nfe, base)
 
-    def _before(self, contestant: Contestant, nfe: int) -> Generator[Training, None, Made]:
-        """Make what another goes on from, as a cell of its own that is not told."""
-        making = self.cell(contestant, nfe)
-        while True:
-            try:
-                report = next(making)
-            except StopIteration as end:
-                return _made(end.value)
-            if isinstance(report, Training):
-                yield report
-
-    def _make(self, contestant: Contestant, nfe: int, before: Made | None) -> Generator[Training, None, Made]:
-        making = contestant.make(self.setting, nfe, before)
-        while True:
-            try:
-                record = next(making)
-            except StopIteration as end:
-                made: Made = end.value
-                return made
-            yield Training(contestant.label, nfe, record)
-
-    def teacher(self) -> Cell:
-        """Measure the teacher's own samples: how near the data they are is what there is to reach."""
-        pairs, measured = self.ruler.yardstick.pairs, _plain(self.ruler.needs())
+    def teacher(self) -> MethodResult:
+        """Return the teacher's result: its distance to the data is the best that a student can reach."""
+        pairs = self.evaluator.pairs
         nfe = int(pairs.teacher.get("nfe", 0))
-        kept = self.store.read(TEACHER, nfe)
-        if kept is not None and kept.measured == measured:
-            return kept.cell
+        stored = self.store.read(TEACHER, nfe)
+        if stored is not None and stored.metrics_fingerprint == self._metrics_fingerprint():
+            return stored.result
         began = time.perf_counter()
-        comparison, errors, pictures = self.ruler.measure(TEACHER, pairs.target, nfe)
-        what = " / ".join(str(pairs.teacher[name]) for name in ("solver", "grid") if name in pairs.teacher)
-        seconds = round(time.perf_counter() - began, 2)
-        row = (TEACHER, TEACHER, TEACHER, nfe, what, comparison, None, "", seconds, "")
-        cell = Cell(*row, errors, None, pictures)
-        self.store.write(Kept(cell, {}, measured), self.setting.model)
-        return cell
+        result = MethodResult(
+            spec=TEACHER,
+            label=TEACHER,
+            category=TEACHER,
+            nfe=nfe,
+            origin=" / ".join(str(pairs.teacher[key]) for key in ("solver", "grid") if key in pairs.teacher),
+            **self._measurements(TEACHER, pairs.target, nfe),
+        )
+        result = replace(result, seconds=_seconds_since(began))
+        self.store.write(StoredResult(result, {}, self._metrics_fingerprint()), self.experiment.model)
+        return result
+
+    def _measure(self, method: Method, nfe: int, solver: SolverResult) -> MethodResult:
+        table = solver.table()
+        samples = sample_pairs(self.experiment.model, self.evaluator.pairs, table)
+        return MethodResult(
+            spec=method.spec,
+            label=method.label,
+            category=method.category,
+            nfe=nfe,
+            origin=solver.origin,
+            evaluations=solver.evaluations,
+            stopped=solver.stopped,
+            command=self.command(method.spec, nfe),
+            table=table,
+            **self._measurements(method.label, samples, nfe),
+        )
+
+    def _measurements(self, name: str, samples: Tensor, nfe: int) -> dict[str, Any]:
+        """Errors, metrics and pictures of samples; metrics and pictures only where all samples are finite.
+
+        Errors and pictures are rounded as the store rounds them, so that a resumed run reports the same bits.
+        """
+        errors = paired.mse(samples, self.evaluator.pairs.target).float()
+        if not bool(samples.isfinite().all()):
+            return {"errors": errors, "metrics": None}
+        metrics = self.evaluator.measure(name, samples, nfe)
+        return {"errors": errors, "metrics": metrics, "pictures": thumbnails(self.experiment.model, samples)}
+
+    def _metrics_fingerprint(self) -> dict[str, Any]:
+        return _plain({**self.evaluator.fingerprint(), "pictures": PICTURES, "figures": _VERSION})
 
 
-def _made(cell: Cell) -> Made:
-    if cell.table is None:
-        raise RuntimeError(f"cell {cell.spec} at NFE {cell.nfe} has no table")
-    return Made(cell.table, cell.what, cell.evaluations, cell.stopped)
+def _solver_of(result: MethodResult) -> SolverResult:
+    if result.table is None:
+        raise RuntimeError(f"the result of {result.spec} at NFE {result.nfe} has no table")
+    return SolverResult(result.table, result.origin, result.evaluations, result.stopped)
 
 
-def _told(setting: Setting, cell: Cell) -> dict[str, Any]:
-    """What the solver file says of its making."""
-    if cell.family != "learned":
-        return {"guidance": setting.train.guidance}
-    seeds = [int(setting.train.seeds[0]), int(setting.validation.seeds[-1]) + 1]
-    settings = {"pairs": len(setting.train), "validation": len(setting.validation), "seeds": seeds}
+def _seconds_since(began: float) -> float:
+    return round(time.perf_counter() - began, 2)
+
+
+def _provenance(experiment: Experiment, result: MethodResult) -> dict[str, Any]:
+    """What the solver file records of its training."""
+    train, validation, budget = experiment.train, experiment.validation, experiment.budget
+    if result.category != "learned":
+        return {"guidance": train.guidance}
+    seeds = [int(train.seeds[0]), int(validation.seeds[-1]) + 1]
+    training = {"pairs": len(train), "validation": len(validation), "seeds": seeds, **budget.config.config()}
     return {
-        "guidance": setting.train.guidance,
-        "teacher": setting.train.teacher,
-        "loss": setting.budget.loss,
-        "training": {**settings, **setting.budget.config.config()},
+        "guidance": train.guidance,
+        "teacher": train.teacher,
+        "loss": budget.loss,
+        "training": training,
     }
 
 
-def _check_unseen(setting: Setting, ruler: Ruler) -> None:
-    unseen = ruler.yardstick.pairs
-    known = {*setting.train.seeds.tolist(), *setting.validation.seeds.tolist()}
+def _check_unseen(experiment: Experiment, evaluator: Evaluator) -> None:
+    train, unseen = experiment.train, evaluator.pairs
+    known = {*train.seeds.tolist(), *experiment.validation.seeds.tolist()}
     shared = sorted(known.intersection(unseen.seeds.tolist()))
     if shared:
         raise UserError(
             f"unseen pairs share {len(shared)} seeds with those learned or chosen from, the first {shared[0]}: "
             "measure on other seeds"
         )
-    if unseen.guidance != setting.train.guidance:
+    if unseen.guidance != train.guidance:
         raise UserError(
-            f"unseen pairs have guidance {unseen.guidance:g}, those learned from {setting.train.guidance:g}"
+            f"unseen pairs have guidance {unseen.guidance:g}, those learned from {train.guidance:g}"
         )
 
 
-def _plain(told: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(told, allow_nan=False)))
+def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint as JSON gives it back."""
+    return dict(json.loads(json.dumps(fingerprint, allow_nan=False)))

@@ -1,4 +1,4 @@
-"""Results on disk: one cell a method and NFE, made once."""
+"""Results on disk: one file per method and NFE, made once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gas import solver_file
-from gas.evaluation.evaluator import Comparison
+from gas.evaluation.evaluator import SolverMetrics
 from gas.io import add_checksum, read_json, read_safetensors, sha256, verify_checksum, write_bytes, write_text
 from gas.metrics.coverage import PRDC
 from gas.metrics.distances import Distribution
@@ -21,45 +21,97 @@ from gas.models.protocol import Model
 from gas.table import Table
 from gas.workspace import claim
 
-__all__ = ["Cell", "Kept", "Store", "claim_folders", "slug"]
+__all__ = ["MethodResult", "Store", "StoredResult", "claim_folders", "file_stem"]
 
 _FORMAT = {"format": "gas-comparison-cell", "version": 1}
-
 
 _FOLDERS = ("cells", "solvers", "state", "pictures")
 _FILES = ("rankings.json", "report.csv", "report.md", "report.html")
 
-
-def claim_folders(folder: Path) -> Path:
-    """Mark a comparison's folder and those in it as this project's, as :func:`gas.workspace.claim` does.
-
-    Raises:
-        ValueError: for files of others where a comparison writes its own, or links.
-    """
-    claim(folder, [*_FOLDERS, *_FILES, "unseen"])
-    for name in _FOLDERS:
-        claim(folder / name)
-    return folder
+# Fields of a result and their keys in its JSON.
+_KEYS = {
+    "spec": "spec",
+    "label": "label",
+    "category": "family",
+    "nfe": "nfe",
+    "origin": "what",
+    "evaluations": "evaluations",
+    "stopped": "stopped",
+    "seconds": "seconds",
+    "command": "command",
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What a folder has of a cell.
+class MethodResult:
+    """One method at one NFE, made and measured.
 
-    Args:
-        cell: it, as it was measured.
-        made: what decided its solver.
-        measured: what decided its measurements.
+    Attributes:
+        spec: the method's name on the command line.
+        label: its name in reports.
+        category: ``"classical"``, ``"schedule"``, ``"learned"`` or ``"teacher"``.
+        nfe: network evaluations per sample.
+        origin: ``"SOLVER / GRID"`` of the classical solver: itself, or the start of training.
+        metrics: the measurements; ``None`` where a sample is not finite.
+        evaluations: network evaluations of training; ``None`` without training.
+        stopped: why training ended early, if it did.
+        seconds: time to make and first measure it; measuring again by another evaluator does not change it.
+        command: the command line that makes this result alone.
+        errors: ``(S,)`` squared error of every sample, for pairwise comparisons.
+        table: the solver; ``None`` for the teacher.
+        pictures: ``(K, C, H, W)`` in [-1, 1] of the first samples, where samples are images.
     """
 
-    cell: Cell
-    made: Mapping[str, Any]
-    measured: Mapping[str, Any]
+    spec: str
+    label: str
+    category: str
+    nfe: int
+    origin: str
+    metrics: SolverMetrics | None
+    errors: Tensor
+    evaluations: int | None = None
+    stopped: str = ""
+    seconds: float = 0.0
+    command: str = ""
+    table: Table | None = None
+    pictures: Tensor | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return everything but the tensors, in plain JSON."""
+        row = {key: getattr(self, name) for name, key in _KEYS.items()}
+        return {**row, "comparison": None if self.metrics is None else asdict(self.metrics)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], **tensors: Any) -> MethodResult:
+        """Return the result of a :meth:`row` and its tensors.
+
+        Raises:
+            KeyError: when a field is missing.
+            TypeError: when one is unknown.
+        """
+        metrics = row["comparison"]
+        fields = {name: row[key] for name, key in _KEYS.items()}
+        return cls(**fields, metrics=None if metrics is None else _metrics(metrics), **tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredResult:
+    """A result with the fingerprints that decide whether it is still valid.
+
+    Args:
+        result: as it was measured.
+        solver_fingerprint: of the method, which decides the solver.
+        metrics_fingerprint: of the evaluator, which decides the measurements.
+    """
+
+    result: MethodResult
+    solver_fingerprint: Mapping[str, Any]
+    metrics_fingerprint: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of cells. A cell is whole or absent, and one that was damaged is absent.
+    """A folder of results. A result is whole or absent; a damaged one counts as absent.
 
     Args:
         folder: new, or of an earlier run.
@@ -68,138 +120,102 @@ class Store:
     folder: Path
 
     def solver(self, spec: str, nfe: int) -> Path:
-        """Return the file of a cell's solver."""
-        return self.folder / "solvers" / f"{slug(spec)}-{nfe}.json"
+        """Return the solver file of a result."""
+        return self.folder / "solvers" / f"{file_stem(spec, nfe)}.json"
 
-    def read(self, spec: str, nfe: int) -> Kept | None:
-        """Return what is kept of a cell, whatever it was made for; none where nothing whole is."""
+    def read(self, spec: str, nfe: int) -> StoredResult | None:
+        """Return a stored result, whatever its fingerprints; ``None`` where there is no whole one."""
         path, tensors = self._files(spec, nfe)
         try:
             content = verify_checksum(read_json(path), str(path))
-            if {name: content[name] for name in _FORMAT} != _FORMAT:
+            digests = content["sha256"]
+            if {name: content[name] for name in _FORMAT} != _FORMAT or sha256(tensors) != digests["tensors"]:
                 return None
             table = None
-            if sha256(tensors) != content["sha256"]["tensors"]:
-                return None
-            if content["sha256"]["solver"] is not None:
+            if digests["solver"] is not None:
                 solver = self.solver(spec, nfe)
-                if sha256(solver) != content["sha256"]["solver"]:
+                if sha256(solver) != digests["solver"]:
                     return None
                 table = solver_file.load(solver).table(nfe)
             parts, _ = read_safetensors(tensors)
-            kept = {"errors": parts["errors"], "pictures": parts.get("pictures"), "table": table}
-            return Kept(Cell.of(content["cell"], **kept), content["made"], content["measured"])
+            result = MethodResult.from_row(
+                content["cell"], errors=parts["errors"], pictures=parts.get("pictures"), table=table
+            )
+            return StoredResult(result, content["made"], content["measured"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, kept: Kept, model: Model, **told: Any) -> None:
-        """Keep a cell; ``told`` is what its solver file says of its making."""
-        cell = kept.cell
+    def write(self, stored: StoredResult, model: Model, **provenance: Any) -> None:
+        """Write a result; ``provenance`` is recorded in its solver file, as :func:`gas.save` takes it."""
+        result = stored.result
         claim_folders(self.folder)
-        path, tensors = self._files(cell.spec, cell.nfe)
-        parts: dict[str, Tensor] = {"errors": cell.errors.float()}
-        if cell.pictures is not None:
-            parts["pictures"] = cell.pictures.half()
-        write_bytes(tensors, save({name: part.contiguous() for name, part in parts.items()}))
+        path, tensors_path = self._files(result.spec, result.nfe)
+        tensors = {"errors": result.errors.float()}
+        if result.pictures is not None:
+            tensors["pictures"] = result.pictures.half()
+        write_bytes(tensors_path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
         solver = None
-        if cell.table is not None:
-            solver = self._write_solver(cell, cell.table, model, told)
+        if result.table is not None:
+            solver_path = self.solver(result.spec, result.nfe)
+            training = {"solver": result.label, **provenance.pop("training", {})}
+            starts = {result.nfe: result.origin}
+            solver_file.save(
+                solver_path, result.table, model=model, training=training, starts=starts, **provenance
+            )
+            solver = sha256(solver_path)
         document = {
             **_FORMAT,
             "model": model.name,
-            "cell": cell.row(),
-            "made": kept.made,
-            "measured": kept.measured,
-            "sha256": {"tensors": sha256(tensors), "solver": solver},
+            "cell": result.row(),
+            "made": stored.solver_fingerprint,
+            "measured": stored.metrics_fingerprint,
+            "sha256": {"tensors": sha256(tensors_path), "solver": solver},
         }
         write_text(path, json.dumps(add_checksum(document), indent=1, allow_nan=False))
 
-    def _write_solver(self, cell: Cell, table: Table, model: Model, told: dict[str, Any]) -> str:
-        path = self.solver(cell.spec, cell.nfe)
-        training = {"solver": cell.label, **told.pop("training", {})}
-        solver_file.save(path, table, model=model, training=training, starts={cell.nfe: cell.what}, **told)
-        return sha256(path)
-
     def _files(self, spec: str, nfe: int) -> tuple[Path, Path]:
-        name = f"{slug(spec)}-{nfe}"
-        return self.folder / "cells" / f"{name}.json", self.folder / "cells" / f"{name}.safetensors"
+        path = self.folder / "cells" / f"{file_stem(spec, nfe)}.json"
+        return path, path.with_name(f"{file_stem(spec, nfe)}.safetensors")
 
 
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """What is known of one solver at one NFE.
+def claim_folders(folder: Path) -> Path:
+    """Mark an experiment's folder and its subfolders as this project's, as :func:`gas.workspace.claim` does.
 
-    Attributes:
-        spec: how the solver was asked for.
-        label: what people call it.
-        family: ``"classical"``, ``"schedule"``, ``"learned"`` or ``"teacher"``.
-        nfe: network evaluations a sample.
-        what: classical solver and grid: its own, or the one that learning started from.
-        comparison: its measurements; none where a sample is not finite.
-        evaluations: network evaluations of learning; none where nothing is learned.
-        stopped: why learning ended early, if it did.
-        seconds: that making and first measuring it took; measuring it again by another ruler leaves them.
-        command: that makes this cell alone.
-        errors: ``(S,)`` squared error of every unseen sample, for comparing pair by pair.
-        table: the solver; none for the teacher.
-        pictures: ``(K, C, H, W)`` in [-1, 1] of the first unseen seeds, where samples are pictures.
+    Raises:
+        ValueError: for other files or links where an experiment writes its own.
     """
-
-    spec: str
-    label: str
-    family: str
-    nfe: int
-    what: str
-    comparison: Comparison | None
-    evaluations: int | None
-    stopped: str
-    seconds: float
-    command: str
-    errors: Tensor
-    table: Table | None = None
-    pictures: Tensor | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Return everything but the tensors, in plain JSON."""
-        kept = ("spec", "label", "family", "nfe", "what", "evaluations", "stopped", "seconds", "command")
-        told = {name: getattr(self, name) for name in kept}
-        return {**told, "comparison": None if self.comparison is None else asdict(self.comparison)}
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], **tensors: Any) -> Cell:
-        """Build the cell of a :meth:`row` and its tensors.
-
-        Raises:
-            TypeError: when a field is missing or unknown.
-        """
-        found = row["comparison"]
-        return cls(**{**row, "comparison": None if found is None else _comparison(found)}, **tensors)
+    claim(folder, [*_FOLDERS, *_FILES, "unseen"])
+    for name in _FOLDERS:
+        claim(folder / name)
+    return folder
 
 
-def _comparison(found: Mapping[str, Any]) -> Comparison:
-    interval = found["frechet_data_interval"]
-    told = {
-        "frechet_data_interval": None if interval is None else (interval[0], interval[1]),
-        "to_teacher": _distribution(found["to_teacher"]),
-        "to_data": _distribution(found["to_data"]),
-        "more": {name: (mean, half) for name, (mean, half) in found.get("more", {}).items()},
+def file_stem(spec: str, nfe: int) -> str:
+    """Return the name of a result's files, safe on every file system; different methods have different names.
+
+    >>> file_stem("unipc-3-bh2/log_snr", 4), file_stem("gs@uniform", 4)
+    ('unipc-3-bh2+log_snr-4', 'gs=uniform-4')
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", lambda match: {"/": "+", "@": "="}.get(match[0], "%"), spec)
+    return f"{name}-{nfe}"
+
+
+def _metrics(row: Mapping[str, Any]) -> SolverMetrics:
+    fields = {
+        "frechet_data_interval": _interval(row["frechet_data_interval"]),
+        "to_teacher": _distribution(row["to_teacher"]),
+        "to_data": _distribution(row["to_data"]),
+        "more": {name: (mean, half_width) for name, (mean, half_width) in row.get("more", {}).items()},
     }
-    return Comparison(**{**found, **told})
+    return SolverMetrics(**{**row, **fields})
 
 
-def _distribution(found: Mapping[str, Any] | None) -> Distribution | None:
-    if found is None:
+def _distribution(row: Mapping[str, Any] | None) -> Distribution | None:
+    if row is None:
         return None
-    interval = found["frechet_interval"]
-    ends = None if interval is None else (interval[0], interval[1])
-    prdc = None if found["prdc"] is None else PRDC(**found["prdc"])
-    return Distribution(**{**found, "frechet_interval": ends, "prdc": prdc})
+    prdc = None if row["prdc"] is None else PRDC(**row["prdc"])
+    return Distribution(**{**row, "frechet_interval": _interval(row["frechet_interval"]), "prdc": prdc})
 
 
-def slug(spec: str) -> str:
-    """Return a name that every file system takes; names of solvers that differ stay different.
-
-    >>> slug("unipc-3-bh2/log_snr"), slug("gs@uniform")
-    ('unipc-3-bh2+log_snr', 'gs=uniform')
-    """
-    return re.sub(r"[^A-Za-z0-9._-]", lambda found: {"/": "+", "@": "="}.get(found[0], "%"), spec)
+def _interval(ends: list[float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (ends[0], ends[1])

@@ -40,8 +40,8 @@ class Extractor:
     sha256: str
     network: nn.Module
 
-    def told(self) -> Mapping[str, str]:
-        """Return what a result says of its space, in plain JSON."""
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return the network's name and the SHA-256 of its weights."""
         return {"features": self.name, "weights_sha256": self.sha256}
 
     def __call__(self, images: Tensor) -> Tensor:

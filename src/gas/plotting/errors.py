@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gas.errors import UserError
-from gas.plotting.style import ACCENT, GREY, GRID, INK, MUTED, RULE, Sheet, text_width, wrap
+from gas.plotting.style import ACCENT, GREY, GRIDLINE, INK, MUTED, RULE, Sheet, text_width, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +126,7 @@ def _frame(axes: Axes, curves: Curves) -> None:
     ticks = [factor * 10.0**decade for decade in decades for factor in factors]
     ticks = [tick for tick in ticks if low <= tick <= high]
     axes.set_yticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
-    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.grid(axis="y", color=GRIDLINE, linewidth=1)
     axes.set_axisbelow(True)
 
 

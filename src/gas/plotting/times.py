@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gas.errors import UserError
-from gas.plotting.style import ACCENT, GREY, GRID, INK, MUTED, RULE, Sheet, text_width, wrap
+from gas.plotting.style import ACCENT, GREY, GRIDLINE, INK, MUTED, RULE, Sheet, text_width, wrap
 from gas.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _label(sheet: Sheet, axes: Axes, schedule: Schedule, left: float, under: flo
     width = _WIDTH - left - _MARGIN
     step = next(s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, math.inf) if (high - low) / s <= 12)
     axes.set_xticks([step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)])
-    axes.grid(axis="x", color=GRID, linewidth=1)
+    axes.grid(axis="x", color=GRIDLINE, linewidth=1)
     axes.set_axisbelow(True)
     taken = left - 40.0
     known = [t for t in _LABELS if schedule.t_min <= t]

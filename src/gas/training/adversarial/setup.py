@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, choice, integer, of_type
 from gas.errors import Diverged, UserError
-from gas.evaluation.sampler import fresh
+from gas.evaluation.sampler import sample_seeds
 from gas.losses import loss_by_name
 from gas.metrics.criterion import FrechetCriterion
 from gas.metrics.frechet import extract, feature_statistics
@@ -76,7 +76,8 @@ class FixedNoiseCriterion:
     def __call__(self, table: Table) -> float:
         """Return the measure of a solver's samples."""
         seeds = range(_FIRST_CRITERION_SEED, _FIRST_CRITERION_SEED + self.samples)
-        return self.measure(fresh(self.model, table, seeds, guidance=self.guidance, labelled=self.labelled))
+        samples = sample_seeds(self.model, table, seeds, guidance=self.guidance, labelled=self.labelled)
+        return self.measure(samples)
 
 
 @dataclass(frozen=True)
