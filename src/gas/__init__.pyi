@@ -23,6 +23,7 @@ from . import (
     paper as paper,
     pipelines as pipelines,
     plotting as plotting,
+    references as references,
     registry as registry,
     sampling as sampling,
     schedule as schedule,
@@ -43,6 +44,7 @@ from .models.custom import OwnModel as OwnModel
 from .pairs.dataset import Pairs as Pairs, read_pairs as read_pairs
 from .pairs.fingerprint import PairsSpec as PairsSpec
 from .pairs.teacher import write_pairs as write_pairs
+from .references import citation as citation
 from .sampling import Stepper as Stepper, sample as sample, trajectory as trajectory
 from .schedule import (
     EDMasVP as EDMasVP,
