@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint coverage bench clean
 
 demo: $(STAMP)
 	$(BIN)/gas demo
@@ -19,6 +19,10 @@ demo: $(STAMP)
 # One thread a process: two test processes with two OpenMP threads each starve each other on two cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# A report, not a gate: pages in build/coverage.
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-report=html:build/coverage
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,10 +40,14 @@ bench: $(STAMP)
 	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/page.py
 
+# Other versions, as the CI workflow tests them: make test TORCH=2.6.* PINS="diffusers==0.35.* transformers==4.57.*"
+TORCH ?= 2.13.0
+PINS ?= -c constraints.txt
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(PINS) torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet $(PINS) torch==$(TORCH) -e '.[dev]'
 	touch $(STAMP)
 
 clean:
