@@ -13,7 +13,7 @@ import yaml
 from diffusers.utils import DummyObject
 
 import gas
-from gas.integrations.diffusers.model_card import is_ours, model_card, stand_in
+from gas.integrations.diffusers.model_card import may_overwrite, model_card, stand_in
 from gas.io import add_checksum
 from gas.pipelines.process import process_of
 from support.schedulers import CONFIGS, learned, noise, pipeline, scheduler
@@ -248,7 +248,7 @@ def test_model_card(tmp_path):
     for line in (
         'pipe.scheduler = gas.GASScheduler.from_pretrained("card")',
         "| guidance scale | 2 |",
-        "| network calls (NFE) | 4, 6 |",
+        "| network evaluations (NFE) | 4, 6 |",
         "| prediction | epsilon |",
         "| sample shape | [3, 4, 4] |",
         "| teacher: solver | unipc-3-bh2 |",
@@ -278,13 +278,13 @@ CARDS = {
 @pytest.mark.parametrize(("content", "ours"), CARDS.values(), ids=CARDS)
 def test_only_a_card_of_ours_is_written_over(content, ours, tmp_path):
     (tmp_path / "README.md").write_bytes(content)
-    assert is_ours(tmp_path / "README.md") is ours
+    assert may_overwrite(tmp_path / "README.md") is ours
 
 
 def test_a_pipe_in_place_of_a_card_is_left_alone(tmp_path):
-    assert is_ours(tmp_path / "README.md")
+    assert may_overwrite(tmp_path / "README.md")
     os.mkfifo(tmp_path / "README.md")
-    assert not is_ours(tmp_path / "README.md")
+    assert not may_overwrite(tmp_path / "README.md")
 
 
 def test_pushing_offline_says_what_to_do(monkeypatch, tmp_path):

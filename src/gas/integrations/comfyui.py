@@ -18,7 +18,7 @@ __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "GASSolver"]
 
 
 class GASSolver:
-    """Reads a solver file and returns the sampler that runs it with the levels that belong to it."""
+    """Loads a solver file as a sampler with its own levels."""
 
     RETURN_TYPES = ("SAMPLER", "SIGMAS")
     FUNCTION = "load"
@@ -26,7 +26,7 @@ class GASSolver:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (the host's name)
-        """Say what the node asks for."""
+        """Return the inputs of the node."""
         return {
             "required": {
                 "solver_file": ("STRING", {"default": "solver.json"}),

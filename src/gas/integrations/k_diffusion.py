@@ -1,4 +1,4 @@
-"""Every table as a sampler of k-diffusion's form; needs nothing of k-diffusion."""
+"""Every table as a sampler in k-diffusion's form; k-diffusion itself is not needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gas.table import Table
 __all__ = ["sample_gas", "sigmas_of"]
 
 Solver = Artefact | Table | str | PathLike[str]
-_ONE_CALL = {name: solver for name, solver in SOLVERS.items() if name != "heun"}
+_ONE_EVALUATION_A_STEP = {name: solver for name, solver in SOLVERS.items() if name != "heun"}
 
 
 @torch.no_grad()
@@ -42,32 +42,32 @@ def sample_gas(
     """Sample with a table where a program expects ``sample_*(model, x, sigmas, ...)``.
 
     States are ``y = x_0 + sigma eps``, so a table of a VP schedule runs as ``y_n = x_n / alpha_n``, exactly; those of a
-    flow are the flow's own, with sigma = t. A solver has its own levels, :func:`sigmas_of`: hand those over. At others
-    (a part of the ladder, for image to image) ``base`` runs, with a warning: a table is nothing without its times.
+    flow are the flow's own, with sigma = t. A solver belongs to its own levels, :func:`sigmas_of`. At other levels (the
+    end of the ladder, for image to image) ``base`` runs, with a warning.
 
     Args:
-        model: ``model(x, sigma, **extra_args) -> x_0`` estimate, ``sigma`` of shape ``(B,)``.
+        model: ``model(x, sigma, **extra_args) -> x_0`` prediction, ``sigma`` of shape ``(B,)``.
         x: noise scaled by ``sigmas[0]`` (or a noised image), ``(B, *)``.
         sigmas: N + 1 levels ending in 0.
         extra_args: for the model.
-        callback: told ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` after each call of the model.
-        disable: whether to hide the progress bar, which appears where tqdm is installed.
+        callback: called with ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` after each evaluation.
+        disable: whether to hide the progress bar, which needs tqdm.
         solver: an artefact, a solver file, or a table.
-        schedule: of a bare table's times; an artefact says its own.
-        base: classical solver for other levels, a name of :data:`gas.classical.SOLVERS` that asks once a step.
+        schedule: of a bare table's times; an artefact has its own.
+        base: classical solver for other levels, a name of :data:`gas.classical.SOLVERS` with one evaluation a step.
 
     Returns:
         The sample, in the dtype of ``x``.
 
     Raises:
-        ValueError: when the schedule is unknown, or ``sigmas`` do not fall to 0.
+        ValueError: when the schedule is unknown, or ``sigmas`` do not decrease to 0.
     """
-    artefact, schedule = _opened(solver, schedule)
-    table = _table(artefact, schedule, torch.as_tensor(sigmas).detach().to("cpu", torch.float64), base)
+    opened, schedule = _open(solver, schedule)
+    table = _table_at(opened, schedule, torch.as_tensor(sigmas).detach().to("cpu", torch.float64), base)
     levels = _levels(schedule, table.times)
     if not isinstance(schedule, Flow):
         table = sigma_form(table, schedule(table.times)[0])
-    # Hosts change states between steps (inpainting): the caller's noise is not to change with them.
+    # A clone: programs change states in place between steps (inpainting), which must not change the caller's noise.
     stepper, x = Stepper(table), x.clone()
     step_sigmas = [level.to(x.device, torch.promote_types(x.dtype, torch.float32)) for level in levels]
     for i in _progress(table.nfe, disable):
@@ -80,28 +80,28 @@ def sample_gas(
 
 
 def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None = None) -> Tensor:
-    """Return the N + 1 levels that a solver asks at, ending in 0, float32: what to hand to :func:`sample_gas`.
+    """Return the N + 1 levels of a solver, ending in 0, float32: the ``sigmas`` of :func:`sample_gas`.
 
     Args:
         solver: an artefact, a solver file, or a table.
-        nfe: which table of a family; may be left out where there is one.
-        schedule: of a bare table's times; an artefact says its own.
+        nfe: which table of a family; optional where there is one.
+        schedule: of a bare table's times; an artefact has its own.
 
     Raises:
         ValueError: when there is no such table or the schedule is unknown.
     """
-    opened, schedule = _opened(solver, schedule)
-    if isinstance(opened, Artefact):
-        if nfe is None and len(opened.nfes) > 1:
-            raise UserError(f"nfe must be one of {', '.join(map(str, opened.nfes))}, got None")
-        opened = opened.table(opened.nfes[0] if nfe is None else nfe)
-    return torch.cat([_levels(schedule, opened.times), torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+    table, schedule = _open(solver, schedule)
+    if isinstance(table, Artefact):
+        if nfe is None and len(table.nfes) > 1:
+            raise UserError(f"nfe must be one of {', '.join(map(str, table.nfes))}, got None")
+        table = table.table(table.nfes[0] if nfe is None else nfe)
+    return torch.cat([_levels(schedule, table.times), torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
 
 
-def _opened(solver: Solver, schedule: Schedule | None) -> tuple[Artefact | Table, Schedule]:
+def _open(solver: Solver, schedule: Schedule | None) -> tuple[Artefact | Table, Schedule]:
     opened = load(Path(solver)) if isinstance(solver, (str, PathLike)) else solver
-    said = opened.schedule if isinstance(opened, Artefact) else None
-    schedule = schedule if said is None else said
+    if isinstance(opened, Artefact) and opened.schedule is not None:
+        schedule = opened.schedule
     if schedule is None:
         raise UserError("schedule must be given: this solver does not say which schedule its times are of")
     return opened, schedule
@@ -111,29 +111,30 @@ def _levels(schedule: Schedule, t: Tensor) -> Tensor:
     return t if isinstance(schedule, Flow) else (-schedule.half_log_snr(t)).exp()
 
 
-def _table(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base: str) -> Table:
-    """The solver's own table where the levels are its own, else the base solver at the levels that came."""
+def _table_at(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base: str) -> Table:
+    """The solver's table if these are its levels, otherwise that of the base solver at these levels."""
     if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[-1]) != 0:
         raise UserError(f"sigmas must be at least two levels ending in 0, got {sigmas.tolist()}")
-    nfe, asked = len(sigmas) - 1, sigmas[:-1]
-    own = solver if isinstance(solver, Table) else solver.table(nfe) if nfe in solver.nfes else None
+    nfe, levels = len(sigmas) - 1, sigmas[:-1]
+    table = solver if isinstance(solver, Table) else solver.table(nfe) if nfe in solver.nfes else None
+    # rtol: programs pass levels in float32 or from a table of 1000 steps.
     if (
-        own is not None
-        and own.nfe == nfe
-        and torch.allclose(_levels(schedule, own.times), asked, rtol=2e-3, atol=1e-6)
+        table is not None
+        and table.nfe == nfe
+        and torch.allclose(_levels(schedule, table.times), levels, rtol=2e-3, atol=1e-6)
     ):
-        return own
+        return table
     warnings.warn(
         f"these {nfe} sigmas are not the solver's own (sigmas_of(solver, nfe)): {base} runs at them instead",
         stacklevel=3,
     )
-    t = asked if isinstance(schedule, Flow) else schedule.inverse_half_log_snr(-asked.log())
-    return ending_in_data(named("solver", base, _ONE_CALL), schedule, t)
+    t = levels if isinstance(schedule, Flow) else schedule.inverse_half_log_snr(-levels.log())
+    return ending_in_data(named("solver", base, _ONE_EVALUATION_A_STEP), schedule, t)
 
 
 def _progress(nfe: int, disable: bool | None) -> Any:
     try:
         from tqdm.auto import trange  # type: ignore[import-untyped]
-    except Exception:  # no bar, then
+    except Exception:
         return range(nfe)
     return trange(nfe, disable=disable)

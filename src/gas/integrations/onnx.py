@@ -23,7 +23,7 @@ from gas.table import Table
 
 __all__ = ["TOLERANCE", "Step", "Unrolled", "export", "largest_difference"]
 
-# What an exported graph may differ from torch by, relative to the largest number where that is above 1.
+# Largest difference of an exported graph to torch, relative to the largest number where that is above 1.
 TOLERANCE = 1e-5
 
 
@@ -42,25 +42,25 @@ class Step(nn.Module):
         super().__init__()
         if not 0 <= row < table.nfe:
             raise UserError(f"row must lie in 0 .. {table.nfe - 1} for a table of NFE {table.nfe}, got {row}")
-        kept = torch.stack([table.states[row, : row + 1], table.outputs[row, : row + 1]])
-        self.weights: list[list[float]] = kept.detach().tolist()
+        weights = torch.stack([table.states[row, : row + 1], table.outputs[row, : row + 1]])
+        self.weights: list[list[float]] = weights.detach().tolist()
 
     def forward(self, states: Tensor, outputs: Tensor) -> Tensor:
-        """Weigh the states so far ``(n + 1, ..)`` and the answers so far, of the same shape."""
-        made = torch.zeros_like(states[0])
-        for weights, past in zip(self.weights, (states, outputs), strict=True):
+        """Return ``x_{n+1}`` of the states ``(n + 1, ..)`` and predictions of the same shape."""
+        state = torch.zeros_like(states[0])
+        for weights, history in zip(self.weights, (states, outputs), strict=True):
             for j, weight in enumerate(weights):
                 if weight:
-                    made = torch.add(made, past[j], alpha=weight)
-        return made
+                    state = torch.add(state, history[j], alpha=weight)
+        return state
 
 
 class Unrolled(nn.Module):
-    """The whole sampler as a module, ``x_T -> sample``, its network in it once.
+    """The whole sampler as a module, ``x_T -> sample``, with one copy of its network.
 
     Args:
         denoise: ``denoise(x, t)``, or with ``conditional`` ``denoise(x, t, condition)``.
-        network: the module that it asks, whose weights the graph holds.
+        network: the module inside it, whose weights become part of the graph.
         table: the solver.
     """
 
@@ -68,7 +68,7 @@ class Unrolled(nn.Module):
         super().__init__()
         self.denoise: Any = denoise
         self.network = network
-        # Reads the coefficients now: while a graph is traced, they cannot be.
+        # Reads the coefficients now: they cannot be read while the graph is traced.
         self.stepper = Stepper(table.detach(), fold=None)
 
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Unrolled(nn.Module):
 
 
 class _FourDimensions(TorchFunctionMode):
-    """ONNX knows attention in four dimensions only: give the others a head."""
+    """Adds a head to attention in three dimensions: ONNX has it in four only."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -94,45 +94,44 @@ class _FourDimensions(TorchFunctionMode):
 
 
 def export(
-    path: str | Path, module: nn.Module, given: Mapping[str, Tensor], *, batch: Mapping[str, int]
+    path: str | Path, module: nn.Module, inputs: Mapping[str, Tensor], *, batch: Mapping[str, int]
 ) -> float:
     """Write a module as ONNX, run it there, and return its largest difference to torch.
 
-    The file appears only if the two agree within :data:`TOLERANCE`.
+    The file is written only if the two agree within :data:`TOLERANCE`.
 
     Args:
         path: the file, usually ``*.onnx``.
-        module: what to write, with one output.
-        given: its inputs by name, in order, with which it is traced and compared.
-        batch: by name, which dimension of an input is the batch, that may be of any size.
+        module: to export, with one output.
+        inputs: by name, in order, for tracing and comparing.
+        batch: by name, the batch dimension of an input, whose size stays variable.
 
     Raises:
         ModuleNotFoundError: without the packages; says what to install.
-        ValueError: when the graph gives other numbers than torch, or the module cannot be written.
+        ValueError: when the results differ from torch's, or the module cannot be exported.
     """
-    _need()
-    content = _written(module.eval(), given, batch)
-    # Twice the batch too: a graph that holds the traced one's size would run on nothing else.
-    twice = {name: torch.cat([x, x], batch[name]) if name in batch else x for name, x in given.items()}
-    difference = max(_checked(content, module, inputs) for inputs in (given, twice))
+    _require_onnx()
+    content = _exported(module.eval(), inputs, batch)
+    # Twice the batch too: a graph with the traced size in it would run on no other.
+    doubled = {name: torch.cat([x, x], batch[name]) if name in batch else x for name, x in inputs.items()}
+    difference = max(_compare(content, module, each) for each in (inputs, doubled))
     write_bytes(path, content)
     return difference
 
 
-def _written(module: nn.Module, given: Mapping[str, Tensor], batch: Mapping[str, int]) -> bytes:
+def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[str, int]) -> bytes:
     size = torch.export.Dim("batch")
-    shapes = [{batch[name]: size} if name in batch else {} for name in given]
+    shapes = [{batch[name]: size} if name in batch else {} for name in inputs]
     if isinstance(module, Unrolled):  # its forward takes x, and the rest as one tuple
         shapes = [shapes[0], tuple(shapes[1:])]  # type: ignore[list-item]
-    output = "sample" if isinstance(module, Unrolled) else "state"
     try:
-        with _quietly(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                tuple(given.values()),
+                tuple(inputs.values()),
                 dynamo=True,
-                input_names=list(given),
-                output_names=[output],
+                input_names=list(inputs),
+                output_names=["sample" if isinstance(module, Unrolled) else "state"],
                 dynamic_shapes=tuple(shapes),
                 verbose=False,
             )
@@ -140,20 +139,20 @@ def _written(module: nn.Module, given: Mapping[str, Tensor], batch: Mapping[str,
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(f"this network cannot be written as ONNX: {lines[-1]}") from error
     if program is None:
-        raise UserError("this network cannot be written as ONNX: no program came back")
+        raise UserError("this network cannot be written as ONNX: the exporter returned no program")
     proto = program.model_proto
     for graph in (proto.graph, *proto.functions):
-        for part in graph.node:  # each holds the Python stack it was traced at, paths and all
-            del part.metadata_props[:]
+        for node in graph.node:  # each holds the Python stack of its tracing, with paths
+            del node.metadata_props[:]
     content: bytes = proto.SerializeToString()
     return content
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """What goes wrong is in the error; the exporter also speaks of packages that nobody asked for."""
-    spoken, before = io.StringIO(), logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(spoken), redirect_stderr(spoken):
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which warns of packages that are not needed; failures are in its exceptions."""
+    output, before = io.StringIO(), logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -162,30 +161,31 @@ def _quietly() -> Iterator[None]:
             logging.disable(before)
 
 
-def _checked(content: bytes, module: nn.Module, given: Mapping[str, Tensor]) -> float:
+def _compare(content: bytes, module: nn.Module, inputs: Mapping[str, Tensor]) -> float:
     with torch.no_grad():
-        expected = module(*given.values())
-    difference = largest_difference(content, given, expected)
+        expected = module(*inputs.values())
+    difference = largest_difference(content, inputs, expected)
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise UserError(f"the ONNX graph differs from torch by {difference:.1e}, more than {TOLERANCE:g}")
     return difference
 
 
-def largest_difference(content: bytes, given: Mapping[str, Tensor], expected: Tensor) -> float:
-    """Run an ONNX graph on the CPU and return its largest difference to what is expected."""
-    _need()
+def largest_difference(content: bytes, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
+    """Run an ONNX graph on the CPU and return its largest difference to the expected output."""
+    _require_onnx()
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    asked = {put.name for put in session.get_inputs()}
+    names = {argument.name for argument in session.get_inputs()}
     try:
-        made = session.run(None, {name: x.cpu().numpy() for name, x in given.items() if name in asked})[0]
+        arrays = {name: x.cpu().numpy() for name, x in inputs.items() if name in names}
+        output = session.run(None, arrays)[0]
     except Exception as error:
         raise UserError(f"the ONNX graph does not run: {str(error).splitlines()[0]}") from error
-    return float((torch.from_numpy(made) - expected.cpu()).abs().max())
+    return float((torch.from_numpy(output) - expected.cpu()).abs().max())
 
 
-def _need() -> None:
+def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # type: ignore[import-untyped, unused-ignore]  # noqa: F401

@@ -1,4 +1,4 @@
-"""Tables in the forms of other programs: states scaled otherwise, ladders of levels that end in data."""
+"""Tables for other programs: rescaled states, and grids that end with a prediction of the data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from gas.schedule import Schedule
 from gas.table import Table
 
-__all__ = ["ending_in_data", "rescaled", "sigma_form"]
+__all__ = ["ending_in_data", "sigma_form"]
 
 
 def ending_in_data(solver: Callable[[Schedule, Tensor], Table], schedule: Schedule, t: Tensor) -> Table:
-    """Return a classical table that asks at each of N times and ends with its last estimate, as at ``sigma = 0``.
+    """Return a classical table that evaluates at each of N times and ends with its last prediction, at ``sigma = 0``.
 
     Args:
-        solver: one that asks once a step.
+        solver: one with a single evaluation a step.
         schedule: the forward process.
         t: ``(N,)``, strictly decreasing.
     """
@@ -30,22 +30,15 @@ def ending_in_data(solver: Callable[[Schedule, Tensor], Table], schedule: Schedu
     return Table(t, states, outputs)
 
 
-def rescaled(table: Table, scales: Tensor) -> Table:
-    """Return the table for states ``y_n = scales[n] x_n``: ``states[n, j]`` becomes ``s_{n+1} states[n, j] / s_j``.
-
-    Args:
-        table: N rows.
-        scales: ``(N + 1,)``, positive; the last is 1 where the sample itself is not to be scaled.
-    """
-    before, after = scales[:-1], scales[1:, None]
-    return Table(table.times, after * table.states / before, after * table.outputs)
-
-
 def sigma_form(table: Table, alpha: Tensor) -> Table:
-    """Return the table for ``y_n = x_n / alpha_n = x_0 + (sigma_n / alpha_n) eps``, but the last state as it is.
+    """Return the table for states ``y_n = s_n x_n`` with ``s_n = 1 / alpha_n``, the last state as it is.
+
+    Then ``y_n = x_0 + (sigma_n / alpha_n) eps``, and ``states[n, j]`` becomes ``s_{n+1} states[n, j] / s_j``.
 
     Args:
         table: N rows.
         alpha: ``(N,)``, the signal at ``table.times``.
     """
-    return rescaled(table, torch.cat([1 / alpha, torch.ones(1, dtype=torch.float64)]))
+    scales = torch.cat([1 / alpha, torch.ones(1, dtype=torch.float64)])
+    before, after = scales[:-1], scales[1:, None]
+    return Table(table.times, after * table.states / before, after * table.outputs)

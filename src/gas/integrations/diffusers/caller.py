@@ -1,4 +1,9 @@
-"""The pipeline call that a scheduler is at work in: what its user passed, which the pipeline does not hand on."""
+"""The pipeline call around a scheduler: arguments of the user that pipelines do not pass on.
+
+A scheduler sees neither the guidance scale of a call nor whether ``sigmas`` come from the user or are the pipeline's
+defaults. Both are read from the frames of the call. Frames are only read, and outside of a pipeline's call the
+functions say that nothing is known.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +15,55 @@ from typing import Any
 
 __all__ = ["guidance_of_call", "times_were_passed"]
 
-# A pipeline calls its scheduler directly; torch's decorators and our own methods lie between.
-_FRAMES = 16
+# A pipeline calls its scheduler directly; only torch's decorators and our own methods lie between.
+_MAX_FRAMES = 16
 
 
 def times_were_passed() -> bool:
-    """Return whether the user of the pipeline at work passed ``sigmas`` or ``timesteps``, or no pipeline is at work.
+    """Return whether the user passed ``sigmas`` or ``timesteps`` to the running pipeline, or no pipeline runs.
 
-    Every pipeline runs under ``torch.no_grad()`` as a decorator, whose frame holds the arguments as they were passed:
-    the pipeline's own have become its defaults by the time that it asks its scheduler.
+    Every pipeline's call is decorated with ``torch.no_grad()``, whose frame holds the user's arguments: the call's own
+    variables may have been replaced by defaults before it calls its scheduler.
     """
-    for frame in _callers("decorate_context"):
+    for frame in _frames("decorate_context"):
         call, args = frame.f_locals.get("func"), frame.f_locals.get("args", ())
         if getattr(call, "__name__", "") == "__call__" and args and hasattr(args[0], "components"):
-            return any(map(_of_times, _arguments(call, args, frame.f_locals["kwargs"]).items()))
+            arguments = inspect.signature(call).bind_partial(*args, **frame.f_locals["kwargs"]).arguments
+            passed = {**arguments, **arguments.get("kwargs", {})}  # a modular pipeline takes only **kwargs
+            return any(
+                name.endswith(("sigmas", "timesteps")) and hasattr(value, "__len__")
+                for name, value in passed.items()
+            )
     return True
 
 
 def guidance_of_call(scheduler: Any) -> float | None:
-    """Return the guidance scale that the pipeline of this scheduler was called with; 1 where it then guides nothing.
+    """Return the effective guidance scale of the running pipeline's call, 1 when it does not guide.
 
-    Pipelines do not hand it to their scheduler, and a quarter of them keep it nowhere but in their call's variables. So
-    it is read in that frame, and only of an object whose ``scheduler`` is this one.
-
-    Where a pipeline extrapolates from a negative prompt by ``true_cfg_scale`` (Flux, Qwen), that scale counts.
+    A quarter of the pipelines keep the scale nowhere but in the variables of their call. They are read only in the
+    frame of an object whose ``scheduler`` is this one. When a pipeline extrapolates from a negative prompt by
+    ``true_cfg_scale`` (Flux, Qwen), that scale counts.
 
     Returns:
-        ``None`` outside of a pipeline's call, and of a pipeline that takes neither scale.
+        ``None`` outside of a pipeline's call, and for a pipeline that takes neither scale.
     """
-    for frame in _callers("__call__", _FRAMES):
+    for frame in _frames("__call__", _MAX_FRAMES):
         pipe = frame.f_locals.get("self")
         if getattr(pipe, "__dict__", {}).get("scheduler") is scheduler:
-            return _effective(pipe, frame.f_locals)
+            return _effective_scale(pipe, frame.f_locals)
     return None
 
 
-def _callers(name: str, most: int | None = None) -> Iterator[FrameType]:
-    """The frames of functions of this name, from the innermost of so many on."""
+def _frames(function: str, limit: int | None = None) -> Iterator[FrameType]:
+    """The frames of functions of this name, innermost first, among the innermost ``limit`` frames."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and most != 0:
-        if frame.f_code.co_name == name:
+    while frame is not None and limit != 0:
+        if frame.f_code.co_name == function:
             yield frame
-        frame, most = frame.f_back, None if most is None else most - 1
+        frame, limit = frame.f_back, None if limit is None else limit - 1
 
 
-def _arguments(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    passed = dict(inspect.signature(call).bind_partial(*args, **kwargs).arguments)
-    return {**passed, **passed.pop("kwargs", {})}  # a modular pipeline's
-
-
-def _of_times(argument: tuple[str, Any]) -> bool:
-    name, value = argument
-    return name.endswith(("sigmas", "timesteps")) and hasattr(value, "__len__")
-
-
-def _effective(pipe: Any, variables: Mapping[str, Any]) -> float | None:
+def _effective_scale(pipe: Any, variables: Mapping[str, Any]) -> float | None:
     scale, is_extrapolated = variables.get("guidance_scale"), variables.get("do_true_cfg")
     if is_extrapolated:
         scale = variables.get("true_cfg_scale")
@@ -77,5 +76,5 @@ def _effective(pipe: Any, variables: Mapping[str, Any]) -> float | None:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         return None
     if any(embedded) or any(getattr(config, "time_cond_proj_dim", None) for config in configs):
-        return float(scale)  # an input of the network, of which every value counts
+        return float(scale)  # an input of the network, every value of which has an effect
     return 1.0 if False in embedded or scale <= 1 else float(scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,11 +12,11 @@ from urllib.parse import quote
 from gas.display import markdown, markdown_table, quoted_string, significant
 from gas.io import read_text
 from gas.pipelines.process import Process
-from gas.solver_file import Artefact
+from gas.solver_file import Artefact, Entry
 
-__all__ = ["is_ours", "model_card", "push", "stand_in"]
+__all__ = ["may_overwrite", "model_card", "push", "stand_in"]
 
-# ``owner/name``, as the hub has it.
+# ``owner/name`` on the hub.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # A card with a hundred NFE and as many measurements has 0.2 MB.
@@ -37,41 +37,39 @@ def model_card(
     """Return the text of a ``README.md`` in the hub's form.
 
     Args:
-        process: of the model that the scheduler is for.
+        process: of the scheduler's model.
         artefact: the solver, ``None`` for classical ones only.
-        base_model: name of that model on the hub; by default the one that the solver file names, if it is of the form
+        base_model: name of that model on the hub; default the name in the solver file, if it is of the form
             ``owner/name``.
         picture: file name of a picture beside the card.
-        name: what ``from_pretrained`` is told in the three lines.
-        config: the scheduler's, for the class of diffusers that may take its place.
+        name: argument of ``from_pretrained`` in the card's example.
+        config: of the scheduler, to name the class of diffusers that can replace it.
     """
     document = artefact.document if artefact else None
     model = dict(document.model or {}) if document else {}
     if base_model is None and _REPOSITORY.fullmatch(str(model.get("name"))):
         base_model = str(model["name"])
-    whose = f" for {markdown(base_model)}" if base_model else ""
     front = [f"base_model: {quoted_string(base_model)}"] if base_model else []
     front += ["library_name: diffusers", "tags:", *[f"- {tag}" for tag in _TAGS]]
     parts = [
         "---\n" + "\n".join(front) + "\n---",
-        f"# {'Few-step solver' if artefact else 'Classical solvers'}" + whose,
-        _use(name, artefact),
-        _without_us(stand_in(process, config or {})),
-        "## When it applies\n\n" + markdown_table(["", "made for"], _applies(process, artefact, model)),
+        f"# {'Few-step solver' if artefact else 'Classical solvers'}"
+        + (f" for {markdown(base_model)}" if base_model else ""),
+        *([f"![Samples]({quote(picture)})"] if picture else []),
+        _usage(name, artefact),
+        _replacement(stand_in(process, config or {})),
+        "## When it applies\n\n" + markdown_table(["", "made for"], _model_rows(process, artefact, model)),
     ]
-    if picture:
-        parts.insert(2, f"![Samples]({quote(picture)})")
     if document:
-        parts += [
-            "## How it was made\n\n" + markdown_table(["", ""], _made(document.model_dump(mode="json")))
-        ]
+        rows = _provenance_rows(document.model_dump(mode="json"))
+        parts.append("## How it was made\n\n" + markdown_table(["", ""], rows))
         if any(entry.measured for entry in document.solvers):
-            parts += ["## Measured\n\n" + _measured(artefact)]
+            parts.append("## Measured\n\n" + _measurements(document.solvers))
     return "\n\n".join(parts) + "\n"
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a card may be written here: nothing is, or a card of this library. A user's own text stays."""
+def may_overwrite(path: Path) -> bool:
+    """Whether there is no card yet, or one of this library: a user's own text stays."""
     try:
         return not path.exists() or "- gas-solver" in read_text(path, _CARD_BYTES).splitlines()
     except (OSError, ValueError):  # no regular file, too large, not UTF-8
@@ -79,7 +77,7 @@ def is_ours(path: Path) -> bool:
 
 
 def stand_in(process: Process, config: Mapping[str, Any]) -> str:
-    """Return the class of diffusers that samples the same model from the same ``scheduler_config.json``."""
+    """Return the class of diffusers that loads the same ``scheduler_config.json`` for the same model."""
     if process.kind == "flow":
         return "UniPCMultistepScheduler" if "flow_shift" in config else "FlowMatchEulerDiscreteScheduler"
     if process.kind == "vp":
@@ -89,7 +87,7 @@ def stand_in(process: Process, config: Mapping[str, Any]) -> str:
     return "CosineDPMSolverMultistepScheduler" if process.level == "atan" else "EDMEulerScheduler"
 
 
-def _use(name: str, artefact: Artefact | None) -> str:
+def _usage(name: str, artefact: Artefact | None) -> str:
     nfe = artefact.nfes[0] if artefact else 8
     return (
         "gas-solver is not on a package index: install it from a checkout of its repository, "
@@ -99,7 +97,7 @@ def _use(name: str, artefact: Artefact | None) -> str:
     )
 
 
-def _without_us(cls: str) -> str:
+def _replacement(cls: str) -> str:
     return (
         "Without gas-solver, a pipeline that was saved with this scheduler loads with one of diffusers' own in its "
         "place, which needs more steps:\n\n"
@@ -109,16 +107,16 @@ def _without_us(cls: str) -> str:
     )
 
 
-def _applies(process: Process, artefact: Artefact | None, model: Mapping[str, Any]) -> list[list[str]]:
+def _model_rows(process: Process, artefact: Artefact | None, model: Mapping[str, Any]) -> list[list[str]]:
     rows = [["process", process.kind], ["prediction", process.prediction]]
     if artefact:
-        rows.append(["network calls (NFE)", ", ".join(map(str, artefact.nfes))])
+        rows.append(["network evaluations (NFE)", ", ".join(map(str, artefact.nfes))])
         rows.append(["guidance scale", f"{artefact.document.guidance:g}"])
-    shown = {key: value for key, value in model.items() if key not in ("name", "prediction")}
-    return rows + [[_words(key), _short(value)] for key, value in shown.items()]
+    rest = {key: value for key, value in model.items() if key not in ("name", "prediction")}
+    return rows + [[_words(key), _short(value)] for key, value in rest.items()]
 
 
-def _made(document: Mapping[str, Any]) -> list[list[str]]:
+def _provenance_rows(document: Mapping[str, Any]) -> list[list[str]]:
     rows = [["loss", document["loss"]]] if document["loss"] else []
     for part in ("teacher", "training", "versions"):
         rows += [[f"{part}: {_words(key)}", _short(value)] for key, value in (document[part] or {}).items()]
@@ -126,15 +124,14 @@ def _made(document: Mapping[str, Any]) -> list[list[str]]:
     return rows + [[f"started from, NFE {nfe}", start] for nfe, start in starts.items()]
 
 
-def _measured(artefact: Artefact | None) -> str:
-    entries = sorted(artefact.document.solvers, key=lambda entry: entry.nfe) if artefact else []
+def _measurements(entries: Sequence[Entry]) -> str:
     names = sorted({name for entry in entries for name in entry.measured})
     rows = [
         [
             str(entry.nfe),
             *(significant(entry.measured[name]) if name in entry.measured else "" for name in names),
         ]
-        for entry in entries
+        for entry in sorted(entries, key=lambda entry: entry.nfe)
     ]
     return markdown_table(["NFE", *map(_words, names)], rows)
 
@@ -158,7 +155,7 @@ def push(
     create_pr: bool = False,
     subfolder: str | None = None,
 ) -> str:
-    """Upload a folder's files to a repository, which is made if there is none; return its address there.
+    """Upload a folder's files to a repository, which is created if missing; return the URL of the commit.
 
     Raises:
         ImportError: without huggingface_hub.
@@ -170,7 +167,7 @@ def push(
         raise ImportError("push_to_hub needs huggingface_hub: pip install 'gas-solver[diffusers]'") from error
     try:
         repo = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        done = huggingface_hub.upload_folder(
+        commit = huggingface_hub.upload_folder(
             repo_id=repo,
             folder_path=folder,
             token=token,
@@ -178,10 +175,10 @@ def push(
             create_pr=create_pr,
             path_in_repo=subfolder,
         )
-    except Exception as error:  # of requests, httpx or the hub itself, by its version
-        why = (str(error).splitlines() or [""])[0]
+    except Exception as error:  # of requests, httpx or the hub, by its version
+        reason = (str(error).splitlines() or [""])[0]
         raise ConnectionError(
-            f"could not push to {repo_id} ({type(error).__name__}: {why}): "
+            f"could not push to {repo_id} ({type(error).__name__}: {reason}): "
             "log in with `hf auth login`, or save_pretrained to a folder and upload it later"
         ) from error
-    return str(done)
+    return str(commit)

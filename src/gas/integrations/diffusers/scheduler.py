@@ -12,13 +12,13 @@ from torch import Tensor
 
 from gas.errors import UserError
 from gas.integrations.diffusers.caller import guidance_of_call
-from gas.integrations.diffusers.planning import Choice, NetworkTimes, Plan, Policy, Run, misfits
+from gas.integrations.diffusers.planning import NetworkTimes, Plan, Planner, Policy, Run, misfits
 from gas.integrations.diffusers.serialization import SavedScheduler, SchedulerMixin, solver_file
 from gas.pipelines.process import StepValues, process_of, shift_of
 from gas.schedule import VPDiscrete
 from gas.solver_file import Artefact
 
-import diffusers  # isort: skip (saved.py says what is missing)
+import diffusers  # isort: skip (serialization.py says what to install without it)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
 
@@ -27,11 +27,11 @@ __all__ = ["GASScheduler", "GASSchedulerOutput", "SchedulerMixin"]
 
 @dataclass
 class GASSchedulerOutput(BaseOutput):
-    """What a step returns.
+    """Result of a step.
 
     Attributes:
         prev_sample: the next state, in the dtype of the last.
-        pred_original_sample: the estimate of the clean sample that this step's answer means.
+        pred_original_sample: this step's prediction of the clean sample.
     """
 
     prev_sample: Tensor
@@ -41,8 +41,8 @@ class GASSchedulerOutput(BaseOutput):
 class GASScheduler(SavedScheduler):
     """Runs any table, artefact or family in a diffusers pipeline: VP, v-prediction, EDM and flow.
 
-    Each step is one row of the table on the states and answers that the pipeline has seen. Make one from a pipeline's
-    own config, ``GASScheduler.from_config(pipe.scheduler.config, solver="solver.json")``, or from a saved one,
+    Each step is one row of the table, on the pipeline's own states and network outputs. Make one from a pipeline's
+    config, ``GASScheduler.from_config(pipe.scheduler.config, solver="solver.json")``, or from a saved one,
     ``GASScheduler.from_pretrained("folder-or-file")``.
 
     Args:
@@ -51,25 +51,25 @@ class GASScheduler(SavedScheduler):
         sigma_min, sigma_max, sigma_data, level_embedding: an EDM model's; ``sigma_data`` makes it one.
         shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len, shift_terminal,
             time_shift_type, use_flow_sigmas: a flow model's, which has ``prediction_type="flow_prediction"``.
-        invert_sigmas, stochastic_sampling: of flow pipelines that ask for them; the first must be false, the second
-            does nothing.
-        solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or what a solver file holds; the config
-            names it ``solver.json``, the file that ``save_pretrained`` writes. ``None`` runs ``base``.
+        invert_sigmas, stochastic_sampling: for flow pipelines that pass them; the first must be false, the second has
+            no effect.
+        solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or the content of a solver file; the
+            config names it ``solver.json``, the file that ``save_pretrained`` writes. ``None`` runs ``base``.
         missing_nfe: for a number of steps without a table, ``"base"`` runs ``base`` and warns, ``"error"`` refuses.
-        base: a classical ``SOLVER/GRID``, grid ``shifted`` for a flow's own; by default what the nearest table's
-            training started from. It also finishes what starts in the middle (img2img, inpainting).
-        schedule: ``"learned"`` takes only the number of ``sigmas`` or ``timesteps`` that a pipeline hands over,
+        base: a classical ``SOLVER/GRID``, grid ``shifted`` for a flow's own; default the start of the nearest table's
+            training. It also finishes runs that start in the middle (img2img, inpainting).
+        schedule: ``"learned"`` uses only the number of ``sigmas`` or ``timesteps`` that a pipeline passes,
             ``"pipeline"`` runs ``base`` at exactly those.
-        timestep_dtype: dtype that told times are rounded to: that of a pipeline that casts them.
-        guidance_scale: what the network is guided with, to be compared with the solver's, in a loop of your own; of a
-            pipeline the scale of each call is seen and compared.
+        timestep_dtype: dtype that the network's times are rounded to: that of a pipeline that casts them.
+        guidance_scale: of the network in a sampling loop of your own, to be compared with the solver's; the scale of a
+            pipeline's call is detected.
         strict: refuse a pipeline that the solver was not made for, instead of warning.
 
     Raises:
         ValueError: names the argument that is wrong.
     """
 
-    __module__ = "gas"  # what saved pipelines name: frozen, and loadable after a bare ``import gas``
+    __module__ = "gas"  # the name in saved pipelines: frozen, and loadable after a bare ``import gas``
     order = 1
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -107,7 +107,9 @@ class GASScheduler(SavedScheduler):
         guidance_scale: float | None = None,
         strict: bool = False,
     ) -> None:
-        self._policy = Policy(missing_nfe, base, schedule, timestep_dtype)
+        self._policy = Policy(
+            missing_nfe=missing_nfe, base=base, schedule=schedule, timestep_dtype=timestep_dtype
+        )
         self.artefact: Artefact | None = None
         if solver is not None:
             self.register_to_config(solver=solver_file(solver))
@@ -121,19 +123,23 @@ class GASScheduler(SavedScheduler):
             alphas = alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
             self.alphas = alphas.to(torch.float32).as_subclass(StepValues)
             self.betas = 1 - self.alphas
-        self._network_times = NetworkTimes(self.process)
-        self._choice = Choice(self.process, self.artefact, self._policy, self.config)
-        self._said: set[str] = set()
-        self._checked: set[tuple[Any, ...]] = set()
+        self._planner = Planner(
+            process=self.process, artefact=self.artefact, policy=self._policy, config=self.config
+        )
+        self._warnings: set[str] = set()
+        self._checked_uses: set[tuple[Any, ...]] = set()
         self._run: Run | None = None
         self._plan: Plan | None = None
-        self._returned: Tensor | None = None  # until the run is over, and of a run that was not finished
+        # The state that the next step should get, and that of an earlier run which was not finished.
+        self._returned: Tensor | None = None
         self._unfinished: Tensor | None = None
         self.num_inference_steps: int | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
-        self._times = torch.linspace(1, 1 / self.process.steps, self.process.steps, dtype=torch.float64)
-        self._show(self._times, None)
+        self._network_times = NetworkTimes(self.process)
+        self._set_times(
+            torch.linspace(1, 1 / self.process.steps, self.process.steps, dtype=torch.float64), None
+        )
         self.init_noise_sigma = float(1 / self.process.schedule(1.0)[0]) if sigma_data is not None else 1.0
 
     @property
@@ -143,7 +149,7 @@ class GASScheduler(SavedScheduler):
 
     @property
     def begin_index(self) -> int | None:
-        """Index of the first step, if the pipeline has said it."""
+        """Index of the first step, if the pipeline has set it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -161,38 +167,34 @@ class GASScheduler(SavedScheduler):
         sigmas: Sequence[float] | Tensor | None = None,
         mu: float | None = None,
     ) -> None:
-        """Choose the table for a number of steps and forget everything of earlier runs.
+        """Choose the table for a number of steps and forget earlier runs.
 
         Args:
             num_inference_steps: network evaluations N.
-            device: where ``timesteps`` are wanted.
-            timesteps: the pipeline's own times; what becomes of them ``schedule`` in the config says.
-            sigmas: the pipeline's own levels; likewise. With both, a flow's network is told ``timesteps`` at them.
-            mu: shift of a flow for this resolution, as pipelines compute it.
+            device: of ``self.timesteps``.
+            timesteps: the pipeline's own times, used as ``schedule`` in the config says.
+            sigmas: the pipeline's own levels; likewise. With both, ``timesteps`` are the times of a flow's network.
+            mu: a flow's, for this resolution, as pipelines compute it.
 
         Raises:
             ValueError: when no number of steps is given, two things disagree on it, or there is no table for it and
                 ``missing_nfe="error"``.
         """
-        self._plan, notes = self._choice.plan(num_inference_steps, timesteps, sigmas, mu)
+        self._plan, notes = self._planner.plan(num_inference_steps, timesteps, sigmas, mu)
         for note in notes:
             self._warn(note)
         self.num_inference_steps = self._plan.table.nfe
         self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
-        self._times = self._plan.t
         self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
-        both = timesteps is not None and sigmas is not None
-        self._network_times = (
-            NetworkTimes(self.process, timesteps, sigmas, self._shift or 1.0)
-            if both
-            else NetworkTimes(self.process)
-        )
-        self._show(self._times, device)
+        self._network_times = NetworkTimes(self.process)
+        if timesteps is not None and sigmas is not None:
+            self._network_times = NetworkTimes(self.process, timesteps, sigmas, self._shift or 1.0)
+        self._set_times(self._plan.t, device)
         self.init_noise_sigma = self._plan.scale
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """Return what the network is to be given: the state itself, but for EDM."""
+        """Return the network's input: the state itself, but for EDM."""
         if self.process.kind != "edm":
             return sample
         n = self._step_index
@@ -215,23 +217,23 @@ class GASScheduler(SavedScheduler):
         """Run the next row of the table.
 
         Args:
-            model_output: the network's answer, guided.
-            timestep: which of ``timesteps`` this is; looked at in the first step of a run, and where ``sample`` is not
-                what the last step returned: the time of another step is then warned of.
-            sample: the state that the network was asked at, ``(B, *)``.
+            model_output: of the network, guided.
+            timestep: one of ``timesteps``; read in the first step of a run, and when ``sample`` is not the state that
+                the last step returned, to warn if it is the time of another step.
+            sample: the state at which the network was evaluated, ``(B, *)``.
             eta, use_clipped_model_output, generator, variance_noise: for samplers that add noise; no table does.
-            return_dict: whether to return an object with names, or a tuple.
-            per_token_timesteps: ``(B, L)`` of a flow's tokens ``(B, L, C)``, each this step's timestep, or 0 for those
-                that condition the rest and come back as they are. ``model_output`` is then the negative velocity, as
-                in diffusers.
-            pred_original_sample: refused: pipelines that pass an estimate made one by a step that they take back.
+            return_dict: return an object with names instead of a tuple.
+            per_token_timesteps: ``(B, L)`` of a flow's tokens ``(B, L, C)``: this step's timestep, or 0 for tokens that
+                condition the others and stay unchanged. ``model_output`` is then the negative velocity, as in
+                diffusers.
+            pred_original_sample: refused: pipelines that pass it take a step back for it.
 
         Returns:
-            The next state and the estimate of the clean sample.
+            The next state and the prediction of the clean sample.
 
         Raises:
-            ValueError: before :meth:`set_timesteps`; when a sample or an answer is not of the shape of the run's first;
-                or with ``strict`` when the solver is for another pipeline.
+            ValueError: before :meth:`set_timesteps`; when sample or output are not of the shape of the run's first; or
+                with ``strict`` when the solver is for another pipeline.
         """
         if pred_original_sample is not None:
             raise UserError(
@@ -241,26 +243,26 @@ class GASScheduler(SavedScheduler):
         n = self._step_index
         if n is None or n >= len(self._times) or self._run is None:
             n = self._begin(timestep, sample, eta)
-        elif sample is not self._returned:  # where it is, no time is read, which may wait for the device
-            self._compare_run(n, timestep, sample)
+        elif sample is not self._returned:  # otherwise skipped: reading the time may wait for the device
+            self._check_run(n, timestep, sample)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
-            model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
-        moving = None if per_token_timesteps is None else self._moving(n, per_token_timesteps)
+            model_output = model_output[:, : sample.shape[1]]  # the other half is a learned variance
+        moving = None if per_token_timesteps is None else self._moving_tokens(n, per_token_timesteps)
         if moving is not None:
             model_output = -model_output
-        following, clean = self._run.step(model_output, sample)  # type: ignore[union-attr]
+        state, x0 = self._run.step(model_output, sample)  # type: ignore[union-attr]
         if moving is not None:
-            following = torch.where(moving, following, sample)
+            state = torch.where(moving, state, sample)
         self._step_index = n + 1
-        self._returned = following if n + 1 < len(self._times) else None
+        self._returned = state if n + 1 < len(self._times) else None
         if not return_dict:
-            return following, clean
-        return GASSchedulerOutput(prev_sample=following, pred_original_sample=clean)
+            return state, x0
+        return GASSchedulerOutput(prev_sample=state, pred_original_sample=x0)
 
-    def _moving(self, n: int, per_token_timesteps: Tensor) -> Tensor:
-        """Which tokens a step moves, ``(B, L, 1)``: those at its own time. The others must be clean."""
+    def _moving_tokens(self, n: int, per_token_timesteps: Tensor) -> Tensor:
+        """The tokens that a step moves, ``(B, L, 1)``: those at its time. The others must be clean."""
         times = per_token_timesteps.detach().to(torch.float64)
-        moving = (times - float(self._told[n])).abs() < 1e-3
+        moving = (times - float(self._rounded_times[n])).abs() < 1e-3
         if not bool((moving | (times < 1e-3)).all()):
             raise UserError(
                 "per_token_timesteps must be the step's timestep or 0: tokens that start at another (a conditioning "
@@ -270,14 +272,14 @@ class GASScheduler(SavedScheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return ``a x_0 + s eps``, the pipeline's state at each of ``timesteps`` ``(B,)``."""
-        told = torch.as_tensor(timesteps).detach().to("cpu", torch.float64).flatten()
-        a, s = self.process.signal_and_noise(torch.stack([self._time(value) for value in told]))
+        times = torch.as_tensor(timesteps).detach().to("cpu", torch.float64).flatten()
+        a, s = self.process.signal_and_noise(torch.stack([self._time(time) for time in times]))
         shape = [-1] + [1] * (original_samples.ndim - 1)
         a, s = (v.to(original_samples.device, original_samples.dtype).reshape(shape) for v in (a, s))
         return a * original_samples + s * noise
 
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return :meth:`add_noise` under the name and in the order that flow pipelines call it."""
+        """Return :meth:`add_noise`, with the name and the order of arguments of flow pipelines."""
         if noise is None:
             raise UserError("noise must be a tensor of the shape of sample, got None")
         return self.add_noise(sample, noise, torch.as_tensor(timestep))
@@ -290,81 +292,87 @@ class GASScheduler(SavedScheduler):
         n = self._index(timestep) if begin is None else begin
         plan = self._plan
         if n:
-            plan, note = self._choice.from_the_middle(plan, n)
+            plan, note = self._planner.from_the_middle(plan, n)
             self._warn(note)
-        self._check(sample)
+        self._check_use(sample)
         if eta:
             self._warn(f"eta={eta:g} has no effect: a table adds no noise")
         self._run = Run(plan, self.process)
         return n
 
-    def _check(self, sample: Tensor) -> None:
-        """Say, or refuse, that the solver was made for something else than this pipeline: once for each use."""
-        guidance = self.config["guidance_scale"]
+    def _check_use(self, sample: Tensor) -> None:
+        """Warn, or refuse, when the solver was made for another pipeline or use; once for each use."""
+        guidance, shape = self.config["guidance_scale"], sample.shape[1:]
         if self.artefact is not None and self.artefact.document.model is not None:
-            # Of a table without a model nothing says what guidance it was learned at.
+            # A table without a model does not record the guidance that it was learned at.
             called = guidance_of_call(self)
             guidance = guidance if called is None else called
-        use = (sample.shape[1:], sample.dtype, self._shift, self.num_inference_steps, guidance)
-        if use in self._checked:
+        use = (shape, sample.dtype, self._shift, self.num_inference_steps, guidance)
+        if use in self._checked_uses:
             return
-        shape = sample.shape[1:]
         wrong = misfits(self.artefact, self.process, guidance=guidance, shift=self._shift, sample_shape=shape)
         if wrong and self.artefact is not None:
             text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
             if self.config["strict"]:
                 raise UserError(text)
             self._warn(text)
-        self._checked.add(use)
-        narrow = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(sample.dtype)
+        self._checked_uses.add(use)
+        self._check_rounding(sample.dtype)
+
+    def _check_rounding(self, dtype: torch.dtype) -> None:
+        """Warn when times cast to the pipeline's dtype are not those of the table."""
+        narrow = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(dtype)
         if narrow is None or self._policy.timestep_dtype == narrow:
             return
-        moved = (self._told.to(sample.dtype).to(torch.float64) - self._told).abs()
-        if bool(moved.max() > 0):
-            n = int(moved.argmax())
+        times = self._rounded_times
+        errors = (times.to(dtype).to(torch.float64) - times).abs()
+        if bool(errors.max() > 0):
+            n = int(errors.argmax())
             self._warn(
                 f"this pipeline computes in {narrow}: if it casts times too, its network is told "
-                f"{float(self._told[n].to(sample.dtype)):g} for {float(self._told[n]):g}; timestep_dtype={narrow!r} "
+                f"{float(times[n].to(dtype)):g} for {float(times[n]):g}; timestep_dtype={narrow!r} "
                 "makes the scheduler round times itself"
             )
 
-    def _compare_run(self, n: int, timestep: float | Tensor, sample: Tensor) -> None:
-        """Warn of a state of another run: it comes with another step's time, or a run that was left off returned it."""
-        given = torch.as_tensor(timestep).detach()
-        elsewhere = given.numel() == 1 and self._told[self._index(given)] != self._told[n]
-        if elsewhere or sample is self._unfinished:
+    def _check_run(self, n: int, timestep: float | Tensor, sample: Tensor) -> None:
+        """Warn of a state of another run: one at another step's time, or one that an unfinished run returned."""
+        time = torch.as_tensor(timestep).detach()
+        is_other = time.numel() == 1 and self._rounded_times[self._index(time)] != self._rounded_times[n]
+        if is_other or sample is self._unfinished:
             warnings.warn(
-                f"step {n} of this run is at timestep {float(self._told[n]):g}, but a sample of another run came, at "
-                f"{given.flatten()[0].item():g}: a scheduler serves one run at a time and mixes two; give each its "
-                "own, copy.deepcopy(scheduler)",
+                f"step {n} of this run is at timestep {float(self._rounded_times[n]):g}, but a sample of another run "
+                f"came, at {time.flatten()[0].item():g}: a scheduler serves one run at a time and mixes two; give each "
+                "its own, copy.deepcopy(scheduler)",
                 stacklevel=3,
             )
 
     def _index(self, timestep: float | Tensor | None) -> int:
-        """The step whose told time is nearest."""
-        return int((self._told - torch.as_tensor(timestep).detach().to("cpu", torch.float64)).abs().argmin())
+        """The step with the nearest network time."""
+        time = torch.as_tensor(timestep).detach().to("cpu", torch.float64)
+        return int((self._rounded_times - time).abs().argmin())
 
     def _time(self, network_time: Tensor) -> Tensor:
-        """The time of a told time: exactly a row's where it is one."""
-        match = (self._told == network_time).nonzero()
+        """The time of a network's time; exactly that of a step, if it is one's."""
+        match = (self._rounded_times == network_time).nonzero()
         return self._times[match[0, 0]] if len(match) else self._network_times.inverse(network_time)
 
-    def _show(self, t: Tensor, device: str | torch.device | None) -> None:
-        """Set what pipelines look at: told times, and N + 1 levels of which the last is 0."""
+    def _set_times(self, t: Tensor, device: str | torch.device | None) -> None:
+        """Set the public ``timesteps``, network times ``(N,)``, and ``sigmas``, N + 1 levels of which the last is 0."""
+        self._times = t
         times = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
-        self._told = times.to(torch.float64)
+        self._rounded_times = times.to(torch.float64)
         self.timesteps = times.to(device)
-        alpha, sigma = self.process.signal_and_noise(t)
-        level = sigma if self.process.kind == "flow" else sigma / alpha
+        a, s = self.process.signal_and_noise(t)
+        level = s if self.process.kind == "flow" else s / a
         self.sigmas = torch.cat([level, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
 
     def _warn(self, text: str) -> None:
-        """Say something once."""
-        if text not in self._said:
-            self._said.add(text)
+        """Give each warning once."""
+        if text not in self._warnings:
+            self._warnings.add(text)
             warnings.warn(text, stacklevel=3)
 
 
-# Diffusers looks up the class that a config came from by its name among its own: without this, every switch from this
-# class to another would warn of the arguments that only this one has.
+# Diffusers looks up the class of a config by its name in its own namespace. Without this entry, every switch from this
+# class to another would warn of the arguments that only this class has.
 setattr(diffusers, "GASScheduler", GASScheduler)  # noqa: B010 (no attribute of it to a type checker)

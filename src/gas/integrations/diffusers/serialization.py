@@ -13,25 +13,14 @@ from typing import Any, cast
 import torch
 
 from gas.errors import UserError
-from gas.integrations.diffusers.model_card import is_ours, model_card, push
+from gas.integrations.diffusers.model_card import may_overwrite, model_card, push
 from gas.io import CHECKSUM, read_json, verify_checksum, write_bytes, write_text
 from gas.pipelines.process import PREDICTIONS, Process
-from gas.pipelines.scheduler_config import config_of, model_keys, translate
+from gas.pipelines.scheduler_config import DEFAULTS, config_of, model_keys, translate
 from gas.schedule import Flow, VPDiscrete
 from gas.solver_file import Artefact, load, parse_document, save
 
-__all__ = [
-    "CONFIG",
-    "SOLVER",
-    "SavedScheduler",
-    "SchedulerMixin",
-    "SolverFile",
-    "config_of_solver",
-    "hub_config",
-    "hub_solver",
-    "local_config",
-    "solver_file",
-]
+__all__ = ["SavedScheduler", "SchedulerMixin", "SolverFile", "solver_file"]
 
 try:
     from diffusers.configuration_utils import ConfigMixin
@@ -42,23 +31,14 @@ except Exception as error:  # a broken torchvision raises RuntimeError
         f"gas.GASScheduler needs diffusers ({type(error).__name__}: {error}): pip install 'gas-solver[diffusers]'"
     ) from error
 
-# Arguments of from_pretrained that say where on the hub to look.
-_HUB_ONLY = {
-    "cache_dir",
-    "force_download",
-    "local_dir",
-    "local_files_only",
-    "mirror",
-    "proxies",
-    "revision",
-    "token",
-}
+CONFIG = "scheduler_config.json"
+SOLVER = "solver.json"
 
+# Arguments of from_pretrained that locate a file on the hub: for the solver file, and all.
 _HUB_FILE = {"cache_dir", "force_download", "local_files_only", "revision", "token"}
+_HUB = _HUB_FILE | {"local_dir", "mirror", "proxies"}
 
-_DEFAULTS = "_use_default_values"  # the key under which diffusers lists what nobody set
-
-# What pipelines read of a scheduler beside its contract, and whose it is.
+# Members beyond the scheduler contract that some pipelines use, and the class that has each.
 _INTERNALS = {
     "_get_conditioning_c_in": "EDMEulerScheduler",
     "_get_variance": "DDIMScheduler",
@@ -76,30 +56,30 @@ _INTERNALS = {
     "undo_step": "RePaintScheduler",
 }
 
-# Arguments of no other scheduler.
-_POLICY = {"base", "guidance_scale", "missing_nfe", "schedule", "solver", "strict", "timestep_dtype"}
+# Arguments that no other scheduler has.
+_OUR_ARGUMENTS = {"base", "guidance_scale", "missing_nfe", "schedule", "solver", "strict", "timestep_dtype"}
 
 
 class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """The half of :class:`gas.GASScheduler` that makes one from a config or file and writes it."""
+    """The part of :class:`gas.GASScheduler` that loads and saves it."""
 
-    # As every VP scheduler there says, with that of flows, less that of EDM: its defaults would pass for an EDM model's
-    # levels on the way back.
-    _compatibles = [  # noqa: RUF012 (a list, as in every scheduler there)
+    # As in diffusers' VP schedulers, plus the flow one, minus the EDM one, whose defaults would be taken for an EDM
+    # model's levels on the way back.
+    _compatibles = [  # noqa: RUF012 (a list, as in diffusers)
         *(e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"),
         "FlowMatchEulerDiscreteScheduler",
     ]
 
     process: Process
     artefact: Artefact | None
-    _converted = False
+    _is_converted = False
 
     @property
     def config(self) -> Any:
-        """The config, of which pipelines look at attributes and other schedulers at items.
+        """The config, whose attributes pipelines read, and whose items other schedulers.
 
-        The attribute ``use_flow_sigmas`` is false whatever the item says: pipelines like Flux's would drop sigmas
-        that their user passed.
+        The attribute ``use_flow_sigmas`` is false whatever the item is: pipelines like Flux's would drop the user's
+        sigmas otherwise.
         """
         config = super().config
         vars(config)["use_flow_sigmas"] = False
@@ -107,7 +87,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make a scheduler for the model that ``config``, of this or another scheduler, is for.
+        """Make a scheduler for the model of ``config``, that of any scheduler.
 
         Args:
             config: ``pipe.scheduler.config``, or the scheduler itself, whose class is then known for sure.
@@ -120,34 +100,34 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         config = config_of(config) if isinstance(config, SchedulerMixin) else config
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
-        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        defaults = set(config.get(_DEFAULTS) or [])
-        given = {key: value for key, value in config.items() if key not in defaults and key != _DEFAULTS}
-        solver = kwargs.get("solver", given.get("solver"))
+        arguments = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        defaults = {*(config.get(DEFAULTS) or []), DEFAULTS}
+        explicit = {key: value for key, value in config.items() if key not in defaults}
+        solver = kwargs.get("solver", explicit.get("solver"))
         if "solver" not in kwargs and isinstance(solver, str) and not isinstance(solver, SolverFile):
             raise UserError(
                 f"the config names the solver file {solver!r} and does not hold its numbers: pass solver=..., "
                 "or the folder that has both to from_pretrained"
             )
-        # What the model is, where the config's class implies it; the next scheduler is to see only what was given.
-        implied = {key: value for key, value in model_keys(translate(config)).items() if key in known}
-        ours = implied | {key: value for key, value in given.items() if key in known}
+        # With the model that the config's class implies. The next scheduler must see only the explicit keys.
+        ours = {key: value for key, value in model_keys(translate(config)).items() if key in arguments}
+        ours |= {key: value for key, value in explicit.items() if key in arguments}
         loaded: Any = super().from_config(ours, return_unused_kwargs, **kwargs)
         scheduler = loaded[0] if return_unused_kwargs else loaded
-        passed_on = {key: value for key, value in given.items() if key not in known}
-        if "_class_name" in given:
+        passed_on = {key: value for key, value in explicit.items() if key not in arguments}
+        if "_class_name" in explicit:
             passed_on["_class_name"] = cls.__name__
-        elif not _POLICY & (set(given) | set(kwargs)):  # a config that was never saved names no class
+        elif not _OUR_ARGUMENTS & {*explicit, *kwargs}:  # a config that was never saved names no class
             bare = {key: value for key, value in scheduler._internal_dict.items() if key != "_class_name"}
             scheduler._internal_dict = type(scheduler._internal_dict)(bare)
         scheduler.register_to_config(**passed_on)
-        if left := known - set(given) - set(kwargs):
-            scheduler.register_to_config(**{_DEFAULTS: left})
-        scheduler._converted = True
+        if left := arguments - {*explicit, *kwargs}:
+            scheduler.register_to_config(**{DEFAULTS: left})
+        scheduler._is_converted = True
         return (scheduler, loaded[1] | passed_on) if return_unused_kwargs else scheduler
 
     def __getattr__(self, name: str) -> Any:
-        """Fail with the reason where a pipeline reaches for what only one of diffusers' own schedulers has."""
+        """Explain an AttributeError of a pipeline that uses a member of another scheduler class."""
         try:
             return super().__getattr__(name)
         except AttributeError as error:
@@ -160,32 +140,32 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        """The compatible classes that are installed: one of them needs another package."""
+        """The compatible classes that are installed; one of them needs another package."""
         return [cls for cls in super()._get_compatibles() if not isinstance(cls, DummyObject)]
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Set keys of the config.
 
-        It names its class from the start: another scheduler then drops what only this one has without a warning. The
-        names of the keys left at their defaults are sorted, so that equal configs compare equal.
+        The config names its class from the start, so that another scheduler drops our own keys without a warning. The
+        list of defaults is sorted, so that equal configs compare equal.
         """
-        if _DEFAULTS in kwargs:
-            kwargs[_DEFAULTS] = sorted(kwargs[_DEFAULTS])
+        if DEFAULTS in kwargs:
+            kwargs[DEFAULTS] = sorted(kwargs[DEFAULTS])
         if not hasattr(self, "_internal_dict"):
             kwargs["_class_name"] = type(self).__name__
         super().register_to_config(**kwargs)  # type: ignore[no-untyped-call]
 
     def to_json_string(self) -> str:
-        """Return the config as ``scheduler_config.json`` has it.
+        """Return the text of ``scheduler_config.json``.
 
-        Of a scheduler that was made from another's config, the file also says which keys that one left at their
-        defaults: the next scheduler then takes its own.
+        After a conversion from another scheduler's config, it also lists the keys that were left at their defaults:
+        the next scheduler then takes its own.
         """
         text: str = super().to_json_string()
-        defaults = self.config.get(_DEFAULTS)
-        if not self._converted or not defaults:
+        defaults = self.config.get(DEFAULTS)
+        if not self._is_converted or not defaults:
             return text
-        return json.dumps(json.loads(text) | {_DEFAULTS: defaults}, indent=2, sort_keys=True) + "\n"
+        return json.dumps(json.loads(text) | {DEFAULTS: defaults}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(
@@ -197,40 +177,46 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """Load a scheduler's folder, a solver file (``.json``), or a repository on the hub.
 
-        A folder or repository that holds a solver file (``solver.json``; in a folder the only one, whatever its name)
-        and no ``scheduler_config.json`` will do, where the file says what model it is for.
+        A folder or repository without ``scheduler_config.json`` needs a solver file (``solver.json``; in a folder the
+        only one, whatever its name) that names its model.
 
         Args:
-            pretrained_model_name_or_path: where it is; a local one is read without asking anything of a network.
+            pretrained_model_name_or_path: the folder, file or repository.
             subfolder: of a pipeline's folder, usually ``"scheduler"``.
             return_unused_kwargs: as elsewhere in diffusers.
-            **kwargs: any argument of the class, to replace what was saved; or where to look on the hub.
+            **kwargs: any argument of the class, to replace a saved one; or to locate the repository's files.
 
         Raises:
-            FileNotFoundError: when there is nothing there.
-            ValueError: when a file is damaged, or a solver file does not say what model it is for.
+            FileNotFoundError: when nothing is found.
+            ValueError: when a file is damaged, or a solver file does not name its model.
         """
         path = pretrained_model_name_or_path
         if path is None:
             raise UserError("pass the scheduler's folder, a solver file or owner/name on the hub, got None")
-        config = local_config(path, subfolder)
+        config = _local_config(path, subfolder)
         if config is None:
-            where = {key: value for key, value in kwargs.items() if key in _HUB_FILE}
+            location = {key: value for key, value in kwargs.items() if key in _HUB_FILE}
             try:
-                config = cast("dict[str, Any]", cls.load_config(path, subfolder=subfolder, **where))
-            except OSError:  # how diffusers says that there is no config
-                config = hub_solver(str(path), subfolder, **where)
-                if config is None:
+                config = cast("dict[str, Any]", cls.load_config(path, subfolder=subfolder, **location))
+            except OSError:  # raised by diffusers when there is no config
+                solver = _download_solver(str(path), subfolder, **location)
+                if solver is None:
                     raise
-            if "solver" not in kwargs:
-                config = hub_config(config, str(path), subfolder, **where)
-        given = {key: value for key, value in kwargs.items() if key not in _HUB_ONLY}
-        return cls.from_config(config, return_unused_kwargs, **given)
+                config = _config_of_solver(load(solver))
+            if "solver" not in kwargs and _names_file(config):
+                solver = _download_solver(str(path), subfolder, **location)
+                if solver is None:
+                    raise FileNotFoundError(
+                        f"{CONFIG} of {path} names {SOLVER}, which is not there: pass solver=..."
+                    )
+                config |= {"solver": solver_file(solver)}
+        arguments = {key: value for key, value in kwargs.items() if key not in _HUB}
+        return cls.from_config(config, return_unused_kwargs, **arguments)
 
     def save_config(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write ``scheduler_config.json`` and the solver that it names: :meth:`save_pretrained` less the card."""
+        """Write ``scheduler_config.json`` and ``solver.json``: :meth:`save_pretrained` without the card."""
         folder = Path(save_directory)
         write_text(folder / CONFIG, self.to_json_string())
         if self.artefact is not None:
@@ -247,25 +233,29 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         picture: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write ``scheduler_config.json``, the solver by itself as ``solver.json``, and a model card ``README.md``.
+        """Write ``scheduler_config.json``, the solver as ``solver.json``, and a model card ``README.md``.
 
         Args:
-            save_directory: a folder, made if there is none.
-            push_to_hub: whether to upload it too; ``kwargs`` are then those of :meth:`push_to_hub`.
-            base_model: name of the model that the solver is for.
+            save_directory: a folder, created if missing.
+            push_to_hub: upload it too; ``kwargs`` are then those of :meth:`push_to_hub`.
+            base_model: name of the solver's model.
             picture: a picture file to show in the card.
-            **kwargs: ``repo_id``, by default the folder's name, and the rest.
+            **kwargs: ``repo_id``, default the folder's name, and the rest.
         """
         folder = Path(save_directory)
         self.save_config(folder)
         if picture is not None:
-            write_bytes(folder / Path(picture).name, Path(picture).read_bytes())
-        shown = None if picture is None else Path(picture).name
-        name = kwargs.get("repo_id") or folder.name
-        card = model_card(
-            self.process, self.artefact, base_model=base_model, picture=shown, name=name, config=self.config
-        )
-        if is_ours(folder / "README.md"):
+            picture = Path(picture)
+            write_bytes(folder / picture.name, picture.read_bytes())
+        if may_overwrite(folder / "README.md"):
+            card = model_card(
+                self.process,
+                self.artefact,
+                base_model=base_model,
+                picture=None if picture is None else picture.name,
+                name=kwargs.get("repo_id") or folder.name,
+                config=self.config,
+            )
             write_text(folder / "README.md", card)
         if push_to_hub:
             push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
@@ -284,13 +274,13 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         base_model: str | None = None,
         picture: str | os.PathLike[str] | None = None,
     ) -> str:
-        """Upload what :meth:`save_pretrained` writes; return the address of the commit.
+        """Upload the files of :meth:`save_pretrained`; return the URL of the commit.
 
         Args:
-            repo_id: ``owner/name``; made if there is none.
+            repo_id: ``owner/name``; created if missing.
             commit_message, private, token, create_pr, subfolder: as elsewhere in diffusers.
-            safe_serialization, variant: of weights, which a scheduler has none of.
-            base_model: name of the model that the solver is for.
+            safe_serialization, variant: for weights, which a scheduler has not.
+            base_model: name of the solver's model.
             picture: a picture file to show in the card.
 
         Raises:
@@ -309,186 +299,110 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
 
 
-CONFIG = "scheduler_config.json"
+# --- local files ----------------------------------------------------------------------------------------
 
 
-def local_config(path: str | os.PathLike[str], subfolder: str | None = None) -> dict[str, Any] | None:
-    """Return the scheduler's config that a file or folder holds, or ``None`` for what may be a name on the hub.
-
-    Args:
-        path: a scheduler's or solver's folder, a ``scheduler_config.json``, or a solver file.
-        subfolder: of a pipeline's folder, usually ``"scheduler"``.
+def _local_config(path: str | os.PathLike[str], subfolder: str | None) -> dict[str, Any] | None:
+    """The config of a scheduler's or solver's folder or file, or ``None`` for what may be a name on the hub.
 
     Raises:
-        FileNotFoundError: when it is meant as a path and there is nothing, or a folder lacks its file.
-        ValueError: when a file is damaged or half downloaded, or a solver file does not say what it is for.
+        FileNotFoundError: for a path to nothing, or a folder without its file.
+        ValueError: when a file is damaged or incompletely downloaded, or a solver file does not name its model.
     """
-    place = Path(path)
-    if place.is_dir():
-        inside = [folder / name for folder in _folders(place, subfolder) for name in (CONFIG, SOLVER)]
-        found = next((file for file in inside if file.is_file()), None) or _only_solver(place)
-        if found is None:
-            raise FileNotFoundError(
-                f"{place} holds neither {CONFIG} nor {SOLVER} ({_listing(place)}): "
-                "a download that was cut off is mended by downloading again"
-            )
-        place = found
-    elif not place.is_file():
-        if place.suffix or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+    file = Path(path)
+    if file.is_dir():
+        file = _file_in(file, subfolder)
+    elif not file.is_file():
+        if file.suffix or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
             raise FileNotFoundError(f"there is no solver file or folder {path}")
         return None
     try:
-        content = read_json(place, finite=False)
+        content = read_json(file, finite=False)
     except ValueError as error:
         raise UserError(
-            f"{place} is not valid JSON ({error}): a download that was cut off is mended by downloading again"
+            f"{file} is not valid JSON ({error}): a download that was cut off is mended by downloading again"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{place} holds a {type(content).__name__}, not a scheduler's config or a solver")
+        raise UserError(f"{file} holds a {type(content).__name__}, not a scheduler's config or a solver")
     if content.get("format") == "gas-solver":
-        return config_of_solver(load(place))
-    return content | {"solver": _beside(place, content["solver"])} if _names_file(content) else content
+        return _config_of_solver(load(file))
+    beside = file.with_name(SOLVER)
+    if _names_file(content) and beside.is_file():  # without it, solver= may still be passed
+        content["solver"] = solver_file(beside)
+    return content
 
 
-def hub_config(
-    config: dict[str, Any], repo_id: str, subfolder: str | None = None, **where: Any
-) -> dict[str, Any]:
-    """Return a config that was downloaded, with the solver file that it names.
-
-    Args:
-        config: what the repository's ``scheduler_config.json`` holds.
-        repo_id, subfolder, where: as in :func:`hub_solver`.
-
-    Raises:
-        FileNotFoundError: when the config names a solver file and the repository has none.
-    """
-    if not _names_file(config):
-        return config
-    path = _download(repo_id, subfolder, **where)
-    if path is None:
-        raise FileNotFoundError(f"{CONFIG} of {repo_id} names {SOLVER}, which is not there: pass solver=...")
-    return config | {"solver": solver_file(path)}
+def _file_in(folder: Path, subfolder: str | None) -> Path:
+    """The config or solver file of a folder; otherwise its only solver file of another name."""
+    folders = [folder] if subfolder is None else [folder / subfolder, folder]
+    for file in (each / name for each in folders for name in (CONFIG, SOLVER)):
+        if file.is_file():
+            return file
+    solvers = [file for file in sorted(folder.glob("*.json")) if _is_solver(file)]
+    if len(solvers) == 1:
+        return solvers[0]
+    names = sorted(file.name for file in folder.iterdir())
+    listing = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+    raise FileNotFoundError(
+        f"{folder} holds neither {CONFIG} nor {SOLVER} ({listing}): "
+        "a download that was cut off is mended by downloading again"
+    )
 
 
-def _names_file(config: Mapping[str, Any]) -> bool:
-    return isinstance(config.get("solver"), str) and not isinstance(config["solver"], SolverFile)
+def _is_solver(file: Path) -> bool:
+    try:
+        content = read_json(file, finite=False)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == "gas-solver"
 
 
-def _beside(place: Path, name: str) -> SolverFile | str:
-    """The solver file beside a config; its name alone where there is none, for ``solver=`` may replace it."""
-    return solver_file(place.with_name(SOLVER)) if place.with_name(SOLVER).is_file() else name
+# --- the hub --------------------------------------------------------------------------------------------
 
 
-def hub_solver(repo_id: str, subfolder: str | None = None, **where: Any) -> dict[str, Any] | None:
-    """Return the scheduler's config that a repository's solver file means; ``None`` where it has none.
-
-    Args:
-        repo_id: ``owner/name``.
-        subfolder: looked into first.
-        where: ``cache_dir``, ``revision``, ``token``, ``local_files_only`` and ``force_download`` of the hub.
-
-    Raises:
-        ValueError: when the file is damaged, or does not say what it is for.
-    """
-    path = _download(repo_id, subfolder, **where)
-    return None if path is None else local_config(path)
-
-
-def _download(repo_id: str, subfolder: str | None, **where: Any) -> str | None:
+def _download_solver(repo_id: str, subfolder: str | None, **location: Any) -> str | None:
+    """The path of a repository's solver file, of its subfolder first; ``None`` without one."""
     import huggingface_hub
 
     for name in [SOLVER] if subfolder is None else [f"{subfolder}/{SOLVER}", SOLVER]:
         try:
-            return str(huggingface_hub.hf_hub_download(repo_id, name, **where))
-        except Exception:  # no such file, no such repository, no network: what was asked for first says which
+            return str(huggingface_hub.hf_hub_download(repo_id, name, **location))
+        except Exception:  # no such file, repository or network: the error of the config says which
             continue
     return None
 
 
-def config_of_solver(artefact: Artefact) -> dict[str, Any]:
-    """Return the config of a scheduler for the model that a solver file names.
-
-    Raises:
-        ValueError: when the file does not say enough of that model.
-    """
-    schedule = artefact.schedule
-    prediction = (artefact.document.model or {}).get("prediction")
-    config: dict[str, Any] = {"_class_name": "GASScheduler", "solver": solver_file(artefact)}
-    if isinstance(schedule, Flow):
-        shift = (artefact.document.model or {}).get("shift")  # what it was learned at
-        config |= {} if shift is None else {"shift": float(shift)}
-        return config | {"prediction_type": "flow_prediction"}
-    if isinstance(schedule, VPDiscrete) and prediction in PREDICTIONS and not _karras(schedule):
-        alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
-        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
-        return config | {
-            "prediction_type": prediction,
-            "trained_betas": (1 - alphas / before).tolist(),
-            "num_train_timesteps": schedule.steps,
-        }
-    raise UserError(
-        f"{artefact.source} does not say how its model is told the time and what it predicts: use "
-        "GASScheduler.from_config(pipe.scheduler.config, solver=...) with the pipeline that it is for"
-    )
-
-
-def _karras(schedule: VPDiscrete) -> bool:
-    """Whether the levels are the ladder that stands for an EDM model, which is told levels and not steps."""
-    alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
-    rungs = (1 / alphas - 1) ** (1 / 14)
-    return bool(rungs.diff().diff().abs().max() < 1e-6 * rungs.max())
-
-
-def _only_solver(place: Path) -> Path | None:
-    """The folder's solver file of another name, if there is just one."""
-    found = []
-    for file in sorted(place.glob("*.json")):
-        try:
-            content = read_json(file, finite=False)
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and content.get("format") == "gas-solver":
-            found.append(file)
-    return found[0] if len(found) == 1 else None
-
-
-def _folders(place: Path, subfolder: str | None) -> list[Path]:
-    return [place] if subfolder is None else [place / subfolder, place]
-
-
-def _listing(place: Path) -> str:
-    names = sorted(file.name for file in place.iterdir())
-    return f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-
-
-SOLVER = "solver.json"
+# --- solvers in configs ---------------------------------------------------------------------------------
 
 
 class SolverFile(str):
     """The name of the solver file beside a scheduler's config, with the solver itself.
 
-    A plain string to JSON, ``==`` and ``repr``, so that a config stays short; conversion to another scheduler and back,
-    copies and pickles take the solver along.
+    A plain string to JSON, ``==`` and ``repr``, so that configs stay short; conversions to another scheduler and back,
+    copies and pickles keep the solver.
     """
 
     artefact: Artefact
 
 
 def solver_file(solver: Any) -> SolverFile:
-    """Return what a scheduler's config holds of a solver.
+    """Return the entry of a scheduler's config for a solver.
 
     Args:
-        solver: a path to a solver file, what such a file holds, an artefact, or what :func:`gas.save` takes: a table,
-            a solver module, or several of different NFE.
+        solver: a path to a solver file, the content of one, an artefact, or what :func:`gas.save` takes: a table, a
+            solver module, or several of different NFE.
 
     Raises:
-        ValueError: when it is none of these or damaged.
+        ValueError: for anything else, or a damaged file.
     """
     if isinstance(solver, SolverFile):
         return solver
     name = SolverFile(SOLVER)
     if isinstance(solver, Mapping) and "format" in solver:
-        name.artefact = _read(solver)
+        if CHECKSUM in solver:  # in a file; a config has none
+            verify_checksum(solver, "the scheduler's solver")
+        document = parse_document(solver, "the solver in the scheduler's config is damaged")
+        name.artefact = Artefact(document, "the scheduler's solver")
     elif isinstance(solver, (str, Path)):
         name.artefact = load(solver)
     else:
@@ -496,8 +410,38 @@ def solver_file(solver: Any) -> SolverFile:
     return name
 
 
-def _read(told: Mapping[str, Any]) -> Artefact:
-    content, name = dict(told), "the scheduler's solver"
-    if CHECKSUM in content:  # as a file has it; a config has none
-        content = verify_checksum(content, name)
-    return Artefact(parse_document(content, "the solver in the scheduler's config is damaged"), name)
+def _names_file(config: Mapping[str, Any]) -> bool:
+    return isinstance(config.get("solver"), str) and not isinstance(config["solver"], SolverFile)
+
+
+def _config_of_solver(artefact: Artefact) -> dict[str, Any]:
+    """The config of a scheduler for the model that a solver file names.
+
+    Raises:
+        ValueError: when the file does not say enough of its model.
+    """
+    schedule, model = artefact.schedule, artefact.document.model or {}
+    config: dict[str, Any] = {"_class_name": "GASScheduler", "solver": solver_file(artefact)}
+    if isinstance(schedule, Flow):
+        shift = {"shift": float(model["shift"])} if model.get("shift") is not None else {}
+        return {**config, **shift, "prediction_type": "flow_prediction"}
+    if isinstance(schedule, VPDiscrete) and model.get("prediction") in PREDICTIONS and not _is_edm(schedule):
+        alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+        return {
+            **config,
+            "prediction_type": model["prediction"],
+            "trained_betas": (1 - alphas / before).tolist(),
+            "num_train_timesteps": schedule.steps,
+        }
+    raise UserError(
+        f"{artefact.source} does not say which time its network takes and what it predicts: use "
+        "GASScheduler.from_config(pipe.scheduler.config, solver=...) with the pipeline that it is for"
+    )
+
+
+def _is_edm(schedule: VPDiscrete) -> bool:
+    """Whether the levels are Karras's, which stand for an EDM model: its network takes levels, not steps."""
+    alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+    roots = (1 / alphas - 1) ** (1 / 14)  # sigma^(1/7), evenly spaced
+    return bool(roots.diff().diff().abs().max() < 1e-6 * roots.max())
