@@ -1,4 +1,4 @@
-"""Distances between a student's sample and its teacher's, for tensors of any shape."""
+"""Distances between a student's and its teacher's samples, for tensors of any shape."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PseudoHuber:
     """``mean(sqrt(d^2 + c^2) - c)`` of the difference d: squared when small against c, absolute when large.
 
     Args:
-        c: where one turns into the other, in the units of the data, positive.
+        c: difference at which one turns into the other, in the units of the data, positive.
 
     Raises:
         ValueError: when ``c`` is not positive.
@@ -62,27 +62,26 @@ class FeatureLoss:
 
     Args:
         features: ``(B, *) -> (B, F...)``, differentiable and in evaluation mode.
-        recompute: whether to compute them again in the backward pass instead of keeping their graph: where they are a
-            large decoder, ``FeatureLoss(model.decode, recompute=True)``. The same gradient.
+        recompute: activation checkpointing: compute the features again in the backward pass instead of storing their
+            activations, as for a large decoder, ``FeatureLoss(model.decode, recompute=True)``. The same gradient.
     """
 
     features: Callable[[Tensor], Tensor]
     recompute: bool = False
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        seen = (
-            checkpoint(self.features, student, use_reentrant=False)
-            if self.recompute
-            else self.features(student)
+        features = self.features
+        prediction = (
+            checkpoint(features, student, use_reentrant=False) if self.recompute else features(student)
         )
-        return l2(seen, self.features(teacher))
+        return l2(prediction, features(teacher))
 
 
 LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "pseudo_huber": PseudoHuber()}
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Mean of each sample, whatever its shape."""
+    """Mean over each sample ``(B,)``."""
     return values.reshape(len(values), -1).mean(1)
 
 

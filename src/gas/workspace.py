@@ -1,4 +1,4 @@
-"""Folders and files that a command works on: which of them are its own, and who is at work on them."""
+"""Ownership of a command's outputs: marked folders, and locks against a second process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gas.errors import UserError
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows, where two commands on one output are not told apart
+except ModuleNotFoundError:  # Windows, where a second command on one output is not refused
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LOCK", "MARKER", "WEIGHTS_VARIABLE", "claim", "discard", "hold", "scratch", "weights_folder"]
@@ -23,30 +23,30 @@ __all__ = ["LOCK", "MARKER", "WEIGHTS_VARIABLE", "claim", "discard", "hold", "sc
 MARKER = ".gas-solver"
 LOCK = ".gas.lock"
 WEIGHTS_VARIABLE = "GAS_WEIGHTS"
-# Outputs that this process is at work on: a command may call another's work on the same one.
+# Outputs that this process holds: a command may call another on the same output.
 _held: set[Path] = set()
 _TEXT = "gas-solver made this folder: it may overwrite and delete files that it wrote here.\n"
-# In a folder with files of others too; below it a name a line.
+# In a folder that also has foreign files; followed by one name on each line.
 _TEXT_OF_NAMES = "gas-solver writes into this folder: it may overwrite these entries.\n"
 _MARKER_BYTES = 1 << 20
 
 
 def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Mark a folder as this project's, or refuse one that holds the files of somebody else.
+    """Mark a folder as gas-solver's, or refuse one with foreign files.
 
-    Whatever is overwritten or deleted later without being named by the user lies in a folder with such a mark.
+    Only files in a marked folder are ever overwritten or deleted without being named by the user.
 
     Args:
         folder: new, empty, or marked by an earlier run.
-        names: the entries that will be written, in a folder that may hold other files beside them and may be
-            reached by a link, as the user named it; by default every entry of a folder of our own choice.
+        names: the entries that will be written into a folder of the user's, which may hold other files and be reached
+            by a link. By default all entries of a folder that only gas-solver writes to.
 
     Returns:
-        ``folder``, which exists and has the mark.
+        ``folder``, which exists and is marked.
 
     Raises:
-        ValueError: for a link in place of the folder or of an entry, which would be written through, and for
-            entries that no mark is about: of a folder without a mark, or whose mark names others.
+        UserError: for a link in place of the folder or of an entry, which would be written through, and for existing
+            entries that the mark does not cover.
     """
     folder = Path(folder)
     if names is None and folder.is_symlink():
@@ -78,7 +78,7 @@ def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
 
 
 def _marked(marker: Path) -> set[str] | None:
-    """Return the entries that a mark is about, none where there is no mark; ``None`` is every entry of the folder."""
+    """Return the entries that a mark covers; ``None`` stands for all, no mark covers none."""
     from gas.io import read_text
 
     if not marker.is_file():
@@ -88,11 +88,11 @@ def _marked(marker: Path) -> set[str] | None:
 
 
 def discard(folder: str | Path, pattern: str) -> None:
-    """Delete the files of a marked folder whose names match, and the folder if nothing else is left in it.
+    """Delete the matching files of a marked folder, and the folder itself if nothing else is left in it.
 
     Args:
-        folder: that :func:`claim` marked as a whole; without the mark, or behind a link, nothing is deleted.
-        pattern: a regular expression for the whole name of a file that this project writes there.
+        folder: marked by :func:`claim` without ``names``; nothing is deleted without the mark, or behind a link.
+        pattern: regular expression that a whole file name must match.
     """
     folder = Path(folder)
     marker = folder / MARKER
@@ -108,14 +108,14 @@ def discard(folder: str | Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def scratch(folder: str | Path, pattern: str) -> Iterator[None]:
-    """Have a folder of resumable state meanwhile: afterwards it goes, after an error it stays, if there is any state.
+    """Claim a folder for resumable state; delete it afterwards, or after an error keep it if it holds any state.
 
     Args:
         folder: as for :func:`claim`.
-        pattern: of the names of files that are written there, as for :func:`discard`.
+        pattern: of the state files, as for :func:`discard`.
 
     Raises:
-        ValueError: as :func:`claim` does.
+        UserError: as :func:`claim`.
     """
     claim(folder)
     try:
@@ -128,16 +128,16 @@ def scratch(folder: str | Path, pattern: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[None]:
-    """Be the only process at work on an output; the system ends the hold with the process, however that ends.
+    """Lock an output against other processes; the operating system releases the lock when the process ends.
 
     Args:
-        output: a file or folder that is to be written.
-        work: what is done, for another process that is refused.
-        folder: whether it will be a folder; one that exists is. Its lock lies in it, a file's beside it.
+        output: file or folder to be written.
+        work: description of the work, shown to a process that is refused.
+        folder: whether a new output will be a folder. A folder's lock lies in it, a file's beside it.
 
     Raises:
-        ValueError: when another process is at work on it: which, and since when.
-        OSError: when nothing can be written there, named by the output.
+        UserError: when another process holds it: names its work and start.
+        OSError: when its folder cannot be written, with the output as its file name.
     """
     target = Path(os.path.realpath(output))
     if target in _held:
@@ -164,35 +164,35 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
     finally:
         _held.discard(target)
         if handle is not None:
-            path.unlink(missing_ok=True)  # while it is still held: whoever waits then opens another one
+            path.unlink(missing_ok=True)  # while still locked, so that a waiting process opens a new file
             os.close(handle)
-        for made in absent:  # a command that was refused leaves no empty folders behind
+        for created in absent:  # a refused command leaves no empty folders behind
             with contextlib.suppress(OSError):
-                made.rmdir()
+                created.rmdir()
 
 
 def _locked(path: Path, output: str | Path) -> int | None:
-    """Return the open and locked file; ``None`` on a system or file system without locks."""
+    """Open and lock a file; ``None`` on a system or file system without locks."""
     if fcntl is None:
         return None
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(path, handle):
+            if _is_same_file(path, handle):
                 return handle
-            os.close(handle)  # of a process that ended between the two calls and took its file away
+            os.close(handle)  # its process ended between the two calls and deleted the file
         except BlockingIOError:
-            told = _holder(os.pread(handle, 4096, 0))
+            holder = _holder(os.pread(handle, 4096, 0))
             os.close(handle)
-            raise UserError(f"{told} is at work on {output}: wait for it, or name another output") from None
+            raise UserError(f"{holder} is at work on {output}: wait for it, or name another output") from None
         except OSError:  # a file system without locks
             os.close(handle)
             return None
 
 
-def _is(path: Path, handle: int) -> bool:
-    """Whether a path still leads to the open file."""
+def _is_same_file(path: Path, handle: int) -> bool:
+    """Whether a path still names the open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -200,14 +200,14 @@ def _is(path: Path, handle: int) -> bool:
 
 
 def _holder(note: bytes) -> str:
-    """Return who holds a lock, in words."""
+    """Return the holder of a lock in words."""
     from gas.io import parse_json
 
     try:
-        found = parse_json(note)
-        where = "" if found["host"] == socket.gethostname() else f" on {found['host']}"
-        return f"{found['work']} (process {int(found['process'])}{where}, since {found['since']})"
-    except (ValueError, KeyError, TypeError):  # it has the lock, and not yet written its name
+        holder = parse_json(note)
+        host = "" if holder["host"] == socket.gethostname() else f" on {holder['host']}"
+        return f"{holder['work']} (process {int(holder['process'])}{host}, since {holder['since']})"
+    except (ValueError, KeyError, TypeError):  # it holds the lock, but has not written its note yet
         return "another process"
 
 

@@ -1,4 +1,4 @@
-"""Time grids that others have published for one model each, as lists of noise levels."""
+"""Published time grids, each for one model, as lists of noise levels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gas.schedule import Schedule, check_t_end
 
 __all__ = ["PUBLISHED", "Levels"]
 
-# Where a grid ends that leaves no noise, for reading other NFE off its logarithm.
+# Last level for a grid that ends without noise, which has no logarithm to interpolate.
 _LAST = 1e-3
 
 
@@ -25,9 +25,9 @@ class Levels:
     A level is ``sigma_t / alpha_t``, for a flow ``sigma_t``, which is its time.
 
     Args:
-        model: that it was published for.
-        lists: by NFE, a level a network evaluation, noisiest first; the last time is ``t_end``.
-        between: whether other NFE may be read off, linearly in the logarithm of the levels, as their authors do.
+        model: name of the model it was published for.
+        lists: by NFE, one level for each network evaluation, noisiest first; the last time is ``t_end``.
+        between: interpolate other NFE, linearly in the logarithm of the levels, as the authors do.
         flow: whether the model is a rectified flow.
     """
 
@@ -50,9 +50,9 @@ class Levels:
                 known = ", ".join(map(str, self.lists))
                 raise UserError(f"the grid for {self.model} is published for NFE {known}, got NFE {nfe}")
             (listed,) = self.lists.values()
-            told = np.log([*listed, self._level(schedule, t_end) or _LAST])
+            logs = np.log([*listed, self._level(schedule, t_end) or _LAST])
             share = np.linspace(0, 1, nfe + 1)[:-1]
-            levels = np.exp(np.interp(share, np.linspace(0, 1, len(told)), told)).tolist()
+            levels = np.exp(np.interp(share, np.linspace(0, 1, len(logs)), logs)).tolist()
         inner = torch.tensor(levels[1:], dtype=torch.float64)
         if not self.flow:
             inner = schedule.inverse_half_log_snr(-inner.log())
@@ -63,7 +63,7 @@ class Levels:
         return float(sigma if self.flow else sigma / alpha)
 
     def _check(self, schedule: Schedule) -> None:
-        """Levels of one noise range mean nothing on another."""
+        """Refuse a schedule of another noise range."""
         first = next(iter(self.lists.values()))[0]
         is_flow = float(schedule(1.0)[0]) == 0
         if is_flow != self.flow or (not is_flow and abs(self._level(schedule, 1.0) / first - 1) > 0.01):

@@ -1,4 +1,4 @@
-"""Pickles whose tensors stay on disk: a file larger than memory is read a few rows at a time."""
+"""Pickles whose large tensors stay on disk, so that a file larger than memory is read a few rows at a time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from gas.unpickle.torch_file import DataReader, read_torch
 
 __all__ = ["FileTensor", "read_lazily"]
 
-_LARGE = 1 << 16  # bytes from which a payload stays on disk; the pickler writes these outside its frames
+_LARGE = 1 << 16  # bytes from which a payload stays on disk: the pickler writes these outside its frames
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor whose numbers lie in a file, in rows.
+    """A tensor in a file, read by rows.
 
     Attributes:
         path: the file.
-        start: byte that the numbers begin at.
-        shape: of the whole.
-        dtype: of the numbers, in little-endian order.
+        start: byte offset of the first number.
+        shape: of the whole tensor.
+        dtype: of the numbers, which are little-endian.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class FileTensor:
         """Read rows ``[a:b]`` into memory.
 
         Raises:
-            ValueError: when the file ends before them, or is no regular one any more.
+            UserError: when the file ends before them, or is no longer a regular file.
         """
         first, stop, _ = rows.indices(len(self))
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -65,8 +65,8 @@ def read_lazily(path: str | Path) -> Any:
     """Read a file as :func:`gas.unpickle.read_pickle` does, but leave large tensors on disk.
 
     Returns:
-        What was pickled; a large contiguous tensor of a plain pickle comes back as :class:`FileTensor`, one of
-        ``torch.save`` as a tensor mapped from the file.
+        The content; a large contiguous tensor of a plain pickle becomes a :class:`FileTensor`, one of ``torch.save`` a
+        memory-mapped tensor.
 
     Raises:
         ValueError: as ``read_pickle``, and for a large tensor that is not contiguous.
@@ -82,8 +82,8 @@ def read_lazily(path: str | Path) -> Any:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Bytes that were passed over."""
+class _Skipped:
+    """A payload that was not read."""
 
     path: Path
     start: int
@@ -91,8 +91,8 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _Flat:
-    """The numbers of a storage, on disk."""
+class _DiskStorage:
+    """A storage on disk: ``count`` numbers from byte ``start`` on."""
 
     path: Path
     start: int
@@ -101,7 +101,7 @@ class _Flat:
 
 
 class _LazyReader(DataReader):
-    """Passes over large payloads and remembers where they were."""
+    """Skips large payloads and records their place."""
 
     def __init__(self, file: BinaryIO, path: Path, budget: Budget) -> None:
         super().__init__(file, budget)
@@ -111,7 +111,7 @@ class _LazyReader(DataReader):
         return _LAZY.get(f"{module}.{name}") or super().find_class(module, name)
 
     def call(self, function: Allowed, args: tuple[Any, ...]) -> Any:
-        if function.name == _LOAD and len(args) == 1 and isinstance(args[0], _Window):
+        if function.name == _LOAD and len(args) == 1 and isinstance(args[0], _Skipped):
             return _storage(args[0], self.budget)
         return super().call(function, args)
 
@@ -126,7 +126,7 @@ class _LazyReader(DataReader):
         if start + length > self.budget.size:
             raise EOFError("a payload ends beyond the file")
         self._file.seek(length, 1)
-        self.append(_Window(self._path, start, length))  # type: ignore[attr-defined]
+        self.append(_Skipped(self._path, start, length))  # type: ignore[attr-defined]
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         **DataReader.dispatch,
@@ -135,8 +135,8 @@ class _LazyReader(DataReader):
     }
 
 
-class _Header(Reader):
-    """Reads the descriptions within an older ``torch.save``: plain values and one kind of persistent id."""
+class _StorageReader(Reader):
+    """Reads the header of a storage in the older ``torch.save`` format: plain values and one kind of persistent id."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
@@ -152,37 +152,38 @@ class _Header(Reader):
         return dtype, count
 
 
-def _storage(data: _Window, budget: Budget) -> Any:
-    """Find the numbers within the bytes of an older ``torch.save``."""
+def _storage(data: _Skipped, budget: Budget) -> Any:
+    """Locate the numbers of a storage in the older ``torch.save`` format."""
     with open_regular(data.path) as file:
         file.seek(data.start)
-        magic, protocol, system, described, keys = (_Header(file, budget).load() for _ in range(5))
+        magic, protocol, system, described, keys = (_StorageReader(file, budget).load() for _ in range(5))
         count = int.from_bytes(file.read(8), "little")
         start = file.tell()
     if not (isinstance(system, dict) and isinstance(described, tuple) and isinstance(keys, list)):
         raise Refused("a torch storage of another layout")
-    dtype, told = described
+    dtype, declared = described
     whole = start + count * dtype.itemsize == data.start + data.length
-    if (magic, protocol, len(keys), told) != (_MAGIC, 1001, 1, count) or not whole:
+    if (magic, protocol, len(keys), declared) != (_MAGIC, 1001, 1, count) or not whole:
         raise Refused("a torch storage of another layout")
     if not system.get("little_endian"):
         raise Refused("a torch storage of a big-endian machine")
-    return _Flat(data.path, start, count, dtype)
+    return _DiskStorage(data.path, start, count, dtype)
 
 
-def _tensor(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
-    """Tensor on disk, or in memory where it is small."""
-    if not isinstance(flat, _Flat):
-        return NAMES["torch._utils._rebuild_tensor_v2"].make(flat, offset, size, stride, *rest)
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
+    """Rebuild a tensor on disk, or in memory when it is small."""
+    if not isinstance(storage, _DiskStorage):
+        return NAMES["torch._utils._rebuild_tensor_v2"].make(storage, offset, size, stride, *rest)
     if not (is_integer_list(size, 16) and is_integer_list(stride, 16) and is_integer_list((offset,), 1)):
         raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
     shape, steps = tuple(size), tuple(stride)
     expected = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     if not shape or steps != expected:
         raise Refused(f"a large tensor of strides {brief(steps)}, which is not contiguous")
-    if 0 in shape or offset + math.prod(shape) > flat.count:
+    if 0 in shape or offset + math.prod(shape) > storage.count:
         raise UserError("a tensor goes beyond its storage")
-    return FileTensor(flat.path, flat.start + offset * flat.dtype.itemsize, shape, flat.dtype)
+    start = storage.start + offset * storage.dtype.itemsize
+    return FileTensor(path=storage.path, start=start, shape=shape, dtype=storage.dtype)
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C

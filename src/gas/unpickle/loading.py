@@ -1,4 +1,4 @@
-"""Published pickles read as data: tensors, numbers and containers; nothing in a file is ever executed."""
+"""Published pickles as data: tensors, numbers and containers; nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def read_pickle(path: str | Path) -> Any:
     ``defaultdict`` come back as ``dict``, parameters as tensors, all tensors on the CPU.
 
     Args:
-        path: file of a source that need not be trusted.
+        path: a file, which need not be trusted.
 
     Returns:
-        What was pickled: containers, numbers, text, tensors, numpy arrays of numbers and :class:`Persistent`.
+        The content: containers, numbers, text, tensors, numpy arrays of numbers and :class:`Persistent`.
 
     Raises:
-        ValueError: one line that names the file and what was refused, or says that the file is damaged.
+        UserError: one line that names the file and the refused instruction, or says that the file is damaged.
         FileNotFoundError: when there is no such file.
 
     References:
@@ -53,7 +53,7 @@ def read_open(file: BinaryIO, start: int = 0) -> Any:
     """Read an open file as :func:`read_pickle` does, from byte ``start`` on.
 
     Raises:
-        ValueError: when it asks for more than data, or for more than a file of its size can hold.
+        ValueError: when it holds more than data, or would unpack to more than a file of its size can hold.
     """
     budget = Budget(file.seek(0, os.SEEK_END))
     if is_torch_file(file, start):
@@ -62,7 +62,7 @@ def read_open(file: BinaryIO, start: int = 0) -> Any:
 
 
 def is_torch_file(file: BinaryIO, start: int = 0) -> bool:
-    """Whether a file was written by ``torch.save``, in either of its forms; leaves it at ``start``."""
+    """Return whether a file was written by ``torch.save``, in either format; leaves it at ``start``."""
     file.seek(start)
     head = file.read(16)
     file.seek(start)
@@ -71,10 +71,10 @@ def is_torch_file(file: BinaryIO, start: int = 0) -> bool:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn whatever happens while a file is read into one line that names it.
+    """Turn every error while a file is read into one line that names it.
 
     Raises:
-        ValueError: what was refused, or that the file is damaged.
+        UserError: names what was refused, or says that the file is damaged.
     """
     try:
         yield
@@ -97,25 +97,25 @@ def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
         Tensors by dotted name, as ``Module.state_dict()`` names them.
 
     Raises:
-        ValueError: when it is no module, or a submodule occurs twice.
+        UserError: when it is no module, or a submodule occurs twice.
     """
     tensors: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Any]] = [("", persistent)]
-    seen: set[int] = set()  # a file can nest a module in itself, or double it at every level
-    while waiting:
-        prefix, module = waiting.pop()
+    stack: list[tuple[str, Any]] = [("", persistent)]
+    visited: set[int] = set()  # a file can nest a module in itself, or double it at every level
+    while stack:
+        prefix, module = stack.pop()
         where = f"submodule {prefix[:-1]!r}" if prefix else "the object"
         if not _is_module(module):
             kind = module.class_name if isinstance(module, Persistent) else type(module).__name__
             raise UserError(f"{where} is a {kind!r}, not a torch module")
-        if id(module) in seen:
+        if id(module) in visited:
             raise UserError(f"{where} ({module.class_name!r}) occurs twice; shared modules are not read")
-        seen.add(id(module))
+        visited.add(id(module))
         hidden = module.state.get("_non_persistent_buffers_set", set())
-        own = module.state["_parameters"] | module.state["_buffers"]
-        tensors |= {f"{prefix}{n}": v for n, v in own.items() if isinstance(v, Tensor) and n not in hidden}
+        values = module.state["_parameters"] | module.state["_buffers"]
+        tensors |= {f"{prefix}{n}": v for n, v in values.items() if isinstance(v, Tensor) and n not in hidden}
         children = [(f"{prefix}{name}.", child) for name, child in module.state["_modules"].items()]
-        waiting += [entry for entry in reversed(children) if entry[1] is not None]
+        stack += [entry for entry in reversed(children) if entry[1] is not None]
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""What the names in a published file become: data in place of code, or a refusal."""
+"""Stand-ins for the importable names in a published file: data in place of code, or a refusal."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
 
 @dataclass(eq=False, repr=False)
 class Persistent:
-    """An object of a published file, taken apart: what it was called and what it held, without its code.
+    """An object of a published file as data: its class name and its state, without its code.
 
     Args:
-        class_name: name of the class, with its module where the file says so.
-        init_args: positional arguments it was built with, where the file says so.
-        init_kwargs: keyword arguments it was built with, where the file says so.
+        class_name: name of the class, with its module where the file gives it.
+        init_args: positional arguments of its constructor, where the file gives them.
+        init_kwargs: keyword arguments of its constructor, where the file gives them.
         state: its ``__dict__``.
     """
 
@@ -46,22 +46,22 @@ class Persistent:
 
 
 class Refused(ValueError):
-    """What a file asked for and does not get; the text goes into the caller's message."""
+    """A request of a file that is denied; the text becomes part of the caller's message."""
 
 
 @dataclass(frozen=True, eq=False)
 class Allowed:
-    """Stand-in for an importable name: the only thing of a file that can be called, with our code behind it."""
+    """Stand-in for an importable name: the only kind of object that a file can call; ``make`` is code of this library."""
 
     name: str
     make: Callable[..., Any]
 
 
-# Modules that become inert: their names are kept, they are never imported.
+# Classes of these modules become Persistent objects; the modules are never imported.
 MODULES = re.compile(r"(torch\.nn\.modules|BaselineGAN|R3GAN|training)(\.[A-Za-z_]\w*)+")
 
 
-# Storages by their names in the module torch.
+# Dtypes of storages by their class names in the module torch.
 STORAGES = {
     f"{name}Storage": dtype
     for name, dtype in {
@@ -81,12 +81,12 @@ STORAGES = {
 
 
 def _lightning(*_: Any) -> NoReturn:
-    """A class of PyTorch Lightning, which older checkpoints use as a key; it cannot be called."""
+    """A class of PyTorch Lightning, which older checkpoints use as a key; a call is refused."""
     raise Refused("a call of a class of PyTorch Lightning")
 
 
 def check_key(key: Any) -> None:
-    """Refuse what takes long to hash: tuples in tuples, which a file can double at every level, and long numbers.
+    """Refuse keys that take long to hash: tuples in tuples, which a file can double at every level, and long numbers.
 
     Raises:
         Refused: for anything but text, numbers, names and flat tuples of them.
@@ -98,7 +98,7 @@ def check_key(key: Any) -> None:
 
 
 def _object(meta: dict[str, Any]) -> Persistent:
-    """Object of ``torch_utils.persistence``: the entry ``module_src`` is source text, which nobody looks at."""
+    """Object of ``torch_utils.persistence``; its entry ``module_src``, source text, is ignored."""
     state = meta["state"]
     if not isinstance(state, dict) or not isinstance(meta["class_name"], str):
         raise Refused("a persistent object without class_name and state")
@@ -106,7 +106,7 @@ def _object(meta: dict[str, Any]) -> Persistent:
 
 
 def _tensor(flat: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    """View of a storage, no larger than it; unlike ``set_``, ``as_strided`` never grows one that is too short."""
+    """View of a storage; unlike ``set_``, ``as_strided`` never grows a storage that is too short."""
     if not isinstance(flat, Tensor) or not is_integer_list((offset,), 1):
         raise Refused("a tensor of no storage")
     if (
@@ -122,7 +122,7 @@ def _tensor(flat: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tenso
 
 
 def _typed_tensor(flat: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """The same of a storage of bytes; the third of ``rest`` is the type."""
+    """View of a storage of bytes; the third of ``rest`` is the dtype."""
     if not isinstance(flat, Tensor) or len(rest) < 3 or not isinstance(rest[2], torch.dtype):
         raise Refused("a tensor of no storage")
     return _tensor(flat.view(rest[2]), offset, size, stride)
@@ -135,7 +135,7 @@ def _device(*args: Any) -> torch.device:
 
 
 def _text(text: Any = "", *rest: Any) -> str:
-    # Of anything else, text would be as long as the file likes: a list of itself doubles it at every level.
+    # The text of a container could be of any length: a list that shares parts doubles it at every level.
     if not isinstance(text, (str, bytes)) or rest:
         raise Refused(f"text of a {type(text).__name__}")
     return text if isinstance(text, str) else text.decode("latin1")
@@ -155,7 +155,7 @@ def _number(kind: type) -> Callable[..., Any]:
 
 
 def _keyed(kind: type) -> Callable[..., Any]:
-    """A set of keys."""
+    """Return a maker of sets whose keys are checked."""
 
     def make(keys: Iterable[Any] = ()) -> Any:
         keys = list(keys)
@@ -180,7 +180,7 @@ def _defaultdict(factory: Any = None, *args: Any) -> dict[Any, Any]:
 
 
 def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
-    """Bytes as protocols 0 to 2 spell them."""
+    """Bytes in the encoding of protocols 0 to 2."""
     if encoding not in ("latin1", "latin-1"):
         raise Refused(f"the encoding {brief(encoding)}")
     return text.encode("latin1")
@@ -210,13 +210,13 @@ def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
 
 
 def is_plain_dtype_state(target: Any, state: Any) -> bool:
-    """Byte order and nothing else: no fields, no subarray, no metadata."""
+    """Whether a dtype's state is its byte order alone: no fields, no subarray, no metadata."""
     plain = (None, None, None, -1, -1, 0)
     return isinstance(target, np.dtype) and state[1] in ("<", ">", "|", "=") and state[2:] == plain
 
 
 def is_plain_array_state(target: Any, state: Any) -> bool:
-    """Raw bytes of numbers; arrays of objects hold a list instead."""
+    """Whether an array's state is raw bytes of numbers; arrays of objects hold a list instead."""
     if type(target) is not np.ndarray or not isinstance(state[4], bytes) or state[2].hasobject:
         return False
     if not is_integer_list(state[1], MAX_DIMENSIONS) or math.prod(state[1]) * state[2].itemsize != len(
@@ -227,8 +227,8 @@ def is_plain_array_state(target: Any, state: Any) -> bool:
     return True
 
 
-def _table() -> dict[str, Any]:
-    """Every importable name a file may use, with what it gets instead."""
+def _names() -> dict[str, Any]:
+    """Return every importable name that a file may use, with its stand-in."""
     makers: dict[str, Callable[..., Any]] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _object,
         "torch._utils._rebuild_tensor": _tensor,
@@ -263,4 +263,4 @@ def _table() -> dict[str, Any]:
     return names | {f"torch.{name}": getattr(torch, name) for name in dtypes.split()}
 
 
-NAMES = _table()
+NAMES = _names()

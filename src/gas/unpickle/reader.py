@@ -24,20 +24,20 @@ __all__ = ["Budget", "Reader", "bounded"]
 
 # Steps of the unpickler that a file may ask for; a tensor takes about 30 and a prompt 3.
 _STEPS = 400_000
-_CALL, _SET = 6, 4  # these count as several: a tensor of no numbers has a kilobyte, an empty set 200 bytes
+_CALL, _SET = 6, 4  # count as several steps: an empty tensor takes a kilobyte, an empty set 200 bytes
 _DEPTH = 200
-# Characters that the content may have written out in full, shared parts as often as they occur; 16 for a number.
-_WRITTEN = 1 << 26
+# Length of the content written out in full, shared parts as often as they occur: characters, 16 for a number.
+_LENGTH = 1 << 26
 
 
 @dataclass
 class Budget:
-    """What reading one file may still cost, with whatever is nested in it.
+    """The remaining cost of reading one file, with everything nested in it.
 
     Attributes:
         size: bytes of the file.
         steps: of the unpickler.
-        copied: bytes that calls may copy or make.
+        copied: bytes that calls may copy or allocate.
     """
 
     size: int
@@ -58,10 +58,10 @@ class Budget:
             raise Refused(f"more than {_STEPS:,} steps of reading, which no published file needs")
 
     def copy(self, value: Any) -> None:
-        """Count what a call is given to copy.
+        """Count an argument that a call may copy.
 
         Raises:
-            Refused: when it is several times the file.
+            Refused: when all of them exceed a multiple of the file.
         """
         if isinstance(value, (str, bytes, bytearray)):
             self.copied -= len(value)
@@ -71,8 +71,8 @@ class Budget:
             raise Refused("copies of several times its size")
 
 
-class _Metered(dict[int, Callable[..., None]]):
-    """Handlers by opcode, each of them counted when it is looked up."""
+class _CountedHandlers(dict[int, Callable[..., None]]):
+    """Handlers by opcode; each lookup counts as a step."""
 
     def __init__(self, handlers: Mapping[int, Callable[..., None]], budget: Budget) -> None:
         super().__init__(handlers)
@@ -83,8 +83,8 @@ class _Metered(dict[int, Callable[..., None]]):
         return super().__getitem__(opcode)
 
 
-class _Within:
-    """A file that refuses to read beyond its end, before memory for that is asked for."""
+class _BoundedFile:
+    """A file that refuses to read beyond its end, before memory is allocated for that."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
@@ -99,8 +99,8 @@ class _Within:
 class Reader(pickle._Unpickler):
     """Unpickler that resolves names in a fixed table and calls nothing else.
 
-    The pure Python class, because the C one cannot be told what BUILD may touch: there it sets any attribute
-    of anything, also of functions and classes.
+    It derives from the pure Python class, because in the C class BUILD sets any attribute of any object, also of
+    functions and classes, and cannot be overridden.
 
     Args:
         file: open at the pickle.
@@ -110,12 +110,12 @@ class Reader(pickle._Unpickler):
     stack: list[Any]
 
     def __init__(self, file: BinaryIO, budget: Budget) -> None:
-        super().__init__(_Within(file, budget.size))
+        super().__init__(_BoundedFile(file, budget.size))
         self.budget = budget
-        self.dispatch = _Metered(type(self).dispatch, budget)  # type: ignore[misc]
+        self.dispatch = _CountedHandlers(type(self).dispatch, budget)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins"}.get(module, module)  # as protocols 0 to 2 spell it
+        module = {"__builtin__": "builtins"}.get(module, module)  # its name in protocols 0 to 2
         full = f"{module}.{name}"
         if full in NAMES:
             return NAMES[full]
@@ -137,11 +137,11 @@ class Reader(pickle._Unpickler):
         self.stack.append(self.call(function, args))
 
     def call(self, function: Allowed, args: tuple[Any, ...]) -> Any:
-        """Return what stands for a call."""
+        """Return the stand-in for the result of a call."""
         return function.make(*args)
 
     def load_build(self) -> None:
-        """BUILD: hand a state to an object that may have one."""
+        """BUILD: set the state of an object that may have one."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Persistent) and isinstance(state, dict) and not target.state:
             target.state = state
@@ -166,8 +166,8 @@ class Reader(pickle._Unpickler):
             raise Refused("a whole number of very many digits")
         self.stack.append(int(text, 0))
 
-    def _of(self, kind: type, load: Callable[..., None], depth: int) -> None:
-        """Fill a container, which has to be one: elsewhere, filling means whatever the object makes of it."""
+    def _fill(self, kind: type, load: Callable[..., None], depth: int) -> None:
+        """Fill a container of exactly this type: other objects could define filling as they like."""
         stack = self.stack if depth == 0 else self.metastack[-1]  # type: ignore[attr-defined]
         target = stack[-1] if depth == 0 or stack else None
         if type(target) is not kind:
@@ -180,7 +180,7 @@ class Reader(pickle._Unpickler):
         pickle._Unpickler.load_append(self)  # type: ignore[attr-defined]
 
     def load_appends(self) -> None:
-        self._of(list, pickle._Unpickler.load_appends, 1)  # type: ignore[attr-defined]
+        self._fill(list, pickle._Unpickler.load_appends, 1)  # type: ignore[attr-defined]
 
     def load_bytearray8(self) -> None:
         """BYTEARRAY8, whose memory the base class asks for before it reads."""
@@ -194,7 +194,7 @@ class Reader(pickle._Unpickler):
     def load_additems(self) -> None:
         for key in self.stack:
             check_key(key)
-        self._of(set, pickle._Unpickler.load_additems, 1)  # type: ignore[attr-defined]
+        self._fill(set, pickle._Unpickler.load_additems, 1)  # type: ignore[attr-defined]
 
     def load_frozenset(self) -> None:
         for key in self.stack:
@@ -215,7 +215,7 @@ class Reader(pickle._Unpickler):
     def load_setitems(self) -> None:
         for key in self.stack[::2]:
             check_key(key)
-        self._of(dict, pickle._Unpickler.load_setitems, 1)  # type: ignore[attr-defined]
+        self._fill(dict, pickle._Unpickler.load_setitems, 1)  # type: ignore[attr-defined]
 
     # Keyed by opcode; the base class looks a handler up here.
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
@@ -240,13 +240,13 @@ class Reader(pickle._Unpickler):
 
 
 def bounded(content: Any) -> Any:
-    """Return what was read, once it is known how long it is written out: a pickle can double a list at every level.
+    """Return the content after bounding its length written out: a pickle can double a list at every level.
 
     Raises:
-        Refused: when it is too long, too deep, or in itself.
+        Refused: when it is too long, too deep, or contains itself.
     """
     lengths: dict[int, int] = {}
-    # Every container that is being walked: it, its parts that are left, and the length so far.
+    # Containers on the current path: each with its remaining parts and its length so far.
     path: list[tuple[Any, list[Any], list[int]]] = [(None, [content], [0])]
     inside: set[int] = set()
     while True:
@@ -276,12 +276,12 @@ def bounded(content: Any) -> Any:
 
 def _add(length: list[int], more: int) -> None:
     length[0] += more
-    if length[0] > _WRITTEN:
+    if length[0] > _LENGTH:
         raise Refused("objects that share so many parts that they fill the memory when they are looked at")
 
 
 def _parts(value: Any) -> list[Any] | None:
-    """What a container holds; ``None`` for what is none."""
+    """Return the parts of a container; ``None`` for an atom."""
     if isinstance(value, Tensor):
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` in both of their forms, read as data by the restricted unpickler."""
+"""Files of ``torch.save``, in the zip format and the older one, read as data by the restricted unpickler."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gas.unpickle.reader import Budget, Reader
 
 __all__ = ["TORCH_MAGIC", "DataReader", "read_storage", "read_torch"]
 
-# The long that opens every file of the older torch.save, as LONG1 of ten bytes and STOP.
+# The first bytes of every file in the older format: LONG1 with the magic number of ten bytes.
 TORCH_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 Storage = Callable[[str, torch.dtype, int], Tensor]
 
 
 class DataReader(Reader):
-    """Unpickler that also reads the storages of an older ``torch.save``, which plain pickles hold as bytes."""
+    """Unpickler that also reads storages in the older format, which plain pickles hold as bytes."""
 
     def call(self, function: Allowed, args: tuple[Any, ...]) -> Any:
         if function is not _LOAD:
@@ -48,7 +48,7 @@ _LOAD = Allowed("torch.storage._load_from_bytes", lambda _: None)
 
 
 class _TorchReader(DataReader):
-    """Unpickler of the data of a file of ``torch.save``: its persistent ids are storages."""
+    """Unpickler of a file of ``torch.save``, in which persistent ids are storages."""
 
     def __init__(self, file: BinaryIO, budget: Budget, storage: Storage) -> None:
         super().__init__(file, budget)
@@ -74,12 +74,12 @@ def read_torch(file: BinaryIO, budget: Budget, mapped: Path | None = None) -> An
     """Read a file of ``torch.save``.
 
     Args:
-        file: open where its bytes begin.
+        file: open at its first byte.
         budget: of the file.
-        mapped: path of a zip archive whose tensors stay on disk until they are used.
+        mapped: path of the file, to map the tensors of a zip archive instead of reading them.
 
     Raises:
-        Refused: when it asks for anything but data.
+        Refused: when it holds anything but data.
         ValueError: when it is damaged.
     """
     start, zipped = file.tell(), file.read(2) == b"PK"
@@ -96,18 +96,18 @@ def read_torch(file: BinaryIO, budget: Budget, mapped: Path | None = None) -> An
         data = archive.read(members["data.pkl"])
         if mapped is not None and hasattr(torch.UntypedStorage, "from_file"):
             whole: Any = torch.UntypedStorage.from_file(str(mapped), False, budget.size)
-            storage = _known(
+            storage = _cached(
                 lambda key, dtype, count: _view(whole, file, members[f"data/{key}"], dtype, count)
             )
         else:
-            storage = _known(
+            storage = _cached(
                 lambda key, dtype, count: _flat(archive.read(members[f"data/{key}"]), dtype, count)
             )
         return _TorchReader(io.BytesIO(data), Budget(len(data), budget.steps), storage).load()
 
 
 def read_storage(data: bytes, budget: Budget) -> Tensor:
-    """Read the bytes of a storage as the older ``torch.save`` writes it: a flat tensor.
+    """Read the bytes of a storage in the older format as a flat tensor.
 
     Raises:
         Refused: when they hold anything else.
@@ -123,29 +123,29 @@ def read_storage(data: bytes, budget: Budget) -> Tensor:
 
 
 def _older(file: BinaryIO, budget: Budget) -> Any:
-    """A stream of pickles, and the storages behind them in the order of their keys."""
+    """Read the older format: a stream of pickles, then the storages in the order of their keys."""
     magic, protocol, system = (Reader(file, budget).load() for _ in range(3))
     if (magic, protocol) != (int.from_bytes(TORCH_MAGIC[2:], "little"), 1001):
         raise UserError("it is no file of torch.save")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("a file of a big-endian machine")
-    waiting: dict[str, Tensor] = {}
+    storages: dict[str, Tensor] = {}
     room = [budget.size]
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
-        if key in waiting:
-            return _same(waiting[key], dtype, count)
+        if key in storages:
+            return _same(storages[key], dtype, count)
         room[0] -= count * dtype.itemsize
         if room[0] < 0:
             raise Refused("storages of more bytes than the file")
-        waiting[key] = torch.empty(count, dtype=dtype)
-        return waiting[key]
+        storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key]
 
     content, keys = _TorchReader(file, budget, storage).load(), Reader(file, budget).load()
-    if not isinstance(keys, list) or len(keys) != len(waiting) or set(map(str, keys)) != set(waiting):
+    if not isinstance(keys, list) or len(keys) != len(storages) or set(map(str, keys)) != set(storages):
         raise UserError("its list of storages is not of those that it uses")
     for key in keys:
-        flat = waiting[key]
+        flat = storages[key]
         (count,) = struct.unpack("<q", file.read(8))
         data = file.read(flat.numel() * flat.element_size())
         if count != flat.numel():
@@ -154,14 +154,14 @@ def _older(file: BinaryIO, budget: Budget) -> Any:
     return content
 
 
-def _known(read: Storage) -> Storage:
-    """Read each storage once, however many tensors share it."""
-    known: dict[str, Tensor] = {}
+def _cached(read: Storage) -> Storage:
+    """Read each storage once, for all tensors that share it."""
+    cache: dict[str, Tensor] = {}
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
-        if key not in known:
-            known[key] = read(key, dtype, count)
-        return _same(known[key], dtype, count)
+        if key not in cache:
+            cache[key] = read(key, dtype, count)
+        return _same(cache[key], dtype, count)
 
     return storage
 
@@ -181,7 +181,7 @@ def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
 def _view(
     whole: torch.UntypedStorage, file: BinaryIO, member: zipfile.ZipInfo, dtype: torch.dtype, count: int
 ) -> Tensor:
-    """The numbers of a member within a mapped archive."""
+    """Return the numbers of a member of a mapped archive."""
     file.seek(member.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))
     start, length = member.header_offset + 30 + name + extra, count * dtype.itemsize
