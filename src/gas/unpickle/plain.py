@@ -51,7 +51,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Allowed:
-    """Stand-in for an importable name: the only kind of object that a file can call; ``make`` is code of this library."""
+    """Stand-in for an importable name, the only object that a file can call; ``make`` is code of this library."""
 
     name: str
     make: Callable[..., Any]
