@@ -32,13 +32,13 @@ lint: $(STAMP)
 # About a quarter of an hour on two cores; on a machine with CUDA: make bench DEVICE=cuda
 DEVICE ?= cpu
 bench: $(STAMP)
-	$(BIN)/python bench/memory.py --device $(DEVICE)
-	$(BIN)/python bench/throughput.py --device $(DEVICE)
-	$(BIN)/python bench/precision.py --device $(DEVICE)
-	$(BIN)/python bench/sampler_overhead.py --device $(DEVICE)
-	$(BIN)/python bench/scheduler_step.py
-	$(BIN)/python bench/processes.py
-	$(BIN)/python bench/page.py
+	$(BIN)/python benchmarks/memory.py --device $(DEVICE)
+	$(BIN)/python benchmarks/throughput.py --device $(DEVICE)
+	$(BIN)/python benchmarks/precision.py --device $(DEVICE)
+	$(BIN)/python benchmarks/sampler_overhead.py --device $(DEVICE)
+	$(BIN)/python benchmarks/scheduler_step.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/page.py
 
 # Other versions, as the CI workflow tests them: make test TORCH=2.6.* PINS="diffusers==0.35.* transformers==4.57.*"
 TORCH ?= 2.13.0

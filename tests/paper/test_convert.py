@@ -260,7 +260,7 @@ print(peak() - before)
     not Path("/proc/self/status").exists(), reason="a process's own peak is read from Linux's /proc"
 )
 def test_a_teacher_set_is_never_whole_in_memory(tmp_path: Path) -> None:
-    """More pairs in the same memory; bench/import_memory.py has figures of larger files."""
+    """More pairs in the same memory; benchmarks/import_memory.py has figures of larger files."""
     first = pickled(teachers(600, (3, 32, 32)), tmp_path / "first.pkl")
     second = pickled(teachers(5000, (3, 32, 32)), tmp_path / "second.pkl")
     size = second.stat().st_size

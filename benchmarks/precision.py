@@ -1,4 +1,4 @@
-"""What TF32, bf16, fp16, torch.compile and CUDA graphs gain and change: ``python bench/precision.py --help``.
+"""What TF32, bf16, fp16, torch.compile and CUDA graphs gain and change: ``python benchmarks/precision.py --help``.
 
 Time a call, the largest and mean deviation of a solver's samples from float32's on the same noise, and the error to a
 float32 teacher that the solver is left with.

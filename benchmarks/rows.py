@@ -24,7 +24,7 @@ def machine(device: str = "cpu") -> str:
 
 def command() -> str:
     """Return the command line that is running, as one would type it in the repository."""
-    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def row(name: str, value: float, unit: str, device: str = "cpu", **more: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Validation loss over network evaluations of one recipe: ``python bench/cost_to_quality.py --help``.
+"""Validation loss over network evaluations of one recipe: ``python benchmarks/cost_to_quality.py --help``.
 
 The official recipe (arXiv 2510.17699, section 5) starts at DPM-Solver++(3M) on the time-uniform grid and takes
 10,000 steps of Adam; ours is what ``gas train`` does. Both see the same pairs. Interrupted, it goes on.

@@ -1,4 +1,4 @@
-"""Print the README's table from JSON of ``gas evaluate``: ``python bench/readme_table.py docs/results/mnist.json``."""
+"""Print the README's table from JSON of ``gas evaluate``: ``python benchmarks/readme_table.py FILE.json ...``."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Milliseconds a sample and network call of the zoo's models, forward alone: ``python bench/network_cost.py``."""
+"""Milliseconds a sample and network call of the zoo's models, forward alone: ``python benchmarks/network_cost.py``."""
 
 import argparse
 import time

@@ -1,4 +1,4 @@
-"""Teacher pairs and training steps a second over NFE, batch and resolution: ``python bench/throughput.py --help``."""
+"""Teacher pairs and training steps per second: ``python benchmarks/throughput.py --help``."""
 
 import argparse
 import time

@@ -1,4 +1,4 @@
-"""The solver's own time, with a network that costs nothing: ``python bench/sampler_overhead.py``.
+"""The solver's own time, with a network that costs nothing: ``python benchmarks/sampler_overhead.py``.
 
 Every run samples with a denoiser that returns a stored answer, here and through diffusers' UniPC and DPM-Solver++
 schedulers, in turn and on one thread; a row is the fastest of many runs. Beside them stand the number of tensor

@@ -1,4 +1,4 @@
-"""Peak memory and time of training over NFE, batch, resolution and pairs: ``python bench/memory.py --help``.
+"""Peak memory and time of training over NFE, batch, resolution and pairs: ``python benchmarks/memory.py --help``.
 
 On a processor every cell is a process of its own, which loads everything, takes a step of one call as a warm-up, notes
 its memory, and then trains: what is told is the peak above that. On CUDA it is the allocator's peak above what the

@@ -1,4 +1,4 @@
-"""A family of solvers in one training against a training for each: ``python bench/family.py --help``.
+"""A family of solvers in one training against a training for each: ``python benchmarks/family.py --help``.
 
 Writes network evaluations and validation loss of every member. ``--alone`` trains each by itself on the same pairs,
 in a file of its own; the second of the two runs prints both. Interrupted, it goes on.

@@ -1,4 +1,4 @@
-"""Teacher pairs by one process and by several that share them: ``python bench/processes.py --help``."""
+"""Teacher pairs by one process and by several that share them: ``python benchmarks/processes.py --help``."""
 
 import argparse
 import filecmp

@@ -1,4 +1,4 @@
-"""Peak memory of importing a teacher set over the file's size: ``python bench/import_memory.py --help``.
+"""Peak memory of importing a teacher set over the file's size: ``python benchmarks/import_memory.py --help``.
 
 Writes a synthetic ``dataset.pkl`` of the published layout into a temporary folder and imports it in a process of
 its own, by rows from disk and, to compare, after reading the whole file first. Linux only: it reads VmHWM, since

@@ -1,4 +1,4 @@
-"""What ``bench/gas_seeds.py`` measured: ``python bench/gas_report.py [--picture docs/gas.png]``.
+"""What ``benchmarks/gas_seeds.py`` measured: ``python benchmarks/gas_report.py [--picture docs/gas.png]``.
 
 Prints Markdown: one table a number of calls to the teacher's samples, one to real images. Of several training seeds
 it gives mean ± standard deviation; the brackets hold every seed's 95% interval (over samples, bias taken away).
@@ -60,7 +60,7 @@ def read(folder: Path, model: str) -> dict[tuple[int, str], list[dict]]:
         found = json.loads(path.read_text())
         cells.setdefault((found["nfe"], kind), []).append(found)
     if not cells:
-        raise SystemExit(f"{folder} holds no measurements of {model}: run bench/gas_seeds.py")
+        raise SystemExit(f"{folder} holds no measurements of {model}: run benchmarks/gas_seeds.py")
     return cells
 
 

@@ -1,8 +1,7 @@
-"""What reaching a loss costs, by recipe: ``python bench/cost_table.py docs/results/cost/*.json``.
+"""What reaching a loss costs, by recipe: ``python benchmarks/cost_table.py docs/results/cost/*.json``.
 
-Reads the curves that ``bench/cost_to_quality.py`` writes and prints, for every model and NFE that has both recipes,
-what the official one ends at and how many network evaluations ours takes to be as good; ``--picture docs/cost.png``
-draws them.
+Reads the curves of ``benchmarks/cost_to_quality.py`` and prints, where a model and NFE has both recipes, the final loss
+of the official one and the network evaluations that ours takes to reach it; ``--picture docs/cost.png`` draws them.
 """
 
 import argparse
@@ -10,7 +9,7 @@ import json
 import math
 from pathlib import Path
 
-from gas.plotting.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
+from gas.plotting.style import ACCENT, GREY, GRIDLINE, MUTED, Sheet, wrap
 from gas.training.adam import PAPER
 
 
@@ -75,7 +74,7 @@ def draw(path: Path, both: dict) -> None:
         sheet.text(x, 54, f"{model}, NFE {nfe}", size=12, color=GREY)
         axes = sheet.axes(x, top, each, height)
         axes.set(xscale="log", yscale="log")
-        axes.grid(axis="y", color=GRID, linewidth=1)
+        axes.grid(axis="y", color=GRIDLINE, linewidth=1)
         for recipe, color in (("official", MUTED[0]), ("ours", ACCENT)):
             points = [p for p in told[recipe] if p["evaluations"] and math.isfinite(p["best"])]
             line = [[p[name] for p in points] for name in ("evaluations", "best")]

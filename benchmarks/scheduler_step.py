@@ -1,4 +1,4 @@
-"""Time of one scheduler step, ours and UniPC's, in turn on the same tensor: ``python bench/scheduler_step.py``."""
+"""Time of one scheduler step, ours and UniPC's, in turn on the same tensor: ``python benchmarks/scheduler_step.py``."""
 
 import argparse
 import statistics

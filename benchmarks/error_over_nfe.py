@@ -1,4 +1,4 @@
-"""Error over the number of calls: ``python bench/error_over_nfe.py docs/results/digits-1-20.json``.
+"""Error over the number of calls: ``python benchmarks/error_over_nfe.py docs/results/digits-1-20.json``.
 
 Reads what ``gas evaluate --every --json`` wrote, prints every NFE's GS beside the best of all classical solvers, and
 draws both with ``--picture docs/error-over-nfe.png``. Where GS is not surely better its file holds the classical table
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from gas.plotting.style import ACCENT, GREY, GRID, MUTED, Sheet, wrap
+from gas.plotting.style import ACCENT, GREY, GRIDLINE, MUTED, Sheet, wrap
 
 LINES = {"dpmpp-3m": "DPM-Solver++(3M)", "unipc-3-bh2": "UniPC-3", "ipndm-3": "iPNDM-3"}
 BEST = "best of all classical"
@@ -76,7 +76,7 @@ def draw(path: Path, model: str, lines: dict[str, dict[int, dict]], samples: str
     sheet.text(22, 28, "Error to the teacher over network evaluations", size=17, bold=True)
     axes = sheet.axes(left, top, width - left - 150, height)
     axes.set(yscale="log")
-    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.grid(axis="y", color=GRIDLINE, linewidth=1)
     styles = {**dict(zip(LINES, MUTED, strict=False)), BEST: GREY, "GS": ACCENT}
     ends: list[tuple[int, float, str, str]] = []
     for name, color in styles.items():

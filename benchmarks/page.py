@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from the JSON of docs/results/bench and docs/results/cost: ``python bench/page.py``."""
+"""Write docs/benchmarks.md from the JSON of docs/results/bench and docs/results/cost: ``python benchmarks/page.py``."""
 
 import argparse
 import json
@@ -192,8 +192,10 @@ def _cost() -> str:
         return ""
     said = "Network evaluations until the validation loss is the official recipe's final one (x 1000), and the best\n"
     said += "within a tenth of its evaluations; the curves are in [`results/cost`](results/cost):\n\n```sh\n"
-    said += "python bench/cost_to_quality.py --model M --nfe N --recipe official|ours --pairs runs/M-paper\n"
-    said += "python bench/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
+    said += (
+        "python benchmarks/cost_to_quality.py --model M --nfe N --recipe official|ours --pairs runs/M-paper\n"
+    )
+    said += "python benchmarks/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
     said += "![Loss over network evaluations](cost.png)\n\n"
     chosen = (
         "These are losses on the 1,000 validation pairs by which each recipe's best was also chosen, so that the\n"
@@ -207,10 +209,8 @@ def _family() -> str:
     """Members of one training beside their own."""
     if not (FAMILY / "digits-family.json").exists():
         return ""
-    said = "```sh\npython bench/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
-    said += (
-        "python bench/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
-    )
+    said = "```sh\npython benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
+    said += "python benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
     return "\n## A family in one training\n\n" + said + "\n".join(family.table(FAMILY, "digits")) + "\n"
 
 
@@ -225,7 +225,7 @@ def _error() -> str:
     said += ". One training of twenty NFE, another than that of the README's six.\n\n```sh\n"
     said += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
     said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
-    said += f"python bench/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
+    said += f"python benchmarks/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
     picture = "![Error over network evaluations](error-over-nfe.png)\n\n"
     return "\n## Error over NFE\n\n" + said + picture + "\n".join(error_over_nfe.table(report)) + "\n"
 
