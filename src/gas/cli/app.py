@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, get_args, get_type_hints
@@ -44,21 +44,13 @@ PANELS = {
 class _OneLineErrors(TyperGroup):
     """Reports a malformed command line as commands report other mistakes: in one line, with exit code 2."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         """Parse the arguments and run the command; unless ``standalone_mode`` is off, end the process."""
-        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args)
+        run = functools.partial(super().main, *args, standalone_mode=False, **kwargs)
         if not standalone_mode:
-            return run(**extra)
+            return run()
         try:
-            code = run(**extra)
+            code = run()
         except _UsageError as error:
             _print_line(f"error: {_usage(error)}")
             code = 2

@@ -15,26 +15,6 @@ import typer
 from gas.arguments import number
 from gas.errors import UserError
 
-__all__ = [
-    "GUIDANCE",
-    "argument",
-    "check_device",
-    "checked",
-    "class_label",
-    "error_text",
-    "existing_file",
-    "existing_folder",
-    "existing_path",
-    "imported",
-    "is_in",
-    "listed",
-    "option",
-    "output_file",
-    "output_folder",
-    "registered",
-    "split_names",
-]
-
 # Published guidance scales are 1 to 20.
 GUIDANCE = "[-1000, 1000]"
 # torch's device types that run networks; others only pretend to compute, or need further packages.

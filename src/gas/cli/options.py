@@ -35,38 +35,6 @@ if TYPE_CHECKING:
     from gas.training.adversarial.setup import Adversary
     from gas.training.gauss_newton import GaussNewton
 
-__all__ = [
-    "Call",
-    "Compile",
-    "CudaGraphs",
-    "Device",
-    "DiscriminatorOptions",
-    "FeatureOptions",
-    "FeatureWeights",
-    "Features",
-    "GasIterations",
-    "Json",
-    "MetricWeights",
-    "ModelName",
-    "NetworkOptions",
-    "OptimizerOptions",
-    "Precision",
-    "Prompts",
-    "Real",
-    "Reference",
-    "SolverFile",
-    "Validation",
-    "ZooName",
-    "adam_against",
-    "interpolation",
-    "parse_nfes",
-    "parse_objective",
-    "parse_seeds",
-    "recorded",
-    "split_pairs",
-    "was_given",
-]
-
 # The paper's weight of the adversarial loss is 0.1; at thousands of times that, the solver follows nothing else.
 _WEIGHTS = "[0, 1000000]"
 # Values of --method; auto is gauss-newton for a sum of squares, else adam.
@@ -426,10 +394,8 @@ class DiscriminatorOptions:
         self,
         model: Model,
         pairs: Pairs,
-        *,
-        seed: int,
+        optimizer: OptimizerOptions,
         checkpointing: Checkpointing,
-        batch: int | None,
         precision: str,
     ) -> Adversary | None:
         """Return the adversarial training that the settings describe, or ``None`` for GS."""
@@ -448,10 +414,12 @@ class DiscriminatorOptions:
             balance=settings["balance"] or 0.0,
             objective=settings["critic"],
             pairing=settings["pairing"],
-            config=adam_against(settings["gas_iterations"], seed, batch, checkpointing=checkpointing),
+            config=adam_against(
+                settings["gas_iterations"], optimizer.seed, optimizer.batch, checkpointing=checkpointing
+            ),
             steps=settings["critic_steps"],
             network=None if self.critic_weights is None else load_discriminator(self.critic_weights),
-            seed=seed,
+            seed=optimizer.seed,
             precision=precision,
         )
 

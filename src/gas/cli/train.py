@@ -31,7 +31,9 @@ from gas.workspace import scratch
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
+    from gas.training.adam import Adam
     from gas.training.distillation import Distilled
+    from gas.training.gauss_newton import GaussNewton
 
 __all__ = ["train"]
 
@@ -78,30 +80,17 @@ def train(
     """
     from gas.pairs.dataset import read_pairs
     from gas.training.distillation import STATE, distill_family
-    from gas.training.gauss_newton import GaussNewton
     from gas.training.initialization import StartSearch
 
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
-    nfes = parse_nfes(nfe)
-    gas_settings = discriminator.settings()
-    _check_start(solver, theory, optimizer.start, nfes)
-    stored = parse_checkpointing(checkpointing)
+    nfes, stored, gas_settings = parse_nfes(nfe), parse_checkpointing(checkpointing), discriminator.settings()
     config = optimizer.config(stored)
-    if was_given(context, "checkpointing") and isinstance(config, GaussNewton) and gas_settings is None:
-        raise UserError(
-            "--checkpointing is of Adam's graph, and gauss-newton has none: choose --method adam or leave it out"
-        )
+    alone = gas_settings is None and was_given(context, "checkpointing")
+    _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
     model = network.load(pairs)
     training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=model, hold=False), validation)
-    adversary = discriminator.adversary(
-        model,
-        training_pairs,
-        seed=optimizer.seed,
-        checkpointing=stored,
-        batch=optimizer.batch,
-        precision=network.precision,
-    )
+    adversary = discriminator.adversary(model, training_pairs, optimizer, stored, network.precision)
     _note_split(len(training_pairs), len(validation_pairs))
     state = out.with_name(out.name + ".state")
     with (
@@ -121,7 +110,7 @@ def train(
             adversary=adversary,
             state=state,
         )
-        results = [show(reports, model, n, solver.upper()) for n in sorted(nfes)]
+        results = [show(reports, model, n, solver.upper()) for n in nfes]
         if distributed.is_first():
             _save(out, results, model, optimizer.loss, gas_settings)
     title = "GAS" if gas_settings is not None else solver.upper()
@@ -129,9 +118,20 @@ def train(
     note(f"wrote {out}")
 
 
-def _check_start(solver: str, theory: bool, start: str, nfes: list[int]) -> None:
-    """Refuse a solver without its theory, and a start that does not exist at an NFE, before the model is loaded."""
+def _check_combination(
+    solver: str, theory: bool, start: str, nfes: list[int], checkpointed: Adam | GaussNewton | None
+) -> None:
+    """Refuse options that do not go together before the model is loaded.
+
+    Args:
+        solver: parameterization, which may need its theory.
+        theory: whether coefficients follow the times.
+        start: which the parameterization has to have at every NFE.
+        nfes: to learn.
+        checkpointed: the optimizer that ``--checkpointing`` was given for, if it was.
+    """
     from gas.learned.registry import kind_by_name
+    from gas.training.gauss_newton import GaussNewton
     from gas.training.initialization import named_start
 
     kind = kind_by_name(solver, theory=theory)
@@ -140,6 +140,10 @@ def _check_start(solver: str, theory: bool, start: str, nfes: list[int]) -> None
             raise UserError(
                 f"--solver {solver} cannot start at {start}, whose times repeat: name another --start"
             )
+    if isinstance(checkpointed, GaussNewton):
+        raise UserError(
+            "--checkpointing is of Adam's graph, and gauss-newton has none: choose --method adam or leave it out"
+        )
 
 
 def _note_split(training: int, validation: int) -> None:

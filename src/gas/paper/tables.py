@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gas.registry import named
@@ -53,91 +52,55 @@ class PaperTable:
     figures: tuple[PaperFigure, ...]
 
 
-_Rows = Mapping[str, tuple[float, ...]]
+_PIXELS, _LATENTS = (4, 6, 8, 10), (4, 5, 6, 7)
+# Table 2: FID by solver, at the NFE of its columns; of a teacher once, or for each NFE.
+_TABLE2: dict[str, dict[str, tuple[float, ...]]] = {
+    "cifar10": {
+        "DPM++(3M)": (46.59, 12.16, 4.62, 3.08),
+        "UniPC": (43.92, 13.12, 4.41, 3.16),
+        "iPNDM": (35.04, 11.80, 5.67, 3.69),
+        "LD3": (9.31, 3.35, 2.81, 2.38),
+        "S4S-Alt": (6.35, 2.67, 2.39, 2.18),
+        "GS": (4.41, 2.55, 2.25, 2.18),
+        "GAS": (4.05, 2.49, 2.24, 2.17),
+        "teacher": (2.03,),
+    },
+    "ffhq": {
+        "LD3": (17.96, 5.97, 3.50, 3.25),
+        "S4S-Alt": (10.63, 4.62, 3.15, 2.91),
+        "GS": (10.70, 4.49, 2.96, 2.67),
+        "GAS": (7.86, 3.79, 2.87, 2.66),
+        "teacher": (2.60,),
+    },
+    "afhqv2": {"GS": (5.92, 2.87, 2.33, 2.25), "GAS": (4.48, 2.66, 2.29, 2.31), "teacher": (2.16,)},
+    "lsun": {"GS": (9.83, 5.32, 3.77, 3.34), "GAS": (6.68, 4.60, 3.77, 3.36), "teacher": (3.06,)},
+    "imagenet": {"GS": (7.87, 4.93, 4.30, 4.17), "GAS": (5.38, 4.87, 4.32, 4.17), "teacher": (4.10,)},
+    # The teacher of MS-COCO has one evaluation more than the student: each NFE has its own.
+    "coco": {
+        "GS": (14.94, 11.97, 11.71, 11.32),
+        "GAS": (14.71, 11.91, 11.73, 11.36),
+        "teacher": (14.10, 12.08, 11.80, 11.48),
+    },
+}
 
 
-def _part(
-    name: str, preset: str, title: str, nfes: tuple[int, ...], rows: _Rows, teacher: float | None
-) -> PaperTable:
+def _part_of_table2(letter: str, preset: str, title: str, nfes: tuple[int, ...]) -> PaperTable:
     figures = [
         PaperFigure(preset, solver, nfe, "FID", value)
-        for solver, values in rows.items()
-        for nfe, value in zip(nfes, values, strict=True)
+        for solver, values in _TABLE2[preset].items()
+        for nfe, value in zip(nfes if len(values) > 1 else (0,), values, strict=True)
     ]
-    if teacher is not None:
-        figures.append(PaperFigure(preset, "teacher", 0, "FID", teacher))
-    return PaperTable(name, f"Table 2, {title}: FID", tuple(figures))
+    return PaperTable(f"table2{letter}", f"Table 2, {title}: FID", tuple(figures))
 
 
-_PIXELS, _LATENTS = (4, 6, 8, 10), (4, 5, 6, 7)
 _CLASSIC = ("objective=classic",)
 _ALL = (
-    _part(
-        "table2a",
-        "cifar10",
-        "CIFAR-10",
-        _PIXELS,
-        {
-            "DPM++(3M)": (46.59, 12.16, 4.62, 3.08),
-            "UniPC": (43.92, 13.12, 4.41, 3.16),
-            "iPNDM": (35.04, 11.80, 5.67, 3.69),
-            "LD3": (9.31, 3.35, 2.81, 2.38),
-            "S4S-Alt": (6.35, 2.67, 2.39, 2.18),
-            "GS": (4.41, 2.55, 2.25, 2.18),
-            "GAS": (4.05, 2.49, 2.24, 2.17),
-        },
-        2.03,
-    ),
-    _part(
-        "table2b",
-        "ffhq",
-        "FFHQ",
-        _PIXELS,
-        {
-            "LD3": (17.96, 5.97, 3.50, 3.25),
-            "S4S-Alt": (10.63, 4.62, 3.15, 2.91),
-            "GS": (10.70, 4.49, 2.96, 2.67),
-            "GAS": (7.86, 3.79, 2.87, 2.66),
-        },
-        2.60,
-    ),
-    _part(
-        "table2c",
-        "afhqv2",
-        "AFHQv2",
-        _PIXELS,
-        {"GS": (5.92, 2.87, 2.33, 2.25), "GAS": (4.48, 2.66, 2.29, 2.31)},
-        2.16,
-    ),
-    _part(
-        "table2d",
-        "lsun",
-        "LSUN-Bedroom",
-        _LATENTS,
-        {"GS": (9.83, 5.32, 3.77, 3.34), "GAS": (6.68, 4.60, 3.77, 3.36)},
-        3.06,
-    ),
-    _part(
-        "table2e",
-        "imagenet",
-        "ImageNet",
-        _LATENTS,
-        {"GS": (7.87, 4.93, 4.30, 4.17), "GAS": (5.38, 4.87, 4.32, 4.17)},
-        4.10,
-    ),
-    # The teacher of MS-COCO has one evaluation more than the student: each NFE has its own.
-    _part(
-        "table2f",
-        "coco",
-        "MS-COCO",
-        _LATENTS,
-        {
-            "GS": (14.94, 11.97, 11.71, 11.32),
-            "GAS": (14.71, 11.91, 11.73, 11.36),
-            "teacher": (14.10, 12.08, 11.80, 11.48),
-        },
-        None,
-    ),
+    _part_of_table2("a", "cifar10", "CIFAR-10", _PIXELS),
+    _part_of_table2("b", "ffhq", "FFHQ", _PIXELS),
+    _part_of_table2("c", "afhqv2", "AFHQv2", _PIXELS),
+    _part_of_table2("d", "lsun", "LSUN-Bedroom", _LATENTS),
+    _part_of_table2("e", "imagenet", "ImageNet", _LATENTS),
+    _part_of_table2("f", "coco", "MS-COCO", _LATENTS),
     PaperTable(
         "theory",
         "FFHQ: GS with and without theoretical coefficients",
