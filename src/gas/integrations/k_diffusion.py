@@ -23,7 +23,7 @@ from gas.table import Table
 __all__ = ["sample_gas", "sigmas_of"]
 
 Solver = Artefact | Table | str | PathLike[str]
-_ONE_EVALUATION_A_STEP = {name: solver for name, solver in SOLVERS.items() if name != "heun"}
+_SINGLE_EVALUATION = {name: solver for name, solver in SOLVERS.items() if name != "heun"}
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def _table_at(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base
         stacklevel=3,
     )
     t = levels if isinstance(schedule, Flow) else schedule.inverse_half_log_snr(-levels.log())
-    return ending_in_data(named("solver", base, _ONE_EVALUATION_A_STEP), schedule, t)
+    return ending_in_data(named("solver", base, _SINGLE_EVALUATION), schedule, t)
 
 
 def _progress(nfe: int, disable: bool | None) -> Any:

@@ -42,7 +42,7 @@ class Pairs:
         target: ``(S, *)`` float32, the teacher's sample from that noise.
         labels: ``(S,)`` int64, or ``None`` for samples without a class.
         manifest: of the folder; default that of a teacher without guidance.
-        decoded: ``(S, *)`` float16, the decoded targets, where they were stored and asked for.
+        decoded: ``(S, *)`` float16, the decoded targets, if stored and requested.
     """
 
     seeds: Tensor

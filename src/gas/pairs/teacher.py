@@ -18,15 +18,7 @@ from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs
 from gas.pairs.fingerprint import PairsSpec, pairs_fingerprint
-from gas.pairs.shards import (
-    AGAIN,
-    Json,
-    check_finite,
-    check_shard,
-    open_folder,
-    shard_index,
-    write_shard,
-)
+from gas.pairs.shards import AGAIN, Json, check_finite, check_shard, open_folder, shard_index, write_shard
 from gas.sampling import sample
 from gas.table import Table, TableMaker, table_on
 

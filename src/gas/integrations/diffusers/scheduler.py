@@ -329,7 +329,7 @@ class GASScheduler(SavedScheduler):
         if bool(errors.max() > 0):
             n = int(errors.argmax())
             self._warn(
-                f"this pipeline computes in {narrow}: if it casts times too, its network is told "
+                f"this pipeline computes in {narrow}: if it casts times too, its network gets "
                 f"{float(times[n].to(dtype)):g} for {float(times[n]):g}; timestep_dtype={narrow!r} "
                 "makes the scheduler round times itself"
             )
