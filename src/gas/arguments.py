@@ -1,4 +1,4 @@
-"""Checks of arguments: type and range, refused in one line that names the argument and shows what came."""
+"""Checks of arguments: type and range, refused in one line with the argument's name and value."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from gas.errors import UserError
 __all__ = ["MAX_BATCH", "MAX_ITERATIONS", "MAX_NFE", "MAX_ORDER_SEED", "MAX_SEED", "MAX_SEEDS", "MAX_SIZE"]
 __all__ += ["callable_", "choice", "flag", "integer", "number", "of_type", "shape"]
 
-# A table holds 2 N^2 numbers and takes 3 s to build at 1,000, the number of steps that most networks are trained on.
+# Most networks are trained on 1,000 steps; a table of them has 2 million numbers and takes 3 s to build.
 MAX_NFE = 1000
-# A hundred times the paper's 10,000.
+# A hundred times the 10,000 of the paper (arXiv 2510.17699).
 MAX_ITERATIONS = 1_000_000
 # Samples of one run: ten times the images of ImageNet.
 MAX_SEEDS = 10_000_000
-# Samples of one network call: more than any device holds of the smallest network here.
+# Samples of one network call: more than any device holds of the smallest network of the zoo.
 MAX_BATCH = 1_000_000
-# Numbers of one sample: a video of a minute has a thousandth of it.
+# Numbers of one sample: a minute of video has a thousandth of it.
 MAX_SIZE = 2**40
-# What torch's generators take on every platform.
+# Largest seed of torch's generators on every platform.
 MAX_SEED = 2**63 - 1
-# Of a training: the order of its pairs is seeded with a million times it.
+# Seed of a training: the order of its pairs is seeded with a million times this.
 MAX_ORDER_SEED = 2**40
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 def integer(name: str, value: Any, least: int, most: int) -> int:
-    """Return ``value`` as an integer in ``[least, most]``; a Boolean or a float is none.
+    """Return ``value`` as an integer in ``[least, most]``; Booleans and floats are refused.
 
     Raises:
-        ValueError: names the argument, its range and what came.
+        UserError: names the argument, its range and the value.
     """
     try:
         if isinstance(value, bool):
             raise TypeError
         whole = operator.index(value)
     except (TypeError, ValueError):
-        raise UserError(f"{name} must be an integer, got {_shown(value)}") from None
+        raise UserError(f"{name} must be an integer, got {_show(value)}") from None
     if not least <= whole <= most:
-        raise UserError(f"{name} must be from {least:,} to {most:,}, got {_shown(whole)}")
+        raise UserError(f"{name} must be from {least:,} to {most:,}, got {_show(whole)}")
     return whole
 
 
 def number(name: str, value: Any, interval: str) -> float:
-    """Return ``value`` as a float in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; a Boolean or text is none.
+    """Return ``value`` as a float in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; Booleans and text are refused.
 
     Raises:
-        ValueError: names the argument, its interval and what came.
+        UserError: names the argument, its interval and the value.
     """
     ends = _INTERVAL.fullmatch(interval)
     if ends is None:
@@ -62,7 +62,7 @@ def number(name: str, value: Any, interval: str) -> float:
             raise TypeError
         real = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # of a tensor of several numbers
-        raise UserError(f"{name} must be a number in {interval}, got {_shown(value)}") from None
+        raise UserError(f"{name} must be a number in {interval}, got {_show(value)}") from None
     first, last = float(ends[2]), float(ends[3])
     above = first <= real if ends[1] == "[" else first < real
     below = real <= last if ends[4] == "]" else real < last
@@ -75,11 +75,11 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     """Return ``value`` as the shape of a sample: at least one positive size, and no more numbers than memory holds.
 
     Raises:
-        ValueError: names the argument and what came.
+        UserError: names the argument and the value.
     """
     if not isinstance(value, (tuple, list)) or not value:
         raise UserError(
-            f"{name} must be positive sizes without the batch, as (3, 32, 32), got {_shown(value)}"
+            f"{name} must be positive sizes without the batch, as (3, 32, 32), got {_show(value)}"
         )
     sizes = tuple(integer(f"a size of {name}", size, 1, MAX_SIZE) for size in value)
     if math.prod(sizes) > MAX_SIZE:
@@ -91,51 +91,50 @@ def flag(name: str, value: Any) -> bool:
     """Return ``value`` if it is a Boolean.
 
     Raises:
-        ValueError: names the argument and what came.
+        UserError: names the argument and the value.
     """
     if not isinstance(value, bool):
-        raise UserError(f"{name} must be True or False, got {_shown(value)}")
+        raise UserError(f"{name} must be True or False, got {_show(value)}")
     return value
 
 
-def of_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -> None:
-    """Refuse a value of another type than is ``wanted``, in words.
+def of_type(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuse a value that is not of type ``kind``, described by ``expected``.
 
     Raises:
-        ValueError: names the argument, what is wanted and what came.
+        UserError: names the argument, the expected and the actual value.
     """
     if not isinstance(value, kind):
-        raise UserError(f"{name} must be {wanted}, got {_shown(value)}")
+        raise UserError(f"{name} must be {expected}, got {_show(value)}")
 
 
-def callable_(name: str, value: Any, wanted: str) -> None:
-    """Refuse what cannot be called.
+def callable_(name: str, value: Any, expected: str) -> None:
+    """Refuse a value that is not callable.
 
     Raises:
-        ValueError: names the argument, what is wanted and what came.
+        UserError: names the argument, the expected and the actual value.
     """
     if not callable(value):
-        raise UserError(f"{name} must be {wanted}, got {_shown(value)}")
+        raise UserError(f"{name} must be {expected}, got {_show(value)}")
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:
-    """Return ``value`` if it is one of a few names.
+    """Return ``value`` if it is one of the known names.
 
     Raises:
-        ValueError: names the argument, the names and what came.
+        UserError: names the argument, the known names and the value.
     """
     if not isinstance(value, str) or value not in known:
         listed = [repr(each) for each in known]
         names = f"{', '.join(listed[:-1])} or {listed[-1]}" if len(listed) > 1 else listed[0]
-        raise UserError(f"{name} must be {names}, got {_shown(value)}")
+        raise UserError(f"{name} must be {names}, got {_show(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
-    """Return what came, short: its type where it is no plain value."""
+def _show(value: Any) -> str:
+    """Return a value for a message: plain values shortened, others by their type."""
     if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to print thousands of digits
         return "an integer of more than 30 digits"
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        text = repr(value[:60] if isinstance(value, (str, bytes)) else value)
-        return text
+        return repr(value[:60] if isinstance(value, (str, bytes)) else value)
     return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""The one network contract, and wrappers that turn every kind of network into it."""
+"""The denoiser interface, and wrappers that turn every kind of network into a denoiser."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ __all__ = [
 
 
 class Denoiser(Protocol):
-    """``denoise(x, t) -> x_0`` estimate: shape and dtype of ``x`` ``(B, *)``, ``t`` a scalar float64 tensor."""
+    """``denoise(x, t)``: data prediction of the shape and dtype of ``x`` ``(B, *)``; ``t`` a scalar float64 tensor."""
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
 
 
 class ConditionalDenoiser(Protocol):
-    """A denoiser that also takes a condition whose tensors have the batch as their first dimension."""
+    """A denoiser with a condition, whose tensors have the batch as their first dimension."""
 
     def __call__(self, x: Tensor, t: Tensor, condition: Any, /) -> Tensor: ...
 
 
-# A user's network: ``network(x, t)`` with t one value a sample, ``(B,)``, on the device of x, in the dtype of x or
-# float32 where that has fewer bits. Of a denoiser that is called with a condition, ``network(x, t, condition)``.
+# A user's network: ``network(x, t)``, with a condition ``network(x, t, condition)``. t has one value for each sample,
+# ``(B,)``, on the device of x and in its dtype, or in float32 where that has fewer bits.
 Network = Callable[..., Tensor]
 
 
@@ -52,7 +52,7 @@ class NoiseDenoiser:
 
     Args:
         network: ``network(x, t) -> eps``.
-        schedule: of the network's training. Where ``alpha_t = 0`` noise prediction says nothing about x_0.
+        schedule: of the network's training. Where ``alpha_t = 0`` a noise prediction does not determine x_0.
     """
 
     network: Network
@@ -95,7 +95,7 @@ class FlowDenoiser:
 
 @dataclass(frozen=True)
 class EDMDenoiser:
-    """For an EDM network ``D(y; sigma)`` of ``y = x_0 + sigma eps``: asked at ``x / alpha``, ``sigma / alpha``.
+    """For an EDM network ``D(y; sigma)`` of ``y = x_0 + sigma eps``, called with ``x / alpha``, ``sigma / alpha``.
 
     References:
         Karras et al., arXiv 2206.00364, equation 7 and Table 1 (``s(t) = alpha_t``).
@@ -113,13 +113,13 @@ class EDMDenoiser:
 class DiscreteTime:
     """Give a network its discrete training step, as a float, in place of t: ``(t - 1/M) M``, within ``[0, M - 1]``.
 
-    A learned solver may ask a little after t = 1 or before 1/M, where an embedding table has no entry.
+    A learned solver may evaluate slightly after t = 1 or before 1/M, where an embedding table has no entry.
 
     Args:
         network: ``network(x, step)``.
         schedule: of the M steps.
         rounded: give the nearest step as an integer, for a network that looks it up in an ``nn.Embedding``. States
-            keep the noise of their own time, at most half a step from that of the network's.
+            keep the noise level of their exact time, at most half a step from the network's.
     """
 
     network: Network
@@ -141,7 +141,7 @@ class ClassifierFreeGuidance:
     Args:
         denoise: a denoiser that takes a condition.
         condition: conditions ``(B, *)``.
-        null: what stands for *no condition*, ``(B, *)`` or anything that broadcasts to it.
+        null: the empty condition, ``(B, *)`` or broadcastable to it.
         scale: 1 is the plain conditional model, 0 the unconditional one.
 
     Raises:
@@ -170,8 +170,8 @@ class ClassifierFreeGuidance:
 class StaticThreshold:
     """Clip the data prediction to ``[-limit, limit]``, the range of the data.
 
-    For a network that predicts noise where hardly any signal is left (cosine schedules): there ``1/alpha`` magnifies
-    its error thousands of times, and what is out of range is no estimate.
+    For a noise prediction where hardly any signal is left (cosine schedules): ``1/alpha`` magnifies its error thousands
+    of times there, and values out of range carry no information.
 
     Raises:
         ValueError: when ``limit`` is not positive.
@@ -189,7 +189,7 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """Clip each sample to its own ``quantile`` of absolute values (at least ``limit``), then scale back to ``limit``.
+    """Clip each sample to the ``quantile`` of its absolute values (at least ``limit``), then scale back to ``limit``.
 
     Raises:
         ValueError: when ``quantile`` is outside (0, 1] or ``limit`` not positive.
@@ -215,15 +215,15 @@ class DynamicThreshold:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Return whether autograd records what is done with a tensor."""
+    """Return whether autograd records operations on a tensor."""
     return x.requires_grad and torch.is_grad_enabled()
 
 
 def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
-    """Return ``network(x, *rest)`` for a caller who needs ``x`` afterwards: a network may work in place on its input.
+    """Return ``network(x, *rest)`` without letting the network change ``x``, which it may do in place.
 
-    It is given a copy. Where autograd records ``x`` it is given ``x`` itself, so that gradients are summed in the order
-    of the uses, and a change is refused.
+    It gets a copy. Where autograd records ``x`` it gets ``x`` itself, so that gradients are summed in the order of use,
+    and a change is refused.
 
     Raises:
         ValueError: when autograd records ``x`` and the network changed it.
@@ -231,12 +231,12 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
     if not is_recorded(x):
         return network(x.clone(), *rest)
     version = x._version
-    answer = network(x, *rest)
+    output = network(x, *rest)
     if x._version != version:
         raise UserError(
             "the network changed its input in place, which gradients flow through: let it work on a copy, x.clone()"
         )
-    return answer
+    return output
 
 
 def _check_limit(limit: float) -> None:
@@ -244,5 +244,5 @@ def _check_limit(limit: float) -> None:
 
 
 def _per_sample(t: Tensor, x: Tensor) -> Tensor:
-    """What networks expect in place of a scalar time: one value a sample, beside x."""
+    """Return the scalar time as one value for each sample, on the device of x."""
     return t.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)).expand(len(x))

@@ -1,4 +1,4 @@
-"""Limits of this machine: processor cores, memory, and what OpenMP threads do while they wait."""
+"""Limits of this machine: processors and memory of its control groups, and how OpenMP threads wait."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 __all__ = ["group_available", "group_processors", "set_thread_defaults"]
 
-# Whoever has set one of these has decided how threads wait.
+# If any of these is set, the user has decided how threads wait.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def set_thread_defaults(environ: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
-    """Let OpenMP's threads sleep while they wait, and start no more than the processors' time that is granted.
+    """Let waiting OpenMP threads sleep, and limit their number to the granted processor time.
 
-    By default a thread that has done its part of a loop spins until the others are done (GNU's for about a
-    millisecond or more, LLVM's and Intel's for 200 ms). Beside another program, it spins on the processor that
-    the last thread is waiting for, at every one of the network's thousands of short loops. Settings of the user's
-    stand. OpenMP reads its settings once, when torch loads it.
+    By default a thread that has finished its part of a loop spins until the others are done (GNU's for a millisecond
+    or more, LLVM's and Intel's for 200 ms). Beside another program it occupies the processor that the last thread is
+    waiting for, in each of the network's thousands of short loops. The user's settings take precedence. OpenMP reads
+    them once, when torch loads it.
 
     Args:
         environ: the environment to set them in.
@@ -34,7 +34,7 @@ def set_thread_defaults(environ: MutableMapping[str, str] = os.environ, root: Pa
         environ["KMP_BLOCKTIME"] = "0"  # LLVM's and Intel's spin whatever the policy; milliseconds
     granted = group_processors(root)
     if granted is not None and granted < _usable() and not any(name in environ for name in _COUNTS):
-        # OpenMP counts the processors that it may run on, not the share of their time that a container has.
+        # OpenMP counts the processors that it may run on, not a container's share of their time.
         environ["OMP_NUM_THREADS"] = str(max(1, int(granted)))
 
 
@@ -45,7 +45,7 @@ def _usable() -> int:
     return os.cpu_count() or 1
 
 
-# Where each version keeps its groups, and what it calls limit, usage and the file cache that can be dropped at once.
+# File names in cgroup v2 and v1: limit, usage and droppable file cache of memory; quota and period of processors.
 _UNIFIED = ("memory.max", "memory.current", "inactive_file")
 _MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _QUOTA, _OLD_QUOTA = ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -107,7 +107,7 @@ def _groups(
 
 
 def _left(group: Path, names: tuple[str, ...]) -> int | None:
-    """What one group still allows; ``None`` without a limit (``max``) or without such files."""
+    """Return the bytes that one group still allows; ``None`` without a limit (``max``) or without such files."""
     limit, usage, cache = names
     try:
         most, used = int((group / limit).read_text()), int((group / usage).read_text())

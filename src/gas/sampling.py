@@ -1,4 +1,4 @@
-"""The sampler: one loop runs every table, at once or one network evaluation at a time."""
+"""The sampler: one loop runs every table, in one call or one network evaluation at a time."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ __all__ = ["Stepper", "check_state", "is_learned", "sample", "trajectory"]
 def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
     """Return the last state of :func:`trajectory`: the sample.
 
-    ``denoise`` may change its input in place, return it or a view of it, and return one buffer again and again: nothing
-    that was handed out is read again. Where gradients flow through a state, changing it in place is refused instead.
+    ``denoise`` may change its input in place, return it or a view of it, or reuse one output buffer: no tensor that it
+    could write to is read later. Where gradients flow through a state, changing it in place is refused.
 
     Args:
         denoise: ``denoise(x, t) -> x_0`` estimate of the shape of ``x``; ``t`` is a scalar float64 tensor.
-        x: the start ``x_T``, shape ``(B, *)``, scaled as the schedule has it at t = 1; it is not changed.
+        x: the start ``x_T``, shape ``(B, *)``, with the schedule's scale at t = 1; it is not changed.
         table: the solver.
 
     Returns:
-        The sample, in the shape, dtype and device of ``x``. Gradients flow into ``x``, the table and
-        whatever ``denoise`` holds; call it under ``torch.no_grad()`` to spend no memory on them. A NaN that ``denoise``
-        returns reaches every sample whose rows weigh it.
+        The sample, with the shape, dtype and device of ``x``. Gradients flow into ``x``, the table and the parameters
+        of ``denoise``; ``torch.no_grad()`` saves their memory. A NaN in a prediction reaches every state whose row
+        weighs it.
 
     Raises:
-        ValueError: when ``x`` or an answer is no real floating-point tensor, an answer is of another shape or on
-            another device, ``table`` is no table, or a weight is beyond the dtype that states are summed in (that of
-            ``x``, float32 at least).
+        UserError: when ``x`` or a prediction is no real floating-point tensor, a prediction has another shape or
+            device, ``table`` is no table, or a weight is beyond the dtype that states are summed in (that of ``x``,
+            float32 at least).
 
     >>> import gas, torch
     >>> schedule = gas.VPLinear()
@@ -54,11 +54,11 @@ def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
 
 
 def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
-    """Yield the N + 1 states ``x_0 = x_T, x_1, .., x_N`` of a solver, each as soon as it is known.
+    """Yield the N + 1 states ``x_0 = x_T, x_1, .., x_N`` of a solver, each as soon as it is computed.
 
     ``d_n = denoise(x_n, times[n])``, then ``x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j``.
-    Arguments and errors as in :func:`sample`. A state that was yielded may be changed without effect on the run; where
-    gradients flow through it, that is refused.
+    Arguments and errors as in :func:`sample`. Changing a yielded state has no effect on the run; where gradients flow
+    through it, it is refused.
     """
     states = _states(denoise, _private(x), table)
     yield x
@@ -72,13 +72,13 @@ def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
 
 
 def _private(x: Tensor) -> Tensor:
-    """A start that only the run has; autograd's own errors guard one that it records."""
+    """Copy the start, so that only the run holds it; of a start that autograd records, autograd refuses changes."""
     check_state(x)
     return x if is_recorded(x) else x.clone()
 
 
 def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
-    """Run the rows on a start that nobody else has."""
+    """Run the rows on a start that nothing else refers to."""
     stepper = Stepper(table, fold=None)
     for t in stepper.times:
         x = _next(stepper, denoise, x, t)
@@ -86,7 +86,7 @@ def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
 
 
 def _next(stepper: Stepper, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-    if is_recorded(x):  # the network first: gradients are summed in this order
+    if is_recorded(x):  # the network first, so that gradients are summed in this order
         d = call_preserving(denoise, x, t)
         stepper.add_state(x)
         return stepper.next_state(d)
@@ -94,40 +94,40 @@ def _next(stepper: Stepper, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
     return stepper.next_state(denoise(x, t))
 
 
-# Terms of the last tables are remembered. They grow with the square of the NFE, here to a megabyte a table; reading a
-# larger one again is little beside asking the network so often.
-_REMEMBERED, _LARGEST = 128, 64
+# Terms of the last 128 tables are cached. They grow with the square of the NFE, to a megabyte at 64; reading a larger
+# table anew costs little beside that many network evaluations.
+_CACHE_SIZE, _CACHE_NFE = 128, 64
 
 # A float, or a float64 scalar that is being learned.
 Weight = float | Tensor
 
 
 class Stepper:
-    """Runs a table row by row, for whoever asks the network themselves::
+    """Run a table row by row, for callers with a sampling loop of their own::
 
         stepper = gas.Stepper(table)
         for t in stepper.times:
             x = stepper.step(x, denoise(x, t))  # row n: sum_j states[n, j] x_j + sum_j outputs[n, j] d_j
 
-    Each state and answer is added to all rows that weigh it while :meth:`step` runs, and no reference to it is kept:
-    between calls, states and answers are the caller's to change and to overwrite, and nothing handed in is written to.
-    What counts are their numbers during the call. A network that changes its input in place thereby changes the state:
-    where one may, hand it a copy, ``denoise(x.clone(), t)``.
+    :meth:`step` adds a state and a prediction to the sums of all rows that weigh them and keeps no reference: between
+    calls the caller may change and overwrite both, and the stepper writes to neither. Their values during the call
+    count. A network that changes its input in place therefore changes the state: pass such a network a copy,
+    ``denoise(x.clone(), t)``.
 
-    An exact zero costs nothing and its state or answer is not looked at (unless the table is being learned). A row is
-    summed in float32 at least and rounded once, to the dtype of ``x``.
+    A weight of exactly zero costs nothing, and its state or prediction is not read (unless the table is being learned).
+    A row is summed in float32 at least and rounded once, to the dtype of ``x``.
 
     Args:
         table: the solver.
         fold: ``False`` runs the rows as written; states may be changed between them, as inpainting does. ``True`` runs
-            :meth:`gas.Table.folded`, which weighs no state but ``x_T``, and ``None`` does so where that has fewer
-            terms: then each state must come back as it was returned, which is compared.
+            :meth:`gas.Table.folded`, which weighs no state but ``x_T``; ``None`` does so where that has fewer terms.
+            Each state must then be passed back unchanged, which is checked.
 
     Attributes:
-        times: what the network is told, one float64 scalar a row.
+        times: the times for the network, one float64 scalar for each row.
 
     Raises:
-        ValueError: when ``table`` is no table, or ``fold=True`` and its folded form is not finite.
+        UserError: when ``table`` is no table, or ``fold=True`` and its folded form is not finite.
     """
 
     def __init__(self, table: Table, *, fold: bool | None = False) -> None:
@@ -150,7 +150,7 @@ class Stepper:
         self._returned: tuple[ReferenceType[Tensor], Tensor] | None = None
 
     def again(self) -> Stepper:
-        """Return a stepper of the same numbers, not read again, at its first row."""
+        """Return a new stepper of the same table at its first row; the table is not read again."""
         stepper = copy(self)
         stepper._restart()
         return stepper
@@ -160,10 +160,10 @@ class Stepper:
 
         Args:
             x: the newest state ``(B, *)``.
-            d: the network's answer to it, of its shape.
+            d: the data prediction at it, of its shape.
 
         Raises:
-            ValueError: when every row has been run; when ``x`` is no real floating-point tensor or not of the shape and
+            UserError: when every row has been run; when ``x`` is no real floating-point tensor, or not of the shape and
                 device of the first state; when ``d`` is no such tensor; when a weight of the table is beyond the dtype
                 that rows are summed in; when ``x`` was changed where it must not be (:meth:`check`).
         """
@@ -172,18 +172,18 @@ class Stepper:
         return self.next_state(d)
 
     def check(self, x: Tensor, output: Tensor) -> None:
-        """Refuse a state that is not the one the network was asked at; :meth:`step` does so itself.
+        """Refuse a state that is not the one the network was evaluated at; :meth:`step` calls this.
 
         Args:
             x: the newest state.
-            output: what the network returned, before it was made ``d``.
+            output: the network's output, before its conversion to ``d``.
 
         Raises:
-            ValueError: when the output is not a tensor like ``x``, or lies in its memory, which was changed in place;
-                when the table is folded and ``x`` is not what :meth:`step` returned.
+            UserError: when the output is not a tensor like ``x``, or lies in its memory, which was changed in place;
+                when the table is folded and ``x`` is not the state that :meth:`step` returned.
         """
         check_state(x, self._shape, self._device)
-        _check_answer(output, x.shape, x.device)
+        _check_prediction(output, x.shape, x.device)
         shared, returned = _share_memory(x, output), self._returned
         self._compare, self._returned = shared or self._terms.folded, None
         if not self._compare:
@@ -194,7 +194,7 @@ class Stepper:
             changed = shared and not x.is_inference() and x._version not in (0, self._version)
         if changed and shared:
             raise UserError(
-                "the network's answer lies in the memory of x, which was changed in place: hand the network a copy, "
+                "the network's output lies in the memory of x, which was changed in place: pass the network a copy, "
                 "denoise(x.clone(), t)"
             )
         if changed:
@@ -204,7 +204,7 @@ class Stepper:
             )
 
     def add_state(self, x: Tensor) -> None:
-        """Add the newest state to the rows that weigh it: half of :meth:`step`, also before the network is asked."""
+        """Add the newest state to the rows that weigh it: the first half of :meth:`step`, needs no prediction yet."""
         n = self._done
         if n == len(self.times):
             raise UserError(f"all {n} rows of the table have been run: start a new Stepper")
@@ -221,8 +221,8 @@ class Stepper:
         self._add(2 * n, x)
 
     def next_state(self, d: Tensor) -> Tensor:
-        """Add the network's answer to the rows that weigh it, and return the next state: the rest of :meth:`step`."""
-        _check_answer(d, self._shape, self._device)
+        """Add the prediction to the rows that weigh it, and return the next state: the second half of :meth:`step`."""
+        _check_prediction(d, self._shape, self._device)
         n, self._done = self._done, self._done + 1
         self._add(2 * n + 1, d)
         state = self._sums.pop(n).to(self._dtype)
@@ -232,15 +232,15 @@ class Stepper:
         return state
 
     def _add(self, key: int, new: Tensor) -> None:
-        """Add a state or an answer to every row that weighs it, in the order of rows."""
+        """Add a state or a prediction to every row that weighs it, in the order of rows."""
         if self._terms.learned and torch.is_grad_enabled():
-            new = new.clone()  # which autograd keeps, to differentiate the weights
+            new = new.clone()  # autograd saves it to differentiate the weights
         for n, weight in self._terms.columns.get(key, ()):
             self._sums[n] = _sum(self._sums.get(n), new, weight, self._wide)
 
 
 def _sum(total: Tensor | None, new: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
-    """Add a term; of plain numbers autograd keeps nothing, and without it a total is added to in place."""
+    """Add a term: in place without autograd, and without saving tensors for weights that are plain numbers."""
     if total is None:
         return new.to(dtype) * weight
     if isinstance(weight, Tensor):
@@ -251,13 +251,13 @@ def _sum(total: Tensor | None, new: Tensor, weight: Weight, dtype: torch.dtype) 
 
 
 class _Terms(NamedTuple):
-    """What a table's rows weigh.
+    """The nonzero weights of a table.
 
     Attributes:
-        columns: by what is weighed, x_j under the key 2j and d_j under 2j + 1: the rows that do, and their weights.
-        empty: rows that weigh nothing.
-        largest: absolute value of a weight that is not being learned.
-        folded: whether the rows weigh no state but x_T, where the table does.
+        columns: rows and their weights of state x_j under the key 2j, and of prediction d_j under 2j + 1.
+        empty: rows without weights.
+        largest: largest absolute weight that is not being learned.
+        folded: whether the table was folded, so that the rows weigh no state but x_T.
         learned: whether weights are tensors.
     """
 
@@ -269,8 +269,8 @@ class _Terms(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Content:
-    """A table by its numbers, whoever wrote to them in whatever way."""
+class _CacheKey:
+    """A table with equality by its values, since its tensors can be written to."""
 
     states: bytes
     outputs: bytes
@@ -278,28 +278,28 @@ class _Content:
 
 
 def _terms_of(table: Table, fold: bool | None) -> _Terms:
-    """The terms; of few numbers that are not being learned, those of the last tables are remembered."""
-    if table.nfe > _LARGEST or any(is_learned(part) for part in (table.states, table.outputs)):
+    """Return the terms of a table, from the cache where it is small and not being learned."""
+    if table.nfe > _CACHE_NFE or any(is_learned(part) for part in (table.states, table.outputs)):
         return _read(table, fold)
     try:
         states, outputs = (part.numpy().tobytes() for part in (table.states, table.outputs))
-    except RuntimeError:  # inside transforms of torch.func no tensor has memory of its own
+    except RuntimeError:  # tensors inside transforms of torch.func have no storage
         return _read(table, fold)
-    return _remembered(_Content(states, outputs, table), fold)
+    return _cached_terms(_CacheKey(states, outputs, table), fold)
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def _remembered(content: _Content, fold: bool | None) -> _Terms:
-    return _read(content.table, fold)
+@lru_cache(maxsize=_CACHE_SIZE)
+def _cached_terms(key: _CacheKey, fold: bool | None) -> _Terms:
+    return _read(key.table, fold)
 
 
 def _read(table: Table, fold: bool | None) -> _Terms:
-    """The terms in the form asked for, or else in the shorter one that is finite."""
-    states, answers = range(0, 2 * table.nfe, 2), range(1, 2 * table.nfe, 2)
-    rows = _rows(torch.cat([table.states, table.outputs], dim=1), [*states, *answers])
+    """Return the terms in the form that ``fold`` names, or for ``None`` the shorter one that is finite."""
+    states, outputs = range(0, 2 * table.nfe, 2), range(1, 2 * table.nfe, 2)
+    rows = _rows(torch.cat([table.states, table.outputs], dim=1), [*states, *outputs])
     if fold is False or not any(key in states[1:] for row in rows for key in row):
         return _terms(rows, folded=False)
-    folded = _rows(table.steps(), [0, *answers])
+    folded = _rows(table.steps(), [0, *outputs])
     if not all(
         isinstance(weight, Tensor) or math.isfinite(weight) for row in folded for weight in row.values()
     ):
@@ -314,7 +314,7 @@ def _read(table: Table, fold: bool | None) -> _Terms:
 
 
 def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
-    """Numbers that are being learned stay tensors, zeros among them; of others zeros are left out."""
+    """Return weights by key for each row: all as tensors when they are being learned, else the nonzero numbers."""
     learned = is_learned(weights)
     rows = [row.unbind() for row in weights.unbind()] if learned else weights.tolist()
     return [
@@ -335,12 +335,12 @@ def _terms(rows: list[dict[int, Weight]], *, folded: bool) -> _Terms:
 
 
 def is_learned(weights: Tensor) -> bool:
-    """Return whether a derivative is wanted, backward or forward."""
+    """Return whether autograd tracks the weights, in backward or forward mode."""
     return weights.requires_grad or unpack_dual(weights).tangent is not None
 
 
 def check_state(x: Tensor, shape: torch.Size | None = None, device: torch.device | None = None) -> None:
-    """Refuse a state that no table can run on, or that is not of the shape and device of those before."""
+    """Refuse a state that is no real tensor, or not of the shape and device of the earlier states."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"x must be a tensor of a real floating-point dtype, got {kind}")
@@ -351,30 +351,30 @@ def check_state(x: Tensor, shape: torch.Size | None = None, device: torch.device
         )
 
 
-def _check_answer(d: Tensor, shape: torch.Size | None, device: torch.device | None) -> None:
+def _check_prediction(d: Tensor, shape: torch.Size | None, device: torch.device | None) -> None:
     if not isinstance(d, Tensor):
         raise UserError(
-            f"the network's answer must be a tensor, got {type(d).__name__}: return the tensor that it holds"
+            f"the network's prediction must be a tensor, got {type(d).__name__}: return the tensor that it holds"
         )
     if shape is None or d.shape != shape:
         raise UserError(
-            f"the network's answer must be of the shape of x, {tuple(shape or ())}, got {tuple(d.shape)}: "
+            f"the network's prediction must be of the shape of x, {tuple(shape or ())}, got {tuple(d.shape)}: "
             "a denoiser returns an estimate of x_0"
         )
     if d.device != device or not d.is_floating_point():
         raise UserError(
-            f"the network's answer must be of a real floating-point dtype on {device}, where x is, got {d.dtype} on "
-            f"{d.device}"
+            f"the network's prediction must be of a real floating-point dtype on {device}, where x is, "
+            f"got {d.dtype} on {d.device}"
         )
 
 
 def _share_memory(a: Tensor, b: Tensor | None) -> bool:
-    """Whether the numbers of two tensors may lie in the same place."""
+    """Whether two tensors may share memory."""
     if a is b or b is None:
         return a is b
     try:
         first, second = _extent(a), _extent(b)
-    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
+    except (RuntimeError, NotImplementedError):  # tensors without storage
         return False
     return a.device == b.device and first[0] < second[1] and second[0] < first[1]
 
@@ -386,7 +386,7 @@ def _extent(x: Tensor) -> tuple[int, int]:
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:
-    """Whether a state has the same numbers; one of another kind is refused elsewhere."""
+    """Whether two states have the same values; differences in shape or device are refused elsewhere."""
     if x.is_meta or (x.shape, x.device) != (y.shape, y.device):
         return True
     return torch.equal(x.to(y.dtype), y) or bool(((x == y) | (x.isnan() & y.isnan())).all())

@@ -1,4 +1,4 @@
-"""Noise schedules: how much signal and noise a state holds at time t, in float64 and differentiable."""
+"""Noise schedules: signal and noise of a state at time t, in float64 and differentiable."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ Time = Tensor | float
 class Schedule(Protocol):
     """The forward process ``x_t = alpha_t x_0 + sigma_t eps`` for t from 1 (noise) down to 0 (data).
 
-    Every answer is float64 and differentiable in its argument. ``config()`` describes the schedule in
-    plain JSON; :func:`schedule_from_config` reads it back. Times lie within ``[t_min, t_max]`` (a VP process goes
-    on beyond 1, rectified flow does not); others are a ValueError. Sampling usually ends at ``t_end``.
+    Results are float64 and differentiable in the argument. ``config()`` describes the schedule in plain JSON;
+    :func:`schedule_from_config` rebuilds it. Times outside of ``[t_min, t_max]`` are refused (a VP process extends
+    beyond 1, rectified flow does not). Sampling usually ends at ``t_end``.
     """
 
     t_max: ClassVar[float]
 
     @property
     def t_min(self) -> float:
-        """The earliest time, at which no noise is left."""
+        """The earliest time, without noise."""
 
     @property
     def t_end(self) -> float:
-        """The time that sampling ends at unless it is chosen: a network's first training step."""
+        """The default end of sampling: the network's first training step."""
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return ``(alpha_t, sigma_t)``, each of the shape of ``t``."""
@@ -100,7 +100,7 @@ class VPLinear:
         return _vp_half_log_snr(self._log_alpha(t))
 
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
-        # Of lam = -inf the root would be infinity divided by infinity: a time this late is late enough.
+        # At lam = -inf the root would be inf/inf; a time this late stands for infinity.
         log_alpha = _vp_log_alpha(_float64(lam)).clamp(min=-1e300)
         a, b = (self.beta_1 - self.beta_0) / 4, self.beta_0 / 2
         # The root of a t^2 + b t + log_alpha = 0 in the form without cancellation near t = 0.
@@ -116,14 +116,14 @@ class VPLinear:
 
 @dataclass(frozen=True)
 class EDMasVP:
-    """Linear VP schedule that covers the noise range an EDM network is sampled over.
+    """Linear VP schedule over the noise range in which an EDM network is sampled.
 
     ``sigma/alpha`` runs from ``min(sigma_max, rho(1))`` at t = 1 to ``max(sigma_min, rho(t_end))`` at
     ``t_end``, where ``rho`` is the standard VP process (beta 0.1 to 20): the network's own limits, and
     within them EDM's VP defaults.
 
     Args:
-        t_end: time that the lowest level falls on, in (0, 1).
+        t_end: time of the lowest level, in (0, 1).
         sigma_min: lowest level that the network supports, positive.
         sigma_max: highest level that the network supports, above ``sigma_min``.
 
@@ -214,7 +214,7 @@ class VPDiscrete:
         object.__setattr__(self, "alphas_cumprod", tuple(values.tolist()))
 
     def __repr__(self) -> str:
-        """Return the number of steps and both ends: a thousand numbers would fill pages."""
+        """Return the number of steps and both ends in place of a thousand numbers."""
         first, last = self.alphas_cumprod[0], self.alphas_cumprod[-1]
         return f"VPDiscrete({self.steps} steps, alphas_cumprod {float(first):g} to {float(last):g})"
 
@@ -235,7 +235,7 @@ class VPDiscrete:
         return len(self.alphas_cumprod)
 
     def network_time(self, t: Time) -> Tensor:
-        """Return the float time that the network is told: ``(t - 1/M) M``, in [0, M - 1] on the training range."""
+        """Return the float step for the network: ``(t - 1/M) M``, in [0, M - 1] on the training range."""
         return (_float64(t) - 1 / self.steps) * self.steps
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
@@ -245,16 +245,16 @@ class VPDiscrete:
         return _vp_half_log_snr(self._log_alpha(t))
 
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
-        wanted = _vp_log_alpha(_float64(lam))
-        times, log_alpha = self._knots(wanted.device)
-        return _interpolate(wanted, log_alpha.flip(0), times.flip(0))
+        target = _vp_log_alpha(_float64(lam))
+        times, log_alpha = self._knots(target.device)
+        return _interpolate(target, log_alpha.flip(0), times.flip(0))
 
     def config(self) -> dict[str, Any]:
         return {"kind": "vp_discrete", "alphas_cumprod": list(self.alphas_cumprod)}
 
     @cached_property
     def _placed(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
-        """The knots, on every device where they were asked for: a recorded network cannot fetch them."""
+        """The knots by device, cached: a captured CUDA graph cannot copy them from the CPU."""
         log_alpha = torch.tensor(self.alphas_cumprod, dtype=torch.float64).log() / 2
         times = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
         return {times.device: (times, log_alpha)}
@@ -305,7 +305,7 @@ _KINDS = {"vp_linear": VPLinear, "edm_vp": EDMasVP, "vp_discrete": VPDiscrete, "
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
-    """Build the schedule that ``config()`` described.
+    """Build the schedule that ``config()`` describes.
 
     Raises:
         ValueError: for an unknown kind or parameter.
@@ -329,7 +329,7 @@ def same_schedule(a: Schedule, b: Schedule) -> bool:
 
 
 def check_t_end(schedule: Schedule, t_end: float) -> None:
-    """Refuse an end of sampling that is no time of the schedule.
+    """Refuse an end of sampling outside of the schedule.
 
     Raises:
         ValueError: unless ``t_min <= t_end < 1``.
@@ -342,24 +342,24 @@ def check_t_end(schedule: Schedule, t_end: float) -> None:
 
 
 def earliest_time(schedule: Schedule, t_end: float) -> float:
-    """Return the time before which a learned solver asks no network: half of ``t_end``, if noise is left there."""
+    """Return the earliest time at which a learned solver evaluates: half of ``t_end``, if noise is left there."""
     if t_end / 2 > schedule.t_min:
         return t_end / 2
     return (schedule.t_min + t_end) / 2 if t_end > schedule.t_min else schedule.t_min + 1e-4
 
 
-# Rounding of times that were computed, in float32 as pipelines do too.
+# Tolerance for the rounding of computed times, which pipelines compute in float32.
 _ROUNDING = 1e-6
 
 
 def _within(schedule: Schedule, t: Time) -> Tensor:
-    """The time as float64; on the CPU one that the schedule has, as a look at a device's would wait for it."""
+    """Return the time as float64, checked against the range on the CPU only: elsewhere that would synchronize."""
     t = _float64(t)
     if t.device.type != "cpu" or not t.numel() or torch.compiler.is_compiling():
         return t
     try:
         low, high = (float(end) for end in t.detach().aminmax())
-    except RuntimeError:  # a batch of times in vmap and a FakeTensor have no values to look at
+    except RuntimeError:  # under vmap and for a FakeTensor there are no values
         return t
     if not schedule.t_min - _ROUNDING <= low <= high <= schedule.t_max + _ROUNDING:
         wrong = low if low < schedule.t_min - _ROUNDING else high

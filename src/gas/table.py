@@ -1,4 +1,4 @@
-"""The table: three arrays that are a solver."""
+"""The table: a solver as three arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
 class Table:
     """A linear solver of N network evaluations, written out.
 
-    Row n asks the network once and forms the next state from everything seen so far::
+    Row n evaluates the network once and forms the next state from all states and predictions so far::
 
         d_n     = denoise(x_n, times[n])
         x_{n+1} = sum_{j<=n} states[n, j] x_j  +  sum_{j<=n} outputs[n, j] d_j
@@ -34,15 +34,15 @@ class Table:
 
     ``d`` are data predictions (estimates of x_0), ``x_0`` of the table is the start ``x_T``. Rows count
     network evaluations, not time steps, and times may repeat. One solver has many such tables (states
-    are themselves combinations of ``x_T`` and answers): compare solvers by :meth:`unrolled`.
+    are themselves combinations of ``x_T`` and predictions): compare solvers by :meth:`unrolled`.
 
-    The tensors are copies of what is handed in, on the CPU, and are read afresh at every run: a table that was written
-    to in place, in whatever way, runs as it then reads.
+    The tensors are copies of the arguments, on the CPU, and are read at every run: a table modified in place runs with
+    its new numbers.
 
     Args:
-        times: ``(N,)``, what the network is told.
+        times: ``(N,)``, given to the network.
         states: ``(N, N)`` lower triangular, weights of past states.
-        outputs: ``(N, N)`` lower triangular, weights of past answers.
+        outputs: ``(N, N)`` lower triangular, weights of past predictions.
 
     Raises:
         ValueError: when shapes disagree, a value is not finite, or an entry above the diagonal is not zero.
@@ -72,11 +72,13 @@ class Table:
             if not bool(torch.isfinite(value).all()):
                 raise UserError(f"{name} must be finite, got {value[~torch.isfinite(value)][0].item()}")
             if value.ndim == 2 and bool(value.triu(1).any()):
-                raise UserError(f"{name} must be lower triangular: a row cannot use what comes after it")
+                raise UserError(
+                    f"{name} must be lower triangular: a row cannot use later states or predictions"
+                )
 
     @classmethod
     def from_rows(cls, times: Tensor, rows: Sequence[Row]) -> Table:
-        """Assemble a table from one ``({j: weight of x_j}, {j: weight of d_j})`` pair a row."""
+        """Assemble a table from a pair ``({j: weight of x_j}, {j: weight of d_j})`` for each row."""
         zero = torch.zeros((), dtype=torch.float64)
 
         def matrix(side: int) -> Tensor:
@@ -122,27 +124,27 @@ class Table:
 
 
 def _private(name: str, values: object) -> Tensor:
-    """The numbers as a tensor that shares no memory with what was handed in; gradients flow through."""
+    """Copy an argument to a float64 tensor on the CPU; gradients flow through."""
     try:
-        given = torch.as_tensor(values)
-        if given.is_complex() or given.is_meta:
-            raise UserError(f"got {given.dtype} on {given.device}")
-        return given.to("cpu", torch.float64, copy=True)
+        tensor = torch.as_tensor(values)
+        if tensor.is_complex() or tensor.is_meta:
+            raise UserError(f"got {tensor.dtype} on {tensor.device}")
+        return tensor.to("cpu", torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} must be an array of real numbers: {error}") from error
 
 
 class TableMaker(Protocol):
-    """A solver by name, :class:`gas.Classical`, or anything else that has a table on every schedule."""
+    """A solver with a table on every schedule, as :class:`gas.Classical`."""
 
     def table(self, schedule: Any, /) -> Table: ...
 
 
 def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
-    """Return what a solver samples with on a schedule, without gradient: of one by name its table there.
+    """Return the table of a solver on a schedule, without gradient.
 
     Raises:
-        ValueError: for what is no solver.
+        UserError: for an object that is no solver.
     """
     if isinstance(solver, (Table, nn.Module)):
         return table_of(solver)
@@ -153,7 +155,7 @@ def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
 
 
 def table_of(solver: Table | nn.Module) -> Table:
-    """Return what a solver samples with, without gradient: a table itself, or what a module's ``forward()`` returns."""
+    """Return the table of a solver, without gradient: a table itself, or the result of a module's ``forward()``."""
     with torch.no_grad():
         table: Table = solver if isinstance(solver, Table) else solver()
     return table.detach()

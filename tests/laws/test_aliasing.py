@@ -214,7 +214,7 @@ def test_a_buffer_used_again_changes_no_sample_of_a_loop_by_hand(kind, table, x)
 def test_an_answer_in_the_memory_of_the_state_is_right_or_refused(kind, denoise, table, x):
     expected = by_hand(kind, table, pure, x)
     with pytest.raises(
-        ValueError, match="the network's answer lies in the memory of x, which was changed in place"
+        ValueError, match="the network's output lies in the memory of x, which was changed in place"
     ):
         by_hand(kind, table, denoise, x.clone())
     copied = by_hand(kind, table, lambda x, t: denoise(x.clone(), t), x)

@@ -322,13 +322,13 @@ def test_a_row_of_zeros_gives_zeros_of_the_right_kind():
 def bad_answers():
     like = torch.ones(2, 3)
     return {
-        "nothing": (None, "the network's answer must be a tensor, got NoneType"),
+        "nothing": (None, "the network's prediction must be a tensor, got NoneType"),
         "a tuple": (
             (like,),
-            "the network's answer must be a tensor, got tuple: return the tensor that it holds",
+            "the network's prediction must be a tensor, got tuple: return the tensor that it holds",
         ),
-        "an array": (like.numpy(), "the network's answer must be a tensor, got ndarray"),
-        "a number": (1.0, "the network's answer must be a tensor, got float"),
+        "an array": (like.numpy(), "the network's prediction must be a tensor, got ndarray"),
+        "a number": (1.0, "the network's prediction must be a tensor, got float"),
         "one sample": (like[:1], r"must be of the shape of x, \(2, 3\), got \(1, 3\)"),
         "a scalar": (torch.tensor(1.0), r"must be of the shape of x, \(2, 3\), got \(\)"),
         "complex": (

@@ -1,4 +1,4 @@
-"""Time grids: where a solver asks the network, from t = 1 (noise) down to ``t_end`` (data)."""
+"""Time grids: the times of network evaluations, from t = 1 (noise) down to ``t_end`` (data)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "time_uniform",
 ]
 
-# Where the half log-SNR is infinite (flow at t = 1 and t = 0), spacing in it is measured from this far inside.
+# Where the half log-SNR is infinite (flow at t = 1 and t = 0), it is evaluated this far inside.
 _INSIDE = 1e-3
 
 
@@ -130,13 +130,13 @@ GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {
 
 
 def as_grid(t: Sequence[float] | Tensor) -> Tensor:
-    """Return a user's own times as a checked float64 vector (a tensor keeps its gradient).
+    """Return a user's times as a checked float64 vector (a tensor keeps its gradient).
 
     Args:
         t: at least two times, strictly decreasing, within [0, 1].
 
     Raises:
-        ValueError: says what is wrong and where.
+        UserError: names the problem and its place.
     """
     try:
         grid = torch.as_tensor(t, dtype=torch.float64)
@@ -166,13 +166,13 @@ def _check(schedule: Schedule, nfe: int, t_end: float) -> None:
 
 
 def _pinned(t: Tensor, t_end: float) -> Tensor:
-    """Both ends exactly, whatever rounding or clipping the spacing went through."""
+    """Set both ends exactly, against rounding and clipping of the spacing."""
     t[0], t[-1] = 1.0, t_end
     return t
 
 
 def finite_half_log_snr(schedule: Schedule, t_end: float) -> tuple[Tensor, Tensor]:
-    """Return the half log-SNR of both ends, where infinite from a little inside."""
+    """Return the half log-SNR of both ends; of an infinite one, from slightly inside."""
     first, last = schedule.half_log_snr(1.0), schedule.half_log_snr(t_end)
     if torch.isinf(first):
         first = schedule.half_log_snr(1 - _INSIDE)

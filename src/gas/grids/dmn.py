@@ -1,4 +1,4 @@
-"""DMN: the time grid on which a bound on a sample's error is smallest; no network is asked."""
+"""DMN: the time grid that minimizes a bound on the sample's error, without a network."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gas.schedule import Schedule
 
 __all__ = ["dmn", "error_bound", "lagrange_weights"]
 
-# A network's answers at the first times are far off, so that their weights must not cancel each other there.
+# Predictions at the first three times have large errors, so their weights must not be allowed to cancel.
 _APART = 3
 # Share of an even spacing that every step keeps, so that times never coincide on the way.
 _EVEN = 0.02
 
 
 def error_bound(lam: Tensor, power: int = 2) -> Tensor:
-    """Return how far ``x_N / sigma_N`` may be off on a grid, when answer n is off by ``sigma_n^p / alpha_n``.
+    """Bound the error of ``x_N / sigma_N`` on a grid, when prediction n has the error ``sigma_n^p / alpha_n``.
 
-    The solver interpolates answers by Lagrange's polynomials in the half log-SNR, three where there are, two
-    before the last step, one in it. With ``W_{s,n}`` step s's weight of answer n (:func:`lagrange_weights`)
-    and ``e`` the answers' errors, this is ``sum_{s<3} |W_s e|_2 + sum_n |sum_{s>=3} W_{s,n}| e_n``.
+    The solver interpolates predictions by Lagrange polynomials in the half log-SNR: the last three, two before the
+    last step, one in it. With ``W_{s,n}`` step s's weight of prediction n (:func:`lagrange_weights`) and ``e`` the
+    predictions' errors, this is ``sum_{s<3} |W_s e|_2 + sum_n |sum_{s>=3} W_{s,n}| e_n``.
 
     Args:
         lam: N + 1 finite half log-SNR, increasing, of a variance-preserving process.
@@ -47,12 +47,12 @@ def error_bound(lam: Tensor, power: int = 2) -> Tensor:
 
 
 def lagrange_weights(lam: Tensor, step: int, order: int) -> Tensor:
-    """Return ``int e^l L_j(l) dl`` over a step, ``(order,)``: L_j the Lagrange polynomials of the newest answers.
+    """Return ``int e^l L_j(l) dl`` over a step, ``(order,)``: L_j the Lagrange polynomials of the newest predictions.
 
     Args:
         lam: half log-SNR of the grid.
-        step: which.
-        order: answers, newest first.
+        step: index of the step.
+        order: number of predictions, newest first.
     """
     h = lam[step + 1] - lam[step]
     moments = [torch.expm1(h)]
@@ -65,7 +65,7 @@ def lagrange_weights(lam: Tensor, step: int, order: int) -> Tensor:
 
 
 def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
-    """Return the ``nfe + 1`` times on which :func:`error_bound` is smallest, found from the log-SNR grid.
+    """Return the ``nfe + 1`` times that minimize :func:`error_bound`, starting from the log-SNR grid.
 
     Where the half log-SNR is infinite, at a flow's ends, it is measured from as far inside as that grid does.
 
