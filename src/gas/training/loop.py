@@ -158,10 +158,12 @@ def fit(
         solver=solver, model=model, pairs=pairs, loss=distance, discriminators=discriminators, pairing=pairing
     )
     fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion)
-    run = _Run(solver, steps, validation, distance, criterion, keep)
+    paired_loss = _PairedLoss(steps.model, validation, distance)
+    run = _Run(solver, steps, paired_loss if criterion is None else criterion, keep)
     yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
-    paired = criterion is None and not discriminators  # which move samples away from the teacher's on purpose
-    if paired and (problem := _implausible(run.best_loss, validation, distance, model.device)):
+    # Discriminators move samples away from the teacher's on purpose.
+    paired = criterion is None and not discriminators
+    if paired and (problem := _implausible(run.best.loss, validation, distance, model.device)):
         warnings.warn(problem, UserWarning, stacklevel=2)
 
 
@@ -205,25 +207,35 @@ def _implausible(best: float, validation: Pairs, loss: Loss, device: torch.devic
     )
 
 
+@dataclass(frozen=True)
+class _PairedLoss:
+    """The default criterion: the mean loss on the validation pairs."""
+
+    model: Model
+    pairs: Pairs
+    loss: Loss
+
+    @property
+    def samples(self) -> int:
+        return len(self.pairs)
+
+    def __call__(self, table: Table) -> float:
+        return float(evaluate(self.model, self.pairs, table, self.loss).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class _Best:
+    parameters: dict[str, Tensor]
+    loss: float = math.inf
+    iteration: int = 0
+
+
 class _Run:
-    """Validation and the best parameters so far of one training."""
+    """One training: its optimizer, validation, and the best parameters so far."""
 
-    # Its part of a checkpoint, beside the optimizer's and the winners.
-    _STATE = ("best", "best_loss", "best_iteration", "start_loss")
-
-    def __init__(
-        self,
-        solver: nn.Module,
-        steps: Steps,
-        validation: Pairs,
-        loss: Loss,
-        criterion: Criterion | None,
-        keep: str,
-    ) -> None:
-        self.solver, self.steps, self.validation, self.loss = solver, steps, validation, loss
-        self.criterion, self.keep = criterion, keep
-        self.best, self.best_loss, self.best_iteration = _copy(solver), math.inf, 0
-        self.start_loss = math.nan
+    def __init__(self, solver: nn.Module, steps: Steps, criterion: Criterion, keep: str) -> None:
+        self.solver, self.steps, self.criterion, self.keep = solver, steps, criterion, keep
+        self.best, self.start_loss = _Best(_copy(solver)), math.nan
         self.reported = -1
         self.losses: list[float] = []
         self.winners: set[str] = set()
@@ -243,7 +255,7 @@ class _Run:
                     return
                 self.losses.append(self.steps.step())
         finally:
-            self.solver.load_state_dict(self.best)
+            self.solver.load_state_dict(self.best.parameters)
 
     def _due(self) -> bool:
         """Whether this iteration's report is still to come."""
@@ -256,27 +268,23 @@ class _Run:
         average, iteration, config = self.steps.averaged(), self.steps.iteration, self.steps.config
         with torch.no_grad():
             table: Table = average()
-        if self.criterion is None:
-            samples = len(self.validation)
-            loss = float(evaluate(self.steps.model, self.validation, table, self.loss).mean())
-        else:
-            samples = int(getattr(self.criterion, "samples", 0))
-            loss = self.criterion(table)
+        loss = self.criterion(table)
         if iteration == 0:
             self.start_loss = loss
-        if loss < self.best_loss or (self.keep == "last" and math.isfinite(loss)):
-            self.best, self.best_loss, self.best_iteration = _copy(average), loss, iteration
+        if loss < self.best.loss or (self.keep == "last" and math.isfinite(loss)):
+            self.best = _Best(_copy(average), loss, iteration)
         train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses, self.reported = [], iteration
         validations = 1 + -(-iteration // config.validate_every)
+        samples = int(getattr(self.criterion, "samples", 0))
         return FitRecord(
             iteration=iteration,
             iterations=config.iterations,
             train_loss=train_loss,
             validation_loss=loss,
             start_loss=self.start_loss,
-            best_loss=self.best_loss,
-            best_iteration=self.best_iteration,
+            best_loss=self.best.loss,
+            best_iteration=self.best.iteration,
             evaluations=self.steps.evaluations + validations * samples * table.nfe,
             logs=self._checked_logs(),
         )
@@ -299,12 +307,15 @@ class _Run:
         return logs
 
     def _state(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in self._STATE}
-        return {**state, "winners": sorted(self.winners), "steps": self.steps.state()}
+        return {
+            "best": vars(self.best),
+            "start_loss": self.start_loss,
+            "winners": sorted(self.winners),
+            "steps": self.steps.state(),
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for name in self._STATE:
-            setattr(self, name, state[name])
+        self.best, self.start_loss = _Best(**state["best"]), state["start_loss"]
         self.winners = set(state["winners"])
         self.steps.restore(state["steps"])
         # A finished run reports once more: distill_family learns from that report how this member ended.
