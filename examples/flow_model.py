@@ -34,7 +34,7 @@ def demonstrations(count):
     return torch.stack([forward, across], dim=2) + 0.02 * torch.randn(count, *CHUNK), observation
 
 
-def train(steps=1000, batch=256):
+def train(steps=500, batch=256):
     """Flow matching as usual."""
     policy = Policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=2e-3)
@@ -57,7 +57,7 @@ def main():
     model = gas.OwnModel(denoise, gas.Flow(), CHUNK, weights=policy, conditions=observations, name="policy")
 
     teacher = gas.Classical("unipc-2-bh2", "time_uniform", nfe=32, t_end=model.t_end)
-    pairs, unseen = gas.pairs.teach(model, teacher, range(384)).split(128)
+    pairs, unseen = gas.pairs.teach(model, teacher, range(256)).split(128)
     solver = gas.GeneralizedSolver(model.schedule, nfe=3, t_end=model.t_end)
     for record in gas.fit(solver, model, pairs, config=gas.GaussNewton(iterations=8)):
         print(f"iteration {record.iteration}: validation loss {record.validation_loss:.6f}")

@@ -10,19 +10,18 @@ import numpy as np
 
 
 def sample(denoise, x, solver):
-    """Run one entry of the file's "solvers": ``denoise(x, t)`` estimates clean data, ``x`` is the start."""
+    """Run one entry of the file's "solvers" from noise ``x``; ``denoise(x, t)`` predicts clean data."""
     xs, ds = [x], []
     for t, states, outputs in zip(solver["times"], solver["states"], solver["outputs"], strict=True):
-        ds.append(
-            np.array(denoise(xs[-1].copy(), t))
-        )  # whatever it does to its input, or to its answer later
+        # Copies: the denoiser may overwrite its input, and its next prediction this one.
+        ds.append(np.array(denoise(xs[-1].copy(), t)))
         terms = zip(states + outputs, xs + ds, strict=True)
         xs.append(sum(weight * past for weight, past in terms))
     return xs[-1]
 
 
 def main(path):
-    """Sample every solver of a file with a denoiser that knows one picture, and print where it ends."""
+    """Sample every solver of a file with a denoiser of one picture, and print the distance to it."""
     with open(path) as file:
         solvers = json.load(file)["solvers"]
     picture, noise = np.linspace(-1, 1, 5), np.random.default_rng(0).standard_normal((3, 5))

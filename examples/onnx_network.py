@@ -37,7 +37,7 @@ def main():
     model = gas.OwnModel(denoise, schedule, sample_shape=(2,), name="moons-onnx")
 
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=40, t_end=model.t_end)
-    pairs, unseen = gas.pairs.teach(model, teacher, range(512)).split(256)
+    pairs, unseen = gas.pairs.teach(model, teacher, range(256)).split(128)
     classical = gas.Classical("unipc-3-bh2", "time_uniform", nfe=4, t_end=model.t_end)
     solver = gas.GeneralizedSolver.from_table(schedule, classical.table(schedule), model.t_end)
     for record in gas.fit(solver, model, pairs):

@@ -38,7 +38,7 @@ def moons(count):
 alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
 
 
-def train(steps=1000, batch=256):
+def train(steps=500, batch=256):
     """The usual training, with the loss on the noise."""
     torch.manual_seed(0)
     network = Network()
@@ -63,7 +63,7 @@ def main():
         print("warning:", problem)
 
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=40, t_end=model.t_end)
-    pairs, unseen = gas.pairs.teach(model, teacher, range(512)).split(256)
+    pairs, unseen = gas.pairs.teach(model, teacher, range(256)).split(128)
     classical = gas.Classical("unipc-3-bh2", "time_uniform", nfe=4, t_end=model.t_end)
     solver = gas.GeneralizedSolver.from_table(schedule, classical.table(schedule), model.t_end)
     for record in gas.fit(solver, model, pairs):

@@ -5,27 +5,27 @@
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-/** Read a solver file and return the entry of one NFE: its times, and its weights of past states and of answers. */
+/** Read a solver file and return the entry of one NFE: its times, and its weights of past states and predictions. */
 export function entry(path, nfe) {
   const file = JSON.parse(readFileSync(path, "utf8"));
   if (file.format !== "gas-solver" || file.version !== 1) throw new Error(`${path} is not a solver file of version 1`);
-  const found = file.solvers.find((solver) => solver.nfe === nfe);
-  if (!found) throw new Error(`${path} has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
-  return found;
+  const table = file.solvers.find((solver) => solver.nfe === nfe);
+  if (!table) throw new Error(`${path} has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
+  return table;
 }
 
-/** sum_j weights[j] history[j] into `out`; an exact zero is not looked at. */
+/** sum_j weights[j] history[j] into `out`; terms of weight zero are skipped. */
 function accumulate(out, weights, history) {
   weights.forEach((weight, j) => {
     if (weight !== 0) for (let i = 0; i < out.length; i++) out[i] += weight * history[j][i];
   });
 }
 
-/** Run one entry from the start `x`: row n asks the network once and weighs everything seen so far, in float64. */
+/** Run one entry from the start `x`: row n calls the network once and sums all states and predictions so far, in float64. */
 export async function sample(denoise, x, solver) {
   const states = [x], outputs = [];
   for (let n = 0; n < solver.nfe; n++) {
-    // Copies: it may work in place, and write its next answer over this one.
+    // Copies: the network may overwrite its input, and its next prediction this one.
     outputs.push(Float64Array.from(await denoise(states[n].slice(), solver.times[n])));
     const next = new Float64Array(x.length);
     accumulate(next, solver.states[n], states);
@@ -35,7 +35,7 @@ export async function sample(denoise, x, solver) {
   return states[solver.nfe];
 }
 
-// Run as a program: a denoiser that knows one picture, which every solver must reach.
+// Run as a program: with a denoiser of one picture, which every solver must reach.
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
   const path = process.argv[2];
   const picture = Float64Array.of(-1, -0.5, 0, 0.5, 1), noise = Float64Array.of(0.3, -1.2, 0.8, 2.1, -0.4);

@@ -39,7 +39,7 @@ def test_every_example_has_its_test():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "gain"), [("own_network", 30), ("flow_model", 2.5), ("onnx_network", 30)])
+@pytest.mark.parametrize(("name", "gain"), [("own_network", 100), ("flow_model", 10), ("onnx_network", 100)])
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 def test_own_networks_and_flows(run, name, gain):
     classical, learned = map(float, re.findall(r"error to the teacher ([\d.]+)", run(name)))

@@ -60,9 +60,9 @@ def test_the_classifier_reads_held_out_images(digits):
 
 
 def test_noise_of_a_seed_does_not_depend_on_its_batch(digits):
-    alone = digits.noise([7])
-    assert torch.equal(digits.noise([3, 7, 9])[1:2], alone)
-    assert torch.equal(digits.noise(range(7, 8)), alone)
+    single = digits.noise([7])
+    assert torch.equal(digits.noise([3, 7, 9])[1:2], single)
+    assert torch.equal(digits.noise(range(7, 8)), single)
 
 
 def test_classes_guidance_and_their_errors(digits):

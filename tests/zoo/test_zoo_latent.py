@@ -35,13 +35,13 @@ def latent(request):
     return zoo.load(request.param)
 
 
-def test_a_pipeline_draws_the_digit_that_it_is_told(latent, measuring):
+def test_a_pipeline_draws_the_digit_of_its_prompt(latent, measuring):
     """Through the pipeline's own call, with the scheduler that it comes with."""
     pipe = zoo.pipeline(latent.name)
     noise = latent.noise(range(20))
     prompts = [latent.prompts[i % 10] for i in range(20)]
-    told = dict(latent.arguments, num_inference_steps=12, guidance_scale=2.0, output_type="pt")
-    drawn = pipe(prompts, latents=noise, **told).images
+    call = dict(latent.arguments, num_inference_steps=12, guidance_scale=2.0, output_type="pt")
+    drawn = pipe(prompts, latents=noise, **call).images
     assert drawn.shape == (20, 1, 32, 32)
     named = measuring.classifier(2 * drawn - 1).argmax(dim=1)
     assert int((named == torch.arange(20) % 10).sum()) >= 19
@@ -63,8 +63,8 @@ def test_a_solver_in_the_pipeline_is_gas_sample(latent, tmp_path):
         pipe.scheduler.config, solver=tmp_path / "solver.json", guidance_scale=2.0, strict=True
     )
     labels, noise = labels_of_seeds(10, range(3)), latent.noise(range(3))
-    told = dict(latent.arguments, num_inference_steps=4, guidance_scale=2.0, output_type="latent")
-    drawn = pipe([latent.prompts[i] for i in range(3)], latents=noise, **told).images
+    call = dict(latent.arguments, num_inference_steps=4, guidance_scale=2.0, output_type="latent")
+    drawn = pipe([latent.prompts[i] for i in range(3)], latents=noise, **call).images
     with torch.no_grad():
         expected = gas.sample(latent.bind(labels, 2.0), noise, gas.load(tmp_path / "solver.json").table(4))
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
@@ -96,24 +96,24 @@ def test_a_solver_learns_against_a_critic_of_its_latents(latent):
 
 def test_every_digit_is_one_token_and_nothing_else_is_a_digit():
     words = latent_models.tokenizer()
-    alone = {word: words(word).input_ids for word in latent_models.WORDS}
-    assert all(len(ids) == 3 for ids in alone.values())
-    assert len({ids[1] for ids in alone.values()}) == 10
-    assert not {ids[1] for ids in alone.values()} & set(words("a cat on the mat, eighth").input_ids)
+    tokens = {word: words(word).input_ids for word in latent_models.WORDS}
+    assert all(len(ids) == 3 for ids in tokens.values())
+    assert len({ids[1] for ids in tokens.values()}) == 10
+    assert not {ids[1] for ids in tokens.values()} & set(words("a cat on the mat, eighth").input_ids)
 
 
 def test_files_that_do_not_belong_together(tmp_path):
     latent = WEIGHTS / "mnist-latent.safetensors"
-    write_weights(tmp_path / "own.safetensors", *read_weights(latent))
-    assert zoo.pipeline(tmp_path / "own.safetensors") is not None  # with the shipped autoencoder
+    write_weights(tmp_path / "other-denoiser.safetensors", *read_weights(latent))
+    assert zoo.pipeline(tmp_path / "other-denoiser.safetensors") is not None  # with the shipped autoencoder
     tensors, card = read_weights(WEIGHTS / "mnist-autoencoder.safetensors")
     write_weights(tmp_path / "mnist-autoencoder.safetensors", tensors, {**card, "scaling_factor": 2.0})
     with pytest.raises(ValueError, match="denoises latents of another autoencoder"):
-        zoo.pipeline(tmp_path / "own.safetensors")
+        zoo.pipeline(tmp_path / "other-denoiser.safetensors")
     (tmp_path / "mnist-autoencoder.safetensors").unlink()
-    (tmp_path / "own.safetensors").write_bytes(latent.read_bytes()[:100_000])
+    (tmp_path / "other-denoiser.safetensors").write_bytes(latent.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
-        zoo.load(tmp_path / "own.safetensors")
+        zoo.load(tmp_path / "other-denoiser.safetensors")
     tensors = {"x": torch.zeros(1)}
     metadata = metadata_with_checksum(tensors, {"card": '{"name": "x"}'})
     save_file(tensors, tmp_path / "other.safetensors", metadata=metadata)
@@ -138,9 +138,11 @@ def test_without_diffusers_the_error_names_the_extra():
         "try:\n    zoo.load('mnist-latent')\n"
         "except ModuleNotFoundError as error:\n    print(error)\n"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "the zoo's latent models are diffusers pipelines" in told
-    assert "pip install 'gas-solver[diffusers]'" in told
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert "the zoo's latent models are diffusers pipelines" in printed
+    assert "pip install 'gas-solver[diffusers]'" in printed
 
 
 def test_the_commands_take_it_by_name(tmp_path):
@@ -152,12 +154,12 @@ def test_the_commands_take_it_by_name(tmp_path):
     run("sample", *model, "--solver", work / "s.json", "--nfe", 2, "--seeds", 4, "--out", work / "s.png")
     assert (work / "s.png").read_bytes()[:4] == b"\x89PNG"
     measure = ["--seeds", "50:54", "--baselines", "ddim/time_uniform", "--json"]
-    told = run("evaluate", *model, "--solver", work / "s.json", *measure).stdout
-    assert all(row["to_teacher"] and row["frechet_data"] > 0 for row in json.loads(told)["rows"])
+    printed = run("evaluate", *model, "--solver", work / "s.json", *measure).stdout
+    assert all(row["to_teacher"] and row["frechet_data"] > 0 for row in json.loads(printed)["rows"])
     for command in (
         ["demo", *model],
         ["export", "--solver", work / "s.json", "--onnx", work / "x.onnx", "--nfe", 2, *model],
     ):
-        said = run(*command, code=2).stderr
-        assert "model mnist-flow is a pipeline of latents, which this command does not take" in said
+        message = run(*command, code=2).stderr
+        assert "model mnist-flow is a pipeline of latents, which this command does not take" in message
     assert "mnist-flow" in run("zoo").stdout
