@@ -1,4 +1,4 @@
-"""Checks of arguments: type and range, refused in one line with the argument's name and value."""
+"""Checks of arguments: each raises a :class:`gas.UserError` that names the argument, the allowed and the given value."""
 
 from __future__ import annotations
 
@@ -32,11 +32,7 @@ _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 def integer(name: str, value: Any, least: int, most: int) -> int:
-    """Return ``value`` as an integer in ``[least, most]``; Booleans and floats are refused.
-
-    Raises:
-        UserError: names the argument, its range and the value.
-    """
+    """Return ``value`` as an integer in ``[least, most]``; Booleans and floats are refused."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -49,11 +45,7 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
 
 
 def number(name: str, value: Any, interval: str) -> float:
-    """Return ``value`` as a float in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; Booleans and text are refused.
-
-    Raises:
-        UserError: names the argument, its interval and the value.
-    """
+    """Return ``value`` as a float in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; Booleans and text are refused."""
     ends = _INTERVAL.fullmatch(interval)
     if ends is None:
         raise RuntimeError(f"no interval: {interval!r}")
@@ -72,11 +64,7 @@ def number(name: str, value: Any, interval: str) -> float:
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
-    """Return ``value`` as the shape of a sample: at least one positive size, and no more numbers than memory holds.
-
-    Raises:
-        UserError: names the argument and the value.
-    """
+    """Return ``value`` as the shape of a sample: at least one positive size, and no more numbers than memory holds."""
     if not isinstance(value, (tuple, list)) or not value:
         raise UserError(
             f"{name} must be positive sizes without the batch, as (3, 32, 32), got {_show(value)}"
@@ -88,42 +76,26 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return ``value`` if it is a Boolean.
-
-    Raises:
-        UserError: names the argument and the value.
-    """
+    """Return ``value`` if it is a Boolean."""
     if not isinstance(value, bool):
         raise UserError(f"{name} must be True or False, got {_show(value)}")
     return value
 
 
 def of_type(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
-    """Refuse a value that is not of type ``kind``, described by ``expected``.
-
-    Raises:
-        UserError: names the argument, the expected and the actual value.
-    """
+    """Refuse a value that is not of type ``kind``, described by ``expected``."""
     if not isinstance(value, kind):
         raise UserError(f"{name} must be {expected}, got {_show(value)}")
 
 
 def callable_(name: str, value: Any, expected: str) -> None:
-    """Refuse a value that is not callable.
-
-    Raises:
-        UserError: names the argument, the expected and the actual value.
-    """
+    """Refuse a value that is not callable."""
     if not callable(value):
         raise UserError(f"{name} must be {expected}, got {_show(value)}")
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:
-    """Return ``value`` if it is one of the known names.
-
-    Raises:
-        UserError: names the argument, the known names and the value.
-    """
+    """Return ``value`` if it is one of the known names."""
     if not isinstance(value, str) or value not in known:
         listed = [repr(each) for each in known]
         names = f"{', '.join(listed[:-1])} or {listed[-1]}" if len(listed) > 1 else listed[0]

@@ -35,8 +35,7 @@ def time_uniform(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     Raises:
         ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(schedule, nfe, t_end)
-    return _pinned(torch.linspace(1.0, t_end, nfe + 1, dtype=torch.float64), t_end)
+    return _even_in_root(schedule, nfe, t_end, 1)
 
 
 def time_quadratic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
@@ -45,8 +44,7 @@ def time_quadratic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     Raises:
         ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(schedule, nfe, t_end)
-    return _pinned(torch.linspace(1.0, t_end**0.5, nfe + 1, dtype=torch.float64) ** 2, t_end)
+    return _even_in_root(schedule, nfe, t_end, 2)
 
 
 def time_cubic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
@@ -55,8 +53,7 @@ def time_cubic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     Raises:
         ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
-    _check(schedule, nfe, t_end)
-    return _pinned(torch.linspace(1.0, t_end ** (1 / 3), nfe + 1, dtype=torch.float64) ** 3, t_end)
+    return _even_in_root(schedule, nfe, t_end, 3)
 
 
 def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
@@ -157,6 +154,12 @@ def as_grid(t: Sequence[float] | Tensor) -> Tensor:
     if values[0] > 1 or values[-1] < 0:
         raise UserError(f"a time grid lies within [0, 1], got {float(values[0]):g} .. {float(values[-1]):g}")
     return grid
+
+
+def _even_in_root(schedule: Schedule, nfe: int, t_end: float, power: int) -> Tensor:
+    _check(schedule, nfe, t_end)
+    root = torch.linspace(1.0, t_end ** (1 / power), nfe + 1, dtype=torch.float64)
+    return _pinned(root**power, t_end)
 
 
 def _check(schedule: Schedule, nfe: int, t_end: float) -> None:

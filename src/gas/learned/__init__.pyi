@@ -1,4 +1,5 @@
 from . import (
+    base as base,
     bns as bns,
     generalized as generalized,
     interpolation as interpolation,

@@ -12,13 +12,12 @@ from gas.arguments import MAX_SEED, flag, integer
 from gas.classical.dpmpp import difference_basis, dpmpp
 from gas.classical.rows import Grid
 from gas.errors import UserError
+from gas.learned.base import TimedSolver
 from gas.learned.times import (
     Numbers,
     logits_of_times,
     set_parameters,
-    shifted_table,
     shifted_times,
-    times_of_logits,
     unfold_shifts,
 )
 from gas.schedule import Schedule
@@ -30,7 +29,7 @@ __all__ = ["GeneralizedSolver"]
 _SIGNS = {1: (-1.0,), 2: (-1.0, -1.0), 3: (-1.0, 1.0, -1.0)}
 
 
-class GeneralizedSolver(nn.Module):
+class GeneralizedSolver(TimedSolver):
     """GS: a lazy table. ``forward()`` returns it, differentiable in four groups of parameters.
 
     ``x_{n+1} = sum_j (a_{j,n} + a^_{j,n}) x_j + sum_j (c_{j,n} + c^_{j,n}) m_j``, where ``a, c`` are the
@@ -72,17 +71,15 @@ class GeneralizedSolver(nn.Module):
     def __init__(
         self, schedule: Schedule, nfe: int, t_end: float, *, order: int | None = None, theory: bool = True
     ) -> None:
-        super().__init__()
         t = grids.time_uniform(schedule, nfe, t_end)
+        super().__init__(schedule, t, nfe, t_end)
         order = nfe if order is None else order
         integer("order (past states and predictions a step may use)", order, 1, MAX_SEED)
         flag("theory", theory)
-        self.schedule, self.t_end, self.order, self.theory = schedule, float(t_end), min(order, nfe), theory
+        self.order, self.theory = min(order, nfe), theory
         base = dpmpp(schedule, t, order=min(3, self.order))
         self.register_buffer("base_states", base.states)
         self.register_buffer("base_outputs", base.outputs)
-        self.theta = nn.Parameter(logits_of_times(t))
-        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
         self.states = nn.Parameter(torch.zeros(self.order, nfe, dtype=torch.float64))
         self.outputs = nn.Parameter(torch.zeros(self.order, nfe, dtype=torch.float64))
 
@@ -159,25 +156,6 @@ class GeneralizedSolver(nn.Module):
                 solver.base_outputs.copy_(base.outputs)
             solver._correct_towards(table)
         return solver
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations N."""
-        return len(self.xi)
-
-    @property
-    def t(self) -> Tensor:
-        """The N + 1 nominal times."""
-        return times_of_logits(self.theta, self.t_end)
-
-    def forward(self) -> Table:
-        """Return the table of the current parameters."""
-        return shifted_table(self.schedule, self.t, self.xi, self.nominal())
-
-    def nominal(self) -> Table:
-        """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
-        grid = Grid.of(self.schedule, self.t)
-        return Table.from_rows(grid.t[:-1], [self._row(grid, n) for n in range(self.nfe)])
 
     def _row(self, grid: Grid, n: int) -> Row:
         """Step n in states and shifted data predictions."""

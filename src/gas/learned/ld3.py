@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from gas.classical.registry import SOLVERS, Classical
-from gas.learned.times import logits_of_times, shifted_table, times_of_logits
+from gas.learned.base import TimedSolver
+from gas.learned.times import shifted_table
 from gas.schedule import Schedule
 from gas.table import Table
 
 __all__ = ["LD3"]
 
 
-class LD3(nn.Module):
+class LD3(TimedSolver):
     """A lazy table that is a classical solver on learned times: coefficients follow the times and nothing else.
 
     ``forward()`` is ``base(schedule, t)`` with the network evaluated at ``t_n + xi_n``; times and shifts are
@@ -50,22 +50,10 @@ class LD3(nn.Module):
         base: str = "dpmpp-3m",
         grid: str = "time_uniform",
     ) -> None:
-        super().__init__()
         start = Classical(base, grid, nfe, t_end)
         start.table(schedule)  # refuses an NFE that the base does not have on this schedule
-        self.schedule, self.t_end, self.base = schedule, float(t_end), base
-        self.theta = nn.Parameter(logits_of_times(start.times(schedule)))
-        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations N."""
-        return len(self.xi)
-
-    @property
-    def t(self) -> Tensor:
-        """The nominal times, one more than the base takes steps."""
-        return times_of_logits(self.theta, self.t_end)
+        super().__init__(schedule, start.times(schedule), nfe, t_end)
+        self.base = base
 
     def forward(self) -> Table:
         """Return the table of the current parameters."""

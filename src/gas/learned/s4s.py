@@ -11,14 +11,15 @@ from gas import grids
 from gas.classical.dpmpp import dpmpp
 from gas.classical.rows import Grid, ddim_row
 from gas.errors import UserError
-from gas.learned.times import Numbers, logits_of_times, set_parameters, shifted_table, times_of_logits
+from gas.learned.base import TimedSolver
+from gas.learned.times import Numbers, logits_of_times, set_parameters
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
 __all__ = ["S4S"]
 
 
-class S4S(nn.Module):
+class S4S(TimedSolver):
     """A lazy table with free weights of predictions: ``P(x) = (sigma'/sigma) x - alpha' expm1(-h) sum_j c_{j,n} m_j``.
 
     With ``corrector`` the step is repeated on the predicted state with a second set of weights b in
@@ -44,11 +45,8 @@ class S4S(nn.Module):
     """
 
     def __init__(self, schedule: Schedule, nfe: int, t_end: float, *, corrector: bool = False) -> None:
-        super().__init__()
-        self.schedule, self.t_end = schedule, float(t_end)
         t = grids.time_uniform(schedule, nfe, t_end)
-        self.theta = nn.Parameter(logits_of_times(t))
-        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
+        super().__init__(schedule, t, nfe, t_end)
         self.predictor = nn.Parameter(torch.zeros(nfe, nfe, dtype=torch.float64))
         self.correction = nn.Parameter(torch.zeros_like(self.predictor)) if corrector else None
         self._start_at(dpmpp(schedule, t, order=3))
@@ -104,25 +102,6 @@ class S4S(nn.Module):
         values = {"theta": mu_logit, "xi": t_couple, "predictor": c_diff, "correction": a_diff}
         set_parameters(solver, values, f"an S4S solver with NFE {solver.nfe}")
         return solver
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations N."""
-        return len(self.xi)
-
-    @property
-    def t(self) -> Tensor:
-        """The N + 1 nominal times."""
-        return times_of_logits(self.theta, self.t_end)
-
-    def forward(self) -> Table:
-        """Return the table of the current parameters."""
-        return shifted_table(self.schedule, self.t, self.xi, self.nominal())
-
-    def nominal(self) -> Table:
-        """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
-        grid = Grid.of(self.schedule, self.t)
-        return Table.from_rows(grid.t[:-1], [self._row(grid, n) for n in range(self.nfe)])
 
     @torch.no_grad()
     def _start_at(self, table: Table) -> None:
