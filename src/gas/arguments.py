@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises a :class:`gas.UserError` that names the argument, the allowed and the given value."""
+"""Checks of arguments: each raises a :class:`gas.UserError` naming the argument, the allowed and the given value."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
 
 
 def number(name: str, value: Any, interval: str) -> float:
-    """Return ``value`` as a float in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; Booleans and text are refused."""
+    """Return ``value`` as a float in an interval such as ``"[0, 1)"``; Booleans and text are refused."""
     ends = _INTERVAL.fullmatch(interval)
     if ends is None:
         raise RuntimeError(f"no interval: {interval!r}")
