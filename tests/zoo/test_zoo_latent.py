@@ -76,6 +76,7 @@ def test_samples_are_measured_decoded_against_real_images(latent, measuring):
     assert latent.reference is not None and latent.reference.count == 1000
 
 
+@pytest.mark.slow
 def test_a_solver_learns_against_a_critic_of_its_latents(latent):
     table = Classical("ddim", "log_snr", 2, latent.t_end).table(latent.schedule)
     pairs, others = gas.pairs.teach(latent, table, range(8), guidance=2.0).split(2)
@@ -128,6 +129,7 @@ def test_images_are_no_pipeline():
         zoo.pipeline("digits")
 
 
+@pytest.mark.slow
 def test_without_diffusers_the_error_names_the_extra():
     """In a fresh process, whose import of diffusers fails."""
     script = (
@@ -145,6 +147,7 @@ def test_without_diffusers_the_error_names_the_extra():
     assert "pip install 'gas-solver[diffusers]'" in printed
 
 
+@pytest.mark.slow
 def test_the_commands_take_it_by_name(tmp_path):
     model, work = ["--model", "mnist-flow"], tmp_path
     run("pairs", *model, "--seeds", 4, "--nfe", 3, "--guidance", 2, "--out", work / "pairs")

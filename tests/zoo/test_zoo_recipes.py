@@ -39,6 +39,7 @@ def images(size=40):
     return data.Images("noise", x, torch.arange(size + 20) % 10, held_out=20)
 
 
+@pytest.mark.slow
 def test_the_card_repeats(digits):
     """Fewer samples than the card's, so a wider tolerance; but from the same seeds and solver."""
     measured = cards.measure(digits, samples=300)
@@ -71,6 +72,7 @@ def test_the_embedding_is_regressed_on_low_frequencies_only():
     assert float((embedding - target).square().mean()) < 0.1 * float(target.var(dim=0).mean())
 
 
+@pytest.mark.slow
 def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     recipe = Recipe(
         network={**DENOISERS["digits"].network, "width": 16},
@@ -150,6 +152,7 @@ def test_the_time_embedding_has_slow_frequencies_only(name):
     assert torch.equal(shipped[weight].abs().sum(dim=0) == 0, silent)
 
 
+@pytest.mark.slow
 def test_the_latent_recipes_train_and_resume(tmp_path, measuring, monkeypatch):
     """All three, a few steps each: losses fall, files load as models, and an interruption changes nothing."""
     monkeypatch.setattr(cards, "FINE", replace(cards.FINE, nfe=2))
@@ -180,6 +183,7 @@ def test_the_latent_recipes_train_and_resume(tmp_path, measuring, monkeypatch):
         assert "samples that the classifier" in path.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
 def test_training_needs_a_name_and_data(tmp_path):
     def refused(*words):
         done = subprocess.run([sys.executable, TRAIN, *words], capture_output=True, text=True)
