@@ -25,15 +25,15 @@ _LONGEST_NAME = 230
 
 def option(help: str, *checks: Callable[[Any], object], names: Sequence[str] = (), **kwargs: Any) -> Any:
     """Return an option with its help, the checks of its value, and its names where they differ from the parameter's."""
-    return typer.Option(*names, help=help, callback=checked(*checks) if checks else None, **kwargs)
+    return typer.Option(*names, help=help, callback=_checked(*checks) if checks else None, **kwargs)
 
 
 def argument(help: str, *checks: Callable[[Any], object], **kwargs: Any) -> Any:
     """Return an argument with its help and the checks of its value."""
-    return typer.Argument(help=help, callback=checked(*checks) if checks else None, **kwargs)
+    return typer.Argument(help=help, callback=_checked(*checks) if checks else None, **kwargs)
 
 
-def checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
+def _checked(*checks: Callable[[Any], object]) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
     """Return an option's callback that refuses a value for which one of ``checks`` raises an error."""
 
     def callback(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:

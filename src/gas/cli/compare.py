@@ -12,7 +12,7 @@ import typer
 
 from gas.arguments import MAX_SEEDS
 from gas.cli.app import command
-from gas.cli.checks import checked, existing_folder, listed, output_folder, split_names
+from gas.cli.checks import existing_folder, listed, option, output_folder, split_names
 from gas.cli.evaluation import load_space
 from gas.cli.loading import reported
 from gas.cli.options import (
@@ -71,60 +71,45 @@ def compare(
     pairs: Annotated[Path, PairsFolder],
     out: Annotated[
         Path,
-        typer.Option(
-            help="Folder for results, solvers and reports; that of an earlier run resumes it.",
-            callback=checked(output_folder),
-        ),
+        option("Folder for results, solvers and reports; that of an earlier run resumes it.", output_folder),
     ],
     solvers: Annotated[
         str,
-        typer.Option(
-            help="Rows, comma-separated: SOLVER or a group (unipc) on its best grid, SOLVER/GRID, classical (the best "
+        option(
+            "Rows, comma-separated: SOLVER or a group (unipc) on its best grid, SOLVER/GRID, classical (the best "
             "of all), gits, dmn or a published grid, ld3, s4s, s4s-pc, s4s-alt, bns, gs-free, gs, gas; NAME@START.",
-            callback=checked(listed(_check_method, empty=False)),
+            listed(_check_method, empty=False),
         ),
     ] = SOLVERS,
-    nfe: Annotated[
-        str, typer.Option(help="Columns, as 4 or 3-6,8,10.", callback=checked(parse_nfes))
-    ] = "3-6,8,10",
+    nfe: Annotated[str, option("Columns, as 4 or 3-6,8,10.", parse_nfes)] = "3-6,8,10",
     unseen: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of pairs to measure on; default: pairs of --seeds by the same teacher.",
-            callback=checked(existing_folder),
+        option(
+            "Folder of pairs to measure on; default: pairs of --seeds by the same teacher.", existing_folder
         ),
     ] = None,
     seeds: Annotated[
-        str,
-        typer.Option(
-            help="Seeds to measure on, as N or FIRST:LAST; not with --unseen.",
-            callback=checked(measured_seeds),
-        ),
+        str, option("Seeds to measure on, as N or FIRST:LAST; not with --unseen.", measured_seeds)
     ] = "50000:50512",
     count: Annotated[
         int | None,
-        typer.Option(
-            help="Number of pairs of --unseen to measure on, from the first; default: all.",
-            min=2,
-            max=MAX_SEEDS,
+        option(
+            "Number of pairs of --unseen to measure on, from the first; default: all.", min=2, max=MAX_SEEDS
         ),
     ] = None,
     validation: Validation = None,
     rank: Annotated[
-        int,
-        typer.Option(
-            help="Validation pairs on which classical solvers and grids are ranked.", min=1, max=MAX_SEEDS
-        ),
+        int, option("Validation pairs on which classical solvers and grids are ranked.", min=1, max=MAX_SEEDS)
     ] = 64,
     guides: Annotated[
-        int, typer.Option(help="Training pairs whose trajectories GITS follows.", min=1, max=MAX_SEEDS)
+        int, option("Training pairs whose trajectories GITS follows.", min=1, max=MAX_SEEDS)
     ] = 256,
     metrics: Annotated[
         str,
-        typer.Option(
-            help="Tables of the report, comma-separated (mse, frechet, ...); default: all. lpips and clip-score are "
+        option(
+            "Tables of the report, comma-separated (mse, frechet, ...); default: all. lpips and clip-score are "
             "measured only where they are named.",
-            callback=checked(lambda text: _measures(text)),
+            lambda text: _measures(text),
         ),
     ] = "",
     metric_weights: MetricWeights = None,
@@ -236,11 +221,11 @@ def _commands(context: typer.Context) -> Callable[[str, int], str]:
 def _command(context: typer.Context, without: tuple[str, ...] = ()) -> str:
     """Return the command line as typed."""
     words: list[str] = []
-    for option in context.command.params:
-        name = option.name or ""
+    for parameter in context.command.params:
+        name = parameter.name or ""
         if was_given(context, name) and name not in (*without, "json"):
             value = context.params[name]
-            words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
     return shlex.join(["gas", "compare", *words])
 
 

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import typer
-
 from gas import distributed
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import checked, existing_file, listed, registered, split_names
+from gas.cli.checks import existing_file, listed, option, registered, split_names
 from gas.cli.evaluation import (
     load_space,
     print_distributions,
@@ -56,44 +54,33 @@ class EvaluationOptions:
 
     solver: Annotated[
         list[Path],
-        typer.Option(
-            "--solver",
-            "-s",
-            help="Solver file; repeat it to compare several.",
-            callback=checked(existing_file),
-        ),
+        option("Solver file; repeat it to compare several.", existing_file, names=("--solver", "-s")),
     ]
     nfe: Annotated[
-        str,
-        typer.Option(
-            help="NFE to measure, as 4 or 3-6,8,10; default: all in the files.", callback=checked(parse_nfes)
-        ),
+        str, option("NFE to measure, as 4 or 3-6,8,10; default: all in the files.", parse_nfes)
     ] = ""
-    seeds: Annotated[
-        str,
-        typer.Option(
-            help="Seeds, as N or FIRST:LAST; not those trained on.", callback=checked(measured_seeds)
-        ),
-    ] = "50000:50512"
+    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST; not those trained on.", measured_seeds)] = (
+        "50000:50512"
+    )
     baselines: Annotated[
         str,
-        typer.Option(
-            help="Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.",
-            callback=checked(listed(check_classical)),
+        option(
+            "Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.",
+            listed(check_classical),
         ),
     ] = ",".join(BASELINES)
-    every: Annotated[
-        bool, typer.Option("--every", help="Also measure the best of all classical solvers.")
-    ] = False
+    every: Annotated[bool, option("Also measure the best of all classical solvers.", names=("--every",))] = (
+        False
+    )
     transfer: Annotated[
         bool,
-        typer.Option("--transfer", help="Accept solvers of another network of the same shape and schedule."),
+        option("Accept solvers of another network of the same shape and schedule.", names=("--transfer",)),
     ] = False
     metrics: Annotated[
         str,
-        typer.Option(
-            help="Metrics of single samples: lpips (to the teacher), clip-score (of prompts).",
-            callback=checked(listed(registered("metric", "gas.features.per_sample:SAMPLE_METRICS"))),
+        option(
+            "Metrics of single samples: lpips (to the teacher), clip-score (of prompts).",
+            listed(registered("metric", "gas.features.per_sample:SAMPLE_METRICS")),
         ),
     ] = ""
     metric_weights: MetricWeights = None
@@ -139,17 +126,14 @@ def evaluate(
     evaluation: EvaluationOptions,
     teacher: Annotated[
         str | None,
-        typer.Option(
-            help="Solver of the teacher; default: the file's.",
-            callback=checked(registered("solver", "gas.classical.registry:SOLVERS")),
+        option(
+            "Solver of the teacher; default: the file's.",
+            registered("solver", "gas.classical.registry:SOLVERS"),
         ),
     ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(help="Time grid of the teacher; default: the file's.", callback=checked(check_grid)),
-    ] = None,
+    grid: Annotated[str | None, option("Time grid of the teacher; default: the file's.", check_grid)] = None,
     teacher_nfe: Annotated[
-        int | None, typer.Option(help="NFE of the teacher; default: the file's.", min=1, max=MAX_NFE)
+        int | None, option("NFE of the teacher; default: the file's.", min=1, max=MAX_NFE)
     ] = None,
     features: FeatureOptions,
     network: NetworkOptions,

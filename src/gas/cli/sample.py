@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from gas.arguments import MAX_NFE, MAX_SEED
 from gas.cli.app import command
-from gas.cli.checks import checked, class_label, output_file
+from gas.cli.checks import class_label, option, output_file
 from gas.cli.evaluation import warn_of_provenance
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, SolverFile, interpolation, parse_seeds
 from gas.cli.screen import note, print_json, tracked
@@ -34,24 +32,19 @@ def sample(
     solver: SolverFile,
     out: Annotated[
         Path,
-        typer.Option(
-            help="A .png picture, or .npz or .safetensors arrays.",
-            callback=checked(output_file(".png", ".npz", ".safetensors")),
+        option(
+            "A .png picture, or .npz or .safetensors arrays.", output_file(".png", ".npz", ".safetensors")
         ),
     ],
     nfe: Annotated[
         int | None,
-        typer.Option(
-            help="Network evaluations per sample; default: the file's, or 4 if it has several.",
-            min=1,
-            max=MAX_NFE,
+        option(
+            "Network evaluations per sample; default: the file's, or 4 if it has several.", min=1, max=MAX_NFE
         ),
     ] = None,
-    seeds: Annotated[
-        str, typer.Option(help="Seeds, as N or FIRST:LAST.", callback=checked(parse_seeds))
-    ] = "24",
+    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "24",
     label: Annotated[
-        int | None, typer.Option(help="Class of all samples; default: seed mod classes.", min=0, max=MAX_SEED)
+        int | None, option("Class of all samples; default: seed mod classes.", min=0, max=MAX_SEED)
     ] = None,
     batch: SamplesBatch = 64,
     *,

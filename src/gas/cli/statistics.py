@@ -10,7 +10,7 @@ import typer
 
 from gas import distributed
 from gas.cli.app import command
-from gas.cli.checks import checked, existing_folder, existing_path, output_file
+from gas.cli.checks import existing_folder, existing_path, option, output_file
 from gas.cli.loading import load_model
 from gas.cli.options import (
     Device,
@@ -44,25 +44,18 @@ def statistics(
     context: typer.Context,
     out: Annotated[
         Path,
-        typer.Option(
-            help="File to write: .safetensors, or .npz with mu and sigma.",
-            callback=checked(output_file(".safetensors", ".npz")),
+        option(
+            "File to write: .safetensors, or .npz with mu and sigma.", output_file(".safetensors", ".npz")
         ),
     ],
     features: Features = "model",
     weights: FeatureWeights = None,
     pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of pairs whose teacher's samples to use.", callback=checked(existing_folder)
-        ),
+        Path | None, option("Folder of pairs whose teacher's samples to use.", existing_folder)
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="Images to use: an .npz with arr_0, bytes (N, H, W, 3), or a folder.",
-            callback=checked(existing_path),
-        ),
+        option("Images to use: an .npz with arr_0, bytes (N, H, W, 3), or a folder.", existing_path),
     ] = None,
     model: ModelName = "mnist",
     device: Device = "cpu",
