@@ -73,7 +73,7 @@ def feature_space(
     images = None if name == "model" else extractor_by_name(name, weights or "", model.device)
     if images is None:
         features, statistics = features_of(model), reference_of(model)
-        fingerprint = _own_fingerprint(model)
+        fingerprint = _model_features_fingerprint(model)
     else:
         features, statistics, fingerprint = images.of(model), None, dict(images.fingerprint())
     if reference is not None:
@@ -98,7 +98,7 @@ def held_out_images(model: Model, folder: Path) -> Tensor:
     return images
 
 
-def _own_fingerprint(model: Model) -> dict[str, str]:
+def _model_features_fingerprint(model: Model) -> dict[str, str]:
     """The model whose features these are, and the hash of the network that computes them."""
     source = getattr(getattr(model, "feature_extractor", None), "__self__", model)
     classifier = getattr(source, "classifier", None)
@@ -110,8 +110,10 @@ def _description(space: FeatureSpace, reference: Path | None, real: Path | None)
     if space.features is None:
         return "The model has no features, so distributions are not compared."
     names = space.fingerprint
-    own = names["features"] == "model"
-    network = f"the features of model {names['features_of']}" if own else f"features {names['features']}"
+    if names["features"] == "model":
+        network = f"the features of model {names['features_of']}"
+    else:
+        network = f"features {names['features']}"
     if reference is not None:
         data = f"data are the statistics {reference.name} (SHA-256 {names['reference_sha256']})"
     elif space.reference is None:

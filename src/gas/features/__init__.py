@@ -1,4 +1,4 @@
-"""Published feature spaces by name, with weights from disk: what official metrics compare images in."""
+"""Published feature networks, with weights from disk, and per-sample metrics."""
 
 import lazy_loader
 

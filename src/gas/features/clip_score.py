@@ -1,4 +1,4 @@
-"""CLIP score: how well images fit the texts they were made for."""
+"""CLIP score: how well images match their prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClipScore:
         device: where it runs.
 
     Raises:
-        FileNotFoundError: when there are no weights.
+        FileNotFoundError: when the weights are missing.
         ValueError: when the folder holds no such model or tokenizer.
 
     References:
@@ -46,7 +46,7 @@ class ClipScore:
 
         Args:
             images: ``(B, 1 or 3, H, W)`` in [-1, 1].
-            texts: B prompts; what is longer than the model reads is cut off.
+            texts: B prompts, truncated to the length that the model reads.
 
         Raises:
             ValueError: when there are not as many texts as images.
@@ -55,11 +55,11 @@ class ClipScore:
             raise UserError(f"every image needs its text, got {len(images)} images and {len(texts)} texts")
         network = self.images.network
         length = network.config.text_config.max_position_embeddings
-        told = self.tokenizer(
+        tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
         ).to(next(network.parameters()).device)
         pooled = network.text_model(
-            input_ids=told["input_ids"], attention_mask=told["attention_mask"]
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
         text: Tensor = network.text_projection(pooled)
         return 100 * torch.cosine_similarity(self.images(images), text).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Feature networks by name, with the hash of the weights that they were read from."""
+"""Feature networks by name, identified by the hash of their weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gas.registry import named
 
 __all__ = ["EXTRACTORS", "Extractor", "extractor_by_name"]
 
-# Each with what it reads and the file of weights that identifies it.
+# Name -> constructor from a path, and the file of weights to hash.
 EXTRACTORS: dict[str, tuple[Callable[[Path], nn.Module], Callable[[Path], Path]]] = {
     "inception": (lambda path: Inception(read_state(path)), lambda path: path),
     "dinov2": (DinoV2, folder_weights),
@@ -28,11 +28,11 @@ EXTRACTORS: dict[str, tuple[Callable[[Path], nn.Module], Callable[[Path], Path]]
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A space that images are compared in.
+    """A published feature network.
 
     Args:
         name: a key of :data:`EXTRACTORS`.
-        sha256: of its weights' file: distances in two spaces of one name are two things.
+        sha256: of its weights: distances by other weights of the same name are not comparable.
         network: images ``(B, C, H, W)`` in [-1, 1] -> ``(B, F)``.
     """
 

@@ -1,4 +1,4 @@
-"""Images as feature networks want them: three channels, bytes, and the sizes that each was trained on."""
+"""Preprocessing of images for feature networks: three channels, bytes and resizing."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["as_bytes", "resize_as_tensorflow", "rgb"]
 
 
 def rgb(x: Tensor) -> Tensor:
-    """Return images ``(B, 1 or 3, H, W)`` with three channels; grey is repeated.
+    """Return images ``(B, 1 or 3, H, W)`` with three channels; gray is repeated.
 
     Raises:
         ValueError: for another shape.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise UserError(
-            f"a published feature network sees images (B, 1 or 3, H, W), got shape {tuple(x.shape)}: decode latents, "
+            f"a published feature network takes images (B, 1 or 3, H, W), got shape {tuple(x.shape)}: decode latents, "
             "or leave --features out"
         )
     return x.expand(-1, 3, -1, -1)
 
 
 def as_bytes(x: Tensor) -> Tensor:
-    """Return ``clip(127.5 x + 128)`` of images in [-1, 1], whole numbers 0 to 255 as floats: what a PNG would hold.
+    """Return ``clip(127.5 x + 128)`` of images in [-1, 1], integers 0 to 255 as floats, as in a PNG.
 
     References:
         Karras et al., arXiv 2206.00364, the authors' ``generate.py``.
@@ -36,7 +36,7 @@ def as_bytes(x: Tensor) -> Tensor:
 def resize_as_tensorflow(x: Tensor, size: int) -> Tensor:
     """Resize ``(B, C, H, W)`` to a square as TensorFlow 1 did: bilinear, pixel k read at ``k H / size``, no antialias.
 
-    Published Frechet distances and reference statistics were made with this; a centred resize moves them.
+    Published Frechet distances and reference statistics were made with this; a centered resize moves them.
     """
     rows, columns = (_weights(length, size).to(x) for length in x.shape[2:])
     return rows @ x @ columns.T

@@ -15,7 +15,7 @@ from gas.features.images import as_bytes, resize_as_tensorflow, rgb
 __all__ = ["Inception"]
 
 _SIDE = 299
-# The published network has 2,048 channels and kernels of 7: pictures are padded by them.
+# Limits for weights of a file. The published network has 2,048 channels and kernels of 7, whose padding costs memory.
 _WIDEST, _KERNEL = 4096, 7
 
 # A branch is a chain of convolutions and poolings; a pair at its end is two convolutions side by side.
@@ -89,7 +89,7 @@ class Inception(nn.Module):
 
     Args:
         state: weights by the published names (``pt_inception-2015-12-05``): ``Mixed_5b.branch1x1.conv.weight`` and so
-            on. Widths are those of the weights. The classifier's (``fc``) are not used.
+            on. The weights set the widths. The classifier's (``fc``) are not used.
 
     Raises:
         ValueError: when a name is missing or unknown, or shapes do not fit.
@@ -100,20 +100,20 @@ class Inception(nn.Module):
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        kept = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-        rest = {name for name in kept if not name.startswith(("fc.", "AuxLogits."))}
+        state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        names = {name for name in state if not name.startswith(("fc.", "AuxLogits."))}
         wanted = {f"{unit}.{part}" for unit in _units() for part in _PARTS}
-        if rest != wanted:
-            missing, unknown = sorted(wanted - rest), sorted(rest - wanted)
+        if names != wanted:
+            missing, unknown = sorted(wanted - names), sorted(names - wanted)
             problem = f"lacks {missing[0]}" if missing else f"has an unknown {unknown[0][:60]}"
             raise UserError(
                 f"weights are not those of the published Inception (pt_inception-2015-12-05): {problem}, "
                 f"{len(missing)} missing and {len(unknown)} unknown in all"
             )
-        self.units = nn.ModuleDict({_key(unit): _Unit(unit, kept) for unit in _units()})
+        self.units = nn.ModuleDict({_key(unit): _Unit(unit, state) for unit in _units()})
         self.eval().requires_grad_(False)
         try:
-            # The smallest image that every block has something to see of.
+            # The smallest image that does not vanish before the last block.
             self._pooled(torch.zeros(1, 3, 75, 75))
         except RuntimeError as error:
             raise UserError(
@@ -141,7 +141,7 @@ class Inception(nn.Module):
 
 
 class _Unit(nn.Module):
-    """A convolution without bias, batch normalisation in evaluation mode, and what is positive of it."""
+    """A convolution without bias, batch normalization in evaluation mode, and a ReLU."""
 
     def __init__(self, name: str, state: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -175,13 +175,13 @@ def _pool(how: str, x: Tensor) -> Tensor:
 def _units() -> Sequence[str]:
     """Names of all convolutions, in order."""
     chains = [("", _STEM), *((f"{name}.", branch) for name, block in _BLOCKS.items() for branch in block)]
-    found: list[str] = []
+    names: list[str] = []
     for block, branch in chains:
         for step in branch:
-            found += [
+            names += [
                 block + name for name in (step if isinstance(step, tuple) else (step,)) if name not in _POOLS
             ]
-    return found
+    return names
 
 
 def _key(name: str) -> str:

@@ -27,10 +27,10 @@ class LPIPS(nn.Module):
     """The feature map whose squared distance is LPIPS: ``LPIPS(x, y) = |f(x) - f(y)|^2``.
 
     ``sum_l mean_{hw} sum_c w_{l,c} (u_l(x) - u_l(y))^2`` with u the activations after stage l of VGG-16, of length 1
-    at every place: that is a sum of squares, so that Gauss-Newton can minimize it too (:meth:`loss`).
+    at every pixel: that is a sum of squares, so that Gauss-Newton can minimize it too (:meth:`loss`).
 
     Args:
-        vgg: VGG-16's convolutions by torchvision's names (``features.0.weight``; the classifier is not used).
+        vgg: convolutions of VGG-16 by torchvision's names (``features.0.weight``; the classifier is not used).
         linear: the published weights of channels (``lin0.model.1.weight`` to ``lin4``).
         resize: images are resized to this side, bilinear, and clipped to [-1, 1] first; none leaves them.
 
@@ -67,7 +67,7 @@ class LPIPS(nn.Module):
         """Read both files: VGG-16's weights, and LPIPS's own.
 
         Raises:
-            FileNotFoundError: when one is not there.
+            FileNotFoundError: when one is missing.
             ValueError: when one is damaged or another network's.
         """
         return cls(read_state(vgg), read_state(linear), resize)
@@ -80,29 +80,29 @@ class LPIPS(nn.Module):
                 -1, 1
             )
         shift, scale = (x.new_tensor(values)[:, None, None] for values in (_SHIFT, _SCALE))
-        x, convolution, seen = (x - shift) / scale, 0, []
+        x, convolution, features = (x - shift) / scale, 0, []
         for stage, places in enumerate(_STAGES):
             x = F.max_pool2d(x, 2) if stage else x
             for _ in places:
                 x = F.relu(F.conv2d(x, self.weights[convolution], self.biases[convolution], padding=1))
                 convolution += 1
-            # Whose slope at zero is not infinite.
+            # Clamped before the root, whose slope at zero is infinite.
             length = x.square().sum(1, keepdim=True).clamp(min=1e-20).sqrt()
             unit = x / (length + 1e-10)
-            seen.append((unit * self.roots[stage][:, None, None] / math.sqrt(x[0, 0].numel())).flatten(1))
-        return torch.cat(seen, dim=1)
+            features.append((unit * self.roots[stage][:, None, None] / math.sqrt(x[0, 0].numel())).flatten(1))
+        return torch.cat(features, dim=1)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Return LPIPS of each pair of images ``(B,)``."""
-        apart: Tensor = self(x) - self(y)
-        return apart.square().sum(1)
+        difference: Tensor = self(x) - self(y)
+        return difference.square().sum(1)
 
     def loss(self) -> FeatureLoss:
         """Return LPIPS as a loss for :func:`gas.fit`."""
 
         def features(x: Tensor) -> Tensor:
-            seen: Tensor = self(x)
-            return seen * math.sqrt(seen.shape[1])  # the loss is a mean over features, LPIPS a sum
+            values: Tensor = self(x)
+            return values * math.sqrt(values.shape[1])  # the loss is a mean over features, LPIPS a sum
 
         return FeatureLoss(features)
 

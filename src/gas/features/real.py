@@ -1,4 +1,4 @@
-"""Real images as official metrics have them: an ADM reference batch, or a folder of pictures."""
+"""Real images for metrics: an ADM reference batch, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Images on disk, seen a batch at a time.
+    """Images on disk, read a batch at a time.
 
     Args:
         path: an ``.npz`` with ``arr_0``, bytes ``(N, H, W, 1 or 3)``, or a folder of pictures of one size, at any
             depth, in the order of their names.
 
     Raises:
-        FileNotFoundError: when there is neither.
-        ValueError: when there are no images in it: statistics alone, say.
+        FileNotFoundError: when the path does not exist.
+        ValueError: when it holds no images, such as statistics alone.
     """
 
     path: Path
@@ -43,8 +43,8 @@ class RealImages:
             raise FileNotFoundError(f"no real images at {self.path}")
         if self.path.is_dir():
             if not self._pictures:
-                told = ", ".join(_PICTURES)
-                raise UserError(f"folder {self.path} holds no pictures ({told}) of real data")
+                suffixes = ", ".join(_PICTURES)
+                raise UserError(f"folder {self.path} holds no pictures ({suffixes}) of real data")
         elif not has_images(self.path):
             raise UserError(
                 f"{self.path} has no images arr_0: precision, recall, density and coverage need those of ADM's "
@@ -92,7 +92,7 @@ class RealImages:
 
     @cached_property
     def _pictures(self) -> list[Path]:
-        """Of a folder, in the order of their names."""
+        """The pictures of a folder, in the order of their names."""
         return sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES)
 
 
@@ -100,12 +100,12 @@ def _picture(path: Path) -> Tensor:
     """Bytes ``(3, H, W)``."""
     try:
         from PIL import Image
-    except Exception as error:  # a broken install raises whatever it likes
+    except Exception as error:  # a broken install may raise anything
         raise ModuleNotFoundError("pictures need Pillow: pip install 'gas-solver[plot]'") from error
     try:
         with open_regular(path, _PICTURE_BYTES) as file, Image.open(file) as image:
             if image.width * image.height > _PIXELS:
                 raise UserError(f"it has {image.width} x {image.height} pixels")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:  # its readers' errors have no common class
+    except Exception as error:  # Pillow's errors have no common class
         raise UserError(f"picture {path} cannot be read: {error_text(error)}") from error

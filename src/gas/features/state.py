@@ -1,4 +1,4 @@
-"""Weights of a published network, as tensors by name; nothing in the file is executed."""
+"""Weights of published networks, as tensors by name; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors or from a file of ``torch.save``, tensors alone.
 
     Raises:
-        FileNotFoundError: when there is no such file.
+        FileNotFoundError: when the file does not exist.
         ValueError: when it is damaged, or holds anything but tensors by name, such as a TorchScript program.
     """
     path = Path(path)

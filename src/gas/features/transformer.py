@@ -20,11 +20,11 @@ _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 
 
 class DinoV2(nn.Module):
-    """Maps images in [-1, 1] to the class token of a DINOv2 ``(B, F)``, as the Frechet distance on DINOv2 does.
+    """Maps images in [-1, 1] to the class token of a DINOv2 ``(B, F)``, for Frechet distances on DINOv2.
 
     Args:
         folder: of transformers' ``Dinov2Model``, with ``model.safetensors``.
-        side: of the image that it sees.
+        side: of its input image in pixels.
 
     Raises:
         ValueError: when the folder holds no such model.
@@ -41,8 +41,8 @@ class DinoV2(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``(B, F)``."""
-        answer: Tensor = self.network(_seen(self.network, x, self.side, *_IMAGENET)).pooler_output
-        return answer
+        features: Tensor = self.network(_preprocess(self.network, x, self.side, *_IMAGENET)).pooler_output
+        return features
 
 
 class ClipImages(nn.Module):
@@ -66,10 +66,10 @@ class ClipImages(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the embeddings ``(B, F)``."""
         side = self.network.config.vision_config.image_size
-        pixels = _seen(self.network, x, side, *_CLIP)
+        pixels = _preprocess(self.network, x, side, *_CLIP)
         pooled = self.network.vision_model(pixel_values=pixels).pooler_output
-        answer: Tensor = self.network.visual_projection(pooled)
-        return answer
+        features: Tensor = self.network.visual_projection(pooled)
+        return features
 
 
 def clip_of(folder: str | Path) -> Any:
@@ -81,7 +81,7 @@ def folder_weights(folder: str | Path) -> Path:
     """Return the file of weights in a folder.
 
     Raises:
-        FileNotFoundError: when there is none of safetensors.
+        FileNotFoundError: when it has no ``model.safetensors``.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
@@ -94,23 +94,23 @@ def _pretrained(kind: str, folder: str | Path) -> Any:
     check_model_folder(folder)
     try:
         import transformers
-    except Exception as error:  # a broken install raises whatever it likes
+    except Exception as error:  # a broken install may raise anything
         raise ModuleNotFoundError(
             "DINOv2 and CLIP need transformers: pip install 'gas-solver[diffusers]'"
         ) from error
     try:
-        found = getattr(transformers, kind).from_pretrained(
+        network = getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True
         )
-    except Exception as error:  # neither do its readers' errors have a common class
+    except Exception as error:  # its errors have no common class
         raise UserError(f"{folder} holds no {kind}: {str(error).splitlines()[0]}") from error
-    return found.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
-def _seen(
+def _preprocess(
     network: nn.Module, x: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Return images as bytes, resized by bicubic interpolation and normalised."""
+    """Return images as bytes, resized by bicubic interpolation and normalized."""
     first = next(network.parameters())
     x = as_bytes(rgb(x.to(first.device))) / 255
     if x.shape[2:] != (side, side):

@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart: precision, recall, density and coverage by nearest neighbours."""
+"""Fidelity and diversity: precision, recall, density and coverage by nearest neighbors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK = 2**20
 class PRDC:
     """Precision, recall, density and coverage of samples ``y_1..y_M`` with respect to data ``x_1..x_N``.
 
-    A ball is closed, has a point of one set at its centre, and reaches to the k-th nearest other point of
+    A ball is closed, has a point of one set at its center, and reaches to the k-th nearest other point of
     that set.
 
     Args:
@@ -42,7 +42,7 @@ class PRDC:
 def prdc(fake: Tensor, real: Tensor, k: int = 5) -> PRDC:
     """Return precision, recall, density and coverage of samples with respect to data.
 
-    With ``B(x_i)`` the ball about ``x_i`` that reaches to its k-th nearest neighbour among the other data:
+    With ``B(x_i)`` the ball about ``x_i`` that reaches to its k-th nearest neighbor among the other data:
     ``precision = mean_j 1[y_j in any B(x_i)]``, ``recall`` the same with the two sets exchanged,
     ``density = sum_ij 1[y_j in B(x_i)] / (k M)``, ``coverage = mean_i 1[any y_j in B(x_i)]``.
 
@@ -56,7 +56,7 @@ def prdc(fake: Tensor, real: Tensor, k: int = 5) -> PRDC:
     Args:
         fake: ``(M, F)`` features of samples, M > k.
         real: ``(N, F)`` features of the data, N > k, moved to the device of ``fake``.
-        k: neighbours that a ball reaches to, at least 1. Compare numbers of one k and equal counts only.
+        k: neighbors that a ball reaches to, at least 1. Compare numbers of one k and equal counts only.
 
     Raises:
         ValueError: for features that are not two finite matrices of one width, k < 1, or k or fewer samples.
@@ -72,9 +72,9 @@ def prdc(fake: Tensor, real: Tensor, k: int = 5) -> PRDC:
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
     fake, real = feature_sets(fake, real, least=k + 1)
-    # Rounding of the expanded squares grows with the distance from the origin: bring the data there.
-    centre = real.mean(dim=0)
-    fake, real = fake - centre, real - centre
+    # Rounding of the expanded squares grows with the distance from the origin: center the data there.
+    center = real.mean(dim=0)
+    fake, real = fake - center, real - center
     fake_radii, real_radii = _radii(fake, k), _radii(real, k)
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     inside = recalled = covered = 0
@@ -94,7 +94,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
     # One tensor, filled: small ones that outlive a block would split the memory the next could reuse.
     radii = torch.empty(len(x), dtype=x.dtype, device=x.device)
     for rows, distances, _ in _blocks(x, x):
-        # A row is not its own neighbour, but an equal row is: exclude by place, not by distance.
+        # A row is not its own neighbor, but an equal row is: exclude by place, not by distance.
         distances[torch.arange(len(rows), device=x.device), rows] = torch.inf
         radii[rows] = distances.kthvalue(k, dim=1).values
     return radii

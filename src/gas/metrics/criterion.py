@@ -1,4 +1,4 @@
-"""What a distribution of samples is judged by while a solver learns."""
+"""The Frechet distance as a selection criterion during training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["FrechetCriterion"]
 
 
 class FrechetCriterion:
-    """Frechet distance of samples to a reference, for choosing the best of a training by.
+    """Frechet distance of samples to a reference, for selecting the best iterate of adversarial training.
 
-    A solver that is trained against a critic may make another sample than its teacher from the same noise,
-    as long as it is as good: a paired error would call that a loss. The distance of the two distributions
-    does not. On the same noise throughout, its bias in the number of samples is the same for every candidate, and
-    differences between candidates are far less noisy than the distances themselves.
+    A solver trained against a discriminator may turn noise into another sample than its teacher does, as long as it is
+    equally good. A paired error counts that as a loss, the distance of the two distributions does not. With the same
+    noise for every candidate, the bias in the number of samples cancels, and differences between candidates are far
+    less noisy than the distances themselves.
 
     Args:
         features: ``(B, *) -> (B, F)``.
@@ -32,8 +32,8 @@ class FrechetCriterion:
             else feature_statistics(extract(features, reference))
         )
 
-    def __call__(self, made: Tensor) -> float:
-        """Return the distance of samples ``(S, *)``, S >= 2; infinite where one is not finite."""
-        if not bool(made.isfinite().all()):
+    def __call__(self, samples: Tensor) -> float:
+        """Return the distance of samples ``(S, *)``, S >= 2; infinite if one is not finite."""
+        if not bool(samples.isfinite().all()):
             return float("inf")
-        return frechet_distance(feature_statistics(extract(self.features, made)), self.reference)
+        return frechet_distance(feature_statistics(extract(self.features, samples)), self.reference)

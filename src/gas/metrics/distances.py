@@ -1,4 +1,4 @@
-"""Two sets of features compared in every way we know, with how sure each number is."""
+"""All distances between two sets of features, with their intervals."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from gas.metrics.kernel import kernel_distance
 
 __all__ = ["BRACKETS", "Distribution", "distribution", "frechet_interval"]
 
-# How an interval in brackets is read, wherever one is shown.
+# The note under every table that shows intervals in brackets.
 BRACKETS = (
     "Frechet distances with an interval in brackets (95%, jackknife) are corrected for the bias of few samples, which "
     "makes the plain Frechet distance (FID as published) too large; below 3 samples a feature there is none."
 )
 
-# Fewer samples than this, or than this many for each feature, have no jackknife. It removes the bias of order 1/S;
-# with fewer samples the rest shows: 64 of 200 features, of the reference's own law, are 96 [88, 103] from it.
+# Least number of samples, and of samples per feature, for the jackknife. It removes the bias of order 1/S only; below,
+# the rest shows: 64 samples of 200 features, from the reference's own law, get a distance of 96 [88, 103].
 _LEAST = 4
 _LEAST_A_FEATURE = 3
 
-_NEIGHBOURS = 5
+# k = 5 as in Naeem et al.; subsets of 1,000 as in Binkowski et al.
+_NEIGHBORS = 5
 _SUBSET = 1000
 _SUBSETS = 50
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """How far samples are from a reference as a distribution.
+    """Distances between the distributions of samples and a reference.
 
     Args:
-        frechet: Frechet distance as published (FID's formula), too large by the bias of its number of samples.
+        frechet: Frechet distance as published (FID's formula), biased upwards in the number of samples.
         kernel: unbiased kernel distance (KID where features are Inception's).
         kernel_std: its standard error ``s sqrt(m / (n - m))``, from the standard deviation s over subsets of m of the
             n samples, which drawn without replacement vary by ``1/m - 1/n`` of what one sample does; where both laws
             are the same it is too large.
         prdc: precision, recall, density and coverage at k = 5, on the first samples of the larger set, as many as the
             smaller has: they depend on both counts. None with 5 samples or fewer.
-        frechet_corrected: the distance without that bias (:func:`frechet_interval`); none of fewer than 4 samples, or
-            3 a feature.
-        frechet_interval: 95% interval around ``frechet_corrected``; it stands for the samples' share of the chance, not
-            the reference's, unless they are pairs.
+        frechet_corrected: the distance without that bias (:func:`frechet_interval`); ``None`` below 4 samples, or 3 per
+            feature.
+        frechet_interval: 95% interval around ``frechet_corrected``. It covers the sampling error of the samples, and
+            that of the reference only where both are pairs.
     """
 
     frechet: float
@@ -66,10 +67,10 @@ def frechet_interval(
     always lies within the interval. The bias is removed to first order in ``1 / S``.
 
     Args:
-        features: ``(S, F)`` of the samples. With ``S < 4`` or ``S < 3 F`` the jackknife does not hold: both are none.
-        reference: statistics to hold them against, taken as exact; or features ``(S, F)`` of the teacher's samples of
+        features: ``(S, F)`` of the samples. Both are ``None`` with ``S < 4`` or ``S < 3 F``, where the jackknife fails.
+        reference: statistics, taken as exact; or features ``(S, F)`` of the teacher's samples of
             the same noise, row by row, which are left out together with their partners.
-        groups: that are left out in turn.
+        groups: number of groups that are left out in turn.
     """
     if len(features) < max(_LEAST, _LEAST_A_FEATURE * features.shape[1]):
         return None, None
@@ -104,7 +105,7 @@ def distribution(fake: Tensor, real: Tensor, *, paired: bool = False) -> Distrib
         frechet=frechet_distance(feature_statistics(fake), reference),
         kernel=kernel.estimate,
         kernel_std=kernel.std * math.sqrt(size / max(1, fewer - size)),
-        prdc=prdc(fake[:fewer], real[:fewer], k=_NEIGHBOURS) if fewer > _NEIGHBOURS else None,
+        prdc=prdc(fake[:fewer], real[:fewer], k=_NEIGHBORS) if fewer > _NEIGHBORS else None,
         frechet_corrected=corrected,
         frechet_interval=interval,
     )

@@ -71,8 +71,8 @@ def feature_statistics(features: Tensor) -> FeatureStatistics:
     _require_finite("features", features)
     values = features.detach().to("cpu", torch.float64)
     mean = values.mean(dim=0)
-    centred = values - mean
-    return FeatureStatistics(mean, centred.T @ centred / (len(values) - 1), len(values))
+    centered = values - mean
+    return FeatureStatistics(mean, centered.T @ centered / (len(values) - 1), len(values))
 
 
 def merge(p: FeatureStatistics, q: FeatureStatistics) -> FeatureStatistics:

@@ -1,4 +1,4 @@
-"""How sure a number is: over the samples it comes from, and over training seeds."""
+"""Confidence intervals: over samples (bootstrap, jackknife) and over training seeds (Student's t)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bootstrap:
 
     @property
     def basic(self) -> tuple[float, float]:
-        """The centred interval ``(2 d - q_hi, 2 d - q_lo)``: for a biased statistic, as a Fréchet distance."""
+        """The centered interval ``(2 d - q_hi, 2 d - q_lo)``: for a biased statistic, as a Fréchet distance."""
         low, high = self.percentile
         return 2 * self.estimate - high, 2 * self.estimate - low
 
@@ -63,7 +63,7 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Bootstrap:
-    """Return a statistic of a sample with what resampling the sample's rows makes of it.
+    """Return a statistic of a sample and of its bootstrap resamples.
 
     ``d = statistic(features)`` and ``d*_r = statistic(features[i_1..i_S])`` with rows drawn with replacement.
     The spread of ``d*`` about ``d`` stands for that of ``d`` about the truth.
@@ -75,7 +75,7 @@ def bootstrap(
     around it. To compare two solvers, compare equal S and seeds instead: the biases cancel.
 
     Resampling repeats rows. A statistic that compares rows of this sample with each other takes a repeat for
-    a close neighbour: a kernel distance loses its unbiasedness, the recall of resampled samples and
+    a close neighbor: a kernel distance loses its unbiasedness, the recall of resampled samples and
     the precision, density and coverage against resampled data drop. No interval repairs that.
 
     Args:

@@ -86,8 +86,8 @@ def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tupl
     for the tens of independent samples and more that paired errors come in.
 
     Args:
-        values: ``(n,)`` independent numbers, n >= 2. A value that is not finite is not hidden: it makes
-            the half width NaN.
+        values: ``(n,)`` independent numbers, n >= 2. A value that is not finite makes the
+            half width NaN.
         level: coverage, within (0, 1).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Statistics of features on disk: our own, and the references that papers publish; nothing is unpickled."""
+"""Files of feature statistics: our own, and the references that papers publish; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ from gas.metrics.frechet import FeatureStatistics, extract
 
 __all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
 
-# What a published reference leaves unsaid; no distance asks for it.
-_UNSAID = 2
-# What our own say of their features.
-_SAID = ("features", "features_of", "weights_sha256")
+# The count of published references, which do not record theirs; no distance depends on it.
+_UNKNOWN_COUNT = 2
+# Entries of our own files that identify the features.
+_FINGERPRINT = ("features", "features_of", "weights_sha256")
 # Features of the widest space in use (VGG-16's); a covariance then has 128 MB.
 _WIDEST = 4096
-_TEXT = 4096  # bytes of a text
+# Most bytes of such an entry.
+_TEXT = 4096
 
 
 def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
-    """Return the features ``(N, F)`` of samples that come in batches.
+    """Return the features ``(N, F)`` of batches of samples.
 
-    Several processes (:func:`gas.distributed.process_group`) share the batches, to the same bits.
+    Ranks (:func:`gas.distributed.process_group`) share the batches, to the same bits.
 
     Args:
         features: ``(B, *) -> (B, F)``.
-        batches: of samples, one at least, the same in every process.
+        batches: of samples, at least one, the same in every rank.
 
     Raises:
         ValueError: as :func:`gas.metrics.extract` does.
@@ -56,13 +57,13 @@ def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor])
 
 
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
-    """Return the statistics of the features of samples that come in batches, holding one at a time.
+    """Return the feature statistics of batches of samples, holding one batch at a time.
 
-    Several processes (:func:`gas.distributed.process_group`) share the batches, to the same bits.
+    Ranks (:func:`gas.distributed.process_group`) share the batches, to the same bits.
 
     Args:
         features: ``(B, *) -> (B, F)``.
-        batches: of samples, the same in every process.
+        batches: of samples, the same in every rank.
 
     Raises:
         ValueError: for fewer than two samples, or features that are not finite.
@@ -71,11 +72,11 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
         Chan, Golub, LeVeque, COMPSTAT 1982, as in :func:`gas.metrics.merge`.
     """
     count, mean, scatter = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    for seen in distributed.map_sharded(
+    for part in distributed.map_sharded(
         lambda batch: extract(features, batch).to("cpu", torch.float64), batches
     ):
-        centre, more = seen.mean(0), len(seen)
-        offset, rest = centre - mean, seen - centre
+        center, more = part.mean(0), len(part)
+        offset, rest = center - mean, part - center
         scatter = scatter + rest.T @ rest + torch.outer(offset, offset) * (count * more / (count + more))
         mean = mean + offset * (more / (count + more))
         count += more
@@ -85,14 +86,14 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
 
 
 def save_statistics(
-    path: str | Path, statistics: FeatureStatistics, told: Mapping[str, str] | None = None
+    path: str | Path, statistics: FeatureStatistics, fingerprint: Mapping[str, str] | None = None
 ) -> Path:
     """Write statistics to ``.safetensors``, or to ``.npz`` as ``mu``, ``sigma`` and ``count``.
 
     Args:
         path: the file; whole or absent.
         statistics: mean, covariance and count.
-        told: of which features they are, text by name; safetensors keeps it.
+        fingerprint: of the features, text by name.
 
     Raises:
         ValueError: for another kind of file.
@@ -101,7 +102,7 @@ def save_statistics(
     if path.suffix == ".npz":
         arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
         arrays["count"] = np.array(statistics.count)
-        arrays |= {name: np.array(text) for name, text in (told or {}).items()}
+        arrays |= {name: np.array(text) for name, text in (fingerprint or {}).items()}
         return write_bytes(path, _archive(arrays_with_checksum(arrays)))
     if path.suffix != ".safetensors":
         raise UserError(f"statistics go to a .safetensors or .npz file, got {path.name}")
@@ -110,15 +111,15 @@ def save_statistics(
         "cov": statistics.cov.contiguous(),
         "count": torch.tensor(statistics.count),
     }
-    return write_bytes(path, sort_metadata(save(tensors, metadata_with_checksum(tensors, told or {}))))
+    return write_bytes(path, sort_metadata(save(tensors, metadata_with_checksum(tensors, fingerprint or {}))))
 
 
-def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> FeatureStatistics:
+def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = None) -> FeatureStatistics:
     """Read statistics: ours, EDM's ``.npz`` (``mu``, ``sigma``) or ADM's reference batches (with images beside).
 
     Args:
         path: the file.
-        told: of which features they must be, where the file says of which they are.
+        fingerprint: that the features must have, where the file records theirs.
 
     Warns:
         UserWarning: when one of ours has no checksum.
@@ -130,27 +131,26 @@ def read_statistics(path: str | Path, told: Mapping[str, str] | None = None) -> 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no statistics at {path}")
-    found, said = _of_safetensors(path) if path.suffix == ".safetensors" else _of_npz(path)
-    _check(path, said, told or {})
-    return found
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
+    statistics, recorded = read(path)
+    _check(path, recorded, fingerprint or {})
+    return statistics
 
 
-def _check(path: Path, said: Mapping[str, str], told: Mapping[str, str]) -> None:
-    """Refuse what says that it is of other features, or of some model's own and not of whose."""
-    for name, text in told.items():
-        if said.get(name, text) != text:
-            more = (
-                ", the model's own: make them again with gas statistics --model"
-                if "features_of" in told
-                else ""
-            )
+def _check(path: Path, recorded: Mapping[str, str], fingerprint: Mapping[str, str]) -> None:
+    """Refuse statistics of other features, and those of a model's own features that do not name the model."""
+    for name, text in fingerprint.items():
+        if recorded.get(name, text) != text:
+            advice = ""
+            if "features_of" in fingerprint:
+                advice = ", the model's own: make them again with gas statistics --model"
             raise UserError(
-                f"{path} holds statistics of other features: {name} {said[name]}, not {text}{more}"
+                f"{path} holds statistics of other features: {name} {recorded[name]}, not {text}{advice}"
             )
-    if said.get("features") == "model" and "features_of" in told and "features_of" not in said:
+    if recorded.get("features") == "model" and "features_of" in fingerprint and "features_of" not in recorded:
         raise UserError(
             f"{path} holds statistics of a model's own features and does not say whose: make them again with "
-            f"gas statistics --model {told['features_of']}"
+            f"gas statistics --model {fingerprint['features_of']}"
         )
 
 
@@ -179,7 +179,7 @@ def read_images(path: str | Path) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
+def _read_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     try:
         tensors, metadata = read_safetensors(path, _most(_WIDEST), warn=True)
         return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), metadata
@@ -187,20 +187,20 @@ def _of_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
         raise UserError(f"{path} holds no statistics, or is damaged: {error_text(error)}") from error
 
 
-def _of_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
+def _read_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     with _archive_of(path) as archive:
         arrays = _arrays(archive, str(path))
     if not {"mu", "sigma"} <= arrays.keys():
         raise UserError(f"{path} has no statistics mu and sigma: make them of images with `gas statistics`")
-    said = {name: str(arrays[name]) for name in _SAID if name in arrays}
+    recorded = {name: str(arrays[name]) for name in _FINGERPRINT if name in arrays}
     try:
         mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
-        count = _count(arrays["count"]) if "count" in arrays else _UNSAID
+        count = _count(arrays["count"]) if "count" in arrays else _UNKNOWN_COUNT
         if cov.shape != (mean.numel(), mean.numel()) or not bool(torch.isfinite(cov).all()):
             raise UserError(
                 f"sigma of shape {tuple(cov.shape)} is not a finite covariance of {mean.numel()} features"
             )
-        return FeatureStatistics(mean, (cov + cov.T) / 2, count), said
+        return FeatureStatistics(mean, (cov + cov.T) / 2, count), recorded
     except (ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {error_text(error)}") from error
 
@@ -212,13 +212,15 @@ def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
     contents["sigma"] = read_array(archive, "sigma", 8 * width * width)
     listed = [name.removesuffix(".npy") for name in archive.namelist()]
     texts = (
-        ("count", *_SAID) if CHECKSUM not in listed else [key for key in listed[:64] if key not in contents]
+        ("count", *_FINGERPRINT)
+        if CHECKSUM not in listed
+        else [key for key in listed[:64] if key not in contents]
     )
     contents |= {key: read_array(archive, key, _TEXT) for key in texts}
     arrays = {key: array for key, array in contents.items() if array is not None}
     if CHECKSUM in arrays:
         verify_arrays(arrays)
-    elif "count" in arrays:  # which none but ours have
+    elif "count" in arrays:  # only our own files have a count
         warn_no_checksum(name)
     return arrays
 
@@ -230,7 +232,7 @@ def _count(value: np.ndarray) -> int:
 
 
 def _most(width: int) -> int:
-    """Bytes of a file of statistics of so many features."""
+    """Most bytes of a file with statistics of so many features."""
     return 8 * width * (width + 1) + (1 << 20)
 
 
@@ -246,7 +248,7 @@ def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 @contextmanager
 def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose arrays are read as they are asked for."""
+    """Open an archive whose arrays are read one at a time."""
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:

@@ -31,7 +31,7 @@ def error_plot(
     highlight: str | None = None,
     scale: int = 2,
 ) -> Path:
-    """Draw error over NFE, both logarithmic, one line a solver, and save it as a PNG.
+    """Draw error over NFE, both logarithmic, one line per solver, and save it as a PNG.
 
     Solvers are named at the ends of their lines where the names have room, else in a legend. Where all have the same
     single NFE there is no line to draw: :func:`gas.plotting.errors.error_bars` draws a bar for each.
@@ -42,7 +42,7 @@ def error_plot(
         title: heading.
         ylabel: what the error is, along its axis.
         note: small print under the picture.
-        highlight: name of the learned solver, drawn in the accent colour over the others.
+        highlight: name of the learned solver, drawn in the accent color over the others.
         scale: device pixels in a CSS pixel, 1 or more.
 
     Returns:
@@ -83,13 +83,12 @@ def error_plot(
         sheet.text(x if at_end else x + 14, y, name, size=12, bold=chosen, color=color)
     label = "network evaluations a sample (NFE)"
     sheet.text(_LEFT + width / 2, _TOP + _PLOT + 38, label, size=11, color=GREY, align="center")
-    for i, line in enumerate(small):
-        sheet.text(_MARGIN, _TOP + _PLOT + 60 + 16 * i, line, size=11, color=GREY)
+    sheet.small_print(_MARGIN, _TOP + _PLOT + 60, small)
     return sheet.save(path)
 
 
 def _check(curves: Curves, highlight: str | None, scale: int) -> None:
-    """Refuse what cannot be drawn as it was meant."""
+    """Refuse arguments that cannot be drawn."""
     if not curves:
         raise UserError("curves must hold at least one {name: {nfe: error}} entry, got none")
     for name, curve in curves.items():
@@ -110,7 +109,7 @@ def _check(curves: Curves, highlight: str | None, scale: int) -> None:
 
 
 def _frame(axes: Axes, curves: Curves) -> None:
-    """Set both axes logarithmic, with a tick at every NFE there is (while there is room) and a quiet grid."""
+    """Set both axes logarithmic, with a tick at every NFE for which there is room."""
     nfes = sorted({nfe for curve in curves.values() for nfe in curve})
     errors = [error for curve in curves.values() for error in curve.values()]
     low, high = min(errors) / 1.25, max(errors) * 1.25
@@ -131,7 +130,7 @@ def _frame(axes: Axes, curves: Curves) -> None:
 
 
 def _draw(axes: Axes, curves: Curves, highlight: str | None) -> dict[str, tuple[str, bool]]:
-    """Draw the lines, the highlighted one last and strongest; return each one's ``(colour, is dashed)``."""
+    """Draw the lines, the highlighted one last and strongest; return each one's ``(color, is dashed)``."""
     others = [name for name in curves if name != highlight]
     styles = {name: (MUTED[n % len(MUTED)], n >= len(MUTED)) for n, name in enumerate(others)}
     if highlight is not None:
@@ -175,7 +174,7 @@ def _name_heights(axes: Axes, curves: Curves) -> tuple[dict[str, float], bool]:
 def _spread(values: Sequence[float], gap: float) -> list[float]:
     """Return the numbers nearest to sorted ``values``, in least squares, that are ``gap`` apart or more.
 
-    Less ``n gap`` they must not decrease: isotonic regression, by pooling neighbours that do.
+    Less ``n gap`` they must not decrease: isotonic regression, by pooling neighbors that do.
     """
     pools: list[tuple[float, int]] = []
     for n, value in enumerate(values):
@@ -222,12 +221,8 @@ def error_bars(
     sheet.text(_BARS_MARGIN, 54, f"{label}; smaller is better", size=12, color=GREY)
     left = _BARS_MARGIN + round(max(text_width(name, 12, bold=True) for name in errors)) + 12
     numbers = {name: f"{error:.3g}" for name, error in errors.items()}
-    right = (
-        _BARS_WIDTH
-        - _BARS_MARGIN
-        - round(max(text_width(text, 12, bold=True) for text in numbers.values()))
-        - 8
-    )
+    widest = round(max(text_width(text, 12, bold=True) for text in numbers.values()))
+    right = _BARS_WIDTH - _BARS_MARGIN - widest - 8
     longest = max(errors.values())
     sheet.box(left - 1, _BARS_TOP - 4, 1, bottom - _BARS_TOP + 4, RULE)
     for n, name in enumerate(sorted(errors, key=lambda name: errors[name])):
@@ -236,6 +231,5 @@ def error_bars(
         sheet.text(left - 10, y, name, size=12, bold=chosen, color=ACCENT if chosen else INK, align="right")
         sheet.box(left, y - _BAR / 2, width, _BAR, ACCENT if chosen else MUTED[0])
         sheet.text(left + width + 7, y, numbers[name], size=12, bold=chosen, color=ACCENT if chosen else GREY)
-    for i, line in enumerate(small):
-        sheet.text(_BARS_MARGIN, bottom + 16 + 16 * i, line, size=11, color=GREY)
+    sheet.small_print(_BARS_MARGIN, bottom + 16, small)
     return sheet.save(path)

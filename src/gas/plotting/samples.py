@@ -1,4 +1,4 @@
-"""The picture of samples: one row a solver, one column a seed."""
+"""Grids of samples: one row per solver, one column per seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sample_grid(
     highlight: int | None = None,
     scale: int = 2,
 ) -> Path:
-    """Draw the samples of several solvers from the same seeds, one row a solver, and save them as a PNG.
+    """Draw the samples of several solvers from the same seeds, one row per solver, and save them as a PNG.
 
     Images keep their pixels: enlarged by a whole factor without smoothing, or averaged where they are
     larger than their place. The page is at most 900 CSS pixels wide.
@@ -47,7 +47,7 @@ def sample_grid(
         title: heading.
         note: small print under the picture.
         captions: a short text over each column, K of them or none.
-        highlight: index of the row of the learned solver, drawn in the accent colour.
+        highlight: index of the row of the learned solver, drawn in the accent color.
         scale: device pixels in a CSS pixel, 1 or more.
 
     Returns:
@@ -69,14 +69,13 @@ def sample_grid(
         _draw_label(sheet, plan, i, chosen=i == highlight)
         for k, pixels in enumerate(_pixels(images, plan.image)):
             sheet.image(plan.column(k), plan.row(i) - plan.cell_h // 2, pixels)
-    for i, line in enumerate(plan.small):
-        sheet.text(_MARGIN, plan.bottom + 4 + 16 * i, line, size=11, color=GREY)
+    sheet.small_print(_MARGIN, plan.bottom + 4, plan.small)
     return sheet.save(path)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where everything goes, in CSS pixels; ``image`` is (height, width) of an image in device pixels."""
+    """The layout in CSS pixels; ``image`` is (height, width) of an image in device pixels."""
 
     labels: list[list[tuple[str, bool]]]
     heading: list[str]
@@ -140,7 +139,7 @@ def _plan(rows: Sequence[tuple[str, Tensor]], title: str, note: str, captions: b
 def _check(
     rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], highlight: int | None, scale: int
 ) -> None:
-    """Refuse what cannot be drawn as it was meant."""
+    """Refuse arguments that cannot be drawn."""
     if not rows:
         raise UserError("rows must hold at least one (label, images) pair, got none")
     shape = tuple(rows[0][1].shape)

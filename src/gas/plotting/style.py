@@ -1,8 +1,9 @@
-"""One look for every picture: a palette, a typeface, and a white sheet measured in CSS pixels."""
+"""The style of every picture: a palette, a typeface, and a white page measured in CSS pixels."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,21 +23,21 @@ __all__ = ["ACCENT", "GREY", "GRIDLINE", "INK", "MUTED", "RULE", "TINT", "Sheet"
 INK, GREY, RULE, GRIDLINE = "#24292f", "#6e7781", "#d0d7de", "#eceff2"
 ACCENT, TINT = "#d9480f", "#fdf3ee"
 MUTED = ("#4f7396", "#7d9b76", "#98779f", "#b59a5b", "#8c959f")
-"""Colours of what is not highlighted, in this order, then around again."""
+"""Colors of what is not highlighted, used in this order and cyclically."""
 
 _FONT = "DejaVu Sans"  # ships with matplotlib, so a picture looks the same on every machine
 _POINTS = 0.72  # points in one CSS pixel, as a sheet holds 100 of them in an inch
 
 
 def require_matplotlib() -> None:
-    """Raise ModuleNotFoundError, with advice, where pictures cannot be drawn: before long work, not after it."""
+    """Raise ModuleNotFoundError, with advice, where matplotlib is missing: before long work, not after it."""
     _matplotlib("figure")
 
 
 class Sheet:
     """A white page of ``width x height`` CSS pixels with its origin in the upper left corner.
 
-    Nothing here touches matplotlib's global state. The file has ``scale`` times as many pixels a side.
+    It leaves matplotlib's global state alone. The file has ``scale`` times as many pixels a side.
 
     Args:
         width: in CSS pixels.
@@ -81,8 +82,13 @@ class Sheet:
             parse_math=False,
         )
 
+    def small_print(self, x: float, y: float, lines: Sequence[str]) -> None:
+        """Write lines of small print, the first at height ``y``."""
+        for i, line in enumerate(lines):
+            self.text(x, y + 16 * i, line, size=11, color=GREY)
+
     def image(self, x: int, y: int, pixels: NDArray[np.uint8]) -> None:
-        """Put ``(h, w, 3)`` device pixels with their upper left corner at ``(x, y)``, each as it is."""
+        """Draw ``(h, w, 3)`` device pixels, without resampling, with their upper left corner at ``(x, y)``."""
         bottom = (self.height - y) * self.scale - pixels.shape[0]
         self.figure.figimage(pixels, x * self.scale, bottom, origin="upper", zorder=2)
 
@@ -119,12 +125,12 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
     """Return how wide a line of text is, in CSS pixels."""
     weight = "bold" if bold else "normal"
     font = _matplotlib("font_manager").FontProperties(family=_FONT, weight=weight, size=size)
-    ruler = _matplotlib("textpath").text_to_path
-    return float(ruler.get_text_width_height_descent(plain(text), font, ismath=False)[0])
+    converter = _matplotlib("textpath").text_to_path
+    return float(converter.get_text_width_height_descent(plain(text), font, ismath=False)[0])
 
 
 def wrap(text: str, width: float, size: float, bold: bool = False) -> list[str]:
-    """Break text into lines no wider than ``width`` CSS pixels, at spaces and where it has line breaks."""
+    """Break text into lines no wider than ``width`` CSS pixels, at spaces and at its line breaks."""
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""

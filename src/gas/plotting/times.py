@@ -1,4 +1,4 @@
-"""The picture of times: where on the way from noise to data each solver asks the network."""
+"""The picture of times: at which noise levels each solver evaluates the network."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["times_plot"]
 _WIDTH, _MARGIN, _PITCH, _TOP = 900, 22, 42, 86
 _LABELS = (1, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
 
-_DOTS = "A dot is a network evaluation, at the time that the network is told"
-_STROKES = "; a stroke is a time that a state lives at"
-_LEARNED = ". A learned solver may tell the network another time than its state's, and so not ask at t = 1."
+_DOTS = "A dot is a network evaluation, at the time passed to the network"
+_STROKES = "; a stroke is the time of a state"
+_LEARNED = ". A learned solver may pass another time than its state's, and so not evaluate at t = 1."
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 
@@ -34,26 +34,25 @@ def times_plot(
     series: Sequence[Series],
     schedule: Schedule,
     *,
-    title: str = "Where the network is asked",
+    title: str = "Times of the network evaluations",
     note: str | None = None,
     highlight: int | None = None,
     scale: int = 2,
 ) -> Path:
     """Draw the times of several solvers under each other, over the half log-SNR, and save it as a PNG.
 
-    A dot is a network evaluation; a short stroke is a step, a time that a state lives at. The two part
-    ways where a solver tells the network another time than its state's.
+    A dot is a network evaluation, a short stroke the time of a state. They differ where a solver passes another time
+    to the network than its state's.
 
     Args:
         path: the PNG file to write; whole or absent.
-        series: ``(name, asked, steps)`` from top to bottom: the N times the network is told
-            (``table.times``, from 0 to the schedule's ``t_max``), and the N + 1 times of the grid, or
-            ``()`` to draw none.
+        series: ``(name, times, steps)`` from top to bottom: the N times passed to the network (``table.times``, from 0
+            to the schedule's ``t_max``), and the N + 1 times of the grid, or ``()`` to draw none.
         schedule: gives the axis ``schedule.half_log_snr(t)``. Times at which it is infinite are drawn
             as arrows at the edge.
         title: heading; the NFE is added (", NFE 4").
-        note: small print under the picture; by default it says what dots and strokes are.
-        highlight: index of the learned solver, drawn in the accent colour.
+        note: small print under the picture; by default it explains dots and strokes.
+        highlight: index of the learned solver, drawn in the accent color.
         scale: device pixels in a CSS pixel, 1 or more.
 
     Returns:
@@ -70,31 +69,30 @@ def times_plot(
         note = _DOTS + (_STROKES if any(len(steps) for _, _, steps in series) else "") + _LEARNED
     under, small = _TOP + _PITCH * len(series), wrap(note, _WIDTH - 2 * _MARGIN, 11)
     sheet = Sheet(_WIDTH, under + 58 + (16 * len(small) + 4 if small else 0), scale)
-    nfe = sorted({len(asked) for _, asked, _ in series})
+    nfe = sorted({len(times) for _, times, _ in series})
     heading = f"{title}, NFE {nfe[0]}" + (f" to {nfe[-1]}" if len(nfe) > 1 else "")
     sheet.text(_MARGIN, 30, heading, size=17, bold=True)
 
     axes = sheet.axes(left, _TOP, _WIDTH - left - _MARGIN, _PITCH * len(series))
     axes.set(xlim=_range(schedule, series), ylim=(len(series) - 0.5, -0.5), yticks=[])
     _label(sheet, axes, schedule, left, under)
-    for i, (name, asked, steps) in enumerate(series):
+    for i, (name, times, steps) in enumerate(series):
         chosen = i == highlight
         color = ACCENT if chosen else INK
         sheet.text(_MARGIN, _TOP + _PITCH * (i + 0.5), name, size=13, bold=chosen, color=color)
-        _draw(axes, i, _half_log_snr(schedule, asked), _half_log_snr(schedule, steps), chosen)
-    for i, line in enumerate(small):
-        sheet.text(_MARGIN, under + 62 + 16 * i, line, size=11, color=GREY)
+        _draw(axes, i, _half_log_snr(schedule, times), _half_log_snr(schedule, steps), chosen)
+    sheet.small_print(_MARGIN, under + 62, small)
     return sheet.save(path)
 
 
 def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, scale: int) -> None:
-    """Refuse what cannot be drawn as it was meant."""
+    """Refuse arguments that cannot be drawn."""
     if not series:
-        raise UserError("series must hold at least one (name, asked, steps) triple, got none")
-    for name, asked, steps in series:
-        if len(asked) == 0:
-            raise UserError(f"asked times of {name!r} must hold at least one time, got none")
-        outside = [float(t) for t in (*asked, *steps) if not schedule.t_min <= t <= schedule.t_max]
+        raise UserError("series must hold at least one (name, times, steps) triple, got none")
+    for name, times, steps in series:
+        if len(times) == 0:
+            raise UserError(f"times of {name!r} must hold at least one time, got none")
+        outside = [float(t) for t in (*times, *steps) if not schedule.t_min <= t <= schedule.t_max]
         if outside:
             raise UserError(
                 f"times of {name!r} must lie in [{schedule.t_min:.6g}, {schedule.t_max:g}], 1 being noise, got "
@@ -114,7 +112,7 @@ def _half_log_snr(schedule: Schedule, times: Sequence[float]) -> list[float]:
 
 def _range(schedule: Schedule, series: Sequence[Series]) -> tuple[float, float]:
     """Return the ends of the axis: all finite places and a little air."""
-    places = [_half_log_snr(schedule, (*asked, *steps)) for _, asked, steps in series]
+    places = [_half_log_snr(schedule, (*times, *steps)) for _, times, steps in series]
     finite = [lam for row in places for lam in row if math.isfinite(lam)]
     if not finite:
         raise UserError("series must hold a time of finite half log-SNR, got only times at infinity")
@@ -144,14 +142,14 @@ def _label(sheet: Sheet, axes: Axes, schedule: Schedule, left: float, under: flo
     sheet.text(left + width, under + 38, "data →", size=11, color=GREY, align="right")
 
 
-def _draw(axes: Axes, i: int, asked: list[float], steps: list[float], chosen: bool) -> None:
+def _draw(axes: Axes, i: int, times: list[float], steps: list[float], chosen: bool) -> None:
     """Draw the line of one series with its strokes and dots; what is at infinity becomes an arrow."""
     low, high = axes.get_xlim()
     color = ACCENT if chosen else MUTED[0]
     axes.plot([low, high], [i, i], color=RULE, linewidth=1, zorder=1)
     axes.plot(steps, [i] * len(steps), "|", color=color, markersize=13, markeredgewidth=1, zorder=2)
     size = 8.5 if chosen else 7
-    axes.plot(asked, [i] * len(asked), "o", color=color, markersize=size, markeredgecolor="white", zorder=3)
+    axes.plot(times, [i] * len(times), "o", color=color, markersize=size, markeredgecolor="white", zorder=3)
     for edge, marker, infinite in ((low, "<", -math.inf), (high, ">", math.inf)):
-        if infinite in asked:
+        if infinite in times:
             axes.plot([edge], [i], marker, color=color, markersize=size, clip_on=False, zorder=3)
