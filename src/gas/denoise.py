@@ -145,7 +145,7 @@ class ClassifierFreeGuidance:
         scale: 1 is the plain conditional model, 0 the unconditional one.
 
     Raises:
-        ValueError: when ``scale`` is no finite number.
+        UserError: when ``scale`` is no finite number.
 
     References:
         Ho and Salimans, arXiv 2207.12598, equation 6 with ``w = scale - 1``.
@@ -174,7 +174,7 @@ class StaticThreshold:
     of times there, and values out of range carry no information.
 
     Raises:
-        ValueError: when ``limit`` is not positive.
+        UserError: when ``limit`` is not positive.
     """
 
     denoise: Callable[..., Tensor]
@@ -192,7 +192,7 @@ class DynamicThreshold:
     """Clip each sample to the ``quantile`` of its absolute values (at least ``limit``), then scale back to ``limit``.
 
     Raises:
-        ValueError: when ``quantile`` is outside (0, 1] or ``limit`` not positive.
+        UserError: when ``quantile`` is outside (0, 1] or ``limit`` not positive.
 
     References:
         Saharia et al., arXiv 2205.11487, section 2.3.
@@ -226,7 +226,7 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
     and a change is refused.
 
     Raises:
-        ValueError: when autograd records ``x`` and the network changed it.
+        UserError: when autograd records ``x`` and the network changed it.
     """
     if not is_recorded(x):
         return network(x.clone(), *rest)

@@ -39,7 +39,7 @@ class PseudoHuber:
         c: difference at which one turns into the other, in the units of the data, positive.
 
     Raises:
-        ValueError: when ``c`` is not positive.
+        UserError: when ``c`` is not positive.
 
     References:
         Charbonnier et al., 1997; as a distillation loss in Song and Dhariwal, arXiv 2310.14189, section 3.3.
@@ -94,6 +94,6 @@ def loss_by_name(name: str) -> Loss:
     """Return a loss of :data:`LOSSES`.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        UserError: for an unknown name, with the nearest known one.
     """
     return named("loss", name, LOSSES)

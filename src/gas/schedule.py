@@ -71,7 +71,7 @@ class VPLinear:
         beta_1: beta at t = 1, at least ``beta_0``.
 
     Raises:
-        ValueError: unless ``0 < beta_0 <= beta_1``, both finite.
+        UserError: unless ``0 < beta_0 <= beta_1``, both finite.
 
     References:
         Song et al., arXiv 2011.13456, equation 32.
@@ -128,7 +128,7 @@ class EDMasVP:
         sigma_max: highest level that the network supports, above ``sigma_min``.
 
     Raises:
-        ValueError: when a value is outside its range or the two levels allow no increasing beta.
+        UserError: when a value is outside its range or the two levels allow no increasing beta.
 
     References:
         Karras et al., arXiv 2206.00364, Table 1 (VP column) and the sampler of its published code.
@@ -187,7 +187,7 @@ class VPDiscrete:
             name in DDPM-style code.
 
     Raises:
-        ValueError: when the values are too few, not decreasing, or outside (0, 1); says which.
+        UserError: when the values are too few, not decreasing, or outside (0, 1); says which.
 
     References:
         Lu et al., arXiv 2206.00927, appendix D.4.
@@ -308,7 +308,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     """Build the schedule that ``config()`` describes.
 
     Raises:
-        ValueError: for an unknown kind or parameter.
+        UserError: for an unknown kind or parameter.
     """
     parameters = dict(config)
     kind = parameters.pop("kind", None)
@@ -332,7 +332,7 @@ def check_t_end(schedule: Schedule, t_end: float) -> None:
     """Refuse an end of sampling outside of the schedule.
 
     Raises:
-        ValueError: unless ``t_min <= t_end < 1``.
+        UserError: unless ``t_min <= t_end < 1``.
     """
     if not schedule.t_min <= t_end < 1:
         raise UserError(

@@ -45,7 +45,7 @@ class Table:
         outputs: ``(N, N)`` lower triangular, weights of past predictions.
 
     Raises:
-        ValueError: when shapes disagree, a value is not finite, or an entry above the diagonal is not zero.
+        UserError: when shapes disagree, a value is not finite, or an entry above the diagonal is not zero.
 
     References:
         Butcher, "General linear methods", Acta Numerica 15 (2006), for the form.

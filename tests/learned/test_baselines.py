@@ -247,7 +247,7 @@ def test_wrong_kinds_are_refused_before_anything_is_measured(pairs, validation):
     skewed = classical.ddim(VPLinear(), grids.log_snr(VPLinear(), 3, 1e-3))
     with pytest.raises(ValueError, match="weights of x_T"):
         S4S.from_table(VPLinear(), Table(skewed.times, 1.1 * skewed.states, skewed.outputs), 1e-3)
-    with pytest.raises(ValueError, match="heun asks the network twice a step"):
+    with pytest.raises(ValueError, match="heun evaluates the network twice a step"):
         LD3(VPLinear(), 5, 1e-3, base="heun")
 
 

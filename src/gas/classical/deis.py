@@ -26,7 +26,7 @@ def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
         order: predictions that a step combines, 1 to 3.
 
     Raises:
-        ValueError: when ``t`` is not a grid or the order not 1, 2 or 3.
+        UserError: when ``t`` is not a grid or the order not 1, 2 or 3.
 
     References:
         Zhang and Chen, arXiv 2204.13902, equation 15 and appendix.

@@ -20,7 +20,7 @@ def ddim(schedule: Schedule, t: Times) -> Table:
         t: N + 1 times; the table has NFE N.
 
     Raises:
-        ValueError: when ``t`` is not a grid.
+        UserError: when ``t`` is not a grid.
 
     References:
         Song et al., arXiv 2010.02502, equation 12 (eta = 0); Lu et al., arXiv 2211.01095, section 4.1.
@@ -40,7 +40,7 @@ def dpmpp(schedule: Schedule, t: Times, order: int = 3) -> Table:
         order: predictions that a step combines.
 
     Raises:
-        ValueError: when ``t`` is not a grid or the order not 1, 2 or 3.
+        UserError: when ``t`` is not a grid or the order not 1, 2 or 3.
 
     References:
         Lu et al., arXiv 2211.01095, algorithm 2 and appendix; the third order as in the authors' code.

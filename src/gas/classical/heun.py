@@ -23,7 +23,7 @@ def heun(schedule: Schedule, t: Times) -> Table:
         t: K + 1 times; the table has NFE 2 K, less one for each Euler step.
 
     Raises:
-        ValueError: when ``t`` is not a grid.
+        UserError: when ``t`` is not a grid.
 
     References:
         Karras et al., arXiv 2206.00364, algorithm 1.

@@ -21,7 +21,7 @@ def ipndm(schedule: Schedule, t: Times, order: int = 4) -> Table:
         order: predictions that a step combines, 1 to 4.
 
     Raises:
-        ValueError: when ``t`` is not a grid or the order not 1 to 4.
+        UserError: when ``t`` is not a grid or the order not 1 to 4.
 
     References:
         Zhang and Chen, arXiv 2204.13902, section 3.3 and appendix H.2; Liu et al., arXiv 2202.09778.

@@ -58,7 +58,7 @@ class Classical:
         t_end: time that sampling ends at, in [0, 1).
 
     Raises:
-        ValueError: for an unknown solver or grid, with the nearest known name, times that are no grid or
+        UserError: for an unknown solver or grid, with the nearest known name, times that are no grid or
             do not fit, a ``t_end`` out of range, and an NFE that the solver cannot have (Heun takes two a step).
 
     >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
@@ -77,7 +77,7 @@ class Classical:
         integer("nfe (network evaluations)", self.nfe, 1, MAX_NFE)
         number("t_end", self.t_end, "[0, 1)")
         if self.solver == "heun" and self.nfe % 2:
-            raise UserError(f"heun asks the network twice a step, so nfe must be even, got {self.nfe}")
+            raise UserError(f"heun evaluates the network twice a step, so nfe must be even, got {self.nfe}")
 
     @property
     def label(self) -> str:

@@ -36,7 +36,7 @@ def unipc(
         lower_order_final: reduce the order over the last steps, as the authors' code does.
 
     Raises:
-        ValueError: when ``t`` is not a grid, the order not 1, 2 or 3 or the variant unknown.
+        UserError: when ``t`` is not a grid, the order not 1, 2 or 3 or the variant unknown.
 
     References:
         Zhao et al., arXiv 2302.04867, algorithms 1 and 2, equations 3 and 9.

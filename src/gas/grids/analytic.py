@@ -33,7 +33,7 @@ def time_uniform(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in t.
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
+        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
     return _even_in_root(schedule, nfe, t_end, 1)
 
@@ -42,7 +42,7 @@ def time_quadratic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in the square root of t (denser near the data).
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
+        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
     return _even_in_root(schedule, nfe, t_end, 2)
 
@@ -51,7 +51,7 @@ def time_cubic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in the cube root of t (denser still near the data).
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
+        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
     return _even_in_root(schedule, nfe, t_end, 3)
 
@@ -60,7 +60,7 @@ def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly in half log-SNR (arXiv 2206.00927, section 3.3).
 
     Raises:
-        ValueError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
+        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
     """
     _check(schedule, nfe, t_end)
     first, last = finite_half_log_snr(schedule, t_end)
@@ -72,7 +72,7 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
     """Return ``nfe + 1`` times spaced evenly in ``(sigma/alpha)^(1/rho)`` (arXiv 2206.00364, equation 5).
 
     Raises:
-        ValueError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``rho`` not positive.
+        UserError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``rho`` not positive.
     """
     _check(schedule, nfe, t_end)
     number("rho", rho, "(0, inf)")
@@ -95,7 +95,7 @@ def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0)
         shift: s; 1 is the time-uniform grid.
 
     Raises:
-        ValueError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``shift`` not positive.
+        UserError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``shift`` not positive.
 
     References:
         Esser et al., arXiv 2403.03206, equation 23.

@@ -76,7 +76,7 @@ def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
         power: p of the bound.
 
     Raises:
-        ValueError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``power`` below 1.
+        UserError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``power`` below 1.
 
     References:
         Xue et al., arXiv 2402.17376: there by a constrained trust region, here over shares of the

@@ -54,7 +54,7 @@ class GeneralizedSolver(TimedSolver):
         t: the N + 1 nominal times, from 1 to ``t_end``.
 
     Raises:
-        ValueError: when ``nfe``, ``t_end`` or ``order`` is out of range.
+        UserError: when ``nfe``, ``t_end`` or ``order`` is out of range.
 
     References:
         arXiv 2510.17699, equations 13, 14 and 20.

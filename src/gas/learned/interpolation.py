@@ -48,7 +48,7 @@ def profile_of(schedule: Schedule, table: Table, t_end: float) -> StepProfile:
         t_end: time that sampling ends at.
 
     Raises:
-        ValueError: when its states do not go from noise to signal step by step.
+        UserError: when its states do not go from noise to signal step by step.
     """
     folded, ends = table.detach().folded(), _levels(schedule, torch.tensor([1.0, t_end], dtype=torch.float64))
     noise, signal = _mixture(schedule, folded)
@@ -92,7 +92,7 @@ def interpolated(schedule: Schedule, below: Table, above: Table, nfe: int, t_end
         t_end: time that sampling ends at.
 
     Raises:
-        ValueError: when ``nfe`` is not between them or one of them has no profile (:func:`profile_of`).
+        UserError: when ``nfe`` is not between them or one of them has no profile (:func:`profile_of`).
     """
     if not below.nfe < nfe < above.nfe:
         raise UserError(f"nfe must lie between {below.nfe} and {above.nfe}, got {nfe}")

@@ -31,7 +31,7 @@ class LD3(TimedSolver):
         xi: ``(N,)`` shifts of the times given to the network.
 
     Raises:
-        ValueError: for unknown names, or an NFE that the base cannot have.
+        UserError: for unknown names, or an NFE that the base cannot have.
 
     References:
         Tong et al., arXiv 2405.15506.

@@ -102,7 +102,7 @@ def kind_by_name(name: str, *, theory: bool = True) -> Kind:
         theory: ``False`` turns ``gs`` into ``gs-free``; the others have no such variant.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one, or another kind without theory.
+        UserError: for an unknown name, with the nearest known one, or another kind without theory.
     """
     if not theory and name not in ("gs", "gs-free"):
         raise UserError(f"theory can be left out of gs only, got solver {name!r}")

@@ -45,7 +45,7 @@ def logits_of_times(t: Tensor) -> Tensor:
     """Return the logits that :func:`times_of_logits` maps to ``t`` (N + 1 times from 1 to t_end).
 
     Raises:
-        ValueError: when a time is closer to its neighbor than the squeeze allows.
+        UserError: when a time is closer to its neighbor than the squeeze allows.
     """
     left = torch.cat([torch.ones(1, dtype=torch.float64), (1 - t[1:-1].flip(0)) / (1 - t[-1])])
     share = (left[1:] / left[:-1] - _SQUEEZE) / (1 - 2 * _SQUEEZE)
@@ -134,7 +134,7 @@ def set_parameters(solver: nn.Module, values: Mapping[str, Numbers | Sequence[Nu
         label: of the solver, for messages.
 
     Raises:
-        ValueError: when the numbers of a parameter have another shape.
+        UserError: when the numbers of a parameter have another shape.
     """
     for name, value in values.items():
         parameter = solver.get_parameter(name)
