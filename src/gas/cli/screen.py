@@ -1,6 +1,6 @@
-"""What people see in the terminal: progress bars on standard error, tables on standard output.
+"""The terminal: progress bars and notes on standard error, tables and JSON on standard output.
 
-Text that comes here may come from a file: nothing in it is markup or reaches the terminal as a control character.
+Text may come from a file: none of it is markup or reaches the terminal as a control character.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from gas.display import plain
 
 __all__ = ["Bar", "bar", "note", "print_json", "print_table", "tracked"]
 
-# A number as it stands in a table: with thousands, an exponent, or as a factor or a share.
+# A number in a table: with thousands separators, an exponent, or as a factor or a percentage.
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?[x%]?( |$)")
 # Characters between two columns of a table.
 _BETWEEN = 2
-# Columns of a screen that has room for a long bar.
+# Width of a screen with room for a long bar, in characters.
 _WIDE = 110
 
 _console = Console(stderr=True, highlight=False)
@@ -56,14 +56,14 @@ class Bar:
         self._progress, self._task, self.total = progress, task, total
 
     def at(self, done: float, detail: str = "") -> None:
-        """Show how much is done, and a short word on it."""
+        """Show the number of steps done and a short detail."""
         self._progress.update(self._task, completed=done, detail=plain(detail))
 
 
 @contextmanager
 def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """Show a bar with count, rate and time left; ``done`` was there before and does not count as speed."""
-    # On a narrow screen the drawing gives way first, then the detail: never the numbers.
+    """Show a bar with count, rate and time left; ``done`` steps of an earlier run do not count as speed."""
+    # On a narrow screen the drawing gives way first, then the detail, never the numbers.
     columns = (
         TextColumn("{task.description:<18}", markup=False, table_column=Column(no_wrap=True, min_width=18)),
         BarColumn(bar_width=28 if _console.width >= _WIDE else 8),
@@ -82,7 +82,7 @@ def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
 
 
 def tracked(name: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """Iterate with a bar."""
+    """Iterate over ``total`` items with a bar."""
     with bar(name, total) as running:
         for done, item in enumerate(items, start=1):
             yield item
@@ -131,15 +131,15 @@ def print_table(
 
 
 def _are_numbers(texts: Sequence[str]) -> bool:
-    """Whether most texts of a column begin with a number."""
+    """Return whether most texts of a column begin with a number."""
     numeric = [bool(_NUMBER.match(text)) for text in texts if text]
     return 2 * sum(numeric) >= len(numeric)
 
 
 def _widths(head: Sequence[str], below: Sequence[Sequence[str]], room: int) -> list[int] | list[None]:
-    """Return how wide columns are: as wide as their texts, or else wide enough for numbers, or for every word.
+    """Return the widths of the columns: those of their texts if they fit, else of numbers, else of single words.
 
-    Where not even words have room, nothing: then they are cut where the column ends.
+    If not even words fit, the widths are ``None`` and texts are cut at the end of the column.
     """
     room -= _BETWEEN * len(head)
     full = [max(map(len, (column, *texts))) for column, texts in zip(head, below, strict=True)]
