@@ -27,11 +27,15 @@ def main() -> None:
 
 def curves(paths: list[Path]) -> dict:
     """Read the curves of every model and NFE that has both recipes."""
-    found: dict = {}
+    curves_by_model: dict = {}
     for path in paths:
         read = json.loads(path.read_text())
-        found.setdefault((read["model"], read["nfe"]), {})[read["recipe"]] = read["curve"]
-    return {key: told for key, told in sorted(found.items()) if {"official", "ours"} <= set(told)}
+        curves_by_model.setdefault((read["model"], read["nfe"]), {})[read["recipe"]] = read["curve"]
+    return {
+        key: curves_by_recipe
+        for key, curves_by_recipe in sorted(curves_by_model.items())
+        if {"official", "ours"} <= set(curves_by_recipe)
+    }
 
 
 def table(both: dict) -> list[str]:
@@ -39,8 +43,10 @@ def table(both: dict) -> list[str]:
     head = ["model, NFE", "official: evaluations", "its loss", "ours: evaluations to that", "share"]
     lines = ["| " + " | ".join([*head, "best within 1/10"]) + " |", "|---|---|---|---|---|---|"]
     return lines + [
-        "| " + " | ".join([f"`{model}`, {nfe}", *row(told["official"], told["ours"])]) + " |"
-        for (model, nfe), told in both.items()
+        "| "
+        + " | ".join([f"`{model}`, {nfe}", *row(curves_by_recipe["official"], curves_by_recipe["ours"])])
+        + " |"
+        for (model, nfe), curves_by_recipe in both.items()
     ]
 
 
@@ -69,20 +75,20 @@ def draw(path: Path, both: dict) -> None:
     small = wrap(note, width - 44, 11)
     sheet = Sheet(width, top + height + 60 + 16 * len(small))
     sheet.text(22, 26, "Loss over network evaluations", size=17, bold=True)
-    for place, ((model, nfe), told) in enumerate(both.items()):
+    for place, ((model, nfe), curves_by_recipe) in enumerate(both.items()):
         x = left + place * (each + gap)
         sheet.text(x, 54, f"{model}, NFE {nfe}", size=12, color=GREY)
         axes = sheet.axes(x, top, each, height)
         axes.set(xscale="log", yscale="log")
         axes.grid(axis="y", color=GRIDLINE, linewidth=1)
         for recipe, color in (("official", MUTED[0]), ("ours", ACCENT)):
-            points = [p for p in told[recipe] if p["evaluations"] and math.isfinite(p["best"])]
+            points = [p for p in curves_by_recipe[recipe] if p["evaluations"] and math.isfinite(p["best"])]
             line = [[p[name] for p in points] for name in ("evaluations", "best")]
             axes.plot(*line, color=color, marker="o", markersize=3.5, linewidth=2)
             place, beside = (0, (8, -3)) if recipe == "official" else (-1, (6, -13))
             end = line[0][place], line[1][place]
             axes.annotate(recipe, end, beside, textcoords="offset points", color=color, fontsize=9)
-        axes.axhline(told["official"][-1]["loss"], color=MUTED[0], linewidth=1, linestyle=":")
+        axes.axhline(curves_by_recipe["official"][-1]["loss"], color=MUTED[0], linewidth=1, linestyle=":")
     sheet.text(left, top + height + 38, "network evaluations", size=11, color=GREY)
     for i, text in enumerate(small):
         sheet.text(22, top + height + 62 + 16 * i, text, size=11, color=GREY)

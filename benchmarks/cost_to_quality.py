@@ -50,13 +50,13 @@ def main() -> None:
             continue
         seconds = round(spent + time.process_time() - started, 1)
         curve.append({"evaluations": evaluations, "loss": loss, "best": best, "cpu_seconds": seconds})
-        told = {"model": options.model, "nfe": options.nfe, "recipe": options.recipe, "pairs": len(pairs)}
-        told |= {
+        document = {"model": options.model, "nfe": options.nfe, "recipe": options.recipe, "pairs": len(pairs)}
+        document |= {
             "validation": len(validation),
             "command": rows.command(),
             "machine": rows.machine(options.device),
         }
-        out.write_text(json.dumps({**told, "curve": curve}, indent=1))
+        out.write_text(json.dumps({**document, "curve": curve}, indent=1))
         print(f"{evaluations:10d} evaluations {seconds:8.1f} s  loss {loss:.6f}  best {best:.6f}", flush=True)
 
 

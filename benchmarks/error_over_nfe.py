@@ -33,17 +33,17 @@ def main() -> None:
 def table(report: dict) -> list[str]:
     """The lines that show GS beside the best of all classical solvers."""
     lines, (first, stop) = read(report), report["seeds"]
-    told = [f"`{report['model']}`, seeds {first} to {stop - 1}, mean squared error to the teacher x 1000:\n"]
-    told += [f"| NFE | {BEST} | GS | GS / best classical |", "|---|---|---|---|"]
+    page = [f"`{report['model']}`, seeds {first} to {stop - 1}, mean squared error to the teacher x 1000:\n"]
+    page += [f"| NFE | {BEST} | GS | GS / best classical |", "|---|---|---|---|"]
     for nfe, row in sorted(lines["GS"].items()):
         best = lines[BEST][nfe]
         share = f"{row['mse'] / best['mse']:.2g}" if best["mse"] > 0 else ""
         name = best["name"].removesuffix(" (best of all)")
-        told.append(f"| {nfe} | {1000 * best['mse']:.4g} ({name}) | {1000 * row['mse']:.4g} | {share} |")
-    return told
+        page.append(f"| {nfe} | {1000 * best['mse']:.4g} ({name}) | {1000 * row['mse']:.4g} | {share} |")
+    return page
 
 
-def kept(report: dict) -> list[int]:
+def classical_nfes(report: dict) -> list[int]:
     """NFE whose learned table is a classical one: GS makes no other sample than some classical solver does."""
     classical = {(row["nfe"], row["mse"]) for row in report["rows"] if " / " in row["name"]}
     return sorted(nfe for nfe, row in read(report)["GS"].items() if (nfe, row["mse"]) in classical)
@@ -102,10 +102,10 @@ def _name(axes: Axes, ends: list[tuple[int, float, str, str]]) -> None:
     axes.figure.canvas.draw()  # scales are known from then on
     points, last = 72 / axes.figure.dpi, float("inf")
     for x, y, name, color in sorted(ends, key=lambda end: -end[1]):
-        here = axes.transData.transform((x, y))[1] * points
-        place = min(here - 3, last - 12)
+        level = axes.transData.transform((x, y))[1] * points
+        place = min(level - 3, last - 12)
         last = place
-        axes.annotate(name, (x, y), (10, place - here), textcoords="offset points", color=color, fontsize=9)
+        axes.annotate(name, (x, y), (10, place - level), textcoords="offset points", color=color, fontsize=9)
 
 
 if __name__ == "__main__":

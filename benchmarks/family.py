@@ -18,7 +18,7 @@ OFFICIAL = 10_000 * 24 * 3
 
 
 @dataclass(frozen=True)
-class Told:
+class Member:
     """One member, as written."""
 
     nfe: int
@@ -54,12 +54,12 @@ def main() -> None:
     for report in reports:
         if isinstance(report, Distilled):
             members.append(report)
-            told = [
-                Told(m.nfe, m.loss, m.best_classical.label, m.best_classical_loss, m.evaluations)
+            members = [
+                Member(m.nfe, m.loss, m.best_classical.label, m.best_classical_loss, m.evaluations)
                 for m in members
             ]
             setting = {"model": options.model, "pairs": len(pairs), "validation": len(validation)}
-            out.write_text(json.dumps({**setting, "members": [vars(t) for t in told]}, indent=1))
+            out.write_text(json.dumps({**setting, "members": [vars(t) for t in members]}, indent=1))
             if options.solver is not None:
                 gas.save(
                     options.solver, {m.nfe: m.solver for m in members}, model=model, teacher=pairs.teacher
@@ -69,15 +69,15 @@ def main() -> None:
 
 def table(folder: Path, model: str) -> list[str]:
     """The lines that show a family beside its members alone, as far as there are both."""
-    found = {}
+    runs = {}
     for kind in ("family", "alone"):
         path = folder / f"{model}-{kind}.json"
         members = json.loads(path.read_text())["members"] if path.exists() else []
-        found[kind] = {m["nfe"]: m for m in members}
+        runs[kind] = {m["nfe"]: m for m in members}
     lines = ["| NFE | best classical | alone | family | family / alone | evaluations alone | in the family |"]
     lines.append("|---|---|---|---|---|---|---|")
-    for nfe, member in sorted(found["family"].items()):
-        alone = found["alone"].get(nfe)
+    for nfe, member in sorted(runs["family"].items()):
+        alone = runs["alone"].get(nfe)
         beside = f"{member['loss'] / alone['loss']:.3f}" if alone and alone["loss"] else ""
         cells = [
             nfe,
@@ -86,7 +86,7 @@ def table(folder: Path, model: str) -> list[str]:
         ]
         cells += [f"{1000 * member['loss']:.4g}", beside, f"{alone['evaluations']:,}" if alone else ""]
         lines.append("| " + " | ".join(map(str, [*cells, f"{member['evaluations']:,}"])) + " |")
-    total, least = sum(m["evaluations"] for m in found["family"].values()), min(found["family"], default=1)
+    total, least = sum(m["evaluations"] for m in runs["family"].values()), min(runs["family"], default=1)
     lines.append(
         "\nLosses x 1000 on the validation pairs, by which each best was also chosen. "
         f"The family took {total:,} network evaluations in all; the official recipe takes"

@@ -55,10 +55,10 @@ def read(folder: Path, model: str) -> dict[tuple[int, str], list[dict]]:
     """Return the measurements by number of calls and kind, one a training seed."""
     cells: dict[tuple[int, str], list[dict]] = {}
     for path in sorted(folder.glob(f"{model}-*.json")):
-        told = path.stem.removeprefix(f"{model}-").split("-")
-        kind = "teacher" if told == ["teacher"] else told[1]
-        found = json.loads(path.read_text())
-        cells.setdefault((found["nfe"], kind), []).append(found)
+        parts = path.stem.removeprefix(f"{model}-").split("-")
+        kind = "teacher" if parts == ["teacher"] else parts[1]
+        figures = json.loads(path.read_text())
+        cells.setdefault((figures["nfe"], kind), []).append(figures)
     if not cells:
         raise SystemExit(f"{folder} holds no measurements of {model}: run benchmarks/gas_seeds.py")
     return cells
@@ -114,13 +114,13 @@ def draw(options: argparse.Namespace, nfes: list[int]) -> None:
     unseen = gas.pairs.read_pairs(options.unseen, model=model)
     rows: list[tuple[str, Tensor]] = []
     for nfe in nfes:
-        made = {
+        samples_by_kind = {
             kind: load_file(options.work / f"{options.model}-{nfe}-{kind}-0.safetensors")["samples"]
             for kind in ("gs", "gas")
         }
-        seen = {kind: extract(model.features, samples) for kind, samples in made.items()}
-        most = (seen["gs"] - seen["gas"]).norm(dim=1).topk(COLUMNS).indices
-        shown = {"GS": made["gs"], "GAS": made["gas"], "Teacher": unseen.target}
+        features = {kind: extract(model.features, samples) for kind, samples in samples_by_kind.items()}
+        most = (features["gs"] - features["gas"]).norm(dim=1).topk(COLUMNS).indices
+        shown = {"GS": samples_by_kind["gs"], "GAS": samples_by_kind["gas"], "Teacher": unseen.target}
         rows += [
             (f"{name}\n{nfe if name != 'Teacher' else 20} calls", samples[most].clamp(-1, 1))
             for name, samples in shown.items()

@@ -49,8 +49,8 @@ def main() -> None:
     if options.cell:
         print(json.dumps(_cell(**json.loads(options.cell))))
         return
-    found = [_measured(options, cell) for cell in _cells(options)]
-    rows.write("memory", [row for pair in found for row in pair], options.device)
+    measurements = [_measured(options, cell) for cell in _cells(options)]
+    rows.write("memory", [row for pair in measurements for row in pair], options.device)
 
 
 def _cells(options: argparse.Namespace) -> list[dict[str, object]]:
@@ -79,14 +79,14 @@ def _measured(options: argparse.Namespace, cell: dict[str, object]) -> list[dict
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
-        told = json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(done.stdout.splitlines()[-1])
     else:
-        told = _cell(**cell)
+        result = _cell(**cell)
     at = {key: value for key, value in cell.items() if key not in ("device", "repeats") and value}
-    print(at, f"{told['megabytes']:.1f} MB, {told['seconds']:.3f} s a step", flush=True)
+    print(at, f"{result['megabytes']:.1f} MB, {result['seconds']:.3f} s a step", flush=True)
     return [
-        rows.row("peak training memory", told["megabytes"], "MB", options.device, **at),
-        rows.row("training step", told["seconds"], "s", options.device, **at),
+        rows.row("peak training memory", result["megabytes"], "MB", options.device, **at),
+        rows.row("training step", result["seconds"], "s", options.device, **at),
     ]
 
 
@@ -97,7 +97,7 @@ def _cell(
     loaded = model_at(model, size, device)
     if pairs:
         return _reading(loaded, mode, nfe, batch, repeats, pairs)
-    known = made_up(loaded, batch)
+    known = random_pairs(loaded, batch)
     steps(loaded, known, "fast", 1, min(batch, 2)).step()
     solver, begun = steps(loaded, known, mode, nfe, batch), _used(device)
     _reset(device)
@@ -116,8 +116,8 @@ def _reading(
         for _ in gas.write_pairs(wide, table, folder, gas.PairsSpec(range(count), {})):
             pass
         call = [sys.executable, "-c", _READ, folder, mode, str(nfe), str(batch), str(repeats)]
-        told = subprocess.run(call, capture_output=True, text=True, check=True).stdout
-    megabytes, seconds = map(float, told.split())
+        result = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    megabytes, seconds = map(float, result.split())
     return {"megabytes": megabytes, "seconds": seconds}
 
 
@@ -157,7 +157,7 @@ def model_at(name: str, size: int, device: str) -> gas.models.Model:
     )
 
 
-def made_up(model: gas.models.Model, count: int) -> gas.Pairs:
+def random_pairs(model: gas.models.Model, count: int) -> gas.Pairs:
     """Return pairs whose targets are made up: what is measured does not depend on their values."""
     noise = model.noise(range(count)).cpu()
     labels = gas.models.labels_of_seeds(model.classes, range(count))

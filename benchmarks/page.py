@@ -33,27 +33,27 @@ def main() -> None:
 
 
 def _memory(device: str) -> str:
-    found = _read("memory" + device)
-    if not found:
+    measurements = _read("memory" + device)
+    if not measurements:
         return ""
-    text = _section("Memory over NFE", found)
-    over_nfe = [row for row in found if not {"pairs", "size"} & set(row) and row["batch"] == 24]
+    text = _section("Memory over NFE", measurements)
+    over_nfe = [row for row in measurements if not {"pairs", "size"} & set(row) and row["batch"] == 24]
     for model in dict.fromkeys(row["model"] for row in over_nfe):
-        own = [row for row in over_nfe if row["model"] == model]
+        of_model = [row for row in over_nfe if row["model"] == model]
         text += (
             f"\nPeak memory of training on `{model}`, batch 24, above the loaded model, in MB, and the time of a step: "
             "flat memory keeps three calls' graphs and makes the rest again, `least` one; Gauss-Newton keeps none.\n\n"
         )
-        text += _grid(own, "mode", "nfe", "calls", lambda peak, time: f"{peak:.0f} MB, {time:.2f} s")
+        text += _grid(of_model, "mode", "nfe", "calls", lambda peak, time: f"{peak:.0f} MB, {time:.2f} s")
     text += _ratio(over_nfe)
-    return text + _growth(found)
+    return text + _growth(measurements)
 
 
-def _ratio(found: list[dict]) -> str:
+def _ratio(measurements: list[dict]) -> str:
     """What the two promises of flat memory came to, where both ends were measured."""
     text = ""
-    for model in dict.fromkeys(row["model"] for row in found):
-        at = {(r["name"], r["mode"], r["nfe"]): r["value"] for r in found if r["model"] == model}
+    for model in dict.fromkeys(row["model"] for row in measurements):
+        at = {(r["name"], r["mode"], r["nfe"]): r["value"] for r in measurements if r["model"] == model}
         try:
             peak = [
                 at["peak training memory", mode, 10] / at["peak training memory", mode, 4]
@@ -69,18 +69,22 @@ def _ratio(found: list[dict]) -> str:
     return text
 
 
-def _growth(found: list[dict]) -> str:
+def _growth(measurements: list[dict]) -> str:
     """Memory over batch, resolution and the number of pairs."""
     text = ""
-    for key, said in (
+    for key, intro in (
         ("size", "the side of the image"),
         ("pairs", "the number of pairs (3 x 32 x 32, no network)"),
     ):
-        some = [row for row in found if key in row]
+        some = [row for row in measurements if key in row]
         if some:
-            text += f"\nThe same over {said}, 4 calls:\n\n"
+            text += f"\nThe same over {intro}, 4 calls:\n\n"
             text += _grid(some, "mode", key, key, lambda peak, time: f"{peak:.0f} MB")
-    flat = [r for r in found if r.get("mode") == "flat" and not {"pairs", "size"} & set(r) and r["nfe"] == 4]
+    flat = [
+        r
+        for r in measurements
+        if r.get("mode") == "flat" and not {"pairs", "size"} & set(r) and r["nfe"] == 4
+    ]
     if len({row["batch"] for row in flat}) > 1:
         first = [row for row in flat if row["model"] == flat[0]["model"]]
         text += "\nAnd over the batch:\n\n" + _grid(
@@ -90,21 +94,21 @@ def _growth(found: list[dict]) -> str:
 
 
 def _throughput(device: str) -> str:
-    found = _read("throughput" + device)
-    if not found:
+    measurements = _read("throughput" + device)
+    if not measurements:
         return ""
-    text = _section("Pairs and steps a second", found)
+    text = _section("Pairs and steps a second", measurements)
     if device:
         text += (
             "\nSo small a network is bound by its launches: steps a second hardly depend on batch and size.\n"
         )
     usual = {"nfe": 4, "batch": 24, "size": 32}
-    for key, said in (("nfe", "calls"), ("batch", "a batch"), ("size", "pixels a side")):
+    for key, intro in (("nfe", "calls"), ("batch", "a batch"), ("size", "pixels a side")):
         others = {name: value for name, value in usual.items() if name != key}
-        some = [row for row in found if all(row[name] == value for name, value in others.items())]
+        some = [row for row in measurements if all(row[name] == value for name, value in others.items())]
         columns = sorted({row[key] for row in some})
         lines = [
-            "| |" + "".join(f" {column} {said} |" for column in columns),
+            "| |" + "".join(f" {column} {intro} |" for column in columns),
             "|---|" + "---|" * len(columns),
         ]
         for name in dict.fromkeys(row["name"] for row in some):
@@ -112,77 +116,77 @@ def _throughput(device: str) -> str:
             if set(at) != set(columns):
                 continue  # a teacher's calls are its own
             lines.append(f"| {name} |" + "".join(f" {at[c]['value']:.3g} {at[c]['unit']} |" for c in columns))
-        told = ", ".join(f"{name} {value}" for name, value in others.items())
-        text += f"\n`{found[0]['model']}` at {told}:\n\n" + "\n".join(lines) + "\n"
+        details = ", ".join(f"{name} {value}" for name, value in others.items())
+        text += f"\n`{measurements[0]['model']}` at {details}:\n\n" + "\n".join(lines) + "\n"
     return text
 
 
 def _precision(device: str) -> str:
-    found = _read("precision" + device)
-    if not found:
+    measurements = _read("precision" + device)
+    if not measurements:
         return ""
-    first = found[0]
-    text = _section("Precision", found)
+    first = measurements[0]
+    text = _section("Precision", measurements)
     text += (
         f"\nWhat less precision gains, and how far samples of `{first['model']}` (UniPC-3, {first['nfe']} calls, "
         f"{first['samples']} samples) move from float32's; a processor without such arithmetic only loses.\n\n"
     )
-    columns = list(dict.fromkeys(row["name"] for row in found))
+    columns = list(dict.fromkeys(row["name"] for row in measurements))
     lines = ["| |" + "".join(f" {name} |" for name in columns), "|---|" + "---|" * len(columns)]
-    for way in dict.fromkeys(row["way"] for row in found):
-        at = {row["name"]: row for row in found if row["way"] == way}
+    for way in dict.fromkeys(row["way"] for row in measurements):
+        at = {row["name"]: row for row in measurements if row["way"] == way}
         lines.append(f"| {way} |" + "".join(f" {_shown(at[n])} |" for n in columns))
     return text + "\n".join(lines) + "\n"
 
 
 def _processes() -> str:
-    found = _read("processes")
-    if not found:
+    measurements = _read("processes")
+    if not measurements:
         return ""
-    first = found[0]
-    said = f"\n{first['seeds']} teacher pairs of `{first['model']}`, {first['nfe']} calls each, to the same bytes: "
-    said += "[docs/processes.md](processes.md).\n\n"
+    first = measurements[0]
+    intro = f"\n{first['seeds']} teacher pairs of `{first['model']}`, {first['nfe']} calls each, to the same bytes: "
+    intro += "[docs/processes.md](processes.md).\n\n"
     lines = ["| | |", "|---|---|"]
-    for row in found:
+    for row in measurements:
         value = f"{row['value']:.1f} s" if row["unit"] else f"{row['value']:.2f} times as fast"
         lines.append(f"| {row['way']} | {value} |")
-    return _section("Several processes", found) + said + "\n".join(lines) + "\n"
+    return _section("Several processes", measurements) + intro + "\n".join(lines) + "\n"
 
 
 def _sampler(device: str) -> str:
-    found = _read("sampler" + device)
-    if not found:
+    measurements = _read("sampler" + device)
+    if not measurements:
         return ""
-    said = "\nWhat sampling costs beside the network, which here is free: milliseconds a run, and tensor operations a "
-    said += "step.\n"
+    intro = "\nWhat sampling costs beside the network, which here is free: milliseconds a run, and tensor operations a "
+    intro += "step.\n"
     tables = []
-    for size in dict.fromkeys(row["size"] for row in found):
-        at = {(r["name"], r["way"], r["nfe"]): r["value"] for r in found if r["size"] == size}
+    for size in dict.fromkeys(row["size"] for row in measurements):
+        at = {(r["name"], r["way"], r["nfe"]): r["value"] for r in measurements if r["size"] == size}
         nfes = sorted({nfe for _, _, nfe in at})
         lines = [f"| {size} |" + "".join(f" {n} calls |" for n in nfes), "|---|" + "---|" * len(nfes)]
         for way in dict.fromkeys(way for _, way, _ in at):
             times = [f"{at['solver time', way, n]:.3g} ms" for n in nfes]
             counts = [at.get(("tensor operations a step", way, n)) for n in nfes]
-            told = [t if c is None else f"{t}, {c:.3g}" for t, c in zip(times, counts, strict=True)]
-            lines.append(f"| {way} | " + " | ".join(told) + " |")
+            details = [t if c is None else f"{t}, {c:.3g}" for t, c in zip(times, counts, strict=True)]
+            lines.append(f"| {way} | " + " | ".join(details) + " |")
         for other in ("diffusers' UniPC", "diffusers' DPM++ multistep", "GS's history read once"):
             shares = [at["solver time", "GS", n] / at["solver time", other, n] for n in nfes]
             lines.append(f"| GS / {other} | " + " | ".join(f"{share:.3g}" for share in shares) + " |")
         tables.append("\n".join(lines) + "\n")
-    return _section("Sampler overhead", found) + said + "\n" + "\n".join(tables)
+    return _section("Sampler overhead", measurements) + intro + "\n" + "\n".join(tables)
 
 
 def _scheduler() -> str:
-    found = _read("scheduler")
-    if not found:
+    measurements = _read("scheduler")
+    if not measurements:
         return ""
-    at = {(r["size"], r["nfe"], r["way"]): r["value"] for r in found}
+    at = {(r["size"], r["nfe"], r["way"]): r["value"] for r in measurements}
     lines = ["| latents | calls | GASScheduler | UniPC | ratio |", "|---|---|---|---|---|"]
     for size, nfe in dict.fromkeys((size, nfe) for size, nfe, _ in at):
         mine, theirs = at[size, nfe, "GASScheduler"], at[size, nfe, "UniPC"]
         lines.append(f"| {size} | {nfe} | {mine:.0f} us | {theirs:.0f} us | {mine / theirs:.3f} |")
-    said = "\nThe same in diffusers: time of one `step()`, median over runs, in turn.\n\n"
-    return _section("Scheduler step", found) + said + "\n".join(lines) + "\n"
+    intro = "\nThe same in diffusers: time of one `step()`, median over runs, in turn.\n\n"
+    return _section("Scheduler step", measurements) + intro + "\n".join(lines) + "\n"
 
 
 def _cost() -> str:
@@ -190,28 +194,28 @@ def _cost() -> str:
     both = cost_table.curves(sorted(COST.glob("*.json")))
     if not both:
         return ""
-    said = "Network evaluations until the validation loss is the official recipe's final one (x 1000), and the best\n"
-    said += "within a tenth of its evaluations; the curves are in [`results/cost`](results/cost):\n\n```sh\n"
-    said += (
+    intro = "Network evaluations until the validation loss is the official recipe's final one (x 1000), and the best\n"
+    intro += "within a tenth of its evaluations; the curves are in [`results/cost`](results/cost):\n\n```sh\n"
+    intro += (
         "python benchmarks/cost_to_quality.py --model M --nfe N --recipe official|ours --pairs runs/M-paper\n"
     )
-    said += "python benchmarks/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
-    said += "![Loss over network evaluations](cost.png)\n\n"
+    intro += "python benchmarks/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
+    intro += "![Loss over network evaluations](cost.png)\n\n"
     chosen = (
         "These are losses on the 1,000 validation pairs by which each recipe's best was also chosen, so that the\n"
         "gains are partly that choice. What held on unseen seeds is in [README](../README.md) and\n"
         "[baselines.md](baselines.md).\n"
     )
-    return "\n## Cost to quality\n\n" + said + "\n".join(cost_table.table(both)) + "\n\n" + chosen
+    return "\n## Cost to quality\n\n" + intro + "\n".join(cost_table.table(both)) + "\n\n" + chosen
 
 
 def _family() -> str:
     """Members of one training beside their own."""
     if not (FAMILY / "digits-family.json").exists():
         return ""
-    said = "```sh\npython benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
-    said += "python benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
-    return "\n## A family in one training\n\n" + said + "\n".join(family.table(FAMILY, "digits")) + "\n"
+    intro = "```sh\npython benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
+    intro += "python benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
+    return "\n## A family in one training\n\n" + intro + "\n".join(family.table(FAMILY, "digits")) + "\n"
 
 
 def _error() -> str:
@@ -219,23 +223,23 @@ def _error() -> str:
     if not ERROR.exists():
         return ""
     report = json.loads(ERROR.read_text())
-    same = " and ".join(map(str, error_over_nfe.kept(report)))
-    said = "What does not validate surely better than the best classical table is that table"
-    said += f" ({same} calls here)" if same else ": none here"
-    said += ". One training of twenty NFE, another than that of the README's six.\n\n```sh\n"
-    said += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
-    said += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
-    said += f"python benchmarks/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
+    same = " and ".join(map(str, error_over_nfe.classical_nfes(report)))
+    intro = "What does not validate surely better than the best classical table is that table"
+    intro += f" ({same} calls here)" if same else ": none here"
+    intro += ". One training of twenty NFE, another than that of the README's six.\n\n```sh\n"
+    intro += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
+    intro += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
+    intro += f"python benchmarks/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
     picture = "![Error over network evaluations](error-over-nfe.png)\n\n"
-    return "\n## Error over NFE\n\n" + said + picture + "\n".join(error_over_nfe.table(report)) + "\n"
+    return "\n## Error over NFE\n\n" + intro + picture + "\n".join(error_over_nfe.table(report)) + "\n"
 
 
-def _grid(found: list[dict], row: str, column: str, unit: str, cell: object) -> str:
+def _grid(measurements: list[dict], row: str, column: str, unit: str, cell: object) -> str:
     """A table of peak and time, one row a ``row`` and one column a ``column``."""
-    at = {(r["name"], r[row], r[column]): r["value"] for r in found}
-    columns = sorted({r[column] for r in found})
+    at = {(r["name"], r[row], r[column]): r["value"] for r in measurements}
+    columns = sorted({r[column] for r in measurements})
     lines = ["| |" + "".join(f" {c} {unit} |" for c in columns), "|---|" + "---|" * len(columns)]
-    for name in dict.fromkeys(r[row] for r in found):
+    for name in dict.fromkeys(r[row] for r in measurements):
         keys = [(name, c) for c in columns]
         cells = [cell(at["peak training memory", *key], at["training step", *key]) for key in keys]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -248,9 +252,9 @@ def _shown(row: dict) -> str:
     return f"{value} {row['unit']}".strip()
 
 
-def _section(title: str, found: list[dict]) -> str:
+def _section(title: str, measurements: list[dict]) -> str:
     """A heading, and what was run where and when."""
-    first = found[0]
+    first = measurements[0]
     title += " on CUDA" if "--device cuda" in first["command"] else ""
     return f"\n## {title}\n\n`{first['command']}`, {first['machine']}, {first['date']}\n"
 

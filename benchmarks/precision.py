@@ -33,20 +33,22 @@ def main() -> None:
     table = gas.Classical("unipc-3-bh2", "log_snr", options.nfe, plain.t_end).table(plain.schedule)
     pairs = gas.pairs.teach(plain, teacher, range(options.samples))
     ways = _ways(plain, pairs.labels, options)
-    exact, found = _samples(ways["float32"], pairs, table, options.device), []
+    exact, measurements = _samples(ways["float32"], pairs, table, options.device), []
     for way, denoise in ways.items():
-        made = _samples(denoise, pairs, table, options.device)
-        off, error = (made - exact).abs(), float((made - pairs.target).square().mean())
-        told = [
+        samples = _samples(denoise, pairs, table, options.device)
+        off, error = (samples - exact).abs(), float((samples - pairs.target).square().mean())
+        values = [
             ("time a call", _seconds(denoise, pairs, options) * 1e3, "ms"),
             ("largest deviation", float(off.max()), ""),
             ("mean deviation", float(off.mean()), ""),
             ("MSE to the teacher", error, ""),
         ]
-        print(way, "; ".join(f"{name} {value:.4g} {unit}".strip() for name, value, unit in told), flush=True)
+        print(
+            way, "; ".join(f"{name} {value:.4g} {unit}".strip() for name, value, unit in values), flush=True
+        )
         at = {"way": way, "model": options.model, "nfe": options.nfe, "samples": options.samples}
-        found += [rows.row(name, value, unit, options.device, **at) for name, value, unit in told]
-    rows.write("precision", found, options.device)
+        measurements += [rows.row(name, value, unit, options.device, **at) for name, value, unit in values]
+    rows.write("precision", measurements, options.device)
 
 
 def _ways(plain: gas.zoo.model.ZooModel, labels: torch.Tensor, options: argparse.Namespace) -> dict:
@@ -64,14 +66,14 @@ def _ways(plain: gas.zoo.model.ZooModel, labels: torch.Tensor, options: argparse
 def _truncated(denoise: gas.denoise.Denoiser) -> gas.denoise.Denoiser:
     """The same with TF32."""
 
-    def asked(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def denoise_in_batches(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         allow_tf32(True)
         try:
             return denoise(x, t)
         finally:
             allow_tf32(False)
 
-    return asked
+    return denoise_in_batches
 
 
 @torch.no_grad()

@@ -44,15 +44,19 @@ def main() -> None:
         ]
         if not _same(*(Path(folder) / f"0-{count}-1/pairs" for count in (1, n))):
             raise SystemExit("the processes made other files than one process")
-    told = {"model": options.model, "seeds": options.seeds, "nfe": options.nfe, "batch": options.batch}
+    settings = {"model": options.model, "seeds": options.seeds, "nfe": options.nfe, "batch": options.batch}
     best = dict(zip(ways.values(), map(min, zip(*runs, strict=True)), strict=True))
-    found = [rows.row("teacher pairs", seconds, "s", way=way, **told) for way, seconds in best.items()]
+    measurements = [
+        rows.row("teacher pairs", seconds, "s", way=way, **settings) for way, seconds in best.items()
+    ]
     *others, shared = best
     for way in others:
-        found.append(rows.row("speed-up", best[way] / best[shared], "", way=f"{shared} / {way}", **told))
-    for row in found:
+        measurements.append(
+            rows.row("speed-up", best[way] / best[shared], "", way=f"{shared} / {way}", **settings)
+        )
+    for row in measurements:
         print(f"{row['name']}, {row['way']}: {row['value']:.3g} {row['unit']}")
-    rows.write("processes", found)
+    rows.write("processes", measurements)
 
 
 def _run(count: int, threads: int, folder: Path) -> float:
@@ -79,10 +83,10 @@ def _make(options: argparse.Namespace, folder: Path) -> None:
             (folder / TIMED).write_text(str(time.perf_counter() - start))
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(first: Path, other: Path) -> bool:
     """Whether two folders hold the same files, byte for byte."""
-    names = [sorted(path.name for path in folder.iterdir()) for folder in (one, other)]
-    return names[0] == names[1] and not any(filecmp.cmpfiles(one, other, names[0], shallow=False)[1:])
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (first, other)]
+    return names[0] == names[1] and not any(filecmp.cmpfiles(first, other, names[0], shallow=False)[1:])
 
 
 if __name__ == "__main__":

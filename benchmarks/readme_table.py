@@ -21,15 +21,15 @@ def main() -> None:
         print(f"`{report['model']}`, {rows[0]['samples']} samples, seeds {first} to {stop - 1}\n")
         print("| MSE to the teacher, x 1000 | " + " | ".join(f"{n} call{'s' * (n > 1)}" for n in nfes) + " |")
         print("|---|" + "---|" * len(nfes))
-        found = {}
+        by_name = {}
         for row in rows:
             name = "best of all classical" if "best of all" in row["name"] else row["name"].split(" / ")[0]
-            found.setdefault(name, {})[row["nfe"]] = row
-        found.pop(teacher["name"], None)
+            by_name.setdefault(name, {})[row["nfe"]] = row
+        by_name.pop(teacher["name"], None)
         for key in [*NAMES, "best of all classical"]:
-            if key in found and key != "GS":
-                print(line(NAMES.get(key, key), [found[key].get(n) for n in nfes]))
-        print(line(NAMES["GS"], [found["GS"][n] for n in nfes], bold=True))
+            if key in by_name and key != "GS":
+                print(line(NAMES.get(key, key), [by_name[key].get(n) for n in nfes]))
+        print(line(NAMES["GS"], [by_name["GS"][n] for n in nfes], bold=True))
         print(f"\nThe teacher is {teacher['name'].removesuffix(' (teacher)')}, {teacher['nfe']} calls.\n")
 
 

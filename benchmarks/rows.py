@@ -29,8 +29,8 @@ def command() -> str:
 
 def row(name: str, value: float, unit: str, device: str = "cpu", **more: object) -> dict[str, object]:
     """Return one measurement; ``more`` says at what (model, nfe, batch, ...)."""
-    told = {"command": command(), "machine": machine(device), "date": datetime.date.today().isoformat()}
-    return {"name": name, "value": float(f"{value:.5g}"), "unit": unit, **told, **more}
+    provenance = {"command": command(), "machine": machine(device), "date": datetime.date.today().isoformat()}
+    return {"name": name, "value": float(f"{value:.5g}"), "unit": unit, **provenance, **more}
 
 
 def write(name: str, rows: list[dict[str, object]], device: str = "cpu") -> Path:

@@ -55,14 +55,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device, found = torch.device(options.device), []
+    device, measurements = torch.device(options.device), []
     for shape in SHAPES:
         for nfe in NFES:
             size = "x".join(map(str, shape))
             for name, way, value, unit in measured(shape, nfe, device, options.repeats):
-                found.append(rows.row(name, value, unit, options.device, way=way, nfe=nfe, size=size))
+                measurements.append(rows.row(name, value, unit, options.device, way=way, nfe=nfe, size=size))
                 print(f"{way}, {nfe} calls, {size}: {name} {value:.4g} {unit}", flush=True)
-    rows.write("sampler", found, options.device)
+    rows.write("sampler", measurements, options.device)
 
 
 @torch.no_grad()

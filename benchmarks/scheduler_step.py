@@ -20,15 +20,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    measurements = []
     for nfe in options.nfe:
         schedulers = _schedulers(nfe)
         for size, shape in SHAPES.items():
             medians = _in_turn(list(schedulers.values()), shape, nfe, options.repeats)
             for way, seconds in zip(schedulers, medians, strict=True):
-                found.append(rows.row("scheduler step", 1e6 * seconds, "us", way=way, nfe=nfe, size=size))
+                measurements.append(
+                    rows.row("scheduler step", 1e6 * seconds, "us", way=way, nfe=nfe, size=size)
+                )
                 print(f"{way}, {nfe} calls, {size}: {1e6 * seconds:.1f} us a step", flush=True)
-    rows.write("scheduler", found)
+    rows.write("scheduler", measurements)
 
 
 def _schedulers(nfe: int) -> dict[str, SchedulerMixin]:

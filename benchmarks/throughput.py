@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    found = []
+    measurements = []
     usual = {"batch": 24, "size": 32, "nfe": options.nfe[0]}
     cells = [{**usual, "nfe": nfe} for nfe in options.nfe]
     cells += [{**usual, "batch": batch} for batch in options.batches if batch != usual["batch"]]
@@ -30,25 +30,25 @@ def main() -> None:
         for mode in ("teacher pairs", "fast", "flat", "gauss-newton"):
             if mode == "teacher pairs" and cell["nfe"] != usual["nfe"]:
                 continue  # a teacher has calls of its own
-            told = {"model": options.model, **cell}
+            settings = {"model": options.model, **cell}
             if mode == "teacher pairs":
                 name, unit, of = "teacher pairs, 20 calls each", "pairs/s", cell["batch"]
             else:
                 name, unit, of = f"training steps, {mode}", "steps/s", 1
             rate = of / _seconds(_work(options, mode, **cell), options.repeats, options.device)
-            found.append(rows.row(name, rate, unit, options.device, **told))
-            print(f"{name:32} {told} {rate:.3f} {unit}", flush=True)
-    rows.write("throughput", found, options.device)
+            measurements.append(rows.row(name, rate, unit, options.device, **settings))
+            print(f"{name:32} {settings} {rate:.3f} {unit}", flush=True)
+    rows.write("throughput", measurements, options.device)
 
 
 def _work(options: argparse.Namespace, mode: str, nfe: int, batch: int, size: int) -> Callable[[], object]:
     """What is timed: a batch of teacher pairs, or a step of training."""
-    own = gas.zoo.load(options.model).sample_shape[-1]
-    model = memory.model_at(options.model, 0 if size == own else size, options.device)
+    default_size = gas.zoo.load(options.model).sample_shape[-1]
+    model = memory.model_at(options.model, 0 if size == default_size else size, options.device)
     if mode == "teacher pairs":
         teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, model.t_end).table(model.schedule)
         return lambda: gas.pairs.teach(model, teacher, range(batch))
-    return memory.steps(model, memory.made_up(model, batch), mode, nfe, batch).step
+    return memory.steps(model, memory.random_pairs(model, batch), mode, nfe, batch).step
 
 
 def _seconds(work: Callable[[], object], repeats: int, device: str) -> float:
