@@ -36,13 +36,13 @@ def models():
     }
 
 
-def mentions(models, family, learned, called, told=None, more=None, **keys):
+def mentions(models, family, learned, called, configured=None, more=None, **keys):
     """What a call warns of guidance."""
     model = models[family]
     pipe, original = model.pipe, model.pipe.scheduler
     solver = gas.GeneralizedSolver(model.schedule, 2, model.t_end)
     artefact = gas.save(None, solver, model=model, guidance=learned)
-    served = gas.GASScheduler.from_config(original.config, solver=artefact, guidance_scale=told, **keys)
+    served = gas.GASScheduler.from_config(original.config, solver=artefact, guidance_scale=configured, **keys)
     passed = {**(more or {}), **({} if called is None else {"guidance_scale": called})}
     pipe.scheduler = served
     try:
@@ -55,7 +55,7 @@ def mentions(models, family, learned, called, told=None, more=None, **keys):
 
 
 @pytest.mark.parametrize(
-    ("family", "learned", "called", "told", "said"),
+    ("family", "learned", "called", "configured", "warning"),
     [
         ("sd1", 2.0, 2.0, None, None),
         ("sd1", 2.0, 7.5, None, "guidance 2 (this pipeline: 7.5)"),
@@ -72,8 +72,8 @@ def mentions(models, family, learned, called, told=None, more=None, **keys):
         ("flux", 3.5, None, None, None),
     ],
 )
-def test_a_call_with_other_guidance_is_said(models, family, learned, called, told, said):
-    assert mentions(models, family, learned, called, told) == ([] if said is None else [said])
+def test_a_call_with_other_guidance_is_said(models, family, learned, called, configured, warning):
+    assert mentions(models, family, learned, called, configured) == ([] if warning is None else [warning])
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ def schedulers():
     return pytest.importorskip("diffusers.schedulers")
 
 
-def probe(scheduler, **told):
+def probe(scheduler, **kwargs):
     """Read a scheduler's matrix: a network whose n-th data prediction is the n-th unit vector."""
-    scheduler.set_timesteps(**told)
+    scheduler.set_timesteps(**kwargs)
     sigmas = scheduler.sigmas.double()
     steps = len(sigmas) - 1
     eye = torch.eye(steps + 1, dtype=torch.float64)

@@ -25,9 +25,9 @@ const { entry, sample } = await import(process.argv[1]);
 const [path, array, nfes, start] = process.argv.slice(2);
 const kind = globalThis[array], first = kind.from(JSON.parse(start));
 const denoise = (x, t) => x.map((value) => Math.sin(2 * value + t));
-const made = [];
-for (const nfe of JSON.parse(nfes)) made.push(Array.from(await sample(denoise, first, entry(path, nfe))));
-console.log(JSON.stringify(made));
+const results = [];
+for (const nfe of JSON.parse(nfes)) results.push(Array.from(await sample(denoise, first, entry(path, nfe))));
+console.log(JSON.stringify(results));
 """
 
 
@@ -57,13 +57,13 @@ const ways = [
   (x, t) => { x.forEach((value, i) => (x[i] = answer(value, t))); return x; },
   (x, t) => { x.forEach((value, i) => (buffer[i] = answer(value, t))); return buffer; },
 ];
-const made = [];
+const results = [];
 for (const nfe of JSON.parse(nfes)) {
   const each = [];
   for (const denoise of ways) each.push(Array.from(await sample(denoise, first, entry(path, nfe))));
-  made.push(each);
+  results.push(each);
 }
-console.log(JSON.stringify(made));
+console.log(JSON.stringify(results));
 """
 
 
@@ -86,10 +86,10 @@ def test_javascript_samples_the_same(path, array, dtype):
     result = node("--input-type=module", "-e", DRIVER, SAMPLER.as_uri(), *words)
     assert result.returncode == 0, result.stderr
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    for nfe, made in zip(artefact.nfes, json.loads(result.stdout), strict=True):
+    for nfe, results in zip(artefact.nfes, json.loads(result.stdout), strict=True):
         expected = sample(lambda x, t: torch.sin(2 * x + t), start, artefact.table(nfe))
-        made = torch.tensor(made, dtype=dtype)
-        torch.testing.assert_close(made, expected, rtol=tolerance, atol=tolerance)
+        results = torch.tensor(results, dtype=dtype)
+        torch.testing.assert_close(results, expected, rtol=tolerance, atol=tolerance)
 
 
 @needs_node

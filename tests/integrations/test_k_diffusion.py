@@ -38,20 +38,20 @@ def test_equals_sample(name):
         return denoised(x / alpha, (sigma / alpha).expand(len(x)))
 
     first = float(1 if name == "flow" else 1 / schedule(table.times[0])[0])
-    seen = []
+    calls = []
     got = sample_gas(
-        denoised, x * first, sigmas_of(artefact), callback=seen.append, disable=True, solver=artefact
+        denoised, x * first, sigmas_of(artefact), callback=calls.append, disable=True, solver=artefact
     )
     want = gas.sample(denoise, x, table)
     assert float((got - want).abs().max() / want.abs().max()) < 1e-12
-    assert [set(s) for s in seen] == [{"x", "i", "sigma", "sigma_hat", "denoised"}] * 5
-    assert [s["i"] for s in seen] == list(range(5)) and torch.equal(seen[0]["x"], x * first)
-    assert torch.equal(seen[2]["denoised"], denoised(seen[2]["x"], seen[2]["sigma"].expand(3)))
+    assert [set(s) for s in calls] == [{"x", "i", "sigma", "sigma_hat", "denoised"}] * 5
+    assert [s["i"] for s in calls] == list(range(5)) and torch.equal(calls[0]["x"], x * first)
+    assert torch.equal(calls[2]["denoised"], denoised(calls[2]["x"], calls[2]["sigma"].expand(3)))
     sigmas = sigmas_of(artefact)
     assert (
         sigmas[-1] == 0
         and len(sigmas) == 6
-        and torch.allclose(torch.stack([s["sigma"] for s in seen]).float(), sigmas[:-1])
+        and torch.allclose(torch.stack([s["sigma"] for s in calls]).float(), sigmas[:-1])
     )
 
 
@@ -100,8 +100,8 @@ def test_other_sigmas_run_the_base_solver():
         y, last = sigmas[i + 1] / sigmas[i] * y - torch.expm1(-h) * use, d
     assert torch.allclose(got, y, atol=1e-10)
     with pytest.warns(UserWarning, match="these 1 sigmas"):
-        one = sample_gas(denoised, x, sigmas[-2:], solver=artefact, disable=True)
-    assert torch.equal(one, denoised(x, sigmas[-2].expand(2)))
+        last = sample_gas(denoised, x, sigmas[-2:], solver=artefact, disable=True)
+    assert torch.equal(last, denoised(x, sigmas[-2].expand(2)))
     with pytest.raises(ValueError, match=r"sigmas must be at least two levels ending in 0, got \[1.0, 0.5\]"):
         sample_gas(denoised, x, torch.tensor([1.0, 0.5]), solver=artefact)
 

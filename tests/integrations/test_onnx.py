@@ -35,24 +35,24 @@ def file(tmp_path_factory, model, table):
 
 def test_the_whole_guided_sampler_from_the_command_line(tmp_path, file, model, table):
     out = tmp_path / "sampler.onnx"
-    told = json.loads(run("export", "-s", file, "--onnx", out, "-m", "digits", "--nfe", 3, "--json").stdout)
-    assert told["largest_difference"] < TOLERANCE
-    assert told["inputs"] == ["x", "labels"]
+    report = json.loads(run("export", "-s", file, "--onnx", out, "-m", "digits", "--nfe", 3, "--json").stdout)
+    assert report["largest_difference"] < TOLERANCE
+    assert report["inputs"] == ["x", "labels"]
     x, labels = model.noise(range(7)), torch.arange(7)
     expected = gas.sample(model.bind(labels, 2.0), x, table)
     session = onnxruntime.InferenceSession(out)
-    (made,) = session.run(None, {"x": x.numpy(), "labels": labels.numpy()})
-    assert float(np.abs(made - expected.numpy()).max()) < 1e-5
+    (output,) = session.run(None, {"x": x.numpy(), "labels": labels.numpy()})
+    assert float(np.abs(output - expected.numpy()).max()) < 1e-5
     # The network is asked three times and its weights stand there once.
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    assert weights < told["bytes"] < 1.5 * weights
+    assert weights < report["bytes"] < 1.5 * weights
 
 
 @pytest.mark.parametrize("row", [0, 2])
 def test_one_row_from_the_command_line(tmp_path, file, table, row):
     out = tmp_path / "row.onnx"
-    told = json.loads(run("export", "-s", file, "--onnx", out, "--nfe", 3, "--row", row, "--json").stdout)
-    assert told["bytes"] < 10_000
+    report = json.loads(run("export", "-s", file, "--onnx", out, "--nfe", 3, "--row", row, "--json").stdout)
+    assert report["bytes"] < 10_000
     states, outputs = torch.randn(2, row + 1, 1000)
     expected = torch.tensordot(table.states[row, : row + 1].float(), states, 1)
     expected = expected + torch.tensordot(table.outputs[row, : row + 1].float(), outputs, 1)

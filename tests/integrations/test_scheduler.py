@@ -27,11 +27,13 @@ def name(request):
 
 
 def test_a_pipeline_gets_what_sample_gives(name):
-    made, table = scheduler(name)
+    gas_scheduler, table = scheduler(name)
     x = noise(2, 3, 4, 4)
-    want = gas.sample(made.process.denoiser(network), x, table)
-    assert agree(pipeline(made, x, 5), want)
-    assert torch.equal(pipeline(made, x, 5), pipeline(made, x, 5)), "state is left over between calls"
+    want = gas.sample(gas_scheduler.process.denoiser(network), x, table)
+    assert agree(pipeline(gas_scheduler, x, 5), want)
+    assert torch.equal(pipeline(gas_scheduler, x, 5), pipeline(gas_scheduler, x, 5)), (
+        "state is left over between calls"
+    )
 
 
 @pytest.mark.parametrize("solver", ["dpmpp-3m", "unipc-3-bh2", "ipndm-4", "deis-3", "heun"])
@@ -43,8 +45,10 @@ def test_every_classical_table_runs(name, solver):
         process.schedule,
         gas.grids.GRIDS[grid](process.schedule, 4 if nfe == 7 else 6 // (1 + (solver == "heun")), 0.05),
     )
-    made, x = gas.GASScheduler.from_config(CONFIGS[name], solver=table), noise(2, 5)
-    assert agree(pipeline(made, x, table.nfe), gas.sample(made.process.denoiser(network), x, table))
+    gas_scheduler, x = gas.GASScheduler.from_config(CONFIGS[name], solver=table), noise(2, 5)
+    assert agree(
+        pipeline(gas_scheduler, x, table.nfe), gas.sample(gas_scheduler.process.denoiser(network), x, table)
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +97,8 @@ def test_conversions_are_those_of_edm():
     assert torch.allclose(p * y + q * output, other.precondition_outputs(y, output, sigma))
     assert torch.allclose(process.network_time(t), other.precondition_noise(sigma))
     assert torch.allclose(y * process.input_scale(t), other.precondition_inputs(y, sigma))
-    made = gas.GASScheduler.from_config(CONFIGS["edm"])
-    assert made.init_noise_sigma == pytest.approx(other.init_noise_sigma)
+    gas_scheduler = gas.GASScheduler.from_config(CONFIGS["edm"])
+    assert gas_scheduler.init_noise_sigma == pytest.approx(other.init_noise_sigma)
 
 
 def test_signatures():
@@ -126,80 +130,82 @@ def test_signatures():
 
 
 def test_fields_before_and_after_set_timesteps(name):
-    made, _ = scheduler(name)
+    gas_scheduler, _ = scheduler(name)
     x = noise(2, 3, 4, 4)
-    assert len(made) == len(made.timesteps) == made.config.num_train_timesteps
+    assert len(gas_scheduler) == len(gas_scheduler.timesteps) == gas_scheduler.config.num_train_timesteps
     assert (
-        len(made.sigmas) == len(made) + 1
-        and made.num_inference_steps is made.step_index is made.begin_index is None
+        len(gas_scheduler.sigmas) == len(gas_scheduler) + 1
+        and gas_scheduler.num_inference_steps is gas_scheduler.step_index is gas_scheduler.begin_index is None
     )
-    assert made.scale_model_input(x, made.timesteps[3]).shape == x.shape  # before set_timesteps
-    made.set_timesteps(5)
     assert (
-        made.num_inference_steps == len(made.timesteps) == 5
-        and len(made.sigmas) == 6
-        and made.sigmas[-1] == 0
+        gas_scheduler.scale_model_input(x, gas_scheduler.timesteps[3]).shape == x.shape
+    )  # before set_timesteps
+    gas_scheduler.set_timesteps(5)
+    assert (
+        gas_scheduler.num_inference_steps == len(gas_scheduler.timesteps) == 5
+        and len(gas_scheduler.sigmas) == 6
+        and gas_scheduler.sigmas[-1] == 0
     )
-    assert made.timesteps.dtype == torch.float32 and bool((made.sigmas.diff() < 0).all())
-    made.step(x, made.timesteps[0], x)
-    assert made.step_index == 1
-    made.set_timesteps(5)
-    assert made.step_index is made.begin_index is None
+    assert gas_scheduler.timesteps.dtype == torch.float32 and bool((gas_scheduler.sigmas.diff() < 0).all())
+    gas_scheduler.step(x, gas_scheduler.timesteps[0], x)
+    assert gas_scheduler.step_index == 1
+    gas_scheduler.set_timesteps(5)
+    assert gas_scheduler.step_index is gas_scheduler.begin_index is None
 
 
 def test_dict_and_tuple_agree_and_keep_dtype(name):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        made, _ = scheduler(name, timestep_dtype={2: str(dtype)[6:]}.get(dtype.itemsize, "float32"))
+        gas_scheduler, _ = scheduler(name, timestep_dtype={2: str(dtype)[6:]}.get(dtype.itemsize, "float32"))
         x = noise(2, 3, 4, 4).to(dtype)
-        made.set_timesteps(5)
-        named = made.step(x, made.timesteps[0], x)
-        made.set_timesteps(5)
-        plain = made.step(x, made.timesteps[0], x, return_dict=False)
+        gas_scheduler.set_timesteps(5)
+        named = gas_scheduler.step(x, gas_scheduler.timesteps[0], x)
+        gas_scheduler.set_timesteps(5)
+        plain = gas_scheduler.step(x, gas_scheduler.timesteps[0], x, return_dict=False)
         assert torch.equal(named.prev_sample, plain[0]) and torch.equal(named.pred_original_sample, plain[1])
         assert plain[0].dtype == plain[1].dtype == dtype
 
 
 def test_narrow_states_are_summed_wide():
-    made, table = scheduler("vp", timestep_dtype="bfloat16")
+    gas_scheduler, table = scheduler("vp", timestep_dtype="bfloat16")
     x, outputs = noise(2, 64).bfloat16(), [noise(2, 64, seed=n).bfloat16() for n in range(5)]
-    made.set_timesteps(5)
-    wide, states, answers = made.process, [x], []
+    gas_scheduler.set_timesteps(5)
+    wide, states, answers = gas_scheduler.process, [x], []
     for n, output in enumerate(outputs):
         p, q = wide.conversion(table.times[n])
         answers.append(p * states[n].double() + q * output.double())
         want = sum(
             table.states[n, j] * states[j].double() + table.outputs[n, j] * answers[j] for j in range(n + 1)
         )
-        states.append(made.step(output, made.timesteps[n], states[n]).prev_sample)
+        states.append(gas_scheduler.step(output, gas_scheduler.timesteps[n], states[n]).prev_sample)
         assert float((states[-1].double() - want).abs().max() / want.abs().max()) < 2**-8
 
 
 @pytest.mark.filterwarnings("ignore:.*(no table for NFE|starts at step).*")
 def test_any_number_of_steps_unknown_times_and_repeats(name):
-    made, _ = scheduler(name)
+    gas_scheduler, _ = scheduler(name)
     x = noise(2, 3, 4, 4)
     for nfe in (1, 2, 3, 11, 50):
-        assert bool(torch.isfinite(pipeline(made, x, nfe)).all())
-    made.set_timesteps(50)
+        assert bool(torch.isfinite(pipeline(gas_scheduler, x, nfe)).all())
+    gas_scheduler.set_timesteps(50)
     first, second = (
-        made.step(x, made.timesteps[5], x).prev_sample,
-        made.step(x, made.timesteps[6], x).prev_sample,
+        gas_scheduler.step(x, gas_scheduler.timesteps[5], x).prev_sample,
+        gas_scheduler.step(x, gas_scheduler.timesteps[6], x).prev_sample,
     )
     assert first.shape == second.shape == x.shape
     for unknown in (0, 1, 7.5, torch.tensor(3)):
-        made.set_timesteps(10)
-        assert bool(torch.isfinite(made.step(x, unknown, x).prev_sample).all())
+        gas_scheduler.set_timesteps(10)
+        assert bool(torch.isfinite(gas_scheduler.step(x, unknown, x).prev_sample).all())
     with pytest.warns(UserWarning, match="a scheduler serves one run at a time"):
-        again = [made.step(x, made.timesteps[0], x).prev_sample for _ in range(30)]
+        again = [gas_scheduler.step(x, gas_scheduler.timesteps[0], x).prev_sample for _ in range(30)]
     assert all(bool(torch.isfinite(x).all()) for x in again)
 
 
 def test_after_the_last_step_a_run_starts_afresh():
-    made, _ = scheduler("vp")
+    gas_scheduler, _ = scheduler("vp")
     x = noise(2, 5)
-    made.set_timesteps(5)
-    first = [made.step(network(x, t[None]), t, x).prev_sample for t in made.timesteps]
-    again = [made.step(network(x, t[None]), t, x).prev_sample for t in made.timesteps]
+    gas_scheduler.set_timesteps(5)
+    first = [gas_scheduler.step(network(x, t[None]), t, x).prev_sample for t in gas_scheduler.timesteps]
+    again = [gas_scheduler.step(network(x, t[None]), t, x).prev_sample for t in gas_scheduler.timesteps]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -210,37 +216,39 @@ def test_step_before_set_timesteps_says_what_to_do():
 
 
 def test_add_noise_is_the_forward_process(name):
-    made, _ = scheduler(name)
+    gas_scheduler, _ = scheduler(name)
     x, e = noise(3, 4, 2), noise(3, 4, 2, seed=1)
-    made.set_timesteps(5)
-    told = made.timesteps[[0, 2, 4]]
-    a, s = made.process.signal_and_noise(made._times[[0, 2, 4]])
+    gas_scheduler.set_timesteps(5)
+    times = gas_scheduler.timesteps[[0, 2, 4]]
+    a, s = gas_scheduler.process.signal_and_noise(gas_scheduler._times[[0, 2, 4]])
     want = a[:, None, None] * x + s[:, None, None] * e
-    assert agree(made.add_noise(x, e, told), want)
-    assert torch.equal(made.scale_noise(x, told, e), made.add_noise(x, e, told))
-    inverse = made.process.time(made.process.network_time(made._times))
-    assert torch.allclose(inverse, made._times, atol=1e-9)
+    assert agree(gas_scheduler.add_noise(x, e, times), want)
+    assert torch.equal(gas_scheduler.scale_noise(x, times, e), gas_scheduler.add_noise(x, e, times))
+    inverse = gas_scheduler.process.time(gas_scheduler.process.network_time(gas_scheduler._times))
+    assert torch.allclose(inverse, gas_scheduler._times, atol=1e-9)
 
 
 def test_learned_variance_is_left_out():
-    made, _ = scheduler("vp")
+    gas_scheduler, _ = scheduler("vp")
     x = noise(2, 3, 4, 4)
-    made.set_timesteps(5)
-    plain = made.step(x, made.timesteps[0], x).prev_sample
-    made.set_timesteps(5)
-    assert torch.equal(made.step(torch.cat([x, 9 * x], 1), made.timesteps[0], x).prev_sample, plain)
+    gas_scheduler.set_timesteps(5)
+    plain = gas_scheduler.step(x, gas_scheduler.timesteps[0], x).prev_sample
+    gas_scheduler.set_timesteps(5)
+    assert torch.equal(
+        gas_scheduler.step(torch.cat([x, 9 * x], 1), gas_scheduler.timesteps[0], x).prev_sample, plain
+    )
 
 
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
 def test_a_start_in_the_middle_is_a_fresh_base_solver(name):
-    made, table = scheduler(name, base="dpmpp-2m/log_snr" if name != "flow" else "dpmpp-2m/shifted")
-    process, x0 = made.process, noise(2, 3, 4, 4)
-    made.set_timesteps(5)
-    start = made.add_noise(x0, noise(2, 3, 4, 4, seed=1), made.timesteps[2:3].expand(2))
+    gas_scheduler, table = scheduler(name, base="dpmpp-2m/log_snr" if name != "flow" else "dpmpp-2m/shifted")
+    process, x0 = gas_scheduler.process, noise(2, 3, 4, 4)
+    gas_scheduler.set_timesteps(5)
+    start = gas_scheduler.add_noise(x0, noise(2, 3, 4, 4, seed=1), gas_scheduler.timesteps[2:3].expand(2))
     with pytest.warns(
         UserWarning, match=r"starts at step 2 of 5, where the table of NFE 5 lacks its history: dpmpp-2m"
     ):
-        got = pipeline(made, start, 5, begin=2)
+        got = pipeline(gas_scheduler, start, 5, begin=2)
     # Independently: DPM-Solver++(2M) written out in half log-SNR, arXiv 2211.01095, on the pipeline's states.
     t = torch.cat([table.times[2:], torch.tensor([process.t_end], dtype=torch.float64)])
     alpha, sigma = process.schedule(t)
@@ -258,45 +266,49 @@ def test_a_start_in_the_middle_is_a_fresh_base_solver(name):
 @pytest.mark.parametrize("changed", [(1,), (2, 3), (4,)])
 def test_states_that_the_pipeline_changes_count(name, changed):
     """Inpainting puts known pixels back between steps: every row then weighs the states as they became."""
-    made, table = scheduler(name)
-    made.set_timesteps(5)
+    gas_scheduler, table = scheduler(name)
+    gas_scheduler.set_timesteps(5)
     scales = (
-        1 / made.process.schedule(table.times)[0] if name == "edm" else torch.ones(5, dtype=torch.float64)
+        1 / gas_scheduler.process.schedule(table.times)[0]
+        if name == "edm"
+        else torch.ones(5, dtype=torch.float64)
     )
-    y, states, answers = noise(2, 6) * made.init_noise_sigma, [], []
-    for n, t in enumerate(made.timesteps):
+    y, states, answers = noise(2, 6) * gas_scheduler.init_noise_sigma, [], []
+    for n, t in enumerate(gas_scheduler.timesteps):
         y = torch.cat([noise(2, 3, seed=n), y[:, 3:]], dim=1) if n in changed else y
-        output = network(made.scale_model_input(y, t), t.expand(2))
-        p, q = made.process.conversion(table.times[n])
+        output = network(gas_scheduler.scale_model_input(y, t), t.expand(2))
+        p, q = gas_scheduler.process.conversion(table.times[n])
         states.append(y / scales[n])
         answers.append(p * y + q * output)
-        y = made.step(output, t, y).prev_sample
+        y = gas_scheduler.step(output, t, y).prev_sample
         want = sum(table.states[n, j] * states[j] + table.outputs[n, j] * answers[j] for j in range(n + 1))
         assert agree(y, want * (scales[n + 1] if n < 4 else 1), 1e-11)
 
 
 def test_unsaid_starts_are_found_by_their_time():
-    made, _ = scheduler("vp")
+    gas_scheduler, _ = scheduler("vp")
     x = noise(2, 5)
-    made.set_timesteps(5)
+    gas_scheduler.set_timesteps(5)
     with pytest.warns(UserWarning, match="starts at step 3 of 5"):
-        a = made.step(x, made.timesteps[3], x).prev_sample
-    made.set_timesteps(5)
-    made.set_begin_index(3)
-    assert torch.equal(made.step(x, made.timesteps[3], x).prev_sample, a)
+        a = gas_scheduler.step(x, gas_scheduler.timesteps[3], x).prev_sample
+    gas_scheduler.set_timesteps(5)
+    gas_scheduler.set_begin_index(3)
+    assert torch.equal(gas_scheduler.step(x, gas_scheduler.timesteps[3], x).prev_sample, a)
 
 
 def test_missing_nfe():
-    made, _ = scheduler("vp", base="unipc-3-bh1/time_uniform")
+    gas_scheduler, _ = scheduler("vp", base="unipc-3-bh1/time_uniform")
     with pytest.warns(
         UserWarning, match=r"no table for NFE 7; it has NFE 5: running unipc-3-bh1/time_uniform instead"
     ):
-        got = pipeline(made, noise(2, 5), 7)
-    table = gas.Classical("unipc-3-bh1", "time_uniform", 7, made.process.t_end).table(made.process.schedule)
-    assert agree(got, gas.sample(made.process.denoiser(network), noise(2, 5), table))
-    made, _ = scheduler("vp", missing_nfe="error")
+        got = pipeline(gas_scheduler, noise(2, 5), 7)
+    table = gas.Classical("unipc-3-bh1", "time_uniform", 7, gas_scheduler.process.t_end).table(
+        gas_scheduler.process.schedule
+    )
+    assert agree(got, gas.sample(gas_scheduler.process.denoiser(network), noise(2, 5), table))
+    gas_scheduler, _ = scheduler("vp", missing_nfe="error")
     with pytest.raises(ValueError, match="no table for NFE 7; it has NFE 5"):
-        made.set_timesteps(7)
+        gas_scheduler.set_timesteps(7)
 
 
 def test_base_is_what_training_started_from():
@@ -307,56 +319,60 @@ def test_base_is_what_training_started_from():
 
 
 def test_handed_over_sigmas():
-    made, _ = scheduler("flow")
-    x, own = noise(2, 5), [1.0, 0.8, 0.6, 0.4, 0.2]
-    want = pipeline(made, x, 5)
-    assert torch.equal(pipeline(made, x, sigmas=own), want)  # the default that pipelines pass: silent
+    gas_scheduler, _ = scheduler("flow")
+    x, levels = noise(2, 5), [1.0, 0.8, 0.6, 0.4, 0.2]
+    want = pipeline(gas_scheduler, x, 5)
+    assert torch.equal(
+        pipeline(gas_scheduler, x, sigmas=levels), want
+    )  # the default that pipelines pass: silent
     with pytest.warns(UserWarning, match="of the sigmas passed only the number, 5, is used"):
-        assert torch.equal(pipeline(made, x, sigmas=[1.0, 0.9, 0.7, 0.5, 0.3]), want)
-    made, _ = scheduler("flow", schedule="pipeline", base="ddim/shifted")
-    made.set_timesteps(sigmas=own)
+        assert torch.equal(pipeline(gas_scheduler, x, sigmas=[1.0, 0.9, 0.7, 0.5, 0.3]), want)
+    gas_scheduler, _ = scheduler("flow", schedule="pipeline", base="ddim/shifted")
+    gas_scheduler.set_timesteps(sigmas=levels)
     other = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    other.set_timesteps(sigmas=own)
-    assert torch.allclose(made.timesteps, other.timesteps) and torch.allclose(made.sigmas, other.sigmas)
+    other.set_timesteps(sigmas=levels)
+    assert torch.allclose(gas_scheduler.timesteps, other.timesteps) and torch.allclose(
+        gas_scheduler.sigmas, other.sigmas
+    )
 
 
 def test_dynamic_shift_and_terminal_are_theirs():
     other = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
-    made = gas.GASScheduler.from_config(other.config)
-    for scheduler_ in (made, other):
+    gas_scheduler = gas.GASScheduler.from_config(other.config)
+    for scheduler_ in (gas_scheduler, other):
         scheduler_.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.9)
-    assert torch.allclose(made.timesteps, other.timesteps)
-    assert not made.config.use_flow_sigmas and made.config.base_image_seq_len == 256
+    assert torch.allclose(gas_scheduler.timesteps, other.timesteps)
+    assert not gas_scheduler.config.use_flow_sigmas and gas_scheduler.config.base_image_seq_len == 256
     with pytest.raises(ValueError, match="mu must be passed where use_dynamic_shifting=True"):
-        made.set_timesteps(4)
+        gas_scheduler.set_timesteps(4)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
 def test_vp_levels_and_times_handed_over():
     other = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear")
     other.set_timesteps(4)
-    made = gas.GASScheduler.from_config(other.config, schedule="pipeline")
-    made.set_timesteps(sigmas=other.sigmas.tolist()[:-1])
+    gas_scheduler = gas.GASScheduler.from_config(other.config, schedule="pipeline")
+    gas_scheduler.set_timesteps(sigmas=other.sigmas.tolist()[:-1])
     # Theirs interpolates in sigma, ours in log alpha.
-    assert torch.allclose(made.timesteps, other.timesteps, atol=0.51)
-    assert torch.allclose(made.sigmas[:-1], other.sigmas[:-1], rtol=1e-5)
-    made.set_timesteps(timesteps=[999, 850, 24])
-    assert made.timesteps.tolist() == pytest.approx([999, 850, 24])
+    assert torch.allclose(gas_scheduler.timesteps, other.timesteps, atol=0.51)
+    assert torch.allclose(gas_scheduler.sigmas[:-1], other.sigmas[:-1], rtol=1e-5)
+    gas_scheduler.set_timesteps(timesteps=[999, 850, 24])
+    assert gas_scheduler.timesteps.tolist() == pytest.approx([999, 850, 24])
 
 
 def test_narrow_times_are_snapped_and_said():
-    made, table = scheduler("vp")
-    made.set_timesteps(5)
+    gas_scheduler, table = scheduler("vp")
+    gas_scheduler.set_timesteps(5)
     x = noise(1, 2).bfloat16()
     with pytest.warns(UserWarning, match=r"computes in bfloat16: .* told .* timestep_dtype='bfloat16'"):
-        made.step(x, made.timesteps[0], x)
+        gas_scheduler.step(x, gas_scheduler.timesteps[0], x)
     snapped, _ = scheduler("vp", timestep_dtype="bfloat16")
     snapped.set_timesteps(5)
-    assert torch.equal(snapped.timesteps, made.timesteps.bfloat16().float())
+    assert torch.equal(snapped.timesteps, gas_scheduler.timesteps.bfloat16().float())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours = snapped.step(x, snapped.timesteps[0], x).prev_sample
-    d = made.process.conversion(table.times[0])
+    d = gas_scheduler.process.conversion(table.times[0])
     want = table.states[0, 0] * x + table.outputs[0, 0] * (d[0] * x.double() + d[1] * x.double())
     assert float((ours - want).abs().max() / want.abs().max()) < 2**-7  # the learned time's own coefficients
 
@@ -380,18 +396,18 @@ def test_what_does_not_fit_is_said_or_refused(tmp_path):
     for keys, changed, words in cases:
         solver = mismatched(tmp_path, **changed)
         for strict in (False, True):
-            made = gas.GASScheduler.from_config(CONFIGS["vp"], solver=solver, strict=strict, **keys)
-            made.set_timesteps(5)
+            gas_scheduler = gas.GASScheduler.from_config(CONFIGS["vp"], solver=solver, strict=strict, **keys)
+            gas_scheduler.set_timesteps(5)
             context = (
                 pytest.raises(ValueError, match=words) if strict else pytest.warns(UserWarning, match=words)
             )
             with context:
-                made.step(x, made.timesteps[0], x)
-    made = gas.GASScheduler.from_config(
+                gas_scheduler.step(x, gas_scheduler.timesteps[0], x)
+    gas_scheduler = gas.GASScheduler.from_config(
         CONFIGS["vp"], solver=mismatched(tmp_path), guidance_scale=2.0, strict=True
     )
-    made.set_timesteps(5)
-    made.step(x, made.timesteps[0], x)
+    gas_scheduler.set_timesteps(5)
+    gas_scheduler.step(x, gas_scheduler.timesteps[0], x)
 
 
 def test_shift_is_compared():
@@ -399,12 +415,12 @@ def test_shift_is_compared():
     model = gas.OwnModel(lambda x, t: x, process.schedule, (2,), t_end=0.0)
     artefact = gas.save(None, learned(process), model=model)
     document = artefact.document.model_copy(update={"model": {**artefact.document.model, "shift": 6.0}})
-    made = gas.GASScheduler.from_config(
+    gas_scheduler = gas.GASScheduler.from_config(
         CONFIGS["flow"], solver=gas.solver_file.Artefact(document, "s"), strict=True
     )
-    made.set_timesteps(5)
+    gas_scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match=r"shift 6 \(this pipeline: 3\)"):
-        made.step(noise(1, 2), made.timesteps[0], noise(1, 2))
+        gas_scheduler.step(noise(1, 2), gas_scheduler.timesteps[0], noise(1, 2))
 
 
 def test_a_table_of_another_vp_schedule_runs_at_its_levels():
@@ -413,7 +429,7 @@ def test_a_table_of_another_vp_schedule_runs_at_its_levels():
     with torch.no_grad():
         table = gas.GeneralizedSolver(schedule, 5, 1e-3)().detach()
     solver = gas.save(None, gas.GeneralizedSolver(schedule, 5, 1e-3))
-    made, x = gas.GASScheduler.from_config(CONFIGS["edm"], solver=solver, strict=True), noise(2, 5)
+    gas_scheduler, x = gas.GASScheduler.from_config(CONFIGS["edm"], solver=solver, strict=True), noise(2, 5)
 
     def edm(y, sigma):
         c_in, c_skip = 1 / (sigma**2 + 0.25).sqrt(), 0.25 / (sigma**2 + 0.25)
@@ -421,17 +437,19 @@ def test_a_table_of_another_vp_schedule_runs_at_its_levels():
             c_in[:, None] * y, (sigma.log() / 4).float()
         )
 
-    assert agree(pipeline(made, x, 5), gas.sample(gas.denoise.EDMDenoiser(edm, schedule), x, table), 1e-9)
+    assert agree(
+        pipeline(gas_scheduler, x, 5), gas.sample(gas.denoise.EDMDenoiser(edm, schedule), x, table), 1e-9
+    )
 
 
 def test_a_flow_table_is_refused_by_a_vp_pipeline():
-    made = gas.GASScheduler.from_config(
+    gas_scheduler = gas.GASScheduler.from_config(
         CONFIGS["vp"], solver=gas.save(None, learned(process_of(CONFIGS["flow"])))
     )
     with pytest.raises(
         ValueError, match="made for schedule Flow, the pipeline has VPDiscrete: no table serves both"
     ):
-        made.set_timesteps(5)
+        gas_scheduler.set_timesteps(5)
 
 
 def test_unsupported_schedulers_and_arguments():
@@ -451,25 +469,25 @@ def test_unsupported_schedulers_and_arguments():
     ]:
         with pytest.raises(ValueError, match=words):
             gas.GASScheduler(**keys)
-    made = gas.GASScheduler()
-    for told, words in [
+    gas_scheduler = gas.GASScheduler()
+    for arguments, words in [
         ({}, "num_inference_steps must be at least 1, got None"),
         ({"num_inference_steps": 0}, "must be at least 1, got 0"),
         ({"num_inference_steps": 3, "timesteps": [9, 1]}, "is 3 but 2 timesteps or sigmas were passed"),
         ({"timesteps": [9, 1], "sigmas": [9.0, 1.0]}, "pass one of them"),
     ]:
         with pytest.raises(ValueError, match=words):
-            made.set_timesteps(**told)
-    made.set_timesteps(3)
+            gas_scheduler.set_timesteps(**arguments)
+    gas_scheduler.set_timesteps(3)
     with pytest.warns(UserWarning, match="eta=1 has no effect"):
-        made.step(noise(1, 2), made.timesteps[0], noise(1, 2), eta=1.0)
+        gas_scheduler.step(noise(1, 2), gas_scheduler.timesteps[0], noise(1, 2), eta=1.0)
 
 
 def test_back_to_another_scheduler():
-    made, _ = scheduler("vp")
-    other = diffusers.DPMSolverMultistepScheduler.from_config(made.config)
+    gas_scheduler, _ = scheduler("vp")
+    other = diffusers.DPMSolverMultistepScheduler.from_config(gas_scheduler.config)
     assert other.config.beta_schedule == "scaled_linear" and other.config.beta_end == 0.012
-    assert json.loads(made.to_json_string())["solver"] == "solver.json"
+    assert json.loads(gas_scheduler.to_json_string())["solver"] == "solver.json"
 
 
 def test_missing_diffusers_names_the_extra():

@@ -32,7 +32,7 @@ SERVED = {
 }
 
 
-def made(name):
+def build(name):
     """A scheduler that was never saved, or why there is none."""
     kind = getattr(diffusers, name)
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -58,7 +58,7 @@ def meaning(config):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_means_the_same_saved_or_not_or_is_refused(name):
-    original = made(name)
+    original = build(name)
     saved = meaning({**original.config, "_class_name": name})
     assert (saved is not None) == (name in SERVED)
     assert meaning(original.config) in (None, saved)
@@ -122,9 +122,9 @@ def test_a_run_from_the_middle_ends_where_its_table_ends(name, t_end, keys):
     else:
         table = ddim(process.schedule, torch.cat([t, torch.tensor([t_end], dtype=torch.float64)]))
     served = gas.GASScheduler.from_config(CONFIGS[name], solver=table, **keys)
-    told = {"timesteps": process.network_time(t).tolist()} if keys else {"num_inference_steps": 6}
+    arguments = {"timesteps": process.network_time(t).tolist()} if keys else {"num_inference_steps": 6}
     for begin in (0, 2, 5):
-        served.set_timesteps(**told)
+        served.set_timesteps(**arguments)
         served.set_begin_index(begin)
         y = served.add_noise(x0, eps, served.timesteps[begin : begin + 1].expand(2))
         for n, time in enumerate(served.timesteps[begin:], begin):

@@ -236,9 +236,9 @@ def test_the_solver_is_not_in_the_config(tmp_path):
     want = pipeline(scheduler, x, 10)
     for again in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):  # noqa: S301 (our own)
         assert torch.equal(pipeline(again, x, 10), want)
-    there = diffusers.DDIMScheduler.from_config(scheduler.config)
-    assert torch.equal(pipeline(gas.GASScheduler.from_config(there.config), x, 10), want)
-    there.save_pretrained(tmp_path / "there")  # without the numbers
+    converted = diffusers.DDIMScheduler.from_config(scheduler.config)
+    assert torch.equal(pipeline(gas.GASScheduler.from_config(converted.config), x, 10), want)
+    converted.save_pretrained(tmp_path / "there")  # without the numbers
     for make in (
         lambda: gas.GASScheduler.from_config(
             diffusers.DDIMScheduler.from_pretrained(tmp_path / "there").config

@@ -25,22 +25,22 @@ def name(request):
 
 
 def test_saved_and_loaded_alone(name, tmp_path):
-    made, _ = scheduler(
+    gas_scheduler, _ = scheduler(
         name, base="deis-2/karras" if "flow" not in name else None, schedule="pipeline", strict=True
     )
-    made.save_pretrained(tmp_path / "folder")
+    gas_scheduler.save_pretrained(tmp_path / "folder")
     assert sorted(os.listdir(tmp_path / "folder")) == ["README.md", "scheduler_config.json", "solver.json"]
     again = gas.GASScheduler.from_pretrained(tmp_path / "folder")
     x = noise(2, 3, 4, 4)
-    assert torch.equal(pipeline(again, x, 5), pipeline(made, x, 5)), "float64 does not survive"
-    ours = {key: value for key, value in made.config.items() if not key.startswith("_")}
+    assert torch.equal(pipeline(again, x, 5), pipeline(gas_scheduler, x, 5)), "float64 does not survive"
+    ours = {key: value for key, value in gas_scheduler.config.items() if not key.startswith("_")}
     assert ours == {key: value for key, value in again.config.items() if not key.startswith("_")}
     # Plain JSON, nothing pickled.
-    assert json.loads(json.dumps(dict(made.config)))["solver"] == made.config.solver
+    assert json.loads(json.dumps(dict(gas_scheduler.config)))["solver"] == gas_scheduler.config.solver
     changed = gas.GASScheduler.from_pretrained(tmp_path / "folder", missing_nfe="error")
     assert changed.config.missing_nfe == "error" and changed.config.schedule == "pipeline"
-    in_memory = gas.GASScheduler.from_config(made.config)
-    assert torch.equal(pipeline(in_memory, x, 5), pipeline(made, x, 5))
+    in_memory = gas.GASScheduler.from_config(gas_scheduler.config)
+    assert torch.equal(pipeline(in_memory, x, 5), pipeline(gas_scheduler, x, 5))
 
 
 @pytest.mark.parametrize("name", ["vp", "v", "x0", "flow"])
@@ -53,10 +53,12 @@ def test_a_solver_file_is_enough_where_it_says_its_model(name, tmp_path):
     )
     path = tmp_path / "solver.json"
     path.write_text(json.dumps(add_checksum(document.model_dump(exclude_none=True))))
-    made, x = gas.GASScheduler.from_pretrained(path), noise(2, 3, 4, 4)
+    gas_scheduler, x = gas.GASScheduler.from_pretrained(path), noise(2, 3, 4, 4)
     want = pipeline(gas.GASScheduler.from_config(CONFIGS[name], solver=path), x, 5)
-    assert torch.allclose(pipeline(made, x, 5), want, atol=1e-9)
-    assert torch.equal(pipeline(gas.GASScheduler.from_pretrained(tmp_path), x, 5), pipeline(made, x, 5))
+    assert torch.allclose(pipeline(gas_scheduler, x, 5), want, atol=1e-9)
+    assert torch.equal(
+        pipeline(gas.GASScheduler.from_pretrained(tmp_path), x, 5), pipeline(gas_scheduler, x, 5)
+    )
 
 
 def test_a_solver_file_that_does_not_say_its_model(tmp_path):
@@ -68,10 +70,10 @@ def test_a_solver_file_that_does_not_say_its_model(tmp_path):
             else None
         )
         artefact = gas.save(None, solver or learned(process), model=model)
-        told = artefact.document.model_dump(exclude_none=True)
+        metadata = artefact.document.model_dump(exclude_none=True)
         if model:
-            told["model"]["prediction"] = "epsilon"  # as a pipeline's model says: of an EDM network here
-        (tmp_path / f"{name}.json").write_text(json.dumps(add_checksum(told)))
+            metadata["model"]["prediction"] = "epsilon"  # as a pipeline's model says: of an EDM network here
+        (tmp_path / f"{name}.json").write_text(json.dumps(add_checksum(metadata)))
         with pytest.raises(
             ValueError, match=r"use GASScheduler.from_config\(pipe.scheduler.config, solver=...\)"
         ):
@@ -79,8 +81,8 @@ def test_a_solver_file_that_does_not_say_its_model(tmp_path):
 
 
 def test_damaged_and_missing_files(tmp_path):
-    made, _ = scheduler("vp")
-    made.save_pretrained(tmp_path / "whole")
+    gas_scheduler, _ = scheduler("vp")
+    gas_scheduler.save_pretrained(tmp_path / "whole")
     text = (tmp_path / "whole" / "scheduler_config.json").read_text()
     half = tmp_path / "half"
     half.mkdir()
@@ -238,13 +240,13 @@ def test_model_card(tmp_path):
     )
     picture = tmp_path / "samples.png"
     picture.write_bytes(b"png")
-    made = gas.GASScheduler.from_config(CONFIGS["vp"], solver=artefact)
-    made.save_pretrained(tmp_path / "card", picture=picture)
+    gas_scheduler = gas.GASScheduler.from_config(CONFIGS["vp"], solver=artefact)
+    gas_scheduler.save_pretrained(tmp_path / "card", picture=picture)
     text = (tmp_path / "card" / "README.md").read_text()
     front = text.split("---")[1]
-    told = yaml.safe_load(front)
-    assert told["base_model"] == "owner/base" and told["library_name"] == "diffusers"
-    assert {"gas-solver", "diffusers"} <= set(told["tags"])
+    metadata = yaml.safe_load(front)
+    assert metadata["base_model"] == "owner/base" and metadata["library_name"] == "diffusers"
+    assert {"gas-solver", "diffusers"} <= set(metadata["tags"])
     for line in (
         'pipe.scheduler = gas.GASScheduler.from_pretrained("card")',
         "| guidance scale | 2 |",
@@ -290,7 +292,7 @@ def test_a_pipe_in_place_of_a_card_is_left_alone(tmp_path):
 def test_pushing_offline_says_what_to_do(monkeypatch, tmp_path):
     import huggingface_hub
 
-    made, _ = scheduler("vp")
+    gas_scheduler, _ = scheduler("vp")
 
     def refused(*args, **kwargs):
         raise OSError("connection refused\nsecond line")
@@ -300,30 +302,32 @@ def test_pushing_offline_says_what_to_do(monkeypatch, tmp_path):
         "could not push to owner/name (OSError: connection refused): log in with `hf auth login`"
     )
     with pytest.raises(ConnectionError, match=words):
-        made.push_to_hub("owner/name")
+        gas_scheduler.push_to_hub("owner/name")
     with pytest.raises(ConnectionError, match=words):
-        made.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="owner/name")
+        gas_scheduler.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="owner/name")
     assert (tmp_path / "folder" / "scheduler_config.json").exists()
 
 
 def test_pushing_uploads_config_solver_and_card(monkeypatch):
     import huggingface_hub
 
-    made, _ = scheduler("vp")
-    seen = {}
+    gas_scheduler, _ = scheduler("vp")
+    uploaded = {}
 
-    def upload(**told):
-        seen.update(told, files=sorted(os.listdir(told["folder_path"])))
-        seen["card"] = (told["folder_path"] / "README.md").read_text()
+    def upload(**kwargs):
+        uploaded.update(kwargs, files=sorted(os.listdir(kwargs["folder_path"])))
+        uploaded["card"] = (kwargs["folder_path"] / "README.md").read_text()
         return "address"
 
     monkeypatch.setattr(
         huggingface_hub, "create_repo", lambda repo_id, **_: type("Repo", (), {"repo_id": repo_id})
     )
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
-    assert made.push_to_hub("owner/name", base_model="owner/base", private=True) == "address"
+    assert gas_scheduler.push_to_hub("owner/name", base_model="owner/base", private=True) == "address"
     assert (
-        seen["files"] == ["README.md", "scheduler_config.json", "solver.json"]
-        and seen["repo_id"] == "owner/name"
+        uploaded["files"] == ["README.md", "scheduler_config.json", "solver.json"]
+        and uploaded["repo_id"] == "owner/name"
     )
-    assert 'from_pretrained("owner/name")' in seen["card"] and 'base_model: "owner/base"' in seen["card"]
+    assert (
+        'from_pretrained("owner/name")' in uploaded["card"] and 'base_model: "owner/base"' in uploaded["card"]
+    )

@@ -106,11 +106,11 @@ FORGOTTEN = {
 
 @pytest.mark.parametrize(("denoiser", "schedule", "remedy"), FORGOTTEN.values(), ids=FORGOTTEN)
 def test_a_network_of_steps_that_is_given_t_is_noticed_once(denoiser, schedule, remedy):
-    own = model(denoiser, schedule)
+    wrapped = model(denoiser, schedule)
     with pytest.warns(UserWarning, match=remedy) as caught:
-        own.bind(None)
+        wrapped.bind(None)
     assert len(caught) == 1 and len(str(caught[0].message)) < 300
-    own.bind(None)
+    wrapped.bind(None)
     assert any(
         "hardly change" in line or "Embedding" in line for line in gas.check_model(model(denoiser, schedule))
     )
@@ -121,12 +121,12 @@ def test_a_network_of_steps_that_is_given_t_is_noticed_once(denoiser, schedule, 
 def test_an_embedding_that_is_given_floats_is_one_clear_line(schedule, forgotten):
     network = Table(schedule, "noise", step_of(schedule), table=schedule.steps)
     inner = network if forgotten else DiscreteTime(network, schedule)
-    own = model(NoiseDenoiser(inner, schedule), schedule)
+    wrapped = model(NoiseDenoiser(inner, schedule), schedule)
     with pytest.raises(
         ValueError, match=r"takes integer steps only .*DiscreteTime\(network, schedule, rounded=True\)"
     ):
-        own.bind(None)
-    assert len(gas.check_model(own)) == 1
+        wrapped.bind(None)
+    assert len(gas.check_model(wrapped)) == 1
     right = model(NoiseDenoiser(DiscreteTime(network, schedule, rounded=True), schedule), schedule)
     assert gas.check_model(right) == []
 
@@ -161,12 +161,12 @@ RIGHT = {
 
 @pytest.mark.parametrize(("denoiser", "schedule"), RIGHT.values(), ids=RIGHT)
 def test_nothing_is_said_of_what_is_right(denoiser, schedule):
-    own = model(denoiser, schedule)
+    wrapped = model(denoiser, schedule)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        own.bind(None)
+        wrapped.bind(None)
     if denoiser is not RIGHT["a time in a column"][0]:
-        assert gas.check_model(own) == []
+        assert gas.check_model(wrapped) == []
     assert gas.check_model(Mixture()) == []
 
 
@@ -205,9 +205,9 @@ def test_a_look_leaves_no_trace():
     torch.manual_seed(3)
     expected = torch.randn(4)
     torch.manual_seed(3)
-    own = model(NoiseDenoiser(random, gas.VPLinear()), gas.VPLinear())
-    own.bind(None)
-    own.bind(None)
+    wrapped = model(NoiseDenoiser(random, gas.VPLinear()), gas.VPLinear())
+    wrapped.bind(None)
+    wrapped.bind(None)
     assert torch.equal(torch.randn(4), expected)
     assert sizes == [1, 1, 1, 1]
 
@@ -239,8 +239,8 @@ def test_a_network_may_refuse_times_outside_its_range(error, message):
             raise error(message)
         return exact(x, t)
 
-    own = model(NoiseDenoiser(network, gas.VPLinear()), gas.VPLinear())
+    wrapped = model(NoiseDenoiser(network, gas.VPLinear()), gas.VPLinear())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        own.bind(None)
-    assert gas.check_model(own) == []
+        wrapped.bind(None)
+    assert gas.check_model(wrapped) == []

@@ -52,10 +52,10 @@ def run(*words):
 def test_a_seed_gives_the_sample_that_it_gives_on_a_processor(digits, table):
     other = zoo.load("digits")
     with torch.no_grad():
-        here = sample(digits.bind(None), digits.noise(range(8)), table)
-        there = sample(other.bind(None), other.noise(range(8)), table)
+        on_gpu = sample(digits.bind(None), digits.noise(range(8)), table)
+        on_cpu = sample(other.bind(None), other.noise(range(8)), table)
     assert torch.equal(digits.noise(range(8)).cpu(), other.noise(range(8)))
-    torch.testing.assert_close(here.cpu(), there, rtol=0, atol=2e-5)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=2e-5)
 
 
 def test_derivatives_are_those_of_a_processor_whatever_torch_truncates(digits, pairs, table):
@@ -118,16 +118,18 @@ def test_peak_memory_does_not_grow_with_nfe(digits, pairs):
 
 
 def test_gradients_with_checkpointing_are_those_of_the_stored_graph(digits, pairs):
-    found = []
+    gradients = []
     for again in (0, 3):
         solver = gas.GeneralizedSolver(digits.schedule, 6, 1e-3)
         with without_tf32():
-            made = sample(
+            samples = sample(
                 Checkpointed(digits.bind(pairs.labels), again), pairs.noise.cuda(), solver().folded()
             )
-            (made - pairs.target.cuda()).square().mean().backward()
-        found.append(torch.cat([p.grad.flatten() for p in solver.parameters()]))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6 * float(found[0].abs().max()))
+            (samples - pairs.target.cuda()).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in solver.parameters()]))
+    torch.testing.assert_close(
+        gradients[0], gradients[1], rtol=1e-6, atol=1e-6 * float(gradients[0].abs().max())
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -158,8 +160,8 @@ def test_the_commands_take_a_device(tmp_path):
         "--out",
         solver,
     )
-    told = run("evaluate", *on, "--solver", solver, "--seeds", "50000:50064", "--json")
-    assert json.loads(told)
+    output = run("evaluate", *on, "--solver", solver, "--seeds", "50000:50064", "--json")
+    assert json.loads(output)
     pictures = {}
     for name, more in (("plain", []), ("graphs", ["--cuda-graphs"])):
         out = tmp_path / f"{name}.safetensors"

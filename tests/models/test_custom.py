@@ -37,9 +37,9 @@ def test_pairs_learning_file_and_samples(tmp_path):
     for _ in gas.write_pairs(model, teacher.table(schedule), tmp_path / "pairs", spec):
         pass
     pairs = gas.read_pairs(tmp_path / "pairs", model=model)
-    *_, made = gas.distill(model, *pairs.split(32), 3)
-    assert made.loss < made.best_classical_loss
-    gas.save(tmp_path / "own.json", made.solver, model=model)
+    *_, learned = gas.distill(model, *pairs.split(32), 3)
+    assert learned.loss < learned.best_classical_loss
+    gas.save(tmp_path / "own.json", learned.solver, model=model)
     artefact = gas.load(tmp_path / "own.json")
     artefact.check(model)
     x0 = gas.sample(model.bind(None), model.noise(range(4)), artefact.table(3))
@@ -92,8 +92,8 @@ OBSERVATIONS = torch.randn(40, 11, generator=torch.Generator().manual_seed(5))
 def policy(observations=OBSERVATIONS, **more):
     schedule, network = gas.VPLinear(), Policy().eval()
     denoiser = gas.denoise.NoiseDenoiser(network, schedule)
-    told = {"conditions": observations, "null": torch.zeros(11), "weights": network, **more}
-    return gas.OwnModel(denoiser, schedule, (4, 2), **told)
+    arguments = {"conditions": observations, "null": torch.zeros(11), "weights": network, **more}
+    return gas.OwnModel(denoiser, schedule, (4, 2), **arguments)
 
 
 def test_a_policy_on_observations_goes_through_pairs_learning_file_and_samples(tmp_path):
@@ -241,8 +241,8 @@ def test_a_solver_by_name_is_taken_wherever_a_table_is(tmp_path):
         )
         assert torch.equal(sample_pairs(model, by_name, solver), sample_pairs(model, by_name, as_table))
         assert torch.equal(sample_seeds(model, solver, range(3)), sample_seeds(model, as_table, range(3)))
-    for what, folder in {table: "a", teacher: "b"}.items():
-        list(gas.write_pairs(model, what, tmp_path / folder, gas.PairsSpec(range(8), teacher.config())))
+    for chosen, folder in {table: "a", teacher: "b"}.items():
+        list(gas.write_pairs(model, chosen, tmp_path / folder, gas.PairsSpec(range(8), teacher.config())))
     list(gas.write_pairs(model, teacher, tmp_path / "c", gas.PairsSpec(range(8))))
     first, *others = (sorted((tmp_path / folder).iterdir()) for folder in "abc")
     assert all([f.read_bytes() for f in first] == [f.read_bytes() for f in other] for other in others)
@@ -259,27 +259,27 @@ def test_what_distill_yields_is_saved_with_all_that_is_known_of_it(tmp_path):
     pairs = gas.pairs.teach(model, teacher, range(48))
     config = gas.GaussNewton(iterations=2, batch=8)
     short = {"config": config, "search": StartSearch("uniform", screening_pairs=2, validation_pairs=4)}
-    made = [list(gas.distill(model, *pairs.split(16), n, **short))[-1] for n in (2, 3)]
-    for name, solvers in {"a": made, "b": {m.nfe: m for m in made}, "c": made[0]}.items():
+    learned = [list(gas.distill(model, *pairs.split(16), n, **short))[-1] for n in (2, 3)]
+    for name, solvers in {"a": learned, "b": {m.nfe: m for m in learned}, "c": learned[0]}.items():
         document = gas.save(tmp_path / f"{name}.json", solvers, model=model).document
         assert (document.teacher, document.loss, document.guidance) == (teacher.config(), "l2", 1.0)
         assert document.training["pairs"] == 32 and document.training["iterations"] == 2
-        assert document.solvers[0].start == made[0].start
-        assert document.solvers[0].measured["validation_loss"] == made[0].loss
+        assert document.solvers[0].start == learned[0].start
+        assert document.solvers[0].measured["validation_loss"] == learned[0].loss
         loaded = gas.load(tmp_path / f"{name}.json")
-        assert torch.equal(loaded.table(2).outputs, made[0].table().outputs)
-    told = gas.save(
-        None, made, model=model, loss="mine", teacher={"a": 1}, training={}, guidance=2.0
+        assert torch.equal(loaded.table(2).outputs, learned[0].table().outputs)
+    saved = gas.save(
+        None, learned, model=model, loss="mine", teacher={"a": 1}, training={}, guidance=2.0
     ).document
-    assert (told.loss, told.teacher, told.training, told.guidance) == ("mine", {"a": 1}, {}, 2.0)
+    assert (saved.loss, saved.teacher, saved.training, saved.guidance) == ("mine", {"a": 1}, {}, 2.0)
     assert torch.equal(
-        gas.evaluate(model, pairs, made[0], gas.losses.l2),
-        gas.evaluate(model, pairs, made[0].table(), gas.losses.l2),
+        gas.evaluate(model, pairs, learned[0], gas.losses.l2),
+        gas.evaluate(model, pairs, learned[0].table(), gas.losses.l2),
     )
     other = gas.pairs.teach(model, gas.Classical("ddim", "log_snr", nfe=12, t_end=model.t_end), range(48))
     *_, differently = gas.distill(model, *other.split(16), 3, **short)
     with pytest.raises(ValueError, match=r"share how they were made, but their teacher differ"):
-        gas.save(None, [made[0], differently], model=model)
+        gas.save(None, [learned[0], differently], model=model)
 
 
 class Noisy(Network):
@@ -363,9 +363,9 @@ def test_data_of_a_usual_scale_draw_no_warning(scale):
     ],
 )
 def test_what_cannot_be_is_refused(wrong, message):
-    told = {"sample_shape": (2,), **wrong}
+    arguments = {"sample_shape": (2,), **wrong}
     with pytest.raises(ValueError, match=message):
-        gas.OwnModel(lambda x, t: x, gas.VPLinear(), **told)
+        gas.OwnModel(lambda x, t: x, gas.VPLinear(), **arguments)
 
 
 def test_the_hash_is_of_names_shapes_and_values():

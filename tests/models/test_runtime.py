@@ -47,17 +47,17 @@ def table(digits):
 
 @pytest.mark.parametrize("precision", list(ROUNDING))
 def test_samples_move_by_a_rounding_of_the_network_and_stay_float32(digits, table, precision):
-    seen = []
+    observed = []
 
     def network(x, t):
-        seen.append(torch.nn.functional.linear(x.flatten(1), torch.eye(64)).dtype)
+        observed.append(torch.nn.functional.linear(x.flatten(1), torch.eye(64)).dtype)
         return digits.bind(None)(x, t)
 
     x = digits.noise(range(16))
     with torch.no_grad():
         exact = sample(digits.bind(None), x, table)
         rounded = sample(Autocast(network, gas.models.PRECISIONS[precision]), x, table)
-    assert rounded.dtype == torch.float32 and set(seen) == {gas.models.PRECISIONS[precision]}
+    assert rounded.dtype == torch.float32 and set(observed) == {gas.models.PRECISIONS[precision]}
     error = float((rounded - exact).square().mean().sqrt())
     assert 0 < error < 5 * ROUNDING[precision]
 
@@ -82,8 +82,8 @@ def test_gradients_reach_the_solver_through_a_rounded_network(digits):
     ends = []
     for model in (digits, precise(digits, "bf16")):
         solver = GeneralizedSolver(digits.schedule, 3, digits.t_end)
-        made = sample(model.bind(pairs.labels), pairs.noise, solver().folded())
-        (made - pairs.target).square().mean().backward()
+        samples = sample(model.bind(pairs.labels), pairs.noise, solver().folded())
+        (samples - pairs.target).square().mean().backward()
         ends.append(torch.cat([p.grad.flatten() for p in solver.parameters()]))
         assert ends[-1].dtype == torch.float64
     assert 0 < float((ends[1] - ends[0]).norm()) < 0.05 * float(ends[0].norm())
@@ -104,12 +104,12 @@ def test_pairs_know_the_precision_they_were_made_at(digits, table, tmp_path):
 
 
 def test_gauss_newton_asks_in_full_for_its_differences(digits, table):
-    kept, held = teach(digits, table, range(16)).split(4)
+    training, held = teach(digits, table, range(16)).split(4)
     ends = []
     for model in (digits, precise(digits, "bf16")):
         solver = GeneralizedSolver(digits.schedule, 2, digits.t_end)
         config = GaussNewton(iterations=2, batch=6)
-        *_, last = fit(solver, model, kept, validation=held, config=config)
+        *_, last = fit(solver, model, training, validation=held, config=config)
         ends.append(last.best_loss)
     assert ends[0] == ends[1]
 
@@ -137,10 +137,10 @@ def against_a_critic(model, pairs, precision, path=None, stop=None):
             torch.nn.Conv2d(1, 8, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(288, 1)
         )
     critic = gas.Critic("c", torch.nn.Sequential(network, torch.nn.Flatten(0)), precision=precision)
-    solver, (kept, held) = GeneralizedSolver(model.schedule, 2, model.t_end), pairs.split(4)
+    solver, (training, held) = GeneralizedSolver(model.schedule, 2, model.t_end), pairs.split(4)
     config = Adam(iterations=6, validate_every=3, batch=4)
     given = {"validation": held, "config": config, "discriminators": [critic], "checkpoint": path}
-    for record in fit(solver, model, kept, **given):
+    for record in fit(solver, model, training, **given):
         if record.iteration == stop:
             break
     return torch.cat([p.detach().flatten().double() for p in critic.network.parameters()])
@@ -148,12 +148,14 @@ def against_a_critic(model, pairs, precision, path=None, stop=None):
 
 def test_a_training_goes_on_at_its_precision_to_the_same_bits_and_at_no_other(tmp_path):
     model = small()
-    kept, held = taught(model, 16).split(4)
+    training, held = taught(model, 16).split(4)
     config = Adam(iterations=4, validate_every=2, batch=4)
 
-    def train(asked, stop=None, path=None):
+    def train(student, stop=None, path=None):
         solver = GeneralizedSolver(model.schedule, 2, model.t_end)
-        for record in fit(solver, asked, kept, validation=held, loss="l1", config=config, checkpoint=path):
+        for record in fit(
+            solver, student, training, validation=held, loss="l1", config=config, checkpoint=path
+        ):
             if record.iteration == stop:
                 break
         return torch.cat([p.detach().flatten() for p in solver.parameters()])
@@ -204,9 +206,9 @@ def test_a_solver_file_serves_every_precision(digits, table, tmp_path):
 def test_what_cannot_be_is_refused(digits):
     with pytest.raises(ValueError, match="unknown precision 'half'"):
         PreciseModel(digits, "half")
-    own = OwnModel(lambda x, t: 0 * x, digits.schedule, (2,))
+    custom = OwnModel(lambda x, t: 0 * x, digits.schedule, (2,))
     with pytest.raises(ValueError, match="no torch module as network or weights to compile"):
-        precise(own, compiled=True)
+        precise(custom, compiled=True)
     graphed = CudaGraphed(digits.bind(None))
     with torch.no_grad(), pytest.raises(ValueError, match="CUDA graphs need a CUDA device, x is on cpu"):
         graphed(digits.noise(range(2)), torch.tensor(0.5))
@@ -235,20 +237,20 @@ def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits,
     def now():
         return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
-    seen, usual = set(), now()
+    observed, usual = set(), now()
 
     def network(x, t):
-        seen.add(now())
+        observed.add(now())
         return digits.bind(None)(x, t)
 
     pairs = teach(digits, table, range(8))
-    own = OwnModel(network, digits.schedule, (1, 8, 8), t_end=1e-3)
-    solver = GeneralizedSolver(own.schedule, 3, own.t_end)
-    work = GaussNewtonSteps(solver, own, unlabelled(pairs), gas.losses.l2, GaussNewton(batch=4))
+    custom = OwnModel(network, digits.schedule, (1, 8, 8), t_end=1e-3)
+    solver = GeneralizedSolver(custom.schedule, 3, custom.t_end)
+    work = GaussNewtonSteps(solver, custom, unlabelled(pairs), gas.losses.l2, GaussNewton(batch=4))
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     try:
         work.step()
-        assert seen == {(False, False), (True, False)}  # differences, and what only measures the step
+        assert observed == {(False, False), (True, False)}  # differences, and what only measures the step
         with pytest.raises(KeyError), without_tf32():
             raise KeyError
         assert now() == (True, False)
@@ -268,7 +270,11 @@ def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
         "allow_tf32(True)",
         "allow_tf32(False)",
     ]
-    program += ["with without_tf32(): pass", f"told = {read}", "assert told == (False, 'highest'), told"]
+    program += [
+        "with without_tf32(): pass",
+        f"settings = {read}",
+        "assert settings == (False, 'highest'), settings",
+    ]
     if new:  # whatever can be read then, nothing of ours fails
         program = [*program[:-2], "assert torch.backends.cudnn.conv.fp32_precision in ('ieee', 'none')"]
     done = subprocess.run(

@@ -66,11 +66,11 @@ def reference():
 @pytest.fixture
 def folder(tmp_path):
     """A finished folder."""
-    made = tmp_path / "pairs"
-    made.mkdir()
+    root = tmp_path / "pairs"
+    root.mkdir()
     for name, data in reference().items():
-        (made / name).write_bytes(data)
-    return made
+        (root / name).write_bytes(data)
+    return root
 
 
 def flip(path, position, bit=0):
@@ -222,16 +222,16 @@ def test_the_bytes_follow_from_the_settings(tmp_path):
 
 @pytest.mark.parametrize("kills", [[1], [2], [3], [1, 1, 1], [2, 1, 2]])
 def test_stopped_between_shards_it_continues(tmp_path, kills):
-    kept = 0
+    written = 0
     for steps in kills:
         records = list(itertools.islice(write_pairs(MODEL, TABLE, tmp_path, SPEC, batch=3), steps))
-        assert records[0] == PairsProgress(kept, 10, kept)
-        kept = records[-1].done
-        with pytest.raises(ValueError, match=f"unfinished, {kept} of 10 pairs; run `gas pairs` again"):
+        assert records[0] == PairsProgress(written, 10, written)
+        written = records[-1].done
+        with pytest.raises(ValueError, match=f"unfinished, {written} of 10 pairs; run `gas pairs` again"):
             read_pairs(tmp_path)
     records = write(tmp_path)
-    assert records[0].resumed == kept
-    assert records[-1] == PairsProgress(10, 10, kept)
+    assert records[0].resumed == written
+    assert records[-1] == PairsProgress(10, 10, written)
     assert contents(tmp_path) == reference()
 
 
@@ -255,7 +255,7 @@ def test_whichever_write_fails_nothing_half_written_stays_and_it_continues(tmp_p
     """The disk is full at the k-th fsync or rename, for every k that a run comes to."""
     real, failed = getattr(os, name), 0
     for k in itertools.count():
-        made, calls = tmp_path / str(k), []
+        root, calls = tmp_path / str(k), []
 
         def full(*args, k=k, calls=calls):
             calls.append(args)
@@ -266,15 +266,15 @@ def test_whichever_write_fails_nothing_half_written_stays_and_it_continues(tmp_p
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(os, name, full)
-                write(made)
+                write(root)
         except OSError:
             failed += 1
         if len(calls) <= k:
             break
-        assert not list(made.glob(".*.tmp"))
-        assert all(reference()[path.name] == path.read_bytes() for path in made.glob("shard*"))
-        write(made)
-        assert contents(made) == reference()
+        assert not list(root.glob(".*.tmp"))
+        assert all(reference()[path.name] == path.read_bytes() for path in root.glob("shard*"))
+        write(root)
+        assert contents(root) == reference()
     assert failed == 7  # a manifest, then three shards with a manifest each
 
 
@@ -361,9 +361,9 @@ def test_killed_for_real_in_the_middle_of_a_write_it_ends_with_the_same_bytes(tm
 def test_a_write_that_the_system_cuts_short_leaves_nothing_half_written(tmp_path):
     """RLIMIT_FSIZE fails the write of a shard half way with EFBIG, as a full disk does with ENOSPC."""
     with start(tmp_path / "cut", limit=4096, spec="TALL") as writer:
-        said = writer.stdout.read()
+        message = writer.stdout.read()
     assert writer.returncode == 7
-    assert "File too large, with 0 of 500 pairs safe: make room" in said
+    assert "File too large, with 0 of 500 pairs safe: make room" in message
     assert set(contents(tmp_path / "cut")) == {"manifest.json"}
     write(tmp_path / "cut", spec=TALL)
     write(tmp_path / "whole", spec=TALL)
@@ -606,14 +606,14 @@ def test_any_flipped_bit_is_refused_or_harmless(folder, place, bit):
     clean = read_pairs(folder)
     flip(folder / name, place, bit)
     try:
-        pairs, said = read_pairs(folder), ""
+        pairs, message = read_pairs(folder), ""
     except ValueError as error:
-        pairs, said = clean, str(error)
+        pairs, message = clean, str(error)
     finally:
         flip(folder / name, place, bit)
     # A digit of a checksum cannot be told from damage to the shard that it is the checksum of.
-    blamed = name in said or (name == "manifest.json" and "its checksum is not" in said)
-    assert blamed or (name == "manifest.json" and not said)
+    blamed = name in message or (name == "manifest.json" and "its checksum is not" in message)
+    assert blamed or (name == "manifest.json" and not message)
     assert pairs.manifest == clean.manifest
     assert torch.equal(pairs.target, clean.target)
     assert torch.equal(pairs.noise, clean.noise)

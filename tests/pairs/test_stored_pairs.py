@@ -21,11 +21,11 @@ MODEL = Mixture()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("pairs")
+    root = tmp_path_factory.mktemp("pairs")
     table = Classical("unipc-3-bh2", "log_snr", 8, MODEL.t_end).table(MODEL.schedule)
-    for _ in write_pairs(MODEL, table, made, PairsSpec(range(5, 75), {}, shard=16)):
+    for _ in write_pairs(MODEL, table, root, PairsSpec(range(5, 75), {}, shard=16)):
         pass
-    return made
+    return root
 
 
 def both(folder):
@@ -53,10 +53,10 @@ def test_rows_are_those_in_memory_however_they_are_taken(folder):
         same(held.subset(index), read.subset(index))
         same(held.view(index), read.view(index))
         same(held.subset(slice(3, 60)).subset(slice(1, 20)), read.view(slice(3, 60)).subset(slice(1, 20)))
-    for one, other in zip(held.split(20), read.split(20), strict=True):
-        same(one, other)
-    for one, other in itertools.zip_longest(held.batches(32), read.batches(32)):
-        same(one, other)
+    for left, right in zip(held.split(20), read.split(20), strict=True):
+        same(left, right)
+    for left, right in itertools.zip_longest(held.batches(32), read.batches(32)):
+        same(left, right)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_rows_are_those_in_memory_however_they_are_taken(folder):
 def test_training_from_disk_has_the_bits_of_training_from_memory(folder, tmp_path, config, loss):
     ends = []
     for number, pairs in enumerate(both(folder)):
-        kept, held = pairs.split(20)
+        training, held = pairs.split(20)
         for state in (tmp_path / "state", None):  # the second set takes up the state that the first one left
             solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
             given = {"validation": held, "loss": loss, "config": config, "checkpoint": state}
-            records = list(fit(solver, MODEL, kept, **given))
+            records = list(fit(solver, MODEL, training, **given))
             ends.append((solver.state_dict(), records[-1]))
             assert (len(records) > 1) == (number == 0 or state is None)
     for numbers, record in ends[1:]:
@@ -84,7 +84,7 @@ def test_training_from_disk_has_the_bits_of_training_from_memory(folder, tmp_pat
 def test_a_shard_that_changes_in_use_is_named(folder):
     pairs = read_pairs(folder, hold=False)
     path = folder / "shard-00001.safetensors"
-    data, found = path.read_bytes(), path.stat()
+    data, status = path.read_bytes(), path.stat()
     pairs.subset(slice(0, 40))
     path.write_bytes(data[:-1])
     with pytest.raises(ValueError, match=r"shard .*00001.* changed while it was in use .*`gas pairs` again"):
@@ -93,6 +93,7 @@ def test_a_shard_that_changes_in_use_is_named(folder):
     path.unlink()
     with pytest.raises(ValueError, match=r"shard .*00001.* changed while it was in use"):
         pairs.load()
+    assert repr(pairs) == "<70 pairs of shape 2>"  # reads nothing
     path.write_bytes(data)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert torch.equal(pairs.load().target, read_pairs(folder).target)

@@ -31,8 +31,8 @@ def sd():
     return from_pipeline(pipelines.build("sd1"), PROMPTS)
 
 
-def ddpm(**told):
-    return from_pipeline(pipelines.build("ddpm"), **told)
+def ddpm(**kwargs):
+    return from_pipeline(pipelines.build("ddpm"), **kwargs)
 
 
 # --- what is asked --------------------------------------------------------------------------------------
@@ -71,14 +71,14 @@ def test_answers_are_differentiable_in_state_and_time():
 
 def test_guidance_is_an_input_of_a_distilled_network():
     model = from_pipeline(pipelines.build("flux"), PROMPTS, height=16, width=16)
-    noise, heard = model.noise(range(3)), []
+    noise, inputs = model.noise(range(3)), []
     handle = model.network.register_forward_pre_hook(
-        lambda _, args, told: heard.append((len(told["hidden_states"]), told["guidance"].tolist())),
+        lambda _, args, kwargs: inputs.append((len(kwargs["hidden_states"]), kwargs["guidance"].tolist())),
         with_kwargs=True,
     )
     model.bind(LABELS, 3.5)(noise, TIME)
     handle.remove()
-    assert heard == [(3, [3.5] * 3)]  # one call, not two
+    assert inputs == [(3, [3.5] * 3)]  # one call, not two
 
 
 def test_a_prompt_is_encoded_once():
@@ -110,9 +110,9 @@ def test_half_precision_stays_inside_the_pipeline(family):
     full = from_pipeline(pipelines.build(family), PROMPTS, **size)
     half = from_pipeline(pipelines.build(family).to(torch.bfloat16), PROMPTS, **size)
     x = full.noise(range(3))
-    expected, made = full.bind(LABELS, 2.0)(x, TIME), half.bind(LABELS, 2.0)(x, TIME)
-    assert made.dtype == torch.float32
-    assert 0 < float((made - expected).abs().mean()) < 0.05
+    expected, samples = full.bind(LABELS, 2.0)(x, TIME), half.bind(LABELS, 2.0)(x, TIME)
+    assert samples.dtype == torch.float32
+    assert 0 < float((samples - expected).abs().mean()) < 0.05
     assert half.decode(x).dtype == torch.float32
 
 
@@ -133,17 +133,17 @@ def test_decoding_is_the_pipelines_own(family):
     noise = model.noise([4])
     table = gas.Classical("ddim", "time_uniform", 2, model.t_end).table(model.schedule)
     with torch.no_grad():
-        made = model.decode(gas.sample(model.bind(torch.tensor([0]), 2.0), noise, table))
+        samples = model.decode(gas.sample(model.bind(torch.tensor([0]), 2.0), noise, table))
     pipe = model.pipe
     pipe.scheduler = gas.GASScheduler.from_config(pipe.scheduler.config, solver=table)
-    told = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt", **size}
-    theirs = next(iter(pipe(PROMPTS[0], latents=noise, **told).values()))
-    torch.testing.assert_close(made, 2 * theirs - 1, rtol=0, atol=1e-5)
+    kwargs = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt", **size}
+    theirs = next(iter(pipe(PROMPTS[0], latents=noise, **kwargs).values()))
+    torch.testing.assert_close(samples, 2 * theirs - 1, rtol=0, atol=1e-5)
 
 
 def test_decoded_losses_reach_the_latents(sd):
     x = sd.noise([0]).requires_grad_()
-    calls, found = [], {}
+    calls, gradients = [], {}
 
     def decode(latents):
         calls.append(len(latents))
@@ -151,10 +151,10 @@ def test_decoded_losses_reach_the_latents(sd):
 
     for recompute in (False, True):
         loss = gas.losses.FeatureLoss(decode, recompute=recompute)(x, torch.zeros_like(x)).sum()
-        (found[recompute],) = torch.autograd.grad(loss, x)
+        (gradients[recompute],) = torch.autograd.grad(loss, x)
     assert len(calls) == 2 + 3  # of both samples, and once more in the backward pass
-    assert float(found[True].abs().max()) > 0
-    assert torch.equal(found[True], found[False])
+    assert float(gradients[True].abs().max()) > 0
+    assert torch.equal(gradients[True], gradients[False])
 
 
 # --- pairs ----------------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ def test_what_is_not_supported_is_said_with_what_is():
         from_pipeline(pipe)
 
 
-def flux(**told):
-    return from_pipeline(pipelines.build("flux"), ["a cat"], height=16, width=16, **told)
+def flux(**kwargs):
+    return from_pipeline(pipelines.build("flux"), ["a cat"], height=16, width=16, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +251,10 @@ def test_prompt_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(sd, tmp_path_factory):
-    made = tmp_path_factory.mktemp("cli")
-    sd.pipe.save_pretrained(made / "sd")
-    (made / "prompts.txt").write_text("\n".join(PROMPTS))
-    return made
+    root = tmp_path_factory.mktemp("cli")
+    sd.pipe.save_pretrained(root / "sd")
+    (root / "prompts.txt").write_text("\n".join(PROMPTS))
+    return root
 
 
 def test_the_commands_take_a_pipeline(folder):
@@ -270,8 +270,8 @@ def test_the_commands_take_a_pipeline(folder):
     sample = ["sample", *model, *solver, "--nfe", 2, "--seeds", 2]
     run(*sample, *prompts, "--out", folder / "s.png")
     assert (folder / "s.png").read_bytes()[:4] == b"\x89PNG"
-    told = ["--seeds", "50:53", "--baselines", "ddim/time_uniform", "--json"]
-    rows = json.loads(run("evaluate", *model, *prompts, *solver, *told).stdout)["rows"]
+    options = ["--seeds", "50:53", "--baselines", "ddim/time_uniform", "--json"]
+    rows = json.loads(run("evaluate", *model, *prompts, *solver, *options).stdout)["rows"]
     assert {row["nfe"] for row in rows} == {2, 4}
     assert "needs prompts" in refused(*sample, "--out", folder / "s.npz")
 

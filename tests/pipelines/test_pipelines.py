@@ -81,13 +81,15 @@ def expected(family, model, table):
         binding = [
             model.bind(None if labels is None else labels[part], guidance_of(family)) for part in parts
         ]
-        made = [as_written(bound, noise[part], table) for bound, part in zip(binding, parts, strict=True)]
-        for bound, part, samples in zip(binding, parts, made, strict=True):
+        generated = [
+            as_written(bound, noise[part], table) for bound, part in zip(binding, parts, strict=True)
+        ]
+        for bound, part, samples in zip(binding, parts, generated, strict=True):
             torch.testing.assert_close(gas.sample(bound, noise[part], table), samples, rtol=1e-5, atol=1e-5)
-    made = torch.cat(made)
+    generated = torch.cat(generated)
     if family == "ldm":  # what its decoder is given: that rounds to a codebook, where the last bit decides
-        return noise, labels, made / model.pipe.vqvae.config.scaling_factor
-    return noise, labels, model.decode(made) if family in UNPROMPTED else made
+        return noise, labels, generated / model.pipe.vqvae.config.scaling_factor
+    return noise, labels, model.decode(generated) if family in UNPROMPTED else generated
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +99,10 @@ def work(tmp_path_factory):
     records = {}
     for family in pipelines.FAMILIES:
         model, *_, first, last = learn(family, folder)
-        noise, labels, made = expected(family, model, gas.load(folder / f"{family}.json").table(NFE))
+        noise, labels, generated = expected(family, model, gas.load(folder / f"{family}.json").table(NFE))
         pipe, keep = model.pipe, model.pipe.scheduler
         pipe.save_pretrained(folder / family)
-        torch.save({"noise": noise, "made": made}, folder / f"{family}.pt")
+        torch.save({"noise": noise, "generated": generated}, folder / f"{family}.pt")
         records[family] = {
             "call": {**SIZES.get(family, {}), **condition(family, labels)},
             "without": {name: None for name, part in pipe.components.items() if part is None},
@@ -133,27 +135,27 @@ for family, record in json.loads((folder / "records.json").read_text()).items():
     pipe = DiffusionPipeline.from_pretrained(folder / family, **record["without"])
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = gas.GASScheduler.from_config(pipe.scheduler.config, solver=str(folder / f"{family}.json"))
-    kept = torch.load(folder / f"{family}.pt", weights_only=True)
+    stored = torch.load(folder / f"{family}.pt", weights_only=True)
     call = {**record["call"], "num_inference_steps": NFE}
     outputs, given = [], []
     if family == "ldm":
         pipe.vqvae.quantize.register_forward_pre_hook(lambda module, args: given.append(args[0]))
     for _ in range(2):
         if record["unprompted"]:
-            told = {"generator": torch.Generator().manual_seed(5), "output_type": "np"}
-            image = next(iter(pipe(**call, **told).values()))
+            kwargs = {"generator": torch.Generator().manual_seed(5), "output_type": "np"}
+            image = next(iter(pipe(**call, **kwargs).values()))
             outputs.append(given[-1] if given else 2 * torch.as_tensor(image).movedim(-1, 1) - 1)
         else:
             size, prompts = record["size"], call.pop("prompt")
             outputs.append(torch.cat([
-                next(iter(pipe(prompts[n:n + size], latents=kept["noise"][n:n + size].clone(), output_type="latent",
+                next(iter(pipe(prompts[n:n + size], latents=stored["noise"][n:n + size].clone(), output_type="latent",
                                **call).values()))
                 for n in range(0, 2, size)
             ]))
             call["prompt"] = prompts
     first, second = (output.float() for output in outputs)
-    differences[family] = [float((first - kept["made"]).abs().max()), float((first - second).abs().max()),
-                           float(kept["made"].abs().max())]
+    differences[family] = [float((first - stored["generated"]).abs().max()), float((first - second).abs().max()),
+                           float(stored["generated"].abs().max())]
 print("RESULT " + json.dumps(differences))
 """.replace("NFE", str(NFE))
 
@@ -162,8 +164,8 @@ print("RESULT " + json.dumps(differences))
 def fresh(work):
     """Largest differences of the pipeline calls in another process from ``gas.sample`` here, and of the second call."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(gas.__file__).parents[1])}
-    told = [sys.executable, "-c", FRESH, str(work)]
-    ended = subprocess.run(told, capture_output=True, text=True, env=environment, timeout=300)
+    command = [sys.executable, "-c", FRESH, str(work)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     line = next(line for line in ended.stdout.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))

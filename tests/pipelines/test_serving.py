@@ -136,9 +136,9 @@ def image():
 
 def first_state(pipe):
     """What the network is given first, where guidance has it twice."""
-    seen = []
-    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].chunk(2)[0].clone()))
-    return seen
+    states = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: states.append(args[0].chunk(2)[0].clone()))
+    return states
 
 
 @pytest.mark.parametrize(("strength", "start"), [(1.0, 0), (0.5, 2)])
@@ -150,20 +150,20 @@ def test_image_to_image(sd, strength, start):
     pipe = StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = scheduler(sd, model, base="ddim/log_snr")
-    seen, told = first_state(pipe), {"num_inference_steps": NFE, "guidance_scale": 2.0}
-    told |= {"image": image(), "strength": strength, "output_type": "latent"}
-    told |= {"generator": torch.Generator().manual_seed(2)}
-    with warnings.catch_warnings(record=True) as said:
+    states, kwargs = first_state(pipe), {"num_inference_steps": NFE, "guidance_scale": 2.0}
+    kwargs |= {"image": image(), "strength": strength, "output_type": "latent"}
+    kwargs |= {"generator": torch.Generator().manual_seed(2)}
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = pipe("a cat", **told).images
-    assert any("starts at step 2 of 4" in str(w.message) for w in said) == (start > 0)
+        samples = pipe("a cat", **kwargs).images
+    assert any("starts at step 2 of 4" in str(w.message) for w in caught) == (start > 0)
     table = perturbed(model)().detach()
     if start:
         times = torch.cat([table.times[start:], torch.tensor([model.t_end], dtype=torch.float64)])
         table = ddim(model.schedule, times)
     with torch.no_grad():
-        expected = gas.sample(model.bind(torch.tensor([0]), 2.0), seen[0], table)
-    assert_same(made, expected)
+        expected = gas.sample(model.bind(torch.tensor([0]), 2.0), states[0], table)
+    assert_same(samples, expected)
 
 
 def test_inpainting(sd):
@@ -173,25 +173,23 @@ def test_inpainting(sd):
     model = from_pipeline(sd, PROMPTS)
     pipe = StableDiffusionInpaintPipeline(**sd.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = made_by = scheduler(sd, model)
+    pipe.scheduler = ours = scheduler(sd, model)
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 8:] = 1
     noise, table = model.noise([5]), perturbed(model)().detach()
-    told = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent", "strength": 1.0}
-    told |= {"image": image(), "mask_image": mask, "height": 16, "width": 16}
-    made = pipe("a cat", latents=noise, generator=torch.Generator().manual_seed(3), **told).images
+    kwargs = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent", "strength": 1.0}
+    kwargs |= {"image": image(), "mask_image": mask, "height": 16, "width": 16}
+    samples = pipe("a cat", latents=noise, generator=torch.Generator().manual_seed(3), **kwargs).images
     drawn = pipe._encode_vae_image(2 * image() - 1, generator=torch.Generator().manual_seed(3))
     free = torch.nn.functional.interpolate(mask, size=noise.shape[-2:])
     x, stepper, denoise = noise, Stepper(table, fold=False), model.bind(torch.tensor([0]), 2.0)
     with torch.no_grad():
         for n, t in enumerate(stepper.times):
             x = stepper.step(x, denoise(x, t))
-            known = (
-                drawn if n + 1 == NFE else made_by.add_noise(drawn, noise, made_by.timesteps[n + 1 : n + 2])
-            )
+            known = drawn if n + 1 == NFE else ours.add_noise(drawn, noise, ours.timesteps[n + 1 : n + 2])
             x = (1 - free) * known + free * x
-    assert_same(made, x)
-    torch.testing.assert_close(made * (1 - free), drawn * (1 - free))
+    assert_same(samples, x)
+    torch.testing.assert_close(samples * (1 - free), drawn * (1 - free))
 
 
 @pytest.mark.parametrize(
@@ -202,13 +200,13 @@ def test_a_callback_may_edit_latents_in_place(sd, edit):
     sd.scheduler = scheduler(sd, model)
 
     def run(callback):
-        told = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent"}
-        return sd("a cat", latents=model.noise([5]), callback_on_step_end=callback, **told).images
+        kwargs = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent"}
+        return sd("a cat", latents=model.noise([5]), callback_on_step_end=callback, **kwargs).images
 
     def in_place(pipe, n, t, given):
         edit(given["latents"])
         return given
 
-    made = run(in_place)
-    assert torch.equal(made, run(lambda pipe, n, t, given: {"latents": 0.9 * given["latents"]}))
-    assert not torch.equal(made, run(lambda pipe, n, t, given: given))
+    samples = run(in_place)
+    assert torch.equal(samples, run(lambda pipe, n, t, given: {"latents": 0.9 * given["latents"]}))
+    assert not torch.equal(samples, run(lambda pipe, n, t, given: given))

@@ -321,7 +321,7 @@ def _unet2d(channels, sample_size):
 def _unet_text(**more):
     from diffusers import UNet2DConditionModel
 
-    told = {
+    kwargs = {
         "block_out_channels": (16, 16),
         "layers_per_block": 1,
         "sample_size": 8,
@@ -333,7 +333,7 @@ def _unet_text(**more):
         "attention_head_dim": 2,
         "norm_num_groups": 8,
     }
-    return UNet2DConditionModel(**{**told, **more})
+    return UNet2DConditionModel(**{**kwargs, **more})
 
 
 def _vae(**more):
@@ -380,8 +380,8 @@ def _clip_tokenizer():
     """CLIP's byte-pair tokenizer with the alphabet and three merges."""
     from transformers import CLIPTokenizer
 
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(b) for b in kept] + [chr(256 + i) for i in range(256 - len(kept))]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     merges = ["a t</w>", "c at</w>", "o n</w>"]
     words = letters + [letter + "</w>" for letter in letters] + [m.replace(" ", "") for m in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]

@@ -32,10 +32,10 @@ CONFIGS = {
 }
 
 
-def network(x, told):
+def network(x, time):
     """Stands for a trained network: smooth in the state and the time."""
-    told = told.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return torch.tanh(0.7 * x + 3e-4 * told) + 0.1 * x
+    time = time.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.tanh(0.7 * x + 3e-4 * time) + 0.1 * x
 
 
 def learned(process, nfe=5, seed=0):
@@ -52,17 +52,17 @@ def learned(process, nfe=5, seed=0):
 def scheduler(name, nfe=5, **keys):
     """A scheduler of one of the configs with a learned solver, and that solver's table."""
     solver = learned(process_of(CONFIGS[name]), nfe)
-    made = gas.GASScheduler.from_config(CONFIGS[name], solver=solver, **keys)
-    return made, solver().detach()
+    ours = gas.GASScheduler.from_config(CONFIGS[name], solver=solver, **keys)
+    return ours, solver().detach()
 
 
 def noise(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def pipeline(scheduler, x, nfe=None, begin=0, **told):
+def pipeline(scheduler, x, nfe=None, begin=0, **kwargs):
     """What diffusers' pipelines do, from standard normal noise (or, from the middle, from a state)."""
-    scheduler.set_timesteps(nfe, **told)
+    scheduler.set_timesteps(nfe, **kwargs)
     if begin:
         scheduler.set_begin_index(begin)
     else:

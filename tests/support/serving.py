@@ -21,13 +21,13 @@ def perturbed(model):
     return solver
 
 
-def scheduler(pipe, model, **told):
+def scheduler(pipe, model, **kwargs):
     artefact = gas.save(None, perturbed(model), model=model, guidance=2.0)
-    return gas.GASScheduler.from_config(pipe.scheduler.config, solver=artefact, guidance_scale=2.0, **told)
+    return gas.GASScheduler.from_config(pipe.scheduler.config, solver=artefact, guidance_scale=2.0, **kwargs)
 
 
-def served(pipe, noise, **told):
-    call = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent", **told}
+def served(pipe, noise, **kwargs):
+    call = {"num_inference_steps": NFE, "guidance_scale": 2.0, "output_type": "latent", **kwargs}
     return pipe(PROMPTS, latents=noise.clone(), **call).images
 
 
@@ -36,7 +36,7 @@ def sampled(model, noise):
         return gas.sample(model.bind(torch.arange(2), 2.0), noise, perturbed(model)().detach())
 
 
-def assert_same(made, expected):
+def assert_same(samples, expected):
     """Equal to 1e-5 of the largest number: two orders of the same float32 sums."""
-    assert made.shape == expected.shape
-    assert float((made - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert samples.shape == expected.shape
+    assert float((samples - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.errors import UserError
-from gas.io import read_text
+from gas.io import JSON_BYTES, read_bytes
 from gas.model_folder import check_model_folder, read_json
 from gas.pipelines.specs import spec_of_class
 
@@ -212,7 +212,7 @@ def read_prompts(path: str | Path) -> list[str]:
         ValueError: when it is not UTF-8, or has no prompt.
     """
     try:
-        text = read_text(path)
+        text = read_bytes(path, JSON_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt a line"
