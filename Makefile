@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 endif
 
-.PHONY: demo test lint coverage bench clean
+.PHONY: demo test lint coverage docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/gas demo
@@ -28,6 +28,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/docs: offline, warnings are errors.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 # About a quarter of an hour on two cores; on a machine with CUDA: make bench DEVICE=cuda
 DEVICE ?= cpu

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from the JSON of docs/results/bench and docs/results/cost: ``python benchmarks/page.py``."""
+"""Write docs/benchmarks/speed.md from the JSON in docs/results: ``python benchmarks/page.py``."""
 
 import argparse
 import json
@@ -9,16 +9,15 @@ import error_over_nfe
 import family
 import rows
 
-PAGE = Path("docs/benchmarks.md")
+PAGE = Path("docs/benchmarks/speed.md")
 COST, FAMILY = Path("docs/results/cost"), Path("docs/results/family")
 ERROR = Path("docs/results/digits-1-20.json")
-HEAD = """# Benchmarks
+HEAD = """# Cost, speed and memory
 
-`make bench` measures memory, speed, precision, the sampler, the scheduler and several processes, and writes this page,
-in a quarter of an hour; where a longer command stands below, it measured the figures beside it. Cost to quality, the
-family and the error over NFE are trainings, of an hour and more. Every script runs alone (`--help`), most on CUDA too
-(`--device cuda`). Numbers are of one machine on one day: compare them with each other. The rows, one by one, are in
-[`results/bench`](results/bench).
+Written by `python benchmarks/page.py` from the JSON files in `docs/results`. `make bench` measures memory, speed,
+precision, the sampler, the scheduler and several processes in a quarter of an hour, then rewrites this page. Where a
+longer command stands below, it made the figures beside it. Cost to quality, the family and the error over NFE are
+trainings of an hour and more. Every script runs alone (`--help`), most of them on CUDA too (`--device cuda`).
 """
 
 
@@ -42,7 +41,8 @@ def _memory(device: str) -> str:
         of_model = [row for row in over_nfe if row["model"] == model]
         text += (
             f"\nPeak memory of training on `{model}`, batch 24, above the loaded model, in MB, and the time of a step: "
-            "flat memory keeps three calls' graphs and makes the rest again, `least` one; Gauss-Newton keeps none.\n\n"
+            "`fast` stores all activations, activation checkpointing those of three calls (`flat`) or one (`least`) "
+            "and recomputes the others; Gauss-Newton stores none.\n\n"
         )
         text += _grid(of_model, "mode", "nfe", "calls", lambda peak, time: f"{peak:.0f} MB, {time:.2f} s")
     text += _ratio(over_nfe)
@@ -63,8 +63,8 @@ def _ratio(measurements: list[dict]) -> str:
         except KeyError:
             continue
         text += (
-            f"\n`{model}`: flat memory at 10 calls is {peak[0]:.2f} times that at 4 (the stored graph: {peak[1]:.2f}), "
-            f"in {time:.2f} times the stored graph's time.\n"
+            f"\n`{model}`: the memory of `flat` at 10 calls is {peak[0]:.2f} times that at 4 (`fast`: {peak[1]:.2f}), "
+            f"in {time:.2f} times the time of `fast`.\n"
         )
     return text
 
@@ -99,9 +99,7 @@ def _throughput(device: str) -> str:
         return ""
     text = _section("Pairs and steps a second", measurements)
     if device:
-        text += (
-            "\nSo small a network is bound by its launches: steps a second hardly depend on batch and size.\n"
-        )
+        text += "\nSo small a network is bound by kernel launches: steps per second hardly depend on batch and size.\n"
     usual = {"nfe": 4, "batch": 24, "size": 32}
     for key, intro in (("nfe", "calls"), ("batch", "a batch"), ("size", "pixels a side")):
         others = {name: value for name, value in usual.items() if name != key}
@@ -128,8 +126,8 @@ def _precision(device: str) -> str:
     first = measurements[0]
     text = _section("Precision", measurements)
     text += (
-        f"\nWhat less precision gains, and how far samples of `{first['model']}` (UniPC-3, {first['nfe']} calls, "
-        f"{first['samples']} samples) move from float32's; a processor without such arithmetic only loses.\n\n"
+        f"\nSpeed at lower precision, and how far samples of `{first['model']}` (UniPC-3, {first['nfe']} calls, "
+        f"{first['samples']} samples) deviate from float32's. A CPU without such arithmetic is slower.\n\n"
     )
     columns = list(dict.fromkeys(row["name"] for row in measurements))
     lines = ["| |" + "".join(f" {name} |" for name in columns), "|---|" + "---|" * len(columns)]
@@ -144,8 +142,8 @@ def _processes() -> str:
     if not measurements:
         return ""
     first = measurements[0]
-    intro = f"\n{first['seeds']} teacher pairs of `{first['model']}`, {first['nfe']} calls each, to the same bytes: "
-    intro += "[docs/processes.md](processes.md).\n\n"
+    intro = f"\n{first['seeds']} teacher pairs of `{first['model']}`, {first['nfe']} calls each, to the same bytes "
+    intro += "([several processes](../howto/processes.md)).\n\n"
     lines = ["| | |", "|---|---|"]
     for row in measurements:
         value = f"{row['value']:.1f} s" if row["unit"] else f"{row['value']:.2f} times as fast"
@@ -157,8 +155,8 @@ def _sampler(device: str) -> str:
     measurements = _read("sampler" + device)
     if not measurements:
         return ""
-    intro = "\nWhat sampling costs beside the network, which here is free: milliseconds a run, and tensor operations a "
-    intro += "step.\n"
+    intro = "\nThe cost of sampling without the network: milliseconds per run, and tensor operations per step. *Read "
+    intro += "once* is a lower bound: the time to read every tensor of the history once.\n"
     tables = []
     for size in dict.fromkeys(row["size"] for row in measurements):
         at = {(r["name"], r["way"], r["nfe"]): r["value"] for r in measurements if r["size"] == size}
@@ -185,7 +183,7 @@ def _scheduler() -> str:
     for size, nfe in dict.fromkeys((size, nfe) for size, nfe, _ in at):
         mine, theirs = at[size, nfe, "GASScheduler"], at[size, nfe, "UniPC"]
         lines.append(f"| {size} | {nfe} | {mine:.0f} us | {theirs:.0f} us | {mine / theirs:.3f} |")
-    intro = "\nThe same in diffusers: time of one `step()`, median over runs, in turn.\n\n"
+    intro = "\nThe same in diffusers: time of one `step()`, median over interleaved runs.\n\n"
     return _section("Scheduler step", measurements) + intro + "\n".join(lines) + "\n"
 
 
@@ -194,17 +192,20 @@ def _cost() -> str:
     both = cost_table.curves(sorted(COST.glob("*.json")))
     if not both:
         return ""
-    intro = "Network evaluations until the validation loss is the official recipe's final one (x 1000), and the best\n"
-    intro += "within a tenth of its evaluations; the curves are in [`results/cost`](results/cost):\n\n```sh\n"
+    intro = (
+        "Network evaluations until the validation loss reaches the official final one (losses x 1000), and\n"
+    )
+    intro += (
+        "the best loss within a tenth of its evaluations. The curves are in `docs/results/cost`.\n\n```sh\n"
+    )
     intro += (
         "python benchmarks/cost_to_quality.py --model M --nfe N --recipe official|ours --pairs runs/M-paper\n"
     )
     intro += "python benchmarks/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
-    intro += "![Loss over network evaluations](cost.png)\n\n"
+    intro += "![Loss over network evaluations](../cost.png)\n\n"
     chosen = (
-        "These are losses on the 1,000 validation pairs by which each recipe's best was also chosen, so that the\n"
-        "gains are partly that choice. What held on unseen seeds is in [README](../README.md) and\n"
-        "[baselines.md](baselines.md).\n"
+        "These are losses on the 1,000 validation pairs by which the best of each recipe was also chosen, so part of\n"
+        "the gain is that choice. Unseen seeds: [overview](index.md) and [baselines](baselines.md).\n"
     )
     return "\n## Cost to quality\n\n" + intro + "\n".join(cost_table.table(both)) + "\n\n" + chosen
 
@@ -224,13 +225,13 @@ def _error() -> str:
         return ""
     report = json.loads(ERROR.read_text())
     same = " and ".join(map(str, error_over_nfe.classical_nfes(report)))
-    intro = "What does not validate surely better than the best classical table is that table"
-    intro += f" ({same} calls here)" if same else ": none here"
-    intro += ". One training of twenty NFE, another than that of the README's six.\n\n```sh\n"
+    intro = "Where the learned table is not surely better on validation pairs, the file has the best classical table"
+    intro += f" (here at NFE {same})" if same else " (nowhere here)"
+    intro += ". One training of twenty NFE.\n\n```sh\n"
     intro += "gas train --model digits --pairs runs/digits-pairs --nfe 1-20 --out runs/digits-1-20.json\n"
     intro += f"gas evaluate --model digits --solver runs/digits-1-20.json --every --json > {ERROR}\n"
     intro += f"python benchmarks/error_over_nfe.py {ERROR} --picture docs/error-over-nfe.png\n```\n\n"
-    picture = "![Error over network evaluations](error-over-nfe.png)\n\n"
+    picture = "![Error over network evaluations](../error-over-nfe.png)\n\n"
     return "\n## Error over NFE\n\n" + intro + picture + "\n".join(error_over_nfe.table(report)) + "\n"
 
 

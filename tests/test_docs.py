@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Pairs that pages are given; of these pipelines.md holds 64 back.
 PAIRS = 68
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    path for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]) if "```python" in path.read_text()
-]
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+PAGES = [path for path in sorted(TEXTS) if "```python" in path.read_text()]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+?) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
 # A path in text, not a file such as gas.png or mnist-gas.json.
 NAMED = re.compile(r"(?<![\w/.-])gas(?:\.(?!png\b)[A-Za-z_]\w*)+")
@@ -62,11 +62,25 @@ def save_classical(path, model, nfe, guidance=1.0):
     gas.save(path, table, model=model, guidance=guidance)
 
 
+class Gaussian(torch.nn.Module):
+    """Predicts the noise of N(0, 1) data at integer steps, exactly."""
+
+    def __init__(self, alphas_cumprod):
+        super().__init__()
+        self.register_buffer("sigma", (1 - alphas_cumprod).sqrt().float())
+
+    def forward(self, x, step):
+        return self.sigma[step.round().long()].view(-1, 1, 1, 1) * x
+
+
 def readme():
-    return {name: value for name, value in pipeline().items() if name != "gas"}
+    """A pipeline, and the network of a DDPM."""
+    alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    names = {name: value for name, value in pipeline().items() if name in ("pipe", "prompts")}
+    return {**names, "network": Gaussian(alphas_cumprod), "alphas_cumprod": alphas_cumprod}
 
 
-def baselines():
+def solvers_page():
     names = digits()
     return {**names, "pairs": gas.pairs.teach(names["model"], names["table"], range(64))}
 
@@ -89,10 +103,12 @@ def processes_page():
 
 READERS = {
     "README.md": readme,
-    "baselines.md": baselines,
-    "diffusers.md": diffusers_page,
-    "pipelines.md": pipelines_page,
-    "processes.md": processes_page,
+    "docs/howto/large-pipelines.md": pipeline,
+    "docs/howto/other-runtimes.md": diffusers_page,
+    "docs/howto/processes.md": processes_page,
+    "docs/reference/diffusers-scheduler.md": diffusers_page,
+    "docs/reference/pipelines.md": pipelines_page,
+    "docs/reference/solvers.md": solvers_page,
 }
 
 
@@ -115,25 +131,29 @@ def shorten(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers and of random networks
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = READERS.get(page.name, dict)()
+    names = READERS.get(str(page.relative_to(ROOT)), dict)()
     shorten(monkeypatch)
     for code, why in python_blocks(page):
         compiled = compile(code, page.name, "exec")
         if why is None:
             exec(compiled, names)
     if page.name == "README.md":
-        printed = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
-        assert printed[-1] < 0.5 * printed[0]
+        printed = capsys.readouterr().out.splitlines()
+        losses = [float(line.split()[1]) for line in printed[:-1]]
+        assert losses[-1] < 0.5 * losses[0]
+        assert printed[-1] == "[]"
         # N(0, 1) data: the exact flow is the identity, so the sampler must return its own noise.
-        assert abs(float(names["x0"].std()) - 1) < 0.05
+        noise, table = names["model"].noise(range(8)), gas.load("mine-4.json").table(nfe=4)
+        samples = gas.sample(names["model"].bind(None), noise, table)
+        assert float((samples - noise).abs().max()) < 0.05
 
 
 def texts():
     """Every page, and every string of the source: docstrings, messages, help texts."""
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("src/gas/zoo/weights/*.md")]:
+    for path in [*TEXTS, *ROOT.glob("src/gas/zoo/weights/*.md")]:
         yield path, path.read_text()
     for path in ROOT.glob("src/gas/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -166,3 +186,33 @@ def test_every_path_that_text_names_works_after_import_gas():
     script = [sys.executable, "-W", "ignore", "-c", RESOLVE]
     run = subprocess.run(script, input=json.dumps(sorted(paths)), capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == []
+
+
+def command_lines():
+    """Every line that a page shows for a shell to run, with its page; a backslash joins lines."""
+    for path in TEXTS:
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield path.relative_to(ROOT), words
+
+
+def test_the_commands_of_a_page_exist_with_their_options():
+    from typer.main import get_command
+
+    from gas.cli import app
+
+    checked = 0
+    for page, words in command_lines():
+        if "gas" in words[:6]:
+            command, words = get_command(app), words[words.index("gas") + 1 :]
+            while hasattr(command, "commands") and words and not words[0].startswith("-"):
+                command, words = command.commands[words[0]], words[1:]
+            options = {name for parameter in command.params for name in parameter.opts}
+            unknown = {word for word in words if word.startswith("--")} - options - {"--help"}
+            assert not unknown, f"{page}: {command.name} has no {unknown}"
+            checked += 1
+        elif words[0] == "python" and not words[1].startswith("-"):
+            assert (ROOT / words[1]).exists(), f"{page}: no file {words[1]}"
+    assert checked > 40

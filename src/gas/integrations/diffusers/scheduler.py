@@ -46,11 +46,11 @@ class GASScheduler(SavedScheduler):
     ``GASScheduler.from_pretrained("folder-or-file")``.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
-            rescale_betas_zero_snr, snr_shift_scale, variance_type: the model's process, as elsewhere in diffusers.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas: the model's process, as in diffusers.
+        prediction_type, rescale_betas_zero_snr, snr_shift_scale, variance_type: likewise.
         sigma_min, sigma_max, sigma_data, level_embedding: an EDM model's; ``sigma_data`` makes it one.
-        shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len, shift_terminal,
-            time_shift_type, use_flow_sigmas: a flow model's, which has ``prediction_type="flow_prediction"``.
+        shift, use_dynamic_shifting, base_shift, max_shift: a flow model's, with ``prediction_type="flow_prediction"``.
+        base_image_seq_len, max_image_seq_len, shift_terminal, time_shift_type, use_flow_sigmas: likewise.
         invert_sigmas, stochastic_sampling: for flow pipelines that pass them; the first must be false, the second has
             no effect.
         solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or the content of a solver file; the
