@@ -1,6 +1,6 @@
 """Options that several commands share, alone and in groups, and the readers of their texts.
 
-A group is a dataclass; :func:`gas command` makes an option of each field. What a group means to the library is
+A group is a dataclass; ``app.command`` makes an option of each field. What a group means to the library is
 one of its methods.
 """
 
