@@ -364,7 +364,7 @@ def test_narrow_times_are_snapped_and_said():
     gas_scheduler, table = scheduler("vp")
     gas_scheduler.set_timesteps(5)
     x = noise(1, 2).bfloat16()
-    with pytest.warns(UserWarning, match=r"computes in bfloat16: .* told .* timestep_dtype='bfloat16'"):
+    with pytest.warns(UserWarning, match=r"computes in bfloat16: .* gets .* timestep_dtype='bfloat16'"):
         gas_scheduler.step(x, gas_scheduler.timesteps[0], x)
     snapped, _ = scheduler("vp", timestep_dtype="bfloat16")
     snapped.set_timesteps(5)

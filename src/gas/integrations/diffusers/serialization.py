@@ -202,7 +202,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 solver = _download_solver(str(path), subfolder, **location)
                 if solver is None:
                     raise
-                config = _config_of_solver(load(solver))
+                config = cast("dict[str, Any]", _local_config(solver, None))
             if "solver" not in kwargs and _names_file(config):
                 solver = _download_solver(str(path), subfolder, **location)
                 if solver is None:
