@@ -130,6 +130,7 @@ def shorten(monkeypatch):
     monkeypatch.setattr(gas, "fit", lambda *args, **more: fit(*args, config=few, **more))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers and of random networks
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
@@ -179,6 +180,7 @@ print(json.dumps(lost))
 """
 
 
+@pytest.mark.slow
 def test_every_path_that_text_names_works_after_import_gas():
     pytest.importorskip("diffusers")
     paths = {found for _, text in texts() for found in NAMED.findall(text)}
