@@ -41,6 +41,9 @@ napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
+# Help texts name options: two hyphens must stay two.
+smartquotes = False
+
 html_theme = "furo"
 html_title = "gas-solver"
 html_static_path = ["_static"]
