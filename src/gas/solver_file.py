@@ -341,7 +341,7 @@ def load(path: str | Path) -> Artefact:
 
 def _same_fact(key: str, expected: Any, value: Any) -> bool:
     if key == "shift":  # a flow's shift, which pipelines compute in float32
-        return abs(float(expected) - value) <= 1e-3 * abs(value)
+        return bool(abs(float(expected) - value) <= 1e-3 * abs(value))
     if isinstance(expected, (list, tuple)) and isinstance(value, (list, tuple)):
         return list(expected) == list(value)
     return bool(expected == value)

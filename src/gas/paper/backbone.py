@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,6 @@ def _pipeline(preset: Preset, path: Path, prompts: Path | None, device: str | to
     from gas.pipelines.model import from_pipeline
 
     lines = [] if prompts is None else read_prompts(prompts)
-    size = {"height": preset.size, "width": preset.size}
+    size: dict[str, Any] = {"height": preset.size, "width": preset.size}
     pipe = open_pipeline(str(path))
     return from_pipeline(pipe, lines, name=preset.name, t_end=preset.t_end, **size).to(device)
