@@ -1,6 +1,7 @@
 """The public names and their signatures, frozen: a change here is a change for every user.
 
-After an intended one: ``PYTHONPATH=src python tests/test_public_api.py > tests/public_api.txt``, and a line in CHANGELOG.
+After an intended one: ``PYTHONPATH=src python tests/test_public_api.py > tests/public_api.txt``, and a line in
+CHANGELOG.
 """
 
 import dataclasses
