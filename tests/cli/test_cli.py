@@ -233,7 +233,9 @@ def test_a_table_for_people(work, tmp_path):
         3,
     ]
     shown = run(*words, "--picture", tmp_path / "e.png").stdout
-    assert "digits: 200 samples, seeds 500 to 699" in shown  # 3 a feature and more: the distances have intervals
+    assert (
+        "digits: 200 samples, seeds 500 to 699" in shown
+    )  # 3 a feature and more: the distances have intervals
     # What people read are the numbers that programs get.
     rows = json.loads(run(*words, "--json").stdout)["rows"]
     (gs,) = [row for row in rows if row["name"] == "GS"]

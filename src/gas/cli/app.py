@@ -46,7 +46,7 @@ class _OneLineErrors(TyperGroup):
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         """Parse the arguments and run the command; unless ``standalone_mode`` is off, end the process."""
-        run = functools.partial(super().main, *args, standalone_mode=False, **kwargs)
+        run = functools.partial(super().main, *args, standalone_mode=False, **kwargs)  # type: ignore[misc]
         if not standalone_mode:
             return run()
         try:
@@ -188,7 +188,7 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        kind = parameter.annotation
+        kind: Any = parameter.annotation
         if not is_dataclass(kind):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue

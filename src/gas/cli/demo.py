@@ -198,6 +198,10 @@ def _measure(
         note=f"{model.name}: the first {_COLUMNS} unseen seeds; MSE to the teacher over {len(pairs)}.",
         highlight=highlight,
     )
-    times: list[tuple[str, list[float], list[str]]] = [(name, table.times.tolist(), []) for name, (_, table) in tables.items()]
-    times_plot(out / "times.png", times, model.schedule, highlight=highlight)
+    times_plot(
+        out / "times.png",
+        [(name, table.times.tolist(), ()) for name, (_, table) in tables.items()],
+        model.schedule,
+        highlight=highlight,
+    )
     return rows

@@ -220,7 +220,8 @@ class NetworkOptions:
             call=self.call,
             pairs=pairs,
         )
-        return recorded(model, self.cuda_graphs)
+        loaded: Model = recorded(model, self.cuda_graphs)
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -102,12 +103,12 @@ def markdown_text(report: Report) -> str:
         rows = [[label, *((entry.text, marks[entry.mark]) for entry in row)] for label, row in table.rows]
         parts += [f"## {markdown(table.title)}", markdown_table(["solver", *table.nfes], rows)]
         parts += map(markdown, table.notes)
-    rows = [
+    results: list[list[Any]] = [
         [r.label, r.nfe, r.origin, "" if r.evaluations is None else f"{r.evaluations:,}", r.stopped]
         for r in report.results
     ]
     columns = ["solver", "NFE", "grid, or start", "calls to learn", "stopped"]
-    return "\n\n".join([*parts, "## Every cell", markdown_table(columns, rows)]) + "\n"
+    return "\n\n".join([*parts, "## Every cell", markdown_table(columns, results)]) + "\n"
 
 
 def html_text(report: Report) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -140,13 +140,13 @@ def _check_pipeline(subject: str, index: dict[str, Any]) -> type:
     from diffusers import DiffusionPipeline
 
     name = index.get("_class_name")
-    kind = _member("diffusers", name) if isinstance(name, str) else None
+    kind: Any = _member("diffusers", name) if isinstance(name, str) else None
     if not _derives(kind, (DiffusionPipeline,)):
         raise UserError(
             f"{subject} is refused: its _class_name must be a pipeline of the installed diffusers, "
             f"got {str(name)[:60]!r}"
         )
-    return kind  # type: ignore[no-any-return]
+    return cast(type, kind)
 
 
 def _is_component(name: str, value: Any) -> bool:
@@ -154,7 +154,7 @@ def _is_component(name: str, value: Any) -> bool:
         return True
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
         return False
-    library, kind = value
+    library, kind = map(str, value)
     bases = tuple(_member(module, base) for module, names in _BASES.items() for base in names)
     return name.isidentifier() and _derives(_member(library, _RENAMED.get(kind, kind)), bases)
 

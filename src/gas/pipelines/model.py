@@ -146,7 +146,7 @@ class PipelineModel:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return name, hash of the denoising network's weights, prediction type, shape, and a flow's shift."""
-        fingerprint = {
+        fingerprint: dict[str, Any] = {
             "name": self.name,
             "sha256": self._sha256,
             "prediction": self.process.prediction,

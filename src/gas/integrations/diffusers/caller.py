@@ -26,7 +26,8 @@ def times_were_passed() -> bool:
     variables may have been replaced by defaults before it calls its scheduler.
     """
     for frame in _frames("decorate_context"):
-        call, args = frame.f_locals.get("func"), frame.f_locals.get("args", ())
+        call: Any = frame.f_locals.get("func")
+        args = frame.f_locals.get("args", ())
         if getattr(call, "__name__", "") == "__call__" and args and hasattr(args[0], "components"):
             arguments = inspect.signature(call).bind_partial(*args, **frame.f_locals["kwargs"]).arguments
             passed = {**arguments, **arguments.get("kwargs", {})}  # a modular pipeline takes only **kwargs
