@@ -196,7 +196,7 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
         types = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
-            annotation = _in_panel(types[field.name], kind.panel)
+            annotation = _in_panel(types[field.name], parameter.annotation.panel)
             parameters.append(
                 inspect.Parameter(
                     field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
