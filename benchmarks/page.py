@@ -216,7 +216,14 @@ def _family() -> str:
         return ""
     intro = "```sh\npython benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000\n"
     intro += "python benchmarks/family.py --model digits --pairs runs/digits-paper --validation 1000 --alone\n```\n\n"
-    return "\n## A family in one training\n\n" + intro + "\n".join(family.table(FAMILY, "digits")) + "\n"
+    counted = "\nEvaluations of this table leave out those of validation.\n"
+    return (
+        "\n## A family in one training\n\n"
+        + intro
+        + "\n".join(family.table(FAMILY, "digits"))
+        + "\n"
+        + counted
+    )
 
 
 def _error() -> str:

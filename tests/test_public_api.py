@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -18,8 +19,8 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 
 def packages():
     """gas and its public packages, the command line apart: its options have tests of their own."""
-    found = [m.name for m in pkgutil.walk_packages(gas.__path__, "gas.") if m.ispkg]
-    return ["gas", *(name for name in sorted(found) if not name.startswith("gas.cli"))]
+    names = [m.name for m in pkgutil.walk_packages(gas.__path__, "gas.") if m.ispkg]
+    return ["gas", *(name for name in sorted(names) if not name.startswith("gas.cli"))]
 
 
 def signature(value):
@@ -29,7 +30,7 @@ def signature(value):
         text = str(inspect.signature(value))
     except (TypeError, ValueError):
         return ""
-    return text
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", text)
 
 
 def lines():
