@@ -298,5 +298,5 @@ def test_no_measure_of_a_report_is_shown_as_zero(value):
     from gas.experiments.tables import MEASURES
 
     for measure in MEASURES.values():
-        assert float(measure.shown(value)) == pytest.approx(measure.scale * value, rel=0.01)
-        assert float(measure.shown(0.0)) == 0
+        assert float(measure.format(value)) == pytest.approx(measure.scale * value, rel=0.01)
+        assert float(measure.format(0.0)) == 0
