@@ -581,7 +581,7 @@ def test_a_manifest_that_is_none_is_refused(folder, data):
             lambda x: x.masked_fill(torch.arange(len(x))[:, None] == 1, math.nan),
             "not finite for seed 4; check",
         ),
-        (lambda x: x[:, :1], "the network's answer must be of the shape of x"),
+        (lambda x: x[:, :1], "the network's prediction must be of the shape of x"),
     ],
 )
 def test_a_teacher_that_fails_is_refused_and_leaves_no_shard(tmp_path, wrong, text):

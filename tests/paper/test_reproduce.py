@@ -251,7 +251,7 @@ def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pyte
     assert own["ours"] > 0 and other["ours"] > 0
     assert "--only afhqv2-from-ffhq-gas-4" in other["command"]
     (solver,) = tmp_path.glob("runs/ffhq/gas-4*.json")
-    words = ["afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver]
+    words = ["afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver.relative_to(tmp_path)]
     line = refused("paper", "evaluate", *words)
     assert "made for another model or use: name ffhq (this model: afhqv2)" in line and "--transfer" in line
     rows = json.loads(run("paper", "evaluate", *words, "--transfer", "--baselines", "", "--json").stdout)[

@@ -19,7 +19,6 @@ from gas.workspace import claim, scratch
 if TYPE_CHECKING:
     from gas.classical.registry import Classical
     from gas.evaluation.evaluator import SolverMetrics
-    from gas.evaluation.sampler import teacher_pairs
     from gas.learned.generalized import GeneralizedSolver
     from gas.pairs.dataset import Pairs
     from gas.table import Table
@@ -55,6 +54,7 @@ def demo(
     from gas.classical.registry import Classical
     from gas.cli.evaluation import print_metrics, teacher_progress
     from gas.cli.pairs import run_teacher
+    from gas.evaluation.sampler import teacher_pairs
     from gas.pairs.dataset import read_pairs
 
     began = time.perf_counter()
