@@ -158,6 +158,7 @@ def test_the_corpus_is_as_large_as_it_says():
     assert len(names) > 150
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux says it")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", READERS)

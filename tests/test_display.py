@@ -159,6 +159,7 @@ def test_a_table_cuts_no_number_and_no_name(width, monkeypatch, capsys):
     assert all(word in words for text in (*columns, *rows[0]) for word in text.split())
 
 
+@pytest.mark.slow
 def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
     """The start search's bar, the table, the JSON, the file and what inspect says of it."""
     bars = {}

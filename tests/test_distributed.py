@@ -60,6 +60,7 @@ def same(folders, name):
     return (one / name).read_bytes() == (two / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_pairs_are_the_same_bytes(folders):
     one, two, _ = folders
     files = {path.name for path in (one / "pairs").iterdir()}

@@ -66,6 +66,7 @@ def damaged(data, seed, digits):
         yield bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has no checksum")  # where the word itself was hit
 def test_no_damaged_solver_file_passes_for_another(solver_file):
     data, whole, passed = solver_file.read_bytes(), gas.load(solver_file).document, 0
@@ -231,6 +232,7 @@ def statistics():
     return feature_statistics(features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 @pytest.mark.filterwarnings("ignore:.*has no checksum")
 def test_no_damaged_statistics_pass_for_others(kind, statistics, tmp_path):

@@ -202,6 +202,7 @@ def test_training_deletes_no_folder_of_a_users(tmp_path, pairs, linked):
     assert listing(mine) == ["nfe-2.pt"] and (mine / "nfe-2.pt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_training_leaves_its_file_alone(tmp_path, pairs):
     words = ["--model", "digits", "--pairs", pairs, "--validation", 16, "--nfe", 2, "--iterations", 1]
     words = ["train", *words, "--start", "ddim/log_snr", "--out", tmp_path / "runs" / "u.json"]
@@ -344,6 +345,7 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path, other, na
     assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_make_one_set_of_pairs(tmp_path):
     words = ["pairs", "--model", "digits", "--seeds", "64", "--nfe", "4", "--out", str(tmp_path / "p")]
     first = subprocess.Popen([sys.executable, "-m", "gas", *words], stderr=subprocess.PIPE, text=True)

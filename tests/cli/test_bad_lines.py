@@ -16,6 +16,8 @@ from gas.classical.registry import Classical
 from gas.cli.app import app
 from gas.io import CHECKSUM, add_checksum
 
+pytestmark = pytest.mark.slow
+
 # By command: a line that would run, and what makes it a bad one when added to it (the last of two options counts).
 # {pairs}, {solver} and the like are files of the fixture below.
 LINES = {
@@ -321,6 +323,7 @@ def test_a_bad_line_is_refused_at_once(line, files, tmp_path, monkeypatch):
     assert seconds < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "variables"),
     [

@@ -54,6 +54,7 @@ def work(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["s4s-alt", "gs-free"])
 def test_a_kind_of_solver_trains_samples_and_is_told(work, tmp_path, solver):
     words = ["--pairs", work / "pairs", "--validation", 32, "--nfe", 2, "--out", tmp_path / "s.json"]
@@ -99,6 +100,7 @@ def test_train_reports_and_cleans_up(work):
     assert document.training["pairs"] == 64
 
 
+@pytest.mark.slow
 def test_train_against_a_critic(work, tmp_path):
     words = ["--pairs", work / "pairs", "--validation", 30, "--nfe", 2, "--start", "ddim/log_snr"]
     words += ["--iterations", 2, "--objective", "gas", "--gas-iterations", 4]
@@ -154,6 +156,7 @@ def test_samples_carry_a_checksum(work, tmp_path):
         read_safetensors(tmp_path / "t.safetensors")
 
 
+@pytest.mark.slow
 def test_evaluate_measures_what_it_says(work):
     words = ["evaluate", *SMALL, "--solver", work / "digits.json", "--seeds", "500:548", "--teacher-nfe", 8]
     report = json.loads(run(*words, "--json", "--every").stdout)
@@ -219,6 +222,7 @@ def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_table_for_people(work, tmp_path):
     words = [
         "evaluate",
@@ -302,6 +306,7 @@ def test_a_file_of_one_nfe_is_sampled_at_it(work, tmp_path):
     assert json.loads(run(*words, "--json").stdout)["nfe"] == 3
 
 
+@pytest.mark.slow
 def test_evaluate_against_real_images(work, tmp_path):
     raw = np.random.default_rng(0).integers(0, 256, (1008, 28, 28), dtype=np.uint8)
     head = struct.pack(">HBB3I", 0, 8, 3, *raw.shape)
@@ -359,6 +364,7 @@ def test_zoo_lists_the_cards():
     assert "digits" in run("zoo").stdout
 
 
+@pytest.mark.slow
 def test_demo_runs_on_digits(tmp_path):
     result = run("demo", *SMALL, "--out", tmp_path, "--iterations", 3, "--nfe", 2)
     assert "done in" in result.stderr
@@ -486,6 +492,7 @@ def test_files_and_folders_in_each_others_place_are_named(tmp_path):
     assert "/none.json does not exist" in refused("inspect", tmp_path / "none.json")
 
 
+@pytest.mark.slow
 def test_a_training_says_what_it_learns_from_and_chooses_on(work, tmp_path):
     words = ["train", *SMALL, "--pairs", work / "pairs", "--nfe", 2, "--iterations", 1]
     told = run(*words, "--validation", 32, "--out", tmp_path / "a.json").stderr
@@ -522,6 +529,7 @@ def gas_command(*words, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     import resource
 
@@ -540,6 +548,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     assert len(gas.read_pairs(tmp_path / "p")) == 128
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on_and_the_same_command_does(tmp_path, work):
     words = [
         "train",

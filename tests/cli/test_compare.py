@@ -24,6 +24,7 @@ def work(tmp_path_factory):
     return folder, words, json.loads(shown.stdout)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
     folder, _, rows = work
     assert [row["spec"] for row in rows] == ["teacher", "ddim", "gits", "gs-free", "gas"]
@@ -80,6 +81,7 @@ def test_what_would_fail_late_is_refused_at_once(work, tmp_path):
     assert "two batches of 24 pairs" in refused("compare", *words, *few)
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_told_again_has_the_same_bytes(work, tmp_path):
     """What is read from cells draws and tells what the run did that made them, but for seconds."""
     _, words, _ = work

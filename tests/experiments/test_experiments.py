@@ -59,6 +59,7 @@ def run_all(experiment, evaluator, specs, nfes, folder):
     return [report for report in reports if isinstance(report, MethodResult)], reports
 
 
+@pytest.mark.slow
 def test_a_grid_has_every_cell_and_each_is_what_its_table_makes(pairs, tmp_path):
     specs = ["ddim", "unipc-2-bh2/log_snr", "gits", "ipndm-2/gits", "dmn", "ld3", "gs", "gs@uniform"]
     cells, _ = run_all(experiment_of(pairs, tmp_path), evaluator_of(pairs), specs, [2, 3], tmp_path)
@@ -124,6 +125,7 @@ def counted(monkeypatch):
     return trained, measured
 
 
+@pytest.mark.slow
 def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, monkeypatch):
     experiment, evaluator, specs = experiment_of(pairs, tmp_path), evaluator_of(pairs), ["ddim", "gs"]
     clock = itertools.count()
@@ -165,6 +167,7 @@ def test_a_damaged_cell_is_made_anew(pairs, tmp_path, monkeypatch, broken, how):
     assert again[1].metrics == first[1].metrics
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(pairs, tmp_path, monkeypatch):
     whole, _ = run_all(
         experiment_of(pairs, tmp_path / "a"), evaluator_of(pairs), ["ddim", "gs"], [2], tmp_path / "a"
@@ -195,6 +198,7 @@ class After(ClassicalMethod):
         yield SolverResult(base.solver, base.origin, base.evaluations + 1)
 
 
+@pytest.mark.slow
 def test_the_base_of_a_method_is_stored_but_not_reported(pairs, tmp_path, monkeypatch):
     experiment, evaluator, store = experiment_of(pairs, tmp_path), evaluator_of(pairs), Store(tmp_path)
     gs = method_by_name("gs")

@@ -233,6 +233,7 @@ def test_clip_scores_are_the_cosines_of_clip(clip):
         ClipScore(clip / "none")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     preset = PRESETS["coco"].changed(["size=16"])
@@ -397,6 +398,7 @@ def test_a_models_own_features_say_whose_they_are(tmp_path):
 # From the command line
 
 
+@pytest.mark.slow
 def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     weights, model = tmp_path / "tiny.safetensors", gas.zoo.load("digits")
     save_file(inception.weights(divide=16), weights)

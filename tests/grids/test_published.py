@@ -124,6 +124,7 @@ def test_the_bound_bounds():
     assert bound >= max(moved) / 2**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:delta_grad == 0.0")
 @pytest.mark.parametrize("schedule", [VPLinear(), EDMasVP(1e-3)], ids=["vp", "edm"])
 @pytest.mark.parametrize("nfe", [3, 5, 8])

@@ -33,6 +33,7 @@ def file(tmp_path_factory, model, table):
     return path
 
 
+@pytest.mark.slow
 def test_the_whole_guided_sampler_from_the_command_line(tmp_path, file, model, table):
     out = tmp_path / "sampler.onnx"
     report = json.loads(run("export", "-s", file, "--onnx", out, "-m", "digits", "--nfe", 3, "--json").stdout)
@@ -48,6 +49,7 @@ def test_the_whole_guided_sampler_from_the_command_line(tmp_path, file, model, t
     assert weights < report["bytes"] < 1.5 * weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 2])
 def test_one_row_from_the_command_line(tmp_path, file, table, row):
     out = tmp_path / "row.onnx"
@@ -71,6 +73,7 @@ def test_a_network_that_fixes_the_batch_is_not_written(tmp_path, table):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_graph_with_other_numbers_is_not_written(tmp_path, table, monkeypatch):
     out = tmp_path / "row.onnx"
     monkeypatch.setattr("gas.integrations.onnx.largest_difference", lambda *given: 1e-3)

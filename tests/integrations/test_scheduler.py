@@ -490,6 +490,7 @@ def test_back_to_another_scheduler():
     assert json.loads(gas_scheduler.to_json_string())["solver"] == "solver.json"
 
 
+@pytest.mark.slow
 def test_missing_diffusers_names_the_extra():
     code = (
         "import sys; sys.modules['diffusers'] = None\nimport gas, gas.integrations.k_diffusion\n"

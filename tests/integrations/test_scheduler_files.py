@@ -133,6 +133,7 @@ torch.save(torch.as_tensor(image), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_runs_in_a_fresh_process(tmp_path):
     torch.manual_seed(0)
     blocks = {
@@ -175,6 +176,7 @@ print(pipe.scheduler.config.beta_schedule, pipe.scheduler.config.timestep_spacin
 """
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_loads_without_this_library(tmp_path):
     """By the lines of its card, with a scheduler of diffusers that is told the same of the model."""
     blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}

@@ -191,6 +191,7 @@ def test_gradients_of_every_parameter(build, schedule):
     assert torch.autograd.gradcheck(table, values, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [GaussNewton(iterations=6), Adam(iterations=60)], ids=["gn", "adam"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_each_kind_learns_under_either_optimiser(name, config, pairs, validation):
@@ -216,6 +217,7 @@ def test_each_kind_comes_back_from_its_file(name, tmp_path):
         solver_file.save(tmp_path / "s.json", solver, model=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ld3", "s4s-alt", "bns", "s4s-pc"])
 def test_distilling_takes_the_kind_by_name_and_never_ships_worse(name, pairs, validation, tmp_path):
     def run(state):
@@ -280,6 +282,7 @@ def test_where_the_formula_lasts_every_formula_enters_once():
     assert best == ["unipc-2-bh1/log_snr", "ipndm-2/log_snr", "ddim/log_snr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gs", "ld3"])
 def test_a_start_has_the_best_numbers_of_all_its_rounds(pairs, validation, name, monkeypatch):
     """Steps of few pairs may lead away; what the short trainings reported is what the main one starts from."""
@@ -318,6 +321,7 @@ def test_the_kinds_of_gs_are_the_solver_itself():
     assert kind_by_name("gs", theory=False) is SOLVERS["gs-free"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [AdamSteps, GaussNewtonSteps])
 def test_times_and_coefficients_take_turns(steps, pairs):
     settings = {"iterations": 12, "alternate": 3}

@@ -94,6 +94,7 @@ def test_kernel_distance_of_degree_one_is_the_unbiased_distance_of_means():
     assert kid(x, y, degree=1) == pytest.approx(float(gap) / 5, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.4, 0.7)])
 def test_kernel_distance_is_unbiased_at_any_count(shift, scale):
     """In one dimension the truth is ``sum_c binom(3, c) (E x^c - E y^c)^2``: zero for one law."""
@@ -356,6 +357,7 @@ def share_inside(intervals: list[tuple[float, float]], truth: float) -> float:
     return sum(low <= truth <= high for low, high in intervals) / len(intervals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_bootstrap_covers_the_mean_as_often_as_it_says(level):
     results = [bootstrap(torch.mean, normal(s, 80), seed=s, level=level) for s in range(400)]
@@ -378,6 +380,7 @@ def test_bootstrap_agrees_with_scipy_on_a_skew_statistic(kind):
     assert result.std == pytest.approx(float(oracle.standard_error), rel=0.04)
 
 
+@pytest.mark.slow
 def test_bootstrap_of_a_frechet_distance_doubles_its_bias_and_the_basic_interval_takes_it_away():
     size, count = 8, 150
     reference = FeatureStatistics(torch.zeros(size), torch.eye(size), count=10**9)
@@ -453,6 +456,7 @@ def test_a_comparison_of_distributions_is_its_parts():
     assert distribution(fake[:5], real).prdc is None  # a ball to the fifth neighbour needs a sixth sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "count"), [(0.4, 120), (0.4, 2600), (0.0, 120)])
 def test_the_standard_error_of_a_kernel_distance_is_its_spread_over_independent_samples(shift, count):
     # Beyond 2,000 samples subsets are no longer halves; for one law the estimate is degenerate, its error an upper one.

@@ -29,6 +29,7 @@ class Network(nn.Module):
         return ((x - alpha * x0) / sigma).to(x.dtype)
 
 
+@pytest.mark.slow
 def test_pairs_learning_file_and_samples(tmp_path):
     schedule, network = gas.VPLinear(), Network().eval().requires_grad_(False)
     model = gas.OwnModel(gas.denoise.NoiseDenoiser(network, schedule), schedule, (2, 3), weights=network)
@@ -253,6 +254,7 @@ def test_a_solver_by_name_is_taken_wherever_a_table_is(tmp_path):
             gas.pairs.teach(model, wrong, range(2))
 
 
+@pytest.mark.slow
 def test_what_distill_yields_is_saved_with_all_that_is_known_of_it(tmp_path):
     model = gaussian()
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=12, t_end=model.t_end)
@@ -311,6 +313,7 @@ def test_samples_that_leave_the_range_of_the_data_are_noticed_and_a_threshold_me
     assert pairs.target.abs().max() < 10
 
 
+@pytest.mark.slow
 def test_a_solver_that_is_worse_than_a_constant_is_noticed():
     network = Noisy().eval().requires_grad_(False)
     network.exact = Gaussian(LITTLE_SIGNAL)

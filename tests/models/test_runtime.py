@@ -258,6 +258,7 @@ def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits,
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = usual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [False, True])
 def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
     """Compiling and exporting do; in a process of its own, as torch does not undo a mixture."""

@@ -341,6 +341,7 @@ def start(folder, *, call="fsync", hang=0, limit=-1, spec="SPEC"):
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_for_real_in_the_middle_of_a_write_it_ends_with_the_same_bytes(tmp_path):
     """SIGKILL before a shard is flushed; then between a shard and the manifest that lists it."""
     for call, hang, left in [("fsync", 3, set()), ("replace", 2, {SHARDS[0]})]:
@@ -358,6 +359,7 @@ def test_killed_for_real_in_the_middle_of_a_write_it_ends_with_the_same_bytes(tm
     assert contents(tmp_path) == reference()
 
 
+@pytest.mark.slow
 def test_a_write_that_the_system_cuts_short_leaves_nothing_half_written(tmp_path):
     """RLIMIT_FSIZE fails the write of a shard half way with EFBIG, as a full disk does with ENOSPC."""
     with start(tmp_path / "cut", limit=4096, spec="TALL") as writer:

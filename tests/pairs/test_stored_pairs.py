@@ -59,6 +59,7 @@ def test_rows_are_those_in_memory_however_they_are_taken(folder):
         same(left, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "loss"),
     [

@@ -256,6 +256,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="a process's own peak is read from Linux's /proc"
 )

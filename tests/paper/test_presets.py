@@ -203,6 +203,7 @@ def test_the_critic_is_the_published_one_or_drawn_anew(weights: dict[str, Path],
 # ---------------------------------------------------------------- from end to end
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' and transformers' own
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_runs_from_its_files_to_a_report(
@@ -252,6 +253,7 @@ def test_a_preset_runs_from_its_files_to_a_report(
     assert f"gas paper reproduce {table} --run" in Path("report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [["paper", "evaluate", "cifar10"], ["evaluate", "--model", "preset:cifar10"]])
 def test_the_teacher_ends_where_the_preset_says(
     way: list[str], weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -274,6 +276,7 @@ def test_the_teacher_ends_where_the_preset_says(
     run(*words, "--precision", "bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_the_authors_own_files(
     weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

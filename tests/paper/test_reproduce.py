@@ -197,6 +197,7 @@ def test_bad_input(tmp_path: Path) -> None:
     assert line == "error: batch must be a valid integer, got 'none'"
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table from end to end on a stand-in: trained, evaluated and told; cells of files that lack are left out."""
     monkeypatch.chdir(tmp_path)
@@ -236,6 +237,7 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
+@pytest.mark.slow
 def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFHQ's solver on AFHQv2's network: its own weights, one schedule, and a row that says whose solver it is."""
     monkeypatch.chdir(tmp_path)
@@ -251,7 +253,14 @@ def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pyte
     assert own["ours"] > 0 and other["ours"] > 0
     assert "--only afhqv2-from-ffhq-gas-4" in other["command"]
     (solver,) = tmp_path.glob("runs/ffhq/gas-4*.json")
-    words = ["afhqv2", "--preset-weights", tmp_path / "weights", *small, "--solver", solver.relative_to(tmp_path)]
+    words = [
+        "afhqv2",
+        "--preset-weights",
+        tmp_path / "weights",
+        *small,
+        "--solver",
+        solver.relative_to(tmp_path),
+    ]
     line = refused("paper", "evaluate", *words)
     assert "made for another model or use: name ffhq (this model: afhqv2)" in line and "--transfer" in line
     rows = json.loads(run("paper", "evaluate", *words, "--transfer", "--baselines", "", "--json").stdout)[
@@ -262,6 +271,7 @@ def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pyte
     assert "edm-afhqv2" in cells("transfer", tmp_path / "none", *words[1:3])["GAS of FFHQ", 4]["state"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of recall and coverage from end to end: latents are decoded, real images are not."""
@@ -294,6 +304,7 @@ def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: p
     assert report["real_sha256"] == RealImages(Path("folder")).sha256()
 
 
+@pytest.mark.slow
 def test_a_comparison_of_a_preset_stands_beside_the_paper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +332,7 @@ def test_a_comparison_of_a_preset_stands_beside_the_paper(
     assert "log_snr" not in first  # on a grid of its own it is another solver
 
 
+@pytest.mark.slow
 def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Inception's features and statistics of real data, small stand-ins of both, a cell has its figure."""
     monkeypatch.chdir(tmp_path)

@@ -257,6 +257,7 @@ def folder(sd, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_pipeline(folder):
     model = ["--model", f"diffusers:{folder / 'sd'}"]
     prompts = ["--prompts", folder / "prompts.txt"]

@@ -171,6 +171,7 @@ def fresh(work):
     return json.loads(line.removeprefix("RESULT "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, record_property):
     difference, again, size = fresh[family]

@@ -66,6 +66,7 @@ def replaced(network, kind):
     return len(places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LowRank, Int8])
 def test_adapters_and_rounded_weights_stay_in_place(sd, kind):
     """They answer in training and in serving alike, and the file says that it is for them."""
@@ -126,6 +127,7 @@ def lora_file(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True], ids=["beside", "fused"])
 def test_a_lora_file_is_learned_for_and_served_with(sd, tmp_path, fused):
     """Loaded by diffusers' own call; the solver file is for the network with it, and for no other."""

@@ -328,6 +328,7 @@ def test_the_solver_goes_where_its_critics_point(pairs, validation, objective):
     assert place([critic]) > place([]) + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [Logit, None], ids=["critic", "broken critic"])
 def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(pairs, validation, network):
     class Broken(Logit):

@@ -57,6 +57,7 @@ def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
     assert records[-1].evaluations == 60 * 24 * NFE * 3 + 24 + 4 * len(validation) * NFE
 
 
+@pytest.mark.slow
 def test_it_holds_the_best_numbers_seen_whenever_it_stops(pairs, validation):
     solver = new()
     config = Adam(iterations=200, validate_every=10, learning_rate=0.1, ema=0.0)
@@ -219,6 +220,7 @@ def test_the_ranking_is_what_running_each_one_gives(validation):
     assert finalists[0].loss == pytest.approx(min(true.values()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["best", "uniform", "ddim/karras"])
 def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation, start):
     reports = list(
@@ -256,6 +258,7 @@ def test_where_a_classical_solver_is_the_teacher_there_is_nothing_to_learn():
     torch.testing.assert_close(reports[-1].table().unrolled(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
     search = StartSearch(validation_pairs=8, candidates=2, short_run=GaussNewton(iterations=2))
     config = {"config": Adam(iterations=20, validate_every=10), "search": search}
@@ -300,6 +303,7 @@ def test_a_neighbours_grid_mends_told_times_that_fall_back():
     as_grid(neighbor_grid(MODEL.schedule, table, 6, MODEL.t_end))
 
 
+@pytest.mark.slow
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
     short_run = GaussNewton(iterations=2)
     options = {
@@ -337,6 +341,7 @@ def test_a_solver_of_another_schedule_is_refused(pairs, validation):
         next(fit(solver, MODEL, pairs, validation=validation))
 
 
+@pytest.mark.slow
 def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation, tmp_path):
     search = StartSearch(validation_pairs=8, candidates=1, short_run=GaussNewton(iterations=1))
     options = {"search": search, "config": GaussNewton(iterations=1)}
@@ -345,6 +350,7 @@ def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation,
         list(distill(MODEL, pairs, validation, 2, **options, loss="l1", state=tmp_path))
 
 
+@pytest.mark.slow
 def test_a_candidate_that_diverges_does_not_win(pairs, validation, monkeypatch):
     steps, calls = GaussNewtonSteps.step, []
 
@@ -385,6 +391,7 @@ class Counting(WrappedModel):
         return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["best", "ipndm-2/log_snr"])
 @pytest.mark.parametrize(
     "config", [GaussNewton(iterations=3), Adam(iterations=5, validate_every=2)], ids=["gauss-newton", "adam"]
@@ -403,6 +410,7 @@ def test_every_network_evaluation_is_counted(pairs, validation, start, config):
     assert end.evaluations == Counting.rows
 
 
+@pytest.mark.slow
 def test_every_network_evaluation_of_a_family_is_counted(pairs, validation):
     Counting.rows = 0
     search = StartSearch(

@@ -124,6 +124,7 @@ def test_a_pair_far_from_its_target_counts_in_a_step_as_if_it_were_at_the_limit(
     torch.testing.assert_close(normal.gradient, slope, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_one_broken_pair_hardly_moves_the_solver(pairs):
     """A target that nothing can reach, as where a teacher fell to another mode, is not what the others pay for."""
     broken = replace(pairs, target=pairs.target.clone())
@@ -217,6 +218,7 @@ def test_a_turn_or_a_loss_in_which_nothing_can_move_leaves_the_solver_as_it_is(p
         assert bool(moved.isfinite().all()) and (loss is l2 or not moved.any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "new",
     [
@@ -238,6 +240,7 @@ def test_it_reaches_with_a_fifth_of_the_network_calls_what_adam_reaches(pairs, v
     assert first[-1].best_loss < 0.2 * first[0].validation_loss
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path):
     def run(checkpoint, reports=None):
         solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)

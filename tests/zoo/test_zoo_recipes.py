@@ -105,6 +105,7 @@ def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
         cards.build_model("tiny", small, replace(recipe, steps=14), tmp_path / "whole.pt", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
     recipe = Recipe(network={**DENOISERS["digits"].network, "width": 16}, steps=60, batch=32, warmup=5)
     losses = [p.loss for p in train_denoiser(recipe, data.digits(), tmp_path / "s.pt", every=20)]
