@@ -30,6 +30,8 @@ from gas.training.validation import evaluate
 from support import shared_work
 from support.doubles import MIXTURE, taught
 
+pytestmark = pytest.mark.slow
+
 # --- by torchrun ----------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
 from gas.zoo import data
 from support.commands import refused, run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--model", "digits"]
 
 

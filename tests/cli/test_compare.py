@@ -9,6 +9,8 @@ import gas
 from gas.models.protocol import weights_hash
 from support.commands import refused, run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--model", "digits"]
 QUICK = ["--iterations", 2, "--batch", 8, "--gas-iterations", 2, "--rank", 8, "--guides", 8]
 

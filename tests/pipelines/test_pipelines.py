@@ -16,7 +16,7 @@ from gas.models.seeds import labels_of_seeds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # other libraries' deprecations
 
 from gas.pipelines.model import from_pipeline  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
