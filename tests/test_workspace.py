@@ -17,7 +17,7 @@ from gas.cli.app import app
 from gas.experiments.store import claim_folders
 from gas.training.distillation import STATE
 from gas.workspace import LOCK, MARKER, claim, discard, hold, scratch
-from support.commands import refused
+from support.commands import refused, run
 
 CELLS = ("cells", "solvers", "state", "pictures")
 REPORTS = ("rankings.json", "report.csv", "report.md", "report.html")
@@ -206,8 +206,7 @@ def test_training_deletes_no_folder_of_a_users(tmp_path, pairs, linked):
 def test_a_training_leaves_its_file_alone(tmp_path, pairs):
     words = ["--model", "digits", "--pairs", pairs, "--validation", 16, "--nfe", 2, "--iterations", 1]
     words = ["train", *words, "--start", "ddim/log_snr", "--out", tmp_path / "runs" / "u.json"]
-    result = CliRunner().invoke(app, list(map(str, words)))
-    assert result.exit_code == 0, result.output
+    run(*words)
     assert listing(tmp_path) == ["runs", "runs/u.json"]
 
 

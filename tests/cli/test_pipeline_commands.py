@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecatio
 
 from gas.cli.app import app  # noqa: E402
 from gas.pairs.shards import read_manifest  # noqa: E402
-from support import pipelines  # noqa: E402 (after the library it needs)
+from support import commands, pipelines  # noqa: E402 (after the library it needs)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ def folder(tmp_path_factory):
 
 
 def run(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return " ".join(result.stderr.split())
+    return " ".join(commands.run(*words, code=code).stderr.split())
 
 
 def pairs(folder, out, *more, model="sd", code=0):

@@ -4,12 +4,10 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import gas
 from gas import zoo
 from gas.classical.registry import Classical
-from gas.cli.app import app
 from gas.models.runtime import CudaGraphed, CudaGraphs, allow_tf32, without_tf32
 from gas.pairs.teacher import teach
 from gas.sampling import sample
@@ -17,6 +15,7 @@ from gas.training.activation_checkpointing import Checkpointed
 from gas.training.adam import Adam, AdamSteps
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.linearization import linearize
+from support import commands
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -44,9 +43,7 @@ def pairs(digits):
 
 
 def run(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return commands.run(*words).stdout
 
 
 def test_a_seed_gives_the_sample_that_it_gives_on_a_processor(digits, table):

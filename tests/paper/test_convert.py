@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 import gas
-from gas.cli.app import app
 from gas.pairs.shards import MANIFEST
 from gas.paper import edm
 from gas.paper.backbone import load_published
 from gas.paper.student import read_student
 from gas.paper.teacher_set import PROMPTS, import_pairs, read_teacher_set
 from gas.unpickle.lazy import FileTensor, read_lazily
+from support import commands
+from support.commands import run
 from support.hostile_pickles import hostile
 from support.published import GOLDEN, drawn, pickled, student, teachers, write_edm
 
@@ -29,18 +29,13 @@ EDM: dict[str, Any] = {"img_resolution": 8, "img_channels": 3, "model_type": "So
 EDM |= {"channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
 
 
-def convert(*words: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, ["paper", "convert", *map(str, words)])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
+def convert(*words: object) -> Any:
+    return run("paper", "convert", *words)
 
 
 def refused(*words: object) -> str:
     """The one line that a bad file is answered with."""
-    result = convert(*words, code=2)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in result.output, result.output
-    return lines[0]
+    return commands.refused("paper", "convert", *words)
 
 
 @pytest.fixture(scope="module")

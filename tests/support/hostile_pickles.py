@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from support.published import Reduced
+
 
 def name(module: str, attribute: str) -> bytes:
     return f"c{module}\n{attribute}\n".encode()
@@ -45,16 +47,6 @@ REBUILD = name("torch._utils", "_rebuild_tensor_v2")
 PERSISTENT = name("torch_utils.persistence", "_reconstruct_persistent_obj")
 CONV = name("torch.nn.modules.conv", "Conv2d")
 SYSTEM = name("os", "system")
-
-
-class Reduced:
-    """Pickled as a call of anything with anything."""
-
-    def __init__(self, *reduced: object) -> None:
-        self.reduced = reduced
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return self.reduced
 
 
 def saved(value: object, zipped: bool) -> bytes:

@@ -82,14 +82,16 @@ class PairLosses:
 
     def losses(self, table: Table) -> Tensor:
         """Return the loss of every pair ``(S,)``; several processes share the batches."""
-        starts = range(0, len(self.pairs), self.batch)
-        return torch.cat(list(distributed.map_sharded(lambda start: self._losses_from(start, table), starts)))
+        starts, folded = range(0, len(self.pairs), self.batch), table.folded()
+        return torch.cat(
+            list(distributed.map_sharded(lambda start: self._losses_from(start, folded), starts))
+        )
 
     @torch.no_grad()
     def _losses_from(self, start: int, table: Table) -> Tensor:
         part = self.pairs.subset(slice(start, start + self.batch))
         denoise = self._with_first_prediction(self.model.bind(part.labels, self.pairs.guidance), start)
-        samples = sample(denoise, part.noise.to(self.model.device), table.folded())
+        samples = sample(denoise, part.noise.to(self.model.device), table)
         return self.loss(samples, part.target.to(samples)).double().cpu()
 
     def _with_first_prediction(self, denoise: Denoiser, start: int) -> Denoiser:
