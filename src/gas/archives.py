@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
@@ -9,15 +10,24 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from gas.display import brief, error_text
 from gas.errors import UserError
-from gas.io import CHECKSUM, MAX_DIMENSIONS, MISMATCH, array_checksum, check_empty_shape, is_integer_list
+from gas.io import (
+    CHECKSUM,
+    MAX_DIMENSIONS,
+    MISMATCH,
+    array_checksum,
+    check_empty_shape,
+    is_integer_list,
+    write_bytes,
+)
 
-__all__ = ["arrays_with_checksum", "open_zip", "read_array", "verify_arrays"]
+__all__ = ["open_zip", "read_array", "verify_arrays", "write_arrays"]
 
 _DIRECTORY_BYTES = 4 << 20  # of the central directory: 40,000 tensors of torch.save
 # A member may unpack to 100 times its bytes (deflate reaches 1,000 on zeros), or to 32 MiB in any case.
@@ -123,10 +133,11 @@ def read_array(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None
     return data.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def arrays_with_checksum(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` with their checksum as one more."""
-    rest = {name: array for name, array in arrays.items() if name != CHECKSUM}
-    return {**rest, CHECKSUM: np.array(_checksum(rest))}
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write arrays and their checksum to an ``.npz``, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{**arrays, CHECKSUM: np.array(_checksum(arrays))})  # type: ignore[arg-type]
+    return write_bytes(path, buffer.getvalue())
 
 
 def verify_arrays(arrays: Mapping[str, np.ndarray]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NoReturn, TypeGuard
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from gas.display import brief, error_text
@@ -36,7 +37,6 @@ __all__ = [
     "check_empty_shape",
     "digest",
     "is_integer_list",
-    "metadata_with_checksum",
     "open_regular",
     "open_safetensors",
     "parse_json",
@@ -46,11 +46,11 @@ __all__ = [
     "read_safetensors",
     "read_text",
     "sha256",
-    "sort_metadata",
     "verify_checksum",
     "warn_no_checksum",
     "write_atomically",
     "write_bytes",
+    "write_safetensors",
     "write_text",
 ]
 
@@ -414,10 +414,22 @@ def _is_damaged_checksum(name: str, text: str) -> bool:
     return text.startswith("sha256:") and len(name) == len(CHECKSUM) and differing <= 2
 
 
-def metadata_with_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file, sorted, with the checksum of both."""
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write tensors and text metadata with the checksum of both, atomically; equal content gives equal bytes.
+
+    Raises:
+        OSError: as :func:`write_atomically`.
+    """
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     values = {name: text for name, text in sorted(metadata.items()) if name != CHECKSUM}
-    return {**values, CHECKSUM: _tensor_checksum(tensors, values)}
+    values[CHECKSUM] = _tensor_checksum(tensors, values)
+    data = save(tensors, values)
+    # The library writes metadata in random order.
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length]) | {"__metadata__": values}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return write_bytes(path, len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -426,20 +438,6 @@ def _tensor_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
         for name, x in tensors.items()
     }
     return array_checksum(arrays, metadata)
-
-
-def sort_metadata(data: bytes) -> bytes:
-    """Return the bytes of a safetensors file with its metadata sorted by name.
-
-    The library writes it in random order, so that the same content would be different bytes.
-    """
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def read_header(

@@ -24,7 +24,7 @@ import gas
 from gas.archives import verify_arrays
 from gas.cli.app import app
 from gas.display import significant
-from gas.io import add_checksum, metadata_with_checksum, read_safetensors
+from gas.io import CHECKSUM, add_checksum, open_safetensors, read_safetensors
 from gas.metrics.distances import distribution
 from gas.metrics.frechet import extract
 from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
@@ -149,11 +149,9 @@ def test_samples_carry_a_checksum(work, tmp_path):
     verify_arrays(dict(np.load(tmp_path / "s.npz")))
     with warnings.catch_warnings(action="error"):
         tensors, _ = read_safetensors(tmp_path / "s.safetensors", warn=True)
-    save_file(
-        {**tensors, "samples": tensors["samples"] + 1},
-        tmp_path / "t.safetensors",
-        metadata_with_checksum(tensors, {}),
-    )
+    with open_safetensors(tmp_path / "s.safetensors") as file:
+        checksum = {CHECKSUM: file.metadata()[CHECKSUM]}
+    save_file({**tensors, "samples": tensors["samples"] + 1}, tmp_path / "t.safetensors", checksum)
     with pytest.raises(ValueError, match="damaged"):
         read_safetensors(tmp_path / "t.safetensors")
 

@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_leaves
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.distances import distribution, frechet_interval
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from gas.metrics.intervals import Bootstrap, bootstrap, jackknife, seed_interval
+from gas.metrics.intervals import jackknife, mean_interval, seed_interval
 from gas.metrics.kernel import kernel_distance
-from gas.metrics.paired import mean_interval
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -121,7 +120,6 @@ def test_kernel_distance_of_subsets():
     assert whole.std == pytest.approx(0, abs=1e-12)
     first, again, other = (kernel_distance(x, y, subsets=9, subset_size=10, seed=s) for s in (0, 0, 1))
     assert first == again and first.mean != other.mean and first.estimate == other.estimate
-    assert (first.subsets, first.subset_size) == (9, 10)
 
 
 def test_mean_and_std_over_subsets_are_those_of_small_samples():
@@ -335,11 +333,6 @@ def test_errors_name_the_set_and_what_came(measure, fake, real, text):
         (lambda: kernel_distance(GOOD, GOOD, degree=0), "degree must be at least 1.*got 0"),
         (lambda: prdc(GOOD, GOOD, k=0), "k must be at least 1, got 0"),
         (lambda: prdc(GOOD, GOOD[:5]), "real must hold at least 6 samples, got 5"),
-        (lambda: bootstrap(torch.mean, GOOD[:1]), r"features must hold at least 2 rows.*\(1, 3\)"),
-        (lambda: bootstrap(torch.mean, torch.tensor(1.0)), r"features must hold at least 2 rows.*\(\)"),
-        (lambda: bootstrap(torch.mean, GOOD, resamples=1), "resamples must be at least 2.*got 1"),
-        (lambda: bootstrap(torch.mean, GOOD, level=95), r"level must lie within \(0, 1\).*got 95"),
-        (lambda: bootstrap(lambda f: f.mean(0), GOOD), r"statistic must return one number, got shape \(3,\)"),
         (lambda: seed_interval([1.0]), r"values must be a vector of at least two.*\(1,\)"),
         (lambda: seed_interval(GOOD), r"values must be a vector of at least two.*\(6, 3\)"),
         (lambda: seed_interval([1.0, 2.0], level=1.0), r"level must lie within \(0, 1\).*got 1.0"),
@@ -350,79 +343,8 @@ def test_errors_teach(call, text):
         call()
 
 
-# --- bootstrap ----------------------------------------------------------------------------------------------
-
-
 def share_inside(intervals: list[tuple[float, float]], truth: float) -> float:
     return sum(low <= truth <= high for low, high in intervals) / len(intervals)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_bootstrap_covers_the_mean_as_often_as_it_says(level):
-    results = [bootstrap(torch.mean, normal(s, 80), seed=s, level=level) for s in range(400)]
-    for kind in ("percentile", "basic"):
-        # Three standard errors of a share of 400, and a little for S = 80 and R = 200 being finite.
-        tolerance = 3 * math.sqrt(level * (1 - level) / 400) + 0.005
-        assert share_inside([getattr(r, kind) for r in results], 0.0) == pytest.approx(level, abs=tolerance)
-    assert np.mean([r.std for r in results]) == pytest.approx(1 / math.sqrt(80), rel=0.05)
-
-
-@pytest.mark.parametrize("kind", ["percentile", "basic"])
-def test_bootstrap_agrees_with_scipy_on_a_skew_statistic(kind):
-    x = (normal(60, 60) / 2).exp()
-    result = bootstrap(torch.var, x, resamples=9000, level=0.9)
-    oracle = scipy.stats.bootstrap(
-        (x.numpy(),), lambda a, axis: np.var(a, axis=axis, ddof=1), n_resamples=9000, method=kind,
-        confidence_level=0.9, rng=np.random.default_rng(0),
-    )  # fmt: skip
-    assert getattr(result, kind) == pytest.approx(tuple(oracle.confidence_interval), rel=0.04)
-    assert result.std == pytest.approx(float(oracle.standard_error), rel=0.04)
-
-
-@pytest.mark.slow
-def test_bootstrap_of_a_frechet_distance_doubles_its_bias_and_the_basic_interval_takes_it_away():
-    size, count = 8, 150
-    reference = FeatureStatistics(torch.zeros(size), torch.eye(size), count=10**9)
-    mean = torch.zeros(size, dtype=torch.float64)
-    mean[0] = 0.5
-    truth = 0.25  # the covariances agree
-
-    def distance(features):
-        return frechet_distance(feature_statistics(features), reference)
-
-    results = [bootstrap(distance, normal(s, count, size) + mean, resamples=100, seed=s) for s in range(60)]
-    bias = float(np.mean([r.estimate for r in results])) - truth
-    assert bias > 0.05  # a mean over 60, of standard error 0.01
-    assert np.mean([r.bias for r in results]) == pytest.approx(bias, rel=0.35)
-    assert share_inside([r.percentile for r in results], truth) < 0.5
-    assert share_inside([r.basic for r in results], truth) > 0.8
-
-
-def test_resampled_rows_take_repeats_for_neighbours():
-    """What the docstring warns of: no interval repairs statistics that compare rows of the resample."""
-    x, y = normal(61, 60, 2), normal(62, 60, 2)
-    recall = bootstrap(lambda f: prdc(f, y, k=3).recall, x, resamples=50)
-    assert recall.percentile[1] < recall.estimate
-    assert bootstrap(lambda f: kid(f, y), x, resamples=200).bias > 0.01
-    assert abs(bootstrap(lambda f: prdc(f, y, k=3).precision, x, resamples=200).bias) < 0.01
-
-
-def test_bootstrap_intervals_mirror_each_other_and_repeat_with_the_seed():
-    x = normal(63, 30, 4)
-    first, again, other = (bootstrap(lambda f: f.square().mean(), x, seed=s) for s in (0, 0, 1))
-    assert torch.equal(first.replicates, again.replicates)
-    assert not torch.equal(first.replicates, other.replicates)
-    assert first.replicates.shape == (200,) and first.replicates.dtype == torch.float64
-    assert first.estimate == other.estimate == float(x.square().mean())
-    by_hand = Bootstrap(10.0, torch.arange(101, dtype=torch.float64), level=0.9)
-    assert by_hand.percentile == pytest.approx((5.0, 95.0)) and by_hand.basic == pytest.approx((-75.0, 15.0))
-    assert by_hand.bias == 40.0 and by_hand.std == pytest.approx(float(torch.arange(101.0).std()))
-
-
-def test_a_resample_that_is_not_finite_shows():
-    low, high = bootstrap(lambda f: 1 / (f.mean() - f.mean()), GOOD).percentile
-    assert math.isnan(low) and math.isnan(high)
 
 
 # --- seeds --------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gas.metrics.frechet import FeatureStatistics, extract, feature_statistics, frechet_distance, merge
-from gas.metrics.paired import l1, mean_interval, mean_psnr, mse, psnr
+from gas.metrics.frechet import FeatureStatistics, extract, feature_statistics, frechet_distance
+from gas.metrics.intervals import mean_interval
+from gas.metrics.paired import l1, mean_psnr, mse, psnr
 
 seeds = st.integers(0, 2**31 - 1)
 quick = settings(max_examples=20, deadline=None)
@@ -137,17 +138,6 @@ def test_statistics_are_numpys(seed, n, size):
     np.testing.assert_allclose(s.cov, np.cov(x.double().numpy().T).reshape(size, size), atol=1e-10)
 
 
-@quick
-@given(seeds, st.integers(2, 9), st.integers(2, 9))
-def test_merging_is_concatenating(seed, n, m):
-    x = torch.randn(n + m, 3, generator=torch.Generator().manual_seed(seed))
-    x[n:] += 4
-    both, whole = merge(feature_statistics(x[:n]), feature_statistics(x[n:])), feature_statistics(x)
-    torch.testing.assert_close(both.mean, whole.mean)
-    torch.testing.assert_close(both.cov, whole.cov)
-    assert both.count == whole.count
-
-
 def test_extract_is_the_network_in_slices_without_gradient():
     layer, sizes = torch.nn.Linear(6, 3), []
 
@@ -227,7 +217,6 @@ P = gaussian(0)
     ("call", "text"),
     [
         (lambda: frechet_distance(P, gaussian(0, 3)), r"one feature network, got 4 and 3 features"),
-        (lambda: merge(P, gaussian(0, 3)), r"one feature network, got 4 and 3 features"),
         (lambda: feature_statistics(torch.zeros(1, 3)), r"at least 2 vectors for a covariance, got 1"),
         (lambda: feature_statistics(torch.zeros(3)), r"shape \(N, F\), one vector a sample, got \(3,\)"),
         (lambda: feature_statistics(torch.tensor([[0.0], [math.nan]])), r"features must be finite, got 1"),

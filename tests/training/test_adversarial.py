@@ -13,7 +13,7 @@ from gas.errors import Diverged
 from gas.evaluation.sampler import sample_pairs
 from gas.learned.generalized import GeneralizedSolver
 from gas.losses import loss_by_name
-from gas.metrics.criterion import FrechetCriterion
+from gas.metrics.frechet import FrechetCriterion
 from gas.pairs.teacher import teach
 from gas.sampling import sample
 from gas.training.adam import Adam, AdamSteps

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import gas
 from gas import zoo
 from gas.classical.registry import Classical
-from gas.io import metadata_with_checksum
+from gas.io import write_safetensors
 from gas.models.protocol import Model
 from gas.models.seeds import labels_of_seeds
 from gas.training.adam import AdamSteps
@@ -115,9 +114,7 @@ def test_files_that_do_not_belong_together(tmp_path):
     (tmp_path / "other-denoiser.safetensors").write_bytes(latent.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
         zoo.load(tmp_path / "other-denoiser.safetensors")
-    tensors = {"x": torch.zeros(1)}
-    metadata = metadata_with_checksum(tensors, {"card": '{"name": "x"}'})
-    save_file(tensors, tmp_path / "other.safetensors", metadata=metadata)
+    write_safetensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {"card": '{"name": "x"}'})
     with pytest.raises(ValueError, match="are damaged or not a zoo model"):
         zoo.load(tmp_path / "other.safetensors")
 

@@ -124,14 +124,11 @@ def _check_picture(model: Model, count: int) -> None:
 
 def _write(out: Path, x: Tensor, decoded: Tensor | None, seeds: range, title: str) -> None:
     """Write samples and decoded ones; a picture shows the latter, where there are any."""
-    import io
 
-    import numpy as np
     import torch
-    from safetensors.torch import save
 
-    from gas.archives import arrays_with_checksum
-    from gas.io import metadata_with_checksum, write_bytes
+    from gas.archives import write_arrays
+    from gas.io import write_safetensors
     from gas.plotting.samples import sample_grid
 
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
@@ -146,9 +143,6 @@ def _write(out: Path, x: Tensor, decoded: Tensor | None, seeds: range, title: st
             out, [(f"seed {seeds.start + i * columns}", page) for i, page in enumerate(pages)], title=title
         )
     elif out.suffix == ".npz":
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays_with_checksum({name: value.numpy() for name, value in arrays.items()}))  # type: ignore[arg-type]
-        write_bytes(out, buffer.getvalue())
+        write_arrays(out, {name: value.numpy() for name, value in arrays.items()})
     else:
-        tensors = {name: value.contiguous() for name, value in arrays.items()}
-        write_bytes(out, save(tensors, metadata_with_checksum(tensors, {})))
+        write_safetensors(out, arrays, {})

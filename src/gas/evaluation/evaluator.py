@@ -14,6 +14,7 @@ from gas.features.per_sample import SampleMetric
 from gas.metrics import paired
 from gas.metrics.distances import Distribution, distribution, frechet_interval
 from gas.metrics.frechet import feature_statistics, frechet_distance
+from gas.metrics.intervals import mean_interval
 from gas.metrics.statistics import extract_all
 from gas.models.protocol import Model, data_range_of
 from gas.pairs.dataset import Pairs
@@ -113,7 +114,7 @@ class Evaluator:
         """
         pairs, space = self.pairs, self.space
         errors = paired.mse(samples, pairs.target)
-        mse, mse_half_width = paired.mean_interval(errors)
+        mse, mse_half_width = mean_interval(errors)
         distance, corrected, interval, to_teacher, to_data = None, None, None, None, None
         features, teacher_features = self._features_of(samples), self._teacher_features
         if features is not None and teacher_features is not None:
@@ -136,8 +137,7 @@ class Evaluator:
             samples=len(pairs),
             to_data=to_data,
             more={
-                metric.name: paired.mean_interval(metric.function(samples, pairs))
-                for metric in self.sample_metrics
+                metric.name: mean_interval(metric.function(samples, pairs)) for metric in self.sample_metrics
             },
             mse_median=float(errors.median()),
             frechet_data_corrected=corrected,

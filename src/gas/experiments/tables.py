@@ -15,7 +15,7 @@ from gas.display import csv_cell, significant
 from gas.evaluation.evaluator import SolverMetrics
 from gas.experiments.store import MethodResult
 from gas.metrics.distances import BRACKETS, Distribution
-from gas.metrics.paired import mean_interval
+from gas.metrics.intervals import mean_interval
 from gas.training.validation import surely_positive
 
 __all__ = ["MEASURES", "Entry", "Measure", "PivotTable", "csv_text", "difference_table", "pivot_table"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["FeatureStatistics", "extract", "feature_statistics", "frechet_distance", "merge"]
+__all__ = ["FeatureStatistics", "FrechetCriterion", "extract", "feature_statistics", "frechet_distance"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,25 +75,6 @@ def feature_statistics(features: Tensor) -> FeatureStatistics:
     return FeatureStatistics(mean, centered.T @ centered / (len(values) - 1), len(values))
 
 
-def merge(p: FeatureStatistics, q: FeatureStatistics) -> FeatureStatistics:
-    """Return the statistics of two sets taken together, as if their features had been concatenated.
-
-    With ``d = mean_q - mean_p``: ``mean = mean_p + d n_q / n``,
-    ``(n - 1) cov = (n_p - 1) cov_p + (n_q - 1) cov_q + d d^T n_p n_q / n``.
-
-    Raises:
-        ValueError: when the numbers of features differ.
-
-    References:
-        Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-        variances", COMPSTAT 1982.
-    """
-    _require_same_features(p, q)
-    n, d = p.count + q.count, q.mean - p.mean
-    scatter = (p.count - 1) * p.cov + (q.count - 1) * q.cov + torch.outer(d, d) * (p.count * q.count / n)
-    return FeatureStatistics(p.mean + d * (q.count / n), scatter / (n - 1), n)
-
-
 def frechet_distance(p: FeatureStatistics, q: FeatureStatistics) -> float:
     """Return the squared Fréchet (2-Wasserstein) distance of two Gaussians, the "FID" of their features.
 
@@ -115,7 +96,10 @@ def frechet_distance(p: FeatureStatistics, q: FeatureStatistics) -> float:
     >>> frechet_distance(p, q)
     2.0
     """
-    _require_same_features(p, q)
+    if len(p.mean) != len(q.mean):
+        raise UserError(
+            f"p and q must come from one feature network, got {len(p.mean)} and {len(q.mean)} features"
+        )
     cross = torch.linalg.svdvals(_factor(p.cov).T @ _factor(q.cov)).sum()
     distance = (p.mean - q.mean).square().sum() + p.cov.trace() + q.cov.trace() - 2 * cross
     return max(float(distance), 0.0)
@@ -152,19 +136,40 @@ def extract(features: Callable[[Tensor], Tensor], x: Tensor, batch: int = 256) -
     return torch.cat(answers)
 
 
+class FrechetCriterion:
+    """Frechet distance of samples to a reference, for selecting the best iterate of adversarial training.
+
+    A solver trained against a discriminator may turn noise into another sample than its teacher does, as long as it is
+    equally good. A paired error counts that as a loss, the distance of the two distributions does not. With the same
+    noise for every candidate, the bias in the number of samples cancels, and differences between candidates are far
+    less noisy than the distances themselves.
+
+    Args:
+        features: ``(B, *) -> (B, F)``.
+        reference: samples ``(N, *)`` of the teacher, or statistics of its features or of real data's.
+    """
+
+    def __init__(self, features: Callable[[Tensor], Tensor], reference: Tensor | FeatureStatistics) -> None:
+        self.features = features
+        self.reference = (
+            reference
+            if isinstance(reference, FeatureStatistics)
+            else feature_statistics(extract(features, reference))
+        )
+
+    def __call__(self, samples: Tensor) -> float:
+        """Return the distance of samples ``(S, *)``, S >= 2; infinite if one is not finite."""
+        if not bool(samples.isfinite().all()):
+            return float("inf")
+        return frechet_distance(feature_statistics(extract(self.features, samples)), self.reference)
+
+
 def _factor(cov: Tensor) -> Tensor:
     """Return ``B (F, F)`` with ``B B^T = cov``; eigenvalues that rounding cannot tell from zero are zero."""
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
     floor = len(cov) * torch.finfo(torch.float64).eps * float(values[-1].clamp(min=0))
     root: Tensor = vectors * values.where(values > floor, torch.zeros_like(values)).sqrt()
     return root
-
-
-def _require_same_features(p: FeatureStatistics, q: FeatureStatistics) -> None:
-    if len(p.mean) != len(q.mean):
-        raise UserError(
-            f"p and q must come from one feature network, got {len(p.mean)} and {len(q.mean)} features"
-        )
 
 
 def _require_finite(name: str, value: Tensor) -> None:

@@ -25,15 +25,11 @@ class KernelDistance:
         mean: the mean of the same estimate over random subsets, which is how KID is usually reported.
         std: its unbiased standard deviation over those subsets: the noise of an estimate from ``subset_size``
             samples. It is not the error of ``estimate``, which is smaller, nor of ``mean``: subsets overlap.
-        subsets: number of subsets.
-        subset_size: samples of each set in a subset.
     """
 
     estimate: float
     mean: float
     std: float
-    subsets: int
-    subset_size: int
 
 
 def kernel_distance(
@@ -91,17 +87,11 @@ def kernel_distance(
             f[torch.randperm(len(f), generator=generator)[:subset_size].to(f.device)] for f in (fake, real)
         )
         draws[s] = _unbiased(x, y, degree)
-    estimate = _unbiased(fake, real, degree)
-    return KernelDistance(estimate, float(draws.mean()), float(draws.std()), subsets, subset_size)
+    return KernelDistance(_unbiased(fake, real, degree), float(draws.mean()), float(draws.std()))
 
 
 def feature_sets(fake: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Return both sets of features in float64 on the device of ``fake``, or say why they cannot be compared.
-
-    Args:
-        fake: ``(M, F)``.
-        real: ``(N, F)``.
-        least: the smallest number of samples that will do.
+    """Return features ``(M, F)`` and ``(N, F)`` in float64 on the device of ``fake``, with M and N at least ``least``.
 
     Raises:
         ValueError: for another shape, different F, fewer samples, or values that are not finite.
@@ -129,10 +119,13 @@ def feature_sets(fake: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor
 
 def _unbiased(x: Tensor, y: Tensor, degree: int) -> float:
     """Return the unbiased estimate of the squared discrepancy of ``(M, F)`` and ``(N, F)``."""
-    m, n = len(x), len(y)
-    within_x = (_total(x, x, degree) - _diagonal(x, degree)) / (m * (m - 1))
-    within_y = (_total(y, y, degree) - _diagonal(y, degree)) / (n * (n - 1))
-    return within_x + within_y - 2 * _total(x, y, degree) / (m * n)
+    # Without the pairs of a sample with itself, which would bias the mean over pairs.
+    within = [
+        (_total(z, z, degree) - float((z.square().sum(dim=1) / z.shape[1] + 1).pow(degree).sum()))
+        / (len(z) * (len(z) - 1))
+        for z in (x, y)
+    ]
+    return sum(within) - 2 * _total(x, y, degree) / (len(x) * len(y))
 
 
 def _total(x: Tensor, y: Tensor, degree: int) -> float:
@@ -140,8 +133,3 @@ def _total(x: Tensor, y: Tensor, degree: int) -> float:
     blocks = torch.split(x, max(1, _BLOCK // len(y)))
     # Numbers, not tensors: a small tensor that outlives its block splits the memory the next would reuse.
     return math.fsum(float((block @ y.T / x.shape[1] + 1).pow(degree).sum()) for block in blocks)
-
-
-def _diagonal(x: Tensor, degree: int) -> float:
-    """Return ``sum_i k(x_i, x_i)``, the pairs that would bias the mean over pairs."""
-    return float((x.square().sum(dim=1) / x.shape[1] + 1).pow(degree).sum())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["l1", "mean_interval", "mean_psnr", "mse", "psnr"]
+__all__ = ["l1", "mean_psnr", "mse", "psnr"]
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -77,36 +75,6 @@ def mean_psnr(errors: Tensor, data_range: float | None) -> float | None:
     if data_range is None or not bool((errors > 0).all()):
         return None
     return 20 * math.log10(data_range) - 10 * float(errors.double().log10().mean())
-
-
-def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return a mean and the half width of its confidence interval: ``z s / sqrt(n)``.
-
-    ``s^2`` is the unbiased variance and ``z`` the normal quantile of ``(1 + level) / 2``: normal theory,
-    for the tens of independent samples and more that paired errors come in.
-
-    Args:
-        values: ``(n,)`` independent numbers, n >= 2. A value that is not finite makes the
-            half width NaN.
-        level: coverage, within (0, 1).
-
-    Returns:
-        ``(mean, half_width)``.
-
-    Raises:
-        ValueError: for fewer than two values, another shape, or a level outside (0, 1).
-
-    >>> mean, half_width = mean_interval([1.0, 2.0, 3.0])
-    >>> round(mean, 3), round(half_width, 3)
-    (2.0, 1.132)
-    """
-    numbers = torch.as_tensor(values, dtype=torch.float64).detach()
-    if numbers.ndim != 1 or len(numbers) < 2:
-        raise UserError(f"values must be a vector of at least two numbers, got shape {tuple(numbers.shape)}")
-    if not 0 < level < 1:
-        raise UserError(f"level must lie within (0, 1), for instance 0.95, got {level}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

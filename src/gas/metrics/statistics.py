@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,22 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from gas import distributed
-from gas.archives import arrays_with_checksum, open_zip, read_array, verify_arrays
+from gas.archives import open_zip, read_array, verify_arrays, write_arrays
 from gas.display import error_text
 from gas.errors import UserError
-from gas.io import (
-    CHECKSUM,
-    metadata_with_checksum,
-    open_regular,
-    read_safetensors,
-    sort_metadata,
-    warn_no_checksum,
-    write_bytes,
-)
+from gas.io import CHECKSUM, open_regular, read_safetensors, warn_no_checksum, write_safetensors
 from gas.metrics.frechet import FeatureStatistics, extract
 
 __all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
@@ -69,7 +59,8 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
         ValueError: for fewer than two samples, or features that are not finite.
 
     References:
-        Chan, Golub, LeVeque, COMPSTAT 1982, as in :func:`gas.metrics.merge`.
+        Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+        COMPSTAT 1982.
     """
     count, mean, scatter = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     for part in distributed.map_sharded(
@@ -103,15 +94,11 @@ def save_statistics(
         arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
         arrays["count"] = np.array(statistics.count)
         arrays |= {name: np.array(text) for name, text in (fingerprint or {}).items()}
-        return write_bytes(path, _archive(arrays_with_checksum(arrays)))
+        return write_arrays(path, arrays)
     if path.suffix != ".safetensors":
         raise UserError(f"statistics go to a .safetensors or .npz file, got {path.name}")
-    tensors = {
-        "mean": statistics.mean,
-        "cov": statistics.cov.contiguous(),
-        "count": torch.tensor(statistics.count),
-    }
-    return write_bytes(path, sort_metadata(save(tensors, metadata_with_checksum(tensors, fingerprint or {}))))
+    tensors = {"mean": statistics.mean, "cov": statistics.cov, "count": torch.tensor(statistics.count)}
+    return write_safetensors(path, tensors, fingerprint or {})
 
 
 def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = None) -> FeatureStatistics:
@@ -133,17 +120,11 @@ def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = No
         raise FileNotFoundError(f"no statistics at {path}")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
     statistics, recorded = read(path)
-    _check(path, recorded, fingerprint or {})
-    return statistics
-
-
-def _check(path: Path, recorded: Mapping[str, str], fingerprint: Mapping[str, str]) -> None:
-    """Refuse statistics of other features, and those of a model's own features that do not name the model."""
+    fingerprint = fingerprint or {}
     for name, text in fingerprint.items():
         if recorded.get(name, text) != text:
-            advice = ""
-            if "features_of" in fingerprint:
-                advice = ", the model's own: make them again with gas statistics --model"
+            is_own = "features_of" in fingerprint
+            advice = ", the model's own: make them again with gas statistics --model" if is_own else ""
             raise UserError(
                 f"{path} holds statistics of other features: {name} {recorded[name]}, not {text}{advice}"
             )
@@ -152,6 +133,7 @@ def _check(path: Path, recorded: Mapping[str, str], fingerprint: Mapping[str, st
             f"{path} holds statistics of a model's own features and does not say whose: make them again with "
             f"gas statistics --model {fingerprint['features_of']}"
         )
+    return statistics
 
 
 def has_images(path: str | Path) -> bool:
@@ -181,7 +163,7 @@ def read_images(path: str | Path) -> Tensor:
 
 def _read_safetensors(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     try:
-        tensors, metadata = read_safetensors(path, _most(_WIDEST), warn=True)
+        tensors, metadata = read_safetensors(path, 8 * _WIDEST * (_WIDEST + 1) + (1 << 20), warn=True)
         return FeatureStatistics(tensors["mean"], tensors["cov"], _count(tensors["count"].numpy())), metadata
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} holds no statistics, or is damaged: {error_text(error)}") from error
@@ -196,11 +178,7 @@ def _read_npz(path: Path) -> tuple[FeatureStatistics, Mapping[str, str]]:
     try:
         mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
         count = _count(arrays["count"]) if "count" in arrays else _UNKNOWN_COUNT
-        if cov.shape != (mean.numel(), mean.numel()) or not bool(torch.isfinite(cov).all()):
-            raise UserError(
-                f"sigma of shape {tuple(cov.shape)} is not a finite covariance of {mean.numel()} features"
-            )
-        return FeatureStatistics(mean, (cov + cov.T) / 2, count), recorded
+        return FeatureStatistics(mean, cov, count), recorded
     except (ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: {error_text(error)}") from error
 
@@ -229,21 +207,6 @@ def _count(value: np.ndarray) -> int:
     if value.dtype.kind not in "iu" or value.size != 1:
         raise UserError(f"count must be a whole number, got {value.dtype} of shape {value.shape}")
     return int(value.reshape(-1)[0])
-
-
-def _most(width: int) -> int:
-    """Most bytes of a file with statistics of so many features."""
-    return 8 * width * (width + 1) + (1 << 20)
-
-
-def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An ``.npz`` of these arrays."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 @contextmanager

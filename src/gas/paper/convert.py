@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from gas.display import brief
 from gas.errors import UserError
-from gas.io import metadata_with_checksum, sha256, write_atomically
+from gas.io import sha256, write_safetensors
 from gas.paper.student import is_student
 from gas.paper.teacher_set import is_teacher_set
 from gas.registry import named
@@ -118,8 +117,7 @@ def _ldm(path: Path, out: Path) -> int:
 def _r3gan(path: Path, out: Path) -> int:
     from gas.training.adversarial.r3gan import load_discriminator
 
-    state = {name: value.contiguous() for name, value in load_discriminator(path).state_dict().items()}
+    state = load_discriminator(path).state_dict()
     card = {"kind": "R3GAN discriminator", "source": path.name, "source_sha256": sha256(path)}
-    card = metadata_with_checksum(state, card)
-    write_atomically(out, lambda temporary: save_file(state, temporary, metadata=card))
+    write_safetensors(out, state, card)
     return sum(value.numel() for value in state.values())

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.denoise import EDMDenoiser
 from gas.display import brief, error_text
 from gas.errors import UserError
-from gas.io import metadata_with_checksum, parse_json, read_safetensors, sha256, write_atomically
+from gas.io import parse_json, read_safetensors, sha256, write_safetensors
 from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
 from gas.registry import named
@@ -224,9 +223,7 @@ def write_weights(weights: Weights, path: str | Path) -> Path:
     card = {**weights.card, "class_name": weights.kind, "init_kwargs": json.dumps(dict(weights.init))}
     if Path(weights.source).is_file() and "source_sha256" not in card:
         card |= {"source": Path(weights.source).name, "source_sha256": sha256(weights.source)}
-    tensors = {name: value.contiguous() for name, value in weights.tensors.items()}
-    card = metadata_with_checksum(tensors, card)
-    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=card))
+    return write_safetensors(path, weights.tensors, card)
 
 
 def build(weights: Weights) -> EDMNetwork:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gas.denoise import DiscreteTime, NoiseDenoiser
 from gas.display import error_text
 from gas.errors import UserError
-from gas.io import metadata_with_checksum, open_safetensors, read_safetensors, sha256, write_atomically
+from gas.io import open_safetensors, read_safetensors, sha256, write_safetensors
 from gas.models.custom import OwnModel
 from gas.paper.compvis import averaged, first_stage_weights, unet_weights
 from gas.schedule import VPDiscrete
@@ -130,9 +129,7 @@ def is_converted(path: str | Path) -> bool:
 def write(model: LatentDiffusion, path: str | Path, source: str | Path) -> Path:
     """Write a converted checkpoint to safetensors, with its source and that file's hash in the metadata."""
     card = {**model.card, "source": Path(source).name, "source_sha256": sha256(source)}
-    tensors = {name: value.contiguous() for name, value in model.tensors.items()}
-    card = metadata_with_checksum(tensors, card)
-    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=card))
+    return write_safetensors(path, model.tensors, card)
 
 
 def load(

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
-    metadata_with_checksum,
     open_safetensors,
     parse_json,
     read_safetensors,
     read_text,
     sha256,
-    sort_metadata,
-    write_bytes,
+    write_safetensors,
 )
 
 __all__ = [
@@ -87,10 +84,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
     """Write tensors and card atomically."""
-    plain = {name: value.contiguous() for name, value in tensors.items()}
-    return write_bytes(
-        path, sort_metadata(save(plain, metadata_with_checksum(plain, {"card": json.dumps(card)})))
-    )
+    return write_safetensors(path, tensors, {"card": json.dumps(card)})
 
 
 def build(network_class: Callable[..., _Network], config: Any, state: Mapping[str, Tensor]) -> _Network:

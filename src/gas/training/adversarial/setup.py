@@ -15,8 +15,7 @@ from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, choice, integer,
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_seeds
 from gas.losses import loss_by_name
-from gas.metrics.criterion import FrechetCriterion
-from gas.metrics.frechet import extract, feature_statistics
+from gas.metrics.frechet import FrechetCriterion, extract, feature_statistics
 from gas.models.protocol import Model, features_of
 from gas.pairs.dataset import Pairs
 from gas.table import Table, table_of
