@@ -38,7 +38,13 @@ from .classical.registry import Classical as Classical
 from .errors import Diverged as Diverged, UserError as UserError
 from .evaluation.evaluator import Evaluator as Evaluator
 from .integrations.diffusers.scheduler import GASScheduler as GASScheduler, SchedulerMixin as SchedulerMixin
-from .learned import BNS as BNS, LD3 as LD3, S4S as S4S, GeneralizedSolver as GeneralizedSolver
+from .learned import (
+    BNS as BNS,
+    LD3 as LD3,
+    S4S as S4S,
+    GeneralizedSolver as GeneralizedSolver,
+    check_table_module as check_table_module,
+)
 from .models.checks import check_model as check_model
 from .models.custom import OwnModel as OwnModel
 from .pairs.dataset import Pairs as Pairs, read_pairs as read_pairs

@@ -1,6 +1,7 @@
 from . import (
     base as base,
     bns as bns,
+    checks as checks,
     generalized as generalized,
     interpolation as interpolation,
     ld3 as ld3,
@@ -9,6 +10,7 @@ from . import (
     times as times,
 )
 from .bns import BNS as BNS
+from .checks import check_table_module as check_table_module
 from .generalized import GeneralizedSolver as GeneralizedSolver
 from .ld3 import LD3 as LD3
 from .registry import SOLVERS as SOLVERS, Kind as Kind, kind_by_name as kind_by_name
