@@ -84,6 +84,13 @@ class Steep(Scaled):
     """Has no finite derivative at its start."""
 
     def forward(self):
+        return Table(START.times, START.states, START.outputs + (self.scale - 1).abs().sqrt().diag())
+
+
+class Narrow(Scaled):
+    """Has no table beside its start."""
+
+    def forward(self):
         return Table(START.times, START.states, START.outputs + (self.scale - 1).sqrt().diag())
 
 
@@ -107,6 +114,8 @@ def test_a_fault_is_one_line(fault, message):
     assert len(problems) == 1 and message in problems[0]
 
 
-@pytest.mark.parametrize(("kind", "message"), [(Cached, "without a cache"), (Steep, "is not finite")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Cached, "without a cache"), (Steep, "is not finite"), (Narrow, "give no table")]
+)
 def test_a_faulty_class_is_seen(kind, message):
     assert any(message in problem for problem in check_table_module(kind()))

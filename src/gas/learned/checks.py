@@ -81,8 +81,12 @@ def _gradient_problems(learned: dict[str, nn.Parameter], table: Table) -> Iterat
 def _dependence_problems(solver: nn.Module, learned: dict[str, nn.Parameter]) -> Iterator[str]:
     """Problems of tables at parameters handed over, and after ``load_state_dict``."""
     moved = {name: p + _CHANGE * torch.linspace(-1, 1, p.numel()).view_as(p) for name, p in learned.items()}
-    outside: Table = functional_call(solver, moved, ())
     copy = deepcopy(solver)
+    try:
+        outside: Table = functional_call(solver, moved, ())
+    except UserError as error:
+        yield f"parameters moved by up to {_CHANGE:g} give no table: {error}"
+        return
     copy.load_state_dict({**solver.state_dict(), **moved})
     if not _equal(outside, copy()):
         yield "forward() does not follow its parameters: it must read them at every call, without a cache"
