@@ -1,6 +1,7 @@
 """A solver file needs no library: this samples from one with numpy alone.
 
-Run ``python numpy_sampler.py digits.json`` on any file of ``gas.save``.
+Run ``python numpy_sampler.py digits.json`` on any file of ``gas.save``. A solver with "branches" calls
+``denoise(x, t, branch)``, one forward pass.
 """
 
 import json
@@ -11,11 +12,11 @@ import numpy as np
 
 def sample(denoise, x, solver):
     """Run one entry of the file's "solvers" from noise ``x``; ``denoise(x, t)`` predicts clean data."""
-    xs, ds = [x], []
-    for t, states, outputs in zip(solver["times"], solver["states"], solver["outputs"], strict=True):
+    xs, ds, branches = [x], [], solver.get("branches") or []
+    for n, t in enumerate(solver["times"]):
         # Copies: the denoiser may overwrite its input, and its next prediction this one.
-        ds.append(np.array(denoise(xs[-1].copy(), t)))
-        terms = zip(states + outputs, xs + ds, strict=True)
+        ds.append(np.array(denoise(xs[-1].copy(), t, *branches[n : n + 1])))
+        terms = zip(solver["states"][n] + solver["outputs"][n], xs + ds, strict=True)
         xs.append(sum(weight * past for weight, past in terms))
     return xs[-1]
 
@@ -26,7 +27,7 @@ def main(path):
         solvers = json.load(file)["solvers"]
     picture, noise = np.linspace(-1, 1, 5), np.random.default_rng(0).standard_normal((3, 5))
     for solver in solvers:
-        x = sample(lambda x, t: np.broadcast_to(picture, x.shape), noise, solver)
+        x = sample(lambda x, t, *branch: np.broadcast_to(picture, x.shape), noise, solver)
         print(f"NFE {solver['nfe']}: farthest from the picture by {np.abs(x - picture).max():.1e}")
 
 

@@ -1,15 +1,17 @@
 // A solver file needs no library: this samples from one in plain JavaScript.
 //
 // `node sampler.mjs digits.json` runs every solver of a file of gas.save. To use it elsewhere, import `sample` and
-// hand it your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length.
+// hand it your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length. A solver with
+// branches calls `denoise(x, t, branch)`, one forward pass.
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-/** Read a solver file and return the entry of one NFE: its times, and its weights of past states and predictions. */
-export function entry(path, nfe) {
+/** Read a solver file and return the entry of one NFE, or of as many forward passes if `branched`: its times, and its
+ * weights of past states and predictions. */
+export function entry(path, nfe, branched = false) {
   const file = JSON.parse(readFileSync(path, "utf8"));
   if (file.format !== "gas-solver" || file.version !== 1) throw new Error(`${path} is not a solver file of version 1`);
-  const table = file.solvers.find((solver) => solver.nfe === nfe);
+  const table = file.solvers.find((solver) => solver.nfe === nfe && "branches" in solver === branched);
   if (!table) throw new Error(`${path} has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
   return table;
 }
@@ -26,7 +28,7 @@ export async function sample(denoise, x, solver) {
   const states = [x], outputs = [];
   for (let n = 0; n < solver.nfe; n++) {
     // Copies: the network may overwrite its input, and its next prediction this one.
-    outputs.push(Float64Array.from(await denoise(states[n].slice(), solver.times[n])));
+    outputs.push(Float64Array.from(await denoise(states[n].slice(), solver.times[n], solver.branches?.[n])));
     const next = new Float64Array(x.length);
     accumulate(next, solver.states[n], states);
     accumulate(next, solver.outputs[n], outputs);
@@ -39,8 +41,8 @@ export async function sample(denoise, x, solver) {
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
   const path = process.argv[2];
   const picture = Float64Array.of(-1, -0.5, 0, 0.5, 1), noise = Float64Array.of(0.3, -1.2, 0.8, 2.1, -0.4);
-  for (const { nfe } of JSON.parse(readFileSync(path, "utf8")).solvers) {
-    const x = await sample(() => picture, noise, entry(path, nfe));
+  for (const { nfe, branches } of JSON.parse(readFileSync(path, "utf8")).solvers) {
+    const x = await sample(() => picture, noise, entry(path, nfe, Boolean(branches)));
     const farthest = Math.max(...x.map((value, i) => Math.abs(value - picture[i])));
     console.log(`NFE ${nfe}: farthest from the picture by ${farthest.toExponential(1)}`);
   }

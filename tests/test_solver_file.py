@@ -152,6 +152,41 @@ def test_every_finite_number_comes_back_to_the_bit(numbers):
         assert bits(load(path).table(n)) == bits(table)
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_one_file_holds_tables_with_and_without_branches(tmp_path, folded):
+    path, plain = tmp_path / "t.json", [learned(VPLinear(), nfe) for nfe in (4, 2)]
+    guided = plain[1]().detach().guided(7.5)
+    guided = guided.folded() if folded else guided
+    save(path, [guided, *plain], measured={2: {"mse": 1.0}, 4: {"mse": 2.0}})
+    artefact = load(path)
+    assert (artefact.nfes, artefact.forwards) == ([2, 4], [4])
+    assert bits(artefact.table(nfe=4)) == bits(plain[0]())
+    assert artefact.table(4).branches is None
+    again = artefact.table(forwards=4)
+    assert bits(again) == bits(guided)
+    assert again.branches == guided.branches
+    artefact.write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match=r"has no table for NFE 3; it has NFE 2, 4 and forward passes 4$"):
+        artefact.table(3)
+    with pytest.raises(
+        ValueError, match=r"no table for 2 forward passes; it has NFE 2, 4 and forward passes 4$"
+    ):
+        artefact.table(forwards=2)
+    for both in ({}, {"nfe": 4, "forwards": 4}):
+        with pytest.raises(ValueError, match=r"name a table by nfe or by forwards, one of them"):
+            artefact.table(**both)
+    with pytest.raises(ValueError, match=r"one table for each NFE, got NFE \[4, 4\]"):
+        save(path, [guided, guided])
+
+
+def test_a_file_without_branches_has_the_bytes_of_a_library_without_them():
+    """The fields of an entry, in order, as files had them before tables had branches."""
+    names = ["nfe", "kind", "times", "states", "outputs", "theory", "nominal", "start", "measured"]
+    for entry in json.loads(text())["solvers"]:
+        assert list(entry) == [name for name in names if name in entry]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_family_with_all_it_can_say_is_small(tmp_path, schedule):
     path, model = tmp_path / "family.json", Mixture(schedule, name="Gemälde")
@@ -251,6 +286,24 @@ def test_ten_lines_of_numpy_sample_the_same(tmp_path, numpy_sampler, schedule):
         expected = sample(model.denoise, start, load(path).table(solver["nfe"]))
         made = torch.from_numpy(numpy_sampler.sample(denoise, start.numpy(), solver))
         torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ten_lines_of_numpy_sample_branches(tmp_path, numpy_sampler):
+    schedule, path = VPLinear(), tmp_path / "f.json"
+    save(path, [learned(schedule, 3), learned(schedule, 3)().detach().guided(2.0)])
+    start = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
+    shifts = {"conditional": 0.5, "unconditional": -0.2}
+    solvers = {len(each["times"]): each for each in json.loads(path.read_text())["solvers"]}
+    made = numpy_sampler.sample(
+        lambda x, t, branch: np.tanh(x + t + shifts[branch]), start.numpy(), solvers[6]
+    )
+
+    def guided(x, t):
+        c, u = (torch.tanh(x + t + shifts[name]) for name in ("conditional", "unconditional"))
+        return 2 * c - u
+
+    expected = sample(guided, start, load(path).table(3))
+    torch.testing.assert_close(torch.from_numpy(made), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_ten_lines_of_numpy_with_denoisers_that_write_in_place(numpy_sampler):

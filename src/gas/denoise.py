@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from gas.errors import UserError
 from gas.schedule import Schedule, VPDiscrete
 
 __all__ = [
+    "BranchedDenoiser",
     "ClassifierFreeGuidance",
     "ConditionalDenoiser",
     "Denoiser",
@@ -24,8 +25,10 @@ __all__ = [
     "NoiseDenoiser",
     "StaticThreshold",
     "VelocityDenoiser",
+    "branches_of",
     "call_preserving",
     "is_recorded",
+    "select_branches",
 ]
 
 
@@ -33,6 +36,17 @@ class Denoiser(Protocol):
     """``denoise(x, t)``: data prediction of the shape and dtype of ``x`` ``(B, *)``; ``t`` a scalar float64 tensor."""
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+class BranchedDenoiser(Denoiser, Protocol):
+    """A denoiser that is mixed from the predictions of named branches, each of which is one forward pass a sample."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches."""
+
+    def select(self, *names: str) -> Denoiser:
+        """Return the denoiser of K named branches, for ``(K B, *)``: B samples for each, in this order."""
 
 
 class ConditionalDenoiser(Protocol):
@@ -138,11 +152,14 @@ class ClassifierFreeGuidance:
     On data predictions this equals the usual rule on noise predictions, since both are affine in each
     other. One such call counts as one network evaluation (NFE).
 
+    It has the branches ``"unconditional"`` and ``"conditional"``, and those of ``others`` for tables that evaluate them.
+
     Args:
         denoise: a denoiser that takes a condition.
         condition: conditions ``(B, *)``.
         null: the empty condition, ``(B, *)`` or broadcastable to it.
-        scale: 1 is the plain conditional model, 0 the unconditional one.
+        scale: 1 is the plain conditional model, whose prediction alone is evaluated, 0 the unconditional one.
+        others: conditions of further branches by name, such as a negative prompt's, like ``null``.
 
     Raises:
         UserError: when ``scale`` is no finite number.
@@ -155,13 +172,30 @@ class ClassifierFreeGuidance:
     condition: Tensor
     null: Tensor
     scale: float
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         number("scale", self.scale, "(-inf, inf)")
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return "unconditional", "conditional", *self.others
+
+    def select(self, *names: str) -> Denoiser:
+        conditions = {**self.others, "unconditional": self.null, "conditional": self.condition}
+
+        def selected(x: Tensor, t: Tensor) -> Tensor:
+            # Joined in every call, so that a recorded CUDA graph reads the conditions of each replay.
+            return self.denoise(
+                x, t, torch.cat([conditions[name].expand_as(self.condition) for name in names])
+            )
+
+        return selected
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        null = self.null.expand_as(self.condition)
-        both = self.denoise(torch.cat([x, x]), t, torch.cat([self.condition, null]))
+        if self.scale == 1.0:
+            return self.denoise(x, t, self.condition)
+        both = self.select("conditional", "unconditional")(torch.cat([x, x]), t)
         size = x.shape[0]  # not len: a batch of any size can be traced
         return torch.lerp(both[size:], both[:size], self.scale)
 
@@ -212,6 +246,30 @@ class DynamicThreshold:
         reach = torch.quantile(size, self.quantile, dim=1).clamp(min=self.limit)
         reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
         return torch.minimum(torch.maximum(d, -reach), reach) * (self.limit / reach)
+
+
+def branches_of(denoise: Denoiser) -> tuple[str, ...]:
+    """Return the branches of a :class:`BranchedDenoiser`, else none."""
+    return getattr(denoise, "branches", ())
+
+
+def select_branches(denoise: Denoiser, *names: str) -> Denoiser:
+    """Return the denoiser of K named branches, for a batch ``(K B, *)`` of B samples for each.
+
+    Raises:
+        UserError: when the denoiser has no such branch; lists those that it has.
+    """
+    branches = branches_of(denoise)
+    for name in names:
+        if name not in branches:
+            has = (
+                f"has {', '.join(branches)}"
+                if branches
+                else "has none: bind a model to labels, with a null label"
+            )
+            raise UserError(f"the table evaluates the branch {name!r}, the denoiser {has}")
+    selected: Denoiser = denoise.select(*names)  # type: ignore[attr-defined]
+    return selected
 
 
 def is_recorded(x: Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from gas.denoise import Denoiser, call_preserving, is_recorded
+from gas.denoise import Denoiser, call_preserving, is_recorded, select_branches
 from gas.errors import UserError
 from gas.table import Table
 
@@ -25,7 +26,8 @@ def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
     """Return the last state of :func:`trajectory`: the sample.
 
     ``denoise`` may change its input in place, return it or a view of it, or reuse one output buffer: no tensor that it
-    could write to is read later. Where gradients flow through a state, changing it in place is refused.
+    could write to is read later. Where gradients flow through a state, changing it in place is refused. A table with
+    branches needs a :class:`gas.denoise.BranchedDenoiser`; its rows of one state and time are evaluated in one batch.
 
     Args:
         denoise: ``denoise(x, t) -> x_0`` estimate of the shape of ``x``; ``t`` is a scalar float64 tensor.
@@ -39,8 +41,8 @@ def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
 
     Raises:
         UserError: when ``x`` or a prediction is no real floating-point tensor, a prediction has another shape or
-            device, ``table`` is no table, or a weight is beyond the dtype that states are summed in (that of ``x``,
-            float32 at least).
+            device, ``table`` is no table, ``denoise`` lacks one of its branches, or a weight is beyond the dtype that
+            states are summed in (that of ``x``, float32 at least).
 
     >>> import gas, torch
     >>> schedule = gas.VPLinear()
@@ -80,9 +82,27 @@ def _private(x: Tensor) -> Tensor:
 def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
     """Run the rows on a start that nothing else refers to."""
     stepper = Stepper(table, fold=None)
-    for t in stepper.times:
-        x = _next(stepper, denoise, x, t)
-        yield x
+    for rows, evaluate in zip(stepper.calls, _denoisers(denoise, stepper), strict=True):
+        t = stepper.times[rows[0]]
+        if len(rows) == 1:
+            x = _next(stepper, evaluate, x, t)
+            yield x
+            continue
+        batch = torch.cat([x] * len(rows))
+        shape, device = batch.shape, batch.device
+        d = evaluate(batch, t)
+        _check_prediction(d, shape, device)
+        for prediction in d.chunk(len(rows)):
+            stepper.add_state(x)
+            x = stepper.next_state(prediction)
+            yield x
+
+
+def _denoisers(denoise: Denoiser, stepper: Stepper) -> list[Denoiser]:
+    """Return the denoiser of each call: of the branches that its rows evaluate, where the table has branches."""
+    if stepper.branches is None:
+        return [denoise] * len(stepper.calls)
+    return [select_branches(denoise, *stepper.branches[rows.start : rows.stop]) for rows in stepper.calls]
 
 
 def _next(stepper: Stepper, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
@@ -125,6 +145,9 @@ class Stepper:
 
     Attributes:
         times: the times for the network, one float64 scalar for each row.
+        branches: the branch of the denoiser that each row evaluates, ``None`` for tables without branches; then
+            ``denoise.select(branch)`` predicts ``d``.
+        calls: ranges of consecutive rows of one state and time, whose branches one batch can evaluate.
 
     Raises:
         UserError: when ``table`` is no table, or ``fold=True`` and its folded form is not finite.
@@ -137,7 +160,9 @@ class Stepper:
                 "or gas.load(path).table(nfe) for that of a file"
             )
         self.times = table.times.clone().unbind()  # a network may scale its time in place
+        self.branches = table.branches
         self._terms = _terms_of(table, fold)
+        self.calls = _calls(self.times, self._terms.still if self.branches else frozenset())
         self._restart()
 
     def _restart(self) -> None:
@@ -256,6 +281,7 @@ class _Terms(NamedTuple):
     Attributes:
         columns: rows and their weights of state x_j under the key 2j, and of prediction d_j under 2j + 1.
         empty: rows without weights.
+        still: rows that leave the state as it is.
         largest: largest absolute weight that is not being learned.
         folded: whether the table was folded, so that the rows weigh no state but x_T.
         learned: whether weights are tensors.
@@ -263,6 +289,7 @@ class _Terms(NamedTuple):
 
     columns: dict[int, list[tuple[int, Weight]]]
     empty: frozenset[int]
+    still: frozenset[int]
     largest: float
     folded: bool
     learned: bool
@@ -331,7 +358,22 @@ def _terms(rows: list[dict[int, Weight]], *, folded: bool) -> _Terms:
     numbers = [abs(w) for row in rows for w in row.values() if not isinstance(w, Tensor)]
     learned = any(isinstance(w, Tensor) for row in rows for w in row.values())
     empty = frozenset(n for n, row in enumerate(rows) if not row)
-    return _Terms(columns, empty, max(numbers, default=0.0), folded, learned)
+    # A row moves nothing if it weighs its state alone, by 1, or has all weights of the row before. Weights that are
+    # being learned are about to change.
+    still = frozenset(
+        n for n, row in enumerate(rows) if not learned and (row == {2 * n: 1.0} or (n and row == rows[n - 1]))
+    )
+    return _Terms(columns, empty, still, max(numbers, default=0.0), folded, learned)
+
+
+def _calls(times: Sequence[Tensor], still: frozenset[int]) -> list[range]:
+    """Return the runs of rows whose states and times are the same."""
+    starts = [
+        n
+        for n in range(len(times))
+        if not n or n - 1 not in still or is_learned(times[n]) or not torch.equal(times[n], times[n - 1])
+    ]
+    return [range(*ends) for ends in itertools.pairwise([*starts, len(times)])]
 
 
 def is_learned(weights: Tensor) -> bool:

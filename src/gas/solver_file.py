@@ -67,6 +67,8 @@ class Entry(_Strict):
     times: Numbers
     states: Annotated[list[Numbers], _FailFast]
     outputs: Annotated[list[Numbers], _FailFast]
+    branches: Annotated[list[str], _FailFast] | None = None
+    """The branch of the denoiser that each row evaluates, in a table whose rows are forward passes."""
     theory: bool = True
     """Whether a Generalized Solver's coefficients follow its times."""
     nominal: Numbers | None = None
@@ -87,6 +89,8 @@ class Entry(_Strict):
                 raise UserError(
                     f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
                 )
+        if self.branches is not None and (len(self.branches) != n or not all(self.branches)):
+            raise UserError(f"branches of NFE {n} must be {n} names, got {brief(self.branches)}")
         if self.nominal is not None:
             if len(self.nominal) != n + 1:
                 raise UserError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
@@ -111,9 +115,10 @@ class Document(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Document:
-        nfes = [entry.nfe for entry in self.solvers]
-        if len(set(nfes)) != len(nfes):
-            raise UserError(f"each NFE may have one table, got NFE {brief(sorted(nfes))}")
+        for branched, name in ((False, "NFE"), (True, "number of forward passes")):
+            counts = [entry.nfe for entry in self.solvers if (entry.branches is not None) == branched]
+            if len(set(counts)) != len(counts):
+                raise UserError(f"each {name} may have one table, got {name} {brief(sorted(counts))}")
         if self.schedule is not None:
             schedule = schedule_from_config(self.schedule)
             if self.t_end is not None:
@@ -185,8 +190,13 @@ class Artefact:
 
     @property
     def nfes(self) -> list[int]:
-        """The NFE that have a table, ascending."""
-        return sorted(entry.nfe for entry in self.document.solvers)
+        """The NFE that have a table without branches, ascending."""
+        return sorted(entry.nfe for entry in self.document.solvers if entry.branches is None)
+
+    @property
+    def forwards(self) -> list[int]:
+        """The numbers of forward passes that have a table with branches, ascending."""
+        return sorted(entry.nfe for entry in self.document.solvers if entry.branches is not None)
 
     @property
     def schedule(self) -> Schedule | None:
@@ -197,36 +207,43 @@ class Artefact:
         """Write the solver file, atomically."""
         write_text(path, _dumps(add_checksum(self.document.model_dump(mode="json", exclude_none=True))))
 
-    def entry(self, nfe: int) -> Entry:
-        """Return all fields of one NFE.
+    def entry(self, nfe: int | None = None, *, forwards: int | None = None) -> Entry:
+        """Return all fields of the table of one NFE, or of the table with branches of so many forward passes.
 
         Raises:
-            UserError: when the file has no table for it; lists the NFE that it has.
+            UserError: when the file has no such table; lists those that it has.
         """
+        if (nfe is None) == (forwards is None):
+            raise UserError("name a table by nfe or by forwards, one of them")
         for entry in self.document.solvers:
-            if entry.nfe == nfe:
+            if (entry.nfe == nfe and entry.branches is None) or (entry.nfe == forwards and entry.branches):
                 return entry
-        raise UserError(
-            f"{self.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, self.nfes))}"
-        )
+        wanted = f"NFE {nfe}" if forwards is None else f"{forwards} forward passes"
+        has = [f"NFE {', '.join(map(str, self.nfes))}"] if self.nfes else []
+        has += [f"forward passes {', '.join(map(str, self.forwards))}"] if self.forwards else []
+        raise UserError(f"{self.source} has no table for {wanted}; it has {' and '.join(has)}")
 
-    def table(self, nfe: int, *, interpolate: bool = False) -> Table:
-        """Return the table of one NFE.
+    def table(
+        self, nfe: int | None = None, *, forwards: int | None = None, interpolate: bool = False
+    ) -> Table:
+        """Return the table of one NFE, or the table with branches of so many forward passes.
 
         Args:
             nfe: network evaluations.
-            interpolate: where the file has no such table, interpolate its neighbors (:mod:`gas.learned.interpolation`).
+            forwards: forward passes of the network, in place of ``nfe``.
+            interpolate: where the file has no such NFE, interpolate its neighbors (:mod:`gas.learned.interpolation`).
 
         Raises:
-            UserError: when the file has no table for it, nor two around it to interpolate; lists the NFE that it has.
+            UserError: when the file has no such table, nor two around it to interpolate; lists those that it has.
         """
-        around = self.neighbours(nfe) if interpolate else None
-        if around is not None:
+        around = self.neighbours(nfe) if interpolate and nfe is not None else None
+        if around is not None and nfe is not None:
             schedule, t_end = self._process()
             return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
-        entry = self.entry(nfe)
+        entry = self.entry(nfe, forwards=forwards)
         times = torch.tensor(entry.times, dtype=torch.float64)
-        return Table(times, _square(entry.states), _square(entry.outputs))
+        branches = None if entry.branches is None else tuple(entry.branches)
+        return Table(times, _square(entry.states), _square(entry.outputs), branches)
 
     def neighbours(self, nfe: int) -> tuple[int, int] | None:
         """Return the nearest NFE with a table below and above one without, ``None`` for an NFE with a table.
@@ -422,11 +439,10 @@ def save(
             a key is not its solver's NFE, solvers and model disagree on schedule or t_end, learned solvers were made in
             different ways, or a value is not finite.
     """
-    family, learned = _family(solvers, model)
-    provenance = _common_provenance([each.provenance for each in learned.values()])
-    schedule, t_end = _common_process(family, model)
-    starts = {nfe: each.start for nfe, each in learned.items()} | dict(starts or {})
-    measured = {nfe: each.measured() for nfe, each in learned.items()} | dict(measured or {})
+    family = _family(solvers, model)
+    learned = [each for _, each in family if each is not None]
+    provenance = _common_provenance([each.provenance for each in learned])
+    schedule, t_end = _common_process([solver for solver, _ in family], model)
     document = Document(
         schedule=schedule.config() if schedule else None,
         t_end=t_end,
@@ -436,7 +452,7 @@ def save(
         loss=provenance.get("loss") if loss is None else loss,
         training=dict(provenance.get("training", {}) if training is None else training),
         versions={"gas-solver": gas.__version__, "torch": torch.__version__},
-        solvers=[_entry(family[nfe], starts.get(nfe), measured.get(nfe, {})) for nfe in sorted(family)],
+        solvers=[_entry(solver, each, starts or {}, measured or {}) for solver, each in family],
     )
     artefact = Artefact(document, "this solver" if path is None else str(path))
     if path is not None:
@@ -444,8 +460,8 @@ def save(
     return artefact
 
 
-def _family(solvers: Any, model: Model | None) -> tuple[dict[int, Solver], dict[int, Learned]]:
-    """Return the solvers by NFE, without reports and with tables for names, and the reports by NFE."""
+def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Learned | None]]:
+    """Return the solvers with their reports, ascending in NFE, those with branches last; tables for names."""
     if isinstance(solvers, Mapping):
         listed = list(solvers.values())
     elif isinstance(solvers, (nn.Module, str, Learned)) or not isinstance(solvers, Iterable):
@@ -453,13 +469,16 @@ def _family(solvers: Any, model: Model | None) -> tuple[dict[int, Solver], dict[
     else:
         listed = list(solvers)
     bare = [each.solver if isinstance(each, Learned) else _solver(each, model) for each in listed]
-    nfes = [table_of(solver).nfe for solver in bare]
-    family = dict(zip(nfes, bare, strict=True))
-    if len(family) != len(bare) or not family:
+    tables = [table_of(solver) for solver in bare]
+    nfes = [table.nfe for table in tables]
+    keys = [(table.branches is not None, table.nfe) for table in tables]
+    if len(set(keys)) != len(keys) or not keys:
         raise UserError(f"a solver file holds one table for each NFE, got NFE {nfes}")
     if isinstance(solvers, Mapping) and list(solvers) != nfes:
         raise UserError(f"solvers are keyed by their NFE, got keys {list(solvers)} for NFE {nfes}")
-    return family, {each.nfe: each for each in listed if isinstance(each, Learned)}
+    reports = [each if isinstance(each, Learned) else None for each in listed]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return [(bare[i], reports[i]) for i in order]
 
 
 def _solver(solver: Any, model: Model | None) -> Solver:
@@ -485,11 +504,9 @@ def _common_provenance(provenances: Sequence[Mapping[str, Any]]) -> Mapping[str,
     return provenances[0] if provenances else {}
 
 
-def _common_process(
-    family: Mapping[int, Solver], model: Model | None
-) -> tuple[Schedule | None, float | None]:
+def _common_process(family: Sequence[Solver], model: Model | None) -> tuple[Schedule | None, float | None]:
     """Return the schedule and t_end that all learned solvers and the model share."""
-    learned = [s for s in family.values() if isinstance(s, nn.Module) and hasattr(s, "schedule")]
+    learned = [s for s in family if isinstance(s, nn.Module) and hasattr(s, "schedule")]
     processes: list[tuple[Any, Any]] = [(s.schedule, s.t_end) for s in learned]
     if model is not None:
         processes.append((model.schedule, model.t_end))
@@ -502,7 +519,12 @@ def _common_process(
     return processes[0] if processes else (None, None)
 
 
-def _entry(solver: Solver, start: str | None, measured: Mapping[str, float]) -> Entry:
+def _entry(
+    solver: Solver,
+    report: Learned | None,
+    starts: Mapping[int, str],
+    measured: Mapping[int, Mapping[str, float]],
+) -> Entry:
     table = table_of(solver)
     states, outputs = (
         [row[: n + 1] for n, row in enumerate(matrix.tolist())] for matrix in (table.states, table.outputs)
@@ -513,10 +535,11 @@ def _entry(solver: Solver, start: str | None, measured: Mapping[str, float]) -> 
         times=table.times.tolist(),
         states=states,
         outputs=outputs,
+        branches=None if table.branches is None else list(table.branches),
         theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,
-        start=start,
-        measured=dict(measured),
+        start=starts.get(table.nfe, None if report is None else report.start),
+        measured=dict(measured.get(table.nfe, {} if report is None else report.measured())),
     )
 
 

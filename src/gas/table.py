@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gas.arguments import number
 from gas.errors import UserError
 
-__all__ = ["Row", "Table", "TableMaker", "table_of", "table_on"]
+__all__ = ["Row", "Table", "TableMaker", "refuse_branches", "table_of", "table_on"]
 
 Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
 
@@ -36,6 +37,9 @@ class Table:
     network evaluations, not time steps, and times may repeat. One solver has many such tables (states
     are themselves combinations of ``x_T`` and predictions): compare solvers by :meth:`unrolled`.
 
+    A guided prediction is a mixture of two forward passes of the network, its branches. With ``branches`` a row is one
+    forward pass: ``d_n`` is the prediction of branch ``branches[n]``, and the weights do the mixing (:meth:`guided`).
+
     The tensors are copies of the arguments, on the CPU, and are read at every run: a table modified in place runs with
     its new numbers.
 
@@ -43,6 +47,7 @@ class Table:
         times: ``(N,)``, given to the network.
         states: ``(N, N)`` lower triangular, weights of past states.
         outputs: ``(N, N)`` lower triangular, weights of past predictions.
+        branches: N names, the branch of the denoiser that each row evaluates; ``None`` evaluates the denoiser itself.
 
     Raises:
         UserError: when shapes disagree, a value is not finite, or an entry above the diagonal is not zero.
@@ -54,6 +59,7 @@ class Table:
     times: Tensor
     states: Tensor
     outputs: Tensor
+    branches: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("times", "states", "outputs"):
@@ -75,6 +81,8 @@ class Table:
                 raise UserError(
                     f"{name} must be lower triangular: a row cannot use later states or predictions"
                 )
+        if self.branches is not None:
+            object.__setattr__(self, "branches", _branch_names(self.branches, n))
 
     @classmethod
     def from_rows(cls, times: Tensor, rows: Sequence[Row]) -> Table:
@@ -90,8 +98,12 @@ class Table:
 
     @property
     def nfe(self) -> int:
-        """Number of network evaluations N."""
+        """Number of network evaluations N, which are forward passes where the table has branches."""
         return len(self.times)
+
+    def forward_passes(self, guidance: float = 1.0) -> int:
+        """Return the forward passes of the network a sample, where guidance is on (not 1) two for each prediction."""
+        return self.nfe if self.branches is not None or guidance == 1.0 else 2 * self.nfe
 
     def unrolled(self) -> Tensor:
         """Return the table as one matrix ``(N + 1, N + 1)``: state n is row n times ``(x_T, d_0, .., d_{N-1})``.
@@ -116,11 +128,45 @@ class Table:
         """
         u = self.steps()
         states = torch.cat([u[:, :1], torch.zeros(self.nfe, self.nfe - 1, dtype=torch.float64)], dim=1)
-        return Table(self.times, states, u[:, 1:])
+        return Table(self.times, states, u[:, 1:], self.branches)
+
+    def guided(
+        self, scale: float, *, conditional: str = "conditional", unconditional: str = "unconditional"
+    ) -> Table:
+        """Return the same solver of the guided denoiser, written in forward passes: a table of 2N rows.
+
+        Row 2n evaluates the unconditional branch and leaves the state as it is; row 2n + 1 evaluates the conditional one
+        at the same state and time, with the weights of row n. Those of a prediction go to its branches as
+        ``1 - scale`` and ``scale``: ``d = d_unconditional + scale (d_conditional - d_unconditional)``.
+
+        Args:
+            scale: guidance scale.
+            conditional: branch that guidance leads towards.
+            unconditional: branch that guidance leads away from, such as a negative prompt's.
+
+        Raises:
+            UserError: when the table has branches already, or ``scale`` is no finite number.
+
+        >>> import gas
+        >>> schedule = gas.VPLinear()
+        >>> table = gas.classical.ddim(schedule, gas.grids.time_uniform(schedule, 2, 1e-3))
+        >>> table.guided(2.0).branches
+        ('unconditional', 'conditional', 'unconditional', 'conditional')
+        """
+        refuse_branches(self, "guided")
+        number("scale", scale, "(-inf, inf)")
+        unit = torch.eye(2, dtype=torch.float64)
+        stay, move = torch.outer(unit[0], unit[0]), torch.outer(unit[1], unit[0])
+        mixture = torch.outer(unit[1], torch.tensor([1 - scale, scale], dtype=torch.float64))
+        eye = torch.eye(self.nfe, dtype=torch.float64)
+        states = torch.kron(eye, stay) + torch.kron(self.states.contiguous(), move)
+        outputs = torch.kron(self.outputs.contiguous(), mixture) + 0.0  # no -0.0
+        branches = (unconditional, conditional) * self.nfe
+        return Table(self.times.repeat_interleave(2), states, outputs, branches)
 
     def detach(self) -> Table:
         """Return the same numbers without gradient."""
-        return Table(self.times.detach(), self.states.detach(), self.outputs.detach())
+        return Table(self.times.detach(), self.states.detach(), self.outputs.detach(), self.branches)
 
 
 def _private(name: str, values: object) -> Tensor:
@@ -132,6 +178,27 @@ def _private(name: str, values: object) -> Tensor:
         return tensor.to("cpu", torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} must be an array of real numbers: {error}") from error
+
+
+def _branch_names(names: object, rows: int) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != rows:
+        raise UserError(f"branches must be {rows} names, one for each row, got {names!r}")
+    if wrong := [name for name in names if not isinstance(name, str) or not name]:
+        raise UserError(f"branches must be names of a branch, got {wrong[0]!r}")
+    return tuple(names)
+
+
+def refuse_branches(table: Table, use: str) -> None:
+    """Refuse a table with branches where each row has to be a prediction of the denoiser itself.
+
+    Raises:
+        UserError: names the use and the branches.
+    """
+    if table.branches is not None:
+        raise UserError(
+            f"{use} takes tables without branches, got one whose rows evaluate the branches "
+            f"{', '.join(sorted(set(table.branches)))}"
+        )
 
 
 class TableMaker(Protocol):

@@ -92,6 +92,32 @@ def test_javascript_samples_the_same(path, array, dtype):
         torch.testing.assert_close(results, expected, rtol=tolerance, atol=tolerance)
 
 
+BRANCHES = """
+const { entry, sample } = await import(process.argv[1]);
+const shifts = { conditional: 0.5, unconditional: -0.2 };
+const denoise = (x, t, branch) => x.map((value) => Math.sin(2 * value + t + shifts[branch]));
+const x = await sample(denoise, Float64Array.of(-1.5, 0.2, 1.1), entry(process.argv[2], 4, true));
+console.log(JSON.stringify(Array.from(x)));
+"""
+
+
+@needs_node
+def test_javascript_samples_branches(tmp_path):
+    schedule, path = VPLinear(), tmp_path / "solver.json"
+    table = SOLVERS["unipc-3-bh2"](schedule, log_snr(schedule, 2, 1e-3))
+    save(path, [table.guided(3.0), SOLVERS["ddim"](schedule, log_snr(schedule, 4, 1e-3))])
+    result = node("--input-type=module", "-e", BRANCHES, SAMPLER.as_uri(), path)
+    assert result.returncode == 0, result.stderr
+
+    def guided(x, t):
+        return 3 * torch.sin(2 * x + t + 0.5) - 2 * torch.sin(2 * x + t - 0.2)
+
+    expected = sample(guided, torch.tensor([-1.5, 0.2, 1.1], dtype=torch.float64), table)
+    made = torch.tensor(json.loads(result.stdout), dtype=torch.float64)
+    torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+    assert node(SAMPLER, path).stdout.count("NFE 4") == 2
+
+
 @needs_node
 def test_run_as_a_program_it_samples_every_solver_of_a_file(path):
     result = node(SAMPLER, path)

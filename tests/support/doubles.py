@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gas.classical.registry import Classical
+from gas.models.custom import OwnModel
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.teacher import teach
 from gas.schedule import Schedule, VPLinear
@@ -81,6 +82,18 @@ class Mixture:
 
 
 MIXTURE = Mixture()
+
+
+def guided_mixture():
+    """The mixture with a null class, for guidance: class k is its k-th mode, the null class all of them."""
+
+    def denoise(x, t, labels):
+        modes = MIXTURE.bind(labels.clamp(max=MIXTURE.classes - 1))(x, t)
+        return torch.where((labels == MIXTURE.classes)[:, None], MIXTURE.denoise(x, t), modes)
+
+    return OwnModel(
+        denoise, MIXTURE.schedule, (2,), name="guided mixture", t_end=1e-3, classes=5, null=MIXTURE.classes
+    )
 
 
 def taught(seeds, *, labelled=False):

@@ -23,7 +23,7 @@ from gas.training.batching import visited
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.linearization import evaluations_of, linearize, normal_equations, numbers
 from gas.training.loop import fit
-from support.doubles import MIXTURE as MODEL, taught
+from support.doubles import MIXTURE as MODEL, guided_mixture, taught
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,20 @@ def test_the_jacobian_is_the_one_of_automatic_differentiation(nfe):
         assert float((column - true).norm()) <= 2e-5 * float(true.norm()) + 1e-9
     # One call a row, one for its time, and one for every number of the rows before it.
     assert spent == len(x) * sum(2 + n * (n + 5) // 2 for n in range(nfe)) == len(x) * evaluations_of(nfe)
+
+
+def test_rows_that_evaluate_branches_are_differentiated_one_forward_pass_each():
+    table = Classical("unipc-2-bh2", "karras", 2, 1e-3).table(MODEL.schedule).guided(2.0)
+    x, denoise = MODEL.noise(range(6)).double(), guided_mixture().bind(torch.arange(6) % 5)
+    made, columns, spent = linearize(denoise, x, table)
+    exact = torch.autograd.functional.jacobian(
+        lambda z: sample(denoise, x, replace(table_of(z, 4), branches=table.branches)), numbers(table)
+    ).movedim(-1, 0)
+    torch.testing.assert_close(made, sample(denoise, x, table))
+    for column, true in zip(columns, exact, strict=True):
+        assert float((column - true).norm()) <= 2e-5 * float(true.norm()) + 1e-9
+    # At x_T both branches have no tangent of the state before them.
+    assert spent <= len(x) * evaluations_of(4)
 
 
 def test_a_flow_is_differentiated_inside_its_times():

@@ -14,7 +14,7 @@ from gas.display import significant
 from gas.errors import UserError
 
 if TYPE_CHECKING:
-    from gas.solver_file import Artefact
+    from gas.solver_file import Artefact, Entry
     from gas.table import Table
 
 __all__ = ["inspect"]
@@ -24,6 +24,9 @@ __all__ = ["inspect"]
 def inspect(
     file: Annotated[Path, argument("Solver file.", existing_file)],
     nfe: Annotated[int | None, option("Print the table of this NFE.", min=1, max=MAX_NFE)] = None,
+    forwards: Annotated[
+        int | None, option("Print the table of so many forward passes.", min=1, max=MAX_NFE)
+    ] = None,
     picture: Picture = None,
     json: Json = False,
 ) -> None:
@@ -33,20 +36,22 @@ def inspect(
     artefact = load(file)
     document, schedule = artefact.document, artefact.schedule
     around = None if nfe is None else artefact.neighbours(nfe)
+    if nfe is not None and forwards is not None:
+        raise UserError("--nfe and --forwards name two tables: say one of them")
     if picture is not None and schedule is None:
         raise UserError(f"{file} does not say its schedule, which the axis of --picture needs")
     if json:
         print_json(document.model_dump(mode="json", exclude_none=True))
-    elif nfe is not None:
+    elif nfe is not None or forwards is not None:
         if around is not None:
             note(f"{file} has no table for NFE {nfe}: this one is {interpolation(around)}")
-        _print_rows(artefact.table(nfe, interpolate=True))
+        _print_rows(artefact.table(nfe, forwards=forwards, interpolate=True))
     else:
         _print_summary(artefact, file)
     if picture is not None and schedule is not None:
         from gas.plotting.times import times_plot
 
-        series = [(f"NFE {entry.nfe}", entry.times, entry.nominal or []) for entry in document.solvers]
+        series = [(_size(entry), entry.times, entry.nominal or []) for entry in document.solvers]
         times_plot(picture, series, schedule, highlight=None)
         note(f"wrote {picture}")
 
@@ -71,14 +76,18 @@ def _print_summary(artefact: Artefact, file: Path) -> None:
     print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)
     rows = [
         [
-            str(entry.nfe),
+            _size(entry).removeprefix("NFE "),
             entry.kind,
             "" if entry.start is None else start_label(entry.start),
             ", ".join(f"{name} {_number(value)}" for name, value in entry.measured.items()),
         ]
-        for entry in sorted(document.solvers, key=lambda entry: entry.nfe)
+        for entry in sorted(document.solvers, key=lambda entry: (entry.branches is not None, entry.nfe))
     ]
     print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
+
+
+def _size(entry: Entry) -> str:
+    return f"NFE {entry.nfe}" if entry.branches is None else f"{entry.nfe} forward passes"
 
 
 def _number(value: float) -> str:
@@ -89,9 +98,19 @@ def _number(value: float) -> str:
 def _print_rows(table: Table) -> None:
     """Print a table of coefficients."""
     weights = [[*states, *outputs] for states, outputs in zip(table.states, table.outputs, strict=True)]
+    branches = table.branches or ()
     rows = [
-        [f"x_{n + 1}", significant(float(time)), *(significant(float(w)) if w else "" for w in row)]
+        [
+            f"x_{n + 1}",
+            *branches[n : n + 1],
+            significant(float(time)),
+            *(significant(float(w)) if w else "" for w in row),
+        ]
         for n, (time, row) in enumerate(zip(table.times, weights, strict=True))
     ]
     names = [f"{letter}_{j}" for letter in "xd" for j in range(table.nfe)]
-    print_table("x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j", ["row", "time", *names], rows)
+    print_table(
+        "x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j",
+        ["row", *(["branch"] if branches else []), "time", *names],
+        rows,
+    )

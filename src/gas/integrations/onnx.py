@@ -19,7 +19,7 @@ from gas.denoise import ConditionalDenoiser, Denoiser
 from gas.errors import UserError
 from gas.io import write_bytes
 from gas.sampling import Stepper
-from gas.table import Table
+from gas.table import Table, refuse_branches
 
 __all__ = ["TOLERANCE", "Step", "Unrolled", "export", "largest_difference"]
 
@@ -66,6 +66,7 @@ class Unrolled(nn.Module):
 
     def __init__(self, denoise: Denoiser | ConditionalDenoiser, network: nn.Module, table: Table) -> None:
         super().__init__()
+        refuse_branches(table, "the sampler as ONNX")
         self.denoise: Any = denoise
         self.network = network
         # Reads the coefficients now: they cannot be read while the graph is traced.

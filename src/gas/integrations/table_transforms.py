@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gas.schedule import Schedule
-from gas.table import Table
+from gas.table import Table, refuse_branches
 
 __all__ = ["ending_in_data", "sigma_form"]
 
@@ -39,6 +39,7 @@ def sigma_form(table: Table, alpha: Tensor) -> Table:
         table: N rows.
         alpha: ``(N,)``, the signal at ``table.times``.
     """
+    refuse_branches(table, "k-diffusion")
     scales = torch.cat([1 / alpha, torch.ones(1, dtype=torch.float64)])
     before, after = scales[:-1], scales[1:, None]
     return Table(table.times, after * table.states / before, after * table.outputs)

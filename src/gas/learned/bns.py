@@ -17,7 +17,8 @@ class BNS(nn.Module):
     """A lazy table whose parameters are the table: ``x_{n+1} = alpha_n x_T + sum_{j<=n} beta_{n,j} d_j``.
 
     Past states are themselves combinations of ``x_T`` and predictions, so that no solver has more than these
-    N (N + 5) / 2 numbers. A new solver is ``dpmpp(order=3)`` on the time-uniform grid, folded.
+    N (N + 5) / 2 numbers. A new solver is ``dpmpp(order=3)`` on the time-uniform grid, folded. One that starts at a
+    table with branches (:meth:`gas.Table.guided`) evaluates the same branches.
 
     Args:
         schedule: the forward process; it only bounds the times.
@@ -41,6 +42,7 @@ class BNS(nn.Module):
         self.times = nn.Parameter(start.times)
         self.alpha = nn.Parameter(start.states[:, 0].clone())
         self.beta = nn.Parameter(start.outputs.contiguous())
+        self.branches: tuple[str, ...] | None = None
 
     @classmethod
     def from_table(cls, schedule: Schedule, table: Table, t_end: float) -> BNS:
@@ -56,6 +58,7 @@ class BNS(nn.Module):
             solver.times.copy_(folded.times)
             solver.alpha.copy_(folded.states[:, 0])
             solver.beta.copy_(folded.outputs)
+        solver.branches = folded.branches
         return solver
 
     @property
@@ -71,7 +74,7 @@ class BNS(nn.Module):
     def forward(self) -> Table:
         """Return the table of the current parameters."""
         states = torch.nn.functional.pad(self.alpha[:, None], (0, self.nfe - 1))
-        return Table(self._clamped(), states, self.beta.tril())
+        return Table(self._clamped(), states, self.beta.tril(), self.branches)
 
     def _clamped(self) -> Tensor:
         return self.times.clamp(min=earliest_time(self.schedule, self.t_end), max=self.schedule.t_max)

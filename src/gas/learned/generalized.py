@@ -21,7 +21,7 @@ from gas.learned.times import (
     unfold_shifts,
 )
 from gas.schedule import Schedule
-from gas.table import Row, Table
+from gas.table import Row, Table, refuse_branches
 
 __all__ = ["GeneralizedSolver"]
 
@@ -138,6 +138,7 @@ class GeneralizedSolver(TimedSolver):
         Raises:
             ValueError: when the times are too close together to be learned from, or are not N + 1.
         """
+        refuse_branches(table, "GeneralizedSolver")
         solver = cls(schedule, table.nfe, t_end, theory=theory)
         table = table.detach()
         if t is None:

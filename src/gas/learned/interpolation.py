@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
-from gas.table import Table
+from gas.table import Table, refuse_branches
 
 __all__ = ["StepProfile", "interpolated", "profile_of", "table_of_profile"]
 
@@ -50,6 +50,7 @@ def profile_of(schedule: Schedule, table: Table, t_end: float) -> StepProfile:
     Raises:
         UserError: when its states do not go from noise to signal step by step.
     """
+    refuse_branches(table, "interpolation")
     folded, ends = table.detach().folded(), _levels(schedule, torch.tensor([1.0, t_end], dtype=torch.float64))
     noise, signal = _mixture(schedule, folded)
     if not bool(((noise > 0) & (signal > 0)).all()):

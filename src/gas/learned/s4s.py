@@ -14,7 +14,7 @@ from gas.errors import UserError
 from gas.learned.base import TimedSolver
 from gas.learned.times import Numbers, logits_of_times, set_parameters
 from gas.schedule import Schedule
-from gas.table import Row, Table
+from gas.table import Row, Table, refuse_branches
 
 __all__ = ["S4S"]
 
@@ -67,6 +67,7 @@ class S4S(TimedSolver):
         Raises:
             ValueError: when times repeat (Heun's) or are too close together, or the noise is scaled differently.
         """
+        refuse_branches(table, "S4S")
         solver, table = cls(schedule, table.nfe, t_end, corrector=corrector), table.detach()
         t = torch.cat([table.times, table.times.new_tensor([t_end])])
         if float(t[0]) != 1.0 or bool((t.diff() >= 0).any()):

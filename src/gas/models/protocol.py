@@ -226,6 +226,8 @@ def bind_labels(
 ) -> Denoiser:
     """Return the denoiser for these classes ``(B,)``, guided unless ``guidance`` is 1, or the unconditional one.
 
+    With labels and a null label it is a :class:`gas.denoise.ClassifierFreeGuidance`, whose branches tables can evaluate.
+
     Args:
         conditional: ``denoise(x, t, labels)``.
         labels: classes, or ``None``.
@@ -244,7 +246,7 @@ def bind_labels(
     if labels is not None:
         labels = torch.as_tensor(labels, dtype=torch.long, device=device)
         check_labels(labels, classes, name)
-        if guidance == 1.0:
+        if guidance == 1.0 and null is None:
             return lambda x, t: conditional(x, t, labels)
     if null is None:
         raise UserError(f"{name} has no null label, which guidance and sampling without a class need")

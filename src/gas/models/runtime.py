@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas.denoise import Denoiser
+from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
 from gas.models.protocol import Model, network_of
 from gas.registry import named
@@ -164,6 +164,16 @@ class CudaGraphed:
     denoise: Denoiser
     max_graphs: int = 64
     _graphs: dict[tuple[object, ...], _Graph] = field(default_factory=dict, repr=False)
+    _selected: dict[tuple[str, ...], CudaGraphed] = field(default_factory=dict, repr=False)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return branches_of(self.denoise)
+
+    def select(self, *names: str) -> CudaGraphed:
+        if names not in self._selected:
+            self._selected[names] = CudaGraphed(select_branches(self.denoise, *names), self.max_graphs)
+        return self._selected[names]
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """Predict x_0 as the denoiser does.
@@ -213,6 +223,13 @@ class _SharedGraph:
     labels: Tensor | None
     graph_labels: Tensor | None
     graphed: CudaGraphed
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return branches_of(self.plain)
+
+    def select(self, *names: str) -> _SharedGraph:
+        return replace(self, plain=select_branches(self.plain, *names), graphed=self.graphed.select(*names))
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         if torch.is_grad_enabled():
@@ -276,6 +293,13 @@ class Autocast:
 
     denoise: Denoiser
     dtype: torch.dtype
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return branches_of(self.denoise)
+
+    def select(self, *names: str) -> Autocast:
+        return replace(self, denoise=select_branches(self.denoise, *names))
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         if self.dtype == torch.float32:

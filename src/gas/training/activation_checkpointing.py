@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gas.arguments import MAX_NFE, integer
-from gas.denoise import Denoiser
+from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
 from gas.machine import group_available
 
@@ -65,12 +67,19 @@ class Checkpointed:
 
     denoise: Denoiser
     recomputed: int | None = None
-    _calls: int = field(default=0, init=False)
+    _calls: Iterator[int] = field(default_factory=count, repr=False)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return branches_of(self.denoise)
+
+    def select(self, *names: str) -> Checkpointed:
+        return replace(self, denoise=select_branches(self.denoise, *names))
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """Estimate x_0 as the denoiser does."""
-        self._calls += 1
-        if not torch.is_grad_enabled() or (self.recomputed is not None and self._calls > self.recomputed):
+        call = next(self._calls)
+        if not torch.is_grad_enabled() or (self.recomputed is not None and call >= self.recomputed):
             return self.denoise(x, t)
         prediction: Tensor = _RecomputedCall.apply(self.denoise, x, t)  # type: ignore[no-untyped-call]
         return prediction

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gas import distributed
-from gas.denoise import Denoiser, call_preserving
+from gas.denoise import Denoiser, call_preserving, select_branches
 from gas.table import Table
 
 __all__ = ["Normal", "evaluations_of", "linearize", "normal_equations", "numbers"]
@@ -59,7 +59,8 @@ def linearize(denoise: Denoiser, x: Tensor, table: Table) -> tuple[Tensor, Tenso
     history, tangents = [x], [x.new_zeros((0, *x.shape))]
     moved, calls = x.new_zeros((0, *x.shape)), 0
     for n in range(folded.nfe):
-        prediction, derivative, spent = _predict(denoise, x, folded.times[n], moved)
+        evaluated = denoise if folded.branches is None else select_branches(denoise, folded.branches[n])
+        prediction, derivative, spent = _predict(evaluated, x, folded.times[n], moved)
         calls += spent
         history.append(prediction)
         tangents.append(derivative)

@@ -346,6 +346,8 @@ def _fingerprint(
         "model": dict(steps.model.fingerprint()),
         "guidance": pairs.guidance,
     }
+    if (branches := getattr(solver, "branches", None)) is not None:
+        settings["branches"] = branches
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in solver.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} ".encode())

@@ -92,7 +92,9 @@ class PairLosses:
     @torch.no_grad()
     def _losses_from(self, start: int, table: Table) -> Tensor:
         part = self.pairs.subset(slice(start, start + self.batch))
-        denoise = self._with_first_prediction(self.model.bind(part.labels, self.pairs.guidance), start)
+        denoise = self.model.bind(part.labels, self.pairs.guidance)
+        if table.branches is None:
+            denoise = self._with_first_prediction(denoise, start)
         samples = sample(denoise, part.noise.to(self.model.device), table)
         return self.loss(samples, part.target.to(samples)).double().cpu()
 
