@@ -152,7 +152,7 @@ class ClassifierFreeGuidance:
     On data predictions this equals the usual rule on noise predictions, since both are affine in each
     other. One such call counts as one network evaluation (NFE).
 
-    It has the branches ``"unconditional"`` and ``"conditional"``, and those of ``others`` for tables that evaluate them.
+    Its branches are ``"unconditional"``, ``"conditional"`` and those of ``others``, which only tables evaluate.
 
     Args:
         denoise: a denoiser that takes a condition.

@@ -135,8 +135,8 @@ class Table:
     ) -> Table:
         """Return the same solver of the guided denoiser, written in forward passes: a table of 2N rows.
 
-        Row 2n evaluates the unconditional branch and leaves the state as it is; row 2n + 1 evaluates the conditional one
-        at the same state and time, with the weights of row n. Those of a prediction go to its branches as
+        Row 2n evaluates the unconditional branch and leaves the state as it is; row 2n + 1 evaluates the conditional
+        one at the same state and time, with the weights of row n. Those of a prediction go to its branches as
         ``1 - scale`` and ``scale``: ``d = d_unconditional + scale (d_conditional - d_unconditional)``.
 
         Args:

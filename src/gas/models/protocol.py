@@ -226,7 +226,7 @@ def bind_labels(
 ) -> Denoiser:
     """Return the denoiser for these classes ``(B,)``, guided unless ``guidance`` is 1, or the unconditional one.
 
-    With labels and a null label it is a :class:`gas.denoise.ClassifierFreeGuidance`, whose branches tables can evaluate.
+    With labels and a null label it is a :class:`gas.denoise.ClassifierFreeGuidance`, which has branches.
 
     Args:
         conditional: ``denoise(x, t, labels)``.
