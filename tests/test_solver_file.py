@@ -630,3 +630,10 @@ def test_the_file_is_readable_in_a_diff():
     numbers = [line for line in lines if re.fullmatch(r"\[[-0-9e., ]+\],?", line)]
     assert len(numbers) == 2 * (1 + 2)  # the rows of two matrices of NFE 1 and 2
     assert not any(a == "[" and b == "[" for a, b in itertools.pairwise(lines))
+
+
+def test_an_artefact_is_shown_in_a_line_however_long_its_schedule(tmp_path):
+    model = gas.OwnModel(lambda x, t: 0 * x, SCHEDULES["vp_discrete"], sample_shape=(2,))
+    path = tmp_path / "solver.json"
+    artefact = save(path, Classical("ddim", "log_snr", 3, 1e-3).table(model.schedule), model=model)
+    assert repr(artefact) == f"Artefact({str(path)!r}, NFE 3, model 'own')"

@@ -188,6 +188,11 @@ class Artefact:
     document: Document
     source: str
 
+    def __repr__(self) -> str:
+        """Return source, NFE and model; the schedule alone may have a thousand numbers."""
+        nfes = ", ".join(map(str, self.nfes))
+        return f"Artefact({self.source!r}, NFE {nfes}, model {(self.document.model or {}).get('name')!r})"
+
     @property
     def nfes(self) -> list[int]:
         """The NFE that have a table without branches, ascending."""

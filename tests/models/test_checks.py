@@ -111,9 +111,8 @@ def test_a_network_of_steps_that_is_given_t_is_noticed_once(denoiser, schedule, 
         wrapped.bind(None)
     assert len(caught) == 1 and len(str(caught[0].message)) < 300
     wrapped.bind(None)
-    assert any(
-        "hardly change" in line or "Embedding" in line for line in gas.check_model(model(denoiser, schedule))
-    )
+    (line,) = gas.check_model(model(denoiser, schedule))
+    assert "hardly change" in line or "Embedding" in line
 
 
 @pytest.mark.parametrize("forgotten", [True, False])
@@ -191,6 +190,12 @@ def test_wrong_wiring_is_noticed(denoiser):
     schedule = gas.Flow() if isinstance(denoiser, FlowDenoiser) else gas.VPLinear()
     problems = gas.check_model(model(denoiser, schedule))
     assert problems and all(len(line) < 300 for line in problems)
+
+
+def test_a_sample_shape_that_the_network_fails_on_is_one_line():
+    layer = torch.nn.Linear(2, 2)
+    problems = gas.check_model(gas.OwnModel(lambda x, t: layer(x), gas.VPLinear(), sample_shape=(3,)))
+    assert len(problems) == 1 and "sample_shape (3,)" in problems[0]
 
 
 def test_a_look_leaves_no_trace():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gas.classical.dpmpp import ddim
 from gas.denoise import ClassifierFreeGuidance, Denoiser, DiscreteTime, EDMDenoiser, FlowDenoiser
+from gas.display import error_text
 from gas.errors import UserError
 from gas.grids.analytic import log_snr
 from gas.models.conditions import take_rows
@@ -116,7 +117,8 @@ def _problems(model: Model, seeds: list[int]) -> Iterator[str]:
     try:
         # A custom network is seen through its wrappers; others state their time themselves.
         if hasattr(model, "denoiser") and (problem := time_problem(cast("OwnModel", model))):
-            yield problem
+            yield problem  # the others would follow from it
+            return
     except ValueError as error:
         yield str(error)
         return
@@ -131,7 +133,14 @@ def _problems(model: Model, seeds: list[int]) -> Iterator[str]:
     # Hardly any signal, yet 1 / alpha is at most 10.
     t = schedule.inverse_half_log_snr(torch.tensor(0.1).log())
     sigma = float(schedule(t)[1])
-    prediction = denoise(sigma * noise, t)
+    try:
+        prediction = denoise(sigma * noise, t)
+    except Exception as error:
+        yield (
+            f"the network fails on a batch of shape {tuple(noise.shape)}, that is sample_shape "
+            f"{tuple(model.sample_shape)}: {type(error).__name__}: {error_text(error, 120)}"
+        )
+        return
     if (prediction.shape, prediction.dtype, prediction.device) != (noise.shape, noise.dtype, noise.device):
         wanted, got = (f"{tuple(x.shape)}, {x.dtype}, {x.device}" for x in (noise, prediction))
         yield f"predictions must have shape, dtype and device of x, {wanted}, got {got}"
