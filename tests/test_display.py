@@ -28,6 +28,8 @@ from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
 from gas.training.initialization import start_label
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 HOSTILE = {
     "clears the screen": "\x1b[2J\x1b[H",
     "sets the title": "\x1b]0;owned\x07",

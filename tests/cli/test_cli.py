@@ -31,7 +31,7 @@ from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
 from gas.zoo import data
 from support.commands import refused, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_gauss_newton")]
 
 SMALL = ["--model", "digits"]
 

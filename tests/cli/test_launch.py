@@ -114,6 +114,7 @@ def test_the_command_line_settles_threads_before_torch_loads(home):
     assert done.stdout.split()[-1:] == ["PASSIVE"], done.stderr
 
 
+@pytest.mark.slow
 def test_the_library_leaves_a_users_environment_alone():
     code = "import os\nbefore = dict(os.environ)\nimport gas\ngas.Table\nassert dict(os.environ) == before"
     done = python(code)

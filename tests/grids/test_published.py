@@ -132,8 +132,9 @@ def test_dmn_is_as_good_as_the_authors_constrained_optimiser(schedule, nfe):
     start = schedule.half_log_snr(grids.log_snr(schedule, nfe, 1e-3))
 
     def bound(inner):
-        lam = torch.cat([start[:1], torch.as_tensor(inner), start[-1:]])
-        return float(error_bound(lam).log())
+        inner = torch.tensor(inner, requires_grad=True)
+        value = error_bound(torch.cat([start[:1], inner, start[-1:]])).log()
+        return float(value), torch.autograd.grad(value, inner)[0].numpy()
 
     gaps = np.eye(nfe, nfe - 1) - np.eye(nfe, nfe - 1, -1)
     low = np.zeros(nfe)
@@ -141,6 +142,7 @@ def test_dmn_is_as_good_as_the_authors_constrained_optimiser(schedule, nfe):
     found = minimize(
         bound,
         start[1:-1].numpy(),
+        jac=True,
         method="trust-constr",
         constraints=[LinearConstraint(gaps, low + 1e-2, np.inf)],
         options={"maxiter": 300},

@@ -62,6 +62,7 @@ def test_one_row_from_the_command_line(tmp_path, file, table, row):
     assert largest_difference(out.read_bytes(), given, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_network_that_fixes_the_batch_is_not_written(tmp_path, table):
     class Fixed(nn.Module):
         def forward(self, x, t):

@@ -9,6 +9,7 @@ from gas.classical.registry import SOLVERS
 from gas.sampling import sample, trajectory
 from gas.schedule import Flow, VPLinear
 from gas.table import Table
+from support.covering import covering, gradcheck_modes
 from support.doubles import Gaussian
 from support.solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES, nominal_times
 
@@ -36,9 +37,7 @@ def probed(table):
     return torch.cat(list(trajectory(denoise, start, table))), asked
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", NAMES)
+@covering(name=NAMES, grid=GRIDS.keys(), schedule=SCHEDULES)
 def test_moments(name, grid, schedule):
     """Pure noise stays noise and pure signal stays signal: the two consistency conditions of every row."""
     t = GRIDS[grid](schedule, 6, 1e-3)
@@ -81,8 +80,9 @@ def test_folding_keeps_the_solver_and_needs_only_the_start(name):
     assert not folded.states[:, 1:].any()
 
 
+@gradcheck_modes
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_in_the_times(name):
+def test_gradients_in_the_times(name, fast_mode):
     schedule = VPLinear()
 
     def build(interior):
@@ -91,12 +91,10 @@ def test_gradients_in_the_times(name):
         return table.times, table.states, table.outputs
 
     interior = torch.tensor([0.7, 0.45, 0.2], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(build, interior, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(build, interior, atol=1e-6, rtol=1e-4, fast_mode=fast_mode)
 
 
-@pytest.mark.parametrize("t_end", [0.0, 1e-3])
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", NAMES)
+@covering(name=NAMES, grid=GRIDS.keys(), t_end=[0.0, 1e-3])
 def test_flow_ends_are_finite_with_finite_gradients(name, grid, t_end):
     t = GRIDS[grid](Flow(), 6, t_end).requires_grad_()
     ends = torch.tensor([True, *[False] * 5, True])
@@ -117,8 +115,7 @@ def test_flow_reaches_clean_data_exactly(name):
     assert float(last[1:].sum()) == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@covering(name=NAMES, schedule=SCHEDULES)
 def test_all_solvers_converge_to_the_exact_flow(name, schedule):
     """On a Gaussian the flow is known: 160 steps come close to it, and 4 times as many as 40 come closer."""
     model = Gaussian(schedule)
@@ -143,7 +140,6 @@ def test_dtype_and_shape_follow_x(dtype):
         assert out.shape == shape
 
 
-@pytest.mark.slow
 def test_history_is_dropped_once_it_is_not_needed():
     """Only live states and answers are held: DDIM needs one of each, whatever the number of steps."""
     import gc

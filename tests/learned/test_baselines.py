@@ -24,8 +24,11 @@ from gas.training.initialization import CandidateRound, StartChoice, StartSearch
 from gas.training.loop import fit
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate
+from support.covering import covering, gradcheck_modes
 from support.doubles import MIXTURE as MODEL, Gaussian, taught
 from support.solvers import GRIDS, MULTISTEP, NAMES, SCHEDULES
+
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
 START = Classical("ipndm-2", "time_quadratic", 4, MODEL.t_end)
 
@@ -49,19 +52,21 @@ def randomised(solver, size=0.05, seed=0):
 
 
 # Heun repeats times, which S4S does not, and on a flow its NFE is odd.
-STARTS = [
-    (family, name) for family in (LD3, BNS, S4S) for name in (NAMES if family is not S4S else MULTISTEP)
-]
+STARTS = {
+    f"{family.__name__}-{name}": (family, name)
+    for family in (LD3, BNS, S4S)
+    for name in (NAMES if family is not S4S else MULTISTEP)
+}
 
 
-@pytest.mark.parametrize("schedule", [VPLinear(), Flow()], ids=["vp", "flow"])
-@pytest.mark.parametrize(("family", "name"), STARTS)
-def test_each_starts_exactly_at_its_base(family, name, schedule):
-    for grid in GRIDS if name != "heun" or schedule == VPLinear() else ():
-        starts_exactly(family, Classical(name, grid, 6, 1e-3), schedule)
-
-
-def starts_exactly(family, start, schedule):
+@covering(
+    start=STARTS,
+    schedule={"flow": Flow(), "vp": VPLinear()},
+    grid=GRIDS.keys(),
+    where=lambda start, schedule, grid: start[1] != "heun" or schedule == VPLinear(),
+)
+def test_each_starts_exactly_at_its_base(start, schedule, grid):
+    family, start = start[0], Classical(start[1], grid, 6, 1e-3)
     table = start.table(schedule)
     if family is LD3:
         made = LD3(schedule, 6, 1e-3, base=start.solver, grid=start.grid)()
@@ -167,6 +172,7 @@ def test_gs_without_theory_keeps_its_coefficients_wherever_the_times_go():
     torch.testing.assert_close(made.states, base.states, rtol=1e-9, atol=1e-10)
 
 
+@gradcheck_modes
 @pytest.mark.parametrize("schedule", [VPLinear(), Flow()], ids=["vp", "flow"])
 @pytest.mark.parametrize(
     "build",
@@ -177,7 +183,7 @@ def test_gs_without_theory_keeps_its_coefficients_wherever_the_times_go():
     ],
     ids=["LD3 dpmpp", "LD3 unipc", "LD3 deis", "BNS", "S4S + PC"],
 )
-def test_gradients_of_every_parameter(build, schedule):
+def test_gradients_of_every_parameter(build, schedule, fast_mode):
     solver = randomised(build(schedule), size=0.02)
     names = [name for name, _ in solver.named_parameters()]
 
@@ -188,7 +194,7 @@ def test_gradients_of_every_parameter(build, schedule):
     values = [p.detach().clone().requires_grad_() for p in solver.parameters()]
     if isinstance(solver, BNS):  # away from the ends that times are kept between
         values[0] = torch.tensor([0.95, 0.7, 0.4, 0.2], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(table, values, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(table, values, atol=1e-6, rtol=1e-4, fast_mode=fast_mode)
 
 
 @pytest.mark.slow
@@ -367,6 +373,7 @@ def test_relaxed_starts_stay_in_their_ball_and_go_downhill():
     torch.testing.assert_close(relaxed.offsets[4], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_relaxed_training_fits_its_pairs_better_and_resumes_to_the_same_bits(pairs, validation, tmp_path):
     config = Adam(iterations=30, validate_every=10, relax=0.1)
 

@@ -136,7 +136,6 @@ def test_a_gain_on_every_pair_is_sure_however_large_it_is_on_one_and_a_loss_as_l
     assert not surely_positive(small[:1]) and not surely_positive(small[:0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 8, 16, 64])
 def test_gains_by_chance_are_sure_in_one_case_of_forty_however_few_they_are(count):
     generator = torch.Generator().manual_seed(count)

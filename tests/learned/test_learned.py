@@ -11,6 +11,7 @@ from gas.learned.s4s import S4S
 from gas.learned.times import logits_of_times, times_of_logits
 from gas.sampling import sample
 from gas.schedule import Flow, VPLinear
+from support.covering import covering, gradcheck_modes
 from support.doubles import Gaussian
 from support.solvers import GRIDS, NAMES, SCHEDULES
 
@@ -33,10 +34,7 @@ def test_a_new_solver_is_dpmpp_of_order_3_on_the_uniform_grid(nfe, schedule):
     torch.testing.assert_close(table.unrolled(), expected.unrolled(), rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("theory", [True, False])
-@pytest.mark.parametrize("schedule", [VPLinear(), Flow()], ids=["vp", "flow"])
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", NAMES)
+@covering(name=NAMES, grid=GRIDS.keys(), schedule={"vp": VPLinear(), "flow": Flow()}, theory=[True, False])
 def test_it_starts_exactly_at_any_classical_table(name, grid, schedule, theory):
     table = SOLVERS[name](schedule, GRIDS[grid](schedule, 3 if name == "heun" else 5, 1e-3))
     start = GeneralizedSolver.from_table(schedule, table, 1e-3, theory=theory)().detach()
@@ -70,9 +68,10 @@ def test_without_theory_coefficients_do_not_follow_the_times():
         assert torch.equal(solver.nominal().outputs.detach(), before) is not theory
 
 
+@gradcheck_modes
 @pytest.mark.parametrize("family", [GeneralizedSolver, S4S])
 @pytest.mark.parametrize("schedule", [VPLinear(), Flow()], ids=["vp", "flow"])
-def test_gradients_of_every_parameter(family, schedule):
+def test_gradients_of_every_parameter(family, schedule, fast_mode):
     solver = randomised(family(schedule, 4, 1e-3))
     names = [name for name, _ in solver.named_parameters()]
 
@@ -81,7 +80,7 @@ def test_gradients_of_every_parameter(family, schedule):
         return made.times, made.states, made.outputs
 
     values = [p.detach().clone().requires_grad_() for p in solver.parameters()]
-    assert torch.autograd.gradcheck(table, values, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(table, values, atol=1e-6, rtol=1e-4, fast_mode=fast_mode)
 
 
 def test_corrections_reach_every_entry_that_a_step_can_use():

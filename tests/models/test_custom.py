@@ -14,6 +14,8 @@ from gas.training.initialization import StartSearch
 from gas.training.loop import _implausible
 from support.doubles import Gaussian, Mixture
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 
 class Network(nn.Module):
     """Predicts the noise of N(0.3, 0.5^2) data exactly, bent a little so that there is something to learn."""
@@ -97,6 +99,7 @@ def policy(observations=OBSERVATIONS, **more):
     return gas.OwnModel(denoiser, schedule, (4, 2), **arguments)
 
 
+@pytest.mark.slow
 def test_a_policy_on_observations_goes_through_pairs_learning_file_and_samples(tmp_path):
     model = policy()
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=model.t_end)

@@ -103,6 +103,7 @@ def test_pairs_know_the_precision_they_were_made_at(digits, table, tmp_path):
         list(write_pairs(rounded, table, tmp_path / "exact", spec))
 
 
+@pytest.mark.slow
 def test_gauss_newton_asks_in_full_for_its_differences(digits, table):
     training, held = teach(digits, table, range(16)).split(4)
     ends = []

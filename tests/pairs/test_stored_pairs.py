@@ -16,6 +16,8 @@ from gas.training.gauss_newton import GaussNewton
 from gas.training.loop import fit
 from support.doubles import Mixture
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 MODEL = Mixture()
 
 

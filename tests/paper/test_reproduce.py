@@ -25,6 +25,8 @@ from gas.paper.tables import TABLES
 from support import inception, standins
 from support.commands import refused, run
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 METHOD = {  # method.md, section 6, once more: teacher, and the last figure of GAS
     "table2a": (2.03, 2.17), "table2b": (2.60, 2.66), "table2c": (2.16, 2.31),
     "table2d": (3.06, 3.36), "table2e": (4.10, 4.17), "table2f": (11.48, 11.36),

@@ -14,7 +14,10 @@ from gas.models.protocol import Model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("quick_gauss_newton"),
+]  # other libraries' deprecations
 
 from gas.pipelines.loading import open_pipeline, read_prompts  # noqa: E402
 from gas.pipelines.model import from_pipeline  # noqa: E402

@@ -28,6 +28,8 @@ from gas.training.loop import fit
 from gas.training.validation import evaluate
 from support.doubles import MIXTURE as MODEL, Mixture, taught
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 
 @pytest.fixture(scope="module")
 def pairs():

@@ -24,6 +24,8 @@ from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
 from support.doubles import MIXTURE as MODEL, taught
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 NFE = 4
 
 

@@ -1,0 +1,21 @@
+"""What whole sessions and modules share."""
+
+import gc
+
+import pytest
+
+# Thousands of classes and tests live to the end of the session: looking through them for garbage took a third of it.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module")
+def quick_gauss_newton():
+    """Gauss-Newton that stops short of its model's minimum: for modules where any step down will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gas.training.inner_solve._STEPS", 4)
+        yield
