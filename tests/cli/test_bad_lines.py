@@ -15,6 +15,7 @@ import gas
 from gas.classical.registry import Classical
 from gas.cli.app import app
 from gas.io import CHECKSUM, add_checksum
+from support.covering import thinned
 
 # By command: a line that would run, and what makes it a bad one when added to it (the last of two options counts).
 # {pairs}, {solver} and the like are files of the fixture below.
@@ -307,11 +308,7 @@ FLAGS = {"--help", "--json", "--compile", "--cuda-graphs", "--decoded", "--every
 FLAGS |= {"--transfer", "--dry-run", "--run"}
 
 
-# Every seventeenth is fast: some of each command.
-@pytest.mark.parametrize(
-    "line",
-    [pytest.param(line, marks=pytest.mark.slow if number % 17 else ()) for number, line in enumerate(CASES)],
-)
+@pytest.mark.parametrize("line", thinned(CASES, 17))
 def test_a_bad_line_is_refused_at_once(line, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word.format_map(files) for word in shlex.split(line)]

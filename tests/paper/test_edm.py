@@ -18,6 +18,7 @@ import gas
 from gas.paper import edm
 from gas.paper.edm import EDMNetwork, read_weights, write_weights
 from gas.paper.edm_networks import Attention, Block, Convolution, FourierEmbedding, PositionalEmbedding
+from support.covering import covering
 from support.published import close, drawn, write_edm
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "edm_ddpmpp_tiny.safetensors"
@@ -257,8 +258,7 @@ def test_a_vp_network_is_told_its_own_time() -> None:
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("protocol", [2, 4])
+@covering(form=FORMS.keys(), protocol=[2, 4])
 def test_a_published_pickle_and_its_safetensors_answer_alike(
     form: str, protocol: int, tmp_path: Path
 ) -> None:

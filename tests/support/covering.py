@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -13,7 +13,7 @@ def covering(
     *,
     indirect: Sequence[str] = (),
     where: Callable[..., bool] = lambda *values: True,
-    **axes: Mapping[str, Any] | Sequence[Any],
+    **axes: Mapping[str, Any] | Iterable[Any],
 ) -> pytest.MarkDecorator:
     """Parametrize by a full product; all but as many combinations as the longest axis has values are slow.
 
@@ -40,6 +40,11 @@ def covering(
             marks = () if index in fast else pytest.mark.slow
             cases.append(pytest.param(*chosen, id=label, marks=marks))
     return pytest.mark.parametrize(list(axes), cases, indirect=list(indirect))
+
+
+def thinned(cases: Sequence[Any], step: int) -> list[Any]:
+    """Cases of a corpus, of which every ``step``-th is fast."""
+    return [pytest.param(case, marks=pytest.mark.slow if n % step else ()) for n, case in enumerate(cases)]
 
 
 # The Jacobian along one random direction, and all of it.

@@ -22,6 +22,7 @@ from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, 
 from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
+from support.covering import thinned
 from support.doubles import MIXTURE as MODEL, taught
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
@@ -49,7 +50,9 @@ def loss_of(solver, pairs):
         return float(evaluate(MODEL, pairs, solver(), l2).mean())
 
 
-@pytest.mark.parametrize("loss", ["l1", "l2", "pseudo_huber", FeatureLoss(lambda x: torch.cat([x, x**2], 1))])
+@pytest.mark.parametrize(
+    "loss", thinned(["l2", "l1", "pseudo_huber", FeatureLoss(lambda x: torch.cat([x, x**2], 1))], 4)
+)
 def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
     solver = new()
     config = Adam(iterations=60, validate_every=20)
@@ -137,6 +140,7 @@ def test_divergence_is_reported_and_loses_nothing(pairs, validation):
     assert loss_of(solver, validation) <= before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(pairs, validation, tmp_path):
     config = Adam(iterations=30, validate_every=10)
 
