@@ -27,6 +27,7 @@ from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
 from gas.training.initialization import start_label
+from support.covering import thinned
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
@@ -50,6 +51,7 @@ HOSTILE = {
     "braces": "{task.fields} {0} %s",
 }
 names = pytest.mark.parametrize("name", HOSTILE)
+some_names = pytest.mark.parametrize("name", thinned(list(HOSTILE), 4))
 
 
 def unseen(text):
@@ -118,7 +120,7 @@ def test_a_name_is_text_on_the_screen(name, monkeypatch, capfd):
         assert re.sub(r"\s+", "", rest).count(re.sub(r"\s+", "", plain(text))) >= min(times, 3)
 
 
-@names
+@some_names
 def test_a_name_is_text_in_an_error(name):
     text = HOSTILE[name].encode("utf-8", "replace").decode()
     for words in (["pairs", "--model", text], ["inspect", text], ["sample", f"--{text}"]):
@@ -127,7 +129,7 @@ def test_a_name_is_text_in_an_error(name):
         assert set(unseen(result.stderr)) <= {"\n"}
 
 
-@names
+@some_names
 @pytest.mark.filterwarnings("ignore:.*no checksum")
 def test_a_name_in_a_file_is_text_wherever_it_is_told(name, tmp_path):
     text = HOSTILE[name].encode("utf-8", "replace").decode()

@@ -14,6 +14,7 @@ from diffusers.utils import DummyObject
 
 import gas
 from gas.pipelines.process import process_of
+from support.covering import covering
 from support.schedulers import learned, noise, pipeline
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -37,7 +38,10 @@ def _quick_kdpm2(monkeypatch):
         monkeypatch.setattr(cls, "_sigma_to_t", lambda self, *_: 0.0)
 
 
-@pytest.fixture(params=[f"{name}{end}" for name in CONFIGS for end in ("", "+solver")])
+WITH_AND_WITHOUT = [f"{name}{end}" for name in CONFIGS for end in ("", "+solver")]
+
+
+@pytest.fixture(params=WITH_AND_WITHOUT)
 def config(request, tmp_path):
     """The arguments of a scheduler, with and without a solver file."""
     name, _, with_solver = request.param.partition("+")
@@ -69,7 +73,7 @@ def logged(call, caplog):
         logger.removeHandler(caplog.handler)
 
 
-@pytest.mark.parametrize("save", ["save_config", "save_pretrained"])
+@covering(save=["save_config", "save_pretrained"], config=WITH_AND_WITHOUT, indirect=["config"])
 def test_a_saved_scheduler_steps_alike(config, save, tmp_path):
     scheduler = gas.GASScheduler(**config)
     getattr(scheduler, save)(tmp_path / "saved")
