@@ -11,6 +11,8 @@ import pytest
 
 import gas
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NEEDS = {"diffusers_pipeline": "diffusers", "onnx_network": "onnxruntime"}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))

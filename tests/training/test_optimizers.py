@@ -243,15 +243,18 @@ def test_a_turn_or_a_loss_in_which_nothing_can_move_leaves_the_solver_as_it_is(p
     ids=["GS", "GS without theory", "S4S"],
 )
 def test_it_reaches_with_a_fifth_of_the_network_calls_what_adam_reaches(pairs, validation, new):
-    """In the middle of three orders of the pairs: which minimum is found is a matter of the first steps."""
-    quick = [GaussNewton(iterations=8, seed=seed) for seed in range(3)]
-    ends = [list(fit(new(), MODEL, pairs, validation=validation, config=config)) for config in quick]
-    first = sorted(ends, key=lambda records: records[-1].best_loss)[1]
+    """For two of three orders of the pairs: which minimum is found is a matter of the first steps."""
     adam = Adam(iterations=300, validate_every=300)
     slow = list(fit(new(), MODEL, pairs, validation=validation, loss="l2", config=adam))
-    assert first[-1].best_loss < 1.25 * slow[-1].best_loss
-    assert first[-1].evaluations < slow[-1].evaluations / 5
-    assert first[-1].best_loss < 0.2 * first[0].validation_loss
+    good = 0
+    for seed in range(3):
+        quick = GaussNewton(iterations=8, seed=seed)
+        first, *_, last = fit(new(), MODEL, pairs, validation=validation, config=quick)
+        assert last.evaluations < slow[-1].evaluations / 5
+        good += last.best_loss < min(1.25 * slow[-1].best_loss, 0.2 * first.validation_loss)
+        if good == 2:
+            return
+    pytest.fail(f"it got there in {good} of 3 orders")
 
 
 @pytest.mark.slow
