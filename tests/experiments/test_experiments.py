@@ -27,6 +27,7 @@ from gas.experiments.tables import MEASURES, difference_table, pivot_table
 from gas.learned.registry import SOLVERS as KINDS
 from gas.metrics import paired
 from gas.metrics.distances import distribution
+from gas.metrics.intervals import mean_interval
 from gas.schedule import VPLinear
 from gas.solver_file import load
 from gas.training.gauss_newton import GaussNewton
@@ -277,7 +278,7 @@ def metrics(mse, half=0.1, **fields):
 
 def cell(label, nfe, errors):
     errors = torch.as_tensor(errors, dtype=torch.float64)
-    mse, half = paired.mean_interval(errors)
+    mse, half = mean_interval(errors)
     return MethodResult(
         spec=label,
         label=label,
