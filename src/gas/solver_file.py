@@ -436,8 +436,8 @@ def save(
         teacher: description of the teacher in plain JSON.
         loss: name of the training loss.
         training: settings of the training in plain JSON.
-        starts: by NFE, the classical solver that training started from.
-        measured: by NFE, named measurements.
+        starts: by NFE, of tables without branches, the classical solver that training started from.
+        measured: by NFE, of tables without branches, named measurements.
 
     Raises:
         UserError: for an object that is no solver, or a solver by name without ``model``; when two have the same NFE,
@@ -531,6 +531,8 @@ def _entry(
     measured: Mapping[int, Mapping[str, float]],
 ) -> Entry:
     table = table_of(solver)
+    if table.branches is not None:  # NFE are of the others
+        starts, measured = {}, {}
     states, outputs = (
         [row[: n + 1] for n, row in enumerate(matrix.tolist())] for matrix in (table.states, table.outputs)
     )

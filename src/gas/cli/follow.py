@@ -13,6 +13,7 @@ from gas.display import significant
 if TYPE_CHECKING:
     from gas.models.protocol import Model
     from gas.training.distillation import Distilled, Report
+    from gas.training.elimination import Removal
 
 __all__ = ["show"]
 
@@ -20,32 +21,36 @@ __all__ = ["show"]
 class _Stages(ExitStack):
     """One progress bar at a time, a new one for each stage."""
 
-    def __init__(self, nfe: int) -> None:
+    def __init__(self, solver: str) -> None:
         super().__init__()
-        self.nfe, self.title = nfe, ""
+        self.solver, self.title = solver, ""
 
     def at(self, title: str, done: int, total: int, detail: str) -> None:
         """Show the progress of a stage; another title ends the bar of the stage before."""
         if title != self.title:
             self.close()
-            self.title, self.bar = title, self.enter_context(bar(f"NFE {self.nfe}: {title}", total))
+            self.title, self.bar = title, self.enter_context(bar(f"{self.solver}: {title}", total))
         self.bar.at(done, detail)
 
 
-def show(reports: Iterator[Report], model: Model, nfe: int, solver: str = "GS") -> Distilled:
+def show(
+    reports: Iterator[Report | Removal], model: Model, nfe: int, solver: str = "GS", unit: str = "NFE"
+) -> Distilled:
     """Follow the training of one NFE: ranking, choice of the start, training, and return its result.
 
     Args:
-        reports: of :func:`gas.distill`.
+        reports: of :func:`gas.distill` or :func:`gas.training.elimination.distill_forwards`.
         model: that is sampled.
         nfe: network evaluations.
         solver: name of what is learned before a discriminator takes part.
+        unit: what ``nfe`` counts.
 
     Raises:
         RuntimeError: when the reports end without a result.
     """
     from gas.classical.registry import candidates
     from gas.training.distillation import Distilled
+    from gas.training.elimination import Removal
     from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, start_label
     from gas.training.loop import FitRecord
     from gas.training.ranking import RankedSolver
@@ -54,7 +59,7 @@ def show(reports: Iterator[Report], model: Model, nfe: int, solver: str = "GS") 
     ranked: list[RankedSolver] = []
     losses: dict[str, float] = {}
     learning, spent = solver, 0
-    with _Stages(nfe) as stages:
+    with _Stages(f"{unit} {nfe}") as stages:
         for report in reports:
             if isinstance(report, RankedSolver):
                 ranked.append(report)
@@ -72,6 +77,10 @@ def show(reports: Iterator[Report], model: Model, nfe: int, solver: str = "GS") 
                     total = stages.bar.total
                     detail = f"winner {start} {significant(losses.get(start, math.nan))}"
                     stages.at("start", total, total, detail)
+            elif isinstance(report, Removal):
+                spent += report.evaluations
+                detail = f"tried without row {report.row} {significant(report.loss)}"
+                stages.at(f"{report.forwards} rows", report.run, report.runs, detail)
             elif isinstance(report, FitRecord):
                 detail = f"validation {significant(report.validation_loss)}, best {significant(report.best_loss)}, "
                 detail += f"{spent + report.evaluations:,} evaluations"

@@ -48,6 +48,13 @@ def train(
     pairs: Annotated[Path, PairsFolder],
     out: Annotated[Path, option("Solver file to write.", output_file())],
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", parse_nfes)] = "4",
+    forwards: Annotated[
+        str | None,
+        option(
+            "With guidance, forward passes to learn, as 5-8, two of which a guided evaluation needs; alone, no NFE.",
+            parse_nfes,
+        ),
+    ] = None,
     validation: Validation = None,
     solver: Annotated[
         str,
@@ -74,43 +81,55 @@ def train(
 ) -> None:
     """Learn one solver for each NFE, from the best classical start, or with --objective gas against a discriminator.
 
+    With --forwards also, or only, one for each number of forward passes: which calls to guide is learned.
+
     Resumable: the same command after an interrupt goes on where it stopped. The solver that is written is the best on
     the validation pairs. For gs, that is the paired loss, never worse there than the best classical solver's. For gas,
     it is the Frechet distance to the teacher's samples, and the paired loss may be larger.
     """
     from gas.pairs.dataset import read_pairs
     from gas.training.distillation import STATE, distill_family
+    from gas.training.elimination import check_branches, distill_forwards, guided_calls
     from gas.training.initialization import StartSearch
 
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes, stored, gas_settings = parse_nfes(nfe), parse_checkpointing(checkpointing), discriminator.settings()
+    budgets = [] if forwards is None else parse_nfes(forwards)
+    if budgets and not was_given(context, "nfe"):
+        nfes = []
     config = optimizer.config(stored)
     alone = gas_settings is None and was_given(context, "checkpointing")
     _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
     model = network.load(pairs)
     training_pairs, validation_pairs = split_pairs(read_pairs(pairs, model=model, hold=False), validation)
     adversary = discriminator.adversary(model, training_pairs, optimizer, stored, network.precision)
+    if budgets:
+        check_branches(model, training_pairs)
     _note_split(len(training_pairs), len(validation_pairs))
     state = out.with_name(out.name + ".state")
     with (
         scratch(state, STATE) if distributed.is_first() else nullcontext(),
         resumable(f"State is in {state}"),
     ):
+        options: dict[str, Any] = {
+            "config": config,
+            "search": StartSearch(optimizer.start).seeded(optimizer.seed),
+            "loss": optimizer.loss,
+            "solver": solver,
+            "theory": theory,
+            "state": state,
+        }
+        starts = sorted({*nfes, *map(guided_calls, budgets)})
         reports = distill_family(
-            model,
-            training_pairs,
-            validation_pairs,
-            nfes,
-            config=config,
-            search=StartSearch(optimizer.start).seeded(optimizer.seed),
-            loss=optimizer.loss,
-            solver=solver,
-            theory=theory,
-            adversary=adversary,
-            state=state,
+            model, training_pairs, validation_pairs, starts, adversary=adversary, **options
         )
-        results = [show(reports, model, n, solver.upper()) for n in nfes]
+        members = [show(reports, model, n, solver.upper()) for n in starts]
+        passes = distill_forwards(
+            model, training_pairs, validation_pairs, budgets, members=members, **options
+        )
+        results = [member for member in members if member.nfe in nfes]
+        results += [show(passes, model, n, "BNS", "forward passes") for n in sorted(budgets, reverse=True)]
         if distributed.is_first():
             _save(out, results, model, optimizer.loss, gas_settings)
     title = "GAS" if gas_settings is not None else solver.upper()
@@ -166,6 +185,8 @@ def _save(
         training |= {"objective": "gas", **gas_settings}
     measured = {}
     for result in results:
+        if result.branched:
+            continue
         values = result.measured()
         robust = {f"validation_{name}": value for name, value in _robust(result, loss, model).items()}
         measured[result.nfe] = {"validation_loss": values.pop("validation_loss"), **robust, **values}
@@ -192,7 +213,7 @@ def _report(results: list[Distilled], model: Model, loss: str, pairs: int, name:
         robust = _robust(result, loss, model)
         document.append(
             {
-                "nfe": result.nfe,
+                "forwards" if result.branched else "nfe": result.nfe,
                 "validation_loss": result.loss,
                 **{f"validation_{measure}": value for measure, value in robust.items()},
                 "best_classical": result.best_classical.label,
@@ -204,7 +225,7 @@ def _report(results: list[Distilled], model: Model, loss: str, pairs: int, name:
         better = result.loss < result.best_classical_loss
         rows.append(
             [
-                str(result.nfe),
+                f"{result.nfe} passes" if result.branched else str(result.nfe),
                 result.best_classical.label,
                 significant(result.best_classical_loss),
                 start_label(result.start),

@@ -35,7 +35,7 @@ __all__ = ["FINISH", "STATE", "Distilled", "Report", "distill", "distill_family"
 FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, forgetting=0.85, validate_every=1, outlier=30.0)
 
 # The files of a resumable state, as a regular expression: the choice of the start, and the trainings' checkpoints.
-STATE = r"nfe-\d+(\.start\.json|(-gas)?\.pt)|\.nfe-\d+.*\.tmp"
+STATE = r"nfe-\d+(\.start\.json|(-gas)?\.pt)|forwards-\d+\.pt|\.(nfe|forwards)-\d+.*\.tmp"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Distilled:
     """The result: a learned solver, or the best classical table where no learned one surely validated better.
 
     Attributes:
-        nfe: network evaluations a sample.
+        nfe: network evaluations a sample, forward passes where the table has branches.
         solver: the solver.
         start: where its training started: ``"uniform"`` or ``"SOLVER/GRID"``.
         best_classical: the best classical solver on the validation pairs.
@@ -68,6 +68,11 @@ class Distilled:
     criterion: tuple[float, float] | None = None
     losses: Tensor | None = field(default=None, compare=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def branched(self) -> bool:
+        """Whether ``nfe`` counts forward passes, rows that evaluate one branch of a guided denoiser."""
+        return self.table().branches is not None
 
     def table(self, schedule: Schedule | None = None) -> Table:
         """Return the table to sample with, without gradient; it is of the schedule that it was learned on."""

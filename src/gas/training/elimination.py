@@ -1,0 +1,281 @@
+"""Elimination: which forward passes of a guided solver to leave out, under a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gas.denoise import branches_of
+from gas.errors import Diverged, UserError
+from gas.learned.bns import BNS
+from gas.losses import Loss, is_sum_of_squares, l2, loss_by_name
+from gas.models.protocol import Model
+from gas.pairs.dataset import Pairs
+from gas.table import Table, table_of
+from gas.training.adam import Adam
+from gas.training.distillation import FINISH, Distilled, Report, distill_family
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.loop import fit
+from gas.training.ranking import rank_classical
+from gas.training.validation import evaluate
+
+__all__ = ["Removal", "check_branches", "distill_forwards", "eliminate", "guided_calls", "without_row"]
+
+# The branch whose rows may go: without them a prediction is the conditional one, or guided by an earlier call's.
+_BRANCH = "unconditional"
+
+# Steps that tell trials apart, on few pairs: all rows that may go are trained for one run, the two best for another.
+_SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)
+_SECOND_ROUND = 2
+_VALIDATION_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A trial without one row, after short run ``run`` of ``runs``.
+
+    Attributes:
+        forwards: rows of the table that is left.
+        row: the row of the table before that it lacks.
+        loss: its best mean loss so far on some of the validation pairs.
+        run, runs: of this removal.
+        evaluations: forward passes of single samples of this run.
+    """
+
+    forwards: int
+    row: int
+    loss: float
+    run: int
+    runs: int
+    evaluations: int
+
+
+def guided_calls(forwards: int) -> int:
+    """Return the calls of the guided solver that a budget starts from: about half of them stay guided."""
+    return -(-2 * forwards // 3)
+
+
+def without_row(table: Table, row: int) -> Table:
+    """Return the folded table without the evaluation of a row, and without the state that only it evaluates.
+
+    The weights of its prediction go to the nearest earlier one of the same branch, else to the next row's: the sum of
+    weights stays, and with it the moments of every state that is left.
+
+    Args:
+        table: with branches.
+        row: not the last.
+    """
+    folded, branches = table.folded(), table.branches or ("",) * table.nfe
+    if not 0 <= row < folded.nfe - 1:
+        raise UserError(f"row must lie in 0 .. {folded.nfe - 2}, as the last row forms the sample, got {row}")
+    outputs = folded.outputs.clone()
+    earlier = [j for j in range(row) if branches[j] == branches[row]]
+    outputs[row + 1 :, earlier[-1] if earlier else row + 1] += outputs[row + 1 :, row]
+    if row:  # the next prediction is too late for the state that it is evaluated at
+        outputs[row, earlier[-1] if earlier else row - 1] += outputs[row, row]
+    rows = [n for n in range(folded.nfe) if n != row]
+    states = [n for n in range(folded.nfe) if n != max(row - 1, 0)]
+    return Table(
+        folded.times[rows],
+        torch.nn.functional.pad(folded.states[states, :1], (0, len(rows) - 1)),
+        outputs[states][:, rows],
+        tuple(branches[n] for n in rows),
+    )
+
+
+@dataclass
+class _Trial:
+    """A table without one row in training, with the best table so far."""
+
+    row: int
+    table: Table
+    steps: GaussNewtonSteps
+    loss: float = math.inf
+
+    def short_run(self, validation: Pairs, loss: Loss) -> int:
+        """Train and validate; return the forward passes. A run that diverges changes nothing."""
+        before = self.steps.evaluations
+        try:
+            for _ in range(self.steps.config.iterations):
+                self.steps.step()
+        except Diverged:
+            return self.steps.evaluations - before
+        table = table_of(self.steps.solver)
+        value = float(evaluate(self.steps.model, validation, table, loss).mean())
+        if value < self.loss:
+            self.table, self.loss = table, value
+        return self.steps.evaluations - before + len(validation) * table.nfe
+
+
+def eliminate(
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    table: Table,
+    forwards: int,
+    *,
+    loss: Loss = l2,
+    config: GaussNewton = _SHORT_RUN,
+) -> Generator[Removal, None, tuple[Table, int]]:
+    """Remove unconditional rows one by one, each time the one without which the retrained solver is best.
+
+    Args:
+        model: whose denoiser to call.
+        pairs: teacher pairs to train on.
+        validation: teacher pairs to choose by, the first 64 of them.
+        table: the start, as :meth:`gas.Table.guided` returns it.
+        forwards: rows that are left.
+        loss: distance to the teacher to choose by; short runs minimize squared errors.
+        config: settings of a short run.
+
+    Yields:
+        Removal: after each short run. The table that is left is returned, with the forward passes spent.
+
+    Raises:
+        UserError: when the table has too few rows of the branch.
+    """
+    validation, spent = validation.subset(slice(0, _VALIDATION_PAIRS)), 0
+    while table.nfe > forwards:
+        rows = [
+            n for n in range(table.nfe - 1) if table.branches is not None and table.branches[n] == _BRANCH
+        ]
+        if not rows:
+            raise UserError(
+                f"a table of {table.nfe} rows has no {_BRANCH} one to remove, {forwards} are to be left"
+            )
+        trials = []
+        for row in rows:
+            rest = without_row(table, row)
+            solver = BNS.from_table(model.schedule, rest, model.t_end)
+            trials.append(_Trial(row, rest, GaussNewtonSteps(solver, model, pairs, l2, config)))
+        sizes, run = [len(trials), *([_SECOND_ROUND] if len(trials) > 1 else [])], 0
+        for size in sizes:
+            trials = trials[:size]
+            for trial in trials:
+                run, cost = run + 1, trial.short_run(validation, loss)
+                spent += cost
+                yield Removal(
+                    forwards=table.nfe - 1,
+                    row=trial.row,
+                    loss=trial.loss,
+                    run=run,
+                    runs=sum(sizes),
+                    evaluations=cost,
+                )
+            trials.sort(key=lambda trial: trial.loss)
+        table = trials[0].table
+    return table, spent
+
+
+def distill_forwards(
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    forwards: Sequence[int],
+    *,
+    members: Sequence[Distilled] = (),
+    loss: str = "l2",
+    config: Adam | GaussNewton | None = None,
+    state: Path | None = None,
+    **options: Any,
+) -> Generator[Report | Removal, None, list[Distilled]]:
+    """Learn a solver for each number of forward passes of a guided model, the largest first.
+
+    Each starts at a guided solver of :func:`guided_calls` calls, loses rows (:func:`eliminate`), and is trained as a
+    :class:`gas.BNS` of forward passes. Numbers with the same start share its removals.
+
+    Args:
+        model: whose denoiser to call; it has to have branches.
+        pairs: teacher pairs to train on, with guidance.
+        validation: teacher pairs of other seeds to choose by.
+        forwards: forward passes of the network a sample, of each solver.
+        members: solvers of :func:`gas.distill` to start from; those that are missing are learned first.
+        loss: a name of :data:`gas.losses.LOSSES`.
+        config: settings of the training after the removals; default as for :func:`gas.distill`.
+        state: folder of the resumable state; the removals of an interrupted run are repeated, with the same bits.
+        options: further ones of :func:`gas.distill`, for the starts.
+
+    Yields:
+        The records of the missing starts, as :func:`gas.distill_family`; Removal and FitRecord of each solver, which
+        end with its Distilled. Its evaluations are forward passes, without those of its start.
+
+    Raises:
+        UserError: for pairs without guidance, or a model without branches.
+    """
+    check_branches(model, pairs)
+    starts = {member.nfe: member for member in members if not member.branched}
+    if missing := {guided_calls(count) for count in forwards} - starts.keys():
+        learned = yield from distill_family(
+            model, pairs, validation, sorted(missing), config=config, loss=loss, state=state, **options
+        )
+        starts |= {member.nfe: member for member in learned}
+    tables = {calls: table_of(start.solver).guided(pairs.guidance) for calls, start in starts.items()}
+    results = []
+    for count in sorted(set(forwards), reverse=True):
+        calls = guided_calls(count)
+        result = yield from _distill_rows(
+            model, pairs, validation, starts[calls], tables[calls], count, loss, config, state
+        )
+        tables[calls] = result.table()
+        results.append(result)
+        yield result
+    return results
+
+
+def check_branches(model: Model, pairs: Pairs) -> None:
+    """Refuse pairs without guidance, and a model that does not give the branches that guidance mixes.
+
+    Raises:
+        UserError: says which.
+    """
+    if pairs.guidance == 1.0:
+        raise UserError(
+            "forward passes are learned with guidance, and the pairs have none: make pairs with guidance"
+        )
+    labels = None if pairs.labels is None else pairs.labels[:1]
+    if _BRANCH not in branches_of(model.bind(labels, pairs.guidance)):
+        raise UserError(
+            f"{model.name} gives guided predictions only, not their branches: learn NFE in place of forwards"
+        )
+
+
+def _distill_rows(
+    model: Model,
+    pairs: Pairs,
+    validation: Pairs,
+    start: Distilled,
+    table: Table,
+    forwards: int,
+    loss: str,
+    config: Adam | GaussNewton | None,
+    state: Path | None,
+) -> Generator[Report | Removal, None, Distilled]:
+    """Remove rows down to a number of forward passes, and train what is left."""
+    distance = loss_by_name(loss)
+    table, spent = yield from eliminate(model, pairs, validation, table, forwards, loss=distance)
+    config = config or (FINISH if is_sum_of_squares(distance) else Adam())
+    solver = BNS.from_table(model.schedule, table, model.t_end)
+    checkpoint = None if state is None else state / f"forwards-{forwards}.pt"
+    for record in fit(
+        solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
+    ):
+        yield record
+    losses = evaluate(model, validation, solver().detach(), distance)
+    # The best classical solver that such a budget allows: its second round runs on all pairs, best first.
+    ranked = rank_classical(model, validation, max(1, forwards // 2), distance)
+    best = next(solver for solver in ranked if solver.round == 1)
+    return replace(
+        start,
+        nfe=forwards,
+        solver=solver,
+        loss=record.best_loss,
+        losses=losses,
+        best_classical=best.classical,
+        best_classical_loss=best.finite_loss,
+        evaluations=spent + record.evaluations + len(validation) * forwards,
+    )
