@@ -203,6 +203,18 @@ class Artefact:
         """The numbers of forward passes that have a table with branches, ascending."""
         return sorted(entry.nfe for entry in self.document.solvers if entry.branches is not None)
 
+    def check_nfes(self, use: str) -> None:
+        """Refuse a file of tables with branches only, for a use that evaluates the denoiser itself.
+
+        Raises:
+            UserError: names the use.
+        """
+        if not self.nfes:
+            raise UserError(
+                f"{self.source} has tables with branches only, of {brief(self.forwards)} forward passes, which {use} "
+                "cannot run: train some NFE too"
+            )
+
     @property
     def schedule(self) -> Schedule | None:
         """The forward process of the tables, if the file names it."""

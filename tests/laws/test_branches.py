@@ -7,6 +7,8 @@ from hypothesis import given, settings, strategies as st
 import gas
 from gas.classical.registry import SOLVERS
 from gas.denoise import ClassifierFreeGuidance
+from gas.integrations.diffusers.serialization import solver_file
+from gas.integrations.k_diffusion import sigmas_of
 from gas.integrations.onnx import Unrolled
 from gas.integrations.table_transforms import sigma_form
 from gas.learned.bns import BNS
@@ -204,6 +206,22 @@ def test_what_cannot_run_branches_says_so():
             f"^{use} takes tables without branches, got one whose rows evaluate the branches conditional, "
         )
         with pytest.raises(gas.UserError, match=message):
+            call()
+
+
+def test_a_file_of_branches_alone_is_refused_where_the_denoiser_is_evaluated(tmp_path):
+    table, path = table_named("ddim", 2).guided(2.0), tmp_path / "s.json"
+    gas.save(path, table)
+    uses = {
+        "k-diffusion": lambda: sigmas_of(path, schedule=VPLinear()),
+        "GASScheduler": lambda: solver_file(path),
+        "NFE 4": lambda: gas.load(path).table(4),
+    }
+    for use, call in uses.items():
+        with pytest.raises(
+            gas.UserError,
+            match=rf"s\.json has (tables with branches only, of \[4\].* which {use}|no.* {use}; it)",
+        ):
             call()
 
 

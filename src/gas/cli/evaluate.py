@@ -195,10 +195,13 @@ def evaluate_files(
     )
     evaluator = Evaluator.for_model(model, pairs, space, sample_metrics=metrics)
     entries = _entries(evaluator, model, nfes, artefacts, baselines, options.every)
+    if not options.nfe:
+        entries += _branched_entries(artefacts)
     rows = _measure(evaluator, model, entries)
     if options.picture is not None and distributed.is_first():
         _draw(options.picture, entries, rows, model.name)
-    rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe))
+    passes = _passes(teacher.table(model.schedule), pairs.guidance)
+    rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe, passes))
     document = {"model": model.name, "seeds": [seeds.start, seeds.stop], **space.fingerprint}
     for metric in metrics:
         document |= metric.fingerprint
@@ -293,7 +296,7 @@ def _classical_entries(
 
 def _learned_entries(nfe: int, artefacts: Mapping[str, Artefact]) -> Iterator[_Entry]:
     for name, artefact in artefacts.items():
-        if not artefact.nfes[0] <= nfe <= artefact.nfes[-1]:
+        if not artefact.nfes or not artefact.nfes[0] <= nfe <= artefact.nfes[-1]:
             continue
         around, table = artefact.neighbours(nfe), artefact.table(nfe, interpolate=True)
         if around is None:
@@ -304,15 +307,24 @@ def _learned_entries(nfe: int, artefacts: Mapping[str, Artefact]) -> Iterator[_E
             yield _Entry(label, nfe, table, curve=curve, interpolated=True)
 
 
+def _branched_entries(artefacts: Mapping[str, Artefact]) -> list[_Entry]:
+    """The tables of forward passes of every file."""
+    return [
+        _Entry(f"{name}, by forward passes", count, artefact.table(forwards=count))
+        for name, artefact in artefacts.items()
+        for count in artefact.forwards
+    ]
+
+
 def _measure(evaluator: Evaluator, model: Model, entries: Sequence[_Entry]) -> list[SolverMetrics]:
     """Measure every entry; warn of an interpolated one that another of its NFE beats."""
     from gas.evaluation.sampler import sample_pairs
 
-    rows = []
+    rows, guidance = [], evaluator.pairs.guidance
     with bar("solvers", len(entries)) as progress:
         for done, entry in enumerate(entries, start=1):
             samples = sample_pairs(model, evaluator.pairs, entry.table)
-            rows.append(evaluator.measure(entry.name, samples, entry.nfe))
+            rows.append(evaluator.measure(entry.name, samples, entry.nfe, _passes(entry.table, guidance)))
             progress.at(done, f"NFE {entry.nfe}: {entry.name}")
     for entry, row in zip(entries, rows, strict=True):
         best = min((other for other in rows if other.nfe == row.nfe), key=lambda other: other.mse)
@@ -320,6 +332,11 @@ def _measure(evaluator: Evaluator, model: Model, entries: Sequence[_Entry]) -> l
             text = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or use that"
             note(f": {text}", label="warning")
     return rows
+
+
+def _passes(table: Table, guidance: float) -> int | None:
+    """Forward passes a sample, where guidance is on."""
+    return None if guidance == 1.0 else table.forward_passes(guidance)
 
 
 def _draw(path: Path, entries: Sequence[_Entry], rows: Sequence[SolverMetrics], model: str) -> None:

@@ -55,7 +55,8 @@ def warn_of_provenance(artefact: Artefact, model: Model, seeds: range | None = N
 
 def print_metrics(title: str, rows: Sequence[SolverMetrics], *, strong: str = "GS") -> None:
     """Print solvers' errors to the teacher, Frechet distances and per-sample metrics as a table."""
-    columns = ["solver", "NFE", "MSE to teacher", "median", "L1", "PSNR dB", "Frechet to data", "to teacher"]
+    columns = ["solver", "NFE", "forward passes", "MSE to teacher", "median", "L1", "PSNR dB"]
+    columns += ["Frechet to data", "to teacher"]
     cells = [
         [*_cells(row), *(f"{significant(mean)} ± {significant(half, 2)}" for mean, half in row.more.values())]
         for row in rows
@@ -89,11 +90,13 @@ def _print_filled(
 
 def _cells(row: SolverMetrics) -> list[str]:
     data = "" if row.frechet_data is None else significant(row.frechet_data)
+    passes = "" if row.forward_passes is None else str(row.forward_passes)
     if row.mse == 0:  # the teacher itself
-        return [row.name, str(row.nfe), "", "", "", "", data, ""]
+        return [row.name, str(row.nfe), passes, "", "", "", "", data, ""]
     return [
         row.name,
         str(row.nfe),
+        passes,
         f"{significant(row.mse)} ± {significant(row.mse_half_width, 2)}",
         "" if row.mse_median is None else significant(row.mse_median),
         significant(row.l1),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gas.models.protocol import Model
     from gas.solver_file import Artefact
+    from gas.table import Table
 
 __all__ = ["sample"]
 
@@ -42,6 +43,9 @@ def sample(
             "Network evaluations per sample; default: the file's, or 4 if it has several.", min=1, max=MAX_NFE
         ),
     ] = None,
+    forwards: Annotated[
+        int | None, option("Take the table of so many forward passes instead.", min=1, max=MAX_NFE)
+    ] = None,
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "24",
     label: Annotated[
         int | None, option("Class of all samples; default: seed mod classes.", min=0, max=MAX_SEED)
@@ -60,24 +64,35 @@ def sample(
     artefact, chosen = load(solver), parse_seeds(seeds)
     artefact.check(loaded, artefact.document.guidance)
     warn_of_provenance(artefact, loaded)
-    nfe = default_nfe(artefact) if nfe is None else nfe
-    around = artefact.neighbours(nfe)
+    if forwards is not None and nfe is not None:
+        raise UserError("--nfe and --forwards name two tables: say one of them")
+    nfe = default_nfe(artefact) if nfe is None and forwards is None else nfe
+    around = None if nfe is None else artefact.neighbours(nfe)
+    table = artefact.table(nfe, forwards=forwards, interpolate=True)
+    size = f"NFE {nfe}" if forwards is None else f"{forwards} forward passes"
     if around is not None:
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
         _check_picture(loaded, len(chosen))
-    samples, decoded = _sample(loaded, artefact, nfe, chosen, label, batch)
-    title = f"{loaded.name}, NFE {nfe}, seeds {chosen.start} to {chosen.stop - 1}"
+    samples, decoded = _sample(loaded, artefact, table, size, chosen, label, batch)
+    title = f"{loaded.name}, {size}, seeds {chosen.start} to {chosen.stop - 1}"
     _write(out, samples, decoded, chosen, title)
     note(f"wrote {len(chosen)} samples to {out}")
     if json:
         seeds_range = [chosen.start, chosen.stop]
-        result = {"out": str(out), "model": loaded.name, "nfe": nfe, "seeds": seeds_range}
+        count = {"nfe": nfe} if forwards is None else {"forwards": forwards}
+        result = {"out": str(out), "model": loaded.name, **count, "seeds": seeds_range}
         print_json({**result, "interpolated_from": around})
 
 
 def _sample(
-    model: Model, artefact: Artefact, nfe: int, seeds: range, label: int | None, batch: int
+    model: Model,
+    artefact: Artefact,
+    table: Table,
+    size: str,
+    seeds: range,
+    label: int | None,
+    batch: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Samples ``(S, *)``, and what the model decodes them to, where it has a decoder."""
     import torch
@@ -86,13 +101,12 @@ def _sample(
     from gas.models.protocol import decoder_of
 
     decode, samples, decoded = decoder_of(model), [], []
-    table = artefact.table(nfe, interpolate=True)
     batches = seed_batches(model, seeds, label=label, batch=batch)
     results = sample_batches(model, table, batches, artefact.document.guidance)
     for x in tracked("samples", results, -(-len(seeds) // batch)):
         if not bool(x.isfinite().all()):
             raise UserError(
-                f"samples of {artefact.source} at NFE {nfe} are not finite: train it anew, or take another NFE"
+                f"samples of {artefact.source} at {size} are not finite: train it anew, or take another table"
             )
         samples.append(x)
         if decode is not None:

@@ -32,6 +32,7 @@ class SolverMetrics:
     Attributes:
         name: of the solver.
         nfe: network evaluations per sample.
+        forward_passes: of the network per sample, where guidance is on and a prediction needs two.
         mse: mean squared error to the teacher.
         mse_half_width: half the width of its 95% interval.
         l1: mean absolute error to the teacher.
@@ -61,6 +62,7 @@ class SolverMetrics:
     more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mse_median: float | None = None
     frechet_data_corrected: float | None = None
+    forward_passes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +103,16 @@ class Evaluator:
             None if self.space.features is None else extract_all(self.space.features, samples.split(_BATCH))
         )
 
-    def measure(self, name: str, samples: Tensor, nfe: int) -> SolverMetrics:
+    def measure(
+        self, name: str, samples: Tensor, nfe: int, forward_passes: int | None = None
+    ) -> SolverMetrics:
         """Measure samples against the teacher's, pair by pair and as a distribution.
 
         Args:
             name: of the solver.
             samples: ``(S, *)`` from the noise of the pairs, as :func:`gas.evaluation.sample_pairs` returns them.
             nfe: network evaluations per sample.
+            forward_passes: of the network per sample, where guidance is on.
 
         Raises:
             ValueError: when the shapes disagree.
@@ -141,6 +146,7 @@ class Evaluator:
             },
             mse_median=float(errors.median()),
             frechet_data_corrected=corrected,
+            forward_passes=forward_passes,
         )
 
 

@@ -100,8 +100,9 @@ def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None 
 
 def _open(solver: Solver, schedule: Schedule | None) -> tuple[Artefact | Table, Schedule]:
     opened = load(Path(solver)) if isinstance(solver, (str, PathLike)) else solver
-    if isinstance(opened, Artefact) and opened.schedule is not None:
-        schedule = opened.schedule
+    if isinstance(opened, Artefact):
+        opened.check_nfes("k-diffusion")
+        schedule = schedule if opened.schedule is None else opened.schedule
     if schedule is None:
         raise UserError("schedule must be given: this solver does not say which schedule its times are of")
     return opened, schedule
