@@ -240,7 +240,7 @@ def test_a_name_is_text_in_every_report(name, tmp_path):
         assert not row["label"].startswith(("=", "+", "-", "@"))
 
 
-@names
+@some_names
 def test_a_name_is_text_in_a_model_card(name, tmp_path):
     yaml = pytest.importorskip("yaml")
     text = HOSTILE[name].encode("utf-8", "replace").decode()
@@ -257,7 +257,7 @@ def test_a_name_is_text_in_a_model_card(name, tmp_path):
     assert len([line for line in body.splitlines() if line.startswith("# ")]) == 1
 
 
-@names
+@some_names
 def test_a_name_is_text_in_every_picture(name, tmp_path):
     text = HOSTILE[name].encode("utf-8", "replace").decode()
     schedule = gas.VPLinear()

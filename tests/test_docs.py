@@ -217,10 +217,10 @@ def test_the_commands_of_a_page_exist_with_their_options():
 
     from gas.cli import app
 
-    checked = 0
+    checked, program = 0, get_command(app)
     for page, words in command_lines():
         if "gas" in words[:6]:
-            command, words = get_command(app), words[words.index("gas") + 1 :]
+            command, words = program, words[words.index("gas") + 1 :]
             while hasattr(command, "commands") and words and not words[0].startswith("-"):
                 command, words = command.commands[words[0]], words[1:]
             options = {name for parameter in command.params for name in parameter.opts}

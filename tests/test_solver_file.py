@@ -29,6 +29,7 @@ from gas.sampling import sample
 from gas.schedule import EDMasVP, Flow, VPLinear
 from gas.solver_file import load, save
 from gas.table import Table
+from support.covering import covering
 from support.doubles import Mixture
 from support.solvers import GRIDS, NAMES, SCHEDULES
 
@@ -107,8 +108,7 @@ def read_or_refusal(path):
 # --- what comes back ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("nfe", [1, 2, 5, 10])
+@covering(nfe=[1, 2, 5, 10], schedule=SCHEDULES)
 def test_a_learned_solver_comes_back(tmp_path, nfe, schedule):
     """The table to the bit; the solver, whose parameters are not in the file, to rounding."""
     for seed in range(3):

@@ -23,6 +23,7 @@ from gas.training.batching import visited
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.linearization import evaluations_of, linearize, normal_equations, numbers
 from gas.training.loop import fit
+from support.covering import covering
 from support.doubles import MIXTURE as MODEL, guided_mixture, taught
 
 
@@ -193,11 +194,12 @@ def test_with_linear_samples_every_step_ends_at_the_least_squares_of_all_pairs_s
         assert float(least) <= float(reached) <= 1.01 * float(least)
 
 
-@pytest.mark.parametrize("theory", [True, False])
-@pytest.mark.parametrize(
-    "start",
-    [("ipndm-2", "time_uniform", 3), ("deis-2", "time_cubic", 4), ("ddim", "log_snr", 4)],
-    ids=lambda start: f"{start[0]}, NFE {start[2]}",
+@covering(
+    start={
+        f"{start[0]}, NFE {start[2]}": start
+        for start in (("ipndm-2", "time_uniform", 3), ("deis-2", "time_cubic", 4), ("ddim", "log_snr", 4))
+    },
+    theory=[True, False],
 )
 def test_a_short_step_does_not_depend_on_how_a_solver_is_parameterised(pairs, theory, start):
     """GS can be any table, as BNS can, whose parameters are the numbers: from one table both step to the same one.

@@ -160,7 +160,9 @@ def test_presets_have_the_sizes_they_promise(
     assert (network.in_channels, network.resolution, network.resolution) == shape
 
 
-@pytest.mark.parametrize("sizes", [DIGITS, MNIST], ids=["DIGITS", "MNIST"])
+@pytest.mark.parametrize(
+    "sizes", [DIGITS, pytest.param(MNIST, marks=pytest.mark.slow)], ids=["DIGITS", "MNIST"]
+)
 def test_small_presets_learn_to_tell_apart(sizes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = R3GANDiscriminator(**sizes)
