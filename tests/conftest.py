@@ -1,8 +1,10 @@
 """What whole sessions and modules share."""
 
+import functools
 import gc
 
 import pytest
+from typer import testing
 
 # Thousands of classes and tests live to the end of the session: looking through them for garbage took a third of it.
 gc.disable()
@@ -11,6 +13,10 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+# A runner builds all commands for each line, which takes longer than most lines.
+testing._get_command = functools.cache(testing._get_command)
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,7 @@ LINES = {
     "inspect {solver}": """
         more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}
         --picture {folder}/x.pdf; --json=1; --nosuch; --picture {text}/x.png
+        --forwards x; --forwards 7; --forwards 0; --nfe 2 --forwards 2
     """,
     "inspect": """
         ''; nowhere; .; {text}; {pairs}; {damaged}; {badseeds}; {badteacher}; {badshape}; {hugeteacher}; /dev/null

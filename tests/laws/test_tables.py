@@ -115,7 +115,7 @@ def test_flow_reaches_clean_data_exactly(name):
     assert float(last[1:].sum()) == pytest.approx(1, abs=1e-9)
 
 
-@covering(name=NAMES, schedule=SCHEDULES)
+@covering(step=3, name=NAMES, schedule=SCHEDULES)
 def test_all_solvers_converge_to_the_exact_flow(name, schedule):
     """On a Gaussian the flow is known: 160 steps come close to it, and 4 times as many as 40 come closer."""
     model = Gaussian(schedule)

@@ -601,6 +601,7 @@ OFFSETS = list(zip(SIZES, itertools.accumulate(SIZES.values(), initial=0), stric
 PLACES = st.integers(0, sum(SIZES.values()) - 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=PLACES, bit=st.integers(0, 7))
 def test_any_flipped_bit_is_refused_or_harmless(folder, place, bit):

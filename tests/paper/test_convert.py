@@ -22,7 +22,7 @@ from gas.paper.teacher_set import PROMPTS, import_pairs, read_teacher_set
 from gas.unpickle.lazy import FileTensor, read_lazily
 from support import commands
 from support.commands import run
-from support.covering import thinned
+from support.covering import covering, thinned
 from support.hostile_pickles import hostile
 from support.published import GOLDEN, drawn, pickled, student, teachers, write_edm
 
@@ -146,8 +146,7 @@ def test_students_of_another_form(parameters: list[Any], words: str, tmp_path: P
 # ---------------------------------------------------------------- teacher sets
 
 
-@pytest.mark.parametrize("form", ["pickle 2", "pickle 4", "pickle 5", "torch.save"])
-@pytest.mark.parametrize("count", [7, 300])
+@covering(form=["pickle 2", "pickle 4", "pickle 5", "torch.save"], count=[7, 300])
 def test_a_teacher_set(form: str, count: int, network: Path, tmp_path: Path) -> None:
     data, file = teachers(count), tmp_path / "dataset.pkl"
     if form == "torch.save":

@@ -329,6 +329,7 @@ def test_the_authors_own_files(
     assert rows[-1]["name"] == "unipc-3-bh2 / time_uniform (teacher)"  # an imported set does not say its own
 
 
+@pytest.mark.slow
 def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset's own loss, from the published layout of its two files."""
     folder = standins.write_weights(PRESETS["cifar10"], tmp_path / "weights")

@@ -24,6 +24,7 @@ from gas.paper.reproduction import run_for
 from gas.paper.tables import TABLES
 from support import inception, standins
 from support.commands import refused, run
+from support.covering import covering, thinned
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
@@ -45,7 +46,7 @@ def cells(table: str, results: Path, *words: object) -> dict[tuple[str, int], di
     return {(row["solver"], row["nfe"]): row for row in told["cells"]}
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", thinned(list(TABLES), 3))
 def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path) -> None:
     """Runs are real: a dry run of the training of every solver says what it would do."""
     table, checked = TABLES[name], set()
@@ -66,8 +67,7 @@ def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path)
         checked.add(row["solver"])
 
 
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("name", TABLES)
+@covering(name=TABLES.keys(), given=[False, True])
 def test_a_run_measures_what_its_cell_shows(name: str, given: bool, tmp_path: Path) -> None:
     """By default in Inception's features against the preset's real data, from its published files."""
     for figure in TABLES[name].figures:

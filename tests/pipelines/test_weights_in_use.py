@@ -149,6 +149,7 @@ def test_a_lora_file_is_learned_for_and_served_with(sd, tmp_path, fused):
         gas.save(None, perturbed(model), model=model).check(plain)
 
 
+@pytest.mark.slow
 def test_a_lora_that_was_taken_out_again_leaves_no_trace(sd, tmp_path):
     plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
     sd.load_lora_weights(lora_file(tmp_path), adapter_name="style")

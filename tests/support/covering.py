@@ -11,15 +11,18 @@ import pytest
 
 def covering(
     *,
+    step: int = 1,
     indirect: Sequence[str] = (),
     where: Callable[..., bool] = lambda *values: True,
     **axes: Mapping[str, Any] | Iterable[Any],
 ) -> pytest.MarkDecorator:
     """Parametrize by a full product; all but as many combinations as the longest axis has values are slow.
 
-    Combination n takes value ``n % len(axis)`` of every axis, so that each value of each axis is in a fast one.
+    Combination n takes value ``n % len(axis)`` of every axis, so that each value of each axis is in a fast one; with
+    a step, fewer.
 
     Args:
+        step: only every ``step``-th of these is fast.
         indirect: axes that are parameters of a fixture.
         where: whether a combination exists.
         **axes: values by name of the argument; the keys of a mapping are their labels.
@@ -31,7 +34,7 @@ def covering(
         else [getattr(value, "__name__", str(value)) for value in axis]
         for axis in axes.values()
     ]
-    fast = {tuple(n % len(axis) for axis in values) for n in range(max(map(len, values)))}
+    fast = {tuple(n % len(axis) for axis in values) for n in range(0, max(map(len, values)), step)}
     cases = []
     for index in product(*(range(len(axis)) for axis in values)):
         chosen = [axis[i] for axis, i in zip(values, index, strict=True)]

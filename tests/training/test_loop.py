@@ -22,7 +22,7 @@ from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, 
 from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
-from support.covering import thinned
+from support.covering import covering, thinned
 from support.doubles import MIXTURE as MODEL, taught
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
@@ -90,8 +90,7 @@ class TorchEma:
             shadow.sub_((1 - decay) * (shadow - parameter.detach()))
 
 
-@pytest.mark.parametrize("warmup", [True, False])
-@pytest.mark.parametrize("ema", [0.3, 0.999])
+@covering(ema=[0.3, 0.999], warmup=[False, True])
 def test_the_average_is_that_of_torch_ema(pairs, ema, warmup):
     solver = new()
     steps = AdamSteps(solver, MODEL, pairs, l2, Adam(ema=ema, ema_warmup=warmup, batch=8))
