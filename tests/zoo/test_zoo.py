@@ -15,6 +15,7 @@ from gas.models.seeds import labels_of_seeds
 from gas.sampling import sample
 from gas.zoo import data
 from gas.zoo.unet import EDMUNet
+from support.covering import covering
 
 FINE = gas.Classical("unipc-3-bh2", "log_snr", nfe=50, t_end=1e-3)
 
@@ -34,8 +35,7 @@ def test_shipped_models_are_models(digits):
     assert sum(path.stat().st_size for path in weights) < 13e6
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-@pytest.mark.parametrize("level", [-2.0, 0.0, 2.0])
+@covering(name=["digits", "mnist"], level=[-2.0, 0.0, 2.0])
 def test_predictions_are_smooth_in_time(name, level):
     """A derivative over a small piece of time is the one over a larger: else nothing can be learned from it."""
     model = zoo.load(name)
