@@ -4,6 +4,7 @@ from . import (
     adversarial as adversarial,
     batching as batching,
     distillation as distillation,
+    elimination as elimination,
     gauss_newton as gauss_newton,
     initialization as initialization,
     inner_solve as inner_solve,
@@ -15,6 +16,7 @@ from . import (
 )
 from .adam import PAPER as PAPER, Adam as Adam, AdamSteps as AdamSteps, RelaxedStarts as RelaxedStarts
 from .distillation import Distilled as Distilled, distill as distill, distill_family as distill_family
+from .elimination import Removal as Removal, distill_forwards as distill_forwards
 from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussNewtonSteps
 from .initialization import StartSearch as StartSearch
 from .loop import FitRecord as FitRecord, fit as fit
