@@ -19,7 +19,7 @@ import torch
 import gas
 from gas.training.adam import Adam, AdamSteps
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.zoo.unet import EDMUNet
+from gas.zoo.networks import EDMUNet
 
 MB = 2**20
 

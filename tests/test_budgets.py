@@ -15,7 +15,6 @@ from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.features.inception import Inception
 from gas.features.lpips import LPIPS
 from gas.features.real import RealImages
-from gas.features.state import read_state
 from gas.metrics.statistics import read_images, read_statistics
 from gas.paper import edm, ldm
 from gas.paper.convert import recognize
@@ -26,7 +25,7 @@ from gas.paper.teacher_set import read_teacher_set
 from gas.pipelines.loading import read_prompts
 from gas.schedule import VPLinear
 from gas.training.adversarial.r3gan import load_discriminator
-from gas.unpickle.loading import read_pickle
+from gas.unpickle.loading import read_pickle, read_state
 from gas.zoo.data import read_idx
 from support import bombs
 

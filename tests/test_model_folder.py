@@ -19,7 +19,7 @@ pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
 import gas  # noqa: E402
-from gas.features.transformer import clip_of  # noqa: E402
+from gas.features.transformer import ClipImages  # noqa: E402
 from gas.model_folder import check_model_folder  # noqa: E402
 from gas.pipelines.loading import open_pipeline  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
@@ -335,11 +335,11 @@ def test_folders_of_features_are_checked_too(change, tmp_path):
     sides = {"text_config": small, "vision_config": {**small, "image_size": 8, "patch_size": 4}}
     torch.manual_seed(0)
     CLIPModel(CLIPConfig(**sides, projection_dim=8)).save_pretrained(tmp_path / "a" / "text_encoder")
-    clip_of(tmp_path / "a" / "text_encoder")
+    ClipImages(tmp_path / "a" / "text_encoder")
     if change == "link to a file":
         shutil.move(tmp_path / "a" / "text_encoder" / "config.json", tmp_path / "config.json")
         (tmp_path / "a" / "text_encoder" / "config.json").symlink_to(tmp_path / "config.json")
     else:
         HOSTILE[change](tmp_path / "a")
     with pytest.raises(ValueError, match="is refused"):
-        clip_of(tmp_path / "a" / "text_encoder")
+        ClipImages(tmp_path / "a" / "text_encoder")

@@ -488,7 +488,7 @@ def test_a_file_cut_short_is_refused_wherever_it_is_cut(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    refused(tmp_path / "none.json", "No such file", FileNotFoundError)
+    refused(tmp_path / "none.json", "no such file", FileNotFoundError)
 
 
 INTERESTING = b'0123456789eE.+-,:[]{}"\\ntfuN \n\x00\x7f\xc3\xff'

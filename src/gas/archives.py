@@ -96,11 +96,6 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
 def read_array(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None) -> np.ndarray | None:
     """Read one array of numbers or text of an ``.npz``; ``None`` when it has no array of that name.
 
-    Args:
-        archive: of :func:`open_zip`.
-        name: of the array.
-        max_bytes: largest size to accept.
-
     Raises:
         UserError: when it holds objects, which would have to be unpickled, or its bytes do not match its shape.
     """

@@ -12,7 +12,7 @@ import torch
 
 from gas.display import error_text
 from gas.errors import UserError
-from gas.io import digest, open_regular, warn_no_checksum, write_bytes
+from gas.io import open_regular, warn_no_checksum, write_bytes
 from gas.unpickle.loading import read_open
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
@@ -46,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             start = len(head) if head.startswith(_HEAD) else 0
             if not start:
                 warn_no_checksum(f"checkpoint {path}")
-            elif head[len(_HEAD) : -1] != digest(file).encode():
+            elif head[len(_HEAD) : -1] != hashlib.file_digest(file, "sha256").hexdigest().encode():
                 raise UserError("its checksum does not match")
             state = read_open(file, start)
     except FileNotFoundError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Diverged", "UserError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["Diverged", "UserError", "requires"]
 
 
 class UserError(ValueError):
@@ -14,3 +17,18 @@ class UserError(ValueError):
 
 class Diverged(ArithmeticError):
     """Training produced a value that is not finite; the solver holds the best numbers seen before."""
+
+
+@contextmanager
+def requires(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a failed import, of a package that is missing or broken, into the advice to install an extra.
+
+    Raises:
+        ModuleNotFoundError: says what needs it.
+    """
+    try:
+        yield
+    except Exception as error:  # a broken installation raises anything
+        raise ModuleNotFoundError(
+            f"{purpose} ({type(error).__name__}): pip install 'gas-solver[{extra}]'"
+        ) from error

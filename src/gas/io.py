@@ -11,7 +11,6 @@ import re
 import stat
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ __all__ = [
     "add_checksum",
     "array_checksum",
     "check_empty_shape",
-    "digest",
+    "check_sizes",
     "is_integer_list",
     "open_regular",
     "open_safetensors",
@@ -46,6 +45,7 @@ __all__ = [
     "read_safetensors",
     "read_text",
     "sha256",
+    "strip_prefix",
     "verify_checksum",
     "warn_no_checksum",
     "write_atomically",
@@ -70,18 +70,14 @@ _HEADER_BYTES, _TENSORS = 2 << 20, 10_000
 MAX_DIMENSIONS = 16
 # An empty tensor takes no bytes of a file, so nothing else bounds its other sides, over which callers loop.
 _SIDE_OF_EMPTY = 1 << 16
-_BYTES_PER_NUMBER = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
+# Far above every published network's sizes, layers, levels and settings.
+_SIDE, _LAYERS, _LEVELS, _SETTINGS = 4096, 32, 8, 32
 
 
 # --- writing --------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
 
     A reader sees the old file, or none, or the whole new one; a full disk or a killed process leaves at most a
@@ -121,11 +117,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write ``data`` to ``path`` atomically."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    return write_atomically(path, write)
+    return write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -143,6 +135,8 @@ def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
         FileNotFoundError: when there is no such file.
         UserError: when it is no regular file, or larger than ``max_bytes``.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {path}")
     _require_regular(path, os.stat(path).st_mode)
     # Non-blocking, in case the file is replaced by a pipe in between.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -199,15 +193,7 @@ def _decode(data: bytes) -> str:
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open_regular(path) as file:
-        return digest(file)
-
-
-def digest(file: BinaryIO) -> str:
-    """Return the SHA-256 of the rest of an open file as 64 hexadecimal digits."""
-    hashed = hashlib.sha256()
-    while block := file.read(1 << 20):
-        hashed.update(block)
-    return hashed.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- JSON -----------------------------------------------------------------------------------------------
@@ -216,10 +202,7 @@ def digest(file: BinaryIO) -> str:
 def read_json(path: str | Path, max_bytes: int = JSON_BYTES, *, finite: bool = True) -> Any:
     """Read a JSON file of bounded size, number of values and depth.
 
-    Args:
-        path: the file.
-        max_bytes: largest size to accept.
-        finite: refuse NaN and Infinity, which JSON does not have; diffusers writes them into configs.
+    With ``finite``, refuse NaN and Infinity, which JSON does not have; diffusers writes them into configs.
 
     Raises:
         OSError: when it cannot be read.
@@ -268,10 +251,11 @@ def _check_json_bounds(data: bytes) -> None:
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise UserError(f"the name {brief(repeated)} occurs twice in one object")
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise UserError(f"the name {brief(name)} occurs twice in one object")
+        content[name] = value
     return content
 
 
@@ -303,11 +287,7 @@ def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify_checksum(content: Any, name: str) -> dict[str, Any]:
-    """Return the content of a JSON file without its checksum, after verifying it.
-
-    Args:
-        content: of the file.
-        name: of the file, for messages.
+    """Return the content of a JSON file without its checksum, after verifying it; messages name the file.
 
     Warns:
         UserWarning: when it has no checksum.
@@ -368,13 +348,15 @@ def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator
             message names the problem; the caller adds the file.
     """
     with open_regular(path, max_bytes) as file:
-        header, length = read_header(file)
-        size = os.fstat(file.fileno()).st_size - 8 - length
+        header, _ = read_header(file)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise UserError("its metadata is not text by name")
     for name, entry in header.items():
-        _check_entry(name, entry, size)
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not is_integer_list(shape, MAX_DIMENSIONS):
+            raise UserError(f"tensor {brief(name)} has no valid shape: {brief(shape)}")
+        check_empty_shape(shape)
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
@@ -387,10 +369,7 @@ def read_safetensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file, and verify its checksum if it has one.
 
-    Args:
-        path: the file.
-        max_bytes: largest size to accept.
-        warn: warn when there is no checksum: for files that only this library writes.
+    With ``warn``, for files that only this library writes, warn when it has none.
 
     Raises:
         OSError, UserError: as :func:`open_safetensors`, and when the file was changed since it was written.
@@ -406,6 +385,11 @@ def read_safetensors(
     if expected is not None and expected != _tensor_checksum(tensors, metadata):
         raise UserError(f"it {MISMATCH}")
     return tensors, metadata
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, under their names without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _is_damaged_checksum(name: str, text: str) -> bool:
@@ -462,21 +446,23 @@ def read_header(
     return header, length
 
 
-def _check_entry(name: str, entry: Any, size: int) -> None:
-    """Refuse a tensor whose shape does not match its bytes."""
-    width = _BYTES_PER_NUMBER.get(str(entry.get("dtype"))[:16]) if isinstance(entry, dict) else None
-    if width is None:
-        raise UserError(f"tensor {brief(name)} is {brief(entry)}, not a tensor of a known type")
-    shape, ends = entry.get("shape"), entry.get("data_offsets")
-    if not is_integer_list(shape, MAX_DIMENSIONS) or not is_integer_list(ends, 2) or len(ends) != 2:
-        raise UserError(
-            f"tensor {brief(name)} has no valid shape and offsets: {brief(shape)} at {brief(ends)}"
-        )
-    if not ends[0] <= ends[1] <= size or math.prod(shape) * width != ends[1] - ends[0]:
-        raise UserError(
-            f"tensor {brief(name)} of shape {brief(shape)} is not in the file: it is cut short or damaged"
-        )
-    check_empty_shape(shape)
+def check_sizes(config: Any) -> None:
+    """Refuse sizes that no network has, before one is laid out by the config of a file.
+
+    Raises:
+        UserError: names the entry.
+    """
+    pending = [("network", config)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict) and len(value) <= _SETTINGS:
+            pending += value.items()
+        elif isinstance(value, (list, tuple)) and len(value) <= _LEVELS:
+            pending += [(name, item) for item in value]
+        elif not isinstance(value, (str, type(None))):
+            limit = _LAYERS if name.endswith(("layers", "blocks", "per_block")) else _SIDE
+            if not isinstance(value, (int, float)) or not abs(value) <= limit:
+                raise UserError(f"{name[:40]} = {brief(value)} is not a size of a network")
 
 
 def is_integer_list(value: Any, max_length: int) -> TypeGuard[Sequence[int]]:

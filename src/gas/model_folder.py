@@ -55,8 +55,13 @@ def check_model_folder(folder: str | Path) -> None:
                 root, file, "loads another model than this folder's: load adapters after the pipeline"
             )
         if file.suffix == ".safetensors":
-            count, length = _read_header(root, file)
-            tensors[file.parent] = tensors.get(file.parent, 0) + count
+            try:
+                with open_regular(file) as stream:
+                    header, length = read_header(stream, _JSON_BYTES, _TENSORS)
+            except ValueError as error:
+                problem = f"is incomplete or damaged ({error_text(error)}): download it again"
+                raise _refusal(root, file, problem) from error
+            tensors[file.parent] = tensors.get(file.parent, 0) + len(header)
             json_bytes += length
         elif file.name == _SOLVER:
             solver_bytes += file.stat().st_size
@@ -120,18 +125,6 @@ def _files(root: Path) -> Iterator[Path]:
                 yield file
             else:
                 raise _refusal(root, file, "is no regular file (a pipe, socket or device)")
-
-
-def _read_header(root: Path, file: Path) -> tuple[int, int]:
-    """Return the number of tensors that a safetensors file declares, and the bytes of its header."""
-    try:
-        with open_regular(file) as stream:
-            header, length = read_header(stream, _JSON_BYTES, _TENSORS)
-    except ValueError as error:
-        raise _refusal(
-            root, file, f"is incomplete or damaged ({error_text(error)}): download it again"
-        ) from error
-    return len(header), length
 
 
 def _check_config(root: Path, file: Path, tensors: int) -> None:

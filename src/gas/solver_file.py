@@ -140,14 +140,12 @@ class Document(_Strict):
 
 def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
     """Check the types and ranges of those entries of a model and a teacher that the library reads."""
-    for name in ("name", "sha256", "prediction"):
-        if name in model:
-            of_type(f"model.{name}", model[name], str, "text")
+    for name in {"name", "sha256", "prediction"} & model.keys():
+        of_type(f"model.{name}", model[name], str, "text")
+    for name in {"solver", "grid"} & teacher.keys():
+        of_type(f"teacher.{name}", teacher[name], str, "text")
     if "sample_shape" in model:
         shape("model.sample_shape", model["sample_shape"])
-    for name in ("solver", "grid"):
-        if name in teacher:
-            of_type(f"teacher.{name}", teacher[name], str, "text")
     if "nfe" in teacher:
         integer("teacher.nfe", teacher["nfe"], 1, MAX_NFE)
     if "t_end" in teacher:
@@ -155,11 +153,7 @@ def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) ->
 
 
 def parse_document(content: Mapping[str, Any], name: str) -> Document:
-    """Validate the content of a solver file.
-
-    Args:
-        content: of the file, with or without its checksum, which is not verified.
-        name: of the file, for messages.
+    """Validate the content of a solver file, with or without its checksum, which is not verified.
 
     Raises:
         UserError: one line that names the problem and its place.
@@ -385,11 +379,7 @@ def _show_fact(value: Any) -> str:
     """Return a fact for a message; of a long text, such as a hash, the beginning."""
     if isinstance(value, float):
         return f"{value:g}"
-    text = (
-        value[:25]
-        if isinstance(value, str)
-        else brief(tuple(value) if isinstance(value, (list, tuple)) else value)
-    )
+    text = value[:25] if isinstance(value, str) else brief(tuple(value) if isinstance(value, list) else value)
     return text if len(text) <= 24 else text[:12] + "..."
 
 

@@ -19,7 +19,8 @@ from gas.paper import edm
 from gas.paper.backbone import load_published
 from gas.paper.student import read_student
 from gas.paper.teacher_set import PROMPTS, import_pairs, read_teacher_set
-from gas.unpickle.lazy import FileTensor, read_lazily
+from gas.unpickle.loading import read_pickle
+from gas.unpickle.plain import FileTensor
 from support import commands
 from support.commands import run
 from support.covering import covering, thinned
@@ -164,7 +165,7 @@ def test_a_teacher_set(form: str, count: int, network: Path, tmp_path: Path) -> 
 def test_large_tensors_of_a_pickle_stay_on_disk(tmp_path: Path) -> None:
     data = teachers(300)
     data["view"] = data["noise"][5:250]
-    read = read_lazily(pickled(data, tmp_path / "dataset.pkl"))
+    read = read_pickle(pickled(data, tmp_path / "dataset.pkl"), lazy=True)
     assert all(isinstance(read[name], FileTensor) for name in ("noise", "images", "view"))
     assert torch.equal(read["noise"][17:29], data["noise"][17:29])
     assert torch.equal(read["view"][:], data["view"])

@@ -17,7 +17,7 @@ from torch import Tensor
 import gas
 from gas.paper import edm
 from gas.paper.edm import EDMNetwork, read_weights, write_weights
-from gas.paper.edm_networks import Attention, Block, Convolution, FourierEmbedding, PositionalEmbedding
+from gas.paper.edm_networks import Block, Convolution, FourierEmbedding, PositionalEmbedding, attention
 from support.covering import covering
 from support.published import close, drawn, write_edm
 
@@ -31,7 +31,6 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDPM++": ("EDMPrecond", SONG),
     "DDPM++ with classes": ("EDMPrecond", SONG | {"label_dim": 3, "label_dropout": 0.1}),
     "NCSN++": ("EDMPrecond", SONG | NCSN | {"encoder_type": "residual"}),
-    "skip in, skip out": ("EDMPrecond", SONG | {"encoder_type": "skip", "decoder_type": "skip"}),
     "ADM": ("EDMPrecond", {**SIZES, **ADM, "label_dim": 3, "use_fp16": True}),
     "VP baseline": ("VPPrecond", SONG),
     "VE baseline": ("VEPrecond", SONG | NCSN | {"encoder_type": "residual"}),
@@ -85,7 +84,7 @@ def test_adm_has_one_head_per_64_whole_channels(channels: int) -> None:
     block = Block(channels, channels, 8, heads=-1)
     names = {name for name, _ in block.named_parameters() if name.startswith(("norm2", "qkv", "proj"))}
     heads = channels // 64
-    assert (block.attend.heads if block.attend is not None else 0) == heads
+    assert block.heads == heads
     assert bool(names) == bool(heads)
 
 
@@ -166,7 +165,7 @@ def test_fused_resampling_filters_after_the_weights(taps: list[float], margin: i
 def test_attention_is_a_softmax(heads: int) -> None:
     torch.manual_seed(0)
     qkv, width = torch.randn(2, 24, 3, 5, dtype=torch.float64), 8 // heads
-    answer = Attention(heads)(qkv).flatten(2)
+    answer = attention(qkv, heads).flatten(2)
     for batch, head in itertools.product(range(2), range(heads)):
         own = qkv[batch].flatten(1)[3 * width * head : 3 * width * (head + 1)]
         q, k, v = own[0::3], own[1::3], own[2::3]  # interleaved, channel by channel
@@ -312,6 +311,7 @@ def test_a_network_never_told_nothing_cannot_be_guided(tmp_path: Path) -> None:
         ("iDDPMPrecond", {}, "unknown EDM preconditioning 'iDDPMPrecond'"),
         ("EDMPrecond", {"model_type": "Transformer"}, "unknown EDM architecture 'Transformer'"),
         ("EDMPrecond", {"depth": 3}, "SongUNet cannot be built: .*depth"),
+        ("EDMPrecond", {"encoder_type": "skip"}, "encoder_type must be 'standard' or 'residual', got 'skip'"),
         ("EDMPrecond", {"num_blocks": 2}, r"holds no EDM network.*Missing key"),
         ("EDMPrecond", {"num_blocks": 10**9}, "num_blocks = 1000000000 is not a size of a network"),
         ("EDMPrecond", {"channel_mult": [1] * 99}, "channel_mult = .* is not a size"),

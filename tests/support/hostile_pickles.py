@@ -154,6 +154,10 @@ def hostile(touch: str) -> dict[str, tuple[bytes, str]]:
             "a call of a list",
         ),
         "call of a dtype": (whole(call(name("torch", "float32"), text(touch))), "a call of a dtype"),
+        "list of a tensor": (
+            whole(call(name("builtins", "list"), call(STORAGE, data(storage(torch.ones(2)))))),
+            "the items of a Tensor",
+        ),
         "call with a list of arguments": (whole(name("builtins", "list") + b"]R"), "a call of"),
         "defaultdict of os.system": (
             pickle.dumps(collections.defaultdict(os.system, {1: 2})),

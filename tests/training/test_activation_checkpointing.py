@@ -13,7 +13,7 @@ from gas.sampling import sample
 from gas.training.activation_checkpointing import Checkpointed, available_bytes, saved_bytes, stored_calls
 from gas.training.adam import Adam
 from gas.training.loop import fit
-from gas.zoo.unet import EDMUNet
+from gas.zoo.networks import EDMUNet
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from gas.checkpoint import read_checkpoint
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.pipelines.specs import spec_of
 from gas.zoo import data, latent as latent_models
-from gas.zoo.unet import EDMUNet
+from gas.zoo.networks import EDMUNet
 from gas.zoo.weights_file import WEIGHTS
 
 TRAIN = Path(__file__).parents[2] / "tools" / "zoo" / "train.py"

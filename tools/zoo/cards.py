@@ -20,10 +20,10 @@ from gas.display import markdown
 from gas.io import write_text
 from gas.metrics.distances import frechet_interval
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
-from gas.zoo.classifier import Classifier
 from gas.zoo.data import Images
 from gas.zoo.latent import SHARED, autoencoder, read_latent, read_shared, shared_path, text_encoder
 from gas.zoo.model import ZooModel, read_model
+from gas.zoo.networks import Classifier
 from gas.zoo.weights_file import read_card, write_weights
 
 __all__ = [
@@ -251,7 +251,7 @@ def _model_text(card: Mapping[str, Any]) -> str:
     fine = card["fine"]
     return f"""# {card["name"]}
 
-A class-conditional denoiser of {card["parameters"]:,} parameters (`gas.zoo.unet.EDMUNet`), EDM-preconditioned,
+A class-conditional denoiser of {card["parameters"]:,} parameters (`gas.zoo.networks.EDMUNet`), EDM-preconditioned,
 with a small classifier. Stored in float16; loaded, measured and run in float32.
 
 | | |

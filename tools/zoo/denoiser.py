@@ -14,7 +14,7 @@ from recipes import Recipe
 from torch import Tensor, nn
 
 from gas.zoo.data import Images
-from gas.zoo.unet import EDMUNet
+from gas.zoo.networks import EDMUNet
 
 __all__ = ["MAX_FREQUENCY", "smoothed", "train_classifier", "train_denoiser"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gas.features.inception import Inception
-from gas.features.state import read_state
 from gas.features.transformer import ClipImages, DinoV2, folder_weights
 from gas.io import sha256
-from gas.models.protocol import Model, decoder_of
+from gas.models.protocol import Model, decoder_of, images_of
 from gas.registry import named
+from gas.unpickle.loading import read_state
 
 __all__ = ["EXTRACTORS", "Extractor", "extractor_by_name"]
 
@@ -51,15 +51,7 @@ class Extractor:
 
     def of(self, model: Model) -> Callable[[Tensor], Tensor]:
         """Return the features of a model's samples, decoded first where it has a decoder."""
-        decode = decoder_of(model)
-        if decode is None:
-            return self
-
-        def decoded(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self(decode(x.to(model.device)))
-
-        return decoded
+        return self if decoder_of(model) is None else lambda x: self(images_of(model, x))
 
 
 def extractor_by_name(name: str, weights: str | Path, device: str | torch.device = "cpu") -> Extractor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gas.errors import UserError
 from gas.features.images import rgb
-from gas.features.state import read_state
 from gas.losses import FeatureLoss
+from gas.unpickle.loading import read_state
 
 __all__ = ["LPIPS"]
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from gas.errors import UserError
-from gas.features.clip_score import ClipScore
 from gas.features.lpips import LPIPS
-from gas.features.transformer import folder_weights
+from gas.features.transformer import ClipScore, folder_weights
 from gas.io import sha256
-from gas.models.protocol import Model, decoder_of, prompts_of
+from gas.models.protocol import Model, images_of, prompts_of
 from gas.pairs.dataset import Pairs
 from gas.registry import named
 from gas.workspace import weights_folder
@@ -64,7 +63,7 @@ def _lpips(model: Model, folder: Path) -> SampleMetric:
 
     def distances(samples: Tensor, pairs: Pairs) -> Tensor:
         parts = zip(samples.split(_BATCH), pairs.target.split(_BATCH), strict=True)
-        return torch.cat([network.distance(_images(model, x), _images(model, y)).cpu() for x, y in parts])
+        return torch.cat([network.distance(images_of(model, x), images_of(model, y)).cpu() for x, y in parts])
 
     return SampleMetric("lpips", distances, {"lpips_sha256": ",".join(map(sha256, files))})
 
@@ -85,7 +84,7 @@ def _clip_score(model: Model, folder: Path) -> SampleMetric:
             raise UserError("the pairs have no prompts, so their samples have no CLIP score")
         texts = [prompts[int(label)] for label in pairs.labels]
         parts = [slice(start, start + _BATCH) for start in range(0, len(samples), _BATCH)]
-        return torch.cat([score(_images(model, samples[part]), texts[part]).cpu() for part in parts])
+        return torch.cat([score(images_of(model, samples[part]), texts[part]).cpu() for part in parts])
 
     return SampleMetric("clip-score", scores, {"clip_sha256": sha256(folder_weights(path))})
 
@@ -94,15 +93,6 @@ SAMPLE_METRICS: dict[str, Callable[[Model, Path], SampleMetric]] = {
     "lpips": _lpips,
     "clip-score": _clip_score,
 }
-
-
-@torch.no_grad()
-def _images(model: Model, samples: Tensor) -> Tensor:
-    """Samples on the model's device, decoded where it has a decoder."""
-    decode = decoder_of(model)
-    samples = samples.to(model.device)
-    images: Tensor = samples if decode is None else decode(samples)
-    return images
 
 
 def _weights(metric: str, path: Path) -> Path:

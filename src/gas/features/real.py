@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gas.display import error_text
-from gas.errors import UserError
+from gas.errors import UserError, requires
 from gas.io import open_regular, sha256
 from gas.metrics.statistics import has_images, read_images
 
@@ -98,10 +98,8 @@ class RealImages:
 
 def _picture(path: Path) -> Tensor:
     """Bytes ``(3, H, W)``."""
-    try:
+    with requires("plot", "pictures need Pillow"):
         from PIL import Image
-    except Exception as error:  # a broken install may raise anything
-        raise ModuleNotFoundError("pictures need Pillow: pip install 'gas-solver[plot]'") from error
     try:
         with open_regular(path, _PICTURE_BYTES) as file, Image.open(file) as image:
             if image.width * image.height > _PIXELS:

@@ -1,7 +1,8 @@
-"""DINOv2's and CLIP's features of images, by transformers, from a folder on disk."""
+"""DINOv2's and CLIP's features of images, and the CLIP score, by transformers, from a folder on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gas.errors import UserError
+from gas.errors import UserError, requires
 from gas.features.images import as_bytes, rgb
 from gas.model_folder import check_model_folder
 
-__all__ = ["ClipImages", "DinoV2", "clip_of", "folder_weights"]
+__all__ = ["ClipImages", "ClipScore", "DinoV2", "folder_weights"]
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -60,7 +61,7 @@ class ClipImages(nn.Module):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.network = clip_of(folder)
+        self.network = _pretrained("CLIPModel", folder)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -72,9 +73,55 @@ class ClipImages(nn.Module):
         return features
 
 
-def clip_of(folder: str | Path) -> Any:
-    """Return the ``CLIPModel`` of a folder."""
-    return _pretrained("CLIPModel", folder)
+class ClipScore:
+    """``100 max(cos(E_image, E_text), 0)`` of each image and its text, by a CLIP on disk.
+
+    Args:
+        folder: of transformers' ``CLIPModel`` with its tokenizer.
+        device: where it runs.
+
+    Raises:
+        FileNotFoundError: when the weights are missing.
+        ValueError: when the folder holds no such model or tokenizer.
+
+    References:
+        Hessel et al., arXiv 2104.08718, equation 1 with w = 100, as text-to-image work reports it.
+    """
+
+    def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
+        self.images = ClipImages(folder).to(device)
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # its readers' errors have no common class
+            raise UserError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from error
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """Return the score of each pair ``(B,)``, from 0 to 100.
+
+        Args:
+            images: ``(B, 1 or 3, H, W)`` in [-1, 1].
+            texts: B prompts, truncated to the length that the model reads.
+
+        Raises:
+            ValueError: when there are not as many texts as images.
+        """
+        if len(images) != len(texts):
+            raise UserError(f"every image needs its text, got {len(images)} images and {len(texts)} texts")
+        network = self.images.network
+        length = network.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        ).to(next(network.parameters()).device)
+        pooled = network.text_model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).pooler_output
+        text: Tensor = network.text_projection(pooled)
+        return 100 * torch.cosine_similarity(self.images(images), text).clamp(min=0)
 
 
 def folder_weights(folder: str | Path) -> Path:
@@ -92,12 +139,8 @@ def folder_weights(folder: str | Path) -> Path:
 def _pretrained(kind: str, folder: str | Path) -> Any:
     folder_weights(folder)
     check_model_folder(folder)
-    try:
+    with requires("diffusers", "DINOv2 and CLIP need transformers"):
         import transformers
-    except Exception as error:  # a broken install may raise anything
-        raise ModuleNotFoundError(
-            "DINOv2 and CLIP need transformers: pip install 'gas-solver[diffusers]'"
-        ) from error
     try:
         network = getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True

@@ -81,10 +81,7 @@ def save_statistics(
 ) -> Path:
     """Write statistics to ``.safetensors``, or to ``.npz`` as ``mu``, ``sigma`` and ``count``.
 
-    Args:
-        path: the file; whole or absent.
-        statistics: mean, covariance and count.
-        fingerprint: of the features, text by name.
+    ``fingerprint`` is that of the features, text by name.
 
     Raises:
         ValueError: for another kind of file.
@@ -116,8 +113,6 @@ def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = No
         ValueError: when it is damaged or was changed, holds no statistics, or those of other features.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no statistics at {path}")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
     statistics, recorded = read(path)
     fingerprint = fingerprint or {}
@@ -189,12 +184,8 @@ def _arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
     width = 0 if contents["mu"] is None else contents["mu"].size
     contents["sigma"] = read_array(archive, "sigma", 8 * width * width)
     listed = [name.removesuffix(".npy") for name in archive.namelist()]
-    texts = (
-        ("count", *_FINGERPRINT)
-        if CHECKSUM not in listed
-        else [key for key in listed[:64] if key not in contents]
-    )
-    contents |= {key: read_array(archive, key, _TEXT) for key in texts}
+    others = listed[:64] if CHECKSUM in listed else ["count", *_FINGERPRINT]
+    contents |= {key: read_array(archive, key, _TEXT) for key in others if key not in contents}
     arrays = {key: array for key, array in contents.items() if array is not None}
     if CHECKSUM in arrays:
         verify_arrays(arrays)
@@ -212,11 +203,11 @@ def _count(value: np.ndarray) -> int:
 @contextmanager
 def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive whose arrays are read one at a time."""
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
     try:
         with open_regular(path) as file, open_zip(file) as archive:
             yield archive
+    except FileNotFoundError:
+        raise
     except (ValueError, OSError, TypeError) as error:
         raise UserError(
             f"{path} is not an .npz of plain arrays, or is damaged: {error_text(error)}"

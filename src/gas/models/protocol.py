@@ -130,6 +130,13 @@ def decoder_of(model: Model) -> Callable[[Tensor], Tensor] | None:
     return getattr(model, "decode", None)
 
 
+@torch.no_grad()
+def images_of(model: Model, samples: Tensor) -> Tensor:
+    """Return samples on the model's device, decoded where it has a decoder."""
+    decode, samples = decoder_of(model), samples.to(model.device)
+    return samples if decode is None else decode(samples)
+
+
 def features_of(model: Model) -> Callable[[Tensor], Tensor] | None:
     """Return ``features`` of a model that :class:`HasFeatures`, else ``None``."""
     return getattr(model, "features", None)

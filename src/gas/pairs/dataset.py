@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -126,19 +126,6 @@ class Pairs:
         return self.view(slice(0, cut)), self.view(slice(cut, None))
 
 
-class LazyArray(Protocol):
-    """A tensor ``(S, *)`` that is not in memory until :meth:`read`."""
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, index: slice | Tensor, /) -> Self:
-        """Return a view of some rows."""
-
-    def read(self) -> Tensor:
-        """Return the values."""
-
-
 @dataclass(frozen=True, eq=False)
 class SeededNoise:
     """Standard normal noise that :meth:`read` generates from seeds ``(S,)`` int64."""
@@ -151,6 +138,10 @@ class SeededNoise:
 
     def read(self) -> Tensor:
         return noise_of_seeds(self.sample_shape, self.seeds.tolist())
+
+
+# A tensor ``(S, *)`` that is not in memory until ``read()``; an index selects rows.
+LazyArray = SeededNoise | StoredArray
 
 
 @dataclass(frozen=True, eq=False, repr=False)

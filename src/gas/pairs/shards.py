@@ -38,17 +38,8 @@ __all__ = ["MANIFEST", "StoredArray", "open_folder", "read_manifest", "read_shar
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
 # Keys of every manifest's recipe.
-_REQUIRED = (
-    "model",
-    "schedule",
-    "shape",
-    "table",
-    "teacher",
-    "guidance",
-    "classes",
-    "seeds",
-    "shard",
-    "batch",
+_REQUIRED = tuple(
+    ["model", "schedule", "shape", "table", "teacher", "guidance", "classes", "seeds", "shard", "batch"]
 )
 # Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
@@ -65,9 +56,7 @@ _MAX_SAMPLE = 1 << 30  # numbers of one sample: 4 GB
 def open_folder(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
     """Open a folder to write pairs into: a new one, or one of the same recipe, whose stale temporary files go.
 
-    Args:
-        folder: an existing folder.
-        recipe: what decides the bytes of the pairs; the batch size of an earlier run counts, not this one.
+    The batch size of an earlier run counts, not this one.
 
     Returns:
         The manifest, and which of its shards are missing or damaged.
@@ -89,14 +78,7 @@ def open_folder(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
 
 
 def write_shard(folder: Path, manifest: Json, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a shard, then the manifest with its checksum; each appears whole or not at all.
-
-    Args:
-        folder: of the pairs.
-        manifest: from :func:`open_folder`.
-        entry: of the shard, one of ``manifest["shards"]``; gets the checksum.
-        tensors: from :func:`check_shard`.
-    """
+    """Write a shard, then the manifest with its checksum in the shard's entry; each appears whole or not at all."""
     data = save(tensors, {"recipe": manifest["recipe_sha256"]})
     entry["sha256"] = hashlib.sha256(data).hexdigest()
     write_bytes(folder / entry["file"], data)
@@ -113,12 +95,7 @@ def manifest_of(recipe: Json, checksums: Sequence[str | None] | None = None) -> 
     (first, stop), size = recipe["seeds"], recipe["shard"]
     starts = range(first, stop, size)
     shards = [
-        {
-            "file": f"shard-{i:05d}.safetensors",
-            "first_seed": s,
-            "count": min(size, stop - s),
-            "sha256": digest,
-        }
+        dict(file=f"shard-{i:05d}.safetensors", first_seed=s, count=min(size, stop - s), sha256=digest)
         for i, (s, digest) in enumerate(zip(starts, checksums or [None] * len(starts), strict=True))
     ]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
@@ -286,12 +263,6 @@ def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
 
 def check_shard(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) -> dict[str, Tensor]:
     """Return the tensors of a shard once names, types, shapes and seeds are the recipe's, and targets finite.
-
-    Args:
-        name: of their source, for messages.
-        tensors: by name.
-        recipe: of the manifest.
-        entry: of the shard.
 
     Raises:
         ValueError: says what is wrong.

@@ -70,9 +70,8 @@ def write_pairs(
     done = resumed = total - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, total, resumed)
     # Batch after batch through all shards, so that ranks are idle at most once, at the end.
-    batches = distributed.map_sharded(
-        lambda seeds: _batch(model, table, recipe, seeds), _batches(recipe, todo)
-    )
+    seeds = (part for entry in todo for part in shard_index(recipe, entry)["seeds"].split(recipe["batch"]))
+    batches = distributed.map_sharded(lambda part: _batch(model, table, recipe, part.tolist()), seeds)
     problem = ""
     for entry in todo:
         tensors = _shard(recipe, entry, list(islice(batches, -(-entry["count"] // recipe["batch"]))))
@@ -163,13 +162,6 @@ def _description(solver: Solver, teacher: Mapping[str, Any] | None) -> Mapping[s
     if teacher is not None:
         return teacher
     return solver.config() if isinstance(solver, Classical) else {}
-
-
-def _batches(recipe: Json, entries: Sequence[Json]) -> Iterator[list[int]]:
-    """The seeds of every call of the model: batches aligned to the start of their shard."""
-    for entry in entries:
-        seeds = shard_index(recipe, entry)["seeds"]
-        yield from (part.tolist() for part in seeds.split(recipe["batch"]))
 
 
 def _batch(model: Model, table: Table, recipe: Json, seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from . import (
 )
 from .backbone import load_backbone as load_backbone, load_published as load_published
 from .files import (
-    LocatedFile as LocatedFile,
     PublishedFile as PublishedFile,
     find_files as find_files,
     find_measuring_files as find_measuring_files,

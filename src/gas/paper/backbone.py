@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gas.errors import UserError
 from gas.models.custom import OwnModel
@@ -89,13 +87,12 @@ def _ldm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
     model = ldm.load(
         path, t_end=preset.t_end, latent_size=preset.size // factor, name=preset.name, device=device
     )
-    return replace(model, decode=functools.partial(_decode, first_stage))
 
+    def decode(latents: Tensor) -> Tensor:
+        images: Tensor = first_stage.decode(latents.to(device)).sample  # type: ignore[operator]
+        return images.clamp(-1, 1)
 
-def _decode(first_stage: nn.Module, latents: Tensor) -> Tensor:
-    """Return images in [-1, 1] for latents, by diffusers' ``VQModel``."""
-    decode: Callable[..., Tensor] = lambda z: first_stage.decode(z).sample  # type: ignore[operator]  # noqa: E731
-    return decode(latents.to(next(first_stage.parameters()).device)).clamp(-1, 1)
+    return replace(model, decode=decode)
 
 
 def _pipeline(preset: Preset, path: Path, prompts: Path | None, device: str | torch.device) -> Model:

@@ -44,18 +44,21 @@ def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return network
 
 
-def unet_weights(network: Mapping[str, Tensor], blocks: int, head_channels: int) -> dict[str, Tensor]:
+def unet_weights(network: Mapping[str, Tensor], head_channels: int) -> dict[str, Tensor]:
     """Rename the weights of a U-Net of latent diffusion to those of ``UNet2DModel`` or ``UNet2DConditionModel``.
 
     Args:
         network: by CompVis's names, ``input_blocks.1.0.in_layers.0.weight`` and so on.
-        blocks: residual blocks a level.
         head_channels: channels of a head of plain attention blocks, which store queries, keys and values as one weight.
 
     Raises:
         UserError: for a name of another architecture.
     """
     renamed: dict[str, Tensor] = {}
+    downs = [int(x[1]) for name in network if (x := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))]
+    if not downs:
+        raise UserError("a U-Net of one level is not known")
+    blocks = min(downs) - 1  # residual blocks a level
     plain = any(".qkv." in name for name in network)
     for name, value in network.items():
         place, dot, leaf = name.rpartition(".")
@@ -107,12 +110,7 @@ def _plain_attention(block: str, rest: str, value: Tensor, head_channels: int) -
 
 
 def first_stage_weights(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a first stage (VQ) to those of diffusers' ``VQModel``.
-
-    Args:
-        network: by CompVis's names, ``encoder.down.0.block.0.norm1.weight`` and so on; those of its training loss
-            are left out.
-    """
+    """Rename the weights of a first stage (VQ) to those of diffusers' ``VQModel``, without its training loss."""
     ups = {int(match[1]) for name in network if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
     renamed: dict[str, Tensor] = {}
     for name, value in network.items():

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gas.display import brief
 from gas.errors import UserError
 from gas.io import sha256, write_safetensors
 from gas.paper.student import is_student
 from gas.paper.teacher_set import is_teacher_set
-from gas.registry import named
 from gas.schedule import EDMasVP, Schedule, VPDiscrete, VPLinear
-from gas.unpickle.lazy import read_lazily
+from gas.unpickle.loading import read_pickle
 from gas.unpickle.plain import Persistent
 
 __all__ = ["KINDS", "SCHEDULES", "recognize", "weights_to_safetensors"]
@@ -45,10 +45,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 
 
 def recognize(path: str | Path) -> tuple[str, Any]:
-    """Return the kind of a published file; nothing in it is executed.
-
-    Args:
-        path: a file of a source that need not be trusted.
+    """Return the kind of a published file, which need not be trusted; nothing in it is executed.
 
     Returns:
         A key of :data:`KINDS`, and the file's content with its large tensors still on disk.
@@ -60,7 +57,7 @@ def recognize(path: str | Path) -> tuple[str, Any]:
     path = Path(path)
     if path.suffix in (".safetensors", ".json", ".npz"):
         raise UserError(f"{path} is {path.suffix[1:]} already, which needs no converting")
-    data = read_lazily(path)
+    data = read_pickle(path, lazy=True)
     entries = data if isinstance(data, Mapping) else {}
     if is_student(data):
         return "student", data
@@ -82,11 +79,6 @@ def recognize(path: str | Path) -> tuple[str, Any]:
 def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
     """Convert weights of a recognized kind; builds the network once, so that the result can be loaded.
 
-    Args:
-        kind: ``edm``, ``r3gan`` or ``ldm``.
-        path: the published file.
-        out: the safetensors file; whole or absent.
-
     Returns:
         The count of numbers that were written.
 
@@ -94,30 +86,22 @@ def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
         UserError: when the weights are not those of the network that the file describes.
         OSError: when the file cannot be written.
     """
-    return named("kind of weights", kind, {"edm": _edm, "r3gan": _r3gan, "ldm": _ldm})(Path(path), Path(out))
-
-
-def _edm(path: Path, out: Path) -> int:
-    from gas.paper import edm
-
-    weights = edm.read_weights(path)
-    edm.build(weights)
-    edm.write_weights(weights, out)
-    return sum(value.numel() for value in weights.tensors.values())
-
-
-def _ldm(path: Path, out: Path) -> int:
-    from gas.paper import ldm
-
-    model = ldm.read(path)
-    ldm.write(model, out, path)
-    return sum(value.numel() for value in model.tensors.values())
-
-
-def _r3gan(path: Path, out: Path) -> int:
+    from gas.paper import edm, ldm
     from gas.training.adversarial.r3gan import load_discriminator
 
-    state = load_discriminator(path).state_dict()
-    card = {"kind": "R3GAN discriminator", "source": path.name, "source_sha256": sha256(path)}
-    write_safetensors(out, state, card)
-    return sum(value.numel() for value in state.values())
+    path = Path(path)
+    tensors: Mapping[str, Tensor]
+    if kind == "edm":
+        weights = edm.read_weights(path)
+        edm.build(weights)
+        edm.write_weights(weights, out)
+        tensors = weights.tensors
+    elif kind == "ldm":
+        model = ldm.read(path)
+        ldm.write(model, out, path)
+        tensors = model.tensors
+    else:
+        tensors = load_discriminator(path).state_dict()
+        card = {"kind": "R3GAN discriminator", "source": path.name, "source_sha256": sha256(path)}
+        write_safetensors(out, tensors, card)
+    return sum(value.numel() for value in tensors.values())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gas.denoise import EDMDenoiser
 from gas.display import brief, error_text
 from gas.errors import UserError
-from gas.io import parse_json, read_safetensors, sha256, write_safetensors
+from gas.io import check_sizes, parse_json, read_safetensors, sha256, write_safetensors
 from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
 from gas.registry import named
@@ -31,7 +31,6 @@ __all__ = [
     "build",
     "load",
     "model_of",
-    "of_pickle",
     "read",
     "read_weights",
     "write_weights",
@@ -51,8 +50,6 @@ _PRECONDITIONING = {
     "epsilon_t",
     "model_type",
 }
-# Far above every published size: a file must not describe a network that takes forever to lay out.
-_LIMIT, _BLOCKS, _LEVELS = 4096, 16, 8
 
 
 class EDMNetwork(nn.Module):
@@ -114,13 +111,13 @@ class EDMNetwork(nn.Module):
             ``(B, C, H, W)`` in the dtype of ``x``; computed in that of the weights.
         """
         dtype = next(self.model.parameters()).dtype
-        skip, out, scale, c_noise = self.precondition(sigma.to(dtype))
+        *scales, c_noise = self.precondition(sigma.to(dtype))
+        skip, out, scale = (c.reshape(-1, 1, 1, 1) for c in scales)
         one_hot = None
         if self.label_dim:
             if labels is None:
                 labels = torch.full((len(x),), self.label_dim, device=x.device)
             one_hot = F.one_hot(labels, self.label_dim + 1)[:, : self.label_dim].to(dtype)
-        skip, out, scale = (c.reshape(-1, 1, 1, 1) for c in (skip, out, scale))
         y = x.to(dtype)
         prediction: Tensor = skip * y + out * self.model(scale * y, c_noise, one_hot)
         return prediction.to(x.dtype)
@@ -174,9 +171,7 @@ def read_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        return of_pickle(path, read_pickle(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+        return _of_pickle(path)
     try:
         tensors, card = read_safetensors(path)
         kind, init = card.pop("class_name", "EDMPrecond"), parse_json(card.pop("init_kwargs"), finite=False)
@@ -191,12 +186,8 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(kind=kind, init=init, tensors=inner or tensors, source=str(path), card=card)
 
 
-def of_pickle(path: Path, data: Any) -> Weights:
-    """Take the network ``ema`` out of the contents of a published pickle.
-
-    Raises:
-        UserError: when it has none.
-    """
+def _of_pickle(path: Path) -> Weights:
+    data = read_pickle(path)
     network = data.get("ema") if isinstance(data, Mapping) else None
     if not isinstance(network, Persistent):
         contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
@@ -233,7 +224,7 @@ def build(weights: Weights) -> EDMNetwork:
         UserError: when the weights are not those of the network that the file describes.
     """
     try:
-        _check_sizes(weights.init)
+        check_sizes({k: v for k, v in weights.init.items() if k != "sigma_max"})  # which may be infinite
         with torch.device("meta"):  # the constructor's random weights would be thrown away
             network = EDMNetwork(weights.kind, **weights.init)
         network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
@@ -294,14 +285,3 @@ def model_of(network: EDMNetwork, t_end: float, *, name: str) -> OwnModel:
         data_range=2.0,  # images in [-1, 1]
         rebuild=functools.partial(model_of, network, name=name),
     )
-
-
-def _check_sizes(init: Mapping[str, Any]) -> None:
-    """Refuse sizes that no network has, before a network is laid out by them."""
-    for name, value in init.items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        large = [x for x in numbers if isinstance(x, (int, float)) and not isinstance(x, bool) and x > _LIMIT]
-        deep = name == "num_blocks" and (not isinstance(value, int) or value > _BLOCKS)
-        nested = any(isinstance(x, (list, tuple, dict)) for x in numbers)
-        if len(numbers) > _LEVELS or deep or nested or (large and name != "sigma_max"):
-            raise UserError(f"{name[:40]} = {brief(value)} is not a size of a network")

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gas.arguments import choice
 from gas.errors import UserError
 
-__all__ = [
-    "Attention",
-    "Block",
-    "Convolution",
-    "DhariwalUNet",
-    "FourierEmbedding",
-    "PositionalEmbedding",
-    "SongUNet",
-    "group_norm",
-]
+__all__ = ["Block", "Convolution", "DhariwalUNet", "SongUNet", "attention"]
 
 _HEAD_CHANNELS = 64  # channels of an attention head where the number of heads is not given
 
@@ -62,7 +54,8 @@ class Convolution(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        self.out_channels, self.up, self.down, self.fused = outputs, up, down, fused
+        self.up, self.down, self.fused = up, down, fused
+        self.margin = (len(taps) - 1) // 2  # pixels that the filter needs beyond each edge
         self.weight = self.bias = None
         if kernel:
             bound = 1 / math.sqrt(inputs * kernel * kernel)
@@ -74,23 +67,17 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, outputs, H', W')``, H' twice, half or once H."""
-        if self.fused and self.weight is not None:
-            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2 + self._margin)
-            x = self._low_pass(x, padding=0)
-            return x if self.bias is None else x + self.bias[:, None, None]
+        if self.fused and self.weight is not None and self.bias is not None:
+            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2 + self.margin)
+            return self._low_pass(x, padding=0) + self.bias[:, None, None]
         if self.up:
             spread = (4 * self.resample_filter).expand(x.shape[1], -1, -1, -1)
-            x = F.conv_transpose2d(x, spread, stride=2, padding=self._margin, groups=x.shape[1])
+            x = F.conv_transpose2d(x, spread, stride=2, padding=self.margin, groups=x.shape[1])
         if self.down:
-            x = self._low_pass(x, padding=self._margin)
+            x = self._low_pass(x, padding=self.margin)
         if self.weight is None:
             return x
         return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
-
-    @property
-    def _margin(self) -> int:
-        """The pixels that the filter needs beyond each edge."""
-        return (self.resample_filter.shape[-1] - 1) // 2
 
     def _low_pass(self, x: Tensor, padding: int) -> Tensor:
         filters = self.resample_filter.expand(x.shape[1], -1, -1, -1)
@@ -137,29 +124,18 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+def _norm(channels: int, eps: float) -> nn.GroupNorm:
     """Return a group normalization of at most 32 groups of at least 4 channels."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
 
 
-class Attention(nn.Module):
-    """Self-attention over the positions of a map; holds no weights, which lie in its block.
-
-    Args:
-        heads: heads; each attends with its share of the channels.
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, qkv: Tensor) -> Tensor:
-        """Map ``(B, 3 C, H, W)``, queries, keys and values interleaved within each head, to ``(B, C, H, W)``."""
-        batch, channels, height, width = qkv.shape
-        split = qkv.reshape(batch, self.heads, channels // (3 * self.heads), 3, height * width)
-        q, k, v = (part.transpose(2, 3) for part in split.unbind(3))
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return mixed.transpose(2, 3).reshape(batch, channels // 3, height, width)
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """Map ``(B, 3 C, H, W)``, queries, keys and values interleaved within each head, to ``(B, C, H, W)``."""
+    batch, channels, height, width = qkv.shape
+    split = qkv.reshape(batch, heads, channels // (3 * heads), 3, height * width)
+    q, k, v = (part.transpose(2, 3) for part in split.unbind(3))
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(2, 3).reshape(batch, channels // 3, height, width)
 
 
 class Block(nn.Module):
@@ -195,21 +171,19 @@ class Block(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = inputs, outputs
-        self.scale_and_shift, self.gain = scale_and_shift, gain
-        self.norm0 = group_norm(inputs, eps)
+        self.in_channels, self.scale_and_shift, self.gain = inputs, scale_and_shift, gain
+        self.norm0 = _norm(inputs, eps)
         self.conv0 = Convolution(inputs, outputs, 3, up=up, down=down, taps=taps)
         self.affine = nn.Linear(embedding, outputs * (2 if scale_and_shift else 1))
-        self.norm1 = group_norm(outputs, eps)
+        self.norm1 = _norm(outputs, eps)
         self.conv1 = Convolution(outputs, outputs, 3)
         self.skip: Convolution | None = None
         if inputs != outputs or up or down:
             side = 1 if project or inputs != outputs else 0
             self.skip = Convolution(inputs, outputs, side, up=up, down=down, taps=taps)
-        heads = outputs // _HEAD_CHANNELS if heads < 0 else heads
-        self.attend = Attention(heads) if heads else None
-        if self.attend is not None:
-            self.norm2 = group_norm(outputs, eps)
+        self.heads = outputs // _HEAD_CHANNELS if heads < 0 else heads
+        if self.heads:
+            self.norm2 = _norm(outputs, eps)
             self.qkv = Convolution(outputs, 3 * outputs, 1)
             self.proj = Convolution(outputs, outputs, 1)
 
@@ -224,47 +198,91 @@ class Block(nn.Module):
             h = self.norm1(h + condition)
         h = self.conv1(F.silu(h))
         h = (h + (x if self.skip is None else self.skip(x))) * self.gain
-        if self.attend is None:
+        if not self.heads:
             return h
-        mixed: Tensor = self.proj(self.attend(self.qkv(self.norm2(h))))
+        mixed: Tensor = self.proj(attention(self.qkv(self.norm2(h)), self.heads))
         return (h + mixed) * self.gain
 
 
-_SONG: dict[str, Any] = {"scale_and_shift": False, "project": True, "eps": 1e-6, "gain": math.sqrt(0.5)}
+class _UNet(nn.Module):
+    """What both architectures share: the layers of encoder and decoder, by their published names."""
 
+    def lay_out(
+        self,
+        block: Callable[..., Block],
+        in_channels: int,
+        first: int | None,
+        side: int,
+        widths: Sequence[int],
+        attended: Sequence[int],
+        *,
+        blocks: int,
+        heads: int,
+        every: bool = True,
+        residual: Sequence[int] | None = None,
+    ) -> None:
+        """Set ``enc`` and ``dec``.
 
-@dataclass(frozen=True)
-class _Plan:
-    """The layout of either architecture: sides and widths of the levels, and the options of their blocks."""
-
-    sides: list[int]
-    widths: list[int]
-    attended: list[bool]
-    blocks: int
-    embedding: int
-    heads: int = -1  # of blocks with attention
-    each: bool = (
-        True  # whether every block of an attended level of the decoder has attention, or the last alone
-    )
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, side: int, base: int, factors: Sequence[int], blocks: int, at: Sequence[int], embedding: int
-    ) -> _Plan:
-        if not factors:
+        Args:
+            block: makes a block of its channels and options.
+            in_channels: of the images.
+            first: channels of the first convolution; by default of the first level.
+            side: of the images; every level halves it.
+            widths: channels of each level.
+            attended: sides with self-attention.
+            blocks: residual blocks a level.
+            heads: of a block with attention, as :class:`Block` takes them.
+            every: whether all blocks of an attended level of the decoder have attention, or the last alone.
+            residual: taps of the filter by which the image enters each lower level, if it does.
+        """
+        if not widths:
             raise UserError("channel_mult must name at least one level, got none")
-        sides = [side >> level for level in range(len(factors))]
-        return cls(sides, [base * f for f in factors], [s in at for s in sides], blocks, embedding)
+        sides, first = [side >> level for level in range(len(widths))], first or widths[0]
+        enc: dict[str, nn.Module] = {f"{sides[0]}x{sides[0]}_conv": Convolution(in_channels, first, 3)}
+        dec: dict[str, nn.Module] = {}
+        width, image, skips = first, in_channels, [first]
+        for level, (side, to) in enumerate(zip(sides, widths, strict=True)):
+            if level:
+                enc[f"{side}x{side}_down"] = block(width, width, down=True)
+                skips.append(width)
+            if level and residual is not None:
+                name = f"{side}x{side}_aux_residual"
+                enc[name] = Convolution(image, width, 3, down=True, taps=residual, fused=True)
+                image = width
+            for index in range(blocks):
+                enc[f"{side}x{side}_block{index}"] = block(width, to, heads=heads * (side in attended))
+                width = to
+                skips.append(width)
+        for side, to in reversed(list(zip(sides, widths, strict=True))):
+            if side == sides[-1]:
+                dec[f"{side}x{side}_in0"] = block(width, width, heads=heads)
+                dec[f"{side}x{side}_in1"] = block(width, width)
+            else:
+                dec[f"{side}x{side}_up"] = block(width, width, up=True)
+            for index in range(blocks + 1):
+                attends = side in attended and (every or index == blocks)
+                dec[f"{side}x{side}_block{index}"] = block(width + skips.pop(), to, heads=heads * attends)
+                width = to
+        self.enc, self.dec = nn.ModuleDict(enc), nn.ModuleDict(dec)
 
-    def block(
-        self, inputs: int, outputs: int, *, attend: bool = False, up: bool = False, down: bool = False
-    ) -> Block:
-        heads = self.heads if attend else 0
-        return Block(inputs, outputs, self.embedding, up=up, down=down, heads=heads, **self.options)
+    def maps(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return the last map of the decoder."""
+        image, maps = x, list[Tensor]()
+        for name, layer in self.enc.items():
+            if name.endswith("aux_residual"):
+                x = maps[-1] = image = (x + layer(image)) * math.sqrt(0.5)
+            else:
+                x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
+                maps.append(x)
+        for layer in self.dec.values():
+            if isinstance(layer, Block):
+                # A block that is wider than the map takes the newest unused map of the encoder too.
+                x = x if x.shape[1] == layer.in_channels else torch.cat([x, maps.pop()], dim=1)
+                x = layer(x, embedding)
+        return x
 
 
-class SongUNet(nn.Module):
+class SongUNet(_UNet):
     """DDPM++ and NCSN++ as EDM builds them; dropout, which acts in training alone, is left out.
 
     Args:
@@ -280,8 +298,8 @@ class SongUNet(nn.Module):
         attn_resolutions: resolutions with self-attention.
         embedding_type: ``positional`` (DDPM++) or ``fourier`` (NCSN++).
         channel_mult_noise: width of the noise level's embedding, in ``model_channels``.
-        encoder_type: how the image enters lower levels: ``standard`` (not at all), ``skip`` or ``residual`` (NCSN++).
-        decoder_type: ``standard``, or ``skip``: every level adds to the output.
+        encoder_type: how the image enters lower levels: ``standard`` (not at all) or ``residual`` (NCSN++).
+        decoder_type: ``standard``, as in all published files.
         resample_filter: taps: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
 
     References:
@@ -302,8 +320,8 @@ class SongUNet(nn.Module):
         attn_resolutions: Sequence[int] = (16,),
         embedding_type: Literal["positional", "fourier"] = "positional",
         channel_mult_noise: int = 1,
-        encoder_type: Literal["standard", "skip", "residual"] = "standard",
-        decoder_type: Literal["standard", "skip"] = "standard",
+        encoder_type: Literal["standard", "residual"] = "standard",
+        decoder_type: Literal["standard"] = "standard",
         resample_filter: Sequence[float] = (1, 1),
     ) -> None:
         super().__init__()
@@ -315,12 +333,31 @@ class SongUNet(nn.Module):
         self.map_augment = nn.Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(noise, wide)
         self.map_layer1 = nn.Linear(wide, wide)
-        plan = _Plan.of(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions, wide)
-        plan = replace(plan, heads=1, each=False, options={**_SONG, "taps": resample_filter})
-        inputs = _image_inputs(plan, in_channels, encoder_type, resample_filter)
-        enc = _encoder(plan, in_channels, model_channels, inputs)
-        outputs = _image_outputs(plan, out_channels, decoder_type, resample_filter)
-        self.enc, self.dec = nn.ModuleDict(enc), nn.ModuleDict(_decoder(plan, _widths(enc), outputs))
+        choice("encoder_type", encoder_type, ("standard", "residual"))
+        choice("decoder_type", decoder_type, ("standard",))
+        self.lay_out(
+            partial(
+                Block,
+                embedding=wide,
+                taps=resample_filter,
+                scale_and_shift=False,
+                project=True,
+                eps=1e-6,
+                gain=math.sqrt(0.5),
+            ),
+            in_channels,
+            model_channels,
+            img_resolution,
+            [model_channels * factor for factor in channel_mult],
+            attn_resolutions,
+            blocks=num_blocks,
+            heads=1,
+            every=False,
+            residual=resample_filter if encoder_type == "residual" else None,
+        )
+        self.last, width = f"{img_resolution}x{img_resolution}_aux", model_channels * channel_mult[0]
+        self.dec[f"{self.last}_norm"] = _norm(width, 1e-6)
+        self.dec[f"{self.last}_conv"] = Convolution(width, out_channels, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Return ``(B, out_channels, H, W)`` for images, noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
@@ -328,42 +365,12 @@ class SongUNet(nn.Module):
         if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels * math.sqrt(self.map_label.in_features))
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(h))))
-        return self._decode(self._encode(x, embedding), embedding)
-
-    def _encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """Return the output of every layer of the encoder; lower levels mix the image in."""
-        image, maps = x, list[Tensor]()
-        for name, layer in self.enc.items():
-            role = name.partition("_")[2]
-            if role == "aux_down":
-                image = layer(image)
-            elif role == "aux_skip":
-                x = maps[-1] = x + layer(image)
-            elif role == "aux_residual":
-                x = maps[-1] = image = (x + layer(image)) * math.sqrt(0.5)
-            else:
-                x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-                maps.append(x)
-        return maps
-
-    def _decode(self, maps: list[Tensor], embedding: Tensor) -> Tensor:
-        """Return the output of the last level, or the sum over all levels."""
-        x, output, normed = maps[-1], None, None
-        for name, layer in self.dec.items():
-            role = name.partition("_")[2]
-            if role == "aux_up":
-                output = layer(output)
-            elif role == "aux_norm":
-                normed = F.silu(layer(x))
-            elif role == "aux_conv":
-                part = layer(normed)
-                output = part if output is None else output + part
-            else:
-                x = _joined(layer, x, maps, embedding)
-        return cast("Tensor", output)
+        normed = self.dec[f"{self.last}_norm"](self.maps(x, embedding))
+        output: Tensor = self.dec[f"{self.last}_conv"](F.silu(normed))
+        return output
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(_UNet):
     """ADM as EDM builds it; dropout, which acts in training alone, is left out.
 
     Args:
@@ -402,110 +409,23 @@ class DhariwalUNet(nn.Module):
         self.map_layer0 = nn.Linear(model_channels, wide)
         self.map_layer1 = nn.Linear(wide, wide)
         self.map_label = nn.Linear(label_dim, wide, bias=False) if label_dim else None
-        plan = _Plan.of(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions, wide)
-        width = plan.widths[0]
-        enc = _encoder(plan, in_channels, width)
-        self.enc, self.dec = nn.ModuleDict(enc), nn.ModuleDict(_decoder(plan, _widths(enc)))
-        self.out_norm = group_norm(width, 1e-5)
-        self.out_conv = Convolution(width, out_channels, 3)
+        self.lay_out(
+            partial(Block, embedding=wide),
+            in_channels,
+            None,
+            img_resolution,
+            [model_channels * factor for factor in channel_mult],
+            attn_resolutions,
+            blocks=num_blocks,
+            heads=-1,
+        )
+        self.out_norm = _norm(model_channels * channel_mult[0], 1e-5)
+        self.out_conv = Convolution(model_channels * channel_mult[0], out_channels, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Return ``(B, out_channels, H, W)`` for images, noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
         h = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
         if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels)
-        embedding, maps = F.silu(h), []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            maps.append(x)
-        for layer in self.dec.values():
-            x = _joined(layer, x, maps, embedding)
-        output: Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        output: Tensor = self.out_conv(F.silu(self.out_norm(self.maps(x, F.silu(h)))))
         return output
-
-
-def _encoder(
-    plan: _Plan, image: int, width: int, inputs: Mapping[int, Mapping[str, nn.Module]] | None = None
-) -> dict[str, nn.Module]:
-    """Return the layers of the encoder by name, from the highest resolution down."""
-    layers: dict[str, nn.Module] = {}
-    for level, side in enumerate(plan.sides):
-        if level == 0:
-            layers[f"{side}x{side}_conv"] = Convolution(image, width, 3)
-        else:
-            layers[f"{side}x{side}_down"] = plan.block(width, width, down=True)
-            layers |= (inputs or {}).get(level, {})
-        for index in range(plan.blocks):
-            layers[f"{side}x{side}_block{index}"] = plan.block(
-                width, plan.widths[level], attend=plan.attended[level]
-            )
-            width = plan.widths[level]
-    return layers
-
-
-def _decoder(
-    plan: _Plan, skips: list[int], outputs: Mapping[int, Mapping[str, nn.Module]] | None = None
-) -> dict[str, nn.Module]:
-    """Return the layers of the decoder by name, from the lowest resolution up."""
-    layers: dict[str, nn.Module] = {}
-    width, lowest = skips[-1], len(plan.sides) - 1
-    for level, side in reversed(list(enumerate(plan.sides))):
-        if level == lowest:
-            layers[f"{side}x{side}_in0"] = plan.block(width, width, attend=True)
-            layers[f"{side}x{side}_in1"] = plan.block(width, width)
-        else:
-            layers[f"{side}x{side}_up"] = plan.block(width, width, up=True)
-        for index in range(plan.blocks + 1):
-            attend = plan.attended[level] and (plan.each or index == plan.blocks)
-            layers[f"{side}x{side}_block{index}"] = plan.block(
-                width + skips.pop(), plan.widths[level], attend=attend
-            )
-            width = plan.widths[level]
-        layers |= (outputs or {}).get(level, {})
-    return layers
-
-
-def _image_inputs(
-    plan: _Plan, image: int, kind: str, taps: Sequence[float]
-) -> dict[int, dict[str, nn.Module]]:
-    """Return the layers by which the image enters each lower level, by name."""
-    layers: dict[int, dict[str, nn.Module]] = {}
-    for level, side in list(enumerate(plan.sides))[1:]:
-        name, width = f"{side}x{side}_aux", plan.widths[level - 1]
-        if kind == "skip":
-            down = Convolution(image, image, 0, down=True, taps=taps)
-            layers[level] = {f"{name}_down": down, f"{name}_skip": Convolution(image, width, 1)}
-        elif kind == "residual":
-            down = Convolution(image, width, 3, down=True, taps=taps, fused=True)
-            layers[level], image = {f"{name}_residual": down}, width
-    return layers
-
-
-def _image_outputs(
-    plan: _Plan, image: int, kind: str, taps: Sequence[float]
-) -> dict[int, dict[str, nn.Module]]:
-    """Return the layers by which each level, or the first alone, adds to the output, by name."""
-    layers: dict[int, dict[str, nn.Module]] = {}
-    for level, side in enumerate(plan.sides):
-        name, width = f"{side}x{side}_aux", plan.widths[level]
-        layers[level] = {}
-        if kind == "skip" and level < len(plan.sides) - 1:
-            layers[level][f"{name}_up"] = Convolution(image, image, 0, up=True, taps=taps)
-        if kind == "skip" or level == 0:
-            layers[level][f"{name}_norm"] = group_norm(width, 1e-6)
-            layers[level][f"{name}_conv"] = Convolution(width, image, 3)
-    return layers
-
-
-def _widths(enc: dict[str, nn.Module]) -> list[int]:
-    """Return the channels of every map that the encoder hands to the decoder."""
-    layers = [layer for name, layer in enc.items() if "_aux_" not in name]
-    return [layer.out_channels for layer in layers if isinstance(layer, (Block, Convolution))]
-
-
-def _joined(layer: nn.Module, x: Tensor, maps: list[Tensor], embedding: Tensor) -> Tensor:
-    """Apply a decoder's block, to the newest unused map of the encoder too if the block is wide enough."""
-    if x.shape[1] != layer.in_channels:
-        x = torch.cat([x, maps.pop()], dim=1)
-    output: Tensor = layer(x, embedding)
-    return output

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy
 import torch
 
 import gas
@@ -27,15 +27,11 @@ EXTRAS = {
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Return versions, threads, device and its free memory in plain JSON."""
     device = torch.device(device)
-    try:
-        numpy = version("numpy")
-    except PackageNotFoundError:
-        numpy = "not installed as a package"
     facts: dict[str, Any] = {
         "gas-solver": gas.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy,
+        "numpy": numpy.__version__,
         "system": platform.platform(terse=True),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

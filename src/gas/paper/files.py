@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,40 +12,34 @@ from gas.errors import UserError
 from gas.paper.presets import Preset
 from gas.workspace import WEIGHTS_VARIABLE
 
-__all__ = [
-    "LocatedFile",
-    "PublishedFile",
-    "describe_file",
-    "find_files",
-    "find_measuring_files",
-    "need",
-    "prompts_path",
-]
+__all__ = ["PublishedFile", "describe_file", "find_files", "find_measuring_files", "need", "prompts_path"]
 
-_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+_INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+# Where the files are published: folders of some files under their names, and the sources of others.
+_FOLDERS = {
+    "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/": (
+        "edm-cifar10-32x32-uncond-vp.pkl",
+        "edm-ffhq-64x64-uncond-vp.pkl",
+        "edm-afhqv2-64x64-uncond-vp.pkl",
+    ),
+    "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/": (
+        "cifar10-32x32.npz",
+        "ffhq-64x64.npz",
+        "afhqv2-64x64.npz",
+    ),
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/": (_INCEPTION,),
+    "https://download.pytorch.org/models/": ("vgg16-397923af.pth",),
+}
 _COMPVIS = "https://ommer-lab.com/files/latent-diffusion/"
-# Where the files are published.
-_SOURCES = {
-    "edm-cifar10-32x32-uncond-vp.pkl": _EDM + "edm-cifar10-32x32-uncond-vp.pkl",
-    "edm-ffhq-64x64-uncond-vp.pkl": _EDM + "edm-ffhq-64x64-uncond-vp.pkl",
-    "edm-afhqv2-64x64-uncond-vp.pkl": _EDM + "edm-afhqv2-64x64-uncond-vp.pkl",
+_ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
+_SOURCES = {name: folder + name for folder, names in _FOLDERS.items() for name in names} | {
     "lsun_bedrooms/model.ckpt": _COMPVIS + "lsun_bedrooms.zip (unpack it)",
     "cin256-v2/model.ckpt": _COMPVIS + "nitro/cin/model.ckpt",
     "stable-diffusion-v1-5": "Hugging Face stable-diffusion-v1-5/stable-diffusion-v1-5, the folder, as safetensors",
     "R3GAN-CIFAR10.pkl": "Hugging Face brownvc/R3GAN-CIFAR10, its .pkl under this name",
     "R3GAN-FFHQ-64x64.pkl": "Hugging Face brownvc/R3GAN-FFHQ-64x64, its .pkl under this name",
-    "vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "lpips-vgg.pth": "lpips/weights/v0.1/vgg.pth of the package lpips, under this name",
     "prompts.txt": "captions of MS-COCO's validation set, one a line, in the order of the seeds",
-}
-_INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
-_SOURCES[_INCEPTION] = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_INCEPTION}"
-_ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
-_FID = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
-_SOURCES |= {
-    "cifar10-32x32.npz": _FID + "cifar10-32x32.npz",
-    "ffhq-64x64.npz": _FID + "ffhq-64x64.npz",
-    "afhqv2-64x64.npz": _FID + "afhqv2-64x64.npz",
     "VIRTUAL_lsun_bedroom256.npz": _ADM + "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
     "VIRTUAL_imagenet256_labeled.npz": _ADM + "imagenet/256/VIRTUAL_imagenet256_labeled.npz",
     "coco-val2014-512.npz": "made by gas statistics --images of MS-COCO's validation images, 512 x 512",
@@ -67,7 +61,7 @@ _CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af", _INCEPTION: "begins 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """A file that a preset needs.
+    """A file that a preset needs, and its place on this machine.
 
     Attributes:
         name: under the folder of weights.
@@ -75,12 +69,16 @@ class PublishedFile:
             ``"features"``, ``"reference"`` (statistics) or ``"images"`` (statistics with real images).
         description: of the right file.
         needed_for: in words.
+        path: of the file, ``None`` if it is missing.
+        place: where it is looked for first.
     """
 
     name: str
     role: str
     description: str
     needed_for: str
+    path: Path | None
+    place: Path
 
     @property
     def source(self) -> str:
@@ -93,17 +91,12 @@ class PublishedFile:
         return _CHECKSUMS.get(self.name, "unknown")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocatedFile:
-    """A published file with its path, ``None`` if it is missing, and the candidates for it."""
+def find_files(preset: Preset, folder: Path) -> list[PublishedFile]:
+    """Look for the files that a preset needs.
 
-    file: PublishedFile
-    path: Path | None
-    candidates: tuple[Path, ...]
-
-
-def files_of(preset: Preset) -> list[PublishedFile]:
-    """Return the files that a preset needs."""
+    Each is looked for by its published name in the folder, then in its subfolder of the preset's name; weights also
+    as safetensors, as ``gas paper convert`` writes them.
+    """
     network = {
         "edm": "EDM's pickle, or its conversion by gas paper convert",
         "ldm": "CompVis's checkpoint with its first stage, or its conversion by gas paper convert",
@@ -119,43 +112,33 @@ def files_of(preset: Preset) -> list[PublishedFile]:
         files.append(("lpips-vgg.pth", "loss weights", "LPIPS's own weights of channels", "training"))
     if preset.kind == "sd":
         files.append(("prompts.txt", "prompts", "a UTF-8 file of one prompt a line", "everything"))
-    return [_published(*entries) for entries in files]
+    return [_find(preset, folder, *entries) for entries in files]
 
 
-def measuring_files_of(preset: Preset) -> list[PublishedFile]:
-    """Return the files that a preset's metric needs: Inception's weights, and statistics or images of real data."""
+def find_measuring_files(preset: Preset, folder: Path) -> list[PublishedFile]:
+    """Look for the files of a preset's metric: Inception's weights, and statistics or images of real data."""
     name = _REFERENCES[preset.name]
     images = name.startswith(_WITH_IMAGES)
-    needed = "FID, recall and coverage" if images else "FID"
+    role, purpose = ("images", "FID, recall and coverage") if images else ("reference", "FID")
     return [
-        _published(_INCEPTION, "features", "pytorch-fid's Inception-v3", "FID"),
-        _published(name, "images" if images else "reference", preset.reference, needed),
+        _find(preset, folder, _INCEPTION, "features", "pytorch-fid's Inception-v3", "FID"),
+        _find(preset, folder, name, role, preset.reference, purpose),
     ]
 
 
-def _published(name: str, role: str, description: str, needed_for: str) -> PublishedFile:
-    return PublishedFile(name=name, role=role, description=description, needed_for=needed_for)
-
-
-def find_files(preset: Preset, folder: Path) -> list[LocatedFile]:
-    """Look for a preset's files.
-
-    Each is looked for by its published name in the folder, then in its subfolder of the preset's name; weights also
-    as safetensors, as ``gas paper convert`` writes them.
-    """
-    return [_locate(file, preset, folder) for file in files_of(preset)]
-
-
-def find_measuring_files(preset: Preset, folder: Path) -> list[LocatedFile]:
-    """Look for the files of a preset's metric, as :func:`find_files` does."""
-    return [_locate(file, preset, folder) for file in measuring_files_of(preset)]
-
-
-def _locate(file: PublishedFile, preset: Preset, folder: Path) -> LocatedFile:
-    candidates = [folder / file.name, folder / preset.name / file.name]
+def _find(
+    preset: Preset, folder: Path, name: str, role: str, description: str, needed_for: str
+) -> PublishedFile:
+    candidates = [folder / name, folder / preset.name / name]
     candidates += [c.with_suffix(".safetensors") for c in candidates if c.suffix in (".pkl", ".ckpt")]
-    path = next((candidate for candidate in candidates if candidate.exists()), None)
-    return LocatedFile(file=file, path=path, candidates=tuple(candidates))
+    return PublishedFile(
+        name=name,
+        role=role,
+        description=description,
+        needed_for=needed_for,
+        path=next((candidate for candidate in candidates if candidate.exists()), None),
+        place=candidates[0],
+    )
 
 
 def need(preset: Preset, role: str, folder: Path) -> Path:
@@ -164,13 +147,13 @@ def need(preset: Preset, role: str, folder: Path) -> Path:
     Raises:
         FileNotFoundError: names the file, where to put it and where to get it.
     """
-    (located,) = (each for each in find_files(preset, folder) if each.file.role == role)
-    if located.path is None:
+    (file,) = (each for each in find_files(preset, folder) if each.role == role)
+    if file.path is None:
         raise FileNotFoundError(
-            f"preset {preset.name} needs {located.candidates[0]} (or name its folder by --preset-weights or "
+            f"preset {preset.name} needs {file.place} (or name its folder by --preset-weights or "
             f"{WEIGHTS_VARIABLE}): gas paper doctor {preset.name} says what it is and where it is published"
         )
-    return located.path
+    return file.path
 
 
 def prompts_path(preset: Preset, folder: Path, given: Path | None) -> Path | None:
@@ -187,70 +170,48 @@ def prompts_path(preset: Preset, folder: Path, given: Path | None) -> Path | Non
     return need(preset, "prompts", folder) if given is None else given
 
 
-def describe_file(located: LocatedFile) -> str:
+def describe_file(file: PublishedFile) -> str:
     """Describe the contents of a file, read as data; nothing in it is executed.
 
     Raises:
         UserError: when it is damaged, unsafe, or another file than it should be.
     """
-    path, role = located.path, located.file.role
+    from gas.features.inception import Inception
+    from gas.metrics.statistics import read_statistics
+    from gas.pipelines.loading import read_prompts
+    from gas.training.adversarial.r3gan import load_discriminator
+    from gas.unpickle.loading import read_state
+
+    path = file.path
     if path is None:
         return "missing"
     if path.is_dir():
         return _describe_folder(path)
-    describe = {
-        "prompts": _describe_prompts,
-        "critic": _describe_critic,
-        "reference": _describe_statistics,
-        "images": _describe_statistics,
-        "features": _describe_inception,
-        "loss": _describe_state,
-        "loss weights": _describe_state,
-    }.get(role, _describe_network)
-    return describe(path)
+    if file.role == "prompts":
+        return f"{len(read_prompts(path)):,} prompts"
+    if file.role in ("reference", "images"):
+        return f"statistics of {len(read_statistics(path).mean):,} features"
+    if file.role == "critic":
+        name, tensors = "an R3GAN discriminator", load_discriminator(path).state_dict()
+    elif file.role == "features":
+        name, tensors = "Inception-v3", Inception(read_state(path)).state_dict()
+    elif file.role == "network":
+        name, tensors = _read_network(path)
+    else:
+        name, tensors = "weights", read_state(path)
+    return f"{name}, {sum(tensor.numel() for tensor in tensors.values()):,} numbers"
 
 
-def _describe_prompts(path: Path) -> str:
-    from gas.pipelines.loading import read_prompts
-
-    return f"{len(read_prompts(path)):,} prompts"
-
-
-def _describe_critic(path: Path) -> str:
-    from gas.training.adversarial.r3gan import load_discriminator
-
-    return _size(load_discriminator(path).state_dict().values(), "an R3GAN discriminator")
-
-
-def _describe_statistics(path: Path) -> str:
-    from gas.metrics.statistics import read_statistics
-
-    return f"statistics of {len(read_statistics(path).mean):,} features"
-
-
-def _describe_inception(path: Path) -> str:
-    from gas.features.inception import Inception
-    from gas.features.state import read_state
-
-    return _size(Inception(read_state(path)).state_dict().values(), "Inception-v3")
-
-
-def _describe_state(path: Path) -> str:
-    from gas.features.state import read_state
-
-    return _size(read_state(path).values(), "weights")
-
-
-def _describe_network(path: Path) -> str:
+def _read_network(path: Path) -> tuple[str, Mapping[str, Tensor]]:
     from gas.paper import edm, ldm
 
     if path.suffix == ".ckpt" or ldm.is_converted(path):
         model = ldm.read(path)
         first = "with" if model.part("first.") else "without"
-        return _size(model.tensors.values(), f"latent diffusion {first} its first stage")
+        return f"latent diffusion {first} its first stage", model.tensors
     weights = edm.read_weights(path)
     side = edm.build(weights).img_resolution
-    return _size(weights.tensors.values(), f"an EDM network for {side} x {side}")
+    return f"an EDM network for {side} x {side}", weights.tensors
 
 
 def _describe_folder(path: Path) -> str:
@@ -265,8 +226,3 @@ def _describe_folder(path: Path) -> str:
             f"{path} has no safetensors in {', '.join(lacking)}; download it again as safetensors"
         )
     return f"a diffusers folder of {name}"
-
-
-def _size(tensors: Iterable[Tensor], name: str) -> str:
-    count = sum(tensor.numel() for tensor in tensors)
-    return f"{name}, {count:,} numbers"

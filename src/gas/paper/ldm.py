@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from gas.denoise import DiscreteTime, NoiseDenoiser
 from gas.display import error_text
-from gas.errors import UserError
-from gas.io import open_safetensors, read_safetensors, sha256, write_safetensors
+from gas.errors import UserError, requires
+from gas.io import open_safetensors, read_safetensors, sha256, strip_prefix, write_safetensors
 from gas.models.custom import OwnModel
 from gas.paper.compvis import averaged, first_stage_weights, unet_weights
 from gas.schedule import VPDiscrete
@@ -22,7 +23,6 @@ from gas.unpickle.loading import read_pickle
 
 __all__ = [
     "LatentDiffusion",
-    "diffusers_class",
     "is_checkpoint",
     "is_converted",
     "load",
@@ -52,7 +52,7 @@ class LatentDiffusion:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the weights of one network."""
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        return strip_prefix(self.tensors, prefix)
 
 
 def is_checkpoint(data: Any) -> bool:
@@ -67,10 +67,7 @@ def is_checkpoint(data: Any) -> bool:
 def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = "") -> LatentDiffusion:
     """Convert the contents of a ``.ckpt``.
 
-    Args:
-        data: the checkpoint, with its ``state_dict``.
-        head_channels: channels of a head of plain attention; the file does not say (32 in ``lsun_bedrooms``).
-        source: the file, for messages.
+    The file does not say the channels of a head of plain attention (32 in ``lsun_bedrooms``).
 
     Raises:
         UserError: when the weights are of another architecture.
@@ -79,18 +76,16 @@ def of_state(data: Mapping[str, Any], *, head_channels: int = 32, source: str = 
         raise UserError(f"{source} holds no latent diffusion model, nor a VQ first stage")
     state = {k: v.float() for k, v in data.get("state_dict", data).items() if isinstance(v, Tensor)}
     tensors: dict[str, Tensor] = {}
-    try:
+    with _explained(f"{source} is"):
         if network := averaged(state):
-            renamed = unet_weights(network, _blocks(network), head_channels)
+            renamed = unet_weights(network, head_channels)
             tensors = {f"unet.{name}": value for name, value in renamed.items()}
             tensors["alphas_cumprod"] = state["alphas_cumprod"]
             if (classes := state.get("cond_stage_model.embedding.weight")) is not None:
                 tensors["classes"] = classes
         alone = "quantize.embedding.weight" in state
-        first = state if alone else _under(state, "first_stage_model.")
+        first = state if alone else strip_prefix(state, "first_stage_model.")
         tensors |= {f"first.{name}": value for name, value in first_stage_weights(first).items()}
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise UserError(f"{source} is of another architecture: {error_text(error)}") from error
     return LatentDiffusion(tensors, {"kind": _KIND, "head_channels": str(head_channels)})
 
 
@@ -104,8 +99,6 @@ def read(path: str | Path, *, head_channels: int = 32) -> LatentDiffusion:
     path = Path(path)
     if path.suffix != ".safetensors":
         return of_state(read_pickle(path), head_channels=head_channels, source=str(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
     try:
         tensors, card = read_safetensors(path)
     except ValueError as error:
@@ -159,10 +152,8 @@ def load(
     checkpoint = read(path, head_channels=head_channels)
     if "alphas_cumprod" not in checkpoint.tensors:
         raise UserError(f"{path} holds a first stage alone, which has nothing to sample")
-    try:
+    with _explained(f"{path} is"):
         network = _Network(checkpoint).eval().requires_grad_(False).to(device)
-    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is of another architecture: {error_text(error)}") from error
     schedule = VPDiscrete(checkpoint.tensors["alphas_cumprod"])
 
     def conditional(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -192,10 +183,9 @@ def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") ->
     weights = read(path).part("first.")
     if not weights:
         raise UserError(f"{path} has no first stage")
-    try:
+    with _explained(f"{path} has a first stage"):
         widths = _widths(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
         codes, embedding = weights["quantize.embedding.weight"].shape
-        layers = _layers(weights, r"encoder\.\w+\.0\.resnets\.(\d+)")
         network: nn.Module = _build(
             "VQModel",
             weights,
@@ -204,14 +194,20 @@ def load_first_stage(path: str | Path, *, device: str | torch.device = "cpu") ->
             down_block_types=["DownEncoderBlock2D"] * len(widths),
             up_block_types=["UpDecoderBlock2D"] * len(widths),
             block_out_channels=widths,
-            layers_per_block=layers,
+            layers_per_block=_layers(weights, r"encoder\.\w+\.0\.resnets\.(\d+)"),
             latent_channels=weights["encoder.conv_out.weight"].shape[0],
             num_vq_embeddings=codes,
             vq_embed_dim=embedding,
         )
-    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a first stage of another architecture: {error_text(error)}") from error
     return network.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _explained(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{subject} of another architecture: {error_text(error)}") from error
 
 
 class _Network(nn.Module):
@@ -222,24 +218,23 @@ class _Network(nn.Module):
         weights = checkpoint.part("unet.")
         widths = _widths(weights, "down_blocks.{}.resnets.0.conv1.weight")
         conditional = "classes" in checkpoint.tensors
-        letter = "attn2.to_k.weight"
         self.channels = weights["conv_in.weight"].shape[1]
         self.classes = len(checkpoint.tensors["classes"]) - 1 if conditional else 0
-        attended = [
-            any(f"down_blocks.{i}.attentions." in name for name in weights) for i in range(len(widths))
-        ]
         kind = "CrossAttn" if conditional else "Attn"
-        layers = _layers(weights, r"down_blocks\.0\.resnets\.(\d+)")
+        kinds = [
+            kind if any(f"down_blocks.{level}.attentions." in name for name in weights) else ""
+            for level in range(len(widths))
+        ]
         sizes: dict[str, Any] = {
             "in_channels": self.channels,
             "out_channels": weights["conv_out.weight"].shape[0],
             "block_out_channels": widths,
-            "layers_per_block": layers,
-            "down_block_types": [f"{kind if a else ''}DownBlock2D" for a in attended],
-            "up_block_types": [f"{kind if a else ''}UpBlock2D" for a in reversed(attended)],
+            "layers_per_block": _layers(weights, r"down_blocks\.0\.resnets\.(\d+)"),
+            "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+            "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
         }
         if conditional:
-            width = next(value.shape[1] for name, value in weights.items() if name.endswith(letter))
+            width = checkpoint.tensors["classes"].shape[1]
             # This class counts heads by that argument: CompVis gives its transformers one.
             sizes |= {"cross_attention_dim": width, "attention_head_dim": 1}
             network = _build("UNet2DConditionModel", weights, **sizes)
@@ -257,25 +252,12 @@ class _Network(nn.Module):
         return prediction.to(x.dtype)
 
 
-def diffusers_class(name: str) -> Any:
-    """Return a class of diffusers.
-
-    Raises:
-        ModuleNotFoundError: without diffusers; install ``gas-solver[diffusers]``.
-    """
-    try:
-        import diffusers
-
-        return getattr(diffusers, name)
-    except Exception as error:  # a broken torchvision makes this a RuntimeError
-        raise ModuleNotFoundError(
-            f"latent diffusion needs diffusers ({error_text(error)}): pip install 'gas-solver[diffusers]'"
-        ) from error
-
-
 def _build(name: str, weights: Mapping[str, Tensor], **sizes: Any) -> nn.Module:
     """Return a network of diffusers with these weights, laid out without memory first: shapes in a file may lie."""
-    kind = diffusers_class(name)
+    with requires("diffusers", "latent diffusion needs diffusers"):
+        import diffusers
+
+        kind = getattr(diffusers, name)
     with torch.device("meta"):
         network: nn.Module = kind(**sizes)
     network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
@@ -298,15 +280,3 @@ def _widths(weights: Mapping[str, Tensor], name: str) -> list[int]:
         if weight.ndim != 4 or len(widths) > _MOST_LEVELS:
             raise UserError(f"level {len(widths)} of a U-Net has weights of shape {tuple(weight.shape)}")
     return widths
-
-
-def _blocks(network: Mapping[str, Tensor]) -> int:
-    """Return the residual blocks a level, by the distance of the first downsampling from the start."""
-    numbers = [int(x[1]) for n in network if (x := re.match(r"input_blocks\.(\d+)\.0\.op\.", n))]
-    if not numbers:
-        raise UserError("a U-Net of one level is not known")
-    return min(numbers) - 1
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

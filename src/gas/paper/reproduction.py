@@ -48,21 +48,14 @@ class MeasuringRun:
         return self.result.stem.partition("-set-")[0]
 
     def missing(self, weights: Path, *, measuring: bool = True) -> list[str]:
-        """Return the names of the published files that the run needs and that are missing.
-
-        Args:
-            weights: folder of published files.
-            measuring: include those that the preset's metric needs.
-        """
+        """Return the names of the missing files that the run needs, for measuring too if the metric's are asked for."""
         roles = {"network", "prompts", "loss", "loss weights"}
         if self.objective == "gas":
             roles.add("critic")
-        located = [each for each in find_files(self.trained, weights) if each.file.role in roles]
-        located += [
-            each for each in find_files(self.preset, weights) if each.file.role in ("network", "prompts")
-        ]
+        located = [each for each in find_files(self.trained, weights) if each.role in roles]
+        located += [each for each in find_files(self.preset, weights) if each.role in ("network", "prompts")]
         located += find_measuring_files(self.preset, weights) if measuring else []
-        return list(dict.fromkeys(each.file.name for each in located if each.path is None))
+        return list(dict.fromkeys(each.name for each in located if each.path is None))
 
     def check_solver(self) -> None:
         """Refuse a solver file at this run's path that was trained with other settings.
@@ -87,10 +80,8 @@ class MeasuringRun:
 def run_for(figure: PaperFigure, results: Path, changes: Sequence[str] = ()) -> MeasuringRun:
     """Return the run that measures a figure.
 
-    Args:
-        figure: of the paper; classical solvers and the teacher are measured beside GS.
-        results: folder of results.
-        changes: settings of every preset, as ``name=value``; they make files of other names.
+    Classical solvers and the teacher are measured beside GS. Changed settings, as ``name=value``, make files of other
+    names.
     """
     solver = _SOLVERS.get(figure.solver)
     settings = figure.settings or ((f"solver={solver}",) if solver else ())

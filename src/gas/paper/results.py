@@ -75,10 +75,7 @@ def best_of(
 ) -> MeasuredResult | None:
     """Return the result for a figure: with the figure's metric if any has it, then with the most samples.
 
-    Args:
-        figure: of the paper.
-        results: to choose from.
-        settings: that differ from the published ones; results of other settings do not count.
+    Results of other settings than those that differ from the published ones do not count.
     """
     fitting = [
         each for each in results if _measures(each, figure) and _unnamed(each.settings) == _unnamed(settings)

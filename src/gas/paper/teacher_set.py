@@ -24,7 +24,8 @@ from gas.pairs.shards import (
     write_shard,
 )
 from gas.pairs.teacher import PairsProgress
-from gas.unpickle.lazy import FileTensor, read_lazily
+from gas.unpickle.loading import read_pickle
+from gas.unpickle.plain import FileTensor
 
 __all__ = ["PROMPTS", "TeacherSet", "import_pairs", "is_teacher_set", "read_teacher_set"]
 
@@ -62,16 +63,14 @@ def is_teacher_set(data: Any) -> bool:
 def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     """Read ``dataset.pkl``: a dict of ``noise``, ``images``, ``latents`` and ``condition``; nothing is executed.
 
-    Args:
-        path: the file.
-        data: contents of the file, as :func:`gas.unpickle.lazy.read_lazily` returns them, if they were read already.
+    ``data`` is the content of the file, if it was read already.
 
     Raises:
         FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe, or has other entries or shapes.
     """
     path = Path(path)
-    data = read_lazily(path) if data is None else data
+    data = read_pickle(path, lazy=True) if data is None else data
     if not is_teacher_set(data):
         contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
         raise UserError(f"{path} is no teacher set of noise, images and latents; it holds {contents}")

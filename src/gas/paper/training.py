@@ -21,23 +21,11 @@ from gas.training.adversarial.losses import Critic
 from gas.training.initialization import named_start
 from gas.training.loop import FitRecord, fit
 
-__all__ = [
-    "critic_for",
-    "distillation_loss",
-    "learn",
-    "read_preset_pairs",
-    "save_solver",
-    "starting_solver",
-]
+__all__ = ["critic_for", "distillation_loss", "learn", "read_preset_pairs", "save_solver", "starting_solver"]
 
 
 def distillation_loss(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
-    """Return the distillation loss of a preset.
-
-    Args:
-        preset: with the loss's name.
-        folder: of weights, for the networks of LPIPS.
-        device: where they run.
+    """Return the distillation loss of a preset; the networks of LPIPS are in the folder of weights.
 
     Raises:
         UserError: for an unknown loss.
@@ -53,12 +41,7 @@ def distillation_loss(preset: Preset, folder: Path, device: torch.device | str =
 
 
 def critic_for(preset: Preset, model: Model, folder: Path) -> Critic:
-    """Return the discriminator that GAS starts from: the published one, or one of random weights.
-
-    Args:
-        preset: with the discriminator's settings.
-        model: whose samples it sees.
-        folder: of weights.
+    """Return the discriminator that GAS starts from: the published one in the folder, or one of random weights.
 
     Raises:
         FileNotFoundError: when the published discriminator is missing.
@@ -90,7 +73,7 @@ def read_preset_pairs(
 
     Args:
         preset: with the numbers of pairs.
-        objective: GS or GAS.
+        objective: ``"gs"`` or ``"gas"``.
         model: as the teacher ran it, ending at ``preset.teacher_t_end``.
         folder: of pairs, made by the preset's teacher or imported; it may hold more.
 
@@ -132,7 +115,7 @@ def learn(
 
     Args:
         solver: from :func:`starting_solver`.
-        preset: the settings.
+        preset: with its settings.
         objective: ``"gs"``, or ``"gas"``: against a discriminator, from the first step on.
         model: whose denoiser is sampled.
         pairs: to train and to validate on.
@@ -171,19 +154,8 @@ def save_solver(
     pairs: tuple[Pairs, Pairs],
     record: FitRecord,
 ) -> None:
-    """Write a learned solver with the preset's settings and what the training measured.
-
-    Args:
-        path: the solver file.
-        solver: of one NFE, learned.
-        preset: the settings.
-        objective: GS or GAS.
-        model: that it was learned for.
-        pairs: of training and validation.
-        record: the training's last report.
-    """
+    """Write a learned solver with the preset's settings and what the training's last report measured."""
     training, validation = pairs
-    measured = {"validation_loss": record.best_loss, "evaluations": float(record.evaluations)}
     nfe = solver().nfe
     save(
         path,
@@ -202,5 +174,5 @@ def save_solver(
             "objective": objective,
         },
         starts={nfe: preset.start},
-        measured={nfe: measured},
+        measured={nfe: {"validation_loss": record.best_loss, "evaluations": float(record.evaluations)}},
     )

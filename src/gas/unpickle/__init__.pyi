@@ -1,9 +1,8 @@
-from . import lazy as lazy, loading as loading, plain as plain, reader as reader, torch_file as torch_file
+from . import loading as loading, plain as plain, reader as reader
 from .loading import (
-    Persistent as Persistent,
-    explained as explained,
-    is_torch_file as is_torch_file,
     read_open as read_open,
     read_pickle as read_pickle,
+    read_state as read_state,
     state_dict_of as state_dict_of,
 )
+from .plain import FileTensor as FileTensor, Persistent as Persistent

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,20 +10,19 @@ from torch import Tensor
 
 from gas.display import error_text
 from gas.errors import UserError
-from gas.io import open_regular
+from gas.io import open_regular, read_safetensors
 from gas.unpickle.plain import Persistent, Refused
-from gas.unpickle.reader import Budget, bounded
-from gas.unpickle.torch_file import TORCH_MAGIC, DataReader, read_torch
+from gas.unpickle.reader import TORCH_MAGIC, Budget, Reader, bounded, read_torch
 
-__all__ = ["Persistent", "explained", "is_torch_file", "read_open", "read_pickle", "state_dict_of"]
+__all__ = ["Persistent", "read_open", "read_pickle", "read_state", "state_dict_of"]
 
 _ADVICE = (
     "only tensors, numbers and plain containers are read; have its owner save the weights as safetensors"
 )
 
 
-def read_pickle(path: str | Path) -> Any:
-    """Read a pickle (protocols 0 to 5), or a file of ``torch.save``, without executing anything in it.
+def read_pickle(path: str | Path, *, lazy: bool = False) -> Any:
+    """Read a pickle (protocols 2 to 5), or a file of ``torch.save``, without executing anything in it.
 
     Networks come back as :class:`Persistent`: those written by EDM's and StyleGAN's ``torch_utils.persistence``,
     whose source text is ignored, and plain modules of torch and of R3GAN. ``EasyDict``, ``OrderedDict`` and
@@ -33,6 +30,7 @@ def read_pickle(path: str | Path) -> Any:
 
     Args:
         path: a file, which need not be trusted.
+        lazy: leave large contiguous tensors on disk, as :class:`gas.unpickle.FileTensor`.
 
     Returns:
         The content: containers, numbers, text, tensors, numpy arrays of numbers and :class:`Persistent`.
@@ -45,39 +43,9 @@ def read_pickle(path: str | Path) -> Any:
         Layouts: Karras et al., arXiv 2206.00364; Huang et al., arXiv 2501.05441 (their published weights).
     """
     path = Path(path)
-    with explained(path), open_regular(path) as file:
-        return read_open(file)
-
-
-def read_open(file: BinaryIO, start: int = 0) -> Any:
-    """Read an open file as :func:`read_pickle` does, from byte ``start`` on.
-
-    Raises:
-        ValueError: when it holds more than data, or would unpack to more than a file of its size can hold.
-    """
-    budget = Budget(file.seek(0, os.SEEK_END))
-    if is_torch_file(file, start):
-        return bounded(read_torch(file, budget))
-    return bounded(DataReader(file, budget).load())
-
-
-def is_torch_file(file: BinaryIO, start: int = 0) -> bool:
-    """Return whether a file was written by ``torch.save``, in either format; leaves it at ``start``."""
-    file.seek(start)
-    head = file.read(16)
-    file.seek(start)
-    return head.startswith(b"PK\x03\x04") or head[2:14] == TORCH_MAGIC
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn every error while a file is read into one line that names it.
-
-    Raises:
-        UserError: names what was refused, or says that the file is damaged.
-    """
     try:
-        yield
+        with open_regular(path) as file:
+            return read_open(file, path=path if lazy else None)
     except Refused as error:
         raise UserError(f"{path}: refused {error}; {_ADVICE}") from None
     except FileNotFoundError:
@@ -87,14 +55,42 @@ def explained(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is cut short, damaged or no pickle ({reason}); download it again") from error
 
 
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors or from a file of ``torch.save``, tensors alone.
+
+    Raises:
+        FileNotFoundError: when the file does not exist.
+        ValueError: when it is damaged, or holds anything but tensors by name, such as a TorchScript program.
+    """
+    path = Path(path)
+    try:
+        state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a file of weights alone, or is damaged: {error_text(error)}"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds a {type(state).__name__}, not tensors by name")
+    return state
+
+
+def read_open(file: BinaryIO, start: int = 0, path: Path | None = None) -> Any:
+    """Read an open file as :func:`read_pickle` does, from byte ``start`` on; lazily with its ``path``.
+
+    Raises:
+        ValueError: when it holds more than data, or would unpack to more than a file of its size can hold.
+    """
+    budget = Budget(file.seek(0, os.SEEK_END))
+    file.seek(start)
+    head = file.read(16)
+    file.seek(start)
+    if head.startswith(b"PK\x03\x04") or head[2:14] == TORCH_MAGIC:
+        return bounded(read_torch(file, budget, path))
+    return bounded(Reader(file, budget, path=path).load())
+
+
 def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers of a module read by :func:`read_pickle`.
-
-    Args:
-        persistent: a module, with its submodules in ``state``.
-
-    Returns:
-        Tensors by dotted name, as ``Module.state_dict()`` names them.
+    """Return the parameters and persistent buffers of a module read by :func:`read_pickle`, by dotted name.
 
     Raises:
         UserError: when it is no module, or a submodule occurs twice.

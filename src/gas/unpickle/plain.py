@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gas.display import brief
-from gas.io import MAX_DIMENSIONS, check_empty_shape, is_integer_list
+from gas.errors import UserError
+from gas.io import MAX_DIMENSIONS, check_empty_shape, is_integer_list, open_regular
 
 __all__ = [
+    "LOAD",
     "MODULES",
     "NAMES",
     "STORAGES",
     "Allowed",
+    "FileTensor",
     "Persistent",
     "Refused",
     "check_key",
-    "is_plain_array_state",
-    "is_plain_dtype_state",
+    "is_plain_state",
 ]
 
 
@@ -43,6 +46,42 @@ class Persistent:
     init_args: tuple[Any, ...] = ()
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class FileTensor:
+    """A large tensor that stays in its file, read by rows.
+
+    Attributes:
+        path: the file.
+        start: byte offset of the first number.
+        shape: of the whole tensor.
+        dtype: of the numbers, which are little-endian.
+    """
+
+    path: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Read rows ``[a:b]`` into memory.
+
+        Raises:
+            UserError: when the file ends before them, or is no longer a regular file.
+        """
+        first, stop, _ = rows.indices(len(self))
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        with open_regular(self.path) as file:
+            file.seek(self.start + first * row)
+            data = bytearray(file.read((stop - first) * row))
+        if len(data) < (stop - first) * row:
+            raise UserError(f"{self.path} is cut short: it ends within a tensor; download it again")
+        flat = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
+        return flat.reshape(stop - first, *self.shape[1:])
 
 
 class Refused(ValueError):
@@ -75,12 +114,15 @@ STORAGES = {
         "Int": torch.int32,
         "Long": torch.int64,
         "Bool": torch.bool,
-        "Untyped": torch.uint8,
     }.items()
 }
 
 
-def _lightning(*_: Any) -> NoReturn:
+# The function by which plain pickles hold storages; the reader takes its bytes.
+LOAD = "torch.storage._load_from_bytes"
+
+
+def _uncalled(*_: Any) -> NoReturn:
     """A class of PyTorch Lightning, which older checkpoints use as a key; a call is refused."""
     raise Refused("a call of a class of PyTorch Lightning")
 
@@ -105,9 +147,9 @@ def _object(meta: dict[str, Any]) -> Persistent:
     return Persistent(meta["class_name"], state.get("_init_args", ()), state.get("_init_kwargs", {}), state)
 
 
-def _tensor(flat: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+def _tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor | FileTensor:
     """View of a storage; unlike ``set_``, ``as_strided`` never grows a storage that is too short."""
-    if not isinstance(flat, Tensor) or not is_integer_list((offset,), 1):
+    if not isinstance(flat, (Tensor, FileTensor)) or not is_integer_list((offset,), 1):
         raise Refused("a tensor of no storage")
     if (
         not is_integer_list(size, MAX_DIMENSIONS)
@@ -115,17 +157,15 @@ def _tensor(flat: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tenso
         or len(size) != len(stride)
     ):
         raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
-    if math.prod(size) > flat.numel():
-        raise Refused(f"a tensor of size {brief(size)} in a storage of {flat.numel():,} numbers")
+    if math.prod(size) > len(flat):
+        raise Refused(f"a tensor of size {brief(size)} in a storage of {len(flat):,} numbers")
     check_empty_shape(size)
+    if isinstance(flat, FileTensor):
+        contiguous = all(step == math.prod(size[i + 1 :]) for i, step in enumerate(stride))
+        if size and contiguous and offset + math.prod(size) <= len(flat):
+            return FileTensor(flat.path, flat.start + offset * flat.dtype.itemsize, tuple(size), flat.dtype)
+        flat = flat[:]
     return torch.as_strided(flat, tuple(size), tuple(stride), offset)
-
-
-def _typed_tensor(flat: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """View of a storage of bytes; the third of ``rest`` is the dtype."""
-    if not isinstance(flat, Tensor) or len(rest) < 3 or not isinstance(rest[2], torch.dtype):
-        raise Refused("a tensor of no storage")
-    return _tensor(flat.view(rest[2]), offset, size, stride)
 
 
 def _device(*args: Any) -> torch.device:
@@ -134,40 +174,22 @@ def _device(*args: Any) -> torch.device:
     return torch.device(*args)
 
 
-def _text(text: Any = "", *rest: Any) -> str:
-    # The text of a container could be of any length: a list that shares parts doubles it at every level.
-    if not isinstance(text, (str, bytes)) or rest:
-        raise Refused(f"text of a {type(text).__name__}")
-    return text if isinstance(text, str) else text.decode("latin1")
+def _list(items: Any = ()) -> list[Any]:
+    """List of a container's items; of a tensor's numbers each would be an object."""
+    if not isinstance(items, (list, tuple, set, dict)):
+        raise Refused(f"the items of a {type(items).__name__}")
+    return list(items.items() if isinstance(items, dict) else items)
 
 
-def _number(kind: type) -> Callable[..., Any]:
-    def make(value: Any = 0, *rest: Any) -> Any:
-        if (
-            not isinstance(value, (bool, int, float, str))
-            or (isinstance(value, str) and len(value) > 400)
-            or rest
-        ):
-            raise Refused(f"a number of a {type(value).__name__}")
-        return kind(value)
-
-    return make
-
-
-def _keyed(kind: type) -> Callable[..., Any]:
-    """Return a maker of sets whose keys are checked."""
-
-    def make(keys: Iterable[Any] = ()) -> Any:
-        keys = list(keys)
-        for key in keys:
-            check_key(key)
-        return kind(keys)
-
-    return make
+def _set(keys: Any = ()) -> set[Any]:
+    keys = _list(keys)
+    for key in keys:
+        check_key(key)
+    return set(keys)
 
 
 def _dict(pairs: Any = (), **_: Any) -> dict[Any, Any]:
-    pairs = list(pairs.items() if isinstance(pairs, dict) else pairs)
+    pairs = _list(pairs)
     for key, _value in pairs:
         check_key(key)
     return dict(pairs)
@@ -186,44 +208,26 @@ def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _bytearray(data: Any = b"", *rest: Any) -> bytearray:
-    # An integer would ask for that much memory.
-    return bytearray(data if isinstance(data, bytes) else _bytes(data, *rest))
-
-
 def _dtype(code: str, *_: Any) -> np.dtype[Any]:
     if not (isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)):
         raise Refused(f"the numpy type {brief(code)} (only numbers are read)")
     return np.dtype(code, align=False, copy=True)  # a copy can take a state
 
 
-def _array(buffer: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: str) -> np.ndarray[Any, Any]:
-    """Array of protocol 5, copied: the file's bytes may be read-only."""
-    if not is_integer_list(shape, MAX_DIMENSIONS):
-        raise Refused(f"a numpy array of shape {brief(shape)}")
-    check_empty_shape(shape)
-    return np.frombuffer(buffer, dtype).reshape(shape, order=cast("Any", order)).copy()
-
-
 def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
     return np.frombuffer(data, dtype, count=1)[0]
 
 
-def is_plain_dtype_state(target: Any, state: Any) -> bool:
-    """Whether a dtype's state is its byte order alone: no fields, no subarray, no metadata."""
-    plain = (None, None, None, -1, -1, 0)
-    return isinstance(target, np.dtype) and state[1] in ("<", ">", "|", "=") and state[2:] == plain
-
-
-def is_plain_array_state(target: Any, state: Any) -> bool:
-    """Whether an array's state is raw bytes of numbers; arrays of objects hold a list instead."""
+def is_plain_state(target: Any, state: Any) -> bool:
+    """Whether a state of numpy is data: a dtype's byte order alone, or an array's raw bytes of numbers."""
+    if isinstance(target, np.dtype):  # no fields, no subarray, no metadata
+        return state[1] in ("<", ">", "|", "=") and state[2:] == (None, None, None, -1, -1, 0)
     if type(target) is not np.ndarray or not isinstance(state[4], bytes) or state[2].hasobject:
-        return False
-    if not is_integer_list(state[1], MAX_DIMENSIONS) or math.prod(state[1]) * state[2].itemsize != len(
-        state[4]
-    ):
-        raise Refused(f"a numpy array of shape {brief(state[1])} in {len(state[4]):,} bytes")
-    check_empty_shape(state[1])
+        return False  # arrays of objects hold a list
+    shape, size = state[1], len(state[4])
+    if not is_integer_list(shape, MAX_DIMENSIONS) or math.prod(shape) * state[2].itemsize != size:
+        raise Refused(f"a numpy array of shape {brief(shape)} in {size:,} bytes")
+    check_empty_shape(shape)
     return True
 
 
@@ -233,31 +237,27 @@ def _names() -> dict[str, Any]:
         "torch_utils.persistence._reconstruct_persistent_obj": _object,
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_tensor_v3": _typed_tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
-        "torch.Size": tuple,
+        "torch.Size": lambda items: tuple(_list(items)),
         "torch.device": _device,
+        LOAD: _uncalled,
         "collections.OrderedDict": _dict,
         "collections.defaultdict": _defaultdict,
         "dnnlib.EasyDict": _dict,
         "dnnlib.util.EasyDict": _dict,
         "_codecs.encode": _bytes,
         "builtins.bytes": _bytes,
-        "builtins.bytearray": _bytearray,
+        "builtins.dict": _dict,
+        "builtins.list": _list,
+        "builtins.set": _set,
         "numpy.ndarray": lambda *_: np.empty(0, "b"),
         "numpy.dtype": _dtype,
     }
-    makers |= {f"builtins.{kind.__name__}": kind for kind in (list, tuple, slice)}
-    makers |= {f"builtins.{kind.__name__}": _number(kind) for kind in (int, float, bool)}
-    makers |= {"builtins.set": _keyed(set), "builtins.frozenset": _keyed(frozenset), "builtins.dict": _dict}
-    makers |= {"builtins.str": _text, "builtins.complex": complex}
-    lightning = "pytorch_lightning.callbacks."
     for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping"):
-        makers[lightning + name] = _lightning
+        makers[f"pytorch_lightning.callbacks.{name}"] = _uncalled
     for core in ("numpy.core", "numpy._core"):
         makers[f"{core}.multiarray._reconstruct"] = lambda *_: np.empty(0, "b")
         makers[f"{core}.multiarray.scalar"] = _scalar
-        makers[f"{core}.numeric._frombuffer"] = _array
     names: dict[str, Any] = {name: Allowed(name, make) for name, make in makers.items()}
     dtypes = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool"
     return names | {f"torch.{name}": getattr(torch, name) for name in dtypes.split()}

@@ -1,30 +1,47 @@
-"""The restricted unpickler: names from a fixed table, and a budget of steps and bytes for the whole file."""
+"""The restricted unpickler, and the files of ``torch.save`` that it reads: names from a fixed table, bounded cost."""
 
 from __future__ import annotations
 
+import io
 import pickle
-from collections.abc import Callable, Mapping
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NoReturn
 
+import torch
 from torch import Tensor
 
+from gas.archives import open_zip
+from gas.display import brief
+from gas.errors import UserError
 from gas.unpickle.plain import (
+    LOAD,
     MODULES,
     NAMES,
+    STORAGES,
     Allowed,
+    FileTensor,
     Persistent,
     Refused,
     check_key,
-    is_plain_array_state,
-    is_plain_dtype_state,
+    is_plain_state,
 )
 
-__all__ = ["Budget", "Reader", "bounded"]
+__all__ = ["TORCH_MAGIC", "Budget", "Reader", "bounded", "read_torch"]
+
+# The first bytes of every file in the older format of torch.save: LONG1 with the magic number of ten bytes.
+TORCH_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+_LARGE = 1 << 16  # bytes from which a payload may stay on disk: the pickler writes these outside its frames
+
+Storage = Callable[[str, torch.dtype, int], Any]
 
 # Steps of the unpickler that a file may ask for; a tensor takes about 30 and a prompt 3.
 _STEPS = 400_000
-_CALL, _SET = 6, 4  # count as several steps: an empty tensor takes a kilobyte, an empty set 200 bytes
+# These count as several: an empty tensor takes a kilobyte, an empty set 200 bytes.
+_COST = {pickle.REDUCE[0]: 7, pickle.NEWOBJ[0]: 7, pickle.EMPTY_SET[0]: 5}
 _DEPTH = 200
 # Length of the content written out in full, shared parts as often as they occur: characters, 16 for a number.
 _LENGTH = 1 << 26
@@ -32,37 +49,21 @@ _LENGTH = 1 << 26
 
 @dataclass
 class Budget:
-    """The remaining cost of reading one file, with everything nested in it.
-
-    Attributes:
-        size: bytes of the file.
-        steps: of the unpickler.
-        copied: bytes that calls may copy or allocate.
-    """
+    """The remaining cost of reading one file of ``size`` bytes: steps, and bytes that calls may copy or allocate."""
 
     size: int
-    steps: int = _STEPS
-    copied: int = 0
 
     def __post_init__(self) -> None:
-        self.copied = self.copied or 2 * self.size + (1 << 20)
+        self.steps, self.copied = _STEPS, 2 * self.size + (1 << 20)
 
-    def step(self, count: int = 1) -> None:
-        """Count steps.
-
-        Raises:
-            Refused: when there were too many.
-        """
+    def step(self, count: int) -> None:
+        """Count steps; refuse too many."""
         self.steps -= count
         if self.steps < 0:
             raise Refused(f"more than {_STEPS:,} steps of reading, which no published file needs")
 
     def copy(self, value: Any) -> None:
-        """Count an argument that a call may copy.
-
-        Raises:
-            Refused: when all of them exceed a multiple of the file.
-        """
+        """Count an argument that a call may copy; refuse arguments of several times the file."""
         if isinstance(value, (str, bytes, bytearray)):
             self.copied -= len(value)
         elif isinstance(value, (list, tuple, dict, set, frozenset)):
@@ -79,7 +80,7 @@ class _CountedHandlers(dict[int, Callable[..., None]]):
         self._budget = budget
 
     def __getitem__(self, opcode: int) -> Callable[..., None]:
-        self._budget.step()
+        self._budget.step(_COST.get(opcode, 1))
         return super().__getitem__(opcode)
 
 
@@ -96,6 +97,33 @@ class _BoundedFile:
         return self._file.read(count)
 
 
+@dataclass(frozen=True)
+class _Payload:
+    """Bytes that were left in the file."""
+
+    start: int
+    end: int
+
+
+def _filling(
+    opcode: bytes,
+    kind: type,
+    target: Callable[[Any], Any],
+    keys: Callable[[list[Any]], Iterable[Any]] = lambda _: (),
+) -> Callable[..., None]:
+    """Return a handler that fills containers of exactly this type: others could define filling as they like."""
+    load = pickle._Unpickler.dispatch[opcode[0]]
+
+    def fill(self: Any) -> None:
+        if type(target(self)) is not kind:
+            raise Refused(f"items for a {type(target(self)).__name__}")
+        for key in keys(self.stack):
+            check_key(key)
+        load(self)
+
+    return fill
+
+
 class Reader(pickle._Unpickler):
     """Unpickler that resolves names in a fixed table and calls nothing else.
 
@@ -105,18 +133,31 @@ class Reader(pickle._Unpickler):
     Args:
         file: open at the pickle.
         budget: of the whole file.
+        end: of the pickle; by default of the file.
+        path: of the file, to leave large storages in it.
+        storage: returns the storage that a persistent id names; without it, persistent ids are refused.
     """
 
     stack: list[Any]
 
-    def __init__(self, file: BinaryIO, budget: Budget) -> None:
-        super().__init__(_BoundedFile(file, budget.size))
-        self.budget = budget
+    def __init__(
+        self,
+        file: BinaryIO,
+        budget: Budget,
+        *,
+        end: int | None = None,
+        path: Path | None = None,
+        storage: Storage | None = None,
+    ) -> None:
+        super().__init__(_BoundedFile(file, budget.size if end is None else end))
+        self._file, self._budget, self._path, self._storage = file, budget, path, storage
         self.dispatch = _CountedHandlers(type(self).dispatch, budget)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         module = {"__builtin__": "builtins"}.get(module, module)  # its name in protocols 0 to 2
         full = f"{module}.{name}"
+        if self._storage is not None and module in ("torch", "torch.storage") and name in STORAGES:
+            return STORAGES[name]
         if full in NAMES:
             return NAMES[full]
         if len(full) <= 200 and MODULES.fullmatch(full):
@@ -124,119 +165,179 @@ class Reader(pickle._Unpickler):
         raise Refused(f"the name {full[:120]!r}")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise Refused("a persistent id (a reference to something outside the file)")
+        if self._storage is None:
+            raise Refused("a persistent id (a reference to something outside the file)")
+        sized = isinstance(pid, tuple) and 5 <= len(pid) <= 6
+        kind, dtype, key, _, count, *view = pid if sized else (None,) * 5
+        plain = isinstance(dtype, torch.dtype) and isinstance(key, str) and type(count) is int and count >= 0
+        if kind != "storage" or not plain or any(part is not None for part in view):
+            names = [part.name for part in pid if isinstance(part, Allowed)] if isinstance(pid, tuple) else []
+            raise Refused(f"a persistent id that is no storage {brief(names)}")
+        return self._storage(key, dtype, count)
 
     def load_call(self) -> None:
         """REDUCE and NEWOBJ: call a name of the table with the arguments on the stack."""
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Allowed) or not isinstance(args, tuple):
             raise Refused(f"a call of a {type(function).__name__}")
-        self.budget.step(_CALL)
         for value in args:
-            self.budget.copy(value)
-        self.stack.append(self.call(function, args))
+            self._budget.copy(value)
+        result = self._nested_storage(*args) if function.name == LOAD else function.make(*args)
+        self.stack.append(result)
 
-    def call(self, function: Allowed, args: tuple[Any, ...]) -> Any:
-        """Return the stand-in for the result of a call."""
-        return function.make(*args)
+    def _nested_storage(self, data: bytes | _Payload) -> Tensor | FileTensor:
+        """Read the bytes of a storage in the older format as a flat tensor, or leave it in the file."""
+        if isinstance(data, _Payload):
+            place = self._file.tell()
+            self._file.seek(data.start)
+            flat = _read_older(self._file, self._budget, data.end, self._path)
+            self._file.seek(place)
+        elif isinstance(data, bytes):
+            flat = _read_older(io.BytesIO(data), self._budget, len(data))
+        else:
+            raise Refused("a torch storage that is no bytes")
+        if not isinstance(flat, (Tensor, FileTensor)) or len(flat.shape) != 1:
+            raise Refused(f"a torch storage that is a {type(flat).__name__}")
+        return flat
+
+    def load_bytes(self, width: int) -> None:
+        """BINBYTES and BINBYTES8, whose length takes ``width`` bytes; large payloads may stay in the file."""
+        length = int.from_bytes(self.read(width), "little")  # type: ignore[attr-defined]
+        framed = self._unframer.current_frame is not None  # type: ignore[attr-defined]
+        if self._path is None or framed or length < _LARGE:
+            self.stack.append(self.read(length))  # type: ignore[attr-defined]
+            return
+        start = self._file.tell()
+        self._file.seek(length, 1)
+        self.stack.append(_Payload(start, start + length))
 
     def load_build(self) -> None:
         """BUILD: set the state of an object that may have one."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Persistent) and isinstance(state, dict) and not target.state:
             target.state = state
-        elif is_plain_dtype_state(target, state) or is_plain_array_state(target, state):
-            self.budget.copy(state[4])
+        elif is_plain_state(target, state):
+            self._budget.copy(state[4])
             target.__setstate__(state)
         elif type(target) is not dict:  # attributes of dict subclasses (state_dict's _metadata) are dropped
             kind = target.name if isinstance(target, Allowed) else type(target).__name__
             raise Refused(f"a state for a {kind}")
 
     def load_refused(self) -> NoReturn:
-        raise Refused("a pickle instruction that published weights do not need (INST, OBJ, EXT, buffers)")
-
-    def load_long4(self) -> None:
-        """LONG4: an integer of more than 255 bytes."""
-        raise Refused("a whole number of very many digits")
-
-    def load_long(self) -> None:
-        """LONG: an integer in decimal digits."""
-        text = self.readline()[:-1].rstrip(b"L")  # type: ignore[attr-defined]
-        if len(text) > 400:
-            raise Refused("a whole number of very many digits")
-        self.stack.append(int(text, 0))
-
-    def _fill(self, kind: type, load: Callable[..., None], depth: int) -> None:
-        """Fill a container of exactly this type: other objects could define filling as they like."""
-        stack = self.stack if depth == 0 else self.metastack[-1]  # type: ignore[attr-defined]
-        target = stack[-1] if depth == 0 or stack else None
-        if type(target) is not kind:
-            raise Refused(f"items for a {type(target).__name__}")
-        load(self)
-
-    def load_append(self) -> None:
-        if len(self.stack) < 2 or type(self.stack[-2]) is not list:
-            raise Refused("an item for what is no list")
-        pickle._Unpickler.load_append(self)  # type: ignore[attr-defined]
-
-    def load_appends(self) -> None:
-        self._fill(list, pickle._Unpickler.load_appends, 1)  # type: ignore[attr-defined]
-
-    def load_bytearray8(self) -> None:
-        """BYTEARRAY8, whose memory the base class asks for before it reads."""
-        length = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
-        self.stack.append(bytearray(self.read(length)))  # type: ignore[attr-defined]
-
-    def load_empty_set(self) -> None:
-        self.budget.step(_SET)
-        self.stack.append(set())
-
-    def load_additems(self) -> None:
-        for key in self.stack:
-            check_key(key)
-        self._fill(set, pickle._Unpickler.load_additems, 1)  # type: ignore[attr-defined]
-
-    def load_frozenset(self) -> None:
-        for key in self.stack:
-            check_key(key)
-        pickle._Unpickler.load_frozenset(self)  # type: ignore[attr-defined]
-
-    def load_dict(self) -> None:
-        for key in self.stack[::2]:
-            check_key(key)
-        pickle._Unpickler.load_dict(self)  # type: ignore[attr-defined]
-
-    def load_setitem(self) -> None:
-        if len(self.stack) < 3 or type(self.stack[-3]) is not dict:
-            raise Refused("an entry for what is no dict")
-        check_key(self.stack[-2])
-        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]
-
-    def load_setitems(self) -> None:
-        for key in self.stack[::2]:
-            check_key(key)
-        self._fill(dict, pickle._Unpickler.load_setitems, 1)  # type: ignore[attr-defined]
+        raise Refused(
+            "a pickle instruction that published weights do not need (INST, OBJ, EXT, long numbers)"
+        )
 
     # Keyed by opcode; the base class looks a handler up here.
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         **pickle._Unpickler.dispatch,
-        # INST, OBJ, EXT1, EXT2, EXT4, NEWOBJ_EX, NEXT_BUFFER, READONLY_BUFFER
-        **dict.fromkeys(b"io\x82\x83\x84\x92\x97\x98", load_refused),
+        # INST, OBJ, EXT1, EXT2, EXT4, NEWOBJ_EX, NEXT_BUFFER, READONLY_BUFFER; LONG, LONG4, DICT, FROZENSET, BYTEARRAY8
+        **dict.fromkeys(b"io\x82\x83\x84\x92\x97\x98L\x8bd\x91\x96", load_refused),
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: load_call,
         pickle.BUILD[0]: load_build,
-        pickle.LONG4[0]: load_long4,
-        pickle.LONG[0]: load_long,
-        pickle.APPEND[0]: load_append,
-        pickle.APPENDS[0]: load_appends,
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-        pickle.EMPTY_SET[0]: load_empty_set,
-        pickle.ADDITEMS[0]: load_additems,
-        pickle.FROZENSET[0]: load_frozenset,
-        pickle.DICT[0]: load_dict,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
+        pickle.BINBYTES[0]: lambda self: self.load_bytes(4),
+        pickle.BINBYTES8[0]: lambda self: self.load_bytes(8),
+        pickle.APPEND[0]: _filling(pickle.APPEND, list, lambda x: x.stack[-2]),
+        pickle.APPENDS[0]: _filling(pickle.APPENDS, list, lambda x: x.metastack[-1][-1]),
+        pickle.ADDITEMS[0]: _filling(
+            pickle.ADDITEMS, set, lambda x: x.metastack[-1][-1], lambda items: items
+        ),
+        pickle.SETITEM[0]: _filling(pickle.SETITEM, dict, lambda x: x.stack[-3], lambda items: items[-2:-1]),
+        pickle.SETITEMS[0]: _filling(
+            pickle.SETITEMS, dict, lambda x: x.metastack[-1][-1], lambda items: items[::2]
+        ),
     }
+
+
+def read_torch(file: BinaryIO, budget: Budget, path: Path | None = None) -> Any:
+    """Read a file of ``torch.save``, open at its first byte; with its path, leave large storages of a zip in it.
+
+    Raises:
+        Refused: when it holds anything but data.
+        ValueError: when it is damaged.
+    """
+    start, zipped = file.tell(), file.read(2) == b"PK"
+    if not zipped:
+        file.seek(start)
+        return _read_older(file, budget, budget.size)
+    storages: dict[str, Any] = {}
+    with open_zip(file) as archive:
+        members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+        order = members.get("byteorder")
+        if "data.pkl" not in members or (order and archive.read(order) != b"little"):
+            raise UserError("it has no data.pkl, or is of a big-endian machine")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            raise Refused("packed members, which torch.save does not write")
+
+        def storage(key: str, dtype: torch.dtype, count: int) -> Any:
+            member = members[f"data/{key}"]
+            if key not in storages and (path is None or member.file_size < _LARGE):
+                storages[key] = _flat(archive.read(member), dtype, count)
+            elif key not in storages:
+                file.seek(member.header_offset + 26)
+                lengths = struct.unpack("<HH", file.read(4))  # of the name and of an extra field
+                first = member.header_offset + 30 + sum(lengths)
+                storages[key] = FileTensor(path, first, (member.file_size // dtype.itemsize,), dtype)
+            return _same(storages[key], dtype, count)
+
+        data = archive.read(members["data.pkl"])
+        return Reader(io.BytesIO(data), budget, end=len(data), storage=storage).load()
+
+
+def _read_older(file: BinaryIO, budget: Budget, end: int, path: Path | None = None) -> Any:
+    """Read the older format: a stream of pickles, then the storages in the order of their keys."""
+    start = file.tell()
+    if file.read(2) == b"PK":
+        raise Refused("a torch storage that is a zip archive")
+    file.seek(start)
+    magic, protocol, system = (Reader(file, budget, end=end).load() for _ in range(3))
+    if (magic, protocol) != (int.from_bytes(TORCH_MAGIC[2:], "little"), 1001):
+        raise UserError("it is no file of torch.save")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Refused("a file of a big-endian machine")
+    storages: dict[str, Any] = {}
+    room = [end - start]
+
+    def storage(key: str, dtype: torch.dtype, count: int) -> Any:
+        if key not in storages:
+            room[0] -= count * dtype.itemsize
+            if room[0] < 0:
+                raise Refused("storages of more bytes than the file")
+            on_disk = (
+                None if path is None else FileTensor(path, 0, (count,), dtype)
+            )  # its place is not known yet
+            storages[key] = torch.empty(count, dtype=dtype) if on_disk is None else on_disk
+        return _same(storages[key], dtype, count)
+
+    content = Reader(file, budget, end=end, storage=storage).load()
+    keys = Reader(file, budget, end=end).load()
+    if not isinstance(keys, list) or len(keys) != len(storages) or set(map(str, keys)) != set(storages):
+        raise UserError("its list of storages is not of those that it uses")
+    for key in keys:
+        flat = storages[key]
+        (count,) = struct.unpack("<q", file.read(8))
+        if count != len(flat):
+            raise UserError("a storage is of another length")
+        if isinstance(flat, Tensor):
+            flat.copy_(_flat(file.read(count * flat.dtype.itemsize), flat.dtype, count))
+        else:
+            flat.start = file.tell()
+            file.seek(count * flat.dtype.itemsize, 1)
+    return content
+
+
+def _same(flat: Any, dtype: torch.dtype, count: int) -> Any:
+    """Return a storage that several tensors share, if all agree on it."""
+    if flat.dtype != dtype or len(flat) != count:
+        raise Refused("a storage of two types or lengths")
+    return flat
+
+
+def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
+    if len(data) != count * dtype.itemsize:
+        raise UserError("it is cut short: a storage has fewer bytes than numbers")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def bounded(content: Any) -> Any:
@@ -246,50 +347,36 @@ def bounded(content: Any) -> Any:
         Refused: when it is too long, too deep, or contains itself.
     """
     lengths: dict[int, int] = {}
-    # Containers on the current path: each with its remaining parts and its length so far.
-    path: list[tuple[Any, list[Any], list[int]]] = [(None, [content], [0])]
     inside: set[int] = set()
-    while True:
-        owner, parts, length = path[-1]
-        if not parts:
-            path.pop()
-            if not path:
-                return content
-            lengths[id(owner)] = length[0]
-            inside.discard(id(owner))
-            _add(path[-1][2], length[0])
-            continue
-        part = parts.pop()
-        children = _parts(part)
-        if children is None:
-            _add(length, 16 + (len(part) if isinstance(part, (str, bytes, bytearray)) else 0))
-        elif id(part) in lengths:
-            _add(length, lengths[id(part)])
-        elif id(part) in inside:
+
+    def length_of(value: Any, depth: int) -> int:
+        parts = _parts(value)
+        if parts is None:
+            return 16 + (len(value) if isinstance(value, (str, bytes)) else 0)
+        if id(value) in inside:
             raise Refused("an object that is in itself")
-        elif len(path) > _DEPTH:
+        if depth > _DEPTH:
             raise Refused(f"objects nested more than {_DEPTH} deep")
-        else:
-            inside.add(id(part))
-            path.append((part, children, [16]))
+        if id(value) not in lengths:
+            inside.add(id(value))
+            lengths[id(value)] = 16 + sum(length_of(part, depth + 1) for part in parts)
+            inside.discard(id(value))
+        if lengths[id(value)] > _LENGTH:
+            raise Refused(
+                "objects that share so many parts that they fill the memory when they are looked at"
+            )
+        return lengths[id(value)]
 
-
-def _add(length: list[int], more: int) -> None:
-    length[0] += more
-    if length[0] > _LENGTH:
-        raise Refused("objects that share so many parts that they fill the memory when they are looked at")
+    length_of(content, 0)
+    return content
 
 
 def _parts(value: Any) -> list[Any] | None:
     """Return the parts of a container; ``None`` for an atom."""
-    if isinstance(value, Tensor):
-        return None
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set)):
         return list(value)
     if isinstance(value, Persistent):
         return [value.class_name, value.init_args, value.init_kwargs, value.state]
-    if isinstance(value, slice):
-        return [value.start, value.stop, value.step]
     return None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gas.display import error_text
-from gas.errors import UserError
+from gas.errors import UserError, requires
 from gas.io import open_regular
 
 __all__ = ["Images", "digits", "mnist", "read_idx"]
@@ -51,12 +51,8 @@ def digits() -> Images:
     Raises:
         ModuleNotFoundError: without scikit-learn (``pip install 'gas-solver[zoo]'``).
     """
-    try:
+    with requires("zoo", "the digits images need scikit-learn"):
         from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the digits images need scikit-learn: pip install 'gas-solver[zoo]'"
-        ) from error
 
     raw = load_digits()
     x = torch.from_numpy(raw.images).float()[:, None] / 8 - 1

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gas.errors import UserError
+from gas.errors import UserError, requires
+from gas.io import check_sizes, strip_prefix
 from gas.pipelines.model import PipelineModel, from_pipeline
 from gas.zoo.model import ZooModel
 from gas.zoo.weights_file import (
     WEIGHTS,
     build,
-    check_sizes,
-    damage_error,
+    explained,
     read_card,
     read_weights,
-    strip_prefix,
 )
 
 __all__ = [
@@ -47,16 +46,11 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TOKENS = 8  # length of a prompt, with its start and end tokens
 SHARED = "mnist-autoencoder"  # the file of the autoencoder and the text encoder
 
-# Errors of a card that asks for a network that cannot be built, or of weights that do not fit it.
-_BAD_CARD = (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError)
-
 
 def read_latent(path: str | Path, measuring: ZooModel) -> PipelineModel:
-    """Return the model of a pipeline's file, whose labels are the names of the ten digits.
+    """Return the model of a denoiser's file, whose labels are the names of the ten digits.
 
-    Args:
-        path: file of the denoiser.
-        measuring: model of images, whose classifier and statistics of real images measure decoded samples.
+    The classifier and the statistics of real images of ``measuring`` measure decoded samples.
 
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: as :func:`read_pipeline`.
@@ -91,14 +85,12 @@ def read_pipeline(path: str | Path) -> Any:
         raise UserError(
             f"{path} denoises latents of another autoencoder than {shared}: put its autoencoder beside it"
         )
-    try:
+    with explained(path):
         check_sizes(card["scheduler"])
         config = {"kind": card["pipeline"], "config": card["network"]}
         network = build(denoiser, config, strip_prefix(tensors, "network."))
         network.eval().requires_grad_(False)
         return assemble(card["pipeline"], network, vae, text, card["scheduler"])
-    except _BAD_CARD as error:
-        raise damage_error(path, error) from error
 
 
 def read_shared(path: str | Path) -> tuple[Any, Any]:
@@ -110,12 +102,10 @@ def read_shared(path: str | Path) -> tuple[Any, Any]:
         ModuleNotFoundError: without diffusers; names the extra to install.
     """
     tensors, card = read_weights(path)
-    try:
+    with explained(path):
         config = {"config": card["autoencoder"], "scaling_factor": card["scaling_factor"]}
         vae = build(autoencoder, config, strip_prefix(tensors, "vae."))
         text = build(text_encoder, {"width": card["text"]}, strip_prefix(tensors, "text."))
-    except _BAD_CARD as error:
-        raise damage_error(path, error) from error
     return vae.eval().requires_grad_(False), text
 
 
@@ -252,14 +242,9 @@ def libraries() -> tuple[Any, Any]:
     Raises:
         ModuleNotFoundError: without them; names the extra to install.
     """
-    try:
+    with requires("diffusers", "the zoo's latent models are diffusers pipelines"):
         import diffusers
         import transformers
 
         _ = diffusers.StableDiffusionPipeline, diffusers.StableDiffusion3Pipeline, transformers.CLIPTextModel
-    except Exception as error:  # a broken torchvision raises RuntimeError
-        raise ModuleNotFoundError(
-            f"the zoo's latent models are diffusers pipelines ({type(error).__name__}): "
-            "pip install 'gas-solver[diffusers]'"
-        ) from error
     return diffusers, transformers

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gas.errors import UserError
+from gas.registry import named
 from gas.zoo.model import ZooModel, read_model
 from gas.zoo.weights_file import WEIGHTS, read_card
 
@@ -81,8 +81,5 @@ def _path(name: str | Path) -> Path:
                 f"model {str(name)[-80:]!r} is not in the zoo: for a folder or repository of diffusers use "
                 f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
             )
-        near = difflib.get_close_matches(str(name).lower()[:60], names(), n=1, cutoff=0.4)
-        hint = f": did you mean {near[0]!r}?" if near else "."
-        known = f"Known: {', '.join(names())}, or the path of a .safetensors file"
-        raise UserError(f"unknown model {str(name)[:100]!r}{hint} {known}")
+        named("model (or path of a .safetensors file)", str(name), dict.fromkeys(names()))
     return WEIGHTS / f"{name}.safetensors"

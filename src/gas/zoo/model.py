@@ -15,14 +15,13 @@ from torch import Tensor
 from gas.denoise import Denoiser
 from gas.display import brief
 from gas.errors import UserError
-from gas.io import is_integer_list
+from gas.io import is_integer_list, strip_prefix
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import bind_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
 from gas.schedule import EDMasVP
-from gas.zoo.classifier import Classifier
-from gas.zoo.unet import EDMUNet
-from gas.zoo.weights_file import build, damage_error, read_weights, strip_prefix
+from gas.zoo.networks import Classifier, EDMUNet
+from gas.zoo.weights_file import build, explained, read_weights
 
 __all__ = ["ZooModel", "read_model"]
 
@@ -129,19 +128,16 @@ def read_model(path: str | Path) -> ZooModel:
         ValueError: when the file is truncated, damaged or not a zoo model.
     """
     tensors, card = read_weights(path)
-    try:
+    with explained(path):
         name, shape = str(card["name"]), tuple(card["sample_shape"])
         network = build(EDMUNet, card["network"], strip_prefix(tensors, "network."))
         classifier = build(Classifier, card["classifier"], strip_prefix(tensors, "classifier."))
         stats = strip_prefix(tensors, "reference.")
         reference = None
         if stats:
-            count = int(stats["count"])
-            reference = FeatureStatistics(mean=stats["mean"], cov=stats["cov"], count=count)
+            reference = FeatureStatistics(stats["mean"], stats["cov"], int(stats["count"]))
         if not is_integer_list(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _MAX_SAMPLE:
             raise UserError(f"sample_shape is {brief(shape)}")
-    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise damage_error(path, error) from error
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.eval().requires_grad_(False)
     return ZooModel(

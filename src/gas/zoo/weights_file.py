@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gas.display import brief, error_text
+from gas.display import error_text
 from gas.errors import UserError
 from gas.io import (
     CHECKSUM,
+    check_sizes,
     open_safetensors,
     parse_json,
     read_safetensors,
@@ -22,22 +24,12 @@ from gas.io import (
     write_safetensors,
 )
 
-__all__ = [
-    "WEIGHTS",
-    "build",
-    "check_sizes",
-    "damage_error",
-    "read_card",
-    "read_weights",
-    "strip_prefix",
-    "write_weights",
-]
+__all__ = ["WEIGHTS", "build", "explained", "read_card", "read_weights", "write_weights"]
 
 WEIGHTS = Path(__file__).parent / "weights"  # the shipped files
 
-# The zoo's models are below 10 MB and 200 layers; a card may not ask for a network of gigabytes.
+# The zoo's models are below 10 MB.
 _MAX_BYTES = 256 << 20
-_MAX_SIDE, _MAX_LAYERS, _MAX_ENTRIES = 4096, 32, 32
 # Checksums of files without a checksum in their metadata, in the format of ``sha256sum``.
 _SUMS = "SHA256SUMS"
 
@@ -51,14 +43,10 @@ def read_card(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: when there is no such file.
         ValueError: when it is truncated or damaged, or has no card.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"model weights {path} are missing")
-    try:
+    with explained(path):
         with open_safetensors(path, _MAX_BYTES) as file:
             card = parse_json((file.metadata() or {})["card"])
         return {**card, "name": str(card["name"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise damage_error(path, error) from error
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -69,7 +57,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: when it is truncated or damaged, or a number is not finite.
     """
     card, checksum = read_card(path), _listed_checksum(Path(path))
-    try:
+    with explained(path):
         if checksum is not None and checksum != sha256(path):
             raise UserError(f"{_SUMS} beside it has another checksum")
         stored, _ = read_safetensors(path, _MAX_BYTES, warn=checksum is None)
@@ -77,8 +65,6 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, value in tensors.items():
             if not bool(torch.isfinite(value).all()):
                 raise UserError(f"{name} is not finite")
-    except ValueError as error:
-        raise damage_error(path, error) from error
     return tensors, card
 
 
@@ -93,11 +79,6 @@ def build(network_class: Callable[..., _Network], config: Any, state: Mapping[st
     The network is first built on the meta device, without memory, and its shapes are compared with the weights: a card
     cannot make us allocate more than its file holds.
 
-    Args:
-        network_class: class or function that returns the network.
-        config: its keyword arguments, from the card.
-        state: its weights.
-
     Raises:
         TypeError, ValueError, RuntimeError: when the card has invalid sizes, or the weights have other shapes.
     """
@@ -111,33 +92,15 @@ def build(network_class: Callable[..., _Network], config: Any, state: Mapping[st
     return network
 
 
-def check_sizes(config: Any) -> None:
-    """Refuse a config with a number that is too large for a size of a network, before anything is allocated.
-
-    Raises:
-        ValueError: names the entry.
-    """
-    pending = [("network", config)]
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, dict) and len(value) <= _MAX_ENTRIES:
-            pending += value.items()
-        elif isinstance(value, (list, tuple)) and len(value) <= _MAX_ENTRIES:
-            pending += [(name, item) for item in value]
-        elif not isinstance(value, (str, type(None))):
-            limit = _MAX_LAYERS if "layers" in name or name == "blocks" else _MAX_SIDE
-            if not isinstance(value, (int, float)) or not abs(value) <= limit:
-                raise UserError(f"{name[:40]} = {brief(value)} is not a size of a network")
-
-
-def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with a prefix, under their names without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def damage_error(path: str | Path, error: BaseException) -> UserError:
-    """Return the error of a file that is not a zoo model, in one line."""
-    return UserError(f"model weights {path} are damaged or not a zoo model: {error_text(error)}")
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turn errors of a damaged file, or of a card that its weights do not fit, into one line."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"model weights {path} are damaged or not a zoo model: {error_text(error)}"
+        ) from error
 
 
 def _listed_checksum(path: Path) -> str | None:

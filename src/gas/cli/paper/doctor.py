@@ -60,14 +60,14 @@ def _files(preset: Preset, weights: Path | None) -> list[dict[str, str]]:
 
     rows = []
     folder = weights_folder(weights)
-    for located in (*find_files(preset, folder), *find_measuring_files(preset, folder)):
-        file, path = located.file, located.path
+    for file in (*find_files(preset, folder), *find_measuring_files(preset, folder)):
+        path = file.path
         row = {"role": file.role, "file": file.name, "what": file.description, "needed for": file.needed_for}
         if path is None:
-            row |= {"state": "missing", "place": str(located.candidates[0]), "source": file.source}
+            row |= {"state": "missing", "place": str(file.place), "source": file.source}
         else:
             try:
-                row |= {"state": "whole", "place": str(path), "holds": describe_file(located)}
+                row |= {"state": "whole", "place": str(path), "holds": describe_file(file)}
             except (ValueError, ModuleNotFoundError) as error:
                 row |= {"state": "bad", "place": str(path), "holds": str(error)}
             if path.is_file():

@@ -159,12 +159,12 @@ def _published_features(run: MeasuringRun, weights: Path) -> FeatureOptions:
     from gas.paper.files import find_measuring_files
 
     options = FeatureOptions(features="inception")
-    for located in find_measuring_files(run.preset, weights):
-        path = located.path or located.candidates[0]
-        if located.file.role == "features":
+    for file in find_measuring_files(run.preset, weights):
+        path = file.path or file.place
+        if file.role == "features":
             options = replace(options, weights=path)
         else:
-            options = replace(options, reference=path, real=path if located.file.role == "images" else None)
+            options = replace(options, reference=path, real=path if file.role == "images" else None)
     return options
 
 

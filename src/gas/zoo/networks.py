@@ -1,4 +1,4 @@
-"""A small class-conditional U-Net, preconditioned as EDM prescribes (2206.00364, Table 1)."""
+"""The zoo's networks of images: an EDM denoiser, and the classifier in whose features distances are measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EDMUNet"]
+__all__ = ["Classifier", "EDMUNet"]
 
 
 class _Block(nn.Module):
@@ -88,7 +88,9 @@ class EDMUNet(nn.Module):
         super().__init__()
         self.classes, self.patch, self.sigma_data = classes, patch, sigma_data
         embedding = 4 * width
-        self.register_buffer("frequencies", _frequencies(width, max_frequency), persistent=False)
+        # Geometric from 1.
+        frequencies = torch.exp(torch.linspace(0.0, math.log(max_frequency), width // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.label = nn.Embedding(classes + 1, embedding)
         self.noise = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         pixels = channels * patch * patch
@@ -153,13 +155,45 @@ class EDMUNet(nn.Module):
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
 
 
+class Classifier(nn.Module):
+    """Four 3x3 convolutions and two linear layers, down to ``features`` numbers and ``classes`` logits.
+
+    Args:
+        size: side of the square images, a multiple of 4.
+        channels: image channels.
+        width: channels of the first convolution.
+        features: length of the feature vector.
+        classes: number of classes.
+    """
+
+    def __init__(
+        self, *, size: int, channels: int = 1, width: int = 32, features: int = 64, classes: int = 10
+    ) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.conv3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.embed = nn.Linear(2 * width * (size // 4) ** 2, features)
+        self.dropout = nn.Dropout(0.3)
+        self.out = nn.Linear(features, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images ``(B, C, H, W)`` in [-1, 1] to feature vectors ``(B, features)``."""
+        h = F.relu(self.conv1(F.relu(self.conv0(x))))
+        h = F.max_pool2d(h, 2)
+        h = F.relu(self.conv3(F.relu(self.conv2(h))))
+        h = F.max_pool2d(h, 2)
+        return F.relu(self.embed(self.dropout(h.flatten(1))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, classes)``."""
+        logits: Tensor = self.out(self.features(x))
+        return logits
+
+
 def _stage(inputs: Sequence[int], outputs: int, embedding: int) -> nn.ModuleList:
     return nn.ModuleList([_Block(channels, outputs, embedding) for channels in inputs])
-
-
-def _frequencies(width: int, highest: float) -> Tensor:
-    """Angular frequencies of the noise embedding, geometric from 1."""
-    return torch.exp(torch.linspace(0.0, math.log(highest), width // 2))
 
 
 def _groups(channels: int) -> int:
