@@ -81,5 +81,5 @@ def _path(name: str | Path) -> Path:
                 f"model {str(name)[-80:]!r} is not in the zoo: for a folder or repository of diffusers use "
                 f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
             )
-        named("model (or path of a .safetensors file)", str(name), dict.fromkeys(names()))
+        named("model", str(name), dict.fromkeys([*names(), "FILE.safetensors"]))
     return WEIGHTS / f"{name}.safetensors"
