@@ -46,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             start = len(head) if head.startswith(_HEAD) else 0
             if not start:
                 warn_no_checksum(f"checkpoint {path}")
-            elif head[len(_HEAD) : -1] != hashlib.file_digest(file, "sha256").hexdigest().encode():
+            elif head[len(_HEAD) : -1] != hashlib.file_digest(file, "sha256").hexdigest().encode():  # type: ignore[arg-type]
                 raise UserError("its checksum does not match")
             state = read_open(file, start)
     except FileNotFoundError:

@@ -219,7 +219,7 @@ class _UNet(nn.Module):
         blocks: int,
         heads: int,
         every: bool = True,
-        residual: Sequence[int] | None = None,
+        residual: Sequence[float] | None = None,
     ) -> None:
         """Set ``enc`` and ``dec``.
 

@@ -168,7 +168,8 @@ class Reader(pickle._Unpickler):
         if self._storage is None:
             raise Refused("a persistent id (a reference to something outside the file)")
         sized = isinstance(pid, tuple) and 5 <= len(pid) <= 6
-        kind, dtype, key, _, count, *view = pid if sized else (None,) * 5
+        parts: tuple[Any, ...] = pid if sized else (None,) * 5
+        kind, dtype, key, _, count, *view = parts
         plain = isinstance(dtype, torch.dtype) and isinstance(key, str) and type(count) is int and count >= 0
         if kind != "storage" or not plain or any(part is not None for part in view):
             names = [part.name for part in pid if isinstance(part, Allowed)] if isinstance(pid, tuple) else []
@@ -274,7 +275,7 @@ def read_torch(file: BinaryIO, budget: Budget, path: Path | None = None) -> Any:
             member = members[f"data/{key}"]
             if key not in storages and (path is None or member.file_size < _LARGE):
                 storages[key] = _flat(archive.read(member), dtype, count)
-            elif key not in storages:
+            elif key not in storages and path is not None:
                 file.seek(member.header_offset + 26)
                 lengths = struct.unpack("<HH", file.read(4))  # of the name and of an extra field
                 first = member.header_offset + 30 + sum(lengths)
