@@ -166,7 +166,7 @@ def test_a_network_of_another_size(weights: dict[str, Path]) -> None:
 def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> None:
     source = written("cifar10", weights)
     preset = PRESETS["cifar10"].changed(["size=8"])
-    for found in (one for one in find_files(preset, source) if not one.file.role.startswith("loss")):
+    for found in (one for one in find_files(preset, source) if not one.role.startswith("loss")):
         assert found.path is not None
         run("paper", "convert", found.path, tmp_path / "cifar10" / f"{found.path.stem}.safetensors")
     places = [found.path for found in find_files(preset, tmp_path)][:2]
@@ -184,7 +184,7 @@ def test_the_critic_is_the_published_one_or_drawn_anew(weights: dict[str, Path],
     preset = PRESETS["cifar10"].changed(["size=8", "weight=0.3", *sizes])
     model = load_backbone(preset, folder)
     critic = critic_for(preset, model, folder)
-    (found,) = (one.path for one in find_files(preset, folder) if one.file.role == "critic")
+    (found,) = (one.path for one in find_files(preset, folder) if one.role == "critic")
     assert found is not None and critic.weight == 0.3
     for name, value in load_discriminator(found).state_dict().items():
         assert torch.equal(value, critic.network.state_dict()[name])

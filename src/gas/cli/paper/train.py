@@ -147,8 +147,8 @@ def _show_files(run: PresetRun) -> None:
     from gas.paper.files import find_files
 
     for located in find_files(run.preset, run.weights):
-        place = f"{located.path}" if located.path else f"missing, put it at {located.candidates[0]}"
-        note(f": {place}", label=located.file.role, style="" if located.path else "red")
+        place = f"{located.path}" if located.path else f"missing, put it at {located.place}"
+        note(f": {place}", label=located.role, style="" if located.path else "red")
     seeds = run.preset.seeds(run.objective)
     for nfe in run.nfes:
         note(
