@@ -201,7 +201,7 @@ def conversions():
                 yield pytest.param(name, kind, marks=() if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "kind"), conversions())
+@pytest.mark.parametrize(("name", "kind"), list(conversions()))
 def test_conversion_through_ours_changes_nothing(name, kind, tmp_path):
     """To every other scheduler, from memory and from a file."""
     theirs = config_of(OTHERS[name], kind, tmp_path / "theirs")
