@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -14,7 +13,6 @@ __all__ = [
     "brief",
     "csv_cell",
     "error_text",
-    "html_text",
     "markdown",
     "markdown_table",
     "plain",
@@ -64,11 +62,6 @@ def _cell(cell: object) -> str:
         return markdown(cell)
     text, mark = cell
     return f"{mark}{markdown(text)}{mark}" if text else ""
-
-
-def html_text(text: object) -> str:
-    """Escape text for an HTML element or a quoted attribute."""
-    return html.escape(plain(text))
 
 
 def quoted_string(text: object) -> str:

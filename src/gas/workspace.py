@@ -136,8 +136,7 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
         folder: whether a new output will be a folder. A folder's lock lies in it, a file's beside it.
 
     Raises:
-        UserError: when another process holds it: names its work and start.
-        OSError: when its folder cannot be written, with the output as its file name.
+        UserError: when another process holds it: names its work and start; when its folder cannot be written.
     """
     target = Path(os.path.realpath(output))
     if target in _held:
@@ -151,7 +150,9 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
         home.mkdir(parents=True, exist_ok=True)
         handle = _locked(path, output)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(output)) from error
+        raise UserError(
+            f"{output} cannot be written ({error.strerror}): name a place in another folder"
+        ) from error
     _held.add(target)
     try:
         if handle is not None:
@@ -179,8 +180,9 @@ def _locked(path: Path, output: str | Path) -> int | None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same_file(path, handle):
-                return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False)):
+                    return handle
             os.close(handle)  # its process ended between the two calls and deleted the file
         except BlockingIOError:
             holder = _holder(os.pread(handle, 4096, 0))
@@ -189,14 +191,6 @@ def _locked(path: Path, output: str | Path) -> int | None:
         except OSError:  # a file system without locks
             os.close(handle)
             return None
-
-
-def _is_same_file(path: Path, handle: int) -> bool:
-    """Whether a path still names the open file."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def _holder(note: bytes) -> str:

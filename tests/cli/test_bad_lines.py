@@ -191,7 +191,7 @@ LINES = {
         --preset-weights . --set y; --only x; --prompts nowhere; --precision x
         --set x; --set x=1; --set batch=0; --set batch; --features x; --features inception; --weights {text}
         --features inception --weights nowhere; --reference nowhere; --real nowhere
-        --markdown /proc/x.md; --markdown {folder}; --results {text}; --results /proc/x; --device meta; more
+        --markdown /proc/x.md; --markdown {folder}; --results {text}; --run --results /proc/x; --device meta; more
         --run --features x; --run --weights nowhere; --nosuch; --measure x
     """,
     "paper reproduce": """
@@ -348,12 +348,12 @@ def test_a_bad_line_is_refused_in_a_process_of_its_own(line, variables, files, t
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("pairs --out new --guidance nan", "guidance must lie in [-1000, 1000], got nan"),
+        ("pairs --out new --guidance nan", "got 'nan'"),
         ("pairs --out new --seeds 1e23", "seeds must be like 1024 or 50000:51024"),
         ("pairs --out new --model DIGITS", "did you mean 'digits'?"),
         ("paper reproduce table2a --only x", "--only must be one of cifar10-gas-10, cifar10-gas-4"),
         ("train --validation abc", "got 'abc'"),
-        ("inspect nowhere", "nowhere does not exist"),
+        ("inspect nowhere", "'nowhere' does not exist"),
     ],
 )
 def test_what_a_message_says(line, told, tmp_path, monkeypatch):

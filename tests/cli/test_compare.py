@@ -52,7 +52,7 @@ def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
     again = json.loads(run(*typed[1:], "--json").stdout)
     assert [row["spec"] for row in again] == ["teacher", "gs-free"]
     assert "GAS continues" not in (tmp_path / "report.md").read_text()
-    assert again[1]["comparison"] == rows[3]["comparison"]
+    assert again[1]["metrics"] == rows[3]["metrics"]
     sampled = ["--seeds", "500:502", "--out", tmp_path / "x.npz", "--json"]
     shown = run("sample", *SMALL, "--solver", out / "solvers" / "gas-2.json", *sampled)
     assert json.loads(shown.stdout)["nfe"] == 2

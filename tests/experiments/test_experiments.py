@@ -212,7 +212,7 @@ def test_the_base_of_a_method_is_stored_but_not_reported(pairs, tmp_path, monkey
     ]
     assert [c.spec for c in results] == ["teacher", "after"]
     assert trained == [("gs", 2), ("after", 2)]
-    stored = store.read("gs", 2).result
+    stored = store.read("gs", 2)
     assert results[1].evaluations == stored.evaluations + 1
     again = run_experiment(experiment, evaluator, [gs, after], [2], store)
     assert [c for c in again if isinstance(c, TrainingReport)] == []

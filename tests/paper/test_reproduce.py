@@ -171,8 +171,8 @@ def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
 
 def test_recall_and_cells_of_gas_compare(tmp_path: Path) -> None:
     to_data = {"prdc": {"precision": 0.5, "recall": 0.7, "density": 1.0, "coverage": 0.9}}
-    comparison = {"frechet_data": 5.0, "to_data": to_data, "samples": 50_000, "name": "GAS", "nfe": 4}
-    cell = {"spec": "gas", "label": "GAS", "family": "learned", "nfe": 4, "comparison": comparison}
+    metrics = {"frechet_data": 5.0, "to_data": to_data, "samples": 50_000, "name": "GAS", "nfe": 4}
+    cell = {"spec": "gas", "label": "GAS", "category": "learned", "nfe": 4, "metrics": metrics}
     told = {
         "format": "gas-comparison-cell",
         "model": "imagenet",
@@ -180,7 +180,7 @@ def test_recall_and_cells_of_gas_compare(tmp_path: Path) -> None:
         "measured": {"features": "inception"},
     }
     (tmp_path / "gas-4.json").write_text(json.dumps(told))
-    (tmp_path / "gas-5.json").write_text(json.dumps({**told, "cell": {**cell, "nfe": 5, "comparison": None}}))
+    (tmp_path / "gas-5.json").write_text(json.dumps({**told, "cell": {**cell, "nfe": 5, "metrics": None}}))
     rows = json.loads(run("paper", "reproduce", "coverage", "--results", tmp_path, "--json").stdout)["cells"]
     assert [row["ours"] for row in rows] == [None, 0.7, None, 0.9]
 
@@ -325,7 +325,7 @@ def test_a_comparison_of_a_preset_stands_beside_the_paper(
     assert "2510.17699" not in Path("out/report.md").read_text()
     fid = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
     cells = json.loads(run("compare", *words, *fid, "--json").stdout)
-    ours = next(c["comparison"]["frechet_data"] for c in cells if c["spec"] == "dpmpp-3m")
+    ours = next(c["metrics"]["frechet_data"] for c in cells if c["spec"] == "dpmpp-3m")
     first = Path("out/report.md").read_text().split("## ")[1]
     assert first.startswith(
         "Frechet distance to the data's statistics, as published: arXiv 2510.17699 / ours / difference"

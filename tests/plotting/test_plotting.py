@@ -7,11 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 from matplotlib import rcParams
 from PIL import Image
 
-from gas.plotting.errors import _spread, error_plot
+from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
 from gas.plotting.style import ACCENT, MUTED, text_width, wrap
 from gas.plotting.times import times_plot
@@ -72,7 +71,7 @@ def test_rows_stand_in_order_and_columns_in_line(tmp_path):
 
 def test_columns_keep_the_order_of_the_seeds(tmp_path):
     shades = torch.tensor([-0.9, -0.3, 0.3]).view(3, 1, 1, 1).expand(3, 1, 8, 8)
-    sample_grid(tmp_path / "g.png", [("A", shades)], title="", captions=["a", "b", "c"])
+    sample_grid(tmp_path / "g.png", [("A", shades)], title="")
     boxes = [where(pixels(tmp_path / "g.png"), (s, s, s)) for s in (-0.9, -0.3, 0.3)]
     assert all(share == 1 for _, share in boxes)
     assert boxes[0][0][3] < boxes[1][0][2] < boxes[1][0][3] < boxes[2][0][2]
@@ -199,17 +198,6 @@ def test_a_smaller_error_is_drawn_lower(tmp_path):
     assert high.double().mean() < low.double().mean()
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8))
-def test_names_are_kept_apart_and_moved_as_little_as_possible(values):
-    values = sorted(values)
-    placed = _spread(values, 10)
-    assert all(b - a >= 10 - 1e-9 for a, b in itertools.pairwise(placed))
-    assert sum(placed) == pytest.approx(sum(values), abs=1e-6)
-    if all(b - a >= 10 for a, b in itertools.pairwise(values)):
-        assert placed == pytest.approx(values)
-
-
 # --- all pictures ------------------------------------------------------------------------------------------
 
 DRAW = {
@@ -259,7 +247,6 @@ def grid(*rows, **options):
         (lambda: grid(("A", plain(RED).byte())), r"floats in \[-1, 1\], got torch.uint8; pass x / 1"),
         (lambda: grid(("A", plain((255.0,)))), r"got values from 255 to 255; pass images.clamp"),
         (lambda: grid(("A", plain((float("nan"),)))), r"in \[-1, 1\], got values from nan to nan"),
-        (lambda: grid(("A", plain(RED)), captions=["a"]), r"captions must be one a column, 2 or none, got 1"),
         (lambda: grid(("A", plain(RED)), highlight=1), r"highlight must be a row of 0 .. 0 or None, got 1"),
         (lambda: grid(("A", plain(RED)), scale=0), r"scale must be a whole number of at least 1, got 0"),
         (lambda: grid(("A", plain(RED, 99))), r"fewer columns to be legible, got 99; pass images\[:16\]"),

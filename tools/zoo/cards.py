@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import gas
 from gas.display import markdown
+from gas.evaluation import sample_seeds
 from gas.io import write_text
 from gas.metrics.distances import frechet_interval
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
@@ -223,10 +224,8 @@ def _samples(
     model: Any, table: gas.Table, seeds: Sequence[int], guidance: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Return samples and labels of seeds."""
-    samples, labels = [], gas.models.labels_of_seeds(model.classes, seeds)
-    for part, label in zip(torch.tensor(seeds).split(_BATCH), labels.split(_BATCH), strict=True):
-        samples.append(gas.sample(model.bind(label, guidance), model.noise(part.tolist()), table))
-    return torch.cat(samples), labels
+    samples = sample_seeds(model, table, seeds, guidance=guidance, batch=_BATCH)
+    return samples, gas.models.labels_of_seeds(model.classes, seeds)
 
 
 def _accuracy(measuring: ZooModel, images: Tensor, labels: Tensor) -> float:

@@ -12,18 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, get_args, get_type_hints
+from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+import gas
 from gas import distributed, workspace
 from gas.cli.checks import check_device, error_text
 from gas.display import plain
 from gas.errors import UserError
 from gas.machine import set_thread_defaults
-
-__all__ = ["app", "command", "holding", "main", "paper", "resumable"]
 
 P = ParamSpec("P")
 
@@ -147,31 +146,20 @@ def command(
         parameters, groups = _expanded(function)
 
         def guarded(**options: Any) -> None:
-            try:
+            with _one_line_errors():
                 if distributed.launched() > 1 and not shared:
                     raise UserError(f"{full_name} runs in one process: leave torchrun out")
                 if "device" in options:
                     options["device"] = distributed.local_device(str(options["device"]))
                     check_device(str(options["device"]))
-                if "precision" in options:
-                    _set_tf32(options["precision"] == "tf32")
+                if "precision" in options:  # of the whole process, which is the command's alone
+                    gas.models.allow_tf32(options["precision"] == "tf32")
                 output = options.get(file or folder)
                 for parameter, kind in groups.items():
                     options[parameter] = kind(**{each.name: options.pop(each.name) for each in fields(kind)})
                 is_folder = bool(folder) and not (file and isinstance(output, Path) and output.suffix)
                 with distributed.process_group(), holding(output, full_name, folder=is_folder):
                     function(**options)  # type: ignore[call-arg]
-            except KeyboardInterrupt as stop:
-                if _debug:
-                    raise
-                global _interrupt_reported
-                _interrupt_reported = True
-                _print_line(f"interrupted. {stop}".rstrip())
-                raise typer.Exit(130) from None
-            except (UserError, OSError, ArithmeticError, ModuleNotFoundError) as error:
-                if _debug:
-                    raise
-                _refuse(error)
 
         guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         guarded.__name__, guarded.__module__, guarded.__annotations__ = label, function.__module__, {}
@@ -181,6 +169,25 @@ def command(
         return function
 
     return register
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Report an interrupt or a user's mistake in one line and end the command; ``--debug`` shows the traceback."""
+    global _interrupt_reported
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if _debug:
+            raise
+        _interrupt_reported = True
+        _print_line(f"interrupted. {stop}".rstrip())
+        raise typer.Exit(130) from None
+    except (UserError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+        if _debug:
+            raise
+        _print_line(f"error: {error_text(error)}")
+        raise typer.Exit(2) from None
 
 
 def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
@@ -196,21 +203,12 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
         types = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
-            annotation = _in_panel(types[field.name], parameter.annotation.panel)
-            parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-                )
-            )
+            value, option = get_args(types[field.name])
+            option = copy.copy(option)
+            option.rich_help_panel = kind.panel
+            single = parameter.replace(name=field.name, default=default, annotation=Annotated[value, option])
+            parameters.append(single.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     return parameters, groups
-
-
-def _in_panel(annotation: Any, panel: str) -> Any:
-    """Return the type of an option that is shown in a panel of the help."""
-    kind, option = get_args(annotation)
-    option = copy.copy(option)
-    option.rich_help_panel = panel
-    return Annotated[kind, option]
 
 
 def main() -> None:
@@ -229,13 +227,6 @@ def main() -> None:
         app(prog_name="gas")
 
 
-def _set_tf32(enabled: bool) -> None:
-    """Set TF32 for the whole process, which this command has to itself."""
-    from gas.models.runtime import allow_tf32
-
-    allow_tf32(enabled)
-
-
 def _usage(error: Any) -> str:
     """Return the message of a usage error, with the value where typer leaves it out, and where to read on."""
     message = error.format_message().rstrip(".")
@@ -243,12 +234,6 @@ def _usage(error: Any) -> str:
     value = f", got {str(problems[0]['input'])!r}" if problems else ""
     command = "gas" if error.ctx is None else error.ctx.command_path
     return f"{message}{value} (see {command} --help)"
-
-
-def _refuse(error: Exception) -> NoReturn:
-    """Report a mistake in one line and end with exit code 2."""
-    _print_line(f"error: {error_text(error)}")
-    raise typer.Exit(2) from None
 
 
 def holding(output: object, work: str, *, folder: bool = False) -> contextlib.AbstractContextManager[None]:
@@ -260,11 +245,7 @@ def holding(output: object, work: str, *, folder: bool = False) -> contextlib.Ab
 
 @contextlib.contextmanager
 def resumable(progress: str) -> Iterator[None]:
-    """Let an interrupt say where the progress lies and how to go on.
-
-    Args:
-        progress: a sentence without its end, as ``State is in FOLDER``.
-    """
+    """Let an interrupt say where the progress lies and how to go on."""
     try:
         yield
     except KeyboardInterrupt:

@@ -5,39 +5,33 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import gas
 from gas.arguments import MAX_ITERATIONS, MAX_NFE
 from gas.cli.app import command, resumable
-from gas.cli.checks import option, output_folder
+from gas.cli.checks import option
+from gas.cli.evaluate import print_metrics, teacher_progress
+from gas.cli.follow import show
 from gas.cli.loading import load_zoo
-from gas.cli.options import Device, Json, Seed, ZooName, require_matplotlib
+from gas.cli.options import Device, Json, Seed, ZooName
+from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json
 from gas.display import significant
-from gas.workspace import claim, scratch
-
-if TYPE_CHECKING:
-    from gas.classical.registry import Classical
-    from gas.evaluation.evaluator import SolverMetrics
-    from gas.learned.generalized import GeneralizedSolver
-    from gas.pairs.dataset import Pairs
-    from gas.table import Table
-    from gas.training.distillation import Distilled
-    from gas.zoo.model import ZooModel
-
-__all__ = ["demo"]
 
 # Seeds of training, validation and evaluation, and the first seed of the evaluation.
 TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
 # A third of the usual steps against the discriminator, which on these models shows what it does.
 GAS_STEPS = 48
+# Classical solvers to measure, on the best grid unless they name one.
+BASELINES = {"DPM-Solver++(3M)": "dpmpp-3m/log_snr", "UniPC-3": "unipc-3-bh2", "iPNDM-3": "ipndm-3"}
 # Samples a row of the picture.
 _COLUMNS = 10
 
 
 @command("gas demo --nfe 4 --out demo", folder="out")
 def demo(
-    out: Annotated[Path, option("Folder for pairs, solvers and pictures.", output_folder)] = Path("demo"),
+    out: Annotated[Path, option("Folder for pairs, solvers and pictures.")] = Path("demo"),
     nfe: Annotated[int, option("NFE of the solver to learn.", min=1, max=MAX_NFE)] = 4,
     iterations: Annotated[
         int, option("Gauss-Newton steps after the choice of the start.", min=0, max=MAX_ITERATIONS)
@@ -51,29 +45,24 @@ def demo(
 
     Teacher pairs, the best classical start, training, the solver files, samples of unseen seeds, figures.
     """
-    from gas.classical.registry import Classical
-    from gas.cli.evaluation import print_metrics, teacher_progress
-    from gas.cli.pairs import run_teacher
-    from gas.evaluation.sampler import teacher_pairs
-    from gas.pairs.dataset import read_pairs
-
     began = time.perf_counter()
-    require_matplotlib()
-    output_folder(out)
+    gas.plotting.require_matplotlib()
     network = load_zoo(model, device)
-    teacher = Classical("unipc-3-bh2", "log_snr", 20, network.t_end)
+    teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, network.t_end)
     note(f": {teacher.label}, {teacher.nfe} network calls a sample", label="1. Teacher", style="bold")
     folder, path = out / f"pairs-{network.name}", out / f"{network.name}-{nfe}.json"
     files = {"GS": path, "GAS": path.with_stem(f"{path.stem}-gas")}
-    state = path.with_suffix(".state")
-    claim(out, [folder.name, *(file.name for file in files.values()), state.name, "samples.png", "times.png"])
+    names = [folder.name, *(file.name for file in files.values()), f"{path.stem}.state"]
+    gas.workspace.claim(out, [*names, "samples.png", "times.png"])
     run_teacher(network, teacher, folder, range(TRAINED + VALIDATED))
-    pairs, validation = read_pairs(folder, model=network).split(VALIDATED)
-    tables = _learn_both(network, teacher, pairs, validation, files, nfe, iterations, seed, state)
+    pairs = gas.read_pairs(folder, model=network)
+    tables = _learn_both(network, pairs, files, nfe, iterations, seed)
     stop = FIRST_UNSEEN + EVALUATED
     note(f" {FIRST_UNSEEN} to {stop - 1}", label="4. Unseen seeds", style="bold")
-    unseen = teacher_pairs(network, teacher, range(FIRST_UNSEEN, stop), progress=teacher_progress)
-    rows = _measure(out, network, unseen, _solvers(network, unseen, nfe, tables), teacher)
+    unseen = gas.evaluation.teacher_pairs(
+        network, teacher, range(FIRST_UNSEEN, stop), progress=teacher_progress
+    )
+    rows = _measure(out, network, unseen, tables, teacher)
     if json:
         seeds = [FIRST_UNSEEN, stop]
         print_json({"model": network.name, "seeds": seeds, "rows": [asdict(row) for row in rows]})
@@ -87,118 +76,82 @@ def demo(
 
 
 def _learn_both(
-    model: ZooModel,
-    teacher: Classical,
-    pairs: Pairs,
-    validation: Pairs,
-    files: dict[str, Path],
-    nfe: int,
-    iterations: int,
-    seed: int,
-    state: Path,
-) -> dict[str, Table]:
-    """Learn GS, then GAS from it; save both, and return their tables as the files have them."""
-    from gas.solver_file import load, save
-
+    model: gas.zoo.ZooModel, pairs: gas.Pairs, files: dict[str, Path], nfe: int, iterations: int, seed: int
+) -> dict[str, gas.Table]:
+    """Learn GS in a demo's time, then GAS from it; save both, and return their tables as the files have them."""
     note(f": the Generalized Solver, {nfe} calls a sample", label="2. Student", style="bold")
-    result = _learn(model, pairs, validation, nfe, iterations, seed, state)
-    kwargs: dict[str, Any] = {
-        "model": model,
-        "teacher": teacher.config(),
-        "loss": "l2",
-        "starts": {nfe: result.start},
-    }
-    save(files["GS"], result.solver, **kwargs)
+    train, validation = pairs.split(VALIDATED)
+    config = gas.GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
+    short_run = gas.GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
+    search = gas.training.StartSearch(validation_pairs=16, candidates=3, short_run=short_run)
+    state = files["GS"].with_suffix(".state")
+    with resumable(f"State is in {state}"), gas.workspace.scratch(state, gas.training.distillation.STATE):
+        reports = gas.distill(model, train, validation, nfe, config=config, search=search, state=state)
+        result = show(reports, model, nfe)
     note(": the same solver goes on to learn from a discriminator", label="3. Critic", style="bold")
-    save(files["GAS"], _learn_adversarial(model, pairs, validation, result.table(), seed), **kwargs)
-    tables = {}
-    for name, file in files.items():
-        artefact = load(file)
-        artefact.check(model)
-        tables[name] = artefact.table(nfe)
+    adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
+    tables, starts = {}, {nfe: result.start}
+    for (name, file), solver in zip(files.items(), (result.solver, adversarial), strict=True):
+        gas.save(file, solver, model=model, teacher=pairs.teacher, loss="l2", starts=starts)
+        tables[name] = gas.load(file).table(nfe)
     return tables
 
 
-def _learn(
-    model: ZooModel, pairs: Pairs, validation: Pairs, nfe: int, iterations: int, seed: int, state: Path
-) -> Distilled:
-    """Learn GS in a demo's time: three starts, few pairs a step."""
-    from gas.cli.follow import show
-    from gas.training.distillation import STATE, distill
-    from gas.training.gauss_newton import GaussNewton
-    from gas.training.initialization import StartSearch
-
-    config = GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
-    short_run = GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
-    search = StartSearch(validation_pairs=16, candidates=3, short_run=short_run)
-    with resumable(f"State is in {state}"), scratch(state, STATE):
-        reports = distill(model, pairs, validation, nfe, config=config, search=search, state=state)
-        return show(reports, model, nfe)
-
-
 def _learn_adversarial(
-    model: ZooModel, pairs: Pairs, validation: Pairs, table: Table, seed: int
-) -> GeneralizedSolver:
+    model: gas.zoo.ZooModel, pairs: gas.Pairs, validation: gas.Pairs, table: gas.Table, seed: int
+) -> gas.GeneralizedSolver:
     """Go on against a discriminator in a demo's time: few steps, on few pairs."""
-    from gas.learned.generalized import GeneralizedSolver
-    from gas.training.adversarial.setup import GAS, adversary_for, fit_adversarial
-
-    solver = GeneralizedSolver.from_table(model.schedule, table, model.t_end)
-    config = replace(GAS, iterations=GAS_STEPS, batch=16, validate_every=GAS_STEPS // 4, seed=seed)
-    adversary = adversary_for(model, pairs, config=config, samples=EVALUATED, seed=seed)
+    solver = gas.GeneralizedSolver.from_table(model.schedule, table, model.t_end)
+    config = replace(
+        gas.training.adversarial.setup.GAS,
+        iterations=GAS_STEPS,
+        batch=16,
+        validate_every=GAS_STEPS // 4,
+        seed=seed,
+    )
+    adversary = gas.adversary_for(model, pairs, config=config, samples=EVALUATED, seed=seed)
     with bar("critic", GAS_STEPS) as running:
-        for record in fit_adversarial(adversary, solver, model, pairs, validation):
+        for record in gas.training.adversarial.fit_adversarial(adversary, solver, model, pairs, validation):
             share = record.validation_loss / max(record.start_loss, 1e-12)
             running.at(record.iteration, f"{share:.0%} of GS's distance to the teacher's distribution")
     return solver
 
 
-def _solvers(
-    model: ZooModel, pairs: Pairs, nfe: int, learned: dict[str, Table]
-) -> dict[str, tuple[str, Table]]:
-    """Return the solvers of the picture by name, with their grids and tables."""
-    from gas.classical.registry import Classical
-    from gas.training.ranking import best_classical
-
-    common = Classical("dpmpp-3m", "log_snr", nfe, model.t_end)
-    tables = {"DPM-Solver++(3M)": (common.label, common.table(model.schedule))}
-    for name, solver in (("UniPC-3", "unipc-3-bh2"), ("iPNDM-3", "ipndm-3")):
-        best = best_classical(model, pairs, nfe, [solver])
-        tables[name] = (best.classical.label, best.table)
-    return {**tables, **{name: ("learned", table) for name, table in learned.items()}}
-
-
 def _measure(
-    out: Path, model: ZooModel, pairs: Pairs, tables: dict[str, tuple[str, Table]], teacher: Classical
-) -> list[SolverMetrics]:
-    """Measure every table, draw the first samples and the times of each, and return the measurements."""
-    from gas.evaluation.evaluator import Evaluator
-    from gas.evaluation.sampler import sample_pairs
-    from gas.models.protocol import data_range_of
-    from gas.plotting.samples import sample_grid
-    from gas.plotting.times import times_plot
-
+    out: Path,
+    model: gas.zoo.ZooModel,
+    pairs: gas.Pairs,
+    learned: dict[str, gas.Table],
+    teacher: gas.Classical,
+) -> list[gas.evaluation.SolverMetrics]:
+    """Measure learned and classical tables, draw the first samples and the times of each; return the measurements."""
+    nfe = next(iter(learned.values())).nfe
+    tables = {}
+    for name, solver in BASELINES.items():
+        best = gas.training.best_classical(model, pairs, nfe, [solver])
+        tables[name] = (best.classical.label, best.table)
+    tables |= {name: ("learned", table) for name, table in learned.items()}
     rows, images = [], []
     # Pair by pair alone: a Frechet distance of so few samples is mostly bias.
-    evaluator = Evaluator(pairs, data_range=data_range_of(model))
+    evaluator = gas.Evaluator(pairs, data_range=gas.models.data_range_of(model))
     for name, (detail, table) in tables.items():
-        samples = sample_pairs(model, pairs, table)
-        row = evaluator.measure(name, samples, table.nfe)
+        samples = gas.evaluation.sample_pairs(model, pairs, table)
+        row = evaluator.measure(name, samples, nfe)
         rows.append(row)
-        title = f"{name}\n{detail}\n{table.nfe} calls, MSE {significant(row.mse)}"
+        title = f"{name}\n{detail}\n{nfe} calls, MSE {significant(row.mse)}"
         images.append((title, samples[:_COLUMNS].clamp(-1, 1)))
     rows.append(evaluator.measure("teacher", pairs.target, teacher.nfe))
     title = f"Teacher\n{teacher.label}\n{teacher.nfe} calls"
     images.append((title, pairs.target[:_COLUMNS].clamp(-1, 1)))
     highlight = list(tables).index("GS")
-    sample_grid(
+    gas.plotting.sample_grid(
         out / "samples.png",
         images,
-        title=f"The same network, the same noise, {rows[0].nfe} network calls",
+        title=f"The same network, the same noise, {nfe} network calls",
         note=f"{model.name}: the first {_COLUMNS} unseen seeds; MSE to the teacher over {len(pairs)}.",
         highlight=highlight,
     )
-    times_plot(
+    gas.plotting.times_plot(
         out / "times.png",
         [(name, table.times.tolist(), ()) for name, (_, table) in tables.items()],
         model.schedule,

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from gas import distributed
+import gas
 from gas.arguments import MAX_NFE
+from gas.cli import options
 from gas.cli.app import command
-from gas.cli.checks import existing_file, listed, option, registered, split_names
-from gas.cli.evaluation import (
-    load_space,
-    print_distributions,
-    print_metrics,
-    teacher_progress,
-    warn_of_provenance,
-)
-from gas.cli.options import (
-    FeatureOptions,
-    Json,
-    MetricWeights,
-    NetworkOptions,
-    Picture,
-    check_classical,
-    check_grid,
-    check_space,
-    interpolation,
-    measured_seeds,
-    parse_nfes,
-    parse_seeds,
-)
-from gas.cli.screen import bar, note, print_json
-
-if TYPE_CHECKING:
-    from gas.classical.registry import Classical
-    from gas.evaluation.evaluator import Evaluator, SolverMetrics
-    from gas.models.protocol import Model
-    from gas.solver_file import Artefact
-    from gas.table import Table
-
-__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "evaluate_files"]
-
-BASELINES = ("dpmpp-3m/log_snr", "unipc-3-bh2", "ipndm-3")
+from gas.cli.checks import FILE, option, split_names
+from gas.cli.screen import bar, note, print_json, print_table, tracked
+from gas.display import significant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,53 +23,33 @@ class EvaluationOptions:
     panel: ClassVar[str] = "Evaluation"
 
     solver: Annotated[
-        list[Path],
-        option("Solver file; repeat it to compare several.", existing_file, names=("--solver", "-s")),
+        list[Path], option("Solver file; repeat it to compare several.", names=("--solver", "-s"), **FILE)
     ]
-    nfe: Annotated[
-        str, option("NFE to measure, as 4 or 3-6,8,10; default: all in the files.", parse_nfes)
-    ] = ""
-    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST; not those trained on.", measured_seeds)] = (
-        "50000:50512"
-    )
+    nfe: Annotated[str, option("NFE, as 4 or 3-6,8,10; default: all in the files.", options.parse_nfes)] = ""
+    seeds: Annotated[
+        str, option("Seeds, as N or FIRST:LAST; not those trained on.", options.measured_seeds)
+    ] = "50000:50512"
     baselines: Annotated[
-        str,
-        option(
-            "Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.",
-            listed(check_classical),
-        ),
-    ] = ",".join(BASELINES)
-    every: Annotated[bool, option("Also measure the best of all classical solvers.", names=("--every",))] = (
-        False
-    )
+        str, option("Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.")
+    ] = "dpmpp-3m/log_snr,unipc-3-bh2,ipndm-3"
+    every: Annotated[bool, option("Also measure the best classical solver.", names=("--every",))] = False
     transfer: Annotated[
-        bool,
-        option("Accept solvers of another network of the same shape and schedule.", names=("--transfer",)),
+        bool, option("Accept solvers of another network, same shape and schedule.", names=("--transfer",))
     ] = False
     metrics: Annotated[
-        str,
-        option(
-            "Metrics of single samples: lpips (to the teacher), clip-score (of prompts).",
-            listed(registered("metric", "gas.features.per_sample:SAMPLE_METRICS")),
-        ),
+        str, option("Metrics of single samples: lpips (to the teacher), clip-score (of prompts).")
     ] = ""
-    metric_weights: MetricWeights = None
-    picture: Picture = None
+    metric_weights: options.MetricWeights = None
+    picture: options.Picture = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Measured solvers.
-
-    Attributes:
-        document: model, seeds and fingerprints of the evaluation, in plain JSON.
-        rows: one per solver and NFE, and the teacher's.
-        strongest: name of the row to emphasize.
-    """
+    """A row for each solver and NFE, and the teacher's, with model, seeds and fingerprints in a plain document."""
 
     document: dict[str, Any]
-    rows: list[SolverMetrics]
-    strongest: str
+    rows: list[gas.evaluation.SolverMetrics]
+    strongest: str  # name of the row to emphasize
 
     def to_json(self) -> dict[str, Any]:
         """Return the evaluation in plain JSON."""
@@ -124,20 +74,14 @@ class Evaluation:
 def evaluate(
     *,
     evaluation: EvaluationOptions,
-    teacher: Annotated[
-        str | None,
-        option(
-            "Solver of the teacher; default: the file's.",
-            registered("solver", "gas.classical.registry:SOLVERS"),
-        ),
-    ] = None,
-    grid: Annotated[str | None, option("Time grid of the teacher; default: the file's.", check_grid)] = None,
+    teacher: Annotated[str | None, option("Solver of the teacher; default: the file's.")] = None,
+    grid: Annotated[str | None, option("Time grid of the teacher; default: the file's.")] = None,
     teacher_nfe: Annotated[
         int | None, option("NFE of the teacher; default: the file's.", min=1, max=MAX_NFE)
     ] = None,
-    features: FeatureOptions,
-    network: NetworkOptions,
-    json: Json = False,
+    features: options.FeatureOptions,
+    network: options.NetworkOptions,
+    json: options.Json = False,
 ) -> None:
     """Measure solvers from the same noise: error to the teacher, and distances of distributions with 95% intervals.
 
@@ -145,61 +89,60 @@ def evaluate(
     the grid that is best for it on these very seeds, which favors it; of more than eight candidates, all are measured
     on the first 64 seeds and the best eight on all. The first file names the teacher.
     """
-    check_space(features.features, features.weights)
+    options.check_space(features.features, features.weights)
     given = {"solver": teacher, "grid": grid, "nfe": teacher_nfe}
     evaluate_files(network.load(), evaluation, features, given=given).show(json)
 
 
 def evaluate_files(
-    model: Model,
-    options: EvaluationOptions,
-    features: FeatureOptions,
+    model: gas.models.Model,
+    evaluation: EvaluationOptions,
+    features: options.FeatureOptions,
     *,
     usual: Callable[[int], Mapping[str, Any]] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Measure solver files against classical solvers and the teacher.
 
-    Args:
-        model: that the files are for.
-        options: files, seeds, baselines and metrics.
-        features: space of the distances.
-        usual: NFE -> the teacher's settings that neither ``given`` nor the first file has; by default the model's.
-        given: the teacher's settings; ``None`` leaves one open.
-
-    Raises:
-        UserError: for files, baselines or metrics that do not fit the model.
+    The teacher's settings are those ``given`` that are not ``None``, else of the first file, else the ``usual`` ones
+    of an NFE.
     """
-    from gas.evaluation.evaluator import Evaluator
-    from gas.evaluation.sampler import teacher_pairs
-    from gas.evaluation.solver_files import load_solver_files
-    from gas.features.per_sample import sample_metrics
-    from gas.models.runtime import ending_at
-
-    artefacts = load_solver_files(options.solver, model, transfer=options.transfer)
-    first, nfes = next(iter(artefacts.values())), _nfes(options.nfe, artefacts)
-    baselines, seeds = split_names(options.baselines), parse_seeds(options.seeds)
+    artefacts = gas.evaluation.solver_files.load_solver_files(
+        evaluation.solver, model, transfer=evaluation.transfer
+    )
+    first = next(iter(artefacts.values()))
+    nfes = sorted({nfe for artefact in artefacts.values() for nfe in artefact.nfes})
+    if evaluation.nfe:
+        nfes = options.parse_nfes(evaluation.nfe)
+        _ = [
+            artefact.neighbours(nfe) for nfe in nfes for artefact in artefacts.values()
+        ]  # refuses those outside
+    baselines, seeds = split_names(evaluation.baselines), options.parse_seeds(evaluation.seeds)
     defaults = {"t_end": model.t_end} if usual is None else usual(nfes[0])
     teacher = _teacher(first, defaults, given or {})
-    _check_baselines(baselines, nfes, model.t_end)
+    for solver, _, grid in (name.partition("/") for name in baselines):
+        _ = [
+            gas.Classical(solver, grid or "log_snr", nfe, model.t_end) for nfe in nfes
+        ]  # refused before any work
     space = load_space(model, features)
-    metrics = sample_metrics(split_names(options.metrics), model, options.metric_weights)
+    metrics = gas.features.per_sample.sample_metrics(
+        split_names(evaluation.metrics), model, evaluation.metric_weights
+    )
     for artefact in artefacts.values():
         warn_of_provenance(artefact, model, seeds)
-    pairs = teacher_pairs(
-        ending_at(model, teacher.t_end),
-        teacher,
-        seeds,
-        guidance=first.document.guidance,
-        progress=teacher_progress,
-    )
-    evaluator = Evaluator.for_model(model, pairs, space, sample_metrics=metrics)
-    entries = _entries(evaluator, model, nfes, artefacts, baselines, options.every)
-    if not options.nfe:
-        entries += _branched_entries(artefacts)
+    source, guidance = gas.models.runtime.ending_at(model, teacher.t_end), first.document.guidance
+    pairs = gas.evaluation.teacher_pairs(source, teacher, seeds, guidance=guidance, progress=teacher_progress)
+    evaluator = gas.Evaluator.for_model(model, pairs, space, sample_metrics=metrics)
+    # By name and NFE: two baselines may be the same solver on the same grid.
+    rows_of = _entries(evaluator, model, nfes, artefacts, baselines, evaluation.every)
+    entries = list({(entry.name, entry.nfe): entry for entry in rows_of}.values())
+    if not evaluation.nfe:
+        for name, artefact in artefacts.items():
+            for count in artefact.forwards:
+                entries.append(_Entry(f"{name}, by forward passes", count, artefact.table(forwards=count)))
     rows = _measure(evaluator, model, entries)
-    if options.picture is not None and distributed.is_first():
-        _draw(options.picture, entries, rows, model.name)
+    if evaluation.picture is not None and gas.distributed.is_first():
+        _draw(evaluation.picture, entries, rows, model.name)
     passes = _passes(teacher.table(model.schedule), pairs.guidance)
     rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe, passes))
     document = {"model": model.name, "seeds": [seeds.start, seeds.stop], **space.fingerprint}
@@ -210,120 +153,63 @@ def evaluate_files(
 
 @dataclass(frozen=True)
 class _Entry:
-    """One row: a table to evaluate.
-
-    Attributes:
-        name: of the row.
-        nfe: of the row; that of the table may be a smaller one.
-        table: the solver.
-        curve: its line in the picture; empty for a row that is not drawn.
-        grid: of a classical solver.
-        interpolated: whether the NFE was not trained.
-    """
+    """One row: a table to evaluate, which may be of a smaller NFE, and the line in the picture that it belongs to."""
 
     name: str
     nfe: int
-    table: Table
+    table: gas.Table
     curve: str = ""
     grid: str = ""
     interpolated: bool = False
 
 
-def _nfes(text: str, artefacts: Mapping[str, Artefact]) -> list[int]:
-    """The NFE to evaluate; refuses those that are neither trained nor between two trained ones."""
-    if not text:
-        return sorted({nfe for artefact in artefacts.values() for nfe in artefact.nfes})
-    nfes = parse_nfes(text)
-    for nfe in nfes:
-        for artefact in artefacts.values():
-            artefact.neighbours(nfe)
-    return nfes
-
-
-def _check_baselines(names: Sequence[str], nfes: Sequence[int], t_end: float) -> None:
-    """Refuse a baseline that does not exist at one of the NFE, before the teacher runs."""
-    from gas.classical.registry import Classical
-
-    for name in names:
-        solver, _, grid = name.partition("/")
-        for nfe in nfes:
-            Classical(solver, grid or "log_snr", nfe, t_end)
-
-
-def _teacher(artefact: Artefact, usual: Mapping[str, Any], given: Mapping[str, Any]) -> Classical:
+def _teacher(artefact: gas.Artefact, usual: Mapping[str, Any], given: Mapping[str, Any]) -> gas.Classical:
     """Return the teacher: as given, else the file's, else as usual, else UniPC-3."""
-    from gas.classical.registry import Classical
-
     teacher = artefact.document.teacher or {}
     known = teacher if "solver" in teacher else {}  # an imported set does not name its teacher
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Classical(**{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen})
+    return gas.Classical(
+        **{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen}
+    )
 
 
 def _entries(
-    evaluator: Evaluator,
-    model: Model,
+    evaluator: gas.Evaluator,
+    model: gas.models.Model,
     nfes: Sequence[int],
-    artefacts: Mapping[str, Artefact],
+    artefacts: Mapping[str, gas.Artefact],
     baselines: Sequence[str],
     every: bool,
-) -> list[_Entry]:
-    """The rows of every NFE: baselines, the best classical solver, and the files that have it."""
-    entries: dict[tuple[str, int], _Entry] = {}
-    for nfe in nfes:
-        for entry in (
-            *_classical_entries(evaluator, model, nfe, baselines, every),
-            *_learned_entries(nfe, artefacts),
-        ):
-            entries[entry.name, nfe] = entry
-    return list(entries.values())
-
-
-def _classical_entries(
-    evaluator: Evaluator, model: Model, nfe: int, baselines: Sequence[str], every: bool
 ) -> Iterator[_Entry]:
-    from gas.classical.registry import SOLVERS
-    from gas.training.ranking import best_classical
-
-    for name in baselines:
-        best = best_classical(model, evaluator.pairs, nfe, [name])
-        solver, grid = best.classical.solver, best.classical.grid
-        yield _Entry(best.classical.label, nfe, best.table, curve=solver, grid=grid)
-    if every:
-        best = best_classical(model, evaluator.pairs, nfe, list(SOLVERS))
-        yield _Entry(f"{best.classical.label} (best of all)", nfe, best.table)
-
-
-def _learned_entries(nfe: int, artefacts: Mapping[str, Artefact]) -> Iterator[_Entry]:
-    for name, artefact in artefacts.items():
-        if not artefact.nfes or not artefact.nfes[0] <= nfe <= artefact.nfes[-1]:
-            continue
-        around, table = artefact.neighbours(nfe), artefact.table(nfe, interpolate=True)
-        if around is None:
-            yield _Entry(name, nfe, table, curve=name)
-        else:
-            yield _Entry(f"{name}, NFE {around[0]} instead", nfe, artefact.table(around[0]))
-            label, curve = f"{name}, {interpolation(around)}", f"{name}, interpolated"
-            yield _Entry(label, nfe, table, curve=curve, interpolated=True)
+    """Yield the rows of every NFE: baselines, the best classical solver, and the files that have it."""
+    for nfe in nfes:
+        for name in baselines:
+            best = gas.training.best_classical(model, evaluator.pairs, nfe, [name])
+            classical = best.classical
+            yield _Entry(classical.label, nfe, best.table, curve=classical.solver, grid=classical.grid)
+        if every:
+            best = gas.training.best_classical(model, evaluator.pairs, nfe, list(gas.classical.SOLVERS))
+            yield _Entry(f"{best.classical.label} (best of all)", nfe, best.table)
+        for name, artefact in artefacts.items():
+            if not artefact.nfes or not artefact.nfes[0] <= nfe <= artefact.nfes[-1]:
+                continue
+            around, table = artefact.neighbours(nfe), artefact.table(nfe, interpolate=True)
+            if around is None:
+                yield _Entry(name, nfe, table, curve=name)
+            else:
+                yield _Entry(f"{name}, NFE {around[0]} instead", nfe, artefact.table(around[0]))
+                label, curve = f"{name}, {options.interpolation(around)}", f"{name}, interpolated"
+                yield _Entry(label, nfe, table, curve=curve, interpolated=True)
 
 
-def _branched_entries(artefacts: Mapping[str, Artefact]) -> list[_Entry]:
-    """The tables of forward passes of every file."""
-    return [
-        _Entry(f"{name}, by forward passes", count, artefact.table(forwards=count))
-        for name, artefact in artefacts.items()
-        for count in artefact.forwards
-    ]
-
-
-def _measure(evaluator: Evaluator, model: Model, entries: Sequence[_Entry]) -> list[SolverMetrics]:
+def _measure(
+    evaluator: gas.Evaluator, model: gas.models.Model, entries: Sequence[_Entry]
+) -> list[gas.evaluation.SolverMetrics]:
     """Measure every entry; warn of an interpolated one that another of its NFE beats."""
-    from gas.evaluation.sampler import sample_pairs
-
     rows, guidance = [], evaluator.pairs.guidance
     with bar("solvers", len(entries)) as progress:
         for done, entry in enumerate(entries, start=1):
-            samples = sample_pairs(model, evaluator.pairs, entry.table)
+            samples = gas.evaluation.sample_pairs(model, evaluator.pairs, entry.table)
             rows.append(evaluator.measure(entry.name, samples, entry.nfe, _passes(entry.table, guidance)))
             progress.at(done, f"NFE {entry.nfe}: {entry.name}")
     for entry, row in zip(entries, rows, strict=True):
@@ -334,14 +220,14 @@ def _measure(evaluator: Evaluator, model: Model, entries: Sequence[_Entry]) -> l
     return rows
 
 
-def _passes(table: Table, guidance: float) -> int | None:
+def _passes(table: gas.Table, guidance: float) -> int | None:
     """Forward passes a sample, where guidance is on."""
     return None if guidance == 1.0 else table.forward_passes(guidance)
 
 
-def _draw(path: Path, entries: Sequence[_Entry], rows: Sequence[SolverMetrics], model: str) -> None:
-    from gas.plotting.errors import error_plot
-
+def _draw(
+    path: Path, entries: Sequence[_Entry], rows: Sequence[gas.evaluation.SolverMetrics], model: str
+) -> None:
     curves: dict[str, dict[int, float]] = {}
     grids: dict[str, set[str]] = {}
     for entry, row in zip(entries, rows, strict=True):
@@ -350,5 +236,101 @@ def _draw(path: Path, entries: Sequence[_Entry], rows: Sequence[SolverMetrics], 
             grids.setdefault(entry.curve, set()).update([entry.grid] if entry.grid else [])
     used = [f"{curve} on {', '.join(sorted(names))}" for curve, names in grids.items() if names]
     text = f"{model}, {rows[0].samples} unseen seeds; {'; '.join(used)}."
-    error_plot(path, curves, note=text, highlight="GS")
+    gas.plotting.error_plot(path, curves, note=text, highlight="GS")
     note(f"wrote {path}")
+
+
+def teacher_progress(batches: Sequence[int]) -> Iterable[int]:
+    """Show a progress bar of the teacher's batches."""
+    return tracked("teacher", batches, len(batches))
+
+
+def load_space(model: gas.models.Model, features: options.FeatureOptions) -> gas.evaluation.FeatureSpace:
+    """Load the feature space of the options, with a progress bar of real images."""
+    return gas.evaluation.feature_space(
+        model,
+        features.features,
+        features.weights,
+        reference=features.reference,
+        real=features.real,
+        progress=lambda batches, count: tracked("real images", batches, count),
+    )
+
+
+def warn_of_provenance(artefact: gas.Artefact, model: gas.models.Model, seeds: range | None = None) -> None:
+    """Print the warnings of :func:`gas.evaluation.solver_files.provenance_warnings`."""
+    for warning in gas.evaluation.solver_files.provenance_warnings(artefact, model, seeds):
+        note(f": {warning}", label="warning")
+
+
+def print_metrics(title: str, rows: Sequence[gas.evaluation.SolverMetrics], *, strong: str = "GS") -> None:
+    """Print solvers' errors to the teacher, Frechet distances and per-sample metrics as a table."""
+    columns = ["solver", "NFE", "forward passes", "MSE to teacher", "median", "L1", "PSNR dB"]
+    columns += ["Frechet to data", "to teacher"]
+    _print_filled(title, [*columns, *rows[0].more], [_cells(row) for row in rows], strong)
+
+
+def print_distributions(
+    title: str, rows: Sequence[gas.evaluation.SolverMetrics], *, strong: str = "GS", data: bool = False
+) -> None:
+    """Print distances to the teacher's distribution, or to real images; nothing where they were not measured."""
+    if all((row.to_data if data else row.to_teacher) is None for row in rows):
+        return
+
+    columns = ["solver", "NFE", "Frechet to data", f"Frechet to {'real images' if data else 'teacher'}"]
+    columns += ["kernel distance", "precision", "recall", "density", "coverage"]
+    cells = []
+    for row in rows:
+        frechet = "" if data else _bracketed(row.frechet_data_corrected, row.frechet_data_interval)
+        distances = row.to_data if data else None if row.mse == 0 else row.to_teacher
+        cells.append([row.name, str(row.nfe), frechet, *_distances(distances)])
+    _print_filled(
+        title, columns, cells, strong, caption=f"{gas.metrics.distances.BRACKETS}\n± is one standard error."
+    )
+
+
+def _print_filled(
+    title: str, columns: list[str], rows: list[list[str]], strong: str, caption: str | None = None
+) -> None:
+    """Print a table without its empty columns."""
+    filled = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in rows)]
+    cells = [[row[i] for i in filled] for row in rows]
+    print_table(title, [columns[i] for i in filled], cells, strong=strong, caption=caption)
+
+
+def _cells(row: gas.evaluation.SolverMetrics) -> list[str]:
+    errors = [
+        _number(row.mse, row.mse_half_width),
+        _number(row.mse_median),
+        _number(row.l1),
+        "" if row.psnr is None else f"{row.psnr:.1f}",
+    ]
+    to_teacher = _number(None if row.to_teacher is None else row.to_teacher.frechet)
+    if row.mse == 0:  # the teacher itself
+        errors, to_teacher = [""] * len(errors), ""
+    more = [_number(*interval) for interval in row.more.values()]
+    passes = "" if row.forward_passes is None else str(row.forward_passes)
+    return [row.name, str(row.nfe), passes, *errors, _number(row.frechet_data), to_teacher, *more]
+
+
+def _distances(distances: gas.metrics.Distribution | None) -> list[str]:
+    if distances is None:
+        return [""] * 6
+    shares = (
+        [""] * 4 if distances.prdc is None else [f"{value:.3f}" for value in vars(distances.prdc).values()]
+    )
+    frechet = _bracketed(distances.frechet_corrected, distances.frechet_interval)
+    return [frechet, _number(distances.kernel, distances.kernel_std), *shares]
+
+
+def _number(value: float | None, half_width: float | None = None) -> str:
+    if value is None:
+        return ""
+    return significant(value) + ("" if half_width is None else f" ± {significant(half_width, 2)}")
+
+
+def _bracketed(value: float | None, interval: tuple[float, float] | None) -> str:
+    """A bias-corrected estimate with its interval; empty below the least number of samples."""
+    if value is None or interval is None:
+        return ""
+    return f"{significant(value)} [{significant(interval[0])}, {significant(interval[1])}]"

@@ -7,24 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import option, output_file
 from gas.cli.loading import load_zoo
 from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
-from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from gas.solver_file import Artefact
-    from gas.table import Table
-
     # A module, example inputs by name, and the batch dimension of each.
     Traced = tuple[nn.Module, dict[str, Tensor], dict[str, int]]
-
-__all__ = ["export"]
 
 
 @command("gas export --onnx runs/mnist.onnx --model mnist --solver runs/mnist.json --nfe 4", file="onnx")
@@ -35,15 +30,11 @@ def export(
     model: ZooName = "mnist",
     nfe: Annotated[
         int | None,
-        option("Network evaluations a sample; default: the file's only one, or 4.", min=1, max=MAX_NFE),
+        option("NFE; default: the file's only one, or 4.", min=1, max=MAX_NFE),
     ] = None,
     row: Annotated[
         int | None,
-        option(
-            "Write this row of the table, from 0, without a network; default: the whole sampler.",
-            min=0,
-            max=MAX_NFE,
-        ),
+        option("Write this row of the table, from 0, alone; default: the whole sampler.", min=0, max=MAX_NFE),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -53,19 +44,15 @@ def export(
     A row maps the states and outputs so far, each flattened to (row + 1, elements), to the next state. onnxruntime
     runs the file at two batch sizes; it appears only if it agrees with torch within 1e-5.
     """
-    from gas.evaluation.solver_files import default_nfe
-    from gas.integrations.onnx import export as write
-    from gas.solver_file import load
-
     if row is not None and was_given(context, "model"):
-        raise UserError("--model is for the whole sampler: leave it out, or --row")
-    artefact = load(solver)
-    nfe = default_nfe(artefact) if nfe is None else nfe
+        raise gas.UserError("--model is for the whole sampler: leave it out, or --row")
+    artefact = gas.load(solver)
+    nfe = gas.evaluation.solver_files.default_nfe(artefact) if nfe is None else nfe
     if row is None:
         module, inputs, batch = _sampler(artefact, model, nfe)
     else:
         module, inputs, batch = _row(artefact.table(nfe), row)
-    difference = write(onnx, module, inputs, batch=batch)
+    difference = gas.integrations.onnx.export(onnx, module, inputs, batch=batch)
     size = onnx.stat().st_size
     part = "the sampler" if row is None else f"row {row}"
     note(
@@ -76,12 +63,9 @@ def export(
         print_json({**report, "inputs": list(inputs)})
 
 
-def _sampler(artefact: Artefact, name: str, nfe: int) -> Traced:
+def _sampler(artefact: gas.Artefact, name: str, nfe: int) -> Traced:
     """Return the unrolled sampler with its network, and inputs to trace it with."""
     import torch
-
-    from gas.denoise import ClassifierFreeGuidance
-    from gas.integrations.onnx import Unrolled
 
     table, model, guidance = artefact.table(nfe), load_zoo(name, "cpu"), artefact.document.guidance
     artefact.check(model, guidance)
@@ -90,18 +74,16 @@ def _sampler(artefact: Artefact, name: str, nfe: int) -> Traced:
         if guidance == 1:
             return model.conditional(x, t, labels)
         null = torch.full_like(labels, model.classes)
-        return ClassifierFreeGuidance(model.conditional, labels, null, guidance)(x, t)
+        return gas.denoise.ClassifierFreeGuidance(model.conditional, labels, null, guidance)(x, t)
 
     inputs = {"x": model.noise(range(3)), "labels": torch.arange(3) % model.classes}
-    return Unrolled(denoise, model.network, table), inputs, {"x": 0, "labels": 0}
+    return gas.integrations.onnx.Unrolled(denoise, model.network, table), inputs, {"x": 0, "labels": 0}
 
 
-def _row(table: Table, row: int) -> Traced:
+def _row(table: gas.Table, row: int) -> Traced:
     """Return one row, and inputs to trace it with."""
     import torch
 
-    from gas.integrations.onnx import Step
-
     generator = torch.Generator().manual_seed(0)
     inputs = {name: torch.randn(row + 1, 64, generator=generator) for name in ("states", "outputs")}
-    return Step(table, row), inputs, {"states": 1, "outputs": 1}
+    return gas.integrations.onnx.Step(table, row), inputs, {"states": 1, "outputs": 1}

@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
+import gas
 from gas.cli.screen import bar, note
 from gas.display import significant
-
-if TYPE_CHECKING:
-    from gas.models.protocol import Model
-    from gas.training.distillation import Distilled, Report
-    from gas.training.elimination import Removal
-
-__all__ = ["show"]
 
 
 class _Stages(ExitStack):
@@ -34,67 +27,56 @@ class _Stages(ExitStack):
 
 
 def show(
-    reports: Iterator[Report | Removal], model: Model, nfe: int, solver: str = "GS", unit: str = "NFE"
-) -> Distilled:
-    """Follow the training of one NFE: ranking, choice of the start, training, and return its result.
-
-    Args:
-        reports: of :func:`gas.distill` or :func:`gas.training.elimination.distill_forwards`.
-        model: that is sampled.
-        nfe: network evaluations.
-        solver: name of what is learned before a discriminator takes part.
-        unit: what ``nfe`` counts.
-
-    Raises:
-        RuntimeError: when the reports end without a result.
-    """
-    from gas.classical.registry import candidates
-    from gas.training.distillation import Distilled
-    from gas.training.elimination import Removal
-    from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, start_label
-    from gas.training.loop import FitRecord
-    from gas.training.ranking import RankedSolver
-
-    count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end)) + FINALISTS
-    ranked: list[RankedSolver] = []
+    reports: Iterator[gas.training.distillation.Report | gas.training.elimination.Removal],
+    model: gas.models.Model,
+    nfe: int,
+    solver: str = "GS",
+    unit: str = "NFE",
+) -> gas.Distilled:
+    """Follow the training of one NFE: ranking, choice of the start, training, and return its result."""
+    count = (
+        sum(1 for _ in gas.classical.candidates(model.schedule, nfe, model.t_end))
+        + gas.training.initialization.FINALISTS
+    )
+    ranked: list[gas.training.ranking.RankedSolver] = []
     losses: dict[str, float] = {}
     learning, spent = solver, 0
     with _Stages(f"{unit} {nfe}") as stages:
         for report in reports:
-            if isinstance(report, RankedSolver):
+            if isinstance(report, gas.training.ranking.RankedSolver):
                 ranked.append(report)
                 # The best of all is chosen among those that were measured on the most pairs.
                 best = min(ranked, key=lambda m: (-m.pairs, m.finite_loss))
                 detail = f"best {best.classical.label} {significant(best.loss)}"
                 stages.at("classical", min(len(ranked), count), count, detail)
-            elif isinstance(report, CandidateRound):
+            elif isinstance(report, gas.training.initialization.CandidateRound):
                 losses[report.classical.label] = report.loss
                 detail = f"tried {report.classical.label} {significant(report.loss)}"
                 stages.at("start", report.run, report.runs, detail)
-            elif isinstance(report, StartChoice):
-                spent, start = report.evaluations, start_label(report.start)
+            elif isinstance(report, gas.training.initialization.StartChoice):
+                spent, start = report.evaluations, gas.training.initialization.start_label(report.start)
                 if losses:
                     total = stages.bar.total
                     detail = f"winner {start} {significant(losses.get(start, math.nan))}"
                     stages.at("start", total, total, detail)
-            elif isinstance(report, Removal):
+            elif isinstance(report, gas.training.elimination.Removal):
                 spent += report.evaluations
                 detail = f"tried without row {report.row} {significant(report.loss)}"
                 stages.at(f"{report.forwards} rows", report.run, report.runs, detail)
-            elif isinstance(report, FitRecord):
+            elif isinstance(report, gas.FitRecord):
                 detail = f"validation {significant(report.validation_loss)}, best {significant(report.best_loss)}, "
                 detail += f"{spent + report.evaluations:,} evaluations"
                 stages.at(learning, report.iteration, report.iterations, detail)
                 if report.iteration == report.iterations and learning == solver:
                     # A discriminator goes on where the first training ends.
                     learning, spent = "GAS", spent + report.evaluations
-            elif isinstance(report, Distilled):
+            elif isinstance(report, gas.Distilled):
                 _note_adversarial(report, nfe)
                 return report
     raise RuntimeError("the reports ended without a result")
 
 
-def _note_adversarial(result: Distilled, nfe: int) -> None:
+def _note_adversarial(result: gas.Distilled, nfe: int) -> None:
     """Note what training against a discriminator changed."""
     if result.stopped:
         note(f": {result.stopped}", label="adversarial training stopped early")

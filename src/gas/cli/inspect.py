@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import argument, existing_file, option
+from gas.cli.checks import FILE, argument, option
 from gas.cli.options import Json, Picture, interpolation
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
-from gas.errors import UserError
-
-if TYPE_CHECKING:
-    from gas.solver_file import Artefact, Entry
-    from gas.table import Table
-
-__all__ = ["inspect"]
 
 
 @command("gas inspect runs/mnist.json --nfe 4", file="picture")
 def inspect(
-    file: Annotated[Path, argument("Solver file.", existing_file)],
+    file: Annotated[Path, argument("Solver file.", **FILE)],
     nfe: Annotated[int | None, option("Print the table of this NFE.", min=1, max=MAX_NFE)] = None,
     forwards: Annotated[
         int | None, option("Print the table of so many forward passes.", min=1, max=MAX_NFE)
@@ -31,15 +25,13 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Check a solver file and print its model, its provenance and its measurements."""
-    from gas.solver_file import load
-
-    artefact = load(file)
+    artefact = gas.load(file)
     document, schedule = artefact.document, artefact.schedule
     around = None if nfe is None else artefact.neighbours(nfe)
     if nfe is not None and forwards is not None:
-        raise UserError("--nfe and --forwards name two tables: say one of them")
+        raise gas.UserError("--nfe and --forwards name two tables: say one of them")
     if picture is not None and schedule is None:
-        raise UserError(f"{file} does not say its schedule, which the axis of --picture needs")
+        raise gas.UserError(f"{file} does not say its schedule, which the axis of --picture needs")
     if json:
         print_json(document.model_dump(mode="json", exclude_none=True))
     elif nfe is not None or forwards is not None:
@@ -49,17 +41,13 @@ def inspect(
     else:
         _print_summary(artefact, file)
     if picture is not None and schedule is not None:
-        from gas.plotting.times import times_plot
-
         series = [(_size(entry), entry.times, entry.nominal or []) for entry in document.solvers]
-        times_plot(picture, series, schedule, highlight=None)
+        gas.plotting.times_plot(picture, series, schedule, highlight=None)
         note(f"wrote {picture}")
 
 
-def _print_summary(artefact: Artefact, file: Path) -> None:
+def _print_summary(artefact: gas.Artefact, file: Path) -> None:
     """Print what the file is for and, for each NFE, the start and the measurements."""
-    from gas.training.initialization import start_label
-
     document = artefact.document
     model = document.model or {}
     facts = [
@@ -78,7 +66,7 @@ def _print_summary(artefact: Artefact, file: Path) -> None:
         [
             _size(entry).removeprefix("NFE "),
             entry.kind,
-            "" if entry.start is None else start_label(entry.start),
+            "" if entry.start is None else gas.training.initialization.start_label(entry.start),
             ", ".join(f"{name} {_number(value)}" for name, value in entry.measured.items()),
         ]
         for entry in sorted(document.solvers, key=lambda entry: (entry.branches is not None, entry.nfe))
@@ -86,7 +74,7 @@ def _print_summary(artefact: Artefact, file: Path) -> None:
     print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
 
 
-def _size(entry: Entry) -> str:
+def _size(entry: gas.solver_file.Entry) -> str:
     return f"NFE {entry.nfe}" if entry.branches is None else f"{entry.nfe} forward passes"
 
 
@@ -95,7 +83,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else significant(value)
 
 
-def _print_rows(table: Table) -> None:
+def _print_rows(table: gas.Table) -> None:
     """Print a table of coefficients."""
     weights = [[*states, *outputs] for states, outputs in zip(table.states, table.outputs, strict=True)]
     branches = table.branches or ()

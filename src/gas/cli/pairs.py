@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command, holding, resumable
-from gas.cli.checks import GUIDANCE, is_in, option, output_folder, registered
-from gas.cli.options import Json, NetworkOptions, SamplesBatch, check_grid, parse_seeds, was_given
+from gas.cli.checks import GUIDANCE, option
+from gas.cli.options import Json, NetworkOptions, SamplesBatch, parse_seeds, was_given
 from gas.cli.screen import bar, note, print_json
-from gas.errors import UserError
-
-if TYPE_CHECKING:
-    from gas.classical.registry import Classical
-    from gas.models.protocol import Model
-
-__all__ = ["pairs", "run_teacher"]
 
 
 @command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True, folder="out")
 def pairs(
     context: typer.Context,
-    out: Annotated[Path, option("Folder for shards and manifest.", output_folder)],
+    out: Annotated[Path, option("Folder for shards and manifest.")],
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "1280",
-    teacher: Annotated[
-        str, option("Solver of the teacher.", registered("solver", "gas.classical.registry:SOLVERS"))
-    ] = "unipc-3-bh2",
+    teacher: Annotated[str, option("Solver of the teacher.")] = "unipc-3-bh2",
     grid: Annotated[
-        str, option("Time grid of the teacher: a name, or the times as 1,0.5,0.001.", check_grid)
+        str, option("Time grid of the teacher: a name, or the times as 1,0.5,0.001.")
     ] = "log_snr",
     nfe: Annotated[int, option("Network evaluations a sample of the teacher.", min=1, max=MAX_NFE)] = 20,
     guidance: Annotated[
         float,
         option(
             "Classifier-free guidance scale; 1 is none. Default: that of the call for diffusers:..., else 1.",
-            is_in("guidance", GUIDANCE),
             show_default=False,
+            **GUIDANCE,
         ),
     ] = 1.0,
     batch: SamplesBatch = 64,
@@ -51,13 +43,11 @@ def pairs(
 
     Killed at any point, the same command goes on where it stopped and ends with the same bytes.
     """
-    from gas.classical.registry import Classical
-
     chosen = parse_seeds(seeds)
-    Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
+    gas.Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
     model = network.load()
     guidance = _guidance(network.model, model, guidance if was_given(context, "guidance") else None)
-    solver = Classical(teacher, grid, nfe, model.t_end)
+    solver = gas.Classical(teacher, grid, nfe, model.t_end)
     run_teacher(model, solver, out, chosen, guidance, batch, decoded)
     note(f"teacher pairs are in {out}")
     if json:
@@ -70,21 +60,14 @@ def pairs(
         print_json(report | solver.config())
 
 
-def _guidance(name: str, model: Model, given: float | None) -> float:
-    """Return the guidance scale of the pairs: as given, or that of a pipeline's own call; 1 for other models.
-
-    Raises:
-        UserError: for a pipeline that is guided by prompts and has none.
-    """
-    from gas.models.runtime import full_precision
-    from gas.pipelines.model import PipelineModel
-
-    pipeline = full_precision(model)
-    if not isinstance(pipeline, PipelineModel):
+def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:
+    """Return the guidance scale of the pairs: as given, or that of a pipeline's own call; 1 for other models."""
+    pipeline = gas.models.runtime.full_precision(model)
+    if not isinstance(pipeline, gas.pipelines.PipelineModel):
         return 1.0 if given is None else given
     if pipeline.spec.encode is not None and not pipeline.prompts:
         if given is None:
-            raise UserError(
+            raise gas.UserError(
                 f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "
                 "(with --guidance 1 pairs of the empty prompt are made)"
             )
@@ -99,8 +82,8 @@ def _guidance(name: str, model: Model, given: float | None) -> float:
 
 
 def run_teacher(
-    model: Model,
-    teacher: Classical,
+    model: gas.models.Model,
+    teacher: gas.Classical,
     out: Path,
     seeds: range,
     guidance: float = 1.0,
@@ -108,16 +91,14 @@ def run_teacher(
     decoded: bool = False,
 ) -> None:
     """Write pairs with a progress bar; an interrupt says how to go on."""
-    from gas.pairs.fingerprint import PairsSpec, pairs_fingerprint
-    from gas.pairs.teacher import write_pairs
-
-    spec = PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
+    spec = gas.PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
     table = teacher.table(model.schedule)
-    pairs_fingerprint(model, table, spec, batch)  # refuses settings that do not fit before there is a bar
+    # Refuses settings that do not fit before there is a bar.
+    gas.pairs.fingerprint.pairs_fingerprint(model, table, spec, batch)
     with (
         resumable(f"Whole shards are kept in {out}"),
         holding(out, "making teacher pairs", folder=True),
         bar("teacher pairs", len(seeds)) as running,
     ):
-        for progress in write_pairs(model, table, out, spec, batch=batch):
+        for progress in gas.write_pairs(model, table, out, spec, batch=batch):
             running.at(progress.done)

@@ -5,22 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import gas
 from gas.arguments import MAX_NFE, MAX_SEED
 from gas.cli.app import command
-from gas.cli.checks import class_label, option, output_file
-from gas.cli.evaluation import warn_of_provenance
+from gas.cli.checks import option, output_file
+from gas.cli.evaluate import warn_of_provenance
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, SolverFile, interpolation, parse_seeds
 from gas.cli.screen import note, print_json, tracked
-from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gas.models.protocol import Model
-    from gas.solver_file import Artefact
-    from gas.table import Table
-
-__all__ = ["sample"]
 
 # Most samples in one picture, 12 per row: matplotlib draws no more than about 100 rows.
 _PICTURED = 1200
@@ -32,17 +27,9 @@ _PICTURED = 1200
 def sample(
     solver: SolverFile,
     out: Annotated[
-        Path,
-        option(
-            "A .png picture, or .npz or .safetensors arrays.", output_file(".png", ".npz", ".safetensors")
-        ),
+        Path, option("A picture, or arrays of samples.", output_file(".png", ".npz", ".safetensors"))
     ],
-    nfe: Annotated[
-        int | None,
-        option(
-            "Network evaluations per sample; default: the file's, or 4 if it has several.", min=1, max=MAX_NFE
-        ),
-    ] = None,
+    nfe: Annotated[int | None, option("NFE; default: the file's only one, or 4.", min=1, max=MAX_NFE)] = None,
     forwards: Annotated[
         int | None, option("Take the table of so many forward passes instead.", min=1, max=MAX_NFE)
     ] = None,
@@ -56,17 +43,14 @@ def sample(
     json: Json = False,
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
-    from gas.evaluation.solver_files import default_nfe
-    from gas.solver_file import load
-
     loaded = network.load()
-    class_label(loaded, label)
-    artefact, chosen = load(solver), parse_seeds(seeds)
+    artefact, chosen = gas.load(solver), parse_seeds(seeds)
     artefact.check(loaded, artefact.document.guidance)
     warn_of_provenance(artefact, loaded)
     if forwards is not None and nfe is not None:
-        raise UserError("--nfe and --forwards name two tables: say one of them")
-    nfe = default_nfe(artefact) if nfe is None and forwards is None else nfe
+        raise gas.UserError("--nfe and --forwards name two tables: say one of them")
+    if nfe is None and forwards is None:
+        nfe = gas.evaluation.solver_files.default_nfe(artefact)
     around = None if nfe is None else artefact.neighbours(nfe)
     table = artefact.table(nfe, forwards=forwards, interpolate=True)
     size = f"NFE {nfe}" if forwards is None else f"{forwards} forward passes"
@@ -86,9 +70,9 @@ def sample(
 
 
 def _sample(
-    model: Model,
-    artefact: Artefact,
-    table: Table,
+    model: gas.models.Model,
+    artefact: gas.Artefact,
+    table: gas.Table,
     size: str,
     seeds: range,
     label: int | None,
@@ -97,15 +81,12 @@ def _sample(
     """Samples ``(S, *)``, and what the model decodes them to, where it has a decoder."""
     import torch
 
-    from gas.evaluation.sampler import sample_batches, seed_batches
-    from gas.models.protocol import decoder_of
-
-    decode, samples, decoded = decoder_of(model), [], []
-    batches = seed_batches(model, seeds, label=label, batch=batch)
-    results = sample_batches(model, table, batches, artefact.document.guidance)
+    decode, samples, decoded = gas.models.protocol.decoder_of(model), [], []
+    batches = gas.evaluation.sampler.seed_batches(model, seeds, label=label, batch=batch)
+    results = gas.evaluation.sampler.sample_batches(model, table, batches, artefact.document.guidance)
     for x in tracked("samples", results, -(-len(seeds) // batch)):
         if not bool(x.isfinite().all()):
-            raise UserError(
+            raise gas.UserError(
                 f"samples of {artefact.source} at {size} are not finite: train it anew, or take another table"
             )
         samples.append(x)
@@ -115,35 +96,28 @@ def _sample(
     return torch.cat(samples), torch.cat(decoded) if decoded else None
 
 
-def _check_picture(model: Model, count: int) -> None:
+def _check_picture(model: gas.models.Model, count: int) -> None:
     """Refuse a picture of samples that are not images, or of too many, before any work."""
     import torch
 
-    from gas.models.protocol import decoder_of
-    from gas.plotting.style import require_matplotlib
-
-    require_matplotlib()
     if count > _PICTURED:
-        raise UserError(f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors")
-    decode = decoder_of(model)
+        raise gas.UserError(
+            f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors"
+        )
+    decode = gas.models.protocol.decoder_of(model)
     shape = tuple(model.sample_shape)
     if decode is not None:
         with torch.no_grad():
             shape = tuple(decode(model.noise([0])).shape[1:])
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise UserError(
+        raise gas.UserError(
             f"a .png shows images, the samples of {model.name} are of shape {shape}: use .npz or .safetensors"
         )
 
 
 def _write(out: Path, x: Tensor, decoded: Tensor | None, seeds: range, title: str) -> None:
     """Write samples and decoded ones; a picture shows the latter, where there are any."""
-
     import torch
-
-    from gas.archives import write_arrays
-    from gas.io import write_safetensors
-    from gas.plotting.samples import sample_grid
 
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
     if decoded is not None:
@@ -153,10 +127,10 @@ def _write(out: Path, x: Tensor, decoded: Tensor | None, seeds: range, title: st
         columns = min(12, len(x))
         blank = -torch.ones((-len(x)) % columns, *x.shape[1:])
         pages = torch.cat([x.clamp(-1, 1), blank]).split(columns)
-        sample_grid(
+        gas.plotting.sample_grid(
             out, [(f"seed {seeds.start + i * columns}", page) for i, page in enumerate(pages)], title=title
         )
     elif out.suffix == ".npz":
-        write_arrays(out, {name: value.numpy() for name, value in arrays.items()})
+        gas.archives.write_arrays(out, {name: value.numpy() for name, value in arrays.items()})
     else:
-        write_safetensors(out, arrays, {})
+        gas.io.write_safetensors(out, arrays, {})

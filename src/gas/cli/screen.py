@@ -28,8 +28,6 @@ from rich.text import Text
 
 from gas.display import plain
 
-__all__ = ["Bar", "bar", "note", "print_json", "print_table", "tracked"]
-
 # A number in a table: with thousands separators, an exponent, or as a factor or a percentage.
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?[x%]?( |$)")
 # Characters between two columns of a table.

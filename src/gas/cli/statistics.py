@@ -8,26 +8,15 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from gas import distributed
+import gas
+from gas.cli import options
 from gas.cli.app import command
-from gas.cli.checks import existing_folder, existing_path, option, output_file
+from gas.cli.checks import FOLDER, option, output_file
 from gas.cli.loading import load_model
-from gas.cli.options import (
-    Device,
-    Features,
-    FeatureWeights,
-    Json,
-    ModelName,
-    check_space,
-    was_given,
-)
 from gas.cli.screen import note, print_json, tracked
-from gas.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["statistics"]
 
 _BATCH = 64
 
@@ -48,58 +37,49 @@ def statistics(
             "File to write: .safetensors, or .npz with mu and sigma.", output_file(".safetensors", ".npz")
         ),
     ],
-    features: Features = "model",
-    weights: FeatureWeights = None,
-    pairs: Annotated[
-        Path | None, option("Folder of pairs whose teacher's samples to use.", existing_folder)
-    ] = None,
+    features: options.Features = "model",
+    weights: options.FeatureWeights = None,
+    pairs: Annotated[Path | None, option("Folder of pairs whose teacher's samples to use.", **FOLDER)] = None,
     images: Annotated[
         Path | None,
-        option("Images to use: an .npz with arr_0, bytes (N, H, W, 3), or a folder.", existing_path),
+        option("Images to use: an .npz with arr_0, bytes (N, H, W, 3), or a folder.", exists=True),
     ] = None,
-    model: ModelName = "mnist",
-    device: Device = "cpu",
-    json: Json = False,
+    model: options.ModelName = "mnist",
+    device: options.Device = "cpu",
+    json: options.Json = False,
 ) -> None:
     """Write feature statistics of the teacher's samples (--pairs, with --model) or of images (--images)."""
-    from gas.metrics.statistics import accumulate, save_statistics
-
     if (pairs is None) == (images is None):
-        raise UserError("give either --pairs or --images")
-    check_space(features, weights)
-    if images is not None and was_given(context, "model"):
-        raise UserError("--model is for --pairs: leave it out, or --images")
+        raise gas.UserError("give either --pairs or --images")
+    options.check_space(features, weights)
+    if images is not None and options.was_given(context, "model"):
+        raise gas.UserError("--model is for --pairs: leave it out, or --images")
     if features == "model" and images is not None:
-        raise UserError("--images are for a published network: name it with --features")
+        raise gas.UserError("--images are for a published network: name it with --features")
     if images is not None:
         batches, function, fingerprint = _of_images(images, features, weights, device)
     else:
         batches, function, fingerprint = _of_pairs(pairs or Path(), model, device, features, weights)
-    result = accumulate(function, batches)
-    if distributed.is_first():
-        save_statistics(out, result, fingerprint)
+    result = gas.metrics.statistics.accumulate(function, batches)
+    if gas.distributed.is_first():
+        gas.metrics.statistics.save_statistics(out, result, fingerprint)
     note(f"wrote {out}: {result.count} samples, {len(result.mean)} features")
     if json:
         print_json({"out": str(out), "count": result.count, "size": len(result.mean), **fingerprint})
 
 
 def _of_images(path: Path, features: str, weights: Path | None, device: str) -> Source:
-    from gas.features.extractor import extractor_by_name
-    from gas.features.real import RealImages
-
-    extractor, images = extractor_by_name(features, weights or "", device), RealImages(path)
+    extractor = gas.features.extractor_by_name(features, weights or "", device)
+    images = gas.features.real.RealImages(path)
     batches = tracked("features", images.batches(_BATCH), -(-len(images) // _BATCH))
     return batches, extractor, extractor.fingerprint()
 
 
 def _of_pairs(folder: Path, name: str, device: str, features: str, weights: Path | None) -> Source:
-    from gas.evaluation.spaces import feature_space
-    from gas.pairs.dataset import read_pairs
-
     loaded = load_model(name, device, pairs=folder)
-    pairs = read_pairs(folder, model=loaded, hold=False)
-    space = feature_space(loaded, features, weights)
+    pairs = gas.read_pairs(folder, model=loaded, hold=False)
+    space = gas.evaluation.feature_space(loaded, features, weights)
     if space.features is None:
-        raise UserError(f"model {loaded.name} has no features of its own: name others with --features")
+        raise gas.UserError(f"model {loaded.name} has no features of its own: name others with --features")
     parts = tracked("features", pairs.batches(_BATCH), -(-len(pairs) // _BATCH))
     return (part.target for part in parts), space.features, space.fingerprint

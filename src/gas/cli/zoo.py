@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import gas
 from gas.cli.app import command
 from gas.cli.options import Json
 from gas.cli.screen import print_json, print_table
 from gas.display import significant
-
-__all__ = ["zoo"]
 
 
 @command("gas zoo", name="zoo")
@@ -16,9 +15,7 @@ def zoo(json: Json = False) -> None:
 
     tools/zoo/train.py of the repository trains them anew.
     """
-    from gas import zoo as models
-
-    cards = {name: models.card(name) for name in models.names()}
+    cards = {name: gas.zoo.card(name) for name in gas.zoo.names()}
     if json:
         print_json(cards)
         return

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from gas import distributed
+from gas.arguments import integer
 from gas.classical.registry import Classical
-from gas.models.protocol import Model, conditions_of
+from gas.errors import UserError
+from gas.models.protocol import Model
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs, check_conditions, join_pairs
 from gas.pairs.teacher import Solver, teach
@@ -74,13 +76,26 @@ def seed_batches(
     label: int | None = None,
     batch: int = _BATCH,
 ) -> Iterator[Batch]:
-    """Yield the noise of seeds with the labels ``seed mod classes``, or with one ``label`` for all."""
-    for start in range(0, len(seeds), batch):
+    """Return batches of the noise of seeds with the labels ``seed mod classes``, or with one ``label`` for all.
+
+    Raises:
+        UserError: for a label that the model does not have.
+    """
+    if label is not None:
+        if not model.classes:
+            raise UserError(
+                f"label {label} is for models with classes, and {model.name} has none: leave it out"
+            )
+        integer("label", label, 0, model.classes - 1)
+
+    def batch_from(start: int) -> Batch:
         part = seeds[start : start + batch]
         labels = labels_of_seeds(model.classes if labelled else 0, part)
         if labels is not None and label is not None:
             labels = torch.full_like(labels, label)
-        yield model.noise(part), labels
+        return model.noise(part), labels
+
+    return map(batch_from, range(0, len(seeds), batch))
 
 
 def teacher_pairs(
@@ -102,11 +117,7 @@ def teacher_pairs(
     """
     table = teacher.table(model.schedule)
 
-    def tensors_of(start: int) -> dict[str, Tensor]:
-        pairs = teach(model, table, seeds[start : start + _BATCH], guidance=guidance)
-        labels = {} if pairs.labels is None else {"labels": pairs.labels}
-        return {"seeds": pairs.seeds, "noise": pairs.noise, "target": pairs.target, **labels}
+    def pairs_from(start: int) -> Pairs:
+        return teach(model, table, seeds[start : start + _BATCH], guidance=guidance)
 
-    manifest = {"recipe": {"guidance": guidance, "teacher": {}, **conditions_of(model)}}
-    parts = distributed.map_sharded(tensors_of, progress(range(0, len(seeds), _BATCH)))
-    return join_pairs([Pairs(**tensors, manifest=manifest) for tensors in parts])
+    return join_pairs(list(distributed.map_sharded(pairs_from, progress(range(0, len(seeds), _BATCH)))))

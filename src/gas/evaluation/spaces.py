@@ -17,7 +17,7 @@ from gas.metrics.statistics import extract_all, read_statistics
 from gas.models.protocol import Model, features_of, reference_of, weights_hash
 from gas.zoo.data import mnist
 
-__all__ = ["FeatureSpace", "feature_space", "held_out_images"]
+__all__ = ["FeatureSpace", "feature_space"]
 
 _BATCH = 64
 
@@ -35,7 +35,6 @@ class FeatureSpace:
         reference: statistics of real data.
         real: features ``(R, F)`` of real images, for the metrics that statistics cannot give.
         fingerprint: the feature network and the files of real data, by name and SHA-256.
-        images: ``(B, C, H, W) -> (B, F)`` of images in [-1, 1], for a published network.
         description: one sentence for reports.
     """
 
@@ -43,7 +42,6 @@ class FeatureSpace:
     reference: FeatureStatistics | None = None
     real: Tensor | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
-    images: Callable[[Tensor], Tensor] | None = None
     description: str = ""
 
 
@@ -82,20 +80,8 @@ def feature_space(
     real_features = None
     if real is not None:
         real_features, fingerprint["real_sha256"] = _real_features(model, features, images, real, progress)
-    space = FeatureSpace(features, statistics, real_features, fingerprint, images)
+    space = FeatureSpace(features, statistics, real_features, fingerprint)
     return replace(space, description=_description(space, reference, real))
-
-
-def held_out_images(model: Model, folder: Path) -> Tensor:
-    """Return the MNIST images ``(R, 1, H, W)`` that neither network nor classifier of the zoo model was trained on.
-
-    Raises:
-        ValueError: for another model.
-    """
-    images, _ = mnist(folder).test
-    if model.name != "mnist" or tuple(images.shape[1:]) != model.sample_shape:
-        raise UserError(f"--real with MNIST's IDX files needs model mnist, got {model.name}: leave it out")
-    return images
 
 
 def _model_features_fingerprint(model: Model) -> dict[str, str]:
@@ -143,5 +129,7 @@ def _real_features(
             f"--real {path}: pictures need a published network, name it with --features and --weights; "
             "a model's own features are measured against a folder of MNIST's IDX files alone (model mnist)"
         )
-    held_out = held_out_images(model, path)
+    held_out, _ = mnist(path).test  # neither network nor classifier of the zoo model was trained on these
+    if model.name != "mnist" or tuple(held_out.shape[1:]) != model.sample_shape:
+        raise UserError(f"--real with MNIST's IDX files needs model mnist, got {model.name}: leave it out")
     return extract_all(features, held_out.split(_BATCH)), ",".join(map(sha256, idx_files))

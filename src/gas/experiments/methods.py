@@ -19,6 +19,7 @@ from gas.pairs.fingerprint import model_fingerprint
 from gas.registry import named
 from gas.table import Table, table_of
 from gas.training.adversarial.setup import fit_adversarial
+from gas.training.initialization import check_start
 from gas.training.loop import FitRecord, fit
 from gas.training.trajectory_grid import gits
 
@@ -58,6 +59,10 @@ class SolverResult:
         return table_of(self.solver)
 
 
+# Training records, then the result.
+Making = Iterator[FitRecord | SolverResult]
+
+
 class Method(Protocol):
     """One row of an experiment.
 
@@ -83,9 +88,7 @@ class Method(Protocol):
     def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
         """Return everything that decides the solver, in plain JSON."""
 
-    def make(
-        self, experiment: Experiment, nfe: int, base: SolverResult | None
-    ) -> Iterator[FitRecord | SolverResult]:
+    def make(self, experiment: Experiment, nfe: int, base: SolverResult | None) -> Making:
         """Make the solver for one NFE: yield training records, then the result."""
 
 
@@ -135,9 +138,7 @@ class ClassicalMethod:
             fingerprint["guides"] = selection_fingerprint(experiment.guides)
         return fingerprint
 
-    def make(
-        self, experiment: Experiment, nfe: int, base: SolverResult | None
-    ) -> Iterator[FitRecord | SolverResult]:
+    def make(self, experiment: Experiment, nfe: int, base: SolverResult | None) -> Making:
         classical = self._best(experiment, nfe)
         grid = self.grid or classical.grid
         yield SolverResult(classical.table(experiment.model.schedule), f"{classical.solver} / {grid}")
@@ -181,9 +182,7 @@ class LearnedMethod:
             fingerprint["ranked"] = selection_fingerprint(experiment.ranking_pairs)
         return fingerprint
 
-    def make(
-        self, experiment: Experiment, nfe: int, base: SolverResult | None
-    ) -> Iterator[FitRecord | SolverResult]:
+    def make(self, experiment: Experiment, nfe: int, base: SolverResult | None) -> Making:
         kind, start, budget = kind_by_name(self.kind), experiment.start(self.start, nfe), experiment.budget
         solver = kind.build(experiment.model.schedule, start)
         evaluations, stopped = 0, ""
@@ -237,9 +236,7 @@ class AdversarialMethod:
             "pairing": adversary.pairing,
         }
 
-    def make(
-        self, experiment: Experiment, nfe: int, base: SolverResult | None
-    ) -> Iterator[FitRecord | SolverResult]:
+    def make(self, experiment: Experiment, nfe: int, base: SolverResult | None) -> Making:
         if base is None:
             raise UserError("GAS continues from GS, which has to be trained first")
         model = experiment.model
@@ -300,11 +297,12 @@ def method_by_name(spec: str, start: str = "best") -> Method:
         ValueError: for an unknown name, with the nearest known one.
     """
     name, _, named_start = spec.partition("@")
-    if name == "gas":
-        base = _learned("gs", named_start, start)
-        return AdversarialMethod(spec, _label(name, named_start), base)
-    if name in KINDS:
-        return _learned(name, named_start, start)
+    if name == "gas" or name in KINDS:
+        check_start(named_start or start)
+        kind, suffix = "gs" if name == "gas" else name, f", {named_start} start" if named_start else ""
+        kind_spec = spec if name == kind else spec.replace("gas", "gs", 1)
+        learned = LearnedMethod(kind_spec, _LABELS[kind] + suffix, kind, named_start or start)
+        return AdversarialMethod(spec, f"GAS{suffix}", learned) if name == "gas" else learned
     if named_start:
         raise UserError(f"only learned solvers have a start (NAME@START), got {spec!r}")
     solver, slash, grid = spec.partition("/")
@@ -317,12 +315,3 @@ def method_by_name(spec: str, start: str = "best") -> Method:
     solvers = groups.get(solver) or named("solver", solver, everything)
     label = _LABELS.get(solver, solver) + (f" / {grid}" if grid else "")
     return ClassicalMethod(spec, label, tuple(solvers), grid)
-
-
-def _learned(kind: str, named_start: str, start: str) -> LearnedMethod:
-    spec = f"{kind}@{named_start}" if named_start else kind
-    return LearnedMethod(spec, _label(kind, named_start), kind, named_start or start)
-
-
-def _label(name: str, named_start: str) -> str:
-    return _LABELS.get(name, name) + (f", {named_start} start" if named_start else "")

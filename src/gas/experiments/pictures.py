@@ -86,7 +86,7 @@ def _draw_errors(path: Path, results: Sequence[MethodResult], name: str) -> Path
             curve[result.nfe] = min(error, curve.get(result.nfe, math.inf))
     if not curves:
         return None
-    highlight = _highlighted(list(curves))
+    highlight = next((label for label in ("GAS", "GS") if label in curves), None)
     labels = [label for label in curves if label != highlight][:_LINES]
     labels += [] if highlight is None else [highlight]
     note = f"{name}; the classical line is the best of the classical rows at each NFE."
@@ -108,7 +108,7 @@ def _draw_samples(
         rows,
         title=f"The same noise, {results[0].nfe} network calls",
         note=f"{name}: the first {len(rows[0][1])} unseen seeds.",
-        highlight=_highlighted_index([result.label for result in results]),
+        highlight=_highlighted([result.label for result in results]),
         scale=2 if rows[0][1].shape[1] == 1 else 1,
     )
 
@@ -121,19 +121,13 @@ def _draw_times(path: Path, results: Sequence[MethodResult], schedule: Schedule)
         for result in results
         if result.table is not None and (result.category != "classical" or result is best)
     ]
-    highlight = _highlighted_index([label for label, _, _ in series])
-    return times_plot(path, series, schedule, highlight=highlight)
+    return times_plot(path, series, schedule, highlight=_highlighted([label for label, _, _ in series]))
 
 
 def _mse(result: MethodResult) -> float:
     return math.inf if result.metrics is None else result.metrics.mse
 
 
-def _highlighted(labels: Sequence[str]) -> str | None:
-    """The label that is drawn in the accent color."""
-    return next((label for label in ("GAS", "GS") if label in labels), None)
-
-
-def _highlighted_index(labels: Sequence[str]) -> int | None:
-    highlight = _highlighted(labels)
-    return None if highlight is None else list(labels).index(highlight)
+def _highlighted(labels: Sequence[str]) -> int | None:
+    """The index of the label that is drawn in the accent color."""
+    return next((labels.index(label) for label in ("GAS", "GS") if label in labels), None)

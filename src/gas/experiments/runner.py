@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from gas.evaluation.sampler import sample_pairs
 from gas.experiments.experiment import Experiment
 from gas.experiments.methods import Method, SolverResult
 from gas.experiments.pictures import PICTURES, thumbnails
-from gas.experiments.store import MethodResult, Store, StoredResult
+from gas.experiments.store import MethodResult, Store
 from gas.metrics import paired
 from gas.training.loop import FitRecord
 
@@ -108,9 +108,9 @@ class _Runner:
         if stored is not None and stored.solver_fingerprint != fingerprint:
             stored = None
         if stored is not None and stored.metrics_fingerprint == self._metrics_fingerprint():
-            yield stored.result
+            yield stored
             return
-        solver = None if stored is None else _solver_of(stored.result)
+        solver = None if stored is None else _solver_of(stored)
         base = None
         if solver is None and method.base is not None:
             for report in self.run(method.base, nfe):
@@ -120,52 +120,11 @@ class _Runner:
                     base = _solver_of(report)
         began = time.perf_counter()
         if solver is None:
-            for record in self._make(method, nfe, base):
-                if isinstance(record, FitRecord):
-                    yield TrainingReport(method.label, nfe, record)
-                else:
-                    solver = record
-        if solver is None:
-            raise RuntimeError(f"method {method.spec} ended without a solver")
-        result = self._measure(method, nfe, solver)
-        seconds = _seconds_since(began) if stored is None else stored.result.seconds
-        result = replace(result, seconds=seconds)
-        provenance = _provenance(experiment, result)
-        self.store.write(
-            StoredResult(result, fingerprint, self._metrics_fingerprint()), experiment.model, **provenance
-        )
-        experiment.remove_checkpoints(method.spec, nfe)
-        yield result
-
-    def _make(
-        self, method: Method, nfe: int, base: SolverResult | None
-    ) -> Iterator[FitRecord | SolverResult]:
-        return method.make(self.experiment, nfe, base)
-
-    def teacher(self) -> MethodResult:
-        """Return the teacher's result: its distance to the data is the best that a student can reach."""
-        pairs = self.evaluator.pairs
-        nfe = int(pairs.teacher.get("nfe", 0))
-        stored = self.store.read(TEACHER, nfe)
-        if stored is not None and stored.metrics_fingerprint == self._metrics_fingerprint():
-            return stored.result
-        began = time.perf_counter()
-        result = MethodResult(
-            spec=TEACHER,
-            label=TEACHER,
-            category=TEACHER,
-            nfe=nfe,
-            origin=" / ".join(str(pairs.teacher[key]) for key in ("solver", "grid") if key in pairs.teacher),
-            **self._measurements(TEACHER, pairs.target, nfe),
-        )
-        result = replace(result, seconds=_seconds_since(began))
-        self.store.write(StoredResult(result, {}, self._metrics_fingerprint()), self.experiment.model)
-        return result
-
-    def _measure(self, method: Method, nfe: int, solver: SolverResult) -> MethodResult:
+            solver = yield from self._make(method, nfe, base)
         table = solver.table()
-        samples = sample_pairs(self.experiment.model, self.evaluator.pairs, table)
-        return MethodResult(
+        samples = sample_pairs(experiment.model, self.evaluator.pairs, table)
+        measurements = self._measurements(method.label, samples, nfe)
+        result = MethodResult(
             spec=method.spec,
             label=method.label,
             category=method.category,
@@ -173,10 +132,45 @@ class _Runner:
             origin=solver.origin,
             evaluations=solver.evaluations,
             stopped=solver.stopped,
+            seconds=round(time.perf_counter() - began, 2) if stored is None else stored.seconds,
             command=self.command(method.spec, nfe),
             table=table,
-            **self._measurements(method.label, samples, nfe),
+            solver_fingerprint=fingerprint,
+            **measurements,
         )
+        self.store.write(result, experiment.model, **_provenance(experiment, result))
+        experiment.remove_checkpoints(method.spec, nfe)
+        yield result
+
+    def _make(
+        self, method: Method, nfe: int, base: SolverResult | None
+    ) -> Generator[TrainingReport, None, SolverResult]:
+        for record in method.make(self.experiment, nfe, base):
+            if not isinstance(record, FitRecord):
+                return record
+            yield TrainingReport(method.label, nfe, record)
+        raise RuntimeError(f"method {method.spec} ended without a solver")
+
+    def teacher(self) -> MethodResult:
+        """Return the teacher's result: its distance to the data is the best that a student can reach."""
+        pairs = self.evaluator.pairs
+        nfe = int(pairs.teacher.get("nfe", 0))
+        stored = self.store.read(TEACHER, nfe)
+        if stored is not None and stored.metrics_fingerprint == self._metrics_fingerprint():
+            return stored
+        began = time.perf_counter()
+        measurements = self._measurements(TEACHER, pairs.target, nfe)
+        result = MethodResult(
+            spec=TEACHER,
+            label=TEACHER,
+            category=TEACHER,
+            nfe=nfe,
+            origin=" / ".join(str(pairs.teacher[key]) for key in ("solver", "grid") if key in pairs.teacher),
+            seconds=round(time.perf_counter() - began, 2),
+            **measurements,
+        )
+        self.store.write(result, self.experiment.model)
+        return result
 
     def _measurements(self, name: str, samples: Tensor, nfe: int) -> dict[str, Any]:
         """Errors, metrics and pictures of samples; metrics and pictures only where all samples are finite.
@@ -184,10 +178,11 @@ class _Runner:
         Errors and pictures are rounded as the store rounds them, so that a resumed run reports the same bits.
         """
         errors = paired.mse(samples, self.evaluator.pairs.target).float()
+        measured = {"errors": errors, "metrics": None, "metrics_fingerprint": self._metrics_fingerprint()}
         if not bool(samples.isfinite().all()):
-            return {"errors": errors, "metrics": None}
+            return measured
         metrics = self.evaluator.measure(name, samples, nfe)
-        return {"errors": errors, "metrics": metrics, "pictures": thumbnails(self.experiment.model, samples)}
+        return {**measured, "metrics": metrics, "pictures": thumbnails(self.experiment.model, samples)}
 
     def _metrics_fingerprint(self) -> dict[str, Any]:
         return _plain({**self.evaluator.fingerprint(), "pictures": PICTURES, "figures": _VERSION})
@@ -197,10 +192,6 @@ def _solver_of(result: MethodResult) -> SolverResult:
     if result.table is None:
         raise RuntimeError(f"the result of {result.spec} at NFE {result.nfe} has no table")
     return SolverResult(result.table, result.origin, result.evaluations, result.stopped)
-
-
-def _seconds_since(began: float) -> float:
-    return round(time.perf_counter() - began, 2)
 
 
 def _provenance(experiment: Experiment, result: MethodResult) -> dict[str, Any]:

@@ -5,41 +5,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors.torch import save
 from torch import Tensor
 
 from gas import solver_file
 from gas.evaluation.evaluator import SolverMetrics
 from gas.io import add_checksum, read_json, read_safetensors, sha256, verify_checksum, write_bytes, write_text
-from gas.metrics.coverage import PRDC
-from gas.metrics.distances import Distribution
 from gas.models.protocol import Model
 from gas.table import Table
 from gas.workspace import claim
 
-__all__ = ["MethodResult", "Store", "StoredResult", "claim_folders", "file_stem"]
+__all__ = ["MethodResult", "Store", "claim_folders", "file_stem"]
 
-_FORMAT = {"format": "gas-comparison-cell", "version": 1}
+_FORMAT = {"format": "gas-comparison-cell", "version": 2}
 
 _FOLDERS = ("cells", "solvers", "state", "pictures")
 _FILES = ("rankings.json", "report.csv", "report.md", "report.html")
 
-# Fields of a result and their keys in its JSON.
-_KEYS = {
-    "spec": "spec",
-    "label": "label",
-    "category": "family",
-    "nfe": "nfe",
-    "origin": "what",
-    "evaluations": "evaluations",
-    "stopped": "stopped",
-    "seconds": "seconds",
-    "command": "command",
-}
+_METRICS = TypeAdapter(SolverMetrics | None)
+# Fields that are stored beside a result's row.
+_BESIDE = ("errors", "table", "pictures", "solver_fingerprint", "metrics_fingerprint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +50,8 @@ class MethodResult:
         errors: ``(S,)`` squared error of every sample, for pairwise comparisons.
         table: the solver; ``None`` for the teacher.
         pictures: ``(K, C, H, W)`` in [-1, 1] of the first samples, where samples are images.
+        solver_fingerprint: of the method, which decides the solver; a stored result with another is made again.
+        metrics_fingerprint: of the evaluator, which decides the measurements.
     """
 
     spec: str
@@ -75,38 +67,24 @@ class MethodResult:
     command: str = ""
     table: Table | None = None
     pictures: Tensor | None = None
+    solver_fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    metrics_fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Return everything but the tensors, in plain JSON."""
-        row = {key: getattr(self, name) for name, key in _KEYS.items()}
-        return {**row, "comparison": None if self.metrics is None else asdict(self.metrics)}
+        """Return everything but tensors and fingerprints, in plain JSON."""
+        row = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _BESIDE}
+        return {**row, "metrics": _METRICS.dump_python(self.metrics)}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], **tensors: Any) -> MethodResult:
-        """Return the result of a :meth:`row` and its tensors.
+    def from_row(cls, row: Mapping[str, Any], **fields: Any) -> MethodResult:
+        """Return the result of a :meth:`row` and its other fields.
 
         Raises:
-            KeyError: when a field is missing.
-            TypeError: when one is unknown.
+            KeyError: without metrics.
+            TypeError: when a field is missing or unknown.
+            ValueError: for other metrics than :class:`gas.evaluation.SolverMetrics`.
         """
-        metrics = row["comparison"]
-        fields = {name: row[key] for name, key in _KEYS.items()}
-        return cls(**fields, metrics=None if metrics is None else _metrics(metrics), **tensors)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredResult:
-    """A result with the fingerprints that decide whether it is still valid.
-
-    Args:
-        result: as it was measured.
-        solver_fingerprint: of the method, which decides the solver.
-        metrics_fingerprint: of the evaluator, which decides the measurements.
-    """
-
-    result: MethodResult
-    solver_fingerprint: Mapping[str, Any]
-    metrics_fingerprint: Mapping[str, Any]
+        return cls(**{**row, "metrics": _METRICS.validate_python(row["metrics"])}, **fields)
 
 
 @dataclass(frozen=True)
@@ -123,7 +101,7 @@ class Store:
         """Return the solver file of a result."""
         return self.folder / "solvers" / f"{file_stem(spec, nfe)}.json"
 
-    def read(self, spec: str, nfe: int) -> StoredResult | None:
+    def read(self, spec: str, nfe: int) -> MethodResult | None:
         """Return a stored result, whatever its fingerprints; ``None`` where there is no whole one."""
         path, tensors = self._files(spec, nfe)
         try:
@@ -138,16 +116,19 @@ class Store:
                     return None
                 table = solver_file.load(solver).table(nfe)
             parts, _ = read_safetensors(tensors)
-            result = MethodResult.from_row(
-                content["cell"], errors=parts["errors"], pictures=parts.get("pictures"), table=table
+            return MethodResult.from_row(
+                content["cell"],
+                errors=parts["errors"],
+                pictures=parts.get("pictures"),
+                table=table,
+                solver_fingerprint=content["made"],
+                metrics_fingerprint=content["measured"],
             )
-            return StoredResult(result, content["made"], content["measured"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, stored: StoredResult, model: Model, **provenance: Any) -> None:
+    def write(self, result: MethodResult, model: Model, **provenance: Any) -> None:
         """Write a result; ``provenance`` is recorded in its solver file, as :func:`gas.save` takes it."""
-        result = stored.result
         claim_folders(self.folder)
         path, tensors_path = self._files(result.spec, result.nfe)
         tensors = {"errors": result.errors.float()}
@@ -167,15 +148,15 @@ class Store:
             **_FORMAT,
             "model": model.name,
             "cell": result.row(),
-            "made": stored.solver_fingerprint,
-            "measured": stored.metrics_fingerprint,
+            "made": result.solver_fingerprint,
+            "measured": result.metrics_fingerprint,
             "sha256": {"tensors": sha256(tensors_path), "solver": solver},
         }
         write_text(path, json.dumps(add_checksum(document), indent=1, allow_nan=False))
 
     def _files(self, spec: str, nfe: int) -> tuple[Path, Path]:
-        path = self.folder / "cells" / f"{file_stem(spec, nfe)}.json"
-        return path, path.with_name(f"{file_stem(spec, nfe)}.safetensors")
+        stem = self.folder / "cells" / file_stem(spec, nfe)
+        return stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.safetensors")
 
 
 def claim_folders(folder: Path) -> Path:
@@ -198,24 +179,3 @@ def file_stem(spec: str, nfe: int) -> str:
     """
     name = re.sub(r"[^A-Za-z0-9._-]", lambda match: {"/": "+", "@": "="}.get(match[0], "%"), spec)
     return f"{name}-{nfe}"
-
-
-def _metrics(row: Mapping[str, Any]) -> SolverMetrics:
-    fields = {
-        "frechet_data_interval": _interval(row["frechet_data_interval"]),
-        "to_teacher": _distribution(row["to_teacher"]),
-        "to_data": _distribution(row["to_data"]),
-        "more": {name: (mean, half_width) for name, (mean, half_width) in row.get("more", {}).items()},
-    }
-    return SolverMetrics(**{**row, **fields})
-
-
-def _distribution(row: Mapping[str, Any] | None) -> Distribution | None:
-    if row is None:
-        return None
-    prdc = None if row["prdc"] is None else PRDC(**row["prdc"])
-    return Distribution(**{**row, "frechet_interval": _interval(row["frechet_interval"]), "prdc": prdc})
-
-
-def _interval(ends: list[float] | None) -> tuple[float, float] | None:
-    return None if ends is None else (ends[0], ends[1])

@@ -25,9 +25,6 @@ Interval = tuple[float, float]
 Better = Literal["smaller", "larger", ""]
 Target = Literal["teacher", "data"]
 
-# Half the width of a normal 95% interval, in standard errors.
-_Z = 1.96
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -79,16 +76,13 @@ class Measure:
         return significant(scaled, 3) if small else f"{scaled:.{self.digits}f}"
 
 
-def _distances(
-    target: Target,
-    title: str,
-    read: Callable[[Distribution, int], float | None],
-    *,
-    better: Better = "smaller",
-    interval: Callable[[Distribution, int], Interval | None] = lambda distances, samples: None,
-    chance: Callable[[Distribution, int], Interval | None] = lambda distances, samples: None,
-) -> Measure:
-    """A number of the distances to the teacher's samples or to real images, from them and the number of samples."""
+# The two estimators of a Frechet distance, as titles name them.
+_PLAIN, _CORRECTED = "as published", "corrected for the number of samples"
+
+
+def _distances(target: Target, suffix: str) -> dict[str, Measure]:
+    """Measures of the distances to the teacher's samples or to real images, by their names with a suffix."""
+    reference = "the teacher's samples" if target == "teacher" else "real images"
 
     def of_metrics(function: Callable[[Distribution, int], T | None]) -> Callable[[SolverMetrics], T | None]:
         def apply(metrics: SolverMetrics) -> T | None:
@@ -97,40 +91,50 @@ def _distances(
 
         return apply
 
-    name = "the teacher's samples" if target == "teacher" else "real images"
-    return Measure(
-        title=title.format(name),
-        read=of_metrics(read),
-        interval=of_metrics(interval),
-        better=better,
-        target=target,
-        chance=of_metrics(chance),
-    )
+    def measure(title: str, read: Any, chance: Any, better: Better = "smaller", **fields: Any) -> Measure:
+        title = title.format(reference)
+        return Measure(
+            title, of_metrics(read), better=better, target=target, chance=of_metrics(chance), **fields
+        )
+
+    frechet, corrected = (f"Frechet distance to {{}}, {estimator}" for estimator in (_PLAIN, _CORRECTED))
+    interval = of_metrics(lambda d, _: d.frechet_interval)
+    measures = {
+        "frechet": measure(
+            frechet,
+            lambda d, _: d.frechet,
+            lambda d, _: _biased(d.frechet, d.frechet_corrected, d.frechet_interval),
+        ),
+        "frechet-corrected": measure(
+            corrected, lambda d, _: d.frechet_corrected, lambda d, _: d.frechet_interval, interval=interval
+        ),
+        "kernel": measure(
+            "Kernel distance to {}", lambda d, _: d.kernel, lambda d, _: _around(d.kernel, d.kernel_std)
+        ),
+        "precision": measure("Precision on {}", *_share("precision"), "larger"),
+        "recall": measure("Recall of {}", *_share("recall"), "larger"),
+        "density": measure("Density on {}", *_share("density"), ""),
+        "coverage": measure("Coverage of {}", *_share("coverage"), "larger"),
+    }
+    return {f"{name}{suffix}": measure for name, measure in measures.items()}
 
 
-# The two estimators of a Frechet distance, as titles name them.
-_PLAIN, _CORRECTED = "as published", "corrected for the number of samples"
+def _share(name: str) -> tuple[Any, Any]:
+    """A share of the samples or of the reference, and the interval of as many independent draws."""
+
+    def read(distances: Distribution, samples: int) -> float | None:
+        return None if distances.prdc is None else float(getattr(distances.prdc, name))
+
+    def chance(distances: Distribution, samples: int) -> Interval | None:
+        value = read(distances, samples)
+        return None if value is None else _around(value, math.sqrt(max(0.0, value * (1 - value)) / samples))
+
+    return read, chance
 
 
-def _frechet(target: Target) -> Measure:
-    """The Frechet distance as published."""
-    return _distances(
-        target,
-        f"Frechet distance to {{}}, {_PLAIN}",
-        lambda d, samples: d.frechet,
-        chance=lambda d, samples: _biased(d.frechet, d.frechet_corrected, d.frechet_interval),
-    )
-
-
-def _frechet_corrected(target: Target) -> Measure:
-    """The Frechet distance without the bias of its number of samples, with an interval."""
-    return _distances(
-        target,
-        f"Frechet distance to {{}}, {_CORRECTED}",
-        lambda d, samples: d.frechet_corrected,
-        interval=lambda d, samples: d.frechet_interval,
-        chance=lambda d, samples: d.frechet_interval,
-    )
+def _around(value: float, standard_error: float) -> Interval:
+    """A normal 95% interval."""
+    return value - 1.96 * standard_error, value + 1.96 * standard_error
 
 
 def _biased(value: float | None, corrected: float | None, interval: Interval | None) -> Interval | None:
@@ -139,29 +143,6 @@ def _biased(value: float | None, corrected: float | None, interval: Interval | N
         return None
     bias = value - corrected
     return interval[0] + bias, interval[1] + bias
-
-
-def _kernel(target: Target) -> Measure:
-    def chance(distances: Distribution, samples: int) -> Interval:
-        return distances.kernel - _Z * distances.kernel_std, distances.kernel + _Z * distances.kernel_std
-
-    return _distances(target, "Kernel distance to {}", lambda d, samples: d.kernel, chance=chance)
-
-
-def _share(target: Target, title: str, name: str) -> Measure:
-    """A share of the samples or of the reference; its interval is that of as many independent draws."""
-
-    def read(distances: Distribution, samples: int) -> float | None:
-        return None if distances.prdc is None else float(getattr(distances.prdc, name))
-
-    def chance(distances: Distribution, samples: int) -> Interval | None:
-        share = read(distances, samples)
-        if share is None:
-            return None
-        half_width = _Z * math.sqrt(max(0.0, share * (1 - share)) / samples)
-        return share - half_width, share + half_width
-
-    return _distances(target, title, read, better="" if name == "density" else "larger", chance=chance)
 
 
 def _per_sample(name: str, title: str, better: Better, digits: int) -> Measure:
@@ -216,27 +197,13 @@ MEASURES: dict[str, Measure] = {
         target="data",
         chance=lambda m: m.frechet_data_interval,
     ),
-    "frechet": _frechet("teacher"),
-    "frechet-corrected": _frechet_corrected("teacher"),
-    "kernel": _kernel("teacher"),
-    "precision": _share("teacher", "Precision on {}", "precision"),
-    "recall": _share("teacher", "Recall of {}", "recall"),
-    "density": _share("teacher", "Density on {}", "density"),
-    "coverage": _share("teacher", "Coverage of {}", "coverage"),
-    "frechet-real": _frechet("data"),
-    "frechet-real-corrected": _frechet_corrected("data"),
-    "kernel-real": _kernel("data"),
-    "precision-real": _share("data", "Precision on {}", "precision"),
-    "recall-real": _share("data", "Recall of {}", "recall"),
-    "density-real": _share("data", "Density on {}", "density"),
-    "coverage-real": _share("data", "Coverage of {}", "coverage"),
+    **_distances("teacher", ""),
+    **_distances("data", "-real"),
 }
 
 _NEAR = "Italic: the best of its column and all that cannot be told from it."
-_LEGENDS = {
-    "pairs": f"Bold: surely better than every other of its column, seed by seed (97.5%). {_NEAR}",
-    "intervals": f"Bold: better than every other of its column, their 95% intervals apart. {_NEAR}",
-}
+_BY_PAIRS = "Bold: surely better than every other of its column, seed by seed (97.5%)."
+_BY_INTERVALS = "Bold: better than every other of its column, their 95% intervals apart."
 
 
 @dataclass(frozen=True)
@@ -255,33 +222,23 @@ class PivotTable:
         title: of the measure.
         nfes: columns.
         rows: label, and an entry for each column.
-        teacher: the teacher's own number with its NFE, where it is of interest.
-        test: how entries are compared: ``"pairs"`` of the same seeds, their ``"intervals"``, or not at all (no marks).
+        notes: how to read the table, one line each.
     """
 
     title: str
     nfes: Sequence[int]
     rows: Sequence[tuple[str, Sequence[Entry]]]
-    teacher: str = ""
-    test: Literal["pairs", "intervals", ""] = ""
+    notes: Sequence[str] = ()
 
     @classmethod
-    def of(cls, title: str, entries: Mapping[tuple[str, int], Entry], **fields: Any) -> PivotTable:
+    def of(
+        cls, title: str, entries: Mapping[tuple[str, int], Entry], notes: Sequence[str] = ()
+    ) -> PivotTable:
         """Return the table of entries by label and NFE."""
         nfes = sorted({nfe for _, nfe in entries})
         labels = dict.fromkeys(label for label, _ in entries)
         rows = [(label, [entries.get((label, nfe), Entry()) for nfe in nfes]) for label in labels]
-        return cls(title, nfes, rows, **fields)
-
-    @property
-    def notes(self) -> list[str]:
-        """How to read the table, one line each."""
-        bracketed = any("[" in entry.text for _, entries in self.rows for entry in entries)
-        return [
-            *([_LEGENDS[self.test]] if self.test else []),
-            *([BRACKETS] if bracketed else []),
-            *([f"The teacher: {self.teacher}."] if self.teacher else []),
-        ]
+        return cls(title, nfes, rows, notes)
 
 
 def pivot_table(results: Sequence[MethodResult], measure: Measure) -> PivotTable | None:
@@ -300,9 +257,17 @@ def pivot_table(results: Sequence[MethodResult], measure: Measure) -> PivotTable
     marks: dict[int, str] = {}
     for nfe in {result.nfe for result in methods}:
         marks |= _marks([result for result in methods if result.nfe == nfe], measure)
-    entries = {(r.label, r.nfe): Entry(_text(r, measure), marks.get(id(r), "")) for r in methods}
-    test = ("pairs" if measure.losses is not None else "intervals") if marks else ""
-    return PivotTable.of(measure.title, entries, teacher=_teacher_text(results, measure), test=test)
+    entries = {}
+    for result in methods:
+        text = "diverged" if result.metrics is None else measure.text(result.metrics)
+        entries[result.label, result.nfe] = Entry(text, marks.get(id(result), ""))
+    notes = [f"{_BY_INTERVALS if measure.losses is None else _BY_PAIRS} {_NEAR}"] if marks else []
+    notes += [BRACKETS] if any("[" in entry.text for entry in entries.values()) else []
+    for result in results:  # the teacher's distance to data; its distance to itself is zero
+        if result.category == "teacher" and result.metrics is not None and measure.target == "data":
+            text = measure.text(result.metrics)
+            notes += [f"The teacher: {text} ({result.origin}, {result.nfe} calls)."] if text else []
+    return PivotTable.of(measure.title, entries, notes)
 
 
 def difference_table(results: Sequence[MethodResult], spec: str, measure: Measure) -> PivotTable | None:
@@ -329,14 +294,12 @@ def difference_table(results: Sequence[MethodResult], spec: str, measure: Measur
     return PivotTable.of(f"Squared error less that of {label}, sample by sample, x 1000", entries)
 
 
-def _text(result: MethodResult, measure: Measure) -> str:
-    return "diverged" if result.metrics is None else measure.text(result.metrics)
-
-
 def _marks(column: Sequence[MethodResult], measure: Measure) -> dict[int, str]:
     """The mark of each result of a column that may be its best, by ``id``."""
-    costs = {id(result): _cost(result, measure) for result in column}
-    ranked = sorted((r for r in column if math.isfinite(costs[id(r)])), key=lambda r: costs[id(r)])
+    sign = -1 if measure.better == "larger" else 1
+    values = {id(r): measure.read(r.metrics) for r in column if r.metrics is not None}
+    costs = {key: sign * value for key, value in values.items() if value is not None and math.isfinite(value)}
+    ranked = sorted((result for result in column if id(result) in costs), key=lambda r: costs[id(r)])
     if not measure.better or len(ranked) < 2:
         return {}
     best, *others = ranked
@@ -344,14 +307,6 @@ def _marks(column: Sequence[MethodResult], measure: Measure) -> dict[int, str]:
         return {}
     near = [other for other in others if not _surely_better(best, other, measure)]
     return {id(best): "near" if near else "best", **{id(result): "near" for result in near}}
-
-
-def _cost(result: MethodResult, measure: Measure) -> float:
-    """The number to rank by, smaller is better; infinite where there is none."""
-    value = None if result.metrics is None else measure.read(result.metrics)
-    if value is None or not math.isfinite(value):
-        return math.inf
-    return -value if measure.better == "larger" else value
 
 
 def _chance(result: MethodResult, measure: Measure) -> Interval | None:
@@ -368,30 +323,18 @@ def _surely_better(best: MethodResult, other: MethodResult, measure: Measure) ->
     return interval[0] > other_interval[1] if measure.better == "larger" else interval[1] < other_interval[0]
 
 
-def _teacher_text(results: Sequence[MethodResult], measure: Measure) -> str:
-    """The teacher's distance to data; its distance to itself is zero."""
-    for result in results:
-        if result.category == "teacher" and result.metrics is not None and measure.target == "data":
-            text = measure.text(result.metrics)
-            return f"{text} ({result.origin}, {result.nfe} calls)" if text else ""
-    return ""
-
-
 def csv_text(results: Sequence[MethodResult]) -> str:
     """Return all results with every measure, unscaled, and the ends of its interval where it has one."""
-    keys = ("spec", "label", "family", "nfe", "what", "evaluations", "stopped", "seconds")
+    keys = ("spec", "label", "category", "nfe", "origin", "evaluations", "stopped", "seconds")
     columns = [column for name in MEASURES for column in (name, f"{name} low", f"{name} high")]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*keys, "samples", *columns, "command"])
     for result in results:
-        row, metrics = result.row(), result.metrics
-        values: list[object] = [row[key] for key in keys]
-        values.append("" if metrics is None else metrics.samples)
+        metrics = result.metrics
+        row = [getattr(result, key) for key in keys] + ["" if metrics is None else metrics.samples]
         for measure in MEASURES.values():
-            value, interval = (
-                (None, None) if metrics is None else (measure.read(metrics), measure.interval(metrics))
-            )
-            values += [value, *(interval or ("", ""))]
-        writer.writerow(map(csv_cell, [*values, result.command]))
+            interval = None if metrics is None else measure.interval(metrics)
+            row += [None if metrics is None else measure.read(metrics), *(interval or ("", ""))]
+        writer.writerow(map(csv_cell, [*row, result.command]))
     return file.getvalue()

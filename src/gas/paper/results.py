@@ -126,11 +126,11 @@ def _results_of(document: Mapping[str, Any], path: Path) -> Iterator[MeasuredRes
 
 def _row_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a cell as a row of ``gas evaluate``; none where its samples were not finite."""
-    if cell.get("comparison") is None:
+    if cell.get("metrics") is None:
         return []
     spec = str(cell["spec"])
-    name = cell["label"] if cell["family"] == "learned" else spec.partition("/")[0]
-    return [{**cell["comparison"], "name": "(teacher)" if spec == "teacher" else name, "nfe": cell["nfe"]}]
+    name = cell["label"] if cell["category"] == "learned" else spec.partition("/")[0]
+    return [{**cell["metrics"], "name": "(teacher)" if spec == "teacher" else name, "nfe": cell["nfe"]}]
 
 
 def _figures(row: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ def sample_grid(
     *,
     title: str,
     note: str = "",
-    captions: Sequence[str] = (),
     highlight: int | None = None,
     scale: int = 2,
 ) -> Path:
@@ -46,7 +44,6 @@ def sample_grid(
             label is set bold, the following ones small ("GS\\nMSE 0.0123").
         title: heading.
         note: small print under the picture.
-        captions: a short text over each column, K of them or none.
         highlight: index of the row of the learned solver, drawn in the accent color.
         scale: device pixels in a CSS pixel, 1 or more.
 
@@ -54,91 +51,41 @@ def sample_grid(
         ``path``.
 
     Raises:
-        ValueError: for no rows, a wrong shape or range, or captions, highlight or scale that do not fit.
+        ValueError: for no rows, a wrong shape or range, or a highlight or scale that does not fit.
         ModuleNotFoundError: when matplotlib is not installed.
     """
-    _check(rows, captions, highlight, scale)
-    plan = _plan(rows, title, note, bool(captions), scale)
-    sheet = Sheet(plan.width, plan.height, scale)
-    for i, line in enumerate(plan.heading):
-        sheet.text(_MARGIN, _MARGIN + 10 + 24 * i, line, size=17, bold=True)
-    for k, caption in enumerate(captions):
-        x = plan.column(k) + plan.cell_w / 2
-        sheet.text(x, plan.top - 12, caption, size=11, color=GREY, align="center")
-    for i, (_, images) in enumerate(rows):
-        _draw_label(sheet, plan, i, chosen=i == highlight)
-        for k, pixels in enumerate(_pixels(images, plan.image)):
-            sheet.image(plan.column(k), plan.row(i) - plan.cell_h // 2, pixels)
-    sheet.small_print(_MARGIN, plan.bottom + 4, plan.small)
-    return sheet.save(path)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The layout in CSS pixels; ``image`` is (height, width) of an image in device pixels."""
-
-    labels: list[list[tuple[str, bool]]]
-    heading: list[str]
-    small: list[str]
-    image: tuple[int, int]
-    cell_h: int
-    cell_w: int
-    left: int
-    top: int
-    pitch: int
-    width: int
-
-    def column(self, k: int) -> int:
-        """Return the left edge of column k."""
-        return self.left + k * (self.cell_w + _GAP)
-
-    def row(self, i: int) -> int:
-        """Return the height of the middle of row i."""
-        return self.top + i * self.pitch + (self.pitch - _ROW_GAP) // 2
-
-    @property
-    def bottom(self) -> int:
-        """Return the height under the last row."""
-        return self.top + self.pitch * len(self.labels)
-
-    @property
-    def height(self) -> int:
-        """Return the height of the page."""
-        return self.bottom + 16 * len(self.small) + (8 if self.small else 6)
-
-
-def _plan(rows: Sequence[tuple[str, Tensor]], title: str, note: str, captions: bool, scale: int) -> _Plan:
-    """Measure the labels, give the images the rest of the width, and stack the rows."""
-    count, _, h, w = rows[0][1].shape
+    _check(rows, highlight, scale)
     labels = [_label_lines(label) for label, _ in rows]
-    widest = max((text_width(*_style(line)) for lines in labels for line in lines), default=0)
-    left = _MARGIN + round(widest) + 18
-    side = min((_WIDTH - left - _MARGIN + _GAP) // count - _GAP, _CELL_MAX)
-    if side < _CELL_MIN:
-        raise UserError(f"rows must have fewer columns to be legible, got {count}; pass images[:16]")
-    factor = side * scale / max(h, w)
-    factor = math.floor(factor) if factor >= 1 else factor
-    image = (max(int(h * factor), 1), max(int(w * factor), 1))
+    left = _MARGIN + round(max((text_width(*line) for lines in labels for line in lines), default=0)) + 18
+    count = len(rows[0][1])
+    image = _image_size(rows[0][1], _WIDTH - left - _MARGIN, scale)
     cell_h, cell_w = (math.ceil(size / scale) for size in image)
     width = max(left + count * (cell_w + _GAP) - _GAP + _MARGIN, _WIDTH_MIN)
     heading = wrap(title, width - 2 * _MARGIN, 17, bold=True)
-    return _Plan(
-        labels=labels,
-        heading=heading,
-        small=wrap(note, width - 2 * _MARGIN, 11),
-        image=image,
-        cell_h=cell_h,
-        cell_w=cell_w,
-        left=left,
-        top=_MARGIN + 24 * len(heading) + (30 if captions else 12),
-        pitch=max(cell_h, _LINE * max(map(len, labels))) + _ROW_GAP,
-        width=width,
-    )
+    small = wrap(note, width - 2 * _MARGIN, 11)
+    top = _MARGIN + 24 * len(heading) + 12
+    pitch = max(cell_h, _LINE * max(map(len, labels))) + _ROW_GAP
+    bottom = top + pitch * len(rows)
+    sheet = Sheet(width, bottom + 16 * len(small) + (8 if small else 6), scale)
+    for i, line in enumerate(heading):
+        sheet.text(_MARGIN, _MARGIN + 10 + 24 * i, line, size=17, bold=True)
+    for i, (_, images) in enumerate(rows):
+        middle, chosen = top + i * pitch + (pitch - _ROW_GAP) // 2, i == highlight
+        if chosen:
+            height = pitch - _ROW_GAP + 10
+            sheet.box(_STRIP, middle - height / 2, width - 2 * _STRIP, height, TINT)
+            sheet.box(_STRIP, middle - height / 2, 4, height, ACCENT)
+        for n, (text, size, bold) in enumerate(labels[i]):
+            y = middle + _LINE * (n - (len(labels[i]) - 1) / 2)
+            color = (ACCENT if chosen else INK) if bold else GREY
+            sheet.text(_MARGIN, y, text, size=size, bold=bold, color=color)
+        for k, pixels in enumerate(_pixels(images, image)):
+            sheet.image(left + k * (cell_w + _GAP), middle - cell_h // 2, pixels)
+    sheet.small_print(_MARGIN, bottom + 4, small)
+    return sheet.save(path)
 
 
-def _check(
-    rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], highlight: int | None, scale: int
-) -> None:
+def _check(rows: Sequence[tuple[str, Tensor]], highlight: int | None, scale: int) -> None:
     """Refuse arguments that cannot be drawn."""
     if not rows:
         raise UserError("rows must hold at least one (label, images) pair, got none")
@@ -163,39 +110,28 @@ def _check(
                 f"{name} must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
                 "pass images.clamp(-1, 1), or x / 127.5 - 1 for pixels of 0 .. 255"
             )
-    if captions and len(captions) != shape[0]:
-        raise UserError(f"captions must be one a column, {shape[0]} or none, got {len(captions)}")
     if highlight is not None and not 0 <= highlight < len(rows):
         raise UserError(f"highlight must be a row of 0 .. {len(rows) - 1} or None, got {highlight}")
     if scale < 1:
         raise UserError(f"scale must be a whole number of at least 1, got {scale}")
 
 
-def _label_lines(label: str) -> list[tuple[str, bool]]:
-    """Break a label into ``(line, is name)``: its first line is the name, the others are figures."""
+def _label_lines(label: str) -> list[tuple[str, float, bool]]:
+    """Break a label into ``(line, size, is bold)``: its first line is a name, the others are figures."""
     name, _, figures = label.partition("\n")
-    names = wrap(name, _LABEL_MAX, 13, bold=True)
-    return [(line, True) for line in names] + [(line, False) for line in wrap(figures, _LABEL_MAX, 12)]
+    names = [(line, 13.0, True) for line in wrap(name, _LABEL_MAX, 13, bold=True)]
+    return names + [(line, 12.0, False) for line in wrap(figures, _LABEL_MAX, 12)]
 
 
-def _style(line: tuple[str, bool]) -> tuple[str, float, bool]:
-    """Return text, size and weight of a label's line."""
-    text, is_name = line
-    return text, 13 if is_name else 12, is_name
-
-
-def _draw_label(sheet: Sheet, plan: _Plan, i: int, chosen: bool) -> None:
-    """Write the label of a row beside its images, tinted and with a strip of accent if it is chosen."""
-    middle, lines = plan.row(i), plan.labels[i]
-    if chosen:
-        height = plan.pitch - _ROW_GAP + 10
-        sheet.box(_STRIP, middle - height / 2, plan.width - 2 * _STRIP, height, TINT)
-        sheet.box(_STRIP, middle - height / 2, 4, height, ACCENT)
-    for n, line in enumerate(lines):
-        text, size, bold = _style(line)
-        y = middle + _LINE * (n - (len(lines) - 1) / 2)
-        color = (ACCENT if chosen else INK) if bold else GREY
-        sheet.text(_MARGIN, y, text, size=size, bold=bold, color=color)
+def _image_size(images: Tensor, room: int, scale: int) -> tuple[int, int]:
+    """Return (height, width) of an image in device pixels, where a row has ``room`` CSS pixels."""
+    count, _, h, w = images.shape
+    side = min((room + _GAP) // count - _GAP, _CELL_MAX)
+    if side < _CELL_MIN:
+        raise UserError(f"rows must have fewer columns to be legible, got {count}; pass images[:16]")
+    factor = side * scale / max(h, w)
+    factor = math.floor(factor) if factor >= 1 else factor
+    return max(int(h * factor), 1), max(int(w * factor), 1)
 
 
 def _pixels(images: Tensor, size: tuple[int, int]) -> list[NDArray[np.uint8]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gas.display import plain
+from gas.errors import UserError
 from gas.io import write_atomically
 
 if TYPE_CHECKING:
@@ -45,11 +46,14 @@ class Sheet:
         scale: device pixels in a CSS pixel; 2 is sharp on today's screens.
 
     Raises:
+        UserError: for a scale below 1.
         ModuleNotFoundError: when matplotlib is not installed.
     """
 
     def __init__(self, width: int, height: int, scale: int = 2) -> None:
         """Open an empty page."""
+        if scale < 1:
+            raise UserError(f"scale must be a whole number of at least 1, got {scale}")
         self.width, self.height, self.scale = width, height, scale
         figure = _matplotlib("figure").Figure
         self.figure: Figure = figure(figsize=(width / 100, height / 100), dpi=100 * scale, facecolor="white")

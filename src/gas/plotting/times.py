@@ -63,7 +63,7 @@ def times_plot(
             does not fit.
         ModuleNotFoundError: when matplotlib is not installed.
     """
-    _check(series, schedule, highlight, scale)
+    _check(series, schedule, highlight)
     left = _MARGIN + round(max(text_width(name, 13, bold=True) for name, _, _ in series)) + 24
     if note is None:
         note = _DOTS + (_STROKES if any(len(steps) for _, _, steps in series) else "") + _LEARNED
@@ -85,7 +85,7 @@ def times_plot(
     return sheet.save(path)
 
 
-def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, scale: int) -> None:
+def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None) -> None:
     """Refuse arguments that cannot be drawn."""
     if not series:
         raise UserError("series must hold at least one (name, times, steps) triple, got none")
@@ -100,8 +100,6 @@ def _check(series: Sequence[Series], schedule: Schedule, highlight: int | None, 
             )
     if highlight is not None and not 0 <= highlight < len(series):
         raise UserError(f"highlight must be a series of 0 .. {len(series) - 1} or None, got {highlight}")
-    if scale < 1:
-        raise UserError(f"scale must be a whole number of at least 1, got {scale}")
 
 
 def _half_log_snr(schedule: Schedule, times: Sequence[float]) -> list[float]:

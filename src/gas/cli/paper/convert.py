@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+import gas
+from gas.arguments import number
 from gas.cli.app import command, paper
-from gas.cli.checks import (
-    GUIDANCE,
-    argument,
-    existing_file,
-    is_in,
-    option,
-    output_file,
-    output_folder,
-    registered,
-)
+from gas.cli.checks import FILE, GUIDANCE, argument, option
 from gas.cli.options import Json, was_given
 from gas.cli.screen import bar, note, print_json
-from gas.errors import UserError
-
-if TYPE_CHECKING:
-    from gas.models.protocol import Model
-
-__all__ = ["convert"]
 
 # Options of students and of teacher sets; weights have none.
 _STUDENT_OPTIONS = ("model", "schedule", "t_end", "guidance", "form")
@@ -46,42 +33,25 @@ class StudentOptions:
             names=("--model", "-m"),
         ),
     ] = ""
-    schedule: Annotated[
-        str,
-        option(
-            "Schedule of a student, without --model: edm, ldm, sd or vp.",
-            registered("schedule", "gas.paper.convert:SCHEDULES"),
-        ),
-    ] = ""
-    t_end: Annotated[float, option("Time at which a student's sampling ends.", is_in("t_end", "(0, 1)"))] = (
-        1e-3
-    )
+    schedule: Annotated[str, option("Schedule of a student, without --model: edm, ldm, sd or vp.")] = ""
+    t_end: Annotated[float, option("Time at which a student's sampling ends.")] = 1e-3
     guidance: Annotated[
-        float,
-        option("Guidance scale that the pairs or the student were made with.", is_in("guidance", GUIDANCE)),
+        float, option("Guidance scale that the pairs or the student were made with.", **GUIDANCE)
     ] = 1.0
     form: Annotated[
-        str,
-        option(
-            "Kind of a student: gs, s4s (trained without theory), or auto (by its numbers).",
-            registered("form", ("auto", "gs", "s4s")),
-        ),
+        str, option("Kind of a student: gs, s4s (trained without theory), or auto (by its numbers).")
     ] = "auto"
 
-    def load_model(self) -> Model | None:
+    def load_model(self) -> gas.models.Model | None:
         """Load the model that was named, if any, for runs that end at ``t_end``."""
         if not self.model:
             return None
-        from gas import zoo
-        from gas.models.runtime import ending_at
-        from gas.paper.backbone import load_backbone, load_published
-        from gas.paper.presets import preset_by_name
 
         if self.model.startswith("preset:"):
-            setup = preset_by_name(self.model.removeprefix("preset:"))
-            return ending_at(load_backbone(setup), self.t_end)
-        known = self.model in zoo.names()
-        return zoo.load(self.model) if known else load_published(self.model, t_end=self.t_end)
+            setup = gas.paper.preset_by_name(self.model.removeprefix("preset:"))
+            return gas.models.runtime.ending_at(gas.paper.load_backbone(setup), self.t_end)
+        known = self.model in gas.zoo.names()
+        return gas.zoo.load(self.model) if known else gas.paper.load_published(self.model, t_end=self.t_end)
 
 
 @command(
@@ -92,7 +62,7 @@ class StudentOptions:
 )
 def convert(
     context: typer.Context,
-    file: Annotated[Path, argument("Published .pkl, .ckpt or .pt file.", existing_file)],
+    file: Annotated[Path, argument("Published .pkl, .ckpt or .pt file.", **FILE)],
     out: Annotated[Path, argument("A .safetensors or .json file, or a folder for teacher pairs.")],
     *,
     options: StudentOptions,
@@ -103,21 +73,19 @@ def convert(
     EDM networks, R3GAN discriminators, CompVis's latent diffusion, GAS students and teacher sets are recognized by
     their contents. Everything else, and everything that would run code, is refused.
     """
-    from gas.paper.convert import KINDS, recognize, weights_to_safetensors
-
+    number("t_end", options.t_end, "(0, 1)")
     if options.model and options.schedule:
-        raise UserError("--model and --schedule both say what a student is for: give one")
-    (output_file() if out.suffix else output_folder)(out)
-    kind, data = recognize(file)
-    contents, suffix = KINDS[kind]
+        raise gas.UserError("--model and --schedule both say what a student is for: give one")
+    kind, data = gas.paper.convert.recognize(file)
+    contents, suffix = gas.paper.convert.KINDS[kind]
     if out.suffix != suffix:
         wanted = f"end in {suffix}" if suffix else "be a folder, without a suffix"
-        raise UserError(f"{file} holds {contents}, so the output should {wanted}, got {str(out)!r}")
+        raise gas.UserError(f"{file} holds {contents}, so the output should {wanted}, got {str(out)!r}")
     allowed = {"student": _STUDENT_OPTIONS, "teachers": _TEACHER_OPTIONS}.get(kind, ())
     for name in _STUDENT_OPTIONS:
         if name not in allowed and was_given(context, name):
             option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} is not for {contents}, which {file} holds: leave it out")
+            raise gas.UserError(f"{option} is not for {contents}, which {file} holds: leave it out")
     note(f"{file} holds {contents}")
     report: dict[str, Any] = {"file": str(file), "kind": kind, "out": str(out)}
     if kind == "student":
@@ -126,42 +94,39 @@ def convert(
         report |= _import_pairs(file, data, out, options)
     else:
         del data  # its small tensors; the weights are read again, whole
-        report["numbers"] = weights_to_safetensors(kind, file, out)
+        report["numbers"] = gas.paper.convert.weights_to_safetensors(kind, file, out)
     note(f"wrote {out}")
     if json:
         print_json(report)
 
 
 def _convert_student(file: Path, data: Any, out: Path, options: StudentOptions) -> dict[str, Any]:
-    from gas.io import sha256
-    from gas.learned.generalized import GeneralizedSolver
-    from gas.paper.convert import SCHEDULES
-    from gas.paper.student import read_student
-    from gas.registry import named
-    from gas.solver_file import save
-
     model, t_end = options.load_model(), options.t_end
     if (model is None) == (not options.schedule):
-        raise UserError("a student's file does not say what it is for: give --model, or --schedule alone")
-    schedule = named("schedule", options.schedule, SCHEDULES)(t_end) if model is None else model.schedule
-    solver = read_student(file, schedule, t_end, data, form=options.form)
-    is_gs = isinstance(solver, GeneralizedSolver)
+        raise gas.UserError("a student's file does not say what it is for: give --model, or --schedule alone")
+    schedule = (
+        gas.registry.named("schedule", options.schedule, gas.paper.convert.SCHEDULES)(t_end)
+        if model is None
+        else model.schedule
+    )
+    solver = gas.paper.student.read_student(file, schedule, t_end, data, form=options.form)
+    is_gs = isinstance(solver, gas.GeneralizedSolver)
     if not is_gs:
         note(
             f"{file} was trained without theory: it is read as S4S with a corrector (--form gs if it is not)"
         )
-    training = {"imported": file.name, "sha256": sha256(file), "solver": "gs" if is_gs else "s4s-pc"}
-    save(out, solver, model=model, guidance=options.guidance, training=training)
+    training = {"imported": file.name, "sha256": gas.io.sha256(file), "solver": "gs" if is_gs else "s4s-pc"}
+    gas.save(out, solver, model=model, guidance=options.guidance, training=training)
     report = {"nfe": solver.nfe, "t_end": t_end, "form": "gs" if is_gs else "s4s"}
-    return report | ({"order": solver.order} if isinstance(solver, GeneralizedSolver) else {})
+    return report | ({"order": solver.order} if isinstance(solver, gas.GeneralizedSolver) else {})
 
 
 def _import_pairs(file: Path, data: Any, out: Path, options: StudentOptions) -> dict[str, Any]:
-    from gas.paper.teacher_set import import_pairs, read_teacher_set
-
     model = options.load_model()
-    teachers = read_teacher_set(file, data)
+    teachers = gas.paper.teacher_set.read_teacher_set(file, data)
     with bar("teacher pairs", len(teachers)) as running:
-        for progress in import_pairs(teachers, out, model=model, guidance=options.guidance):
+        for progress in gas.paper.teacher_set.import_pairs(
+            teachers, out, model=model, guidance=options.guidance
+        ):
             running.at(progress.done)
     return {"pairs": len(teachers), "shape": list(teachers.noise.shape[1:])}

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
+import gas
 from gas.cli.app import command, paper
 from gas.cli.evaluate import Evaluation, EvaluationOptions, evaluate_files
 from gas.cli.options import FeatureOptions, Json, check_space, was_given
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions
-
-if TYPE_CHECKING:
-    from gas.models.protocol import Model
-    from gas.paper.presets import Preset
-
-__all__ = ["evaluate", "evaluate_preset"]
 
 
 @command(
@@ -44,15 +38,15 @@ def evaluate(
     evaluate_preset(setup, model, evaluation, features, preset.preset_weights).show(json)
 
 
-def at_preset_seeds(options: EvaluationOptions, preset: Preset) -> EvaluationOptions:
+def at_preset_seeds(options: EvaluationOptions, preset: gas.paper.Preset) -> EvaluationOptions:
     """Return the options with the seeds that the paper measures on."""
     first, stop = preset.evaluation_seeds
     return replace(options, seeds=f"{first}:{stop}")
 
 
 def evaluate_preset(
-    preset: Preset,
-    model: Model,
+    preset: gas.paper.Preset,
+    model: gas.models.Model,
     options: EvaluationOptions,
     features: FeatureOptions,
     weights: Path | None,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command, paper
-from gas.cli.checks import option, output_folder
+from gas.cli.checks import option
 from gas.cli.options import Json, ObjectiveName, SamplesBatch, parse_objective, parse_seeds
 from gas.cli.pairs import run_teacher
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions, show_preset
 from gas.cli.screen import note, print_json
-from gas.errors import UserError
 
 
 @command("gas paper pairs cifar10", group=paper, shared=True, folder="out")
@@ -24,29 +24,22 @@ def pairs(
         int | None,
         option("NFE of the student, where the teacher's depends on it (coco).", min=1, max=MAX_NFE),
     ] = None,
-    seeds: Annotated[
-        str,
-        option("Seeds, as N or FIRST:LAST; default: the preset's.", lambda text: text and parse_seeds(text)),
-    ] = "",
+    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST; default: the preset's.")] = "",
     batch: SamplesBatch = 64,
     decoded: Annotated[bool, option("Also store the decoded samples.", names=("--decoded",))] = False,
-    out: Annotated[
-        Path | None, option("Folder for shards and manifest; default: one under runs.", output_folder)
-    ] = None,
+    out: Annotated[Path | None, option("Folder for shards and manifest; default: one under runs.")] = None,
     network: PresetNetworkOptions,
     json: Json = False,
 ) -> None:
     """Write the teacher pairs of a preset; gas paper train makes them too where they are missing."""
-    from gas.models.runtime import ending_at
-
     setup, kind = preset.load(), parse_objective(objective)
+    chosen = parse_seeds(seeds) if seeds else setup.seeds(kind)
     if (nfe is None) != bool(setup.teacher_nfe):
         reason = "depends on the student's: --nfe" if nfe is None else "has its own: --set teacher_nfe"
-        raise UserError(f"the NFE of the teacher of preset {setup.name} {reason}")
+        raise gas.UserError(f"the NFE of the teacher of preset {setup.name} {reason}")
     model = network.load(setup, preset.preset_weights)
     show_preset(setup)
-    model = ending_at(model, setup.teacher_t_end)
-    chosen = parse_seeds(seeds) if seeds else setup.seeds(kind)
+    model = gas.models.runtime.ending_at(model, setup.teacher_t_end)
     teacher = setup.teacher_for(nfe or 0)
     out = setup.pairs_folder(kind, nfe or 0) if out is None else out
     run_teacher(model, teacher, out, chosen, setup.guidance, batch, decoded)

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
-from gas.cli.checks import argument, existing_path, option, registered
+import gas
+from gas.cli.checks import argument, option
 from gas.cli.loading import SOURCES, ModelSource
 from gas.cli.options import Compile, Device, Precision, Prompts
 from gas.cli.screen import note
-from gas.errors import UserError
-
-if TYPE_CHECKING:
-    from gas.models.protocol import Model
-    from gas.paper.presets import Preset
-
-__all__ = ["PresetNetworkOptions", "PresetOptions", "PresetWeights", "Settings", "show_preset"]
 
 PresetWeights = Annotated[
     Path | None, option("Folder of published files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights.")
@@ -35,19 +29,13 @@ class PresetOptions:
 
     panel: ClassVar[str] = "Preset"
 
-    preset: Annotated[str, argument(PRESET_HELP, registered("preset", "gas.paper.presets:PRESETS"))]
+    preset: Annotated[str, argument(PRESET_HELP)]
     settings: Settings = None
     preset_weights: PresetWeights = None
 
-    def load(self) -> Preset:
-        """Return the preset.
-
-        Raises:
-            UserError: for an unknown setting or a value out of range.
-        """
-        from gas.paper.presets import preset_by_name
-
-        return preset_by_name(self.preset).changed(self.settings or [])
+    def load(self) -> gas.paper.Preset:
+        """Return the preset."""
+        return gas.paper.preset_by_name(self.preset).changed(self.settings or [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,56 +49,40 @@ class PresetNetworkOptions:
     precision: Precision = "float32"
     compiled: Compile = False
 
-    def load(self, preset: Preset, weights: Path | None) -> Model:
+    def load(self, preset: gas.paper.Preset, weights: Path | None) -> gas.models.Model:
         """Load a preset's network as it runs for the student."""
-        from gas.models.runtime import precise
-        from gas.paper.backbone import load_backbone
-
-        model = load_backbone(preset, weights, prompts=self.prompts, device=self.device)
-        return precise(model, self.precision, compiled=self.compiled)
+        model = gas.paper.load_backbone(preset, weights, prompts=self.prompts, device=self.device)
+        return gas.models.precise(model, self.precision, compiled=self.compiled)
 
 
-def show_preset(preset: Preset) -> None:
+def show_preset(preset: gas.paper.Preset) -> None:
     """Print every setting on standard error, with the published value of those that were changed."""
-    from gas.paper.presets import preset_by_name
-
-    published, changes = preset_by_name(preset.name).settings(), preset.changes()
+    published, changes = gas.paper.preset_by_name(preset.name).settings(), preset.changes()
     note(f"preset {preset.name}: {preset.title}")
     for name, value in preset.settings().items():
         was = f"   (was {published[name]})" if name in changes else ""
         note(f" {value}{was}", label=f"  {name:<21}", style="yellow" if was else "")
 
 
-def _check_preset(name: str) -> None:
-    from gas.paper.presets import preset_by_name
-
-    preset_by_name(name)
-
-
-def _load_preset(name: str, prompts: Path | None, call: str, device: str) -> Model:
-    from gas.paper.backbone import load_backbone
-    from gas.paper.presets import preset_by_name
-
+def _load_preset(name: str, prompts: Path | None, call: str, device: str) -> gas.models.Model:
     if call:
-        raise UserError(f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}")
-    return load_backbone(preset_by_name(name), prompts=prompts, device=device)
+        raise gas.UserError(
+            f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}"
+        )
+    return gas.paper.load_backbone(gas.paper.preset_by_name(name), prompts=prompts, device=device)
 
 
-def _load_published(path: str, prompts: Path | None, call: str, device: str) -> Model:
-    from gas.paper.backbone import load_published
-
+def _load_published(path: str, prompts: Path | None, call: str, device: str) -> gas.models.Model:
     if prompts is not None or call:
-        raise UserError(
+        raise gas.UserError(
             f"--prompts and --call are for pipelines (--model diffusers:...), got --model published:{path}"
         )
-    return load_published(path, device=device)
+    return gas.paper.load_published(path, device=device)
 
 
 def _reported(name: str) -> Mapping[tuple[str, int], float]:
-    from gas.paper.tables import figures_of
-
-    return figures_of(name)
+    return gas.paper.figures_of(name)
 
 
-SOURCES["preset"] = ModelSource(check=_check_preset, load=_load_preset, reported=_reported)
-SOURCES["published"] = ModelSource(check=lambda path: existing_path(Path(path)), load=_load_published)
+SOURCES["preset"] = ModelSource(load=_load_preset, reported=_reported)
+SOURCES["published"] = ModelSource(load=_load_published)

@@ -7,27 +7,20 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+import gas
 from gas.cli.app import command, holding, paper
-from gas.cli.checks import argument, option, output_file, output_folder, registered
+from gas.cli.checks import argument, option, output_file
 from gas.cli.evaluate import EvaluationOptions
 from gas.cli.options import FeatureOptions, Json, check_space, was_given
 from gas.cli.paper.evaluate import at_preset_seeds, evaluate_preset
 from gas.cli.paper.presets import PresetNetworkOptions, PresetWeights, Settings
-from gas.cli.paper.train import PresetRun, train_preset
+from gas.cli.paper.train import train_preset
 from gas.cli.screen import note, print_json, print_table
 from gas.display import markdown, markdown_table
-from gas.errors import UserError
-
-if TYPE_CHECKING:
-    from gas.paper.reproduction import MeasuringRun
-    from gas.paper.results import MeasuredResult
-    from gas.paper.tables import PaperFigure, PaperTable
-
-__all__ = ["reproduce"]
 
 RESULTS = Path("runs/results")
 # The classical solvers of Table 2a; the other tables have none.
@@ -40,15 +33,11 @@ def reproduce(
     context: typer.Context,
     table: Annotated[
         str,
-        argument(
-            "table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list.",
-            registered("table", "gas.paper.tables:TABLES", "list"),
-        ),
+        argument("table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list."),
     ] = "list",
     *,
     results: Annotated[
-        Path,
-        option("Folder of results, as gas paper evaluate --json and gas compare write them.", output_folder),
+        Path, option("Folder of results of gas paper evaluate --json and gas compare.", file_okay=False)
     ] = RESULTS,
     run: Annotated[
         bool, option("Train and measure what has no result and all its files.", names=("--run",))
@@ -68,19 +57,15 @@ def reproduce(
     FID counts only where it was measured in Inception's features against real data: by default with the published
     files of the preset, else with --features, --weights, --reference and --real.
     """
-    from gas.paper.reproduction import run_for
-    from gas.paper.tables import table_by_name
-    from gas.workspace import weights_folder
-
     if table == "list":
         _list(context, json)
         return
     check_space(features.features, features.weights)
-    chosen, weights = table_by_name(table), weights_folder(preset_weights)
-    runs = {figure: run_for(figure, results, sets or ()) for figure in chosen.figures}
+    chosen, weights = gas.paper.table_by_name(table), gas.workspace.weights_folder(preset_weights)
+    runs = {figure: gas.paper.run_for(figure, results, sets or ()) for figure in chosen.figures}
     given = features if any(was_given(context, name) for name in ("features", "reference", "real")) else None
     if only and only not in {each.name for each in runs.values()}:
-        raise UserError(f"--only must be one of {', '.join(sorted({r.name for r in runs.values()}))}")
+        raise gas.UserError(f"--only must be one of {', '.join(sorted({r.name for r in runs.values()}))}")
     if run:
         with holding(results, f"gas paper reproduce {chosen.name}", folder=True):
             for each in {each.result: each for each in runs.values() if only in ("", each.name)}.values():
@@ -102,25 +87,23 @@ def reproduce(
 
 def _list(context: typer.Context, json: bool) -> None:
     """Print the names of the tables."""
-    from gas.paper.tables import TABLES
-
     for name in ("run", "only", "sets", "markdown"):
         if was_given(context, name):
             option = "--set" if name == "sets" else f"--{name}"
-            raise UserError(f"{option} is for one table, not the list of them: name a table, or leave it out")
+            raise gas.UserError(
+                f"{option} is for one table, not the list of them: name a table, or leave it out"
+            )
     if json:
-        print_json({table.name: table.title for table in TABLES.values()})
+        print_json({table.name: table.title for table in gas.paper.TABLES.values()})
         return
-    rows = [[table.name, table.title, str(len(table.figures))] for table in TABLES.values()]
+    rows = [[table.name, table.title, str(len(table.figures))] for table in gas.paper.TABLES.values()]
     print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
 
 
 def _measure(
-    run: MeasuringRun, weights: Path, features: FeatureOptions | None, network: PresetNetworkOptions
+    run: gas.paper.MeasuringRun, weights: Path, features: FeatureOptions | None, network: PresetNetworkOptions
 ) -> None:
     """Train and evaluate one run unless its result exists or files are missing."""
-    from gas.io import write_text
-
     if run.result.exists():
         return
     if missing := run.missing(weights, measuring=features is None):
@@ -129,15 +112,7 @@ def _measure(
     run.check_solver()
     note(f": {run.name}", label="measuring")
     if not run.solver.exists():
-        training = PresetRun(
-            preset=run.trained,
-            objective=run.objective,
-            nfes=(run.nfe,),
-            weights=weights,
-            network=network,
-            out=run.solver,
-        )
-        train_preset(training)
+        train_preset(run.trained, run.objective, {run.nfe: run.solver}, weights, network)
     options = EvaluationOptions(
         solver=[run.solver],
         nfe=str(run.nfe),
@@ -151,15 +126,13 @@ def _measure(
         _published_features(run, weights) if features is None else features,
         weights,
     )
-    write_text(run.result, json_format.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
+    gas.io.write_text(run.result, json_format.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
 
 
-def _published_features(run: MeasuringRun, weights: Path) -> FeatureOptions:
+def _published_features(run: gas.paper.MeasuringRun, weights: Path) -> FeatureOptions:
     """Return Inception's features and the real data of a preset, from its published files."""
-    from gas.paper.files import find_measuring_files
-
     options = FeatureOptions(features="inception")
-    for file in find_measuring_files(run.preset, weights):
+    for file in gas.paper.find_measuring_files(run.preset, weights):
         path = file.path or file.place
         if file.role == "features":
             options = replace(options, weights=path)
@@ -169,15 +142,18 @@ def _published_features(run: MeasuringRun, weights: Path) -> FeatureOptions:
 
 
 def _rows(
-    runs: dict[PaperFigure, MeasuringRun], results: Path, weights: Path, words: list[str], *, measuring: bool
+    runs: dict[gas.paper.PaperFigure, gas.paper.MeasuringRun],
+    results: Path,
+    weights: Path,
+    words: list[str],
+    *,
+    measuring: bool,
 ) -> list[dict[str, Any]]:
     """Return each cell with the figure measured here, its state and the command that measures it."""
-    from gas.paper.results import best_of, read_results
-
-    known = read_results(results) if results.is_dir() else []
+    known = gas.paper.read_results(results) if results.is_dir() else []
     rows = []
     for figure, run in runs.items():
-        result = best_of(figure, known, run.preset.changes())
+        result = gas.paper.results.best_of(figure, known, run.preset.changes())
         ours = None if result is None else result.figures.get(figure.metric)
         rows.append(
             {
@@ -194,7 +170,12 @@ def _rows(
     return rows
 
 
-def _state(figure: PaperFigure, run: MeasuringRun, result: MeasuredResult | None, missing: list[str]) -> str:
+def _state(
+    figure: gas.paper.PaperFigure,
+    run: gas.paper.MeasuringRun,
+    result: gas.paper.MeasuredResult | None,
+    missing: list[str],
+) -> str:
     """Return where a figure comes from, or what it lacks."""
     if result is None:
         return f"missing; needs {', '.join(missing)}" if missing else "missing; all its files exist"
@@ -221,10 +202,8 @@ def _commands(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{line}  # {', '.join(names)}" for line, names in cells.items()]
 
 
-def _write(path: Path, table: PaperTable, rows: list[dict[str, Any]]) -> None:
-    from gas.io import write_text
-
+def _write(path: Path, table: gas.paper.PaperTable, rows: list[dict[str, Any]]) -> None:
     lines = [f"## {markdown(table.title)}", "", markdown_table(_COLUMNS, map(_cells, rows))]
     if commands := _commands(rows):
         lines += ["", "```sh", *commands, "```"]
-    write_text(path, "\n".join([*lines, ""]))
+    gas.io.write_text(path, "\n".join([*lines, ""]))
