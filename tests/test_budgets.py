@@ -22,7 +22,7 @@ from gas.paper.edm import read_weights
 from gas.paper.results import read_results
 from gas.paper.student import read_student
 from gas.paper.teacher_set import read_teacher_set
-from gas.pipelines.loading import read_prompts
+from gas.pipelines.prompts import read_prompts
 from gas.schedule import VPLinear
 from gas.training.adversarial.r3gan import load_discriminator
 from gas.unpickle.loading import read_pickle, read_state

@@ -3,7 +3,6 @@
 Every test that a matrix names must exist: a renamed or deleted test breaks the build.
 """
 
-import ast
 import json
 from pathlib import Path
 
@@ -15,21 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 SCHEMA = "solver-file.schema.json"
-
-# What each family samples and predicts; everything else of the matrix is read from the code.
-SAMPLES = {
-    "DDPMPipeline": ("noise, v or x0", "image"),
-    "DDIMPipeline": ("noise, v or x0", "image"),
-    "LDMPipeline": ("noise", "latents"),
-    "DiTPipeline": ("noise", "latents"),
-    "StableDiffusionPipeline": ("noise or v", "latents"),
-    "StableDiffusionXLPipeline": ("noise or v", "latents"),
-    "StableDiffusion3Pipeline": ("flow", "latents"),
-    "FluxPipeline": ("flow", "packed latents"),
-    "WanPipeline": ("flow", "video latents"),
-    "LTXPipeline": ("flow", "packed video latents"),
-    "StableAudioPipeline": ("v", "audio latents"),
-}
+PIPELINES = ROOT / "docs/reference/pipelines.json"
 
 # Runtime, what runs there, NFE, and the tests that hold it to gas.sample.
 RUNTIMES = [
@@ -77,59 +62,35 @@ def check_test(test: str) -> str:
     return f"`{path.removeprefix('tests/')}`"
 
 
-def _constructors() -> dict[str, str]:
-    """Return the pipeline class that each family of ``tests/support/pipelines.py`` builds, by reading its source."""
-    tree = ast.parse((ROOT / "tests/support/pipelines.py").read_text())
-    calls = {
-        node.name: [
-            x.func.id for x in ast.walk(node) if isinstance(x, ast.Call) and isinstance(x.func, ast.Name)
-        ]
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-    }
-    built = {}
-    for name, called in calls.items():
-        within = [*called, *(inner for outer in called for inner in calls.get(outer, []))]
-        for call in within:
-            if call.endswith("Pipeline") and not name.startswith("_"):
-                built[name] = call
-    return built
-
-
-def _assigned(path: str, name: str) -> object:
-    """Return a literal that a test module assigns, such as its NFE, without importing the module."""
-    for node in ast.parse((ROOT / path).read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return ast.literal_eval(node.value)
-    logger.warning("the support matrix reads %s of %s, which is gone", name, path)
-    return None
-
-
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def pipelines() -> str:
-    """Return the matrix of diffusers pipelines."""
-    from gas.pipelines.specs import PIPELINES
-
+    """Return the matrix of diffusers pipelines, from the rows that the end-to-end test wrote and checks."""
     check_test(END_TO_END), check_test(SHIPPED)
-    tested: dict[str, list[str]] = {}
-    for family, cls in _constructors().items():
-        tested.setdefault(cls, []).append(family)
-    shipped = {"StableDiffusionPipeline": "`mnist-latent`", "StableDiffusion3Pipeline": "`mnist-flow`"}
-    nfe = _assigned("tests/pipelines/test_pipelines.py", "NFE")
-    rows = []
-    for name, family in PIPELINES.items():
-        conditions = "prompts" if family.encode else "classes" if family.classes else "none"
-        if name not in SAMPLES:
-            logger.warning("the support matrix does not say what %s samples", name)
-        builds = ", ".join(f"`{build}`" for build in tested.get(name, [])) or "as `DDPMPipeline`"
-        random = f"{builds}, NFE {nfe}" if name in tested else builds
-        rows.append([f"`{name}`", conditions, *SAMPLES.get(name, ("?", "?")), random, shipped.get(name, "")])
-    header = ["pipeline", "conditions", "network predicts", "samples", "random weights", "trained weights"]
-    return _table(header, rows)
+    shipped = {"sd2": "`mnist-latent`", "sd3": "`mnist-flow`"}
+    predictions = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
+    rows = [
+        [
+            f"`{row['pipeline']}`",
+            f"`{family}`",
+            ", ".join(f"`{name}`" for name in row["networks"]),
+            predictions[row["predicts"]],
+            "x".join(map(str, row["sample_shape"])),
+            f"`{row['guidance']}`" if row["guidance"] else "",
+            "yes",
+            "yes",
+            "to the bit" if row["exact"] else "to 1e-5",
+            shipped.get(family, ""),
+        ]
+        for family, row in sorted(
+            json.loads(PIPELINES.read_text()).items(), key=lambda item: item[1]["pipeline"]
+        )
+    ]
+    header = ["pipeline", "test", "networks", "predicts", "state", "guidance", "teacher", "student"]
+    return _table([*header, "served as `gas.sample`", "trained weights"], rows)
 
 
 def runtimes() -> str:

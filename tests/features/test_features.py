@@ -28,7 +28,7 @@ from gas.paper.presets import PRESETS
 from gas.unpickle.loading import read_state
 from support import inception, standins
 from support.commands import run
-from support.pipelines import _clip_tokenizer
+from support.components import clip_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inception.json"
 
@@ -174,7 +174,7 @@ def dinov2(tmp_path_factory):
 def clip(tmp_path_factory):
     from transformers import CLIPConfig, CLIPModel
 
-    tokenizer, folder = _clip_tokenizer(), tmp_path_factory.mktemp("clip")
+    tokenizer, folder = clip_tokenizer(), tmp_path_factory.mktemp("clip")
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = {
         "vocab_size": len(tokenizer),

@@ -19,8 +19,9 @@ pytestmark = [
     pytest.mark.usefixtures("quick_gauss_newton"),
 ]  # other libraries' deprecations
 
-from gas.pipelines.loading import open_pipeline, read_prompts  # noqa: E402
+from gas.pipelines.loading import open_pipeline  # noqa: E402
 from gas.pipelines.model import from_pipeline  # noqa: E402
+from gas.pipelines.prompts import read_prompts  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
 from support.commands import refused, run  # noqa: E402
 
@@ -74,25 +75,21 @@ def test_answers_are_differentiable_in_state_and_time():
 
 def test_guidance_is_an_input_of_a_distilled_network():
     model = from_pipeline(pipelines.build("flux"), PROMPTS, height=16, width=16)
-    noise, inputs = model.noise(range(3)), []
-    handle = model.network.register_forward_pre_hook(
-        lambda _, args, kwargs: inputs.append((len(kwargs["hidden_states"]), kwargs["guidance"].tolist())),
-        with_kwargs=True,
-    )
-    model.bind(LABELS, 3.5)(noise, TIME)
-    handle.remove()
-    assert inputs == [(3, [3.5] * 3)]  # one call, not two
+    noise, before = model.noise(range(3)), model.controlled.evaluated
+    outputs = [model.bind(LABELS, guidance)(noise, TIME) for guidance in (1.0, 3.5)]
+    assert model.controlled.evaluated == before + 2 * 3  # not twice for a guided one
+    assert float((outputs[0] - outputs[1]).abs().max()) > 1e-4
 
 
 def test_a_prompt_is_encoded_once():
     model = from_pipeline(pipelines.build("sd1"), PROMPTS)
-    model.sample_shape  # noqa: B018 (asks with the empty prompt)
+    model.bind(LABELS, 2.0)(model.noise(range(3)), TIME)
     calls = []
     handle = model.pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(2):
-        model.bind(LABELS, 2.0)(model.noise(range(3)), TIME)
+    for labels in (LABELS, LABELS[:2], LABELS[1:].flip(0)):
+        model.bind(labels, 2.0)(model.noise(range(len(labels))), TIME)
     handle.remove()
-    assert len(calls) == 2 * len(PROMPTS)  # each with what guidance leads away from
+    assert not calls
 
 
 def test_the_pipeline_is_left_as_it_was(sd):
@@ -100,7 +97,7 @@ def test_the_pipeline_is_left_as_it_was(sd):
     before, config, state = pipe.scheduler, dict(pipe.config), torch.get_rng_state()
     sd.bind(LABELS, 2.0)(sd.noise(range(3)), TIME)
     sd.decode(sd.noise([0]))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"states of StableDiffusionPipeline are .*4, 8, 8"):
         sd.bind(LABELS)(torch.zeros(3, 5, 8, 8), TIME)
     assert pipe.scheduler is before and dict(pipe.config) == config
     assert pipe._progress_bar_config == {"disable": True}
@@ -196,7 +193,7 @@ def test_without_a_decoder_nothing_is_decoded(tmp_path):
 
 
 def test_what_is_not_supported_is_said_with_what_is():
-    with pytest.raises(ValueError, match=r"Linear is not a pipeline .*Flux.*gas\.OwnModel"):
+    with pytest.raises(ValueError, match=r"Linear is not a pipeline with a scheduler.*gas\.OwnModel"):
         from_pipeline(torch.nn.Linear(1, 1))
     pipe = pipelines.build("ddpm")
     from diffusers import LCMScheduler
@@ -210,14 +207,98 @@ def flux(**kwargs):
     return from_pipeline(pipelines.build("flux"), ["a cat"], height=16, width=16, **kwargs)
 
 
+def img2img(**kwargs):
+    return from_pipeline(pipelines.build("sd_inpaint"), ["a cat"], **kwargs)
+
+
+def called_twice(pipe):
+    """A pipeline whose scheduler takes two steps at each time."""
+
+    class Twice(type(pipe)):
+        def __call__(
+            self, batch_size=1, generator=None, num_inference_steps=2, output_type="pt", return_dict=True
+        ):
+            self.scheduler.set_timesteps(num_inference_steps)
+            x = torch.randn(batch_size, 3, 8, 8, generator=generator)
+            for t in self.scheduler.timesteps:
+                for _ in range(self.steps):
+                    x = self.scheduler.step(self.unet(x, t).sample, t, x).prev_sample
+            return (x,)
+
+    pipe.__class__ = Twice
+    return pipe
+
+
+@pytest.mark.parametrize(("steps", "message"), [(0, "never called its scheduler"), (2, "more than once")])
+def test_a_pipeline_that_is_not_sampled_step_by_step_is_refused(steps, message):
+    pipe = called_twice(pipelines.build("ddpm"))
+    pipe.steps = steps
+    with pytest.raises(ValueError, match=message):
+        from_pipeline(pipe).bind(None)(torch.zeros(1, 3, 8, 8), TIME)
+    pipe.steps = 1
+    assert from_pipeline(pipe).sample_shape == (3, 8, 8)
+
+
+def test_a_pipeline_that_changes_states_between_steps_is_refused(sd):
+    from diffusers import StableDiffusionInpaintPipeline
+
+    pipe = StableDiffusionInpaintPipeline(**sd.pipe.components, requires_safety_checker=False)
+    call = pipelines.CALLS["sd_inpaint"]
+    with pytest.raises(ValueError, match="changes its states between steps.*an input"):
+        from_pipeline(pipe, PROMPTS, **call).noise([0])
+
+
+def test_a_negative_prompt_of_a_distilled_network_is_extrapolated_from():
+    """Then the guidance is ``true_cfg_scale``, and the scale that the network takes is an argument of the call."""
+    model = flux(negative_prompt="red bell", guidance_scale=3.0)
+    x = model.noise([0])
+    plain, guided = model.bind(torch.tensor([0]))(x, TIME), model.bind(torch.tensor([0]), 4.0)(x, TIME)
+    away = from_pipeline(model.pipe, ["red bell"], height=16, width=16).bind(torch.tensor([0]), 3.0)(x, TIME)
+    torch.testing.assert_close(guided, torch.lerp(away, plain, 4.0), rtol=1e-4, atol=1e-4)
+    assert float((plain - away).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["sd1", "qwen_image", "z_image"])
+def test_a_batch_is_its_samples_one_by_one(family):
+    """Prompts of different lengths: padded, listed, or sampled one by one where a pipeline pads to the longest."""
+    model = from_pipeline(pipelines.build(family), PROMPTS, **pipelines.CALLS.get(family, {}))
+    x, labels = model.noise(range(2)), torch.tensor([0, 1])
+    alone = [model.bind(labels[n : n + 1], 2.0)(x[n : n + 1], TIME) for n in range(2)]
+    torch.testing.assert_close(model.bind(labels, 2.0)(x, TIME), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_images_are_encoded_once():
+    model = from_pipeline(pipelines.build("sd_inpaint"), PROMPTS, **pipelines.CALLS["sd_inpaint"])
+    model.bind(LABELS[:1])(model.noise([0]), TIME)
+    calls = []
+    handle = model.pipe.vae.encoder.register_forward_hook(lambda *_: calls.append(1))
+    for t in (0.3, 0.6):
+        model.bind(LABELS[:1])(model.noise([1]), torch.tensor(t, dtype=torch.float64))
+    handle.remove()
+    assert not calls
+    other = {**pipelines.CALLS["sd_inpaint"], "image": torch.zeros(1, 3, 16, 16)}
+    first = model.bind(LABELS[:1])(model.noise([0]), TIME)
+    second = from_pipeline(model.pipe, PROMPTS, **other).bind(LABELS[:1])(model.noise([0]), TIME)
+    assert float((first - second).abs().max()) > 1e-3
+    conditions = [
+        each.conditions_fingerprint() for each in (model, from_pipeline(model.pipe, PROMPTS, **other))
+    ]
+    assert conditions[0] != conditions[1] and json.dumps(conditions)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
         (lambda sd: ddpm(prompts=["a cat"]), "for a pipeline that takes prompts, got .*a cat"),
         (lambda sd: from_pipeline(sd.pipe, "a cat"), "prompts must be a list"),
-        (lambda sd: ddpm(negative_prompt="a dog"), "negative_prompt and true_cfg_scale have no effect"),
-        (lambda sd: flux(negative_prompt="a dog"), "negative_prompt and true_cfg_scale have no effect"),
-        (lambda sd: flux(true_cfg_scale=4.0), "negative_prompt and true_cfg_scale have no effect"),
+        (lambda sd: ddpm(negative_prompt="a dog"), "DDPMPipeline takes no negative_prompt: leave it out"),
+        (lambda sd: flux(true_cfg_scale=4.0), "takes no argument 'true_cfg_scale' here"),
+        (lambda sd: flux(guidance_scale=4.0), "takes no argument 'guidance_scale' here: it is the guidance"),
+        (lambda sd: img2img(strength=0.5), r"strength must be 1 for a table.* got 0\.5"),
+        (
+            lambda sd: from_pipeline(pipelines.build("wan_i2v")),
+            r"needs image: from_pipeline\(pipe, prompts, image=\.\.\.\)",
+        ),
         (lambda sd: from_pipeline(sd.pipe, heigth=8), "takes no argument 'heigth'"),
         (lambda sd: from_pipeline(sd.pipe, latents=1), "takes no argument 'latents'"),
         (lambda sd: ddpm().bind(None, 2.0), "DDPMPipeline takes no guidance: use 1, got 2"),

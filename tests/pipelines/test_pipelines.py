@@ -1,4 +1,7 @@
-"""Every family from end to end: pairs, learning, file, and the unmodified pipeline call in a fresh process."""
+"""Every family from end to end: pairs, learning, file, and the unmodified pipeline call in a fresh process.
+
+The support matrix of the documentation is what these tests write with ``GAS_WRITE_SUPPORT=1``; without it they compare.
+"""
 
 from __future__ import annotations
 
@@ -22,43 +25,48 @@ from gas.pipelines.model import from_pipeline  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
 
 PROMPTS = ["a cat", "dog on the mat", "red bell"]
-SIZES = {
-    "flux": {"height": 16, "width": 16},
-    "wan": {"height": 16, "width": 16, "num_frames": 5},
-    "ltx": {"height": 32, "width": 32, "num_frames": 9},
-}
-UNPROMPTED = ("ddpm", "ldm", "dit")
-GUIDANCE = {"ddpm": 1.0, "ldm": 1.0, "flux": 3.5}
 NFE = 2
-# Asked for one sample a call: in a batch its text encoder's last bits differ (2e-7), which end as 1.5e-5 in a latent.
-ALONE = ("sdxl",)
-# Whose network is asked alike in both: to the bit. DDPM, DiT, SD3 and Stable Audio round elsewhere, by a few bits.
-EXACT = ("ldm", "sd1", "sd2", "sdxl", "flux", "wan", "ltx")
+TESTS = Path(__file__).parents[1]
+SUPPORT = TESTS.parent / "docs" / "reference" / "pipelines.json"
+# One sample a call: in a batch the last bits of SDXL's text encoder differ (2e-7), which end as 1.5e-5 in a latent.
+ALONE = ("sdxl", "sdxl_img2img", "sdxl_controlnet")
 
 
-def model_of(family, **more):
-    prompts = () if family in UNPROMPTED else PROMPTS
-    return from_pipeline(pipelines.build(family), prompts, **{**SIZES.get(family, {}), **more})
+def model_of(family):
+    prompts = () if family in pipelines.UNPROMPTED else PROMPTS
+    return from_pipeline(pipelines.build(family), prompts, **pipelines.CALLS.get(family, {}))
 
 
-def guidance_of(family):
-    return GUIDANCE.get(family, 2.0)
-
-
-def learn(family, folder):
-    """Pairs on disk, 20 steps of Adam on L1, and the file."""
-    model = model_of(family)
-    teacher = gas.Classical("unipc-2-bh2", "time_uniform", 4, model.t_end)
-    spec = gas.PairsSpec(range(6), teacher.config(), guidance=guidance_of(family))
-    for _ in gas.write_pairs(model, teacher.table(model.schedule), folder / f"{family}-pairs", spec):
+def learn(model, folder):
+    """Pairs on disk, two steps of Adam on L1, and the file."""
+    teacher = gas.Classical("unipc-2-bh2", "time_uniform", 3, model.t_end)
+    spec = gas.PairsSpec(range(4), teacher.config(), guidance=guidance_of(model))
+    for _ in gas.write_pairs(model, teacher.table(model.schedule), folder / "pairs", spec):
         pass
-    pairs = gas.read_pairs(folder / f"{family}-pairs", model=model)
+    pairs = gas.read_pairs(folder / "pairs", model=model)
     solver = gas.GeneralizedSolver(model.schedule, NFE, model.t_end)
-    config = gas.Adam(iterations=20, batch=2, learning_rate=1e-3, validate_every=20)
+    config = gas.Adam(iterations=2, batch=2, learning_rate=1e-4, validate_every=1)
     first, *_, last = gas.fit(solver, model, pairs, validation=None, loss="l1", config=config)
-    assert last.best_loss <= first.start_loss
-    gas.save(folder / f"{family}.json", solver, model=model, guidance=pairs.guidance, teacher=pairs.teacher)
-    return model, pairs, first, last
+    gas.save(folder / "solver.json", solver, model=model, guidance=pairs.guidance, teacher=pairs.teacher)
+    return last.best_loss / first.start_loss
+
+
+def guidance_of(model):
+    return 1.0 if model.default_guidance == 1 else 2.0
+
+
+def condition(model, labels, size):
+    """The arguments of the unmodified call that the model's labels and guidance stand for."""
+    wanted = {
+        model.guidance_argument: guidance_of(model),
+        "prompt": [PROMPTS[label] for label in labels] if model.takes_prompts else None,
+        "class_labels": labels.tolist() if labels is not None else None,
+        "batch_size": size,
+        "strength": 1.0,
+    }
+    if model.guidance_argument == "true_cfg_scale":
+        wanted["negative_prompt"] = [""] * size
+    return {name: value for name, value in wanted.items() if name in model.controlled.parameters}
 
 
 def as_written(denoise, x, table):
@@ -69,120 +77,121 @@ def as_written(denoise, x, table):
     return x
 
 
-def expected(family, model, table):
-    """What ``gas.sample`` makes of two seeds: of latents, or of the noise that the pipeline draws by itself."""
-    seeds = range(100, 102)
-    noise = model.noise(seeds)
-    if family in UNPROMPTED:
-        noise = torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
-    labels = labels_of_seeds(model.classes, seeds)
-    parts = [slice(n, n + 1) for n in range(2)] if family in ALONE else [slice(0, 2)]
-    with torch.no_grad():
-        binding = [
-            model.bind(None if labels is None else labels[part], guidance_of(family)) for part in parts
-        ]
-        generated = [
-            as_written(bound, noise[part], table) for bound, part in zip(binding, parts, strict=True)
-        ]
-        for bound, part, samples in zip(binding, parts, generated, strict=True):
-            torch.testing.assert_close(gas.sample(bound, noise[part], table), samples, rtol=1e-5, atol=1e-5)
-    generated = torch.cat(generated)
-    if family == "ldm":  # what its decoder is given: that rounds to a codebook, where the last bit decides
-        return noise, labels, generated / model.pipe.vqvae.config.scaling_factor
-    return noise, labels, model.decode(generated) if family in UNPROMPTED else generated
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """Every family learned, its pipeline saved, and what it should make."""
-    folder = tmp_path_factory.mktemp("pipelines")
-    records = {}
-    for family in pipelines.FAMILIES:
-        model, *_, first, last = learn(family, folder)
-        noise, labels, generated = expected(family, model, gas.load(folder / f"{family}.json").table(NFE))
-        pipe, keep = model.pipe, model.pipe.scheduler
-        pipe.save_pretrained(folder / family)
-        torch.save({"noise": noise, "generated": generated}, folder / f"{family}.pt")
-        records[family] = {
-            "call": {**SIZES.get(family, {}), **condition(family, labels)},
-            "without": {name: None for name, part in pipe.components.items() if part is None},
-            "unprompted": family in UNPROMPTED,
-            "size": 1 if family in ALONE else 2,
-            "better": last.best_loss / first.start_loss,
-        }
-        assert model.pipe.scheduler is keep
-    (folder / "records.json").write_text(json.dumps(records))
-    return folder
-
-
-def condition(family, labels):
-    if family in ("ddpm", "ldm"):
-        return {"batch_size": 2}
-    if family == "dit":
-        return {"class_labels": labels.tolist(), "guidance_scale": 2.0}
-    return {"prompt": [PROMPTS[label] for label in labels], "guidance_scale": guidance_of(family)}
-
-
+# Reads folders line by line; runs the pipeline in each twice, and writes its first and last states there.
 FRESH = """
-import json, sys, warnings
+import inspect, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import torch
 import gas
 from diffusers import DiffusionPipeline
-folder, differences = Path(sys.argv[1]), {}
-for family, record in json.loads((folder / "records.json").read_text()).items():
-    pipe = DiffusionPipeline.from_pretrained(folder / family, **record["without"])
+from support import components
+components.plain_text()
+
+def recorded(scheduler, states):
+    # Notes the first state and the last.
+    step = scheduler.step
+
+    def noting(model_output, timestep, sample, *args, **kwargs):
+        output = step(model_output, timestep, sample, *args, **kwargs)
+        states[:] = [states[0] if states else sample.clone(), output[0]]
+        return output
+
+    noting.__signature__ = inspect.signature(step)  # pipelines look at it
+    scheduler.step = noting
+    return scheduler
+
+for line in sys.stdin:
+    folder = Path(line.strip())
+    stored = torch.load(folder / "call.pt", weights_only=True)
+    pipe = DiffusionPipeline.from_pretrained(folder / "pipe", **stored["without"])
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = gas.GASScheduler.from_config(pipe.scheduler.config, solver=str(folder / f"{family}.json"))
-    stored = torch.load(folder / f"{family}.pt", weights_only=True)
-    call = {**record["call"], "num_inference_steps": NFE}
-    outputs, given = [], []
-    if family == "ldm":
-        pipe.vqvae.quantize.register_forward_pre_hook(lambda module, args: given.append(args[0]))
-    for _ in range(2):
-        if record["unprompted"]:
-            kwargs = {"generator": torch.Generator().manual_seed(5), "output_type": "np"}
-            image = next(iter(pipe(**call, **kwargs).values()))
-            outputs.append(given[-1] if given else 2 * torch.as_tensor(image).movedim(-1, 1) - 1)
-        else:
-            size, prompts = record["size"], call.pop("prompt")
-            outputs.append(torch.cat([
-                next(iter(pipe(prompts[n:n + size], latents=stored["noise"][n:n + size].clone(), output_type="latent",
-                               **call).values()))
-                for n in range(0, 2, size)
-            ]))
-            call["prompt"] = prompts
-    first, second = (output.float() for output in outputs)
-    differences[family] = [float((first - stored["generated"]).abs().max()), float((first - second).abs().max()),
-                           float(stored["generated"].abs().max())]
-print("RESULT " + json.dumps(differences))
-""".replace("NFE", str(NFE))
+    config, runs = pipe.scheduler.config, ([], [])
+    for states in runs:
+        scheduler = gas.GASScheduler.from_config(config, solver=str(folder / "solver.json"))
+        pipe.scheduler = recorded(scheduler, states)
+        pipe(**stored["call"], generator=torch.Generator().manual_seed(0))
+    (first, last), (_, again) = runs
+    torch.save({"first": first, "last": last, "again": bool(torch.equal(last, again))}, folder / "states.pt")
+    print("done", folder, flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
-def fresh(work):
-    """Largest differences of the pipeline calls in another process from ``gas.sample`` here, and of the second call."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(gas.__file__).parents[1])}
-    command = [sys.executable, "-c", FRESH, str(work)]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    line = next(line for line in ended.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
+def fresh(tmp_path_factory):
+    """Another process, which serves the pipelines that were saved in a folder."""
+    paths = [str(Path(gas.__file__).parents[1]), str(TESTS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    errors = tmp_path_factory.mktemp("fresh") / "errors.txt"
+    with errors.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", FRESH],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            env=environment,
+        )
+
+    def serve(folder):
+        process.stdin.write(f"{folder}\n")
+        process.stdin.flush()
+        if not any(line.startswith(f"done {folder}") for line in iter(process.stdout.readline, "")):
+            raise AssertionError(errors.read_text()[-3000:])
+        return torch.load(folder / "states.pt", weights_only=True)
+
+    yield serve
+    process.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
-def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, record_property):
-    difference, again, size = fresh[family]
-    record_property(f"{family}, of values up to {size:.1f}", f"{difference:.1e}")
-    assert difference < 1e-5
-    assert family not in EXACT or difference == 0.0
-    assert again == 0.0
-    assert size > 0.1
+def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, tmp_path, record_property):
+    model = model_of(family)
+    keep, rate = model.pipe.scheduler, learn(model, tmp_path)
+    assert rate <= 1
+    size = 2 if model.takes_batches and family not in ALONE else 1
+    labels = labels_of_seeds(model.classes, range(100, 100 + size))
+    model.pipe.save_pretrained(tmp_path / "pipe")
+    call = {**pipelines.CALLS.get(family, {}), **condition(model, labels, size), "num_inference_steps": NFE}
+    stored = {
+        "call": call,
+        "without": {name: None for name, part in model.pipe.components.items() if part is None},
+    }
+    torch.save(stored, tmp_path / "call.pt")
+    states = fresh(tmp_path)
+    table = gas.load(tmp_path / "solver.json").table(NFE)
+    # An EDM pipeline's states are x / alpha; guided DiT has each twice.
+    scale = float(model.schedule(table.times[0])[0]) if model.process.kind == "edm" else 1.0
+    x, last = scale * states["first"][:size].float(), states["last"][:size].float()
+    with torch.no_grad():
+        denoise = model.bind(labels, guidance_of(model))
+        expected = as_written(denoise, x, table)
+        torch.testing.assert_close(gas.sample(denoise, x, table), expected, rtol=1e-5, atol=2e-5)
+    difference, largest = float((last - expected).abs().max()), float(expected.abs().max())
+    record_property(f"{family}, of values up to {largest:.1f}", f"{difference:.1e}")
+    assert difference < 1e-5 * max(1.0, largest), (difference, largest)
+    assert largest > 0.1
+    assert states["again"]
+    assert model.decode(expected).isfinite().all()
+    assert model.pipe.scheduler is keep
+    check_support(family, model, difference)
 
 
-def test_learning_reaches_through_every_pipeline(work):
-    """Twenty steps of Adam lower the L1 loss everywhere: its gradients pass through each pipeline's own call."""
-    for family, record in json.loads((work / "records.json").read_text()).items():
-        assert record["better"] < 0.999, (family, record["better"])
+def check_support(family, model, difference):
+    """Compare a family with its row of the support matrix, or write the row."""
+    row = {
+        "pipeline": type(model.pipe).__name__,
+        "networks": list(model.controlled.networks),
+        "predicts": model.process.prediction,
+        "sample_shape": list(model.sample_shape),
+        "guidance": model.guidance_argument,
+        "exact": difference == 0.0,
+    }
+    rows = json.loads(SUPPORT.read_text()) if SUPPORT.exists() else {}
+    if os.environ.get("GAS_WRITE_SUPPORT"):
+        text = [
+            f"{json.dumps(name)}: {json.dumps(line)}" for name, line in sorted({**rows, family: row}.items())
+        ]
+        SUPPORT.write_text("{\n" + ",\n".join(text) + "\n}\n")
+    else:
+        assert rows[family] == row

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
-
 import torch
 
 import gas
+from support import components as parts, image_pipelines, video_pipelines
 
-__all__ = ["FAMILIES", "build"]
+__all__ = ["CALLS", "FAMILIES", "UNPROMPTED", "build"]
 
 SEED = 7
 
@@ -30,7 +27,7 @@ def build(family):
 def ddpm():
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    return DDPMPipeline(_unet2d(3, sample_size=8), DDPMScheduler())
+    return DDPMPipeline(parts.unet2d(3, sample_size=8), DDPMScheduler())
 
 
 def ldm():
@@ -47,7 +44,7 @@ def ldm():
     scheduler = DDIMScheduler(
         beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False
     )
-    return LDMPipeline(vq, _unet2d(3, sample_size=4), scheduler)
+    return LDMPipeline(vq, parts.unet2d(3, sample_size=4), scheduler)
 
 
 def dit():
@@ -66,7 +63,7 @@ def dit():
         norm_elementwise_affine=False,
         attention_bias=True,
     )
-    return DiTPipeline(transformer, _vae(), DDIMScheduler(clip_sample=False))
+    return DiTPipeline(transformer, parts.vae(), DDIMScheduler(clip_sample=False))
 
 
 def sd1():
@@ -82,7 +79,7 @@ def sd2():
 def sdxl():
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    unet = _unet_text(
+    unet = parts.unet_text(
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 16,
@@ -92,11 +89,11 @@ def sdxl():
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading"
     )
-    tokenizer = _clip_tokenizer()
+    tokenizer = parts.clip_tokenizer()
     return StableDiffusionXLPipeline(
-        vae=_vae(),
-        text_encoder=_clip(tokenizer),
-        text_encoder_2=_clip(tokenizer, projection=True),
+        vae=parts.vae(),
+        text_encoder=parts.clip(tokenizer),
+        text_encoder_2=parts.clip(tokenizer, projection=True),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
@@ -120,13 +117,13 @@ def sd3():
         pooled_projection_dim=32,
         out_channels=4,
     )
-    tokenizer = _clip_tokenizer()
+    tokenizer = parts.clip_tokenizer()
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(tokenizer, projection=True),
-        text_encoder_2=_clip(tokenizer, projection=True),
+        vae=parts.vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=parts.clip(tokenizer, projection=True),
+        text_encoder_2=parts.clip(tokenizer, projection=True),
         text_encoder_3=None,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
@@ -150,46 +147,14 @@ def flux():
         axes_dims_rope=(2, 2, 4),
         guidance_embeds=True,
     )
-    tokenizer = _clip_tokenizer()
+    tokenizer = parts.clip_tokenizer()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(tokenizer),
+        vae=parts.vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=parts.clip(tokenizer),
         tokenizer=tokenizer,
-        text_encoder_2=_t5(),
-        tokenizer_2=_word_tokenizer(),
-        transformer=transformer,
-    )
-
-
-def wan():
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-
-    vae = AutoencoderKLWan(
-        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-    )
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=1,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    return WanPipeline(
-        tokenizer=_word_tokenizer(),
-        text_encoder=_umt5(),
-        vae=vae,
-        scheduler=scheduler,
+        text_encoder_2=parts.t5(),
+        tokenizer_2=parts.word_tokenizer(),
         transformer=transformer,
     )
 
@@ -232,8 +197,8 @@ def ltx():
     return LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True),
         vae=vae,
-        text_encoder=_t5(),
-        tokenizer=_word_tokenizer(),
+        text_encoder=parts.t5(),
+        tokenizer=parts.word_tokenizer(),
         transformer=transformer,
     )
 
@@ -276,11 +241,35 @@ def stable_audio():
     )
     return StableAudioPipeline(
         vae=vae,
-        text_encoder=_t5(),
+        text_encoder=parts.t5(),
         projection_model=projection,
-        tokenizer=_word_tokenizer(),
+        tokenizer=parts.word_tokenizer(),
         transformer=transformer,
         scheduler=gas.GASScheduler.from_config(cosine),
+    )
+
+
+def _stable_diffusion(prediction_type, attention):
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    tokenizer = parts.clip_tokenizer()
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=parts.vae(),
+        text_encoder=parts.clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=parts.unet_text(attention_head_dim=attention),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -293,163 +282,15 @@ FAMILIES = {
     "sdxl": sdxl,
     "sd3": sd3,
     "flux": flux,
-    "wan": wan,
     "ltx": ltx,
     "stable_audio": stable_audio,
+    **image_pipelines.FAMILIES,
+    **video_pipelines.FAMILIES,
 }
-
-
-# --- parts ----------------------------------------------------------------------------------------------
-
-
-def _unet2d(channels, sample_size):
-    from diffusers import UNet2DModel
-
-    return UNet2DModel(
-        sample_size=sample_size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(16, 16),
-        norm_num_groups=8,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-
-
-def _unet_text(**more):
-    from diffusers import UNet2DConditionModel
-
-    kwargs = {
-        "block_out_channels": (16, 16),
-        "layers_per_block": 1,
-        "sample_size": 8,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": 16,
-        "attention_head_dim": 2,
-        "norm_num_groups": 8,
-    }
-    return UNet2DConditionModel(**{**kwargs, **more})
-
-
-def _vae(**more):
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=[16, 16],
-        in_channels=3,
-        out_channels=3,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-        **more,
-    )
-
-
-def _stable_diffusion(prediction_type, attention):
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
-
-    tokenizer = _clip_tokenizer()
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
-    return StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=_clip(tokenizer),
-        tokenizer=tokenizer,
-        unet=_unet_text(attention_head_dim=attention),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def _clip_tokenizer():
-    """CLIP's byte-pair tokenizer with the alphabet and three merges."""
-    from transformers import CLIPTokenizer
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    merges = ["a t</w>", "c at</w>", "o n</w>"]
-    words = letters + [letter + "</w>" for letter in letters] + [m.replace(" ", "") for m in merges]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-        tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.model_max_length = 16
-    return tokenizer
-
-
-def _clip(tokenizer, *, projection=False):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        hidden_size=16,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        max_position_embeddings=16,
-        projection_dim=16,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-
-
-def _word_tokenizer():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        *["a", "cat", "dog", "on", "the", "mat", "red", "blue", "bell", "rings"],
-    ]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=16,
-    )
-
-
-def _t5_config(kind):
-    return kind(
-        vocab_size=16, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, tie_word_embeddings=False
-    )
-
-
-def _t5():
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(_t5_config(T5Config))
-
-
-def _umt5():
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    return UMT5EncoderModel(_t5_config(UMT5Config))
+CALLS = {
+    "flux": {"height": 16, "width": 16},
+    "ltx": {"height": 32, "width": 32, "num_frames": 9},
+    **image_pipelines.CALLS,
+    **video_pipelines.CALLS,
+}
+UNPROMPTED = ("ddpm", "ldm", "dit", "svd")

@@ -14,7 +14,6 @@ from recipes import AUTOENCODER, DENOISERS, LATENT, Recipe
 from gas import zoo
 from gas.checkpoint import read_checkpoint
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
-from gas.pipelines.specs import spec_of
 from gas.zoo import data, latent as latent_models
 from gas.zoo.networks import EDMUNet
 from gas.zoo.weights_file import WEIGHTS
@@ -128,11 +127,7 @@ def test_one_zero_token_stands_for_all_of_them():
     pipe = latent_models.assemble("transformer", network, vae, text, {})
     predictions = []
     for tokens, times in ((256, 1), (1, 256)):
-        encoded = spec_of(pipe).encode(pipe, "three", None, {"max_sequence_length": tokens})
-        condition = {
-            "encoder_hidden_states": encoded["prompt_embeds"],
-            "pooled_projections": encoded["pooled_prompt_embeds"],
-        }
+        condition = latents.encode_prompt(pipe, "three", tokens)
         x, t = torch.ones(1, 4, 8, 8), torch.tensor([300.0])
         with torch.no_grad():
             plain = network(x, timestep=t, **condition).sample

@@ -14,9 +14,7 @@ from recipes import LatentRecipe, Recipe
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gas.errors import UserError
 from gas.pipelines.process import process_of
-from gas.pipelines.specs import spec_of
 from gas.zoo.data import Images
 from gas.zoo.latent import WORDS, assemble, autoencoder, denoiser
 
@@ -114,12 +112,16 @@ def encode(vae: Any, x: Tensor, *, batch: int = 500) -> tuple[Tensor, Tensor]:
 
 def encode_prompts(pipe: Any, prompts: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the network's keyword arguments for each prompt, and last for the empty one, from the pipeline."""
-    encode = spec_of(pipe).encode
-    if encode is None:
-        raise UserError(f"{type(pipe).__name__} takes no prompts")
-    rows = [encode(pipe, prompt, None, {"max_sequence_length": _ZERO_TOKENS[0]}) for prompt in (*prompts, "")]
-    names = {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"}
-    return {to: torch.cat([row[name] for row in rows]) for name, to in names.items() if name in rows[0]}
+    rows = [encode_prompt(pipe, prompt, _ZERO_TOKENS[0]) for prompt in (*prompts, "")]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def encode_prompt(pipe: Any, prompt: str, zero_tokens: int) -> dict[str, Tensor]:
+    """Return the network's keyword arguments for a prompt; with these zero tokens for SD3's absent encoder."""
+    if not hasattr(pipe, "transformer"):
+        return {"encoder_hidden_states": pipe.encode_prompt([prompt], pipe.device, 1, False)[0]}
+    embeds, _, pooled, _ = pipe.encode_prompt([prompt], None, None, max_sequence_length=zero_tokens)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
 
 def limit_time_frequencies(network: Any) -> Any:

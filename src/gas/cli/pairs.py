@@ -65,7 +65,7 @@ def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:
     pipeline = gas.models.runtime.full_precision(model)
     if not isinstance(pipeline, gas.pipelines.PipelineModel):
         return 1.0 if given is None else given
-    if pipeline.spec.encode is not None and not pipeline.prompts:
+    if pipeline.takes_prompts and not pipeline.prompts:
         if given is None:
             raise gas.UserError(
                 f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "

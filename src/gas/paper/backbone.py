@@ -96,8 +96,9 @@ def _ldm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
 
 
 def _pipeline(preset: Preset, path: Path, prompts: Path | None, device: str | torch.device) -> Model:
-    from gas.pipelines.loading import open_pipeline, read_prompts
+    from gas.pipelines.loading import open_pipeline
     from gas.pipelines.model import from_pipeline
+    from gas.pipelines.prompts import read_prompts
 
     lines = [] if prompts is None else read_prompts(prompts)
     size: dict[str, Any] = {"height": preset.size, "width": preset.size}

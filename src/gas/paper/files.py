@@ -178,7 +178,7 @@ def describe_file(file: PublishedFile) -> str:
     """
     from gas.features.inception import Inception
     from gas.metrics.statistics import read_statistics
-    from gas.pipelines.loading import read_prompts
+    from gas.pipelines.prompts import read_prompts
     from gas.training.adversarial.r3gan import load_discriminator
     from gas.unpickle.loading import read_state
 

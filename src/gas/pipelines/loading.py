@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from gas.errors import UserError
-from gas.io import JSON_BYTES, read_bytes
 from gas.model_folder import check_model_folder, read_json
-from gas.pipelines.specs import spec_of_class
 
-__all__ = ["TextCache", "open_pipeline", "read_index", "read_prompts"]
+__all__ = ["open_pipeline", "read_index"]
 
 _INDEX = "model_index.json"
 # Base classes of a pipeline's components, by library.
@@ -36,8 +30,8 @@ def open_pipeline(source: str) -> Any:
     """Load a pipeline from safetensors; nothing that comes with it is executed or unpickled.
 
     Before diffusers loads from the folder or the download, it is checked to hold data alone
-    (:func:`gas.model_folder.check_model_folder`), to be of a supported pipeline, and to have only components of
-    diffusers and transformers, or :class:`gas.GASScheduler`.
+    (:func:`gas.model_folder.check_model_folder`), to be of a pipeline of diffusers with a scheduler, and to have only
+    components of diffusers and transformers, or :class:`gas.GASScheduler`.
 
     Args:
         source: a folder written by ``save_pretrained``, or the name of a repository on the Hugging Face hub.
@@ -117,7 +111,7 @@ def _unusable(subject: str, error: Exception) -> UserError:
 
 
 def _check_classes(folder: Path, index: dict[str, Any]) -> None:
-    spec_of_class(_check_pipeline(f"model folder {folder}", index))
+    _check_pipeline(f"model folder {folder}", index)
     for component, value in index.items():
         is_setting = value is None or isinstance(value, (bool, int, float, str)) or value == [None, None]
         if component.startswith("_") or is_setting:
@@ -135,8 +129,8 @@ def _check_classes(folder: Path, index: dict[str, Any]) -> None:
             )
 
 
-def _check_pipeline(subject: str, index: dict[str, Any]) -> type:
-    """Return the pipeline class that an index names; refuse any other class."""
+def _check_pipeline(subject: str, index: dict[str, Any]) -> None:
+    """Refuse an index that does not name a pipeline class of diffusers, or names one without a scheduler."""
     from diffusers import DiffusionPipeline
 
     name = index.get("_class_name")
@@ -146,7 +140,8 @@ def _check_pipeline(subject: str, index: dict[str, Any]) -> type:
             f"{subject} is refused: its _class_name must be a pipeline of the installed diffusers, "
             f"got {str(name)[:60]!r}"
         )
-    return cast(type, kind)
+    if "scheduler" not in index:
+        raise UserError(f"{subject} is refused: {name} has no scheduler, so it is not sampled step by step")
 
 
 def _is_component(name: str, value: Any) -> bool:
@@ -178,46 +173,3 @@ def _member(library: str, name: str) -> Any:
         if getattr(module, "__name__", "") != f"diffusers.pipelines.{library}":
             return None
     return getattr(module, name, None) if name.isidentifier() and not name.startswith("_") else None
-
-
-class TextCache:
-    """Encodings of prompts on the CPU, each computed once.
-
-    Prompts are encoded one at a time, so that an encoding does not depend on its batch. In half precision an encoding
-    takes 0.2 MB for Stable Diffusion 1, 4 MB with T5-XXL.
-
-    Args:
-        encode: ``encode(prompt)`` -> named tensors, each with a batch of 1.
-    """
-
-    def __init__(self, encode: Callable[[str], dict[str, Tensor]]) -> None:
-        self._encode = encode
-        self._encodings: dict[str, dict[str, Tensor]] = {}
-
-    def __call__(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Return the encodings of a batch of prompts, each tensor ``(B, *)``, on a device."""
-        for prompt in prompts:
-            if prompt not in self._encodings:
-                with torch.no_grad():
-                    self._encodings[prompt] = {name: x.cpu() for name, x in self._encode(prompt).items()}
-        rows = [self._encodings[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Read a UTF-8 text file of one prompt a line, without blank lines.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is not UTF-8, or has no prompt.
-    """
-    try:
-        text = read_bytes(path, JSON_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt a line"
-        ) from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise UserError(f"prompt file {path} is empty: write one prompt a line")
-    return prompts

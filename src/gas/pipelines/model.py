@@ -1,15 +1,16 @@
-"""A diffusers pipeline as a model: a prediction is one call of the pipeline, stopped after its network."""
+"""A diffusers pipeline as a model: every prediction is a call of the unmodified pipeline."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
@@ -19,10 +20,10 @@ from gas.errors import UserError
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import check_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
-from gas.pipelines.loading import TextCache
+from gas.pipelines.call import ControlledPipeline, Start
 from gas.pipelines.process import Process, process_of, shift_of
+from gas.pipelines.prompts import UnequalEncodings
 from gas.pipelines.scheduler_config import config_of, translate
-from gas.pipelines.specs import PipelineSpec, spec_of
 from gas.schedule import Flow, Schedule, check_t_end
 
 __all__ = ["PipelineModel", "from_pipeline"]
@@ -34,16 +35,16 @@ _RESERVED = {
     "latents",
     "class_labels",
     "batch_size",
-    "guidance_scale",
     "generator",
-}
-_RESERVED |= {
     "num_inference_steps",
     "timesteps",
     "sigmas",
+    "true_cfg_scale",
     "output_type",
     "return_dict",
     "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "callback_on_step_end",
 }
 
 
@@ -51,13 +52,11 @@ _RESERVED |= {
 class PipelineModel:
     """A diffusers pipeline as a :class:`gas.models.Model`; made by :func:`from_pipeline`.
 
-    For a prediction, the pipeline is called for one step with a scheduler that gives it the time and stops it once its
-    network has answered. Everything that the pipeline does around its network (guidance, prompts, sizes, casts,
-    adapters, offloading) is therefore done by its own code, as when it samples.
+    Everything that the pipeline does around its network (guidance, prompts, images, sizes, casts, adapters, offloading)
+    is done by its own code, as when it samples; see :mod:`gas.pipelines.call`.
 
     Attributes:
         pipe: the pipeline, unchanged.
-        spec: of the pipeline's class.
         process: forward process, prediction and time of its network.
         prompts: label i is the i-th prompt.
         negative_prompt: prompt that guidance leads away from; ``None`` for the pipeline's default.
@@ -69,13 +68,13 @@ class PipelineModel:
     """
 
     pipe: Any
-    spec: PipelineSpec
     process: Process
     prompts: tuple[str, ...]
     negative_prompt: str | None
     arguments: Mapping[str, Any]
     name: str
     t_end: float
+    controlled: ControlledPipeline = field(repr=False)
     feature_extractor: Callable[[Tensor], Tensor] | None = None
     reference: FeatureStatistics | None = None
 
@@ -90,25 +89,46 @@ class PipelineModel:
 
     @property
     def network(self) -> nn.Module:
-        """The component that denoises."""
-        network: nn.Module = getattr(self.pipe, self.spec.network)
+        """The component that denoises; of two experts the one at high noise."""
+        names = self._start.networks
+        name = next((name for name in ("transformer", "unet", "prior") if name in names), names[-1])
+        network: nn.Module = getattr(self.pipe, name)
         return network
 
     @property
     def data_range(self) -> float | None:
-        return self.spec.data_range
+        """Largest minus smallest value of a sample: 2 for images, ``None`` for latents."""
+        parts = self.pipe.components.values()
+        return None if any(isinstance(part, nn.Module) and hasattr(part, "decode") for part in parts) else 2.0
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the pipeline's call takes a prompt."""
+        return "prompt" in self._parameters
 
     @property
     def classes(self) -> int:
         """Number of prompts, or of the network's classes."""
-        return len(self.prompts) if self.spec.classes is None else self.spec.classes(self.pipe)
+        if "class_labels" not in self._parameters:
+            return len(self.prompts)
+        return int(self._configured("num_embeds_ada_norm") or 0)
+
+    @cached_property
+    def guidance_argument(self) -> str | None:
+        """Name of the call's guidance scale; that of extrapolation from a negative prompt where a pipeline has both."""
+        names = [name for name in ("true_cfg_scale", "guidance_scale") if name in self._parameters]
+        if len(names) == 2 and self.negative_prompt is None and self._embeds_guidance:
+            return "guidance_scale"
+        return names[0] if names else None
 
     @property
     def default_guidance(self) -> float:
         """Default guidance scale of the pipeline's call; 1 for a pipeline without guidance."""
-        parameter = self._parameters.get("guidance_scale")
-        scale = None if parameter is None else parameter.default
-        return float(scale) if isinstance(scale, (int, float)) and self.spec.guided(self.pipe) else 1.0
+        name = self.guidance_argument
+        scale = None if name is None else self._parameters[name].default
+        if not isinstance(scale, (int, float)) or scale == 1:
+            return 1.0
+        return float(scale) if self._has_effect(float(scale)) else 1.0
 
     @property
     def device(self) -> torch.device:
@@ -121,48 +141,29 @@ class PipelineModel:
 
         The first access calls the pipeline once.
         """
-        return tuple(self._first_step.sample.shape[1:])
-
-    @cached_property
-    def _first_step(self) -> StepReached:
-        """A step from the pipeline's own noise, which has its shape and its ``mu``."""
-        return self._step(self._condition(None, 1), None, torch.tensor(500.0))
-
-    @cached_property
-    def _sha256(self) -> str:
-        if any(weight.is_meta for weight in self.network.parameters()):
-            raise UserError(
-                f"the weights of {self.name} lie on no device, so they cannot be hashed: "
-                "offload with enable_model_cpu_offload() instead of one by one"
-            )
-        return weights_hash(self.network)
-
-    @cached_property
-    def _encodings(self) -> TextCache:
-        encode = self.spec.encode
-        if encode is None:
-            raise UserError(f"{self.name} takes no prompts")
-        return TextCache(lambda prompt: encode(self.pipe, prompt, self.negative_prompt, self.arguments))
+        return tuple(self._start.sample.shape[1:])
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return name, hash of the denoising network's weights, prediction type, shape, and a flow's shift."""
+        """Return name, hash of the weights that run in every step, prediction type, shape, and a flow's shift."""
         fingerprint: dict[str, Any] = {
             "name": self.name,
             "sha256": self._sha256,
             "prediction": self.process.prediction,
             "sample_shape": list(self.sample_shape),
         }
-        config, mu = translate(config_of(self.pipe.scheduler)), self._first_step.mu
+        config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
         if isinstance(self.schedule, Flow) and not (mu is None and config.get("use_dynamic_shifting")):
-            fingerprint["shift"] = shift_of(config, mu)
+            # Flux 2 computes mu from the number of steps too: no one shift is the model's.
+            if mu is None or mu == self.controlled.mu(self._condition(None, 1), steps=50):
+                fingerprint["shift"] = shift_of(config, mu)
         return fingerprint
 
     def conditions_fingerprint(self) -> dict[str, Any]:
-        """Return prompts, negative prompt and call arguments, where there are any, in plain JSON."""
+        """Return prompts, negative prompt and call arguments, where there are any, in plain JSON; images by hash."""
         conditions = {
             "prompts": list(self.prompts),
             "negative_prompt": self.negative_prompt,
-            "arguments": dict(self.arguments),
+            "arguments": {name: _plain(value) for name, value in self.arguments.items()},
         }
         return {name: value for name, value in conditions.items() if value}
 
@@ -178,18 +179,15 @@ class PipelineModel:
         """Return the denoiser for these prompts or classes ``(B,)``, with the pipeline's own guidance.
 
         Raises:
-            ValueError: for a label out of range, or a guidance scale that the pipeline does not take.
+            ValueError: for a label out of range, or a guidance scale that has no effect on the pipeline.
         """
-        self._check_guidance(labels, guidance)
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.long)
             check_labels(labels, self.classes, self.name)
-        scale = {"guidance_scale": guidance} if "guidance_scale" in self._parameters else {}
+        self._check_guidance(labels, guidance)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
-            state = x.to(getattr(self.network, "dtype", x.dtype))
-            output = self._step({**self._condition(labels, len(x)), **scale}, state, time[0]).output
-            return output[: len(x)].to(x.dtype)
+            return self._predict(labels, guidance, x, time[0]).to(x.dtype)
 
         return self.process.denoiser(network)
 
@@ -199,13 +197,15 @@ class PipelineModel:
         Returns:
             Images ``(B, C, H, W)`` or frames of video ``(B, F, C, H, W)`` in [-1, 1], or the autoencoder's audio.
         """
-        latents = latents.to(self.device, getattr(self.network, "dtype", latents.dtype))
-        if self.spec.decode is not None:
-            return self.spec.decode(self.pipe, latents).clamp(-1, 1).float()
-        kwargs = {**self._condition(None, len(latents)), "latents": latents, "output_type": "pt"}
-        with swapped_scheduler(self.pipe, OneStepScheduler(self.pipe.scheduler.config)):
-            decoded: Tensor = self._call(**kwargs, num_inference_steps=1, return_dict=False)[0]
-        return (2 * decoded - 1 if self.spec.centre else decoded).float()
+        latents = latents.to(self.device)
+        if len(latents) > 1 and not self.takes_batches:
+            return torch.cat([self.decode(x) for x in latents.split(1)])
+        result, decoded = self.controlled.finish(self._condition(None, len(latents)), latents)
+        if not isinstance(result, Tensor):  # pipelines of 2022 return arrays, which have no gradients
+            result = latents if decoded is None else decoded
+            return result.clamp(-1, 1).float()
+        is_picture = hasattr(self.pipe, "image_processor") or hasattr(self.pipe, "video_processor")
+        return (2 * result - 1 if is_picture else result).float()
 
     def features(self, x: Tensor) -> Tensor:
         """Return features ``(B, F)`` of samples.
@@ -224,44 +224,125 @@ class PipelineModel:
         self.pipe.to(device)
         return self
 
-    @cached_property
+    # --- calls of the pipeline ------------------------------------------------------------------------------
+
+    @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(type(self.pipe).__call__).parameters
+        return self.controlled.parameters
 
-    def _call(self, **kwargs: Any) -> Any:
-        """Call the pipeline without its ``torch.no_grad()`` decorator."""
-        return inspect.unwrap(type(self.pipe).__call__)(self.pipe, **self.arguments, **kwargs)
+    @cached_property
+    def _start(self) -> Start:
+        return self.controlled.start(self._condition(None, 1))
 
-    def _step(self, condition: Mapping[str, Any], x: Tensor | None, network_time: Tensor) -> StepReached:
-        """Call the pipeline for one step from a state, or from its own noise if ``None``."""
-        latents = {} if x is None or not self.spec.takes_latents else {"latents": x}
-        scheduler = OneStepScheduler(self.pipe.scheduler.config, network_time)
-        generator = torch.Generator().manual_seed(0)  # keeps the global one untouched
-        with swapped_scheduler(self.pipe, scheduler), network_input(self.network, None if latents else x):
+    @property
+    def _embeds_guidance(self) -> bool:
+        """Whether the network takes a guidance scale as an input (guidance distillation)."""
+        return bool(self._configured("guidance_embeds"))
+
+    def _configured(self, key: str) -> Any:
+        """The value of a key in the config of the pipeline's networks, ``None`` where none has it."""
+        configs = [
+            getattr(part, "config", None)
+            for part in self.pipe.components.values()
+            if isinstance(part, nn.Module)
+        ]
+        return next((value for config in configs if (value := getattr(config, key, None)) is not None), None)
+
+    @cached_property
+    def _effects(self) -> dict[float, bool]:
+        return {}
+
+    @cached_property
+    def takes_batches(self) -> bool:
+        """Whether the pipeline's call makes several samples at once, each of its own prompt."""
+        try:
+            sample = self.controlled.first_state(self._condition(None, 2))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception:  # of any class: image pipelines check the number of images each in its own way
+            return False
+        return sample.shape[1:] == self.sample_shape and len(sample) % 2 == 0
+
+    @cached_property
+    def _sha256(self) -> str:
+        networks = [getattr(self.pipe, name) for name in self._start.networks]
+        if any(weight.is_meta for network in networks for weight in network.parameters()):
+            raise UserError(
+                f"the weights of {self.name} lie on no device, so they cannot be hashed: "
+                "offload with enable_model_cpu_offload() instead of one by one"
+            )
+        hashes = [weights_hash(network) for network in networks]
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest()
+        )
+
+    def _predict(self, labels: Tensor | None, guidance: float, x: Tensor, time: Tensor) -> Tensor:
+        """The network's output, guided; sample by sample where the pipeline makes one a call."""
+        self.sample_shape  # noqa: B018 (a pipeline that cannot be sampled is refused here)
+        if len(x) == 1 or self.takes_batches:
             try:
-                self._call(**condition, **latents, generator=generator, num_inference_steps=1)
-            except StepReached as step:
-                return step
-        raise UserError(f"{self.name} never called its scheduler: it cannot be sampled step by step")
+                return self.controlled.predict(self._condition(labels, len(x), guidance), x, time)
+            except UnequalEncodings:
+                if len(x) == 1:
+                    raise
+        rows = [None] * len(x) if labels is None else labels.split(1)
+        return torch.cat([self._predict(row, guidance, x[n : n + 1], time) for n, row in enumerate(rows)])
 
-    def _condition(self, labels: Tensor | None, size: int) -> dict[str, Any]:
+    def _condition(self, labels: Tensor | None, size: int, guidance: float = 1.0) -> dict[str, Any]:
         """The call arguments that condition ``size`` samples."""
-        if self.spec.encode is not None:
-            prompts = [""] * size if labels is None else [self.prompts[int(label)] for label in labels]
-            return self._encodings(prompts, self.device)
-        if self.spec.classes is not None:
-            return {"class_labels": [self.classes] * size if labels is None else labels.tolist()}
-        return {"batch_size": size}
+        condition: dict[str, Any] = {"batch_size": size} if "batch_size" in self._parameters else {}
+        if self.takes_prompts:
+            condition["prompt"] = (
+                [""] * size if labels is None else [self.prompts[int(label)] for label in labels]
+            )
+        if "class_labels" in self._parameters:
+            condition["class_labels"] = [self.classes] * size if labels is None else labels.tolist()
+        name = self.guidance_argument
+        if name is not None:
+            condition[name] = guidance
+        if "negative_prompt" in self._parameters:
+            # Without any, pipelines of true_cfg_scale ignore it.
+            default = "" if name == "true_cfg_scale" and guidance != 1 else None
+            negative = default if self.negative_prompt is None else self.negative_prompt
+            if negative is not None:
+                condition["negative_prompt"] = [negative] * size
+        return condition
+
+    # --- guidance -------------------------------------------------------------------------------------------
 
     def _check_guidance(self, labels: Tensor | None, guidance: float) -> None:
-        if guidance == 1.0 or (self.spec.embedded(self.pipe) and guidance >= 0):
+        is_input = self.guidance_argument == "guidance_scale" and self._embeds_guidance
+        if guidance == 1.0 or (is_input and guidance >= 0):
             return
-        if not self.spec.guided(self.pipe):
+        if self.guidance_argument is None:
             raise UserError(f"{self.name} takes no guidance: use 1, got {guidance:g}")
         if labels is None:
             raise UserError(f"guidance {guidance:g} needs prompts or classes to guide towards, got none")
         if not guidance > 1:
             raise UserError(f"guidance must be 1 (none) or more for {self.name}, got {guidance:g}")
+        if not self._has_effect(guidance):
+            raise UserError(
+                f"{self.name} takes no guidance: use 1, got {guidance:g}, which has no effect on it"
+            )
+
+    def _has_effect(self, guidance: float) -> bool:
+        """Whether a guidance scale changes what the pipeline's networks compute."""
+        if self.guidance_argument == "guidance_scale" and self._embeds_guidance:
+            return True
+        if guidance not in self._effects:
+            labels = torch.zeros(1, dtype=torch.long) if self.classes else None
+            x, time = (
+                self.noise([0]),
+                self.process.network_time(torch.tensor(1.0, dtype=torch.float64)).float(),
+            )
+            evaluated, outputs = [], []
+            for scale in (1.0, guidance):
+                before = self.controlled.evaluated
+                with torch.no_grad():
+                    outputs.append(self._predict(labels, scale, x, time))
+                evaluated.append(self.controlled.evaluated - before)
+            self._effects[guidance] = evaluated[0] != evaluated[1] or not torch.equal(*outputs)
+        return self._effects[guidance]
 
 
 def from_pipeline(
@@ -303,23 +384,29 @@ def from_pipeline(
     >>> from_pipeline(DDPMPipeline(unet, DDPMScheduler())).noise(range(2)).shape
     torch.Size([2, 1, 8, 8])
     """
-    spec = spec_of(pipe)
     name = name or _default_name(pipe)
+    if not callable(getattr(type(pipe), "__call__", None)) or "scheduler" not in getattr(
+        pipe, "components", ()
+    ):
+        raise UserError(
+            f"{type(pipe).__name__[:40]} is not a pipeline with a scheduler: make a gas.OwnModel of a denoise(x, t) of "
+            "yours around its network"
+        )
     parameters = inspect.signature(type(pipe).__call__).parameters
     if wrong := sorted(a for a in arguments if a not in parameters or a in _RESERVED):
         raise UserError(
             f"{name} takes no argument {wrong[0]!r} here: pass only call arguments that the library does not set"
         )
-    if isinstance(prompts, str) or (prompts and spec.encode is None):
+    if isinstance(prompts, str) or (prompts and "prompt" not in parameters):
         raise UserError(
             f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {name}"
         )
-    has_negative_prompt = spec.encode is not None and spec.negative
-    if not has_negative_prompt and (
-        negative_prompt is not None or (arguments.get("true_cfg_scale") or 1) != 1
-    ):
+    if negative_prompt is not None and "negative_prompt" not in parameters:
+        raise UserError(f"{name[-80:]} takes no negative_prompt: leave it out")
+    if arguments.get("strength", 1.0) != 1.0:
         raise UserError(
-            f"negative_prompt and true_cfg_scale have no effect on {name[-80:]} here: leave them out"
+            f"strength must be 1 for a table, which starts at the first time, got {arguments['strength']!r}: "
+            "a shorter run is served by a classical solver"
         )
     process = process_of(config_of(pipe.scheduler)) if process is None else process
     for part in pipe.components.values():
@@ -327,121 +414,46 @@ def from_pipeline(
             part.eval().requires_grad_(False)
     t_end = process.t_end if t_end is None else t_end
     check_t_end(process.schedule, t_end)
-    return PipelineModel(
+    model = PipelineModel(
         pipe=pipe,
-        spec=spec,
         process=process,
         prompts=tuple(prompts),
         negative_prompt=negative_prompt,
         arguments=arguments,
         name=name,
         t_end=t_end,
+        controlled=ControlledPipeline(pipe, process, arguments, name),
         feature_extractor=features,
         reference=reference,
     )
+    given = {"self", *arguments, *model._condition(None, 1)}
+    if absent := [
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and n not in given
+    ]:
+        raise UserError(f"{name} needs {absent[0]}: from_pipeline(pipe, prompts, {absent[0]}=...)")
+    if model.guidance_argument in arguments:
+        raise UserError(
+            f"{name} takes no argument {model.guidance_argument!r} here: it is the guidance of bind and of pairs"
+        )
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """A call argument in plain JSON: numbers and texts themselves, images and arrays by their hash."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    content = value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
+    data = content.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(content.shape)}
 
 
 def _default_name(pipe: Any) -> str:
     """The name of a pipeline's repository; its class for one from a folder, whose path identifies nothing."""
     source = str(getattr(pipe, "name_or_path", "") or "")
     return source if source and not Path(source).exists() else type(pipe).__name__
-
-
-class StepReached(Exception):
-    """Ends a pipeline's call at its first step, with the arguments of that step.
-
-    Attributes:
-        output: of the network, after guidance.
-        sample: the state at which the network was evaluated.
-        mu: a flow's, for the resolution; ``None`` when the pipeline passes none.
-    """
-
-    def __init__(self, output: Tensor, sample: Tensor, mu: float | None = None) -> None:
-        super().__init__("a pipeline must not catch what its scheduler raises")
-        self.output, self.sample, self.mu = output, sample, mu
-
-
-class OneStepScheduler:
-    """A scheduler of one time, whose :meth:`step` raises :class:`StepReached`; or of none, to decode only.
-
-    With one time, the pipeline does everything around its network once and stops there. Without, it goes straight from
-    its latents to its output.
-
-    Args:
-        config: of the pipeline's scheduler, which pipelines read.
-        network_time: a scalar tensor, or ``None``.
-    """
-
-    order = 1
-    init_noise_sigma = 1.0
-
-    def __init__(self, config: Mapping[str, Any], network_time: Tensor | None = None) -> None:
-        self.config = config
-        self.mu: float | None = None
-        self.timesteps = torch.empty(0) if network_time is None else network_time.reshape(1)
-        # Flow pipelines pass these to their caches; no network reads them.
-        self.sigmas = torch.cat([self.timesteps.detach().cpu() / len(self), torch.zeros(1)])
-
-    def __len__(self) -> int:
-        return int(self.config.get("num_train_timesteps", 1000))
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        """Move the one time to the device, whatever times the pipeline wants."""
-        self.timesteps, self.mu = self.timesteps.to(device), mu
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Do nothing: there is one time."""
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Return the state unchanged."""
-        return sample
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool | None = None,
-        generator: Any = None,
-        return_dict: bool = True,
-    ) -> NoReturn:
-        """End the pipeline's call."""
-        raise StepReached(output=model_output, sample=sample, mu=self.mu)
-
-
-@contextmanager
-def swapped_scheduler(pipe: Any, scheduler: OneStepScheduler) -> Iterator[None]:
-    """Replace a pipeline's scheduler and hide its progress bar within the context."""
-    before = {name: vars(pipe)[name] for name in ("scheduler", "_progress_bar_config") if name in vars(pipe)}
-    try:
-        # By vars, since setattr would write the scheduler into the pipeline's config.
-        vars(pipe).update(scheduler=scheduler, _progress_bar_config={"disable": True})
-        yield
-    finally:
-        vars(pipe).pop("_progress_bar_config", None)
-        vars(pipe).update(before)
-
-
-@contextmanager
-def network_input(network: nn.Module, x: Tensor | None) -> Iterator[None]:
-    """Replace the network's first input by ``x``, repeated for guidance; do nothing for ``None``."""
-    if x is None:
-        yield
-        return
-
-    def replaced(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (torch.cat([x] * (len(args[0]) // len(x))), *args[1:])
-
-    handle = network.register_forward_pre_hook(replaced)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -41,6 +41,7 @@ class Process:
         steps: number of training steps M, the unit of the network's time.
         sigma_data: EDM: standard deviation of the data.
         level: EDM: the network's time for a level: ``"log"`` is ``log(sigma)/4``, ``"atan"`` is ``2 atan(sigma)/pi``.
+        inverted: flow: the network's time runs from 0 at noise to M at data, and it predicts ``x_0 - eps`` (Mochi).
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class Process:
     steps: int = 1000
     sigma_data: float = 0.5
     level: str = "log"
+    inverted: bool = False
 
     @property
     def t_end(self) -> float:
@@ -63,7 +65,7 @@ class Process:
     def network_time(self, t: Tensor) -> Tensor:
         """Return the network's time at ``t``, float64."""
         if self.kind == "flow":
-            return t * self.steps
+            return (1 - t if self.inverted else t) * self.steps
         if self.kind == "vp":
             return (t * self.steps - 1).clamp(0, self.steps - 1)
         sigma = self.signal_and_noise(t)[1]
@@ -73,7 +75,8 @@ class Process:
         """Return the time ``t`` of the network's time."""
         network_time = network_time.to(torch.float64)
         if self.kind == "flow":
-            return network_time / self.steps
+            t = network_time / self.steps
+            return 1 - t if self.inverted else t
         if self.kind == "vp":
             return (network_time + 1) / self.steps
         is_log = self.level == "log"
@@ -86,7 +89,7 @@ class Process:
         if self.prediction == "sample":
             return torch.zeros_like(a), torch.ones_like(a)
         if self.kind == "flow":
-            return torch.ones_like(a), -s
+            return torch.ones_like(a), s if self.inverted else -s
         if self.kind == "edm":
             square = s**2 + self.sigma_data**2
             out = s * self.sigma_data / square.sqrt()
@@ -201,7 +204,8 @@ def process_of(config: Mapping[str, Any]) -> Process:
     if prediction not in PREDICTIONS:
         raise UserError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if prediction == "flow_prediction":
-        return Process(kind="flow", schedule=Flow(), prediction=prediction, steps=steps)
+        inverted = bool(config.get("invert_sigmas"))
+        return Process(kind="flow", schedule=Flow(), prediction=prediction, steps=steps, inverted=inverted)
     if config.get("sigma_data") is not None:
         return Process(
             kind="edm",

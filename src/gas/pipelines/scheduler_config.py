@@ -53,6 +53,7 @@ _MODEL_KEYS = {
     "flow": {
         "base_image_seq_len",
         "base_shift",
+        "invert_sigmas",
         "max_image_seq_len",
         "max_shift",
         "shift",
@@ -110,8 +111,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         config: as in ``pipe.scheduler.config`` or ``scheduler_config.json``, ours included.
 
     Raises:
-        ValueError: for a scheduler that samples something else than a diffusion or flow ODE, and for a flow that runs
-            from data to noise.
+        ValueError: for a scheduler that samples something else than a diffusion or flow ODE.
     """
     ours = {key: value for key, value in config.items() if key != DEFAULTS}
     name = str(ours.get("_class_name") or _class_name(config))
@@ -148,8 +148,6 @@ def _check_supported(name: str, config: Mapping[str, Any]) -> None:
         raise UserError(
             f"beta_schedule of {name} must be one of {', '.join(_BETA_SCHEDULES)}, got {beta_schedule!r}"
         )
-    if config.get("invert_sigmas"):
-        raise UserError(f"scheduler {name} with invert_sigmas=True is not supported: its times run backwards")
     if name not in _FLOW and config.get("use_flow_sigmas") and prediction in ("epsilon", "sample"):
         # A flow's levels with a diffusion model's prediction: no model is trained so.
         raise UserError(

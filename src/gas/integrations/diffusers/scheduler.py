@@ -51,8 +51,8 @@ class GASScheduler(SavedScheduler):
         sigma_min, sigma_max, sigma_data, level_embedding: an EDM model's; ``sigma_data`` makes it one.
         shift, use_dynamic_shifting, base_shift, max_shift: a flow model's, with ``prediction_type="flow_prediction"``.
         base_image_seq_len, max_image_seq_len, shift_terminal, time_shift_type, use_flow_sigmas: likewise.
-        invert_sigmas, stochastic_sampling: for flow pipelines that pass them; the first must be false, the second has
-            no effect.
+        invert_sigmas: the time of a flow's network runs from noise at 0 to data, as Mochi's does.
+        stochastic_sampling: for flow pipelines that pass it; has no effect.
         solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or the content of a solver file; the
             config names it ``solver.json``, the file that ``save_pretrained`` writes. ``None`` runs ``base``.
         missing_nfe: for a number of steps without a table, ``"base"`` runs ``base`` and warns, ``"error"`` refuses.
@@ -357,14 +357,15 @@ class GASScheduler(SavedScheduler):
         return self._times[match[0, 0]] if len(match) else self._network_times.inverse(network_time)
 
     def _set_times(self, t: Tensor, device: str | torch.device | None) -> None:
-        """Set the public ``timesteps``, network times ``(N,)``, and ``sigmas``, N + 1 levels of which the last is 0."""
+        """Set the public ``timesteps``, network times ``(N,)``, and ``sigmas``, N + 1 levels of which the last is that of data."""
         self._times = t
         times = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
         self._rounded_times = times.to(torch.float64)
         self.timesteps = times.to(device)
         a, s = self.process.signal_and_noise(t)
-        level = s if self.process.kind == "flow" else s / a
-        self.sigmas = torch.cat([level, torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
+        level = (a if self.process.inverted else s) if self.process.kind == "flow" else s / a
+        last = torch.full((1,), float(self.process.inverted), dtype=torch.float64)
+        self.sigmas = torch.cat([level, last]).to(torch.float32)
 
     def _warn(self, text: str) -> None:
         """Give each warning once."""
