@@ -244,7 +244,7 @@ def test_a_pipeline_that_changes_states_between_steps_is_refused(sd):
 
     pipe = StableDiffusionInpaintPipeline(**sd.pipe.components, requires_safety_checker=False)
     call = pipelines.CALLS["sd_inpaint"]
-    with pytest.raises(ValueError, match="changes its states between steps.*an input"):
+    with pytest.raises(ValueError, match=r"changes its states between steps.*an input"):
         from_pipeline(pipe, PROMPTS, **call).noise([0])
 
 

@@ -1,4 +1,4 @@
-"""Offline pipelines of images, tiny and random, of the classes since Stable Diffusion 3, and those started by an image."""
+"""Offline pipelines of images, tiny and random: transformers, and pipelines that an image conditions."""
 
 from __future__ import annotations
 

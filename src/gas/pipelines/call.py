@@ -7,9 +7,9 @@ conditioning frames, two experts) is its own code in its own loop::
         output = network(latents, t)
         latents = scheduler.step(output, t, latents)
 
-A prediction at ``(x, t)`` is a call of two steps, both at ``t``. The first step puts x in place of the pipeline's state;
-the network is not evaluated for it, since only the shape of its output matters. The second step is the prediction, with
-which the call ends.
+A prediction at ``(x, t)`` is a call of two steps, both at ``t``. The first step puts x in place of the pipeline's state:
+the network is not evaluated for it, since only the shape of its output matters. The second step is the prediction, and
+ends the call.
 """
 
 from __future__ import annotations

@@ -152,10 +152,8 @@ class PipelineModel:
             "sample_shape": list(self.sample_shape),
         }
         config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
-        if isinstance(self.schedule, Flow) and not (mu is None and config.get("use_dynamic_shifting")):
-            # Flux 2 computes mu from the number of steps too: no one shift is the model's.
-            if mu is None or mu == self.controlled.mu(self._condition(None, 1), steps=50):
-                fingerprint["shift"] = shift_of(config, mu)
+        if isinstance(self.schedule, Flow) and (not config.get("use_dynamic_shifting") or self._has_one_mu):
+            fingerprint["shift"] = shift_of(config, mu)
         return fingerprint
 
     def conditions_fingerprint(self) -> dict[str, Any]:
@@ -251,6 +249,12 @@ class PipelineModel:
     @cached_property
     def _effects(self) -> dict[float, bool]:
         return {}
+
+    @property
+    def _has_one_mu(self) -> bool:
+        """Whether the pipeline passes a ``mu`` that is the same for every number of steps; Flux 2's is not."""
+        mu = self._start.mu
+        return mu is not None and mu == self.controlled.mu(self._condition(None, 1), steps=50)
 
     @cached_property
     def takes_batches(self) -> bool:
@@ -385,9 +389,7 @@ def from_pipeline(
     torch.Size([2, 1, 8, 8])
     """
     name = name or _default_name(pipe)
-    if not callable(getattr(type(pipe), "__call__", None)) or "scheduler" not in getattr(
-        pipe, "components", ()
-    ):
+    if "scheduler" not in getattr(pipe, "components", ()):
         raise UserError(
             f"{type(pipe).__name__[:40]} is not a pipeline with a scheduler: make a gas.OwnModel of a denoise(x, t) of "
             "yours around its network"

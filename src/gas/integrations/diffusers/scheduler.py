@@ -357,7 +357,7 @@ class GASScheduler(SavedScheduler):
         return self._times[match[0, 0]] if len(match) else self._network_times.inverse(network_time)
 
     def _set_times(self, t: Tensor, device: str | torch.device | None) -> None:
-        """Set the public ``timesteps``, network times ``(N,)``, and ``sigmas``, N + 1 levels of which the last is that of data."""
+        """Set the public ``timesteps``, network times ``(N,)``, and ``sigmas``, N levels and that of data."""
         self._times = t
         times = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
         self._rounded_times = times.to(torch.float64)
