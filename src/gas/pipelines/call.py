@@ -7,7 +7,7 @@ conditioning frames, two experts) is its own code in its own loop::
         output = network(latents, t)
         latents = scheduler.step(output, t, latents)
 
-A prediction at ``(x, t)`` is a call of two steps, both at ``t``. The first step puts x in place of the pipeline's state:
+A prediction at ``(x, t)`` is a call of two steps, both at ``t``. The first step replaces the pipeline's state by x:
 the network is not evaluated for it, since only the shape of its output matters. The second step is the prediction, and
 ends the call.
 """
