@@ -134,7 +134,7 @@ def test_dmn_is_as_good_as_the_authors_constrained_optimiser(schedule, nfe):
     def bound(inner):
         inner = torch.tensor(inner, requires_grad=True)
         value = error_bound(torch.cat([start[:1], inner, start[-1:]])).log()
-        return float(value), torch.autograd.grad(value, inner)[0].numpy()
+        return float(value.detach()), torch.autograd.grad(value, inner)[0].numpy()
 
     gaps = np.eye(nfe, nfe - 1) - np.eye(nfe, nfe - 1, -1)
     low = np.zeros(nfe)
