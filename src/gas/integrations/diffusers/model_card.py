@@ -111,7 +111,10 @@ def _model_rows(process: Process, artefact: Artefact | None, model: Mapping[str,
     rows = [["process", process.kind], ["prediction", process.prediction]]
     if artefact:
         rows.append(["network evaluations (NFE)", ", ".join(map(str, artefact.nfes))])
-        rows.append(["guidance scale", f"{artefact.document.guidance:g}"])
+        guidance = artefact.document.guidance
+        rows.append(["guidance scale", f"{guidance:g}"])
+        if guidance != 1.0:
+            rows.append(["forward passes", ", ".join(str(2 * nfe) for nfe in artefact.nfes)])
     rest = {key: value for key, value in model.items() if key not in ("name", "prediction")}
     return rows + [[_words(key), _short(value)] for key, value in rest.items()]
 
@@ -120,7 +123,8 @@ def _provenance_rows(document: Mapping[str, Any]) -> list[list[str]]:
     rows = [["loss", document["loss"]]] if document["loss"] else []
     for part in ("teacher", "training", "versions"):
         rows += [[f"{part}: {_words(key)}", _short(value)] for key, value in (document[part] or {}).items()]
-    starts = {entry["nfe"]: entry["start"] for entry in document["solvers"] if entry["start"]}
+    entries = [entry for entry in document["solvers"] if entry["branches"] is None]
+    starts = {entry["nfe"]: entry["start"] for entry in entries if entry["start"]}
     return rows + [[f"started from, NFE {nfe}", start] for nfe, start in starts.items()]
 
 
@@ -132,6 +136,7 @@ def _measurements(entries: Sequence[Entry]) -> str:
             *(significant(entry.measured[name]) if name in entry.measured else "" for name in names),
         ]
         for entry in sorted(entries, key=lambda entry: entry.nfe)
+        if entry.branches is None
     ]
     return markdown_table(["NFE", *map(_words, names)], rows)
 
