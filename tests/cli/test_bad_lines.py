@@ -60,6 +60,7 @@ LINES = {
         --learning-rate nan --method adam; --learning-rate 0 --method adam; --learning-rate -1 --method adam
         --learning-rate inf --method adam; --learning-rate x; --learning-rate 1e-3; --learning-rate 1e9 --method adam
         --relax nan --method adam; --relax -1 --method adam; --relax 0.1; --relax x; --relax inf --method adam
+        --forwards x; --forwards 0; --forwards 6-5; --forwards 4; --forwards 99999999
         --objective x; --objective GS; --objective ''
         --weight 1; --weight nan --objective gas; --weight -1 --objective gas; --weight inf --objective gas
         --weight 1 --balance 1 --objective gas; --weight x
@@ -84,6 +85,7 @@ LINES = {
         --out new; --out new.txt; --out new.gif; --out 'o[/x]'; --out ''; --out {pairs}; --out /proc/x.npz
         --out {text}/x.npz; --out {folder}; --out {long}.npz; --out [red].jpg
         --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --nfe -1; --nfe 1; --nfe 2.5
+        --forwards 4; --forwards 0; --forwards x
         --seeds 0; --seeds x; --seeds 3:1; --seeds 1e23; --seeds 1,2; --seeds 99999999999; --seeds 2000 --out new.png
         --label 10; --label -1; --label x; --label 1.5; --label 99999999999999999999999
         --batch 0; --batch -5; --batch x; --batch 1e3; --batch 99999999999999999999

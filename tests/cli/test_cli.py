@@ -339,6 +339,31 @@ def test_evaluate_against_real_images(work, tmp_path):
     assert "nowhere' does not exist" in refused(*small, "--real", tmp_path / "nowhere")
 
 
+def test_forward_passes_are_learned_evaluated_and_sampled(tmp_path):
+    guided, file = tmp_path / "pairs", tmp_path / "s.json"
+    run("pairs", *SMALL, "--guidance", 2, "--seeds", 48, "--out", guided, "--nfe", 6)
+    words = ["--pairs", guided, "--validation", 16, "--start", "ddim/log_snr", "--iterations", 1]
+    told = run("train", *SMALL, *words, "--nfe", 1, "--forwards", 3, "--out", file, "--json").stdout
+    assert [set(row) & {"nfe", "forwards"} for row in json.loads(told)] == [{"nfe"}, {"forwards"}]
+    artefact = gas.load(file)
+    assert (artefact.nfes, artefact.forwards) == ([1], [3])
+    assert artefact.table(forwards=3).branches.count("unconditional") == 1
+    words = ["--solver", file, "--seeds", "5000:5004"]
+    rows = json.loads(run("evaluate", *SMALL, *words, "--baselines", "ddim", "--json").stdout)["rows"]
+    passes = {row["name"]: row["forward_passes"] for row in rows}
+    assert passes["GS"] == 2
+    assert passes["GS, by forward passes"] == 3
+    assert passes["unipc-3-bh2 / log_snr (teacher)"] == 12
+    run("sample", *SMALL, *words, "--forwards", 3, "--out", tmp_path / "x.safetensors")
+    x = load_file(tmp_path / "x.safetensors")["samples"]
+    model = gas.zoo.load("digits")
+    labels = torch.arange(5000, 5004) % model.classes
+    expected = gas.sample(model.bind(labels, 2.0), model.noise(range(5000, 5004)), artefact.table(forwards=3))
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+    assert "unconditional" in run("inspect", file, "--forwards", 3).stdout
+    assert "3 forward passes" in run("inspect", file).stdout
+
+
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):
     assert json.loads(run("inspect", work / "digits.json", "--json").stdout)["format"] == "gas-solver"
     shown = run("inspect", work / "digits.json").stdout
