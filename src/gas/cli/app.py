@@ -199,13 +199,13 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
         if not is_dataclass(kind):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        groups[parameter.name] = kind
+        groups[parameter.name], panel = kind, vars(kind)["panel"]
         types = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             value, option = get_args(types[field.name])
             option = copy.copy(option)
-            option.rich_help_panel = kind.panel
+            option.rich_help_panel = panel
             single = parameter.replace(name=field.name, default=default, annotation=Annotated[value, option])
             parameters.append(single.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     return parameters, groups

@@ -191,6 +191,7 @@ def describe_file(file: PublishedFile) -> str:
         return f"{len(read_prompts(path)):,} prompts"
     if file.role in ("reference", "images"):
         return f"statistics of {len(read_statistics(path).mean):,} features"
+    tensors: Mapping[str, Tensor]
     if file.role == "critic":
         name, tensors = "an R3GAN discriminator", load_discriminator(path).state_dict()
     elif file.role == "features":

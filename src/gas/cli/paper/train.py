@@ -104,7 +104,7 @@ def _learn(
     preset: gas.paper.Preset,
     objective: gas.paper.presets.Objective,
     model: gas.models.Model,
-    pairs: gas.Pairs,
+    pairs: tuple[gas.Pairs, gas.Pairs],
     nfe: int,
     weights: Path,
     out: Path,
