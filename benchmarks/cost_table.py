@@ -2,12 +2,14 @@
 
 Reads the curves of ``benchmarks/cost_to_quality.py`` and prints, where a model and NFE has both recipes, the final loss
 of the official one and the network evaluations that ours takes to reach it; ``--picture docs/cost.png`` draws them.
+Curves over budgets have a table of their own.
 """
 
 import argparse
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 
 from gas.plotting.style import ACCENT, GREY, GRIDLINE, MUTED, Sheet, wrap
 from gas.training.adam import PAPER
@@ -20,7 +22,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="A .png of loss over network evaluations.")
     options = parser.parse_args()
     both = curves(options.curves)
-    print("\n".join(table(both)))
+    print("\n".join([*table(both), "", *budget_table(options.curves)]))
     if options.picture is not None:
         draw(options.picture, both)
 
@@ -64,6 +66,34 @@ def row(official: list[dict], ours: list[dict]) -> list[str]:
         "" if reached is None else f"1/{spent / reached:.0f}",
         "" if not within else f"{1000 * min(within):.4g} ({100 * (min(within) / loss - 1):+.1f} %)",
     ]
+
+
+def budget_table(paths: list[Path]) -> list[str]:
+    """The lines of the table of losses over budgets, x 1000 on unseen seeds, over the orders of the pairs."""
+    lines = [
+        "| model, NFE | budget | spent | best classical | loss | median | official, after |",
+        "|" + "---|" * 7,
+    ]
+    documents = {path.stem: json.loads(path.read_text()) for path in paths}
+    for document in documents.values():
+        if document["recipe"] != "budget":
+            continue
+        official = documents.get(f"{document['model']}-{document['nfe']}-official", {"curve": []})["curve"]
+        reference = f"{1000 * official[-1]['loss']:.4g}, {official[-1]['evaluations']:,}" if official else ""
+        for budget in sorted({point["budget"] for point in document["curve"]}):
+            points = [point for point in document["curve"] if point["budget"] == budget]
+            losses = [1000 * point["loss"] for point in points]
+            cells = [
+                f"`{document['model']}`, {document['nfe']}",
+                f"{budget:,}",
+                f"{max(point['evaluations'] for point in points):,}",
+                f"{1000 * fmean(point['classical'] for point in points):.4g}",
+                f"{fmean(losses):.4g} ({', '.join(f'{loss:.3g}' for loss in losses)})",
+                f"{1000 * fmean(point['median'] for point in points):.4g}",
+                reference,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def draw(path: Path, both: dict) -> None:

@@ -31,9 +31,9 @@ from gas.experiments import (
 )
 from gas.pairs.dataset import read_pairs
 from gas.training.adversarial.setup import BALANCE, GAS
-from gas.training.distillation import FINISH, Distilled, distill
-from gas.training.initialization import StartSearch
+from gas.training.distillation import Distilled, distill
 from gas.training.loop import FitRecord
+from gas.training.plan import FINISH
 from gas.training.ranking import best_classical
 
 
@@ -109,7 +109,6 @@ class DistilledGS:
             experiment.validation,
             nfe,
             config=config,
-            search=StartSearch().seeded(config.seed),
             state=self.state,
         ):
             if isinstance(report, FitRecord):

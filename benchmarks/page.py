@@ -207,7 +207,14 @@ def _cost() -> str:
         "These are losses on the 1,000 validation pairs by which the best of each recipe was also chosen, so part of\n"
         "the gain is that choice. Unseen seeds: [overview](index.md) and [baselines](baselines.md).\n"
     )
-    return "\n## Cost to quality\n\n" + intro + "\n".join(cost_table.table(both)) + "\n\n" + chosen
+    budgets = (
+        "\n### Loss over the budget\n\n`gas train --budget N`, everything counted, measured on 1,000 unseen pairs\n"
+        "(losses x 1000). In parentheses the orders of the training pairs; last the official recipe.\n\n```sh\n"
+    )
+    budgets += "python benchmarks/cost_to_quality.py --model M --nfe N --recipe budget --budgets B --pairs runs/M-paper"
+    budgets += "\n```\n\n"
+    budgets += "\n".join(cost_table.budget_table(sorted(COST.glob("*.json")))) + "\n"
+    return "\n## Cost to quality\n\n" + intro + "\n".join(cost_table.table(both)) + "\n\n" + chosen + budgets
 
 
 def _family() -> str:

@@ -126,7 +126,7 @@ def test_what_is_no_number_is_refused_by_name(make, name):
         (gas.Adam, {"betas": (0.9, NAN)}, "betas"),
         (StartSearch, {"start": "x"}, "solver"),
         (StartSearch, {"start": 3}, "start"),
-        (StartSearch, {"short_run": gas.Adam()}, "short_run"),
+        (StartSearch, {"steps": 0}, "steps"),
         (classical, {"solver": 3}, "solver"),
         (classical, {"grid": None}, "grid"),
         (classical, {"nfe": 1001}, "nfe"),

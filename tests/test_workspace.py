@@ -77,7 +77,7 @@ def test_a_link_in_a_claimed_folder_is_refused(tmp_path, name):
 
 def test_discarding_takes_only_what_was_written_here(tmp_path):
     folder = claim(tmp_path / "u.json.state")
-    ours = ("nfe-4.pt", "nfe-10-gas.pt", "nfe-4.start.json", "forwards-6.pt", ".nfe-4.pt.x1.tmp")
+    ours = ("nfe-4.pt", "nfe-10-gas.pt", "nfe-4.start.pt", "forwards-6.pt", ".nfe-4.pt.x1.tmp")
     theirs = ("nfe-notes.pt", "notes.txt", "nfe-4.pt.bak")
     for name in (*ours, *theirs):
         (folder / name).write_text("")

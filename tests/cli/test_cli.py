@@ -574,7 +574,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_says_how_to_go_on_and_the_same_command_does(tmp_path, work):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, work, stop):
     words = [
         "train",
         *SMALL,
@@ -597,11 +598,15 @@ def test_an_interrupt_says_how_to_go_on_and_the_same_command_does(tmp_path, work
     waited = time.monotonic() + 120
     while not state.exists() and time.monotonic() < waited:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert f"State is in {state.parent}; the same command goes on from there." in " ".join(stderr.split())
-    assert not (tmp_path / "d.json").exists()
+    best_so_far = gas.load(tmp_path / "d.json")
+    assert best_so_far.document.training["unfinished"]
+    entry = best_so_far.entry(2)
+    assert best_so_far.table(2).nfe == 2
+    assert entry.measured["validation_loss"] <= entry.measured["best_classical_loss"]
     assert "other settings" in refused(*words, "--iterations", 7)
 
 
@@ -613,7 +618,7 @@ def test_help_is_light_and_shows_an_example():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    for name in ("demo", "zoo", "pairs", "train", "sample", "evaluate", "inspect"):
+    for name in ("demo", "zoo", "plan", "pairs", "train", "sample", "evaluate", "inspect"):
         assert f"Example: gas {name}" in run(name, "--help").stdout
 
 

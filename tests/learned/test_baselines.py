@@ -233,7 +233,7 @@ def test_distilling_takes_the_kind_by_name_and_never_ships_worse(name, pairs, va
             validation,
             3,
             solver=name,
-            search=StartSearch(candidates=2, short_run=GaussNewton(iterations=2, batch=12)),
+            search=StartSearch(candidates=2, steps=2),
             config=GaussNewton(iterations=2),
             state=state,
         )
@@ -302,9 +302,7 @@ def test_a_start_has_the_best_numbers_of_all_its_rounds(pairs, validation, name,
         return loss
 
     monkeypatch.setattr(GaussNewtonSteps, "step", leads_away_later)
-    search = StartSearch(
-        screening_pairs=4, validation_pairs=16, candidates=2, short_run=GaussNewton(iterations=2)
-    )
+    search = StartSearch(screening_pairs=4, validation_pairs=16, candidates=2, steps=2)
     reports = distill(
         MODEL, pairs, validation, 3, search=search, solver=name, config=GaussNewton(iterations=0)
     )

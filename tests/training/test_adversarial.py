@@ -348,7 +348,7 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
         nearness,
         Adam(iterations=6, batch=16, validate_every=3),
     )
-    search = StartSearch(validation_pairs=16, candidates=1, short_run=GaussNewton(iterations=2))
+    search = StartSearch(validation_pairs=16, candidates=1, steps=2)
     options = {"search": search, "config": GaussNewton(iterations=3)}
     gs = list(distill(MODEL, pairs, validation, 3, **options))[-1]
     gas = list(distill(MODEL, pairs, validation, 3, **options, adversary=adversary))[-1]

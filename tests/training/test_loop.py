@@ -18,7 +18,7 @@ from gas.training.adam import PAPER, Adam, AdamSteps
 from gas.training.adversarial.losses import Critic
 from gas.training.distillation import Distilled, distill, distill_family, neighbor_grid
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.initialization import FINALISTS, CandidateRound, StartChoice, StartSearch
+from gas.training.initialization import CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
@@ -244,7 +244,9 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
     assert isinstance(reports[0], RankedSolver)
     assert result.loss <= started.best_loss * (1 + 1e-6)
     assert result.table().nfe == NFE
-    finalists = [r.classical.label for r in reports if isinstance(r, RankedSolver)][-FINALISTS:]
+    finalists = [r.classical.label for r in reports if isinstance(r, RankedSolver)][
+        -StartSearch().finalists :
+    ]
     raced = [r for r in reports if isinstance(r, CandidateRound)]
     assert [r.run for r in raced] == list(range(1, 6 if start == "best" else 1))
     winner = min(raced[3:], key=lambda r: r.loss).classical.spec if raced else start
@@ -265,7 +267,7 @@ def test_where_a_classical_solver_is_the_teacher_there_is_nothing_to_learn():
 
 @pytest.mark.slow
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
-    search = StartSearch(validation_pairs=8, candidates=2, short_run=GaussNewton(iterations=2))
+    search = StartSearch(validation_pairs=8, candidates=2, steps=2)
     config = {"config": Adam(iterations=20, validate_every=10), "search": search}
     expected = list(distill(MODEL, pairs, validation, NFE, **config))[-1]
     running = distill(MODEL, pairs, validation, NFE, **config, state=tmp_path)
@@ -310,10 +312,9 @@ def test_a_neighbours_grid_mends_told_times_that_fall_back():
 
 @pytest.mark.slow
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
-    short_run = GaussNewton(iterations=2)
     options = {
         "config": GaussNewton(iterations=2),
-        "search": StartSearch(validation_pairs=8, short_run=short_run),
+        "search": StartSearch(validation_pairs=8, steps=2),
     }
     reports = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
     members = [r for r in reports if isinstance(r, Distilled)]
@@ -348,7 +349,7 @@ def test_a_solver_of_another_schedule_is_refused(pairs, validation):
 
 @pytest.mark.slow
 def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation, tmp_path):
-    search = StartSearch(validation_pairs=8, candidates=1, short_run=GaussNewton(iterations=1))
+    search = StartSearch(validation_pairs=8, candidates=1, steps=1)
     options = {"search": search, "config": GaussNewton(iterations=1)}
     list(distill(MODEL, pairs, validation, 2, **options, state=tmp_path))
     with pytest.raises(ValueError, match=r"of another run: loss was 'l2', is 'l1'\): delete"):
@@ -359,14 +360,14 @@ def test_a_choice_of_another_run_is_refused_with_what_differs(pairs, validation,
 def test_a_candidate_that_diverges_does_not_win(pairs, validation, monkeypatch):
     steps, calls = GaussNewtonSteps.step, []
 
-    def fails_at_first(self):
+    def fails_at_first(self, limit):
         calls.append(self)
         if len(calls) == 1:
             raise Diverged("as if the samples were not finite")
-        return steps(self)
+        return steps(self, limit)
 
     monkeypatch.setattr(GaussNewtonSteps, "step", fails_at_first)
-    search = StartSearch(validation_pairs=8, candidates=2, short_run=GaussNewton(iterations=2))
+    search = StartSearch(validation_pairs=8, candidates=2, steps=2)
     reports = list(distill(MODEL, pairs, validation, 2, search=search, config=GaussNewton(iterations=1)))
     raced = [r for r in reports if isinstance(r, CandidateRound)]
     assert raced[0].evaluations == 0 < raced[1].evaluations
@@ -418,9 +419,7 @@ def test_every_network_evaluation_is_counted(pairs, validation, start, config):
 @pytest.mark.slow
 def test_every_network_evaluation_of_a_family_is_counted(pairs, validation):
     Counting.rows = 0
-    search = StartSearch(
-        validation_pairs=16, screening_pairs=4, candidates=2, short_run=GaussNewton(iterations=1)
-    )
+    search = StartSearch(validation_pairs=16, screening_pairs=4, candidates=2, steps=1)
     config = GaussNewton(iterations=1)
     reports = distill_family(Counting(MODEL), pairs, validation, [2, 3], search=search, config=config)
     assert sum(r.evaluations for r in reports if isinstance(r, Distilled)) == Counting.rows

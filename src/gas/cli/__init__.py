@@ -1,8 +1,21 @@
 """The ``gas`` command. Heavy imports wait until a command runs, so that ``gas --help`` is quick."""
 
 # The commands register themselves with the application when imported.
-from gas.cli import compare, demo, evaluate, export, inspect, pairs, paper, sample, statistics, train, zoo
+from gas.cli import (
+    compare,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    pairs,
+    paper,
+    plan,
+    sample,
+    statistics,
+    train,
+    zoo,
+)
 from gas.cli.app import app, main
 
-__all__ = ["app", "compare", "demo", "evaluate", "export", "inspect", "main", "pairs", "paper", "sample"]
-__all__ += ["statistics", "train", "zoo"]
+__all__ = ["app", "compare", "demo", "evaluate", "export", "inspect", "main", "pairs", "paper", "plan"]
+__all__ += ["sample", "statistics", "train", "zoo"]

@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ LONGEST = 299
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # Panels of the help, in the order of the work.
 PANELS = {
-    "Learn": ("demo", "pairs", "train"),
+    "Learn": ("demo", "plan", "pairs", "train"),
     "Use": ("sample", "inspect", "zoo"),
     "Measure": ("evaluate", "compare", "statistics"),
     "Publish": ("export",),
@@ -223,6 +224,9 @@ def main() -> None:
     except ValueError as error:
         _print_line(f"error: {error}")
         sys.exit(2)
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a scheduler's stop is an interrupt like Ctrl-C
     with distributed.silence_other_ranks():
         app(prog_name="gas")
 

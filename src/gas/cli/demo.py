@@ -81,9 +81,8 @@ def _learn_both(
     """Learn GS in a demo's time, then GAS from it; save both, and return their tables as the files have them."""
     note(f": the Generalized Solver, {nfe} calls a sample", label="2. Student", style="bold")
     train, validation = pairs.split(VALIDATED)
-    config = gas.GaussNewton(iterations=iterations, batch=32, growth=1.0, seed=seed)
-    short_run = gas.GaussNewton(iterations=3, batch=10, validate_every=3, seed=seed)
-    search = gas.training.StartSearch(validation_pairs=16, candidates=3, short_run=short_run)
+    config = gas.GaussNewton(iterations=iterations, batch=32, growth=1.2, largest=32, seed=seed)
+    search = gas.training.StartSearch(validation_pairs=16)
     state = files["GS"].with_suffix(".state")
     with resumable(f"State is in {state}"), gas.workspace.scratch(state, gas.training.distillation.STATE):
         reports = gas.distill(model, train, validation, nfe, config=config, search=search, state=state)

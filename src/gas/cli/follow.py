@@ -34,10 +34,7 @@ def show(
     unit: str = "NFE",
 ) -> gas.Distilled:
     """Follow the training of one NFE: ranking, choice of the start, training, and return its result."""
-    count = (
-        sum(1 for _ in gas.classical.candidates(model.schedule, nfe, model.t_end))
-        + gas.training.initialization.FINALISTS
-    )
+    count = sum(1 for _ in gas.classical.candidates(model.schedule, nfe, model.t_end))
     ranked: list[gas.training.ranking.RankedSolver] = []
     losses: dict[str, float] = {}
     learning, spent = solver, 0

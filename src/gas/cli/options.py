@@ -190,7 +190,7 @@ class OptimizerOptions:
                     f"gauss-newton needs --loss l2, a sum of squares, got {self.loss}: choose --method adam"
                 )
             given["largest"] = None if self.batch is None else max(self.batch, gas.GaussNewton().largest)
-            base = gas.training.distillation.FINISH if self.start == "best" else gas.GaussNewton()
+            base = gas.training.plan.FINISH if self.start == "best" else gas.GaussNewton()
         else:
             given["checkpointing"] = checkpointing
             base = gas.PAPER if method == "paper" else gas.Adam()
@@ -332,7 +332,7 @@ def split_pairs(pairs: gas.Pairs, validation: int | None) -> tuple[gas.Pairs, ga
     """Return the pairs to train on and those to validate on, as ``--validation`` says."""
     count = len(pairs)
     if validation is None:
-        validation = 256 if count >= 512 else count // 4
+        validation = default_validation(count)
         if validation < 2:
             raise gas.UserError(f"{count} pairs are too few to learn from and to choose on: make more")
     if not validation < count:
@@ -340,6 +340,11 @@ def split_pairs(pairs: gas.Pairs, validation: int | None) -> tuple[gas.Pairs, ga
             f"--validation must be below the {count} pairs, got {validation}: leave it out, or make more pairs"
         )
     return pairs.split(validation)
+
+
+def default_validation(pairs: int) -> int:
+    """Return how many of some pairs are to validate on by default."""
+    return 256 if pairs >= 512 else pairs // 4
 
 
 def parse_nfes(text: str) -> list[int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import gas
+from gas.arguments import MAX_SEED
 from gas.cli import options
 from gas.cli.app import command, resumable
 from gas.cli.checks import option, output_file
@@ -47,6 +49,14 @@ def train(
             "auto (by the free memory)."
         ),
     ] = "auto",
+    budget: Annotated[
+        int | None,
+        option(
+            "Most network evaluations of the whole training, everything counted; gas plan lists what they buy.",
+            min=1,
+            max=MAX_SEED,
+        ),
+    ] = None,
     overwrite: Annotated[bool, option("Replace the file that --out names.", names=("--overwrite",))] = False,
     *,
     optimizer: options.OptimizerOptions,
@@ -58,17 +68,21 @@ def train(
 
     With --forwards also, or only, one for each number of forward passes: which calls to guide is learned.
 
-    Resumable: the same command after an interrupt goes on where it stopped. The solver that is written is the best on
-    the validation pairs. For gs, that is the paired loss, never worse there than the best classical solver's. For gas,
-    it is the Frechet distance to the teacher's samples, and the paired loss may be larger.
+    Resumable: an interrupt leaves the best solver so far in --out, and the same command goes on where it stopped. The
+    solver that is written is the best on the validation pairs. For gs, that is the paired loss, never worse there than
+    the best classical solver's. For gas, it is the Frechet distance to the teacher's samples, and the paired loss may
+    be larger.
     """
-    if out.exists() and not overwrite:
+    replaces = not out.exists() or _unfinished(out)
+    if not (replaces or overwrite):
         raise gas.UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
     nfes, stored = options.parse_nfes(nfe), options.parse_checkpointing(checkpointing)
     gas_settings = discriminator.settings()
     budgets = [] if forwards is None else options.parse_nfes(forwards)
     if budgets and not options.was_given(context, "nfe"):
         nfes = []
+    if budgets and budget is not None:
+        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
     config = optimizer.config(stored)
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
@@ -82,10 +96,12 @@ def train(
     state = out.with_name(out.name + ".state")
     first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
     owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
-    with owned, resumable(f"State is in {state}"):
+    progress = gas.training.BestSoFar(model)
+    saved = _saved_if_interrupted(out, progress) if replaces and first else nullcontext()
+    with owned, resumable(f"State is in {state}"), saved:
         settings: dict[str, Any] = {
             "config": config,
-            "search": gas.training.StartSearch(optimizer.start).seeded(optimizer.seed),
+            "search": gas.training.StartSearch(optimizer.start),
             "loss": optimizer.loss,
             "solver": solver,
             "theory": theory,
@@ -93,8 +109,9 @@ def train(
         }
         starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
         both = training_pairs, validation_pairs
-        reports = gas.distill_family(model, *both, starts, adversary=adversary, **settings)
-        members = [show(reports, model, n, solver.upper()) for n in starts]
+        reports = gas.distill_family(model, *both, starts, adversary=adversary, budget=budget, **settings)
+        watched = progress.watch(reports)
+        members = [show(watched, model, n, solver.upper()) for n in starts]
         passes = gas.training.elimination.distill_forwards(model, *both, budgets, members=members, **settings)
         results = [member for member in members if member.nfe in nfes]
         results += [show(passes, model, n, "BNS", "forward passes") for n in sorted(budgets, reverse=True)]
@@ -108,6 +125,29 @@ def train(
     title = "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(validation_pairs), title, json)
     note(f"wrote {out}")
+
+
+@contextmanager
+def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar) -> Iterator[None]:
+    """Write the best solvers so far when the training is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if results := list(progress.results.values()):
+            measured = {
+                result.nfe: {"validation_loss": result.loss, **result.measured()} for result in results
+            }
+            gas.save(out, results, model=progress.model, training={"unfinished": True}, measured=measured)
+            note(f"wrote the best so far to {out}")
+        raise
+
+
+def _unfinished(out: Path) -> bool:
+    """Return whether a solver file is of an interrupted training."""
+    try:
+        return bool(gas.load(out).document.training.get("unfinished"))
+    except (OSError, ValueError):
+        return False
 
 
 def _note_split(training: int, validation: int) -> None:

@@ -21,9 +21,9 @@ from gas.pairs.dataset import Pairs
 from gas.pairs.fingerprint import model_fingerprint
 from gas.training.adam import Adam
 from gas.training.adversarial.setup import BALANCE, GAS, Adversary, adversary_for
-from gas.training.distillation import FINISH
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import named_start
+from gas.training.plan import FINISH
 from gas.training.ranking import RankingCache
 
 __all__ = ["Budget", "Experiment"]

@@ -10,16 +10,25 @@ from . import (
     inner_solve as inner_solve,
     linearization as linearization,
     loop as loop,
+    plan as plan,
+    price as price,
     ranking as ranking,
     trajectory_grid as trajectory_grid,
     validation as validation,
 )
 from .adam import PAPER as PAPER, Adam as Adam, AdamSteps as AdamSteps, RelaxedStarts as RelaxedStarts
-from .distillation import Distilled as Distilled, distill as distill, distill_family as distill_family
+from .distillation import (
+    BestSoFar as BestSoFar,
+    Distilled as Distilled,
+    distill as distill,
+    distill_family as distill_family,
+)
 from .elimination import Removal as Removal, distill_forwards as distill_forwards
 from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussNewtonSteps
 from .initialization import StartSearch as StartSearch
 from .loop import FitRecord as FitRecord, fit as fit
+from .plan import TrainingPlan as TrainingPlan
+from .price import Price as Price, measure_calls as measure_calls
 from .ranking import best_classical as best_classical, rank_classical as rank_classical
 from .trajectory_grid import gits as gits
 from .validation import evaluate as evaluate

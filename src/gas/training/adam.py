@@ -18,7 +18,7 @@ from gas.losses import Loss
 from gas.models.protocol import Model, precision_of
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
-from gas.table import Table
+from gas.table import Table, table_of
 from gas.training.activation_checkpointing import (
     Checkpointed,
     Checkpointing,
@@ -156,6 +156,7 @@ class AdamSteps:
                 )
             check_single_process()
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
+        self.nfe = table_of(solver).nfe
         self.average = AveragedModel(solver, multi_avg_fn=_averaging(config.ema, config.ema_warmup))
         self.average.update_parameters(solver)  # the first update copies, so that the start is averaged in
         self.optimizer = torch.optim.Adam(solver.parameters(), lr=config.learning_rate, betas=config.betas)
@@ -173,8 +174,12 @@ class AdamSteps:
         average: nn.Module = self.average.module
         return average
 
-    def step(self) -> float:
-        """Take one step; return its batch's loss.
+    def step_cost(self) -> int:
+        """Return the most network evaluations of a step without discriminators."""
+        return self.config.batch * (4 * self.nfe + 1)
+
+    def step(self, limit: float = math.inf) -> float:
+        """Take one step; return its batch's loss. A step has no trials, so :meth:`step_cost` has to fit the limit.
 
         Raises:
             Diverged: when the loss or its gradient is not finite.

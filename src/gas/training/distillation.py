@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gas.classical.registry import Classical
+from gas.classical.registry import Classical, candidates
 from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import Kind, kind_by_name
@@ -25,17 +26,14 @@ from gas.training.adversarial.setup import Adversary, fit_adversarial
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import ROUNDING, CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
+from gas.training.plan import FINISH, TrainingPlan
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate, surely_positive
 
-__all__ = ["FINISH", "STATE", "Distilled", "Report", "distill", "distill_family", "neighbor_grid"]
-
-# The training of the winner of the start search, which is near its minimum already: more steps that remember more of
-# earlier pairs, and count pairs of larger loss in full.
-FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, forgetting=0.85, validate_every=1, outlier=30.0)
+__all__ = ["STATE", "BestSoFar", "Distilled", "Report", "distill", "distill_family", "neighbor_grid"]
 
 # The files of a resumable state, as a regular expression: the choice of the start, and the trainings' checkpoints.
-STATE = r"nfe-\d+(\.start\.json|(-gas)?\.pt)|forwards-\d+\.pt|\.(nfe|forwards)-\d+.*\.tmp"
+STATE = r"nfe-\d+(\.start|-gas)?\.pt|forwards-\d+\.pt|\.(nfe|forwards)-\d+.*\.tmp"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Distilled:
             :class:`gas.FitRecord` counts them.
         stopped: why adversarial training ended early, if it did.
         criterion: of an adversary, before its training and at the best after; equal where nothing came nearer.
-        losses: ``(S,)``, of each validation pair.
+        losses: ``(S,)``, of each validation pair it was compared on.
         provenance: guidance, teacher, loss and training, which :func:`gas.save` records.
     """
 
@@ -90,6 +88,42 @@ class Distilled:
 Report = RankedSolver | CandidateRound | StartChoice | FitRecord | Distilled
 
 
+class BestSoFar:
+    """The best solver of every NFE so far, whatever ends a training.
+
+    Args:
+        model: that is trained for.
+
+    Attributes:
+        results: the solvers by NFE; of one that is still training, that which would be its result now.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.results: dict[int, Distilled] = {}
+
+    def watch(self, reports: Iterator[Report]) -> Iterator[Report]:
+        """Yield the reports of :func:`distill` or :func:`distill_family`, and note what they bring."""
+        for report in reports:
+            self._add(report)
+            yield report
+
+    def _add(self, report: Report) -> None:
+        if isinstance(report, RankedSolver):
+            nfe, known = report.table.nfe, self.results.get(report.table.nfe)
+            if known is None or (-report.pairs, report.finite_loss) < (-len(known.losses), known.loss):
+                choice = StartChoice(report.classical, tuple(report.losses.tolist()), report.classical.spec)
+                self.results[nfe] = _classical_result(choice, self.model.schedule, {})
+        elif isinstance(report, StartChoice):
+            self.classical = self.results[report.best.nfe] = _classical_result(
+                report, self.model.schedule, {}
+            )
+        elif isinstance(report, FitRecord) and report.best_losses is not None:  # else against a discriminator
+            self.results[self.classical.nfe] = _with_record(self.classical, report)
+        elif isinstance(report, Distilled):
+            self.results[report.nfe] = report
+
+
 def distill(
     model: Model,
     pairs: Pairs,
@@ -103,6 +137,7 @@ def distill(
     theory: bool = True,
     adversary: Adversary | None = None,
     state: Path | None = None,
+    budget: int | None = None,
 ) -> Generator[Report, None, Distilled]:
     """Learn a solver of one NFE: an iterator over records, the last of which is the result.
 
@@ -121,6 +156,8 @@ def distill(
             adversary's criterion; its paired loss may be larger, even than the best classical solver's. Without weight
             on any discriminator this is training without an adversary, bit for bit.
         state: folder of the resumable state; an interrupted run resumes from it and ends with the same bits.
+        budget: most network evaluations, everything counted, for Gauss-Newton without an adversary. ``search``,
+            ``config`` and the validation pairs are cut to what it pays for (:class:`gas.training.TrainingPlan`).
 
     Yields:
         RankedSolver: of each round of the ranking. CandidateRound: after each short run. StartChoice: once. FitRecord:
@@ -134,17 +171,40 @@ def distill(
         raise UserError(
             f"distill needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
         )
-    choice = yield from search.run(
-        model, pairs, validation, nfe, loss=loss, solver=solver, theory=theory, state=state
-    )
-    yield choice
     config = kind.training(_default_config(search, loss) if config is None else config)
     adversarial = adversary is not None and adversary.has_weight()
+    limit = math.inf
+    if budget is not None:
+        if adversarial or not isinstance(config, GaussNewton):
+            raise UserError("a budget needs Gauss-Newton and no adversary: leave one of them out")
+        plan = plan_of(model, len(pairs), len(validation), nfe, search=search, config=config).within(budget)
+        search, config, validation = plan.search, plan.config, validation.view(slice(0, plan.validation))
+        # What remains pays for a first and a last validation and the step between.
+        limit = budget - len(validation) * 2 * nfe - plan.phases["training"].evaluations // 2
+    short_runs = search.first_steps(
+        config if isinstance(config, GaussNewton) else replace(FINISH, seed=config.seed)
+    )
+    choice = yield from search.run(
+        model,
+        pairs,
+        validation,
+        nfe,
+        loss=loss,
+        solver=solver,
+        theory=theory,
+        config=short_runs,
+        state=state,
+        limit=limit,
+    )
+    yield choice
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
     result = _classical_result(choice, model.schedule, provenance)
     if choice.best_loss >= ROUNDING:
+        remaining = math.inf if budget is None else budget - choice.evaluations
+        if choice.state is not None and isinstance(config, GaussNewton):
+            config = replace(short_runs, iterations=config.iterations + choice.state["iteration"])
         result = yield from _learn(
-            result, choice, kind, model, pairs, validation, loss, config, _file(state, nfe)
+            result, choice, kind, model, pairs, validation, loss, config, _file(state, nfe), remaining
         )
         if adversary is not None and adversarial:
             result = yield from _refine(
@@ -152,6 +212,26 @@ def distill(
             )
     yield result
     return result
+
+
+def plan_of(
+    model: Model,
+    pairs: int,
+    validation: int,
+    nfe: int,
+    *,
+    search: StartSearch | None = None,
+    config: GaussNewton = FINISH,
+) -> TrainingPlan:
+    """Return what :func:`distill` does for one NFE with so many pairs."""
+    return TrainingPlan(
+        nfe=nfe,
+        solvers=sum(1 for _ in candidates(model.schedule, nfe, model.t_end)),
+        pairs=pairs,
+        validation=validation,
+        search=StartSearch() if search is None else search,
+        config=config,
+    )
 
 
 def _classical_result(choice: StartChoice, schedule: Schedule, provenance: Mapping[str, Any]) -> Distilled:
@@ -164,6 +244,7 @@ def _classical_result(choice: StartChoice, schedule: Schedule, provenance: Mappi
         best_classical_loss=choice.best_loss,
         loss=choice.best_loss,
         evaluations=choice.evaluations,
+        losses=torch.tensor(choice.losses, dtype=torch.float64),
         provenance=provenance,
     )
 
@@ -182,19 +263,32 @@ def _learn(
     loss: str,
     config: Adam | GaussNewton,
     checkpoint: Path | None,
+    budget: float,
 ) -> Generator[FitRecord, None, Distilled]:
     """Train a solver; return the result with it if it validates surely better than the classical table."""
     solver = choice.solver(model.schedule, kind)
     for record in fit(
-        solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
+        solver,
+        model,
+        pairs,
+        validation=validation,
+        loss=loss,
+        config=config,
+        checkpoint=checkpoint,
+        budget=budget,
+        warm=choice.state if isinstance(config, GaussNewton) else None,
     ):
         yield record
-    losses = evaluate(model, validation, solver().detach(), loss_by_name(loss))
-    evaluations = result.evaluations + record.evaluations + len(validation) * result.nfe
-    classical_losses = torch.tensor(choice.losses, dtype=torch.float64)
-    if not surely_positive(classical_losses - losses):
-        return replace(result, losses=classical_losses, evaluations=evaluations)
-    return replace(result, solver=solver, loss=record.best_loss, losses=losses, evaluations=evaluations)
+    better = _with_record(result, record)
+    return better if better.solver is result.solver else replace(better, solver=solver)
+
+
+def _with_record(result: Distilled, record: FitRecord) -> Distilled:
+    """Return the classical result with the best table of a training, if that surely validates better."""
+    result = replace(result, evaluations=result.evaluations + record.evaluations)
+    if record.best_losses is None or not surely_positive(result.losses - record.best_losses):
+        return result
+    return replace(result, solver=record.best_table, loss=record.best_loss, losses=record.best_losses)
 
 
 def _refine(
@@ -256,6 +350,7 @@ def distill_family(
     nfes: Sequence[int],
     *,
     search: StartSearch | None = None,
+    budget: int | None = None,
     **options: Any,
 ) -> Generator[Report, None, list[Distilled]]:
     """Learn a solver for each NFE, the smallest first, with fewer network calls than one by one.
@@ -266,21 +361,37 @@ def distill_family(
     Args:
         model, pairs, validation, search, options: as for :func:`gas.distill`, the same for every member.
         nfes: network evaluations of each member.
+        budget: most network evaluations of all members together, shared in proportion to their full trainings.
 
     Yields:
         The records of :func:`gas.distill` for each member, which end with its :class:`gas.Distilled`.
     """
     search = StartSearch() if search is None else search
     members: list[Distilled] = []
-    for nfe in sorted(set(nfes)):
+    nfes = sorted(set(nfes))
+    budgets = _shares(budget, [plan_of(model, len(pairs), len(validation), nfe) for nfe in nfes])
+    for nfe in nfes:
         member_search = search
         if members:
             grid = neighbor_grid(model.schedule, members[-1].table(), nfe, model.t_end)
             count = min(_FAMILY_CANDIDATES, search.candidates)
             member_search = replace(search, candidates=count, extra_grid=grid)
-        member = yield from distill(model, pairs, validation, nfe, search=member_search, **options)
+        member = yield from distill(
+            model, pairs, validation, nfe, search=member_search, budget=budgets[nfe], **options
+        )
         members.append(member)
     return members
+
+
+def _shares(budget: int | None, plans: Sequence[TrainingPlan]) -> dict[int, int | None]:
+    """Return the budget of each NFE, in proportion to full trainings; refuse one that is too small for any."""
+    if budget is None:
+        return dict.fromkeys(plan.nfe for plan in plans)
+    whole = sum(plan.total.evaluations for plan in plans)
+    shares = {plan.nfe: int(budget * plan.total.evaluations / whole) for plan in plans}
+    for plan in plans:
+        plan.within(shares[plan.nfe])
+    return shares
 
 
 def neighbor_grid(schedule: Schedule, table: Table, nfe: int, t_end: float) -> Tensor:

@@ -18,9 +18,10 @@ from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.table import Table, table_of
 from gas.training.adam import Adam
-from gas.training.distillation import FINISH, Distilled, Report, distill_family
+from gas.training.distillation import Distilled, Report, distill_family
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.loop import fit
+from gas.training.plan import FINISH
 from gas.training.ranking import rank_classical
 from gas.training.validation import evaluate
 

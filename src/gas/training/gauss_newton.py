@@ -170,14 +170,23 @@ class GaussNewtonSteps:
         self.gradient = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
         self.iteration, self.evaluations = 0, 0
-        self.cost = evaluations_of(solver().nfe)
+        self.nfe = solver().nfe
+        self.cost = evaluations_of(self.nfe)
 
     def averaged(self) -> nn.Module:
         """Return the solver to validate: the running model averages already."""
         return self.solver
 
-    def step(self) -> float:
+    def step_cost(self) -> int:
+        """Return the network evaluations of the next step: its Jacobian and one trial."""
+        count = self.config.pairs_of(self.iteration, len(self.pairs), self.cost)
+        return count * (self.cost + self.nfe)
+
+    def step(self, limit: float = math.inf) -> float:
         """Take one step; return the loss of its pairs before it.
+
+        Args:
+            limit: of :attr:`evaluations`, beyond which no further trial is made.
 
         Raises:
             Diverged: when the samples or their derivatives are not finite.
@@ -203,17 +212,21 @@ class GaussNewtonSteps:
         self.curvature = fade * self.curvature + count * normal.curvature
         self.gradient = fade * self.gradient + count * (normal.gradient - normal.curvature @ q)
         self.weight = fade * self.weight + count
-        self._move(q, normal, lambda p: self._loss_at(p, batch, x, target, normal.weights))
+        self._move(
+            q, normal, lambda p: self._loss_at(p, batch, x, target, normal.weights), limit - count * self.nfe
+        )
         self.iteration += 1
         return loss
 
-    def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float]) -> None:
+    def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float], limit: float) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
         p, free, loss = self._parameters(), self._free(), newest.loss
         curvature = self.curvature / self.weight
         gradient = curvature @ q + self.gradient / self.weight
         metric = torch.diag(floored(curvature.diagonal()))
         for _ in range(_TRIALS):
+            if self.evaluations > limit:
+                break
             damped = curvature + self.damping * metric
             # In one process: rounding, which differs among machines, decides which of its steps are taken.
             trial = distributed.broadcast(partial(minimize, self._numbers, p, gradient, damped, free))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,23 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.arguments import MAX_SEEDS, integer
+from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.classical.registry import Classical, candidates, parse_times
 from gas.display import brief, error_text
 from gas.errors import Diverged, UserError
 from gas.grids.analytic import as_grid
-from gas.io import add_checksum, read_json, verify_checksum, write_text
 from gas.learned.registry import Kind, kind_by_name
 from gas.losses import Loss, l2, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.schedule import Schedule
-from gas.table import Table
+from gas.table import table_of
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
 
 __all__ = [
-    "FINALISTS",
     "ROUNDING",
-    "SHORTLIST",
     "CandidateRound",
     "StartChoice",
     "StartSearch",
@@ -40,10 +38,6 @@ __all__ = [
     "named_start",
     "start_label",
 ]
-
-# Classical solvers that the second and the last round of the ranking run. The losses of the best few differ by less
-# than 16 pairs resolve, so several go on from each round.
-SHORTLIST, FINALISTS = 16, 4
 
 # A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
 ROUNDING = 1e-11
@@ -59,22 +53,20 @@ _EXTRA_ROUNDS = 2
 # unipc-2-bh1 from time_cubic 4.39.
 _LEARNED_TIMES_GRID = "log_snr"
 
-# A few steps tell minima apart, as the first ones gain most.
-_SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)
-
 
 @dataclass(frozen=True, eq=False)
 class StartChoice:
-    """The start of a training, ``"uniform"`` or ``"SOLVER/GRID"``, and the parameters that its short runs learned.
+    """The start of a training, ``"uniform"`` or ``"SOLVER/GRID"``, and where its short runs led.
 
-    ``best`` is the best classical solver on the validation pairs, with the loss of each pair; ``evaluations`` are the
-    network evaluations of the whole search.
+    ``best`` is the best classical solver on the validation pairs, with the loss of each pair; ``state`` is that of
+    :class:`gas.training.GaussNewtonSteps` after the short runs; ``evaluations`` are the network evaluations of the
+    whole search.
     """
 
     best: Classical
     losses: tuple[float, ...]
     start: str
-    parameters: Mapping[str, Any] | None = None
+    state: Mapping[str, Any] | None = None
     evaluations: int = 0
 
     @property
@@ -85,9 +77,8 @@ class StartChoice:
     def solver(self, schedule: Schedule, kind: Kind) -> nn.Module:
         """Return the solver to train, at its start."""
         solver = kind.build(schedule, named_start(self.start, self.best.nfe, self.best.t_end))
-        if self.parameters is not None:
-            state = {name: torch.tensor(x, dtype=torch.float64) for name, x in self.parameters.items()}
-            solver.load_state_dict(state)
+        if self.state is not None:
+            solver.load_state_dict(self.state["solver"])
         return solver
 
 
@@ -106,19 +97,21 @@ class CandidateRound:
 class StartSearch:
     """How the start of a training is chosen.
 
-    ``"best"`` is successive halving: rank all classical solvers on 16, then the best 16 on 64, then the best 4 on all
-    validation pairs; train the best solver of each of three grids in a short run, the two best for another, and start
-    from the one that then validates best. The training loss has several minima, and which of them is reached depends
-    on the grid; the classical solver with the least loss need not lead to the best one.
+    ``"best"`` is successive halving: rank all classical solvers on a few validation pairs, the best of them on more,
+    and the best of those on all; train the best solver of each of some grids in a short run, the two best in another,
+    and go on with the one that then validates best. The training loss has several minima, and which of them is
+    reached depends on the grid; the classical solver with the least loss need not lead to the best one.
 
     Args:
         start: ``"best"``, ``"uniform"`` (the paper's: DPM-Solver++(3M) on the time-uniform grid), or
             ``"SOLVER/GRID"``.
         screening_pairs: validation pairs that every classical solver is ranked on.
-        validation_pairs: validation pairs that the best :data:`SHORTLIST` of them and every candidate are compared on.
+        shortlist: solvers of the second round. The losses of the best few differ by less than the screening resolves.
+        validation_pairs: validation pairs that the second round and the short runs are compared on.
+        finalists: solvers that are ranked on all validation pairs.
         candidates: most classical solvers that are trained.
+        steps: Gauss-Newton steps of a short run. A few tell minima apart, as the first ones gain most.
         extra_grid: a further grid ``(nfe + 1,)``, whose best classical solver is the first candidate.
-        short_run: settings of a short run, which minimizes squared errors.
 
     Raises:
         ValueError: names the setting that is unknown or out of range.
@@ -126,21 +119,29 @@ class StartSearch:
 
     start: str = "best"
     screening_pairs: int = 16
+    shortlist: int = 16
     validation_pairs: int = 64
+    finalists: int = 4
     candidates: int = 3
+    steps: int = 3
     extra_grid: Tensor | None = None
-    short_run: GaussNewton = _SHORT_RUN
 
     def __post_init__(self) -> None:
         check_start(self.start)
-        for name in ("screening_pairs", "validation_pairs", "candidates"):
-            integer(name, getattr(self, name), 1, MAX_SEEDS)
-        if not isinstance(self.short_run, GaussNewton):
-            raise UserError(f"short_run must be a gas.GaussNewton, got a {type(self.short_run).__name__}")
+        for field in fields(self):
+            if field.type == "int":
+                integer(field.name, getattr(self, field.name), 1, MAX_SEEDS)
 
-    def seeded(self, seed: int) -> StartSearch:
-        """Return the search with training pairs in the order of another seed."""
-        return replace(self, short_run=replace(self.short_run, seed=seed))
+    @property
+    def rounds(self) -> tuple[tuple[int | None, int | None], ...]:
+        """The rounds of :func:`gas.rank_classical`."""
+        return (None, self.screening_pairs), (self.shortlist, self.validation_pairs), (self.finalists, None)
+
+    def first_steps(self, config: GaussNewton) -> GaussNewton:
+        """Return the settings of a training from the short runs on: their batches grow to the first of ``config``."""
+        if self.start != "best":
+            return config
+        return replace(config, batch=max(1, round(config.batch / config.growth ** (2 * self.steps))))
 
     def run(
         self,
@@ -152,9 +153,14 @@ class StartSearch:
         loss: str,
         solver: str,
         theory: bool,
+        config: GaussNewton,
         state: Path | None,
+        limit: float = math.inf,
     ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
         """Choose the start, or read the choice of an interrupted run; arguments as in :func:`gas.distill`.
+
+        Short runs take steps of ``config``, which minimize squared errors; the ranking and they together take
+        no more network evaluations than ``limit``, if the ranking does not.
 
         Yields:
             RankedSolver: of each round of the ranking. CandidateRound: after each short run.
@@ -166,8 +172,10 @@ class StartSearch:
         if self.start != "best":  # refuse an impossible start before the long ranking
             kind.build(model.schedule, named_start(self.start, nfe, model.t_end))
         fingerprint = {
-            **{name: value for name, value in asdict(self).items() if name != "extra_grid"},
+            **{name: value for name, value in vars(self).items() if name != "extra_grid"},
             "extra_grid": None if self.extra_grid is None else self.extra_grid.tolist(),
+            "config": config.config() if self.start == "best" else None,
+            "limit": limit,
             "loss": loss,
             "solver": solver,
             "theory": theory,
@@ -175,23 +183,31 @@ class StartSearch:
             "pairs": _ends(pairs),
             "validation": _ends(validation),
         }
-        fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back
-        path = None if state is None else state / f"nfe-{nfe}.start.json"
+        path = None if state is None else state / f"nfe-{nfe}.start.pt"
         if path is not None and path.exists():
             return _read_choice(path, fingerprint)
-        choice = yield from self._choose(model, pairs, validation, nfe, loss_by_name(loss), kind)
+        choice = yield from self._choose(
+            model, pairs, validation, nfe, loss_by_name(loss), kind, config, limit
+        )
         if path is not None and distributed.is_first():
-            write_text(path, json.dumps(add_checksum({**asdict(choice), "fingerprint": fingerprint})))
+            values = {**vars(choice), "best": choice.best.config()}
+            write_checkpoint(path, {"choice": values, "fingerprint": fingerprint})
         return choice
 
     def _choose(
-        self, model: Model, pairs: Pairs, validation: Pairs, nfe: int, distance: Loss, kind: Kind
+        self,
+        model: Model,
+        pairs: Pairs,
+        validation: Pairs,
+        nfe: int,
+        distance: Loss,
+        kind: Kind,
+        config: GaussNewton,
+        limit: float,
     ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
         """Rank every classical solver; unless the start is named, train the best of each grid in short runs."""
-        screening: tuple[int | None, int | None] = (None, self.screening_pairs)
-        rounds = (screening, (SHORTLIST, self.validation_pairs), (FINALISTS, None))
         ranked = []
-        for solver in rank_classical(model, validation, nfe, distance, rounds=rounds):
+        for solver in rank_classical(model, validation, nfe, distance, rounds=self.rounds):
             ranked.append(solver)
             yield solver
         best = next(solver for solver in ranked if solver.round == 2)
@@ -207,26 +223,23 @@ class StartSearch:
         spent = choice.evaluations
         if self.extra_grid is not None:
             entries = candidates(model.schedule, nfe, model.t_end, times=self.extra_grid)
-            ranked = list(
-                rank_classical(model, validation, nfe, distance, entries=entries, rounds=(screening,))
-            )
+            rounds = self.rounds[:1]
+            ranked = list(rank_classical(model, validation, nfe, distance, entries=entries, rounds=rounds))
             starts = [*_best_starts(ranked, 1, kind), *starts][: self.candidates]
             spent += sum(solver.evaluations for solver in ranked)
-        config = kind.training(self.short_run)
         running = []
         for start in starts:
             learned = kind.build(model.schedule, start)
-            running.append(_Candidate(start, GaussNewtonSteps(learned, model, pairs, l2, config)))
+            steps = GaussNewtonSteps(learned, model, pairs, l2, kind.training(config))
+            running.append(_Candidate(start, steps))
         some = validation.subset(slice(0, self.validation_pairs))
         further = 0 if len(running) == 1 else 1 + _EXTRA_ROUNDS if kind.lasting else 1
-        winner, cost = yield from _halve(running, some, distance, further)
-        return replace(
-            choice, start=winner.classical.spec, parameters=winner.parameters, evaluations=spent + cost
-        )
+        winner, cost = yield from _halve(running, self.steps, further, some, distance, limit - spent)
+        return replace(choice, start=winner.classical.spec, state=winner.state, evaluations=spent + cost)
 
 
 def _halve(
-    running: list[_Candidate], validation: Pairs, distance: Loss, further: int
+    running: list[_Candidate], steps: int, further: int, validation: Pairs, distance: Loss, limit: float
 ) -> Generator[CandidateRound, None, tuple[_Candidate, int]]:
     """Train all candidates for a round and the best for further ones; return the winner and the evaluations."""
     sizes = [len(running), *[min(_SECOND_ROUND, len(running))] * further]
@@ -235,7 +248,7 @@ def _halve(
         running = running[:size]
         for candidate in running:
             run += 1
-            cost = candidate.short_run(validation, distance)
+            cost = candidate.short_run(steps, validation, distance, limit - spent)
             spent += cost
             yield CandidateRound(
                 classical=candidate.classical, loss=candidate.loss, run=run, runs=sum(sizes), evaluations=cost
@@ -246,27 +259,30 @@ def _halve(
 
 @dataclass
 class _Candidate:
-    """A start in training, with the best parameters so far: steps on few pairs may also lead away from them."""
+    """A start in training, with its best state so far: steps on few pairs may also lead away from it."""
 
     classical: Classical
     steps: GaussNewtonSteps
     loss: float = math.inf
-    parameters: Mapping[str, Any] | None = None
+    state: Mapping[str, Any] | None = None
 
-    def short_run(self, validation: Pairs, distance: Loss) -> int:
+    def short_run(self, steps: int, validation: Pairs, distance: Loss, limit: float) -> int:
         """Train and validate; return the network evaluations. A run that diverges changes nothing."""
-        before = self.steps.evaluations
+        before, cost = self.steps.evaluations, len(validation) * self.steps.nfe
+        limit += before - cost
+        if before + self.steps.step_cost() > limit:
+            return 0
         try:
-            for _ in range(self.steps.config.iterations):
-                self.steps.step()
+            for _ in range(steps):
+                if self.steps.evaluations + self.steps.step_cost() > limit:
+                    break
+                self.steps.step(limit)
         except Diverged:
             return self.steps.evaluations - before
-        table: Table = self.steps.solver().detach()
-        loss = float(evaluate(self.steps.model, validation, table, distance).mean())
+        loss = float(evaluate(self.steps.model, validation, table_of(self.steps.solver), distance).mean())
         if loss < self.loss:
-            state = self.steps.solver.state_dict()
-            self.loss, self.parameters = loss, {name: x.tolist() for name, x in state.items()}
-        return self.steps.evaluations - before + len(validation) * table.nfe
+            self.loss, self.state = loss, copy.deepcopy(self.steps.state())
+        return self.steps.evaluations - before + cost
 
 
 def check_start(start: str) -> None:
@@ -340,22 +356,16 @@ def _ends(pairs: Pairs) -> list[int]:
 
 def _read_choice(path: Path, fingerprint: Mapping[str, Any]) -> StartChoice:
     try:
-        content = verify_checksum(read_json(path), str(path))
-        known = content.pop("fingerprint")
+        content = read_checkpoint(path)
+        known, values = content["fingerprint"], content["choice"]
         changed = [name for name, value in fingerprint.items() if known.get(name) != value]
-        if known != fingerprint:
+        if changed:
             changes = (
                 f"{name} was {brief(known.get(name), 40)}, is {brief(fingerprint[name], 40)}"
                 for name in changed[:3]
             )
             raise UserError(f"it is of another run: {'; '.join(changes)}")
-        return StartChoice(
-            best=Classical(**content["best"]),
-            losses=tuple(float(loss) for loss in content["losses"]),
-            start=str(content["start"]),
-            parameters=content["parameters"],
-            evaluations=int(content["evaluations"]),
-        )
+        return StartChoice(**{**values, "best": Classical(**values["best"])})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be continued ({error_text(error)}): delete {path.parent} to train afresh"

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from gas import distributed
-from gas.arguments import choice, of_type
+from gas.arguments import choice, number, of_type
 from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.errors import Diverged, UserError
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_conditions, check_pairs
 from gas.registry import origin
-from gas.table import Table
+from gas.table import Table, table_of
 from gas.training.adam import Adam
 from gas.training.adversarial.losses import Discriminator
 from gas.training.gauss_newton import GaussNewton
@@ -34,9 +34,9 @@ __all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
 # A loss this many times that of a constant prediction is no approximation; few steps from a poor start may leave 3.
 _IMPLAUSIBLE = 10
 
-# What to choose the best solver by: its table -> smaller is better. If it samples with the table, its attribute
-# ``samples`` is their number, so that they can be counted.
-Criterion = Callable[[Table], float]
+# What to choose the best solver by: its table -> a number, or the losses ``(S,)`` whose mean counts; smaller is better.
+# If it samples with the table, its attribute ``samples`` is their number, so that they can be counted.
+Criterion = Callable[[Table], float | Tensor]
 
 
 class LearnedSolver(Protocol):
@@ -54,8 +54,11 @@ class Steps(Protocol):
 
     @property
     def config(self) -> Adam | GaussNewton: ...
-    def step(self) -> float:
-        """Take one step; return the mean loss of its pairs."""
+    def step(self, limit: float = math.inf) -> float:
+        """Take one step, with no trial that takes :attr:`evaluations` above the limit; return its pairs' mean loss."""
+
+    def step_cost(self) -> int:
+        """Return the network evaluations that the next step takes at least, and at most where it has no trials."""
 
     def averaged(self) -> nn.Module:
         """Return the solver to validate."""
@@ -75,7 +78,10 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class FitRecord:
-    """One report: mean training loss since the last report, and validation losses now, at the start and at best."""
+    """One report: mean training loss since the last report, and validation losses now, at the start and at best.
+
+    The last report has ``iteration == iterations``.
+    """
 
     iteration: int
     iterations: int
@@ -90,6 +96,10 @@ class FitRecord:
     logs: Mapping[str, float] = field(default_factory=dict)
     """Means of the optimizer's logs since the last report. Those of a discriminator are ``NAME.discriminator`` and
     ``NAME.generator`` (losses), ``NAME.r1``, ``NAME.r2`` and ``NAME.real_above_fake`` (share of pairs)."""
+    best_table: Table | None = field(default=None, repr=False, compare=False)
+    """Table of the best solver so far: training may stop after any report."""
+    best_losses: Tensor | None = field(default=None, repr=False, compare=False)
+    """Its losses ``(S,)`` on the validation pairs, ``None`` with a criterion that returns one number."""
 
 
 def fit(
@@ -105,6 +115,8 @@ def fit(
     pairing: str = "independent",
     criterion: Criterion | None = None,
     keep: Literal["best", "last"] = "best",
+    budget: float = math.inf,
+    warm: Mapping[str, Any] | None = None,
 ) -> Iterator[FitRecord]:
     """Minimize ``E loss(student(x_T), teacher(x_T))`` over a solver's parameters.
 
@@ -129,6 +141,9 @@ def fit(
             samples away from the teacher's on purpose, so with them choose by a distance of distributions on fixed
             noise: :class:`gas.training.adversarial.setup.FixedNoiseCriterion`.
         keep: ``"last"`` leaves the solver with the parameters of the last report, however they validate.
+        budget: most network evaluations, counted as :attr:`FitRecord.evaluations`: training ends before the step whose
+            evaluations, with those of a validation, would exceed it.
+        warm: the optimizer's state after earlier steps of these settings; their evaluations do not count again.
 
     Yields:
         FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
@@ -157,9 +172,12 @@ def fit(
     steps: Steps = config.optimizer(
         solver=solver, model=model, pairs=pairs, loss=distance, discriminators=discriminators, pairing=pairing
     )
-    fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion)
+    if warm is not None:
+        steps.restore({**warm, "evaluations": 0})
+    number("budget", budget, "[1, inf]")
+    fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion, budget)
     paired_loss = _PairedLoss(steps.model, validation, distance)
-    run = _Run(solver, steps, paired_loss if criterion is None else criterion, keep)
+    run = _Run(solver, steps, paired_loss if criterion is None else criterion, keep, budget)
     yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
     # Discriminators move samples away from the teacher's on purpose.
     paired = criterion is None and not discriminators
@@ -219,24 +237,31 @@ class _PairedLoss:
     def samples(self) -> int:
         return len(self.pairs)
 
-    def __call__(self, table: Table) -> float:
-        return float(evaluate(self.model, self.pairs, table, self.loss).mean())
+    def __call__(self, table: Table) -> Tensor:
+        return evaluate(self.model, self.pairs, table, self.loss)
 
 
 @dataclass(frozen=True, eq=False)
 class _Best:
     parameters: dict[str, Tensor]
+    table: Table
     loss: float = math.inf
+    losses: Tensor | None = None
     iteration: int = 0
 
 
 class _Run:
     """One training: its optimizer, validation, and the best parameters so far."""
 
-    def __init__(self, solver: nn.Module, steps: Steps, criterion: Criterion, keep: str) -> None:
+    def __init__(
+        self, solver: nn.Module, steps: Steps, criterion: Criterion, keep: str, budget: float
+    ) -> None:
         self.solver, self.steps, self.criterion, self.keep = solver, steps, criterion, keep
-        self.best, self.start_loss = _Best(_copy(solver)), math.nan
-        self.reported = -1
+        table = table_of(solver)
+        self.best, self.start_loss = _Best(_copy(solver), table), math.nan
+        self.validation_cost = int(getattr(criterion, "samples", 0)) * table.nfe
+        self.budget, self.validations = budget, 0
+        self.record: FitRecord | None = None
         self.losses: list[float] = []
         self.winners: set[str] = set()
 
@@ -244,49 +269,61 @@ class _Run:
         """Train and report, from a checkpoint if there is one; leave the solver with the best parameters."""
         if path is not None and path.exists():
             self._restore(_read_state(path, fingerprint))
+            # A finished run reports once more: distill_family learns from that report how this member ended.
+            if self.record is not None and self._ended():
+                yield self.record
         try:
-            while True:
-                if self._due():
-                    record = self._validate()
+            while self.record is None or not self._ended():
+                if self.record is not None:
+                    self.losses.append(self.steps.step(self._limit()))
+                if self.record is None or self._due():
+                    self.record = self._validate()
                     if path is not None and distributed.is_first():
                         write_checkpoint(path, {"fingerprint": fingerprint, **self._state()})
-                    yield record
-                if self.steps.iteration >= self.steps.config.iterations:
-                    return
-                self.losses.append(self.steps.step())
+                    yield self.record
         finally:
             self.solver.load_state_dict(self.best.parameters)
 
+    def _limit(self) -> float:
+        """Return how many evaluations the steps may take until the next validation."""
+        return self.budget - (self.validations + 1) * self.validation_cost
+
+    def _ended(self) -> bool:
+        return self.record is not None and self.record.iteration == self.record.iterations
+
+    def _last(self) -> bool:
+        """Whether all iterations are done, or the budget has no room for another."""
+        spent = self.steps.evaluations + self.steps.step_cost()
+        return self.steps.iteration >= self.steps.config.iterations or spent > self._limit()
+
     def _due(self) -> bool:
-        """Whether this iteration's report is still to come."""
-        iteration, config = self.steps.iteration, self.steps.config
-        boundary = iteration % config.validate_every == 0 or iteration == config.iterations
-        return boundary and self.reported != iteration
+        return self.steps.iteration % self.steps.config.validate_every == 0 or self._last()
 
     def _validate(self) -> FitRecord:
         """Validate the averaged solver, store it if it is the best, and report."""
-        average, iteration, config = self.steps.averaged(), self.steps.iteration, self.steps.config
-        with torch.no_grad():
-            table: Table = average()
-        loss = self.criterion(table)
-        if iteration == 0:
+        average, iteration = self.steps.averaged(), self.steps.iteration
+        table = table_of(average)
+        losses = torch.as_tensor(self.criterion(table), dtype=torch.float64)
+        loss = float(losses.mean())
+        self.validations += 1
+        if self.validations == 1:
             self.start_loss = loss
         if loss < self.best.loss or (self.keep == "last" and math.isfinite(loss)):
-            self.best = _Best(_copy(average), loss, iteration)
+            self.best = _Best(_copy(average), table, loss, losses if losses.ndim else None, iteration)
         train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
-        self.losses, self.reported = [], iteration
-        validations = 1 + -(-iteration // config.validate_every)
-        samples = int(getattr(self.criterion, "samples", 0))
+        self.losses = []
         return FitRecord(
             iteration=iteration,
-            iterations=config.iterations,
+            iterations=iteration if self._last() else self.steps.config.iterations,
             train_loss=train_loss,
             validation_loss=loss,
             start_loss=self.start_loss,
             best_loss=self.best.loss,
             best_iteration=self.best.iteration,
-            evaluations=self.steps.evaluations + validations * samples * table.nfe,
+            evaluations=self.steps.evaluations + self.validations * self.validation_cost,
             logs=self._checked_logs(),
+            best_table=self.best.table,
+            best_losses=self.best.losses,
         )
 
     def _checked_logs(self) -> dict[str, float]:
@@ -307,20 +344,23 @@ class _Run:
         return logs
 
     def _state(self) -> dict[str, Any]:
+        best, record = dict(vars(self.best)), dict(vars(self.record))
+        del best["table"], record["best_table"], record["best_losses"]
         return {
-            "best": vars(self.best),
-            "start_loss": self.start_loss,
+            "best": best,
+            "record": {**record, "logs": dict(record["logs"])},
+            "validations": self.validations,
             "winners": sorted(self.winners),
             "steps": self.steps.state(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.best, self.start_loss = _Best(**state["best"]), state["start_loss"]
+        self.solver.load_state_dict(state["best"]["parameters"])
+        self.best = _Best(**state["best"], table=table_of(self.solver))
+        self.record = FitRecord(**state["record"], best_table=self.best.table, best_losses=self.best.losses)
+        self.start_loss, self.validations = self.record.start_loss, state["validations"]
         self.winners = set(state["winners"])
         self.steps.restore(state["steps"])
-        # A finished run reports once more: distill_family learns from that report how this member ended.
-        finished = self.steps.iteration == self.steps.config.iterations
-        self.reported = -1 if finished else self.steps.iteration
 
 
 def _read_state(path: Path, fingerprint: str) -> dict[str, Any]:
@@ -334,13 +374,20 @@ def _read_state(path: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def _fingerprint(
-    solver: nn.Module, steps: Steps, pairs: Pairs, validation: Pairs, loss: Loss, criterion: Criterion | None
+    solver: nn.Module,
+    steps: Steps,
+    pairs: Pairs,
+    validation: Pairs,
+    loss: Loss,
+    criterion: Criterion | None,
+    budget: float,
 ) -> str:
     """Return a digest of everything that decides the bits of a run: no other run may resume its checkpoint."""
     settings = {
         "steps": steps.fingerprint(),
         "loss": origin(loss),
         "criterion": origin(criterion),
+        "budget": budget,
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
         "schedule": steps.model.schedule.config(),
         "model": dict(steps.model.fingerprint()),

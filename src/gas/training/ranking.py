@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gas import distributed
@@ -31,10 +32,10 @@ class RankedSolver:
     Args:
         classical: the solver by name.
         table: its table on the model's schedule.
-        losses: ``(S,)``, of each pair.
+        losses: ``(S,)``, of each pair of this round and those before.
         round: number of the round, from 0.
-        evaluations: network evaluations of single samples. The prediction at x_T is the same for all solvers of a
-            round; the first of them pays for it.
+        evaluations: network evaluations of single samples in this round. The prediction at x_T is the same for all
+            solvers of a round; the first of them pays for it.
     """
 
     classical: Classical
@@ -69,7 +70,7 @@ def rank_classical(
     rounds: Sequence[tuple[int | None, int | None]] = ((None, 64), (6, None)),
     batch: int = 64,
 ) -> Iterator[RankedSolver]:
-    """Rank classical solvers by successive halving: each round runs fewer of them on more pairs.
+    """Rank classical solvers by successive halving: each round runs fewer of them on further pairs.
 
     Args:
         model: whose denoiser to call.
@@ -77,8 +78,9 @@ def rank_classical(
         nfe: network evaluations.
         loss: distance to the teacher.
         entries: solvers to rank; by default the whole catalogue on every grid.
-        rounds: for each round, how many of the best solvers of the round before to run, and on how many of the first
-            pairs; ``None`` is all. By default all solvers run on 64 pairs, and the best 6 of them on all pairs.
+        rounds: for each round, how many of the best solvers of the round before go on, and how many of the first
+            pairs they are then measured on; ``None`` is all. By default all solvers run on 64 pairs, and the best 6 of
+            them on all pairs.
         batch: samples a network call.
 
     Yields:
@@ -86,32 +88,39 @@ def rank_classical(
             first.
     """
     entries = list(candidates(model.schedule, nfe, model.t_end) if entries is None else entries)
-    for number, (solvers, size) in enumerate(rounds):
-        some = pairs if size is None else pairs.subset(slice(0, size))
+    solvers = [RankedSolver(classical=c, table=t, losses=torch.empty(0)) for c, t in entries]
+    measured = 0
+    for number, (count, size) in enumerate(rounds):
+        stop = len(pairs) if size is None else max(measured, min(size, len(pairs)))
+        losses = PairLosses(model, pairs.view(slice(measured, stop)), loss, batch)
         final = 0 < number == len(rounds) - 1
         ranked = []
-        for solver in _measure(PairLosses(model, some, loss, batch), entries[:solvers], number):
+        for solver in _measure(losses, solvers[:count], number):
             ranked.append(solver)
             if not final:
                 yield solver
         ranked.sort(key=lambda solver: solver.finite_loss)
         if final:
             yield from ranked
-        entries = [(solver.classical, solver.table) for solver in ranked]
+        solvers, measured = ranked, stop
 
 
-def _measure(
-    validation: PairLosses, entries: Sequence[tuple[Classical, Table]], number: int
-) -> Iterator[RankedSolver]:
-    """Measure solvers one by one; several processes share them."""
+def _measure(validation: PairLosses, solvers: Sequence[RankedSolver], number: int) -> Iterator[RankedSolver]:
+    """Measure solvers one by one on further pairs; several processes share them."""
     first_prediction = False
-    losses = distributed.map_sharded(lambda entry: validation.losses(entry[1]), entries)
-    for (classical, table), values in zip(entries, losses, strict=True):
-        starts_at_noise = float(table.times[0]) == 1.0
-        calls = table.nfe - (first_prediction and starts_at_noise)
+    if not len(validation.pairs):  # those of the round before
+        yield from (replace(solver, round=number, evaluations=0) for solver in solvers)
+        return
+    losses = distributed.map_sharded(lambda solver: validation.losses(solver.table), solvers)
+    for solver, values in zip(solvers, losses, strict=True):
+        starts_at_noise = float(solver.table.times[0]) == 1.0
+        calls = solver.table.nfe - (first_prediction and starts_at_noise)
         first_prediction = first_prediction or starts_at_noise
-        yield RankedSolver(
-            classical=classical, table=table, losses=values, round=number, evaluations=len(values) * calls
+        yield replace(
+            solver,
+            losses=torch.cat([solver.losses, values]),
+            round=number,
+            evaluations=len(values) * calls,
         )
 
 

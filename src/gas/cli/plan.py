@@ -1,0 +1,103 @@
+"""``gas plan``: what teacher pairs and a training will cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import gas
+from gas.arguments import MAX_NFE, MAX_SEEDS
+from gas.cli import options
+from gas.cli.app import command
+from gas.cli.checks import GUIDANCE, option
+from gas.cli.screen import note, print_json, print_table
+
+# Budgets of the table, in shares of the full training.
+_SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
+
+
+@command("gas plan --model digits --seeds 1280 --nfe 4,6")
+def plan(
+    nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", options.parse_nfes)] = "4",
+    seeds: Annotated[int, option("Number of teacher pairs.", min=4, max=MAX_SEEDS)] = 1280,
+    teacher: Annotated[int, option("Network evaluations a pair of the teacher.", min=1, max=MAX_NFE)] = 20,
+    validation: options.Validation = None,
+    guidance: Annotated[float, option("Guidance scale.", **GUIDANCE)] = 1.0,
+    *,
+    network: options.NetworkOptions,
+    json: options.Json = False,
+) -> None:
+    """Estimate evaluations, time, memory and disk of gas pairs and gas train, and what smaller budgets buy.
+
+    A few network calls and one training step are timed. Evaluations are of single samples, everything counted; gas
+    train keeps to a number of them with --budget.
+    """
+    model, nfes = network.load(), options.parse_nfes(nfe)
+    chosen = options.default_validation(seeds) if validation is None else validation
+    if chosen >= seeds:
+        raise gas.UserError(f"--validation must be below the {seeds} pairs, got {chosen}")
+    rows = []
+    for n in nfes:
+        cost = gas.training.measure_calls(model, n, guidance=guidance)
+        if not rows:
+            rows.append(
+                _row("pairs", None, None, gas.training.price.pairs_price(model, cost, seeds, teacher))
+            )
+        full = gas.training.distillation.plan_of(model, seeds - chosen, chosen, n)
+        for share in _SHARES:
+            cut = full if share == 1 else full.within(int(share * full.total.evaluations))
+            rows.append(_row("training", n, cut, gas.training.price.training_price(cut, cost)))
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        f"{model.name}: {seeds:,} pairs, {chosen:,} of them to choose by",
+        [
+            "",
+            "NFE",
+            "network evaluations",
+            "time",
+            "peak memory",
+            "disk",
+            "steps",
+            "pairs a step",
+            "chosen on",
+        ],
+        [_cells(row) for row in rows],
+    )
+    note("for each NFE the full training, then smaller budgets: gas train --budget EVALUATIONS")
+
+
+def _row(
+    work: str, nfe: int | None, plan: gas.training.TrainingPlan | None, price: gas.training.Price
+) -> dict[str, Any]:
+    sizes = {"steps": None, "pairs": None, "validation": None}
+    if plan is not None:
+        sizes = {"steps": plan.steps, "pairs": list(plan.step_pairs), "validation": plan.validation}
+    return {"work": work, "nfe": nfe, **asdict(price), **sizes}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    pairs = row["pairs"]
+    return [
+        row["work"],
+        "" if row["nfe"] is None else str(row["nfe"]),
+        f"{row['evaluations']:,}",
+        _duration(row["seconds"]),
+        f"{row['memory'] / 2**20:,.0f} MB" if row["memory"] else "",
+        f"{row['disk'] / 2**20:,.1f} MB" if row["disk"] else "",
+        "" if pairs is None else str(row["steps"]),
+        "" if pairs is None else f"{pairs[0]} to {pairs[-1]}",
+        "" if pairs is None else f"{row['validation']} pairs",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> _duration(42), _duration(600), _duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
