@@ -123,7 +123,7 @@ def train(
             measured = {r.nfe: {**_validation(r, optimizer.loss, model), **r.measured()} for r in plain}
             gas.save(out, results, model=model, training=training, measured=measured)
     title = "GAS" if gas_settings is not None else solver.upper()
-    _report(results, model, optimizer.loss, len(validation_pairs), title, json)
+    _report(results, model, optimizer.loss, _chosen_on(results, validation_pairs), title, json)
     note(f"wrote {out}")
 
 
@@ -148,6 +148,11 @@ def _unfinished(out: Path) -> bool:
         return bool(gas.load(out).document.training.get("unfinished"))
     except (OSError, ValueError):
         return False
+
+
+def _chosen_on(results: list[gas.Distilled], validation: gas.Pairs) -> int:
+    """Return how many pairs the results were chosen on: a budget may not pay for all."""
+    return min(len(validation) if result.losses is None else len(result.losses) for result in results)
 
 
 def _note_split(training: int, validation: int) -> None:
