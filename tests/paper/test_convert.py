@@ -19,8 +19,8 @@ from gas.paper import edm
 from gas.paper.backbone import load_published
 from gas.paper.student import read_student
 from gas.paper.teacher_set import PROMPTS, import_pairs, read_teacher_set
+from gas.unpickle.allowed import FileTensor
 from gas.unpickle.loading import read_pickle
-from gas.unpickle.plain import FileTensor
 from support import commands
 from support.commands import run
 from support.covering import covering, thinned

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
-from gas.unpickle.plain import Persistent
 from support.hostile_pickles import (
     REBUILD,
     STORAGE,

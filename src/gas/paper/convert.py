@@ -15,8 +15,8 @@ from gas.io import sha256, write_safetensors
 from gas.paper.student import is_student
 from gas.paper.teacher_set import is_teacher_set
 from gas.schedule import EDMasVP, Schedule, VPDiscrete, VPLinear
+from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle
-from gas.unpickle.plain import Persistent
 
 __all__ = ["KINDS", "SCHEDULES", "recognize", "weights_to_safetensors"]
 

@@ -22,8 +22,8 @@ from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
 from gas.registry import named
 from gas.schedule import EDMasVP
+from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
-from gas.unpickle.plain import Persistent
 
 __all__ = [
     "EDMNetwork",

@@ -24,8 +24,8 @@ from gas.pairs.shards import (
     write_shard,
 )
 from gas.pairs.teacher import PairsProgress
+from gas.unpickle.allowed import FileTensor
 from gas.unpickle.loading import read_pickle
-from gas.unpickle.plain import FileTensor
 
 __all__ = ["PROMPTS", "TeacherSet", "import_pairs", "is_teacher_set", "read_teacher_set"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from gas.display import error_text
 from gas.errors import UserError
 from gas.io import open_regular, read_safetensors
-from gas.unpickle.plain import Persistent, Refused
-from gas.unpickle.reader import TORCH_MAGIC, Budget, Reader, bounded, read_torch
+from gas.unpickle.allowed import Persistent, Refused
+from gas.unpickle.restricted import TORCH_MAGIC, Budget, Reader, bounded, read_torch
 
 __all__ = ["Persistent", "read_open", "read_pickle", "read_state", "state_dict_of"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import read_safetensors
+from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
-from gas.unpickle.plain import Persistent
 
 __all__ = [
     "CIFAR10",

@@ -17,7 +17,7 @@ from torch import Tensor
 from gas.archives import open_zip
 from gas.display import brief
 from gas.errors import UserError
-from gas.unpickle.plain import (
+from gas.unpickle.allowed import (
     LOAD,
     MODULES,
     NAMES,
