@@ -379,7 +379,11 @@ def _show_fact(value: Any) -> str:
     """Return a fact for a message; of a long text, such as a hash, the beginning."""
     if isinstance(value, float):
         return f"{value:g}"
-    text = value[:25] if isinstance(value, str) else brief(tuple(value) if isinstance(value, list) else value)
+    text = (
+        value[:25]
+        if isinstance(value, str)
+        else brief(tuple(value) if isinstance(value, (list, tuple)) else value)
+    )
     return text if len(text) <= 24 else text[:12] + "..."
 
 
