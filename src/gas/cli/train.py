@@ -87,12 +87,11 @@ def train(
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
     model = network.load(pairs)
-    data = gas.read_pairs(pairs, model=model, hold=False)
-    training_pairs, validation_pairs = options.split_pairs(data, validation)
-    adversary = discriminator.adversary(model, training_pairs, optimizer, stored, network.precision)
+    sets = options.split_pairs(gas.read_pairs(pairs, model=model, hold=False), validation)
+    adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision)
     if budgets:
-        gas.training.elimination.check_branches(model, training_pairs)
-    _note_split(len(training_pairs), len(validation_pairs))
+        gas.training.elimination.check_branches(model, sets[0])
+    _note_split(*map(len, sets))
     state = out.with_name(out.name + ".state")
     first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
     owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
@@ -107,24 +106,57 @@ def train(
             "theory": theory,
             "state": state,
         }
+        family = {"adversary": adversary, "budget": budget, **settings}
         starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
-        both = training_pairs, validation_pairs
-        reports = gas.distill_family(model, *both, starts, adversary=adversary, budget=budget, **settings)
-        watched = progress.watch(reports)
-        members = [show(watched, model, n, solver.upper()) for n in starts]
-        passes = gas.training.elimination.distill_forwards(model, *both, budgets, members=members, **settings)
-        results = [member for member in members if member.nfe in nfes]
-        results += [show(passes, model, n, "BNS", "forward passes") for n in sorted(budgets, reverse=True)]
+        results = _learn(model, sets, starts, family, solver.upper(), progress)
+        results += _learn_forwards(model, sets, budgets, results, settings)
+        results = [result for result in results if result.branched or result.nfe in nfes]
         if first:
-            training = dict(results[0].provenance["training"])
-            if gas_settings is not None:
-                training |= {"objective": "gas", **gas_settings}
-            plain = [result for result in results if not result.branched]
-            measured = {r.nfe: {**_validation(r, optimizer.loss, model), **r.measured()} for r in plain}
-            gas.save(out, results, model=model, training=training, measured=measured)
+            _save(out, results, model, optimizer.loss, gas_settings)
     title = "GAS" if gas_settings is not None else solver.upper()
-    _report(results, model, optimizer.loss, _chosen_on(results, validation_pairs), title, json)
+    _report(results, model, optimizer.loss, _chosen_on(results, sets[1]), title, json)
     note(f"wrote {out}")
+
+
+def _learn(
+    model: gas.models.Model,
+    sets: tuple[gas.Pairs, gas.Pairs],
+    nfes: list[int],
+    family: dict[str, Any],
+    title: str,
+    progress: gas.training.BestSoFar,
+) -> list[gas.Distilled]:
+    """Learn a solver of each NFE."""
+    watched = progress.watch(gas.distill_family(model, *sets, nfes, **family))
+    return [show(watched, model, nfe, title) for nfe in nfes]
+
+
+def _learn_forwards(
+    model: gas.models.Model,
+    sets: tuple[gas.Pairs, gas.Pairs],
+    budgets: list[int],
+    members: list[gas.Distilled],
+    settings: dict[str, Any],
+) -> list[gas.Distilled]:
+    """Learn a solver of each number of forward passes from the NFE that it starts at."""
+    passes = gas.training.distill_forwards(model, *sets, budgets, members=members, **settings)
+    return [show(passes, model, count, "BNS", "forward passes") for count in sorted(budgets, reverse=True)]
+
+
+def _save(
+    out: Path,
+    results: list[gas.Distilled],
+    model: gas.models.Model,
+    loss: str,
+    gas_settings: dict[str, Any] | None,
+) -> None:
+    """Write the solvers with the settings of GAS and robust measurements beside their own provenance."""
+    training = dict(results[0].provenance["training"])
+    if gas_settings is not None:
+        training |= {"objective": "gas", **gas_settings}
+    plain = [result for result in results if not result.branched]
+    measured = {r.nfe: {**_validation(r, loss, model), **r.measured()} for r in plain}
+    gas.save(out, results, model=model, training=training, measured=measured)
 
 
 @contextmanager
