@@ -76,13 +76,8 @@ def train(
     replaces = not out.exists() or _unfinished(out)
     if not (replaces or overwrite):
         raise gas.UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
-    nfes, stored = options.parse_nfes(nfe), options.parse_checkpointing(checkpointing)
-    gas_settings = discriminator.settings()
-    budgets = [] if forwards is None else options.parse_nfes(forwards)
-    if budgets and not options.was_given(context, "nfe"):
-        nfes = []
-    if budgets and budget is not None:
-        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
+    nfes, budgets = _counts(context, nfe, forwards, budget)
+    stored, gas_settings = options.parse_checkpointing(checkpointing), discriminator.settings()
     config = optimizer.config(stored)
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
@@ -116,6 +111,18 @@ def train(
     title = "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, _chosen_on(results, sets[1]), title, json)
     note(f"wrote {out}")
+
+
+def _counts(
+    context: typer.Context, nfe: str, forwards: str | None, budget: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the NFE and the numbers of forward passes to learn."""
+    if forwards is None:
+        return options.parse_nfes(nfe), []
+    if budget is not None:
+        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
+    given = options.was_given(context, "nfe")
+    return options.parse_nfes(nfe) if given else [], options.parse_nfes(forwards)
 
 
 def _learn(
