@@ -68,3 +68,65 @@ def test_commands_of_zoo_models_do_not_offer_pipelines(folder, tmp_path):
         assert "Zoo model of images" in shown and "diffusers:" not in shown
     told = run("demo", "--model", f"diffusers:{folder / 'sd'}", "--out", tmp_path / "x", code=2)
     assert "this command takes zoo models of images" in told
+
+
+def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch):
+    """In 8 bits, part by part on the device, and text encoders only while they encode."""
+    import torch
+
+    import gas
+
+    seen = []
+    free = gas.pipelines.PipelineModel.free_text_encoders
+
+    def freeing(self, guidance):
+        free(self, guidance)
+        weights = {weight.dtype for weight in self.network.parameters()}
+        seen.append(
+            (self.pipe.text_encoder, hasattr(self.pipe.unet, "_hf_hook"), torch.float8_e4m3fn in weights)
+        )
+
+    monkeypatch.setattr(gas.pipelines.PipelineModel, "free_text_encoders", freeing)
+    options = ["--dtype", "float32", "--quantize", "fp8", "--offload", "model"]
+    prompts = ["--prompts", folder / "prompts.txt", "--guidance", 2]
+    pairs(folder, tmp_path / "pairs", *prompts, *options, "--seeds", 8)
+    train = ["train", "--model", f"diffusers:{folder / 'sd'}", "--pairs", tmp_path / "pairs", "--nfe", 2]
+    train += ["--validation", 2, "--iterations", 2, "--start", "ddim/time_uniform"]
+    run(*train, *options, "--out", tmp_path / "s.json")
+    assert seen == [(None, True, True)] * 2
+    told = run(*train, *options, "--loss", "l1", "--out", tmp_path / "t.json", code=2)
+    assert "stores its weights in fp8, which have no gradients: learn by Gauss-Newton" in told
+    told = run(*train, "--out", tmp_path / "t.json", code=2)
+    assert "sha256" in told  # the pairs are of other weights
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quantize", "int4"], "needs bitsandbytes"),
+        (["--quantize", "int3"], "unknown quantize 'int3'"),
+        (["--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--offload", "sequential"], "unknown offload 'sequential'"),
+        (["--model", "digits", "--dtype", "bf16"], "--dtype is for pipelines"),
+        (["--call", "image=none.png"], "none.png is no picture that can be read"),
+    ],
+)
+def test_what_cannot_be_loaded_so_is_one_line(options, message, folder, tmp_path):
+    told = pairs(folder, tmp_path / "none", "--prompts", folder / "prompts.txt", *options, code=2)
+    assert message in told
+
+
+def test_a_picture_is_an_argument_of_the_call(folder, tmp_path):
+    import PIL.Image
+
+    pipelines.build("sd_inpaint").save_pretrained(tmp_path / "inpaint")
+    for name in ("image", "mask"):
+        PIL.Image.new("RGB", (16, 16), "white").save(tmp_path / f"{name}.png")
+    call = f"image={tmp_path}/image.png,mask_image={tmp_path}/mask.png,height=16,width=16"
+    more = ["--prompts", folder / "prompts.txt", "--guidance", 1]
+    model = tmp_path / "inpaint"
+    pairs(folder, tmp_path / "pairs", *more, "--call", call, model=model)
+    assert "sha256" in str(read_manifest(tmp_path / "pairs")["recipe"]["conditions"]["arguments"]["image"])
+    train = ["train", "--model", f"diffusers:{model}", "--pairs", tmp_path / "pairs", "--nfe", 2]
+    told = run(*train, "--out", tmp_path / "s.json", code=2)
+    assert "record an image by its hash: pass --call image=FILE again" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,6 +266,21 @@ def test_a_batch_is_its_samples_one_by_one(family):
     x, labels = model.noise(range(2)), torch.tensor([0, 1])
     alone = [model.bind(labels[n : n + 1], 2.0)(x[n : n + 1], TIME) for n in range(2)]
     torch.testing.assert_close(model.bind(labels, 2.0)(x, TIME), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux", "z_image"])
+def test_predictions_do_without_the_text_encoders(family):
+    model = from_pipeline(pipelines.build(family), PROMPTS, **pipelines.CALLS.get(family, {}))
+    x = model.noise(range(3))
+    expected = [model.bind(LABELS, scale)(x, TIME) for scale in (1.0, 2.0)]
+    model = from_pipeline(model.pipe, PROMPTS, **pipelines.CALLS.get(family, {}))
+    model.free_text_encoders(2.0)
+    assert model.pipe.text_encoder is None
+    for scale, prediction in zip((1.0, 2.0), expected, strict=True):
+        torch.testing.assert_close(model.bind(LABELS, scale)(x, TIME), prediction, rtol=1e-5, atol=1e-5)
+    assert model.decode(x).isfinite().all() and model.fingerprint()
+    with pytest.raises(ValueError, match="prompt 'red bell' was not encoded before"):
+        replace(model, prompts=("red bell",)).bind(LABELS[1:2])(x[:1], TIME)
 
 
 def test_images_are_encoded_once():

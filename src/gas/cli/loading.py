@@ -24,6 +24,9 @@ class ModelSource:
     reported: Callable[[str], Mapping[tuple[str, int], float]] = lambda name: {}
 
 
+# Endings of files that an argument of a pipeline's call may name.
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+
 # Sources beside the zoo and diffusers, by prefix; the paper's commands add theirs.
 SOURCES: dict[str, ModelSource] = {}
 
@@ -49,16 +52,22 @@ def load_model(
     prompts: Path | None = None,
     call: str = "",
     pairs: Path | None = None,
+    weights: Mapping[str, str | None] | None = None,
 ) -> gas.zoo.ZooModel | gas.pipelines.PipelineModel:
-    """Load a model onto a device."""
+    """Load a model onto a device; ``weights`` are the dtype, quantization and offloading of a pipeline's."""
     source, rest = _source(name)
+    weights = {key: value for key, value in (weights or {}).items() if value is not None}
+    if weights and not name.startswith("diffusers:"):
+        raise gas.UserError(
+            f"--{next(iter(weights))} is for pipelines (--model diffusers:...), got --model {name}"
+        )
     if not rest and (source is not None or name == "diffusers:"):
         raise gas.UserError(f"--model {name} wants a name after the colon")
     model: Any
     if name.startswith("diffusers:"):
         if "/" not in rest:
             Path(rest).stat()  # repositories are OWNER/NAME, so that this is a folder
-        model = _pipeline(rest, prompts, call, pairs).to(device)
+        model = _pipeline(rest, prompts, call, pairs, device=device, **weights)
     elif source is not None:
         model = source.load(rest, prompts, call, device)
     elif prompts is not None or call:
@@ -85,14 +94,46 @@ def load_zoo(name: str, device: str) -> gas.zoo.ZooModel:
 
 
 def _pipeline(
-    source: str, prompts: Path | None, call: str, pairs: Path | None
+    source: str,
+    prompts: Path | None,
+    call: str,
+    pairs: Path | None,
+    *,
+    device: str,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    offload: str | None = None,
 ) -> gas.pipelines.PipelineModel:
     kwargs = {"prompts": [] if prompts is None else gas.pipelines.read_prompts(prompts), **parse_call(call)}
     if prompts is None and pairs is not None and (pairs / gas.pairs.shards.MANIFEST).is_file():
         conditions = gas.pairs.shards.read_manifest(pairs)["recipe"].get("conditions", {})
         kwargs = {**conditions.get("arguments", {}), **kwargs, "prompts": conditions.get("prompts", [])}
         kwargs["negative_prompt"] = conditions.get("negative_prompt")
-    return gas.pipelines.from_pipeline(gas.pipelines.open_pipeline(source), **kwargs)
+    for name, value in kwargs.items():
+        if isinstance(value, dict) and "sha256" in value:
+            raise gas.UserError(
+                f"the pairs in {pairs} record an image by its hash: pass --call {name}=FILE again"
+            )
+        if isinstance(value, str) and Path(value).suffix.lower() in _PICTURES:
+            kwargs[name] = _picture(Path(value))
+    pipe = gas.pipelines.open_pipeline(source, dtype=dtype, quantize=quantize)
+    gas.pipelines.loading.place_pipeline(pipe, device, offload)
+    return gas.pipelines.from_pipeline(pipe, **kwargs)
+
+
+def free_text_encoders(name: str, model: gas.models.Model, guidance: float) -> None:
+    """Encode the prompts of a ``diffusers:`` model and let go of its text encoders."""
+    if name.startswith("diffusers:"):
+        cast("gas.pipelines.PipelineModel", model).free_text_encoders(guidance)
+
+
+def _picture(path: Path) -> Any:
+    import PIL.Image
+
+    try:
+        return PIL.Image.open(path).convert("RGB")
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise gas.UserError(f"--call {path} is no picture that can be read: {error}") from error
 
 
 def parse_call(text: str) -> dict[str, Any]:

@@ -50,7 +50,28 @@ ZooName = Annotated[
 Prompts = Annotated[
     Path | None, option("UTF-8 file of a pipeline's prompts: seed s takes line s mod lines.", **FILE)
 ]
-Call = Annotated[str, option("Arguments of the pipeline's call, as height=512,width=512.")]
+Call = Annotated[str, option("Arguments of the pipeline's call, as height=512,image=photo.png.")]
+Dtype = Annotated[
+    str | None,
+    option(
+        "Dtype of a pipeline's weights: float32, bf16 or fp16.",
+        lambda name: gas.registry.named("dtype", name, gas.pipelines.loading.DTYPES),
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    option(
+        "Weights of a pipeline's network: fp8, or int8 and int4 by bitsandbytes.",
+        lambda name: gas.registry.named("quantize", name, gas.pipelines.loading.QUANTIZATIONS),
+    ),
+]
+Offload = Annotated[
+    str | None,
+    option(
+        "What of a pipeline is on the device: the model that runs, or a group of its layers.",
+        lambda name: gas.registry.named("offload", name, gas.pipelines.loading.OFFLOADS),
+    ),
+]
 Device = Annotated[str, option("Device of the network: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, option("Print results as JSON on standard output.", names=("--json",))]
 Precision = Annotated[
@@ -115,6 +136,9 @@ class NetworkOptions:
     model: ModelName = "mnist"
     prompts: Prompts = None
     call: Call = ""
+    dtype: Dtype = None
+    quantize: Quantize = None
+    offload: Offload = None
     device: Device = "cpu"
     precision: Precision = "float32"
     compiled: Compile = False
@@ -130,6 +154,7 @@ class NetworkOptions:
             prompts=self.prompts,
             call=self.call,
             pairs=pairs,
+            weights={"dtype": self.dtype, "quantize": self.quantize, "offload": self.offload},
         )
         return gas.models.CudaGraphs(model) if self.cuda_graphs else model
 

@@ -11,6 +11,7 @@ import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command, holding, resumable
 from gas.cli.checks import GUIDANCE, option
+from gas.cli.loading import free_text_encoders
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, parse_seeds, was_given
 from gas.cli.screen import bar, note, print_json
 
@@ -47,6 +48,7 @@ def pairs(
     gas.Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
     model = network.load()
     guidance = _guidance(network.model, model, guidance if was_given(context, "guidance") else None)
+    free_text_encoders(network.model, model, guidance)
     solver = gas.Classical(teacher, grid, nfe, model.t_end)
     run_teacher(model, solver, out, chosen, guidance, batch, decoded)
     note(f"teacher pairs are in {out}")

@@ -15,6 +15,7 @@ from gas.cli import options
 from gas.cli.app import command, resumable
 from gas.cli.checks import option, output_file
 from gas.cli.follow import show
+from gas.cli.loading import free_text_encoders
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
 
@@ -82,7 +83,9 @@ def train(
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
     model = network.load(pairs)
-    sets = options.split_pairs(gas.read_pairs(pairs, model=model, hold=False), validation)
+    data = gas.read_pairs(pairs, model=model, hold=False)
+    free_text_encoders(network.model, model, data.guidance)
+    sets = options.split_pairs(data, validation)
     adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision)
     if budgets:
         gas.training.elimination.check_branches(model, sets[0])

@@ -274,6 +274,14 @@ class ControlledPipeline:
             _, result = self._run(condition, self._time(0.05), [state])
         return result[0], decoded[-1] if decoded else None
 
+    def free_text_encoders(self) -> None:
+        """Remove the text encoders from the pipeline; only prompts that were encoded can be used from then on."""
+        if self._prompts is not None:
+            self._prompts.freed = True
+            for name in self.pipe.components:
+                if name.startswith("text_encoder"):
+                    vars(self.pipe)[name] = None
+
     # --- the call -------------------------------------------------------------------------------------------
 
     def _time(self, t: float) -> Tensor:

@@ -7,8 +7,21 @@ from typing import Any
 
 from gas.errors import UserError
 from gas.model_folder import check_model_folder, read_json
+from gas.registry import named
 
-__all__ = ["open_pipeline", "read_index"]
+__all__ = ["DTYPES", "OFFLOADS", "QUANTIZATIONS", "open_pipeline", "place_pipeline", "read_index"]
+
+# Names of dtypes of weights: torch's.
+DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+# Backends of diffusers that quantize while weights are loaded, with their arguments; none for its own storage in fp8.
+QUANTIZATIONS: dict[str, tuple[str, dict[str, Any]] | None] = {
+    "fp8": None,
+    "int8": ("bitsandbytes_8bit", {"load_in_8bit": True}),
+    "int4": ("bitsandbytes_4bit", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+}
+OFFLOADS = {"model": "enable_model_cpu_offload", "group": "enable_group_offload"}
+_DENOISERS = ("transformer", "transformer_2", "unet")
 
 _INDEX = "model_index.json"
 # Base classes of a pipeline's components, by library.
@@ -26,7 +39,7 @@ _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # in folders of 2022
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"}
 
 
-def open_pipeline(source: str) -> Any:
+def open_pipeline(source: str, *, dtype: str | None = None, quantize: str | None = None) -> Any:
     """Load a pipeline from safetensors; nothing that comes with it is executed or unpickled.
 
     Before diffusers loads from the folder or the download, it is checked to hold data alone
@@ -35,6 +48,9 @@ def open_pipeline(source: str) -> Any:
 
     Args:
         source: a folder written by ``save_pretrained``, or the name of a repository on the Hugging Face hub.
+        dtype: of the weights, a name in :data:`DTYPES`; default as diffusers has it, float32.
+        quantize: a name in :data:`QUANTIZATIONS`, for the denoising networks: ``"fp8"`` stores weights in 8 bits and
+            computes in ``dtype`` (default bfloat16); ``"int8"`` and ``"int4"`` need bitsandbytes.
 
     Raises:
         ModuleNotFoundError: without diffusers; says which extra to install.
@@ -60,12 +76,90 @@ def open_pipeline(source: str) -> Any:
     absent = {name: None for name, value in index.items() if value == [None, None]}
     try:
         load: Any = DiffusionPipeline.from_pretrained
-        pipe = load(str(folder), use_safetensors=True, local_files_only=True, **absent)
+        weights = _weights(dtype, quantize)
+        pipe = load(str(folder), use_safetensors=True, local_files_only=True, **weights, **absent)
+    except UserError:
+        raise
     except Exception as error:  # of any class, for a missing shard or a truncated file
         raise _unusable(f"model folder {source} is incomplete or damaged", error) from error
+    if quantize == "fp8":
+        _store_in_fp8(pipe, dtype or "bf16")
     if not is_local:
         pipe.register_to_config(_name_or_path=source)
     return pipe
+
+
+def _weights(dtype: str | None, quantize: str | None) -> dict[str, Any]:
+    """The arguments of ``from_pretrained`` for the dtype and the quantization of weights.
+
+    Raises:
+        ValueError: for an unknown name, or a quantization that this machine cannot run.
+    """
+    import torch
+
+    arguments: dict[str, Any] = {}
+    if quantize is not None:
+        backend = named("quantize", quantize, QUANTIZATIONS)
+        dtype = dtype or "bf16"
+        if backend is not None:
+            arguments["quantization_config"] = _quantization(quantize, *backend)
+    if dtype is not None:
+        arguments["torch_dtype"] = getattr(torch, named("dtype", dtype, DTYPES))
+    return arguments
+
+
+def _quantization(name: str, backend: str, kwargs: dict[str, Any]) -> Any:
+    import torch
+
+    try:
+        import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
+        from diffusers.quantizers import PipelineQuantizationConfig
+    except Exception as error:
+        raise UserError(
+            f"quantize {name!r} needs bitsandbytes: pip install bitsandbytes, or use 'fp8'"
+        ) from error
+    if not torch.cuda.is_available():
+        raise UserError(f"quantize {name!r} needs a CUDA device: use 'fp8'")
+    return PipelineQuantizationConfig(
+        quant_backend=backend, quant_kwargs=kwargs, components_to_quantize=list(_DENOISERS)
+    )
+
+
+def _store_in_fp8(pipe: Any, dtype: str) -> None:
+    """Store the weights of the denoising networks in 8 bits; each layer computes in a wider dtype."""
+    import torch
+
+    for name in _DENOISERS:
+        network = getattr(pipe, name, None)
+        if network is not None:
+            network.enable_layerwise_casting(
+                storage_dtype=torch.float8_e4m3fn, compute_dtype=getattr(torch, DTYPES[dtype])
+            )
+
+
+def place_pipeline(pipe: Any, device: str, offload: str | None = None) -> None:
+    """Move a pipeline to a device, or let it keep there only what runs.
+
+    Args:
+        pipe: the pipeline; changed in place.
+        device: of the computation.
+        offload: ``"model"`` keeps one component on the device, ``"group"`` one layer, which is slower.
+
+    Raises:
+        ValueError: for an unknown way, or one that diffusers refuses on this machine.
+    """
+    import torch
+
+    if offload is None:
+        pipe.to(device)
+        return
+    enable = getattr(pipe, named("offload", offload, OFFLOADS))
+    options = {"onload_device": torch.device(device), "offload_type": "leaf_level"}
+    try:
+        enable(**({"device": device} if offload == "model" else options))
+    except Exception as error:  # of accelerate, or for a component that cannot be moved
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"offload {offload!r} does not work on {device}: {line[:200]}") from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -222,6 +223,26 @@ class PipelineModel:
         self.pipe.to(device)
         return self
 
+    def free_text_encoders(self, guidance: float = 1.0) -> None:
+        """Encode every prompt, then remove the text encoders from the pipeline, in place.
+
+        The encodings stay on the CPU. Other prompts are refused from then on, as is guidance other than these.
+
+        Args:
+            guidance: scale that predictions will be made at, besides 1.
+        """
+        if not self.takes_prompts or not hasattr(type(self.pipe), "encode_prompt"):
+            return
+        scales = sorted({1.0, guidance})
+        self.controlled.first_state(self._condition(None, 1))
+        for scale in scales:
+            for label in range(len(self.prompts)):
+                self.controlled.first_state(self._condition(torch.tensor([label]), 1, scale))
+            if self.prompts and self.takes_batches:  # once, to see how encodings form a batch
+                with suppress(UnequalEncodings):
+                    self.controlled.first_state(self._condition(torch.zeros(2, dtype=torch.long), 2, scale))
+        self.controlled.free_text_encoders()
+
     # --- calls of the pipeline ------------------------------------------------------------------------------
 
     @property
@@ -267,9 +288,19 @@ class PipelineModel:
             return False
         return sample.shape[1:] == self.sample_shape and len(sample) % 2 == 0
 
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [getattr(self.pipe, name) for name in self._start.networks]
+
+    @cached_property
+    def _stores_fp8(self) -> bool:
+        return any(
+            weight.dtype.itemsize == 1 for network in self._networks for weight in network.parameters()
+        )
+
     @cached_property
     def _sha256(self) -> str:
-        networks = [getattr(self.pipe, name) for name in self._start.networks]
+        networks = self._networks
         if any(weight.is_meta for network in networks for weight in network.parameters()):
             raise UserError(
                 f"the weights of {self.name} lie on no device, so they cannot be hashed: "
@@ -282,6 +313,10 @@ class PipelineModel:
 
     def _predict(self, labels: Tensor | None, guidance: float, x: Tensor, time: Tensor) -> Tensor:
         """The network's output, guided; sample by sample where the pipeline makes one a call."""
+        if (x.requires_grad or time.requires_grad) and self._stores_fp8:
+            raise UserError(
+                f"{self.name} stores its weights in fp8, which have no gradients: learn by Gauss-Newton (loss l2)"
+            )
         self.sample_shape  # noqa: B018 (a pipeline that cannot be sampled is refused here)
         if len(x) == 1 or self.takes_batches:
             try:

@@ -36,6 +36,9 @@ class PromptCache:
 
     Args:
         pipe: the pipeline, which has ``encode_prompt``.
+
+    Attributes:
+        freed: whether the text encoders are gone, so that only known prompts can be used.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -44,6 +47,7 @@ class PromptCache:
         self._signature = inspect.signature(self._encode)
         self._encodings: dict[str, Any] = {}
         self._layouts: dict[str, list[str]] = {}
+        self.freed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what ``encode_prompt`` returns for these arguments.
@@ -71,6 +75,10 @@ class PromptCache:
         call = {**arguments, **{name: list(value) for name, value in texts.items()}}
         key = _key(call)
         if key not in self._encodings:
+            if self.freed:
+                raise UserError(
+                    f"prompt {next(iter(texts.values()))[0][:60]!r} was not encoded before the encoders were freed"
+                )
             with torch.no_grad():
                 encoding = self._encode(**call)
             self._encodings[key] = tree_map_only(Tensor, lambda x: x.cpu(), encoding)
