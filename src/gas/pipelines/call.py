@@ -244,7 +244,7 @@ class ControlledPipeline:
             rows = len(sample) // len(x)
             return x.to(sample.dtype).repeat(rows, *[1] * (x.ndim - 1))
 
-        output = self._run(condition, network_time.reshape(1).expand(2), [state])[1].output[: len(x)]
+        output: Tensor = self._run(condition, network_time.reshape(1).expand(2), [state])[1].output[: len(x)]
         # Of twice the channels, the other half is a learned variance.
         return output[:, : x.shape[1]] if output.shape[1:2] == (2 * x.shape[1],) else output
 
@@ -319,7 +319,7 @@ class ControlledPipeline:
             )
         return scheduler, result
 
-    def _modules(self) -> list[tuple[str, nn.Module]]:
+    def _modules(self) -> list[tuple[str, Any]]:
         """The pipeline's networks, encoders and decoders, each once."""
         parts = {
             id(part): (name, part)

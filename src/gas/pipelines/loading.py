@@ -113,7 +113,7 @@ def _quantization(name: str, backend: str, kwargs: dict[str, Any]) -> Any:
 
     try:
         import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
-        from diffusers.quantizers import PipelineQuantizationConfig
+        from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
     except Exception as error:
         raise UserError(
             f"quantize {name!r} needs bitsandbytes: pip install bitsandbytes, or use 'fp8'"

@@ -92,7 +92,7 @@ class PromptCache:
             rows = [_parts(self._row(arguments, _pick(probes, n, 2))) for n in range(2)]
             with torch.no_grad():
                 batch = _parts(
-                    self._encode(**arguments | {name: list(value) for name, value in probes.items()})
+                    self._encode(**{**arguments, **{name: list(value) for name, value in probes.items()}})
                 )
             self._layouts[key] = [
                 _kind(both, values) for both, values in zip(batch, zip(*rows, strict=True), strict=True)
