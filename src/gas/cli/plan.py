@@ -36,7 +36,7 @@ def plan(
     chosen = options.default_validation(seeds) if validation is None else validation
     if chosen >= seeds:
         raise gas.UserError(f"--validation must be below the {seeds} pairs, got {chosen}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in nfes:
         cost = gas.training.measure_calls(model, n, guidance=guidance)
         if not rows:
@@ -71,7 +71,7 @@ def plan(
 def _row(
     work: str, nfe: int | None, plan: gas.training.TrainingPlan | None, price: gas.training.Price
 ) -> dict[str, Any]:
-    sizes = {"steps": None, "pairs": None, "validation": None}
+    sizes: dict[str, Any] = {"steps": None, "pairs": None, "validation": None}
     if plan is not None:
         sizes = {"steps": plan.steps, "pairs": list(plan.step_pairs), "validation": plan.validation}
     return {"work": work, "nfe": nfe, **asdict(price), **sizes}

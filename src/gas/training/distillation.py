@@ -68,6 +68,11 @@ class Distilled:
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
+    def compared(self) -> int:
+        """Number of validation pairs it was compared on."""
+        return 0 if self.losses is None else len(self.losses)
+
+    @property
     def branched(self) -> bool:
         """Whether ``nfe`` counts forward passes, rows that evaluate one branch of a guided denoiser."""
         return self.table().branches is not None
@@ -111,7 +116,7 @@ class BestSoFar:
     def _add(self, report: Report) -> None:
         if isinstance(report, RankedSolver):
             nfe, known = report.table.nfe, self.results.get(report.table.nfe)
-            if known is None or (-report.pairs, report.finite_loss) < (-len(known.losses), known.loss):
+            if known is None or (-report.pairs, report.finite_loss) < (-known.compared, known.loss):
                 choice = StartChoice(report.classical, tuple(report.losses.tolist()), report.classical.spec)
                 self.results[nfe] = _classical_result(choice, self.model.schedule, {})
         elif isinstance(report, StartChoice):
@@ -286,9 +291,10 @@ def _learn(
 def _with_record(result: Distilled, record: FitRecord) -> Distilled:
     """Return the classical result with the best table of a training, if that surely validates better."""
     result = replace(result, evaluations=result.evaluations + record.evaluations)
-    if record.best_losses is None or not surely_positive(result.losses - record.best_losses):
+    classical, losses, table = result.losses, record.best_losses, record.best_table
+    if classical is None or losses is None or table is None or not surely_positive(classical - losses):
         return result
-    return replace(result, solver=record.best_table, loss=record.best_loss, losses=record.best_losses)
+    return replace(result, solver=table, loss=record.best_loss, losses=losses)
 
 
 def _refine(
@@ -383,7 +389,7 @@ def distill_family(
     return members
 
 
-def _shares(budget: int | None, plans: Sequence[TrainingPlan]) -> dict[int, int | None]:
+def _shares(budget: int | None, plans: Sequence[TrainingPlan]) -> Mapping[int, int | None]:
     """Return the budget of each NFE, in proportion to full trainings; refuse one that is too small for any."""
     if budget is None:
         return dict.fromkeys(plan.nfe for plan in plans)

@@ -170,7 +170,7 @@ class GaussNewtonSteps:
         self.gradient = torch.zeros(size, dtype=torch.float64)
         self.weight, self.damping = 0.0, config.damping
         self.iteration, self.evaluations = 0, 0
-        self.nfe = solver().nfe
+        self.nfe: int = solver().nfe
         self.cost = evaluations_of(self.nfe)
 
     def averaged(self) -> nn.Module:
