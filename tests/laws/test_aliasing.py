@@ -10,7 +10,7 @@ import torch
 import gas
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
 from gas.sampling import Stepper, sample, trajectory
-from gas.training.linearization import linearize
+from gas.training.linearization import linearize, measure_differences
 from gas.training.ranking import rank_classical
 from gas.training.trajectory_grid import gits
 from support.covering import covering
@@ -323,7 +323,9 @@ def test_training_asks_a_network_that_writes_over_its_answers(denoise):
 
     def results(model):
         table = table_named("generalized", NFE)
-        made, columns, _ = linearize(model.bind(None), pairs.noise, table)
+        denoise = model.bind(None)
+        steps = measure_differences(denoise, pairs.noise, table)
+        made, columns, _ = linearize(denoise, pairs.noise, table, steps)
         ranked = rank_classical(model, pairs, NFE, lambda a, b: (a - b).square().mean(1), entries=entries)
         return [made, columns, *(measured.loss for measured in ranked), gits(model, pairs, NFE, steps=8)]
 

@@ -9,7 +9,7 @@ from gas import grids
 from gas.classical.dpmpp import dpmpp
 from gas.denoise import NoiseDenoiser
 from gas.schedule import Flow, VPDiscrete, VPLinear
-from gas.training.linearization import linearize, normal_equations
+from gas.training.linearization import linearize, measure_differences, normal_equations
 from support.shapes import SCHEDULE, checked
 
 SCHEDULES = [VPLinear(), VPDiscrete(torch.linspace(0.999, 0.01, 50)), Flow()]
@@ -31,8 +31,9 @@ def test_a_linearization_has_a_tangent_for_each_number_of_the_table(nfe, batch, 
     schedule = VPLinear()
     table = dpmpp(schedule, grids.log_snr(schedule, nfe, 1e-3), order=min(nfe, 3))
     denoise, x = NoiseDenoiser(lambda x, t: x.tanh(), schedule), torch.randn(batch, *shape)
-    linearize(denoise, x, table)
-    normal_equations(lambda part: denoise, x, torch.zeros_like(x), table)
+    differences = measure_differences(denoise, x, table)
+    linearize(denoise, x, table, differences)
+    normal_equations(lambda part: denoise, x, torch.zeros_like(x), table, differences)
 
 
 def widened(self, t):

@@ -21,7 +21,13 @@ from gas.table import Table
 from gas.training.adam import Adam
 from gas.training.batching import visited
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.linearization import evaluations_of, linearize, normal_equations, numbers
+from gas.training.linearization import (
+    evaluations_of,
+    linearize,
+    measure_differences,
+    normal_equations,
+    numbers,
+)
 from gas.training.loop import fit
 from support.covering import covering
 from support.doubles import MIXTURE as MODEL, guided_mixture, taught
@@ -64,7 +70,8 @@ def test_numbers_are_the_whole_solver(solver, nfe):
 def test_the_jacobian_is_the_one_of_automatic_differentiation(nfe):
     table = Classical("unipc-3-bh2", "karras", nfe, 1e-3).table(MODEL.schedule)
     x = MODEL.noise(range(6)).double()
-    made, columns, spent = linearize(MODEL.denoise, x, table)
+    differences = measure_differences(MODEL.denoise, x, table)
+    made, columns, spent = linearize(MODEL.denoise, x, table, differences)
     exact = torch.autograd.functional.jacobian(
         lambda z: sample(MODEL.denoise, x, table_of(z, nfe)), numbers(table)
     ).movedim(-1, 0)
@@ -78,7 +85,8 @@ def test_the_jacobian_is_the_one_of_automatic_differentiation(nfe):
 def test_rows_that_evaluate_branches_are_differentiated_one_forward_pass_each():
     table = Classical("unipc-2-bh2", "karras", 2, 1e-3).table(MODEL.schedule).guided(2.0)
     x, denoise = MODEL.noise(range(6)).double(), guided_mixture().bind(torch.arange(6) % 5)
-    made, columns, spent = linearize(denoise, x, table)
+    differences = measure_differences(denoise, x, table)
+    made, columns, spent = linearize(denoise, x, table, differences)
     exact = torch.autograd.functional.jacobian(
         lambda z: sample(denoise, x, replace(table_of(z, 4), branches=table.branches)), numbers(table)
     ).movedim(-1, 0)
@@ -97,7 +105,10 @@ def test_a_flow_is_differentiated_inside_its_times():
         return x * (1 - t)
 
     table = Classical("dpmpp-2m", "time_uniform", 3, 0.0).table(schedule)
-    linearize(denoise, torch.randn(2, 3), table)
+    x = torch.randn(2, 3)
+    differences = measure_differences(denoise, x, table)
+    for error in (0.0, 1.0):  # forward, central
+        linearize(denoise, x, table, replace(differences, error=error))
     assert min(asked) > 0
     assert max(asked) <= 1
 
@@ -106,14 +117,19 @@ def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
     table = Classical("ipndm-2", "log_snr", 3, 1e-3).table(MODEL.schedule)
     x, target = MODEL.noise(range(10)).double(), torch.randn(10, 2, dtype=torch.float64)
 
+    def doubled(y):
+        return torch.cat([y, y], dim=1)
+
+    differences = measure_differences(MODEL.denoise, x, table, doubled)
+
     def normal(features=None):
-        return normal_equations(lambda part: MODEL.denoise, x, target, table, features)
+        return normal_equations(lambda part: MODEL.denoise, x, target, table, differences, features)
 
     whole = normal()
-    featured = normal(lambda y: torch.cat([y, y], dim=1))
+    featured = normal(doubled)
     monkeypatch.setattr("gas.training.linearization._TANGENT_BYTES", 1000)
     parts = normal()
-    made, columns, _ = linearize(MODEL.denoise, x, table)
+    made, columns, _ = linearize(MODEL.denoise, x, table, differences)
     assert whole.loss == pytest.approx(float((made - target).square().mean()), rel=1e-9)
     slope = (columns * (made - target)).mean(dim=(1, 2))
     torch.testing.assert_close(whole.gradient, slope, rtol=1e-6, atol=1e-9)
@@ -126,10 +142,11 @@ def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
 def test_a_pair_far_from_its_target_counts_in_a_step_as_if_it_were_at_the_limit():
     table = Classical("ipndm-2", "log_snr", 3, 1e-3).table(MODEL.schedule)
     x = MODEL.noise(range(9)).double()
-    made, columns, _ = linearize(MODEL.denoise, x, table)
+    differences = measure_differences(MODEL.denoise, x, table)
+    made, columns, _ = linearize(MODEL.denoise, x, table, differences)
     target = made + 0.1
     target[4] = made[4] + 7
-    normal = normal_equations(lambda part: MODEL.denoise, x, target, table, outlier=4.0)
+    normal = normal_equations(lambda part: MODEL.denoise, x, target, table, differences, outlier=4.0)
     losses = torch.full((9,), 0.01, dtype=torch.float64)
     losses[4] = 49
     torch.testing.assert_close(normal.losses, losses)

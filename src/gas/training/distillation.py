@@ -201,6 +201,11 @@ def distill(
         state=state,
         limit=limit,
     )
+    if not math.isfinite(choice.best_loss):
+        raise UserError(
+            f"no classical solver of {nfe} calls has a finite loss on the validation pairs: the network's predictions "
+            "are not finite (gas.check_model looks for the reason)"
+        )
     yield choice
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
     result = _classical_result(choice, model.schedule, provenance)

@@ -25,9 +25,17 @@ from gas.table import Table
 from gas.training.adversarial.losses import Discriminator
 from gas.training.batching import check_counts, check_turns, in_turn, visited
 from gas.training.inner_solve import floored, minimize
-from gas.training.linearization import Normal, evaluations_of, normal_equations, numbers
+from gas.training.linearization import (
+    Differences,
+    Normal,
+    evaluations_of,
+    evaluations_of_measurement,
+    measure_differences,
+    normal_equations,
+    numbers,
+)
 
-__all__ = ["GaussNewton", "GaussNewtonSteps"]
+__all__ = ["MEASURED_PAIRS", "GaussNewton", "GaussNewtonSteps"]
 
 # Trials of a step. Damping grows fivefold from one to the next, so eight reach from the default 1e-3 to 400, where the
 # step is next to none.
@@ -35,6 +43,10 @@ _TRIALS = 8
 
 # Pairs that a step sees at least, whatever its budget: they decide whether it is taken.
 _MIN_PAIRS = 8
+
+# Pairs that noise and curvature are measured on: over the hundreds of entries of two samples, root mean squares are
+# right to a tenth, which moves a step by a twentieth.
+MEASURED_PAIRS = 2
 
 # Bounds of the damping in units of the curvature's diagonal, floored at a millionth of its largest entry: beyond them
 # it changes nothing, or leaves no step.
@@ -128,7 +140,8 @@ class GaussNewtonSteps:
     that of many more pairs than one step could pay for (an extended Kalman filter in information form). Its damped
     minimum over the solver's parameters, with q(p) followed exactly, is accepted if the step's own pairs agree; else
     damping grows. A step does not depend on a solver's parameterization, as far as the descent to that minimum gets.
-    Derivatives are differences of predictions, so a model of less precision runs in full, and CUDA without TF32.
+    Derivatives are differences of predictions, with steps for the noise that is measured before the first step; a
+    :class:`gas.models.PreciseModel` still runs in full precision, and CUDA without TF32, which are less noisy.
 
     Args:
         solver: changed in place.
@@ -171,16 +184,18 @@ class GaussNewtonSteps:
         self.weight, self.damping = 0.0, config.damping
         self.iteration, self.evaluations = 0, 0
         self.nfe: int = solver().nfe
-        self.cost = evaluations_of(self.nfe)
+        self.differences: Differences | None = None
 
     def averaged(self) -> nn.Module:
         """Return the solver to validate: the running model averages already."""
         return self.solver
 
     def step_cost(self) -> int:
-        """Return the network evaluations of the next step: its Jacobian and one trial."""
-        count = self.config.pairs_of(self.iteration, len(self.pairs), self.cost)
-        return count * (self.cost + self.nfe)
+        """Return the network evaluations of the next step: its Jacobian, one trial, and at first the measurement."""
+        cost = self._pair_cost()
+        measured = self.differences is not None
+        extra = 0 if measured else MEASURED_PAIRS * evaluations_of_measurement(self.nfe)
+        return extra + cost * self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
 
     def step(self, limit: float = math.inf) -> float:
         """Take one step; return the loss of its pairs before it.
@@ -191,16 +206,19 @@ class GaussNewtonSteps:
         Raises:
             Diverged: when the samples or their derivatives are not finite.
         """
-        before = sum(self.config.pairs_of(i, len(self.pairs), self.cost) for i in range(self.iteration))
-        count = self.config.pairs_of(self.iteration, len(self.pairs), self.cost)
+        table = self._table(self._parameters()).detach()
+        differences = self._measured()
+        cost = self._pair_cost()
+        before = sum(self.config.pairs_of(i, len(self.pairs), cost - self.nfe) for i in range(self.iteration))
+        count = self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
+        # Central differences may turn out to be needed when a limit has room for forward ones.
+        count = int(min(count, max(1, (limit - self.evaluations) / cost)))
         batch = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
         # Read once: pairs on disk read their shards at every access.
         x, target = batch.noise.to(self.model.device), batch.target
-        table = self._table(self._parameters()).detach()
+        bind = partial(self._bind, batch.labels)
         with without_tf32():
-            normal = normal_equations(
-                partial(self._bind, batch.labels), x, target, table, self.features, self.config.outlier
-            )
+            normal = normal_equations(bind, x, target, table, differences, self.features, self.config.outlier)
         loss = float(normal.losses.mean())
         if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
             raise Diverged(
@@ -217,6 +235,25 @@ class GaussNewtonSteps:
         )
         self.iteration += 1
         return loss
+
+    def _pair_cost(self) -> int:
+        """Return the network evaluations of a pair in a step's Jacobian and one trial."""
+        central = self.differences is not None and self.differences.central
+        return evaluations_of(self.nfe, central=central) + self.nfe
+
+    def _measured(self) -> Differences:
+        """Return the steps of all differences, chosen on the first few pairs before the first step."""
+        if self.differences is None:
+            table = self._table(self._parameters()).detach()
+            few = self.pairs.subset(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
+            denoise, x = self._bind(few.labels, slice(None)), few.noise.to(self.model.device)
+            with without_tf32():
+                # In one process: rounding, which differs among machines, is what is measured.
+                self.differences = distributed.broadcast(
+                    lambda: measure_differences(denoise, x, table, self.features)
+                )
+            self.evaluations += self.differences.evaluations
+        return self.differences
 
     def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float], limit: float) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
@@ -252,8 +289,15 @@ class GaussNewtonSteps:
         return torch.cat(turns).nonzero()[:, 0]
 
     def report(self) -> dict[str, float]:
-        """Return the damping, in units of the curvature's diagonal."""
-        return {"damping": self.damping}
+        """Return the damping, in units of the curvature's diagonal, and what the predictions' noise costs.
+
+        ``noise`` is that of a prediction as a share of it, ``derivative_error`` the relative error that it leaves in
+        derivatives: medians, as in :class:`gas.training.linearization.Differences`.
+        """
+        report, measured = {"damping": self.damping}, self.differences
+        if measured is not None:
+            report |= {"noise": measured.noise, "derivative_error": measured.error}
+        return report
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the bits of this training."""
@@ -261,11 +305,15 @@ class GaussNewtonSteps:
 
     def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs to go on with the same bits."""
-        return {"solver": self.solver.state_dict(), **{name: getattr(self, name) for name in self._STATE}}
+        differences = None if self.differences is None else asdict(self.differences)
+        state = {name: getattr(self, name) for name in self._STATE}
+        return {"solver": self.solver.state_dict(), "differences": differences, **state}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
         self.solver.load_state_dict(state["solver"])
+        differences = state["differences"]
+        self.differences = None if differences is None else Differences(**differences)
         for name in self._STATE:
             setattr(self, name, state[name])
 

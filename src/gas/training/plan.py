@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from gas.arguments import MAX_BATCH, MAX_SEED, integer
 from gas.errors import UserError
-from gas.training.gauss_newton import GaussNewton
+from gas.training.gauss_newton import MEASURED_PAIRS, GaussNewton
 from gas.training.initialization import StartSearch
-from gas.training.linearization import evaluations_of
+from gas.training.linearization import evaluations_of, evaluations_of_measurement
 
 __all__ = ["FINISH", "Phase", "TrainingPlan"]
 
@@ -127,7 +127,8 @@ class TrainingPlan:
         return len(self._runs) * self.search.steps
 
     def _step(self, iteration: int) -> Phase:
-        return Phase.of(evaluations_of(self.nfe) + self.nfe, self._pairs_of(iteration), batch=MAX_BATCH)
+        step = Phase.of(evaluations_of(self.nfe) + self.nfe, self._pairs_of(iteration), batch=MAX_BATCH)
+        return step if iteration else step + Phase.of(evaluations_of_measurement(self.nfe), MEASURED_PAIRS)
 
     def _pairs_of(self, iteration: int) -> int:
         config = self.search.first_steps(self.config)
