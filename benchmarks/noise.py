@@ -1,0 +1,92 @@
+"""Gauss-Newton on rounded predictions: ``python benchmarks/noise.py --help``.
+
+Solvers are learned from one start with predictions in each dtype and measured with float32's on the same unseen seeds.
+"""
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+import rows
+import torch
+from scipy.stats import bootstrap
+
+import gas
+from gas.learned.registry import kind_by_name
+from gas.losses import l2
+from gas.models.runtime import WrappedModel
+from gas.training.distillation import FINISH
+from gas.training.initialization import named_start
+from gas.training.loop import fit
+from gas.training.validation import evaluate
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+}
+
+
+class Rounded(WrappedModel):
+    """A model whose predictions are rounded to a dtype."""
+
+    dtype: torch.dtype
+
+    def bind(self, labels: torch.Tensor | None, guidance: float = 1.0) -> gas.denoise.Denoiser:
+        denoise = self.model.bind(labels, guidance)
+        return lambda x, t: denoise(x, t).to(self.dtype).to(x.dtype)
+
+
+def main() -> None:
+    """Train in every dtype and seed; print and write losses."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[4, 6])
+    parser.add_argument("--start", default="ipndm-2/time_quadratic")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "fp16", "bf16"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=1280)
+    parser.add_argument("--unseen", type=int, default=2048)
+    parser.add_argument("--iterations", type=int, default=FINISH.iterations)
+    options = parser.parse_args()
+    model = gas.zoo.load(options.model)
+    teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=model.t_end)
+    pairs = gas.pairs.teach(model, teacher, range(options.pairs))
+    unseen = gas.pairs.teach(model, teacher, range(50000, 50000 + options.unseen))
+    measurements = []
+    for nfe in options.nfe:
+        start = named_start(options.start, nfe, model.t_end)
+        print(f"NFE {nfe}, {start.label}: {_shown(evaluate(model, unseen, start, l2))}", flush=True)
+        for dtype in options.dtypes:
+            losses = []
+            for seed in range(options.seeds):
+                solver, rounded = kind_by_name("gs").build(model.schedule, start), Rounded(model)
+                object.__setattr__(rounded, "dtype", DTYPES[dtype])
+                config = replace(FINISH, seed=seed, iterations=options.iterations)
+                *_, record = fit(solver, rounded, pairs, config=config)
+                losses.append(evaluate(model, unseen, solver().detach(), l2))
+                at = {"model": options.model, "nfe": nfe, "dtype": dtype, "seed": seed}
+                for name, value in (
+                    ("mean", losses[-1].mean()),
+                    ("median", losses[-1].median()),
+                    *record.logs.items(),
+                ):
+                    measurements.append(rows.row(name, float(value), "", **at))
+            error = record.logs["derivative_error"]
+            text = f"forward error {error:.2g}, {record.evaluations:,} evaluations"
+            print(f"NFE {nfe}, {dtype}: {_shown(torch.stack(losses).mean(0))}; {text}", flush=True)
+    rows.write("noise", measurements)
+
+
+def _shown(losses: torch.Tensor) -> str:
+    """Mean and median times 1000, with 95% bootstrap intervals over pairs."""
+    parts, values = [], (1000 * losses).numpy()
+    for name, statistic in (("mean", np.mean), ("median", np.median)):
+        interval = bootstrap((values,), statistic, n_resamples=1000, method="percentile").confidence_interval
+        parts.append(f"{name} {statistic(values):.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
