@@ -279,7 +279,7 @@ def test_no_loss_is_shown_as_zero(value):
     from gas.cli.evaluate import _cells
 
     row = SolverMetrics("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
-    mse, _, l1 = _cells(row)[2:5]
+    mse, _, l1 = _cells(row)[3:6]
     shown = [float(part) for cell in (mse, l1) for part in cell.split(" ± ")]
     np.testing.assert_allclose(shown, [value, value / 10, value], rtol=0.05)
 

@@ -21,6 +21,7 @@ from support.covering import thinned
 # {pairs}, {solver} and the like are files of the fixture below.
 LINES = {
     "pairs --model digits --seeds 8 --nfe 2 --out new": """
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
         --seeds 0; --seeds -1; --seeds 5:5; --seeds 9:3; --seeds 1:2:3; --seeds 1e23; --seeds 100000000000000000000000
         --seeds 1.5; --seeds x; --seeds ''; --seeds nan; --seeds 99999999999; --seeds :5; --seeds 5:
         --seeds 9223372036854775800:9223372036854775809; --seeds 1_000
@@ -44,6 +45,8 @@ LINES = {
         --nosuch; extra; --seeds; --json=3; --decoded
     """,
     "train --model digits --pairs {pairs} --validation 8 --nfe 2 --iterations 1 --out new.json": """
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --budget 0; --budget x; --budget 1.5; --budget -1; --budget 5000 --method adam
         --pairs nowhere; --pairs {solver}; --pairs .; --pairs ''; --pairs {unfinished}; --pairs {other}
         --nfe 0; --nfe 99999999; --nfe 3-99999999; --nfe 6-3; --nfe x; --nfe 3,; --nfe ''; --nfe 3--4; --nfe 1e3
         --nfe -4
@@ -80,6 +83,7 @@ LINES = {
         --prompts {text}; --call height=3; --device meta; --precision x; --model mnist; --model x; --theory=3
     """,
     "sample --model digits --solver {solver} --nfe 2 --seeds 4 --out new.npz": """
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver ''; --solver {damaged}
         --solver {mnist}
         --out new; --out new.txt; --out new.gif; --out 'o[/x]'; --out ''; --out {pairs}; --out /proc/x.npz
@@ -93,6 +97,7 @@ LINES = {
         --device meta; --device x; --precision x; --model x; --model mnist; --nosuch 3; more
     """,
     "evaluate --model digits --solver {solver} --nfe 2 --seeds 50:54": """
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver {mnist}; --solver {damaged}
         --solver {solver}; --solver {badseeds}; --solver {badteacher}; --solver {badshape}; --solver {hugeteacher}
         --nfe x; --nfe 0; --nfe 99999999; --nfe 9; --nfe 3-2
@@ -113,6 +118,7 @@ LINES = {
         --device meta; --precision x; --model x; --model mnist; --nosuch; more; --every=1; --transfer --model mnist
     """,
     "compare --model digits --pairs {pairs} --validation 8 --seeds 50:54 --nfe 2 --solvers ddim --out new": """
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
         --pairs nowhere; --pairs {text}; --pairs .; --out {text}; --out /proc/x; --out {text}/x; --out /dev/null
         --solvers x; --solvers ''; --solvers ,; --solvers gs@x; --solvers ddim@best; --solvers ddim/x; --solvers DDIM
         --solvers gs@ddim/x; --solvers ddim,ddim; --solvers ddim/; --solvers @
@@ -130,6 +136,14 @@ LINES = {
         --real nowhere; --real {pairs}; --features x; --features inception; --weights {text}; --reference nowhere
         --reference {text}; --features dinov2 --weights {text}
         --prompts {text}; --prompts nowhere; --call a=1; --device meta; --precision x; --model x; --model mnist
+    """,
+    "plan --model digits": """
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --nfe 0; --nfe x; --nfe 99999999; --seeds 0; --seeds x; --seeds 99999999; --teacher 0; --teacher x
+        --validation 0; --validation x; --validation 99999999; --validation 2000
+        --guidance nan; --guidance inf; --guidance x; --guidance 2000
+        --model DIGITS; --model x; --prompts nowhere; --prompts {text}; --call a; --call a=1
+        --device x; --device meta; --precision x; --nosuch 3; more
     """,
     "inspect {solver}": """
         more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}

@@ -279,7 +279,7 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     ]
     words += ["--seeds", "50:53", "--solvers", "ddim/log_snr", "--nfe", 2, "--out", tmp_path / "out"]
     (told,) = [
-        row["comparison"]["more"]
+        row["metrics"]["more"]
         for row in json.loads(run(*words, "--metrics", "mse,lpips,clip-score", "--json").stdout)
         if row["spec"] == "ddim/log_snr"
     ]

@@ -294,8 +294,8 @@ def test_a_start_has_the_best_numbers_of_all_its_rounds(pairs, validation, name,
     """Steps of few pairs may lead away; what the short trainings reported is what the main one starts from."""
     step = GaussNewtonSteps.step
 
-    def leads_away_later(self):
-        loss = step(self)
+    def leads_away_later(self, *limit):
+        loss = step(self, *limit)
         if self.iteration > 2:
             with torch.no_grad():
                 self.solver.xi.add_(0.02)

@@ -117,7 +117,7 @@ def test_a_student_that_could_be_either_is_asked_about(tmp_path: Path) -> None:
     line = refused(tmp_path / "s.pt", tmp_path / "s.json", "--schedule", "edm")
     assert "add up to 1.00, 0.10 in its steps" in line and "say --form gs or --form s4s" in line
     line = refused(tmp_path / "s.pt", tmp_path / "s.json", "--schedule", "edm", "--form", "ld3")
-    assert "unknown form 'ld3'" in line
+    assert "unknown form of a student 'ld3'" in line
     convert(tmp_path / "s.pt", tmp_path / "s.json", "--schedule", "edm", "--form", "s4s")
 
 

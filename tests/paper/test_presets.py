@@ -370,7 +370,7 @@ def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]
     assert "Missing option '--pairs'" in refused("train", "--model", "digits")
     assert "Missing option '--out'" in refused("pairs", "--model", "digits")
     assert "--out names one file" in refused("paper", "train", "lsun", "--out", tmp_path / "x.json")
-    assert "objective must be gs or gas, got 'lpips'" in refused(
+    assert "objective must be 'gs' or 'gas', got 'lpips'" in refused(
         "paper", "train", "lsun", "--objective", "lpips"
     )
     line = refused(

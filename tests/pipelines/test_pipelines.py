@@ -140,8 +140,9 @@ def fresh(tmp_path_factory):
             raise AssertionError(errors.read_text()[-3000:])
         return torch.load(folder / "states.pt", weights_only=True)
 
-    yield serve
-    process.kill()
+    with process:  # closes its pipes
+        yield serve
+        process.kill()
 
 
 @pytest.mark.parametrize("family", pipelines.FAMILIES)

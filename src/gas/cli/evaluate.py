@@ -114,16 +114,13 @@ def evaluate_files(
     nfes = sorted({nfe for artefact in artefacts.values() for nfe in artefact.nfes})
     if evaluation.nfe:
         nfes = options.parse_nfes(evaluation.nfe)
-        _ = [
-            artefact.neighbours(nfe) for nfe in nfes for artefact in artefacts.values()
-        ]  # refuses those outside
+        _ = [a.neighbours(nfe) for nfe in nfes for a in artefacts.values()]  # refuses those outside
     baselines, seeds = split_names(evaluation.baselines), options.parse_seeds(evaluation.seeds)
     defaults = {"t_end": model.t_end} if usual is None else usual(nfes[0])
     teacher = _teacher(first, defaults, given or {})
     for solver, _, grid in (name.partition("/") for name in baselines):
-        _ = [
-            gas.Classical(solver, grid or "log_snr", nfe, model.t_end) for nfe in nfes
-        ]  # refused before any work
+        # Refused before any work.
+        _ = [gas.Classical(solver, grid or "log_snr", nfe, model.t_end) for nfe in nfes]
     space = load_space(model, features)
     metrics = gas.features.per_sample.sample_metrics(
         split_names(evaluation.metrics), model, evaluation.metric_weights

@@ -118,8 +118,8 @@ def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = No
     fingerprint = fingerprint or {}
     for name, text in fingerprint.items():
         if recorded.get(name, text) != text:
-            is_own = "features_of" in fingerprint
-            advice = ", the model's own: make them again with gas statistics --model" if is_own else ""
+            of_model = "features_of" in fingerprint
+            advice = ", the model's own: make them again with gas statistics --model" if of_model else ""
             raise UserError(
                 f"{path} holds statistics of other features: {name} {recorded[name]}, not {text}{advice}"
             )

@@ -153,7 +153,9 @@ class PipelineModel:
             "sample_shape": list(self.sample_shape),
         }
         config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
-        if isinstance(self.schedule, Flow) and (not config.get("use_dynamic_shifting") or self._has_one_mu):
+        if isinstance(self.schedule, Flow) and (
+            not config.get("use_dynamic_shifting") or self._has_constant_mu
+        ):
             fingerprint["shift"] = shift_of(config, mu)
         return fingerprint
 
@@ -272,7 +274,7 @@ class PipelineModel:
         return {}
 
     @property
-    def _has_one_mu(self) -> bool:
+    def _has_constant_mu(self) -> bool:
         """Whether the pipeline passes a ``mu`` that is the same for every number of steps; Flux 2's is not."""
         mu = self._start.mu
         return mu is not None and mu == self.controlled.mu(self._condition(None, 1), steps=50)
@@ -430,21 +432,7 @@ def from_pipeline(
             "yours around its network"
         )
     parameters = inspect.signature(type(pipe).__call__).parameters
-    if wrong := sorted(a for a in arguments if a not in parameters or a in _RESERVED):
-        raise UserError(
-            f"{name} takes no argument {wrong[0]!r} here: pass only call arguments that the library does not set"
-        )
-    if isinstance(prompts, str) or (prompts and "prompt" not in parameters):
-        raise UserError(
-            f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {name}"
-        )
-    if negative_prompt is not None and "negative_prompt" not in parameters:
-        raise UserError(f"{name[-80:]} takes no negative_prompt: leave it out")
-    if arguments.get("strength", 1.0) != 1.0:
-        raise UserError(
-            f"strength must be 1 for a table, which starts at the first time, got {arguments['strength']!r}: "
-            "a shorter run is served by a classical solver"
-        )
+    _check_arguments(name, parameters, prompts, negative_prompt, arguments)
     process = process_of(config_of(pipe.scheduler)) if process is None else process
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
@@ -475,6 +463,31 @@ def from_pipeline(
             f"{name} takes no argument {model.guidance_argument!r} here: it is the guidance of bind and of pairs"
         )
     return model
+
+
+def _check_arguments(
+    name: str,
+    parameters: Mapping[str, inspect.Parameter],
+    prompts: Sequence[str],
+    negative_prompt: str | None,
+    arguments: Mapping[str, Any],
+) -> None:
+    """Refuse what the pipeline's call does not take, or what the library sets."""
+    if wrong := sorted(a for a in arguments if a not in parameters or a in _RESERVED):
+        raise UserError(
+            f"{name} takes no argument {wrong[0]!r} here: pass only call arguments that the library does not set"
+        )
+    if isinstance(prompts, str) or (prompts and "prompt" not in parameters):
+        raise UserError(
+            f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {name}"
+        )
+    if negative_prompt is not None and "negative_prompt" not in parameters:
+        raise UserError(f"{name[-80:]} takes no negative_prompt: leave it out")
+    if arguments.get("strength", 1.0) != 1.0:
+        raise UserError(
+            f"strength must be 1 for a table, which starts at the first time, got {arguments['strength']!r}: "
+            "a shorter run is served by a classical solver"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -36,6 +36,11 @@ __all__ = ["STATE", "BestSoFar", "Distilled", "Report", "distill", "distill_fami
 STATE = r"nfe-\d+(\.start|-gas)?\.pt|forwards-\d+\.pt|\.(nfe|forwards)-\d+.*\.tmp"
 
 
+# Steps of the short runs of a full training. They forget faster than the training itself, whose model of the loss they
+# are no part of.
+_SHORT_RUN = GaussNewton(batch=12, validate_every=3)
+
+
 @dataclass(frozen=True)
 class Distilled:
     """The result: a learned solver, or the best classical table where no learned one surely validated better.
@@ -186,35 +191,24 @@ def distill(
         search, config, validation = plan.search, plan.config, validation.view(slice(0, plan.validation))
         # What remains pays for a first and a last validation and the step between.
         limit = budget - len(validation) * 2 * nfe - plan.phases["training"].evaluations // 2
-    short_runs = search.first_steps(
-        config if isinstance(config, GaussNewton) else replace(FINISH, seed=config.seed)
-    )
-    choice = yield from search.run(
-        model,
-        pairs,
-        validation,
-        nfe,
-        loss=loss,
-        solver=solver,
-        theory=theory,
-        config=short_runs,
-        state=state,
-        limit=limit,
-    )
-    if not math.isfinite(choice.best_loss):
-        raise UserError(
-            f"no classical solver of {nfe} calls has a finite loss on the validation pairs: the network's predictions "
-            "are not finite (gas.check_model looks for the reason)"
-        )
+    short_runs = replace(_SHORT_RUN, seed=config.seed)
+    if budget is not None and isinstance(config, GaussNewton):
+        short_runs = search.first_steps(config)
+    options: dict[str, Any] = {"loss": loss, "solver": solver, "theory": theory, "state": state}
+    choice = yield from search.run(model, pairs, validation, nfe, config=short_runs, limit=limit, **options)
+    _check_finite(choice, nfe)
     yield choice
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
     result = _classical_result(choice, model.schedule, provenance)
     if choice.best_loss >= ROUNDING:
         remaining = math.inf if budget is None else budget - choice.evaluations
-        if choice.state is not None and isinstance(config, GaussNewton):
-            config = replace(short_runs, iterations=config.iterations + choice.state["iteration"])
+        # A small budget has no steps to repeat. Else a model of the loss without the first steps' pairs is better:
+        # digits, NFE 4, reaches 1.195e-3 after 69,694 evaluations, with that of the short runs after 106,222.
+        warm = None if budget is None else choice.state
+        if warm is not None and isinstance(config, GaussNewton):
+            config = replace(short_runs, iterations=config.iterations + warm["iteration"])
         result = yield from _learn(
-            result, choice, kind, model, pairs, validation, loss, config, _file(state, nfe), remaining
+            result, choice, kind, model, pairs, validation, loss, config, _file(state, nfe), remaining, warm
         )
         if adversary is not None and adversarial:
             result = yield from _refine(
@@ -222,6 +216,15 @@ def distill(
             )
     yield result
     return result
+
+
+def _check_finite(choice: StartChoice, nfe: int) -> None:
+    """Refuse a model whose predictions are not finite."""
+    if not math.isfinite(choice.best_loss):
+        raise UserError(
+            f"no classical solver of {nfe} calls has a finite loss on the validation pairs: the network's predictions "
+            "are not finite (gas.check_model looks for the reason)"
+        )
 
 
 def plan_of(
@@ -274,6 +277,7 @@ def _learn(
     config: Adam | GaussNewton,
     checkpoint: Path | None,
     budget: float,
+    warm: Mapping[str, Any] | None,
 ) -> Generator[FitRecord, None, Distilled]:
     """Train a solver; return the result with it if it validates surely better than the classical table."""
     solver = choice.solver(model.schedule, kind)
@@ -286,7 +290,7 @@ def _learn(
         config=config,
         checkpoint=checkpoint,
         budget=budget,
-        warm=choice.state if isinstance(config, GaussNewton) else None,
+        warm=warm,
     ):
         yield record
     better = _with_record(result, record)
