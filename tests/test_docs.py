@@ -126,7 +126,9 @@ def shorten(monkeypatch):
     configs = {"l1": gas.Adam(iterations=2, batch=2), "l2": gas.GaussNewton(iterations=2, batch=8)}
 
     def few(*args, **more):
-        return candidates(*args, **{"solvers": ["ddim", "ipndm-2"], "grids": ["log_snr"], **more})
+        return candidates(
+            *args, **{"solvers": ["ddim", "ipndm-3"], "grids": ["log_snr", "time_quadratic"], **more}
+        )
 
     for module in ("initialization", "ranking"):
         monkeypatch.setattr(f"gas.training.{module}.candidates", few)
