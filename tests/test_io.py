@@ -326,3 +326,9 @@ def test_a_listed_file_of_the_zoo_is_held_against_the_list(tmp_path):
     data[-1] ^= 1
     (tmp_path / "digits.safetensors").write_bytes(data)
     assert "SHA256SUMS" in refusal(gas.zoo.load, tmp_path / "digits.safetensors")
+
+
+def test_complex_tensors_are_refused(tmp_path):
+    save_file({"mean": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+    with pytest.raises(gas.UserError, match=r"'mean' .*not a tensor of a known type"):
+        io.read_safetensors(tmp_path / "x.safetensors")

@@ -65,6 +65,10 @@ MISMATCH = (
     "intended"
 )
 
+# Real numbers: no network or statistics of ours are complex, which float arithmetic would silently cut.
+_DTYPES = {"BOOL", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"}
+_DTYPES |= {f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)}
+
 # Stable Diffusion XL's U-Net has 1,680 tensors and a header of 240 kB.
 _HEADER_BYTES, _TENSORS = 2 << 20, 10_000
 MAX_DIMENSIONS = 16
@@ -353,7 +357,9 @@ def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise UserError("its metadata is not text by name")
     for name, entry in header.items():
-        shape = entry.get("shape") if isinstance(entry, dict) else None
+        dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise UserError(f"tensor {brief(name)} is {brief(entry)}, not a tensor of a known type")
         if not is_integer_list(shape, MAX_DIMENSIONS):
             raise UserError(f"tensor {brief(name)} has no valid shape: {brief(shape)}")
         check_empty_shape(shape)
