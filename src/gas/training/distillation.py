@@ -28,17 +28,13 @@ from gas.training.initialization import ROUNDING, CandidateRound, StartChoice, S
 from gas.training.loop import FitRecord, fit
 from gas.training.plan import FINISH, TrainingPlan
 from gas.training.ranking import RankedSolver
+from gas.training.successive_halving import SHORT_RUN
 from gas.training.validation import evaluate, surely_positive
 
 __all__ = ["STATE", "BestSoFar", "Distilled", "Report", "distill", "distill_family", "neighbor_grid"]
 
 # The files of a resumable state, as a regular expression: the choice of the start, and the trainings' checkpoints.
 STATE = r"nfe-\d+(\.start|-gas)?\.pt|forwards-\d+\.pt|\.(nfe|forwards)-\d+.*\.tmp"
-
-
-# Steps of the short runs of a full training. They forget faster than the training itself, whose model of the loss they
-# are no part of.
-_SHORT_RUN = GaussNewton(batch=12, validate_every=3)
 
 
 @dataclass(frozen=True)
@@ -191,7 +187,7 @@ def distill(
         search, config, validation = plan.search, plan.config, validation.view(slice(0, plan.validation))
         # What remains pays for a first and a last validation and the step between.
         limit = budget - len(validation) * 2 * nfe - plan.phases["training"].evaluations // 2
-    short_runs = replace(_SHORT_RUN, seed=config.seed)
+    short_runs = replace(SHORT_RUN, seed=config.seed)
     if budget is not None and isinstance(config, GaussNewton):
         short_runs = search.first_steps(config)
     options: dict[str, Any] = {"loss": loss, "solver": solver, "theory": theory, "state": state}

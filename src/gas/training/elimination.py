@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gas.denoise import branches_of
-from gas.errors import Diverged, UserError
+from gas.errors import UserError
 from gas.learned.bns import BNS
 from gas.losses import Loss, is_sum_of_squares, l2, loss_by_name
 from gas.models.protocol import Model
@@ -23,16 +23,14 @@ from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.loop import fit
 from gas.training.plan import FINISH
 from gas.training.ranking import rank_classical
-from gas.training.validation import evaluate
+from gas.training.successive_halving import SHORT_RUN, Candidate, halve
 
 __all__ = ["Removal", "check_branches", "distill_forwards", "eliminate", "guided_calls", "without_row"]
 
 # The branch whose rows may go: without them a prediction is the conditional one, or guided by an earlier call's.
 _BRANCH = "unconditional"
 
-# Steps that tell trials apart, on few pairs: all rows that may go are trained for one run, the two best for another.
-_SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)
-_SECOND_ROUND = 2
+# Validation pairs that trials are told apart on.
 _VALIDATION_PAIRS = 64
 
 
@@ -89,30 +87,6 @@ def without_row(table: Table, row: int) -> Table:
     )
 
 
-@dataclass
-class _Trial:
-    """A table without one row in training, with the best table so far."""
-
-    row: int
-    table: Table
-    steps: GaussNewtonSteps
-    loss: float = math.inf
-
-    def short_run(self, validation: Pairs, loss: Loss) -> int:
-        """Train and validate; return the forward passes. A run that diverges changes nothing."""
-        before = self.steps.evaluations
-        try:
-            for _ in range(self.steps.config.iterations):
-                self.steps.step()
-        except Diverged:
-            return self.steps.evaluations - before
-        table = table_of(self.steps.solver)
-        value = float(evaluate(self.steps.model, validation, table, loss).mean())
-        if value < self.loss:
-            self.table, self.loss = table, value
-        return self.steps.evaluations - before + len(validation) * table.nfe
-
-
 def eliminate(
     model: Model,
     pairs: Pairs,
@@ -121,7 +95,7 @@ def eliminate(
     forwards: int,
     *,
     loss: Loss = l2,
-    config: GaussNewton = _SHORT_RUN,
+    config: GaussNewton = SHORT_RUN,
 ) -> Generator[Removal, None, tuple[Table, int]]:
     """Remove unconditional rows one by one, each time the one without which the retrained solver is best.
 
@@ -151,26 +125,24 @@ def eliminate(
             )
         trials = []
         for row in rows:
-            rest = without_row(table, row)
-            solver = BNS.from_table(model.schedule, rest, model.t_end)
-            trials.append(_Trial(row, rest, GaussNewtonSteps(solver, model, pairs, l2, config)))
-        sizes, run = [len(trials), *([_SECOND_ROUND] if len(trials) > 1 else [])], 0
-        for size in sizes:
-            trials = trials[:size]
-            for trial in trials:
-                run, cost = run + 1, trial.short_run(validation, loss)
-                spent += cost
-                yield Removal(
-                    forwards=table.nfe - 1,
-                    row=trial.row,
-                    loss=trial.loss,
-                    run=run,
-                    runs=sum(sizes),
-                    evaluations=cost,
-                )
-            trials.sort(key=lambda trial: trial.loss)
-        table = trials[0].table
+            solver = BNS.from_table(model.schedule, without_row(table, row), model.t_end)
+            trials.append(Candidate(row, GaussNewtonSteps(solver, model, pairs, l2, config)))
+        report = partial(_removal, table.nfe - 1)
+        winner, cost = yield from halve(
+            trials, config.iterations, int(len(trials) > 1), validation, loss, report
+        )
+        spent += cost
+        table = without_row(table, winner.key)
+        if winner.state is not None:
+            winner.steps.restore(winner.state)
+            table = table_of(winner.steps.solver)
     return table, spent
+
+
+def _removal(forwards: int, trial: Candidate[int], run: int, runs: int, evaluations: int) -> Removal:
+    return Removal(
+        forwards=forwards, row=trial.key, loss=trial.loss, run=run, runs=runs, evaluations=evaluations
+    )
 
 
 def distill_forwards(
@@ -266,7 +238,6 @@ def _distill_rows(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
     ):
         yield record
-    losses = evaluate(model, validation, solver().detach(), distance)
     # The best classical solver that such a budget allows: its second round runs on all pairs, best first.
     ranked = rank_classical(model, validation, max(1, forwards // 2), distance)
     best = next(solver for solver in ranked if solver.round == 1)
@@ -275,8 +246,8 @@ def _distill_rows(
         nfe=forwards,
         solver=solver,
         loss=record.best_loss,
-        losses=losses,
+        losses=record.best_losses,
         best_classical=best.classical,
         best_classical_loss=best.finite_loss,
-        evaluations=spent + record.evaluations + len(validation) * forwards,
+        evaluations=spent + record.evaluations,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,17 +16,16 @@ from gas.arguments import MAX_SEEDS, integer
 from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.classical.registry import Classical, candidates, parse_times
 from gas.display import brief, error_text
-from gas.errors import Diverged, UserError
+from gas.errors import UserError
 from gas.grids.analytic import as_grid
 from gas.learned.registry import Kind, kind_by_name
 from gas.losses import Loss, l2, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.schedule import Schedule
-from gas.table import table_of
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.ranking import RankedSolver, rank_classical
-from gas.training.validation import evaluate
+from gas.training.successive_halving import Candidate, halve
 
 __all__ = [
     "ROUNDING",
@@ -41,9 +39,6 @@ __all__ = [
 
 # A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
 ROUNDING = 1e-11
-
-# Candidates that are trained for a second round.
-_SECOND_ROUND = 2
 
 # Further rounds for kinds that keep the formula of their start (LD3): which formula has the better minimum shows late.
 _EXTRA_ROUNDS = 2
@@ -231,58 +226,19 @@ class StartSearch:
         for start in starts:
             learned = kind.build(model.schedule, start)
             steps = GaussNewtonSteps(learned, model, pairs, l2, kind.training(config))
-            running.append(_Candidate(start, steps))
+            running.append(Candidate(start, steps))
         some = validation.subset(slice(0, self.validation_pairs))
         further = 0 if len(running) == 1 else 1 + _EXTRA_ROUNDS if kind.lasting else 1
-        winner, cost = yield from _halve(running, self.steps, further, some, distance, limit - spent)
-        return replace(choice, start=winner.classical.spec, state=winner.state, evaluations=spent + cost)
 
-
-def _halve(
-    running: list[_Candidate], steps: int, further: int, validation: Pairs, distance: Loss, limit: float
-) -> Generator[CandidateRound, None, tuple[_Candidate, int]]:
-    """Train all candidates for a round and the best for further ones; return the winner and the evaluations."""
-    sizes = [len(running), *[min(_SECOND_ROUND, len(running))] * further]
-    spent, run = 0, 0
-    for size in sizes:
-        running = running[:size]
-        for candidate in running:
-            run += 1
-            cost = candidate.short_run(steps, validation, distance, limit - spent)
-            spent += cost
-            yield CandidateRound(
-                classical=candidate.classical, loss=candidate.loss, run=run, runs=sum(sizes), evaluations=cost
+        def report(candidate: Candidate[Classical], run: int, runs: int, evaluations: int) -> CandidateRound:
+            return CandidateRound(
+                classical=candidate.key, loss=candidate.loss, run=run, runs=runs, evaluations=evaluations
             )
-        running.sort(key=lambda candidate: candidate.loss)
-    return running[0], spent
 
-
-@dataclass
-class _Candidate:
-    """A start in training, with its best state so far: steps on few pairs may also lead away from it."""
-
-    classical: Classical
-    steps: GaussNewtonSteps
-    loss: float = math.inf
-    state: Mapping[str, Any] | None = None
-
-    def short_run(self, steps: int, validation: Pairs, distance: Loss, limit: float) -> int:
-        """Train and validate; return the network evaluations. A run that diverges changes nothing."""
-        before, cost = self.steps.evaluations, len(validation) * self.steps.nfe
-        limit += before - cost
-        if before + self.steps.step_cost() > limit:
-            return 0
-        try:
-            for _ in range(steps):
-                if self.steps.evaluations + self.steps.step_cost() > limit:
-                    break
-                self.steps.step(limit)
-        except Diverged:
-            return self.steps.evaluations - before
-        loss = float(evaluate(self.steps.model, validation, table_of(self.steps.solver), distance).mean())
-        if loss < self.loss:
-            self.loss, self.state = loss, copy.deepcopy(self.steps.state())
-        return self.steps.evaluations - before + cost
+        winner, cost = yield from halve(
+            running, self.steps, further, some, distance, report, limit=limit - spent
+        )
+        return replace(choice, start=winner.key.spec, state=winner.state, evaluations=spent + cost)
 
 
 def check_start(start: str) -> None:
