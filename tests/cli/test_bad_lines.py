@@ -46,7 +46,7 @@ LINES = {
     """,
     "train --model digits --pairs {pairs} --validation 8 --nfe 2 --iterations 1 --out new.json": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
-        --budget 0; --budget x; --budget 1.5; --budget -1; --budget 5000 --method adam
+        --budget 0; --budget x; --budget 1.5; --budget -1; --budget 5; --budget 5000 --method adam
         --pairs nowhere; --pairs {solver}; --pairs .; --pairs ''; --pairs {unfinished}; --pairs {other}
         --nfe 0; --nfe 99999999; --nfe 3-99999999; --nfe 6-3; --nfe x; --nfe 3,; --nfe ''; --nfe 3--4; --nfe 1e3
         --nfe -4

@@ -89,7 +89,6 @@ def train(
     adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision)
     if budgets:
         gas.training.elimination.check_branches(model, sets[0])
-    _note_split(*map(len, sets))
     state = out.with_name(out.name + ".state")
     first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
     owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
@@ -137,7 +136,8 @@ def _learn(
     progress: gas.training.BestSoFar,
 ) -> list[gas.Distilled]:
     """Learn a solver of each NFE."""
-    watched = progress.watch(gas.distill_family(model, *sets, nfes, **family))
+    reports = _with_split_noted(gas.distill_family(model, *sets, nfes, **family), *map(len, sets))
+    watched = progress.watch(reports)
     return [show(watched, model, nfe, title) for nfe in nfes]
 
 
@@ -197,13 +197,21 @@ def _chosen_on(results: list[gas.Distilled], validation: gas.Pairs) -> int:
     return min(len(validation) if result.losses is None else len(result.losses) for result in results)
 
 
-def _note_split(training: int, validation: int) -> None:
-    """Note how many pairs teach and how many choose; the default may leave few of a small set to teach."""
+def _with_split_noted(
+    reports: Iterator[gas.training.distillation.Report], training: int, validation: int
+) -> Iterator[gas.training.distillation.Report]:
+    """Yield the reports; note how many pairs teach and how many choose before the first.
+
+    The default may leave few of a small set to teach. What is refused before a report is one line, without this note.
+    """
+    first = next(reports)
     text = f"{training} pairs to learn from, the last {validation} to choose on"
     if training < validation:
         advice = f"--validation {max(1, (training + validation) // 4)}"
         text += f"; few to learn from: make more, or say {advice}"
     note(text)
+    yield first
+    yield from reports
 
 
 def _check_combination(
