@@ -256,8 +256,8 @@ def test_a_name_is_text_in_every_picture(name, tmp_path):
     text = HOSTILE[name].encode("utf-8", "replace").decode()
     schedule = gas.VPLinear()
     pictures = [(text, torch.zeros(2, 1, 8, 8))]
-    error_plot(tmp_path / "e.png", {text: {2: 0.1, 4: 0.01}}, title=text, note=text, highlight=text)
-    times_plot(tmp_path / "t.png", [(text, [1.0, 0.5], [])], schedule, title=text, note=text)
+    error_plot(tmp_path / "e.png", {text: {2: 0.1, 4: 0.01}}, note=text, highlight=text)
+    times_plot(tmp_path / "t.png", [(text, [1.0, 0.5], [])], schedule, note=text)
     sample_grid(tmp_path / "s.png", pictures, title=text, note=text)
     assert all((tmp_path / f"{each}.png").stat().st_size > 1000 for each in "ets")
 

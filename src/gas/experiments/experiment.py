@@ -38,11 +38,8 @@ class Budget:
         loss: a name of :data:`gas.losses.LOSSES`, for training and for ranking classical solvers.
         gas: the training against a discriminator that GAS adds.
         balance: weight of the discriminator in units of the paired loss.
-        rank: validation pairs on which classical solvers and grids are ranked.
-        guides: training pairs whose trajectories GITS follows.
-
-    Raises:
-        ValueError: for an unknown loss, or no pairs to rank on or to follow.
+        rank: validation pairs, at least 1, on which classical solvers and grids are ranked.
+        guides: training pairs, at least 1, whose trajectories GITS follows.
     """
 
     config: Adam | GaussNewton = FINISH

@@ -40,14 +40,7 @@ SCHEDULES = ("gits", *(name for name in NAMED_GRIDS if name not in GRIDS))
 
 @dataclass(frozen=True)
 class SolverResult:
-    """A solver with its origin and its cost.
-
-    Attributes:
-        solver: a table, or a module that returns one.
-        origin: ``"SOLVER / GRID"`` of the classical solver: itself, or the start of training.
-        evaluations: network evaluations of training, as :class:`gas.FitRecord` counts; ``None`` without training.
-        stopped: why training ended early, if it did.
-    """
+    """A table, or a module that returns one, with the fields of :class:`MethodResult` that its making decides."""
 
     solver: Table | nn.Module
     origin: str
@@ -64,14 +57,7 @@ Making = Iterator[FitRecord | SolverResult]
 
 
 class Method(Protocol):
-    """One row of an experiment.
-
-    Attributes:
-        spec: its name on the command line.
-        label: its name in reports.
-        category: ``"classical"``, ``"schedule"`` or ``"learned"``.
-        base: the method whose solver :meth:`make` continues from, if there is one.
-    """
+    """One row of an experiment, with the fields of :class:`MethodResult`; :meth:`make` continues from ``base``."""
 
     @property
     def spec(self) -> str: ...
@@ -126,11 +112,8 @@ class ClassicalMethod:
         return ""
 
     def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
-        fingerprint = {
-            **model_fingerprint(experiment.model),
-            "solvers": list(self.solvers),
-            "grid": self.grid,
-        }
+        model = model_fingerprint(experiment.model)
+        fingerprint = {**model, "solvers": list(self.solvers), "grid": self.grid}
         if len(self.solvers) > 1 or not self.grid:
             fingerprint["ranked"] = selection_fingerprint(experiment.ranking_pairs)
             fingerprint["loss"] = experiment.budget.loss
@@ -139,19 +122,18 @@ class ClassicalMethod:
         return fingerprint
 
     def make(self, experiment: Experiment, nfe: int, base: SolverResult | None) -> Making:
-        classical = self._best(experiment, nfe)
-        grid = self.grid or classical.grid
-        yield SolverResult(classical.table(experiment.model.schedule), f"{classical.solver} / {grid}")
-
-    def _best(self, experiment: Experiment, nfe: int) -> Classical:
         model, rankings = experiment.model, experiment.rankings
         if not self.grid:
-            return rankings.rank(nfe, self.solvers)[0][0]
-        if self.grid == "gits":
-            return rankings.best_on(nfe, self.solvers, gits(model, experiment.guides, nfe))
-        if len(self.solvers) == 1:
-            return Classical(self.solvers[0], self.grid, nfe, model.t_end)
-        return rankings.best_on(nfe, self.solvers, NAMED_GRIDS[self.grid](model.schedule, nfe, model.t_end))
+            classical = rankings.rank(nfe, self.solvers)[0][0]
+        elif self.grid == "gits":
+            classical = rankings.best_on(nfe, self.solvers, gits(model, experiment.guides, nfe))
+        elif len(self.solvers) == 1:
+            classical = Classical(self.solvers[0], self.grid, nfe, model.t_end)
+        else:
+            grid = NAMED_GRIDS[self.grid](model.schedule, nfe, model.t_end)
+            classical = rankings.best_on(nfe, self.solvers, grid)
+        origin = f"{classical.solver} / {self.grid or classical.grid}"
+        yield SolverResult(classical.table(model.schedule), origin)
 
 
 @dataclass(frozen=True)
@@ -205,13 +187,7 @@ class LearnedMethod:
 
 @dataclass(frozen=True)
 class AdversarialMethod:
-    """GAS: the base's solver, trained further against a discriminator.
-
-    Args:
-        spec: as :func:`method_by_name` takes it.
-        label: for reports.
-        base: the method that makes the solver to start from.
-    """
+    """GAS: the solver of ``base``, trained further against a discriminator."""
 
     spec: str
     label: str
@@ -239,29 +215,20 @@ class AdversarialMethod:
     def make(self, experiment: Experiment, nfe: int, base: SolverResult | None) -> Making:
         if base is None:
             raise UserError("GAS continues from GS, which has to be trained first")
-        model = experiment.model
+        model, sets = experiment.model, (experiment.train, experiment.validation)
         solver = GeneralizedSolver.from_table(model.schedule, base.table(), model.t_end)
+        checkpoint = experiment.checkpoint(self.spec, nfe, self.fingerprint(experiment, nfe))
         result = yield from fit_adversarial(
-            experiment.adversary,
-            solver,
-            model,
-            experiment.train,
-            experiment.validation,
-            experiment.budget.loss,
-            experiment.checkpoint(self.spec, nfe, self.fingerprint(experiment, nfe)),
+            experiment.adversary, solver, model, *sets, experiment.budget.loss, checkpoint
         )
         evaluations = (base.evaluations or 0) + result.evaluations
         yield SolverResult(solver, base.origin, evaluations, result.stopped)
 
 
 # Groups of solvers of several orders or variants, of which the best on validation pairs is taken.
-SOLVER_GROUPS: dict[str, tuple[str, ...]] = {
-    "classical": tuple(SOLVERS),
-    **{
-        name: tuple(solver for solver in SOLVERS if solver.startswith(f"{name}-"))
-        for name in ("dpmpp", "unipc", "ipndm", "deis")
-    },
-}
+SOLVER_GROUPS: dict[str, tuple[str, ...]] = {"classical": tuple(SOLVERS)}
+for _family in ("dpmpp", "unipc", "ipndm", "deis"):
+    SOLVER_GROUPS[_family] = tuple(name for name in SOLVERS if name.startswith(f"{_family}-"))
 _LABELS = {
     "classical": "best classical",
     "ddim": "DDIM = DPM-Solver++(1M)",
@@ -289,12 +256,10 @@ def method_by_name(spec: str, start: str = "best") -> Method:
     - ``classical``: the best of all solvers and grids;
     - ``gs``, ``ld3`` and the other kinds of :data:`gas.learned.SOLVERS`, or ``gas``; ``NAME@START`` sets the start.
 
-    Args:
-        spec: the name.
-        start: of learned solvers whose name does not set it.
+    ``start`` is that of learned solvers whose name does not set it.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        UserError: for an unknown name, with the nearest known one.
     """
     name, _, named_start = spec.partition("@")
     if name == "gas" or name in KINDS:

@@ -54,13 +54,7 @@ def thumbnails(model: Model, samples: Tensor) -> Tensor | None:
 
 
 def draw(results: Sequence[MethodResult], schedule: Schedule, name: str, folder: Path) -> Pictures:
-    """Draw all pictures that the results allow into a folder.
-
-    Args:
-        results: of an experiment, the teacher's among them.
-        schedule: for the axis of times.
-        name: of the model.
-        folder: of the PNG files.
+    """Draw all pictures that the results of model ``name`` allow, the teacher's among them, into a folder.
 
     Raises:
         ModuleNotFoundError: when matplotlib is not installed.
@@ -87,8 +81,7 @@ def _draw_errors(path: Path, results: Sequence[MethodResult], name: str) -> Path
     if not curves:
         return None
     highlight = next((label for label in ("GAS", "GS") if label in curves), None)
-    labels = [label for label in curves if label != highlight][:_LINES]
-    labels += [] if highlight is None else [highlight]
+    labels = [*[label for label in curves if label != highlight][:_LINES], *filter(None, [highlight])]
     note = f"{name}; the classical line is the best of the classical rows at each NFE."
     return error_plot(path, {label: curves[label] for label in labels}, note=note, highlight=highlight)
 
@@ -114,8 +107,7 @@ def _draw_samples(
 
 
 def _draw_times(path: Path, results: Sequence[MethodResult], schedule: Schedule) -> Path:
-    classical = [result for result in results if result.category == "classical"]
-    best = min(classical, key=_mse, default=None)
+    best = min((result for result in results if result.category == "classical"), key=_mse, default=None)
     series = [
         (result.label, result.table.times.tolist(), list[float]())
         for result in results

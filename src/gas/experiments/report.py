@@ -6,7 +6,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -23,13 +22,7 @@ __all__ = ["Report", "ReportedResults", "html_text", "markdown_text"]
 
 @dataclass(frozen=True)
 class ReportedResults:
-    """A paper's results for the same methods on the same model.
-
-    Args:
-        source: the paper.
-        figures: by label and NFE.
-        measure: a name of :data:`MEASURES` that the figures are of.
-    """
+    """A paper's figures by label and NFE for the same model, of one measure of :data:`MEASURES`."""
 
     source: str
     figures: Mapping[tuple[str, int], float]
@@ -71,21 +64,20 @@ class Report:
 
     def headline(self) -> list[PivotTable]:
         """Return the first table, and beside squared errors the measures that a few bad samples do not decide."""
-        robust = [name for name in ("mse-median", "psnr") if {"mse", name} <= set(self.measures)]
-        tables = [*self.tables()[:1], *(pivot_table(self.results, MEASURES[name]) for name in robust)]
-        return [table for table in tables if table is not None]
+        robust = [MEASURES[name].title for name in ("mse-median", "psnr") if "mse" in self.measures]
+        tables = self.tables()
+        return [table for table in tables if table is tables[0] or table.title in robust]
 
     def _reported_table(self, reported: ReportedResults) -> PivotTable | None:
         """Paper, ours and the difference, of every result that the paper has too."""
         measure, entries = MEASURES[reported.measure], {}
         for result in self.results:
+            key = (result.label, result.nfe)
             ours = None if result.metrics is None else measure.read(result.metrics)
-            paper = reported.figures.get((result.label, result.nfe))
-            if ours is not None and paper is not None:
+            if ours is not None and key in reported.figures:
+                paper = reported.figures[key]
                 difference = f"{measure.scale * ours - paper:+.{measure.digits}f}"
-                entries[result.label, result.nfe] = Entry(
-                    f"{paper:g} / {measure.format(ours)} / {difference}"
-                )
+                entries[key] = Entry(f"{paper:g} / {measure.format(ours)} / {difference}")
         title = f"{measure.title}: {reported.source} / ours / difference"
         return PivotTable.of(title, entries) if entries else None
 
@@ -103,11 +95,11 @@ def markdown_text(report: Report) -> str:
         rows = [[label, *((entry.text, marks[entry.mark]) for entry in row)] for label, row in table.rows]
         parts += [f"## {markdown(table.title)}", markdown_table(["solver", *table.nfes], rows)]
         parts += map(markdown, table.notes)
-    results: list[list[Any]] = [
-        [r.label, r.nfe, r.origin, "" if r.evaluations is None else f"{r.evaluations:,}", r.stopped]
-        for r in report.results
-    ]
     columns = ["solver", "NFE", "grid, or start", "calls to learn", "stopped"]
+    results = []
+    for r in report.results:
+        calls = "" if r.evaluations is None else f"{r.evaluations:,}"
+        results.append([r.label, r.nfe, r.origin, calls, r.stopped])
     return "\n\n".join([*parts, "## Every cell", markdown_table(columns, results)]) + "\n"
 
 

@@ -46,7 +46,7 @@ def run_experiment(
     store: Store,
     command: Callable[[str, int], str] = lambda spec, nfe: "",
 ) -> Iterator[TrainingReport | MethodResult]:
-    """Yield the teacher's result, then every method's, in order of NFE; stored results that are still valid are reused.
+    """Yield progress of training and each result once: the teacher's, then every method's, in order of NFE.
 
     A solver is made again when its fingerprint has changed, and only measured again when the evaluator's has.
     A killed run resumes trainings from their last report.
@@ -59,12 +59,8 @@ def run_experiment(
         store: where results are stored.
         command: returns the command line that makes one result alone, from its spec and NFE.
 
-    Yields:
-        TrainingReport: progress of training.
-        MethodResult: each once.
-
     Raises:
-        ValueError: when the evaluator's pairs were trained or chosen on, without methods, or for one that exists at no
+        UserError: when the evaluator's pairs were trained or chosen on, without methods, or for one that exists at no
             NFE.
     """
     if not methods or not nfes:
@@ -110,17 +106,17 @@ class _Runner:
         if stored is not None and stored.metrics_fingerprint == self._metrics_fingerprint():
             yield stored
             return
-        solver = None if stored is None else _solver_of(stored)
         base = None
-        if solver is None and method.base is not None:
-            for report in self.run(method.base, nfe):
-                if isinstance(report, TrainingReport):
-                    yield report
-                else:
-                    base = _solver_of(report)
+        for report in self.run(method.base, nfe) if stored is None and method.base is not None else ():
+            if isinstance(report, TrainingReport):
+                yield report
+            else:
+                base = _solver_of(report)
         began = time.perf_counter()
-        if solver is None:
+        if stored is None:
             solver = yield from self._make(method, nfe, base)
+        else:
+            solver = _solver_of(stored)
         table = solver.table()
         samples = sample_pairs(experiment.model, self.evaluator.pairs, table)
         measurements = self._measurements(method.label, samples, nfe)
@@ -197,16 +193,12 @@ def _solver_of(result: MethodResult) -> SolverResult:
 def _provenance(experiment: Experiment, result: MethodResult) -> dict[str, Any]:
     """What the solver file records of its training."""
     train, validation, budget = experiment.train, experiment.validation, experiment.budget
+    recorded = {"guidance": train.guidance}
     if result.category != "learned":
-        return {"guidance": train.guidance}
+        return recorded
     seeds = [int(train.seeds[0]), int(validation.seeds[-1]) + 1]
     training = {"pairs": len(train), "validation": len(validation), "seeds": seeds, **budget.config.config()}
-    return {
-        "guidance": train.guidance,
-        "teacher": train.teacher,
-        "loss": budget.loss,
-        "training": training,
-    }
+    return {**recorded, "teacher": train.teacher, "loss": budget.loss, "training": training}
 
 
 def _check_unseen(experiment: Experiment, evaluator: Evaluator) -> None:

@@ -77,23 +77,13 @@ class MethodResult:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], **fields: Any) -> MethodResult:
-        """Return the result of a :meth:`row` and its other fields.
-
-        Raises:
-            KeyError: without metrics.
-            TypeError: when a field is missing or unknown.
-            ValueError: for other metrics than :class:`gas.evaluation.SolverMetrics`.
-        """
+        """Return the result of a :meth:`row` and its other fields; KeyError, TypeError or ValueError for others."""
         return cls(**{**row, "metrics": _METRICS.validate_python(row["metrics"])}, **fields)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of results. A result is whole or absent; a damaged one counts as absent.
-
-    Args:
-        folder: new, or of an earlier run.
-    """
+    """A folder of results, new or of an earlier run. A result is whole or absent; a damaged one counts as absent."""
 
     folder: Path
 
@@ -106,15 +96,12 @@ class Store:
         path, tensors = self._files(spec, nfe)
         try:
             content = verify_checksum(read_json(path), str(path))
-            digests = content["sha256"]
+            digests, solver = content["sha256"], self.solver(spec, nfe)
             if {name: content[name] for name in _FORMAT} != _FORMAT or sha256(tensors) != digests["tensors"]:
                 return None
-            table = None
-            if digests["solver"] is not None:
-                solver = self.solver(spec, nfe)
-                if sha256(solver) != digests["solver"]:
-                    return None
-                table = solver_file.load(solver).table(nfe)
+            if digests["solver"] not in (None, solver.is_file() and sha256(solver)):
+                return None
+            table = None if digests["solver"] is None else solver_file.load(solver).table(nfe)
             parts, _ = read_safetensors(tensors)
             return MethodResult.from_row(
                 content["cell"],
@@ -135,22 +122,19 @@ class Store:
         if result.pictures is not None:
             tensors["pictures"] = result.pictures.half()
         write_bytes(tensors_path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-        solver = None
+        digests = {"tensors": sha256(tensors_path), "solver": None}
         if result.table is not None:
-            solver_path = self.solver(result.spec, result.nfe)
-            training = {"solver": result.label, **provenance.pop("training", {})}
-            starts = {result.nfe: result.origin}
-            solver_file.save(
-                solver_path, result.table, model=model, training=training, starts=starts, **provenance
-            )
-            solver = sha256(solver_path)
+            provenance["training"] = {"solver": result.label, **provenance.get("training", {})}
+            solver, starts = self.solver(result.spec, result.nfe), {result.nfe: result.origin}
+            solver_file.save(solver, result.table, model=model, starts=starts, **provenance)
+            digests["solver"] = sha256(solver)
         document = {
             **_FORMAT,
             "model": model.name,
             "cell": result.row(),
             "made": result.solver_fingerprint,
             "measured": result.metrics_fingerprint,
-            "sha256": {"tensors": sha256(tensors_path), "solver": solver},
+            "sha256": digests,
         }
         write_text(path, json.dumps(add_checksum(document), indent=1, allow_nan=False))
 
@@ -160,11 +144,7 @@ class Store:
 
 
 def claim_folders(folder: Path) -> Path:
-    """Mark an experiment's folder and its subfolders as this project's, as :func:`gas.workspace.claim` does.
-
-    Raises:
-        ValueError: for other files or links where an experiment writes its own.
-    """
+    """Mark an experiment's folder and its subfolders as this project's; raises as :func:`gas.workspace.claim`."""
     claim(folder, [*_FOLDERS, *_FILES, "unseen"])
     for name in _FOLDERS:
         claim(folder / name)

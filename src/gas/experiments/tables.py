@@ -7,20 +7,19 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import Tensor
 
 from gas.display import csv_cell, significant
 from gas.evaluation.evaluator import SolverMetrics
 from gas.experiments.store import MethodResult
-from gas.metrics.distances import BRACKETS, Distribution
+from gas.metrics.distances import BRACKETS
 from gas.metrics.intervals import mean_interval
 from gas.training.validation import surely_positive
 
 __all__ = ["MEASURES", "Entry", "Measure", "PivotTable", "csv_text", "difference_table", "pivot_table"]
 
-T = TypeVar("T")
 Interval = tuple[float, float]
 Better = Literal["smaller", "larger", ""]
 Target = Literal["teacher", "data"]
@@ -36,11 +35,11 @@ class Measure:
         interval: its 95% interval, where it has one.
         better: which direction is better, if either.
         target: what samples are compared with; the teacher's own number is of interest for ``"data"`` only.
+        scale: factor in reports.
+        digits: after the decimal point.
         losses: squared errors ``(S,)`` -> loss of each sample by this measure. Solvers that ran from the same seeds are
             then compared pair by pair.
         chance: an interval of what other samples would give, for comparisons without pairs.
-        scale: factor in reports.
-        digits: after the decimal point.
     """
 
     title: str
@@ -58,13 +57,12 @@ class Measure:
         value, interval = self.read(metrics), self.interval(metrics)
         if value is None:
             return ""
-        text = self.format(value)
         if interval is None:
-            return text
+            return self.format(value)
         low, high = interval
         if abs((high - value) - (value - low)) < 1e-9 * max(abs(value), 1e-12):
-            return f"{text} ± {self.format((high - low) / 2, value)}"
-        return f"{text} [{self.format(low, value)}, {self.format(high, value)}]"
+            return f"{self.format(value)} ± {self.format((high - low) / 2, value)}"
+        return f"{self.format(value)} [{self.format(low, value)}, {self.format(high, value)}]"
 
     def format(self, value: float, beside: float | None = None) -> str:
         """Return a number with its digits after the decimal point, or three significant ones if it is small.
@@ -76,93 +74,93 @@ class Measure:
         return significant(scaled, 3) if small else f"{scaled:.{self.digits}f}"
 
 
-# The two estimators of a Frechet distance, as titles name them.
-_PLAIN, _CORRECTED = "as published", "corrected for the number of samples"
+def _at(path: str) -> Callable[[SolverMetrics], Any]:
+    """The value at a path of attributes; ``None`` where one of them is ``None``."""
+
+    def read(metrics: SolverMetrics) -> Any:
+        value: Any = metrics
+        for name in path.split("."):
+            value = None if value is None else getattr(value, name)
+        return value
+
+    return read
 
 
-def _distances(target: Target, suffix: str) -> dict[str, Measure]:
+def _around(value: float | None, half_width: float) -> Interval | None:
+    return None if value is None else (value - half_width, value + half_width)
+
+
+def _frechet(name: str, title: str, target: Target, value: str, corrected: str) -> dict[str, Measure]:
+    """Both estimators of a Frechet distance, by their paths."""
+    interval = _at(f"{corrected.removesuffix('_corrected')}_interval")
+
+    def biased(metrics: SolverMetrics) -> Interval | None:
+        """The corrected distance's interval, moved to the distance with its bias."""
+        ends = interval(metrics)
+        bias = ends and _at(value)(metrics) - _at(corrected)(metrics)
+        return ends and (ends[0] + bias, ends[1] + bias)
+
+    plain = Measure(f"{title}, as published", _at(value), target=target, chance=biased)
+    title = f"{title}, corrected for the number of samples"
+    fields: dict[str, Any] = {"interval": interval, "chance": interval, "target": target}
+    return {name: plain, f"{name}-corrected": Measure(title, _at(corrected), **fields)}
+
+
+def _distances(target: Target, suffix: str, others: str) -> dict[str, Measure]:
     """Measures of the distances to the teacher's samples or to real images, by their names with a suffix."""
-    reference = "the teacher's samples" if target == "teacher" else "real images"
+    path = f"to_{target}"
 
-    def of_metrics(function: Callable[[Distribution, int], T | None]) -> Callable[[SolverMetrics], T | None]:
-        def apply(metrics: SolverMetrics) -> T | None:
-            distances = metrics.to_teacher if target == "teacher" else metrics.to_data
-            return None if distances is None else function(distances, metrics.samples)
+    def kernel(metrics: SolverMetrics) -> Interval | None:
+        return _around(_at(f"{path}.kernel")(metrics), 1.96 * (_at(f"{path}.kernel_std")(metrics) or 0.0))
 
-        return apply
-
-    def measure(title: str, read: Any, chance: Any, better: Better = "smaller", **fields: Any) -> Measure:
-        title = title.format(reference)
-        return Measure(
-            title, of_metrics(read), better=better, target=target, chance=of_metrics(chance), **fields
-        )
-
-    frechet, corrected = (f"Frechet distance to {{}}, {estimator}" for estimator in (_PLAIN, _CORRECTED))
-    interval = of_metrics(lambda d, _: d.frechet_interval)
     measures = {
-        "frechet": measure(
-            frechet,
-            lambda d, _: d.frechet,
-            lambda d, _: _biased(d.frechet, d.frechet_corrected, d.frechet_interval),
+        **_frechet(
+            "frechet", f"Frechet distance to {others}", target, f"{path}.frechet", f"{path}.frechet_corrected"
         ),
-        "frechet-corrected": measure(
-            corrected, lambda d, _: d.frechet_corrected, lambda d, _: d.frechet_interval, interval=interval
+        "kernel": Measure(
+            f"Kernel distance to {others}", _at(f"{path}.kernel"), target=target, chance=kernel
         ),
-        "kernel": measure(
-            "Kernel distance to {}", lambda d, _: d.kernel, lambda d, _: _around(d.kernel, d.kernel_std)
-        ),
-        "precision": measure("Precision on {}", *_share("precision"), "larger"),
-        "recall": measure("Recall of {}", *_share("recall"), "larger"),
-        "density": measure("Density on {}", *_share("density"), ""),
-        "coverage": measure("Coverage of {}", *_share("coverage"), "larger"),
     }
+    shares: dict[str, Better] = {
+        "Precision on": "larger",
+        "Recall of": "larger",
+        "Density on": "",
+        "Coverage of": "larger",
+    }
+    for title, better in shares.items():
+        name = title.split()[0].lower()
+        measures[name] = _share(f"{title} {others}", f"{path}.prdc.{name}", better, target)
     return {f"{name}{suffix}": measure for name, measure in measures.items()}
 
 
-def _share(name: str) -> tuple[Any, Any]:
-    """A share of the samples or of the reference, and the interval of as many independent draws."""
+def _share(title: str, path: str, better: Better, target: Target) -> Measure:
+    """A share of samples or of data, with the interval of as many independent draws for chance."""
+    read = _at(path)
 
-    def read(distances: Distribution, samples: int) -> float | None:
-        return None if distances.prdc is None else float(getattr(distances.prdc, name))
+    def chance(metrics: SolverMetrics) -> Interval | None:
+        value = read(metrics)
+        variance = 0.0 if value is None else max(0.0, value * (1 - value)) / metrics.samples
+        return _around(value, 1.96 * math.sqrt(variance))
 
-    def chance(distances: Distribution, samples: int) -> Interval | None:
-        value = read(distances, samples)
-        return None if value is None else _around(value, math.sqrt(max(0.0, value * (1 - value)) / samples))
-
-    return read, chance
-
-
-def _around(value: float, standard_error: float) -> Interval:
-    """A normal 95% interval."""
-    return value - 1.96 * standard_error, value + 1.96 * standard_error
-
-
-def _biased(value: float | None, corrected: float | None, interval: Interval | None) -> Interval | None:
-    """The corrected distance's interval, moved to the distance with its bias."""
-    if value is None or corrected is None or interval is None:
-        return None
-    bias = value - corrected
-    return interval[0] + bias, interval[1] + bias
+    return Measure(title, read, better=better, target=target, chance=chance)
 
 
 def _per_sample(name: str, title: str, better: Better, digits: int) -> Measure:
     """A mean over samples of a per-sample metric."""
 
-    def read(metrics: SolverMetrics) -> float | None:
-        return metrics.more.get(name, (None, 0.0))[0]
-
     def interval(metrics: SolverMetrics) -> Interval | None:
-        value, half_width = metrics.more.get(name, (None, 0.0))
-        return None if value is None else (value - half_width, value + half_width)
+        return _around(*metrics.more.get(name, (None, 0.0)))
 
-    return Measure(title, read, interval, better, digits=digits, chance=interval)
+    return Measure(
+        title, lambda m: m.more.get(name, (None, 0.0))[0], interval, better, digits=digits, chance=interval
+    )
 
 
 MEASURES: dict[str, Measure] = {
     "mse": Measure(
         "Mean squared error to the teacher, x 1000",
         lambda m: m.mse,
-        lambda m: (m.mse - m.mse_half_width, m.mse + m.mse_half_width),
+        lambda m: _around(m.mse, m.mse_half_width),
         scale=1e3,
         losses=lambda errors: errors,
     ),
@@ -184,21 +182,15 @@ MEASURES: dict[str, Measure] = {
     ),
     "lpips": _per_sample("lpips", "LPIPS to the teacher", "smaller", 4),
     "clip-score": _per_sample("clip-score", "CLIP score of the prompts", "larger", 2),
-    "frechet-data": Measure(
-        f"Frechet distance to the data's statistics, {_PLAIN}",
-        lambda m: m.frechet_data,
-        target="data",
-        chance=lambda m: _biased(m.frechet_data, m.frechet_data_corrected, m.frechet_data_interval),
+    **_frechet(
+        "frechet-data",
+        "Frechet distance to the data's statistics",
+        "data",
+        "frechet_data",
+        "frechet_data_corrected",
     ),
-    "frechet-data-corrected": Measure(
-        f"Frechet distance to the data's statistics, {_CORRECTED}",
-        lambda m: m.frechet_data_corrected,
-        lambda m: m.frechet_data_interval,
-        target="data",
-        chance=lambda m: m.frechet_data_interval,
-    ),
-    **_distances("teacher", ""),
-    **_distances("data", "-real"),
+    **_distances("teacher", "", "the teacher's samples"),
+    **_distances("data", "-real", "real images"),
 }
 
 _NEAR = "Italic: the best of its column and all that cannot be told from it."
@@ -216,14 +208,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PivotTable:
-    """A measure of all methods (rows) at all NFE (columns).
-
-    Attributes:
-        title: of the measure.
-        nfes: columns.
-        rows: label, and an entry for each column.
-        notes: how to read the table, one line each.
-    """
+    """A measure of all methods (rows: label, and an entry for each column) at all NFE (columns)."""
 
     title: str
     nfes: Sequence[int]
@@ -242,17 +227,13 @@ class PivotTable:
 
 
 def pivot_table(results: Sequence[MethodResult], measure: Measure) -> PivotTable | None:
-    """Return the table of a measure, or ``None`` where no result has it.
+    """Return the table of a measure, or ``None`` where no result but the teacher's has it.
 
     The best of a column is marked as such only where it is surely better than every other; otherwise it and all that
     cannot be told from it are marked alike.
-
-    Args:
-        results: of an experiment, the teacher's among them.
-        measure: the number to show.
     """
     methods = [result for result in results if result.category != "teacher"]
-    if all(result.metrics is None or measure.read(result.metrics) is None for result in methods):
+    if all(_value(result, measure) is None for result in methods):
         return None
     marks: dict[int, str] = {}
     for nfe in {result.nfe for result in methods}:
@@ -271,12 +252,9 @@ def pivot_table(results: Sequence[MethodResult], measure: Measure) -> PivotTable
 
 
 def difference_table(results: Sequence[MethodResult], spec: str, measure: Measure) -> PivotTable | None:
-    """Return how much larger squared errors are than one method's, sample by sample; ``None`` without that method.
+    """Return how much larger squared errors are than those of method ``spec``, sample by sample, scaled as ``measure``.
 
-    Args:
-        results: of an experiment.
-        spec: of the method to compare with.
-        measure: of squared errors, for its scale.
+    ``None`` without that method, or without another.
     """
     base = {r.nfe: r for r in results if r.spec == spec and r.metrics is not None}
     entries = {}
@@ -294,31 +272,34 @@ def difference_table(results: Sequence[MethodResult], spec: str, measure: Measur
     return PivotTable.of(f"Squared error less that of {label}, sample by sample, x 1000", entries)
 
 
+def _value(result: MethodResult, measure: Measure) -> float | None:
+    return None if result.metrics is None else measure.read(result.metrics)
+
+
 def _marks(column: Sequence[MethodResult], measure: Measure) -> dict[int, str]:
     """The mark of each result of a column that may be its best, by ``id``."""
-    sign = -1 if measure.better == "larger" else 1
-    values = {id(r): measure.read(r.metrics) for r in column if r.metrics is not None}
-    costs = {key: sign * value for key, value in values.items() if value is not None and math.isfinite(value)}
+    values = {id(result): _value(result, measure) for result in column}
+    costs = {
+        key: -value if measure.better == "larger" else value
+        for key, value in values.items()
+        if value is not None and math.isfinite(value)
+    }
     ranked = sorted((result for result in column if id(result) in costs), key=lambda r: costs[id(r)])
     if not measure.better or len(ranked) < 2:
         return {}
     best, *others = ranked
-    if measure.losses is None and _chance(best, measure) is None:
+    if measure.losses is None and (best.metrics is None or measure.chance(best.metrics) is None):
         return {}
     near = [other for other in others if not _surely_better(best, other, measure)]
     return {id(best): "near" if near else "best", **{id(result): "near" for result in near}}
-
-
-def _chance(result: MethodResult, measure: Measure) -> Interval | None:
-    return None if result.metrics is None else measure.chance(result.metrics)
 
 
 def _surely_better(best: MethodResult, other: MethodResult, measure: Measure) -> bool:
     """Whether one method is better than another by more than chance: pair by pair, or by disjoint intervals."""
     if measure.losses is not None:
         return surely_positive(measure.losses(other.errors.double()) - measure.losses(best.errors.double()))
-    interval, other_interval = _chance(best, measure), _chance(other, measure)
-    if interval is None or other_interval is None:
+    interval, other_interval = (r.metrics and measure.chance(r.metrics) for r in (best, other))
+    if not interval or not other_interval:
         return False
     return interval[0] > other_interval[1] if measure.better == "larger" else interval[1] < other_interval[0]
 
@@ -335,6 +316,6 @@ def csv_text(results: Sequence[MethodResult]) -> str:
         row = [getattr(result, key) for key in keys] + ["" if metrics is None else metrics.samples]
         for measure in MEASURES.values():
             interval = None if metrics is None else measure.interval(metrics)
-            row += [None if metrics is None else measure.read(metrics), *(interval or ("", ""))]
+            row += [_value(result, measure), *(interval or ("", ""))]
         writer.writerow(map(csv_cell, [*row, result.command]))
     return file.getvalue()

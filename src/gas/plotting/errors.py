@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gas.errors import UserError
-from gas.plotting.style import ACCENT, GREY, GRIDLINE, INK, MUTED, Sheet, text_width, wrap
+from gas.plotting.style import ACCENT, GREY, GRIDLINE, INK, MUTED, Sheet, matplotlib_module, text_width, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,35 +22,22 @@ Curves = Mapping[str, Mapping[int, float]]
 
 
 def error_plot(
-    path: str | Path,
-    curves: Curves,
-    *,
-    title: str = "Error to the teacher",
-    ylabel: str = "MSE to the teacher",
-    note: str = "",
-    highlight: str | None = None,
-    scale: int = 2,
+    path: str | Path, curves: Curves, *, note: str = "", highlight: str | None = None, scale: int = 2
 ) -> Path:
-    """Draw error over NFE, both logarithmic, one line per solver, and save it as a PNG.
+    """Draw mean squared error over NFE, both logarithmic, one line per solver, and save it as a PNG.
 
     Where all have the same single NFE there is no line to draw: each solver gets a bar, on a linear axis from zero,
     with its error at the end.
 
     Args:
         path: the PNG file to write; whole or absent.
-        curves: ``{name: {nfe: error}}``, errors positive and finite.
-        title: heading.
-        ylabel: what the error is, along its axis.
+        curves: ``{name: {nfe: error}}``, NFE at least 1, errors positive and finite.
         note: small print under the picture.
         highlight: name of the learned solver, drawn in the accent color over the others.
         scale: device pixels in a CSS pixel, 1 or more.
 
-    Returns:
-        ``path``.
-
     Raises:
-        ValueError: for no curves, an empty one, an NFE below 1, an error that is not positive and finite,
-            or a highlight or scale that does not fit.
+        UserError: for other curves, or a highlight or scale that does not fit.
         ModuleNotFoundError: when matplotlib is not installed.
     """
     _check(curves, highlight)
@@ -58,15 +45,15 @@ def error_plot(
     small = wrap(note, _WIDTH - 2 * _MARGIN, 11)
     height = _PLOT if len(nfes) > 1 else _ROW * len(curves)
     sheet = Sheet(_WIDTH, _TOP + height + 56 + (16 * len(small) + 4 if small else 0), scale)
-    heading = title if len(nfes) > 1 else f"{title}, {nfes[0]} network evaluations"
-    sheet.text(_MARGIN, 30, heading, size=17, bold=True)
+    heading = "" if len(nfes) > 1 else f", {nfes[0]} network evaluations"
+    sheet.text(_MARGIN, 30, f"Error to the teacher{heading}", size=17, bold=True)
     names = round(max(text_width(name, 12, bold=True) for name in curves))
     if len(nfes) > 1:
-        _draw_lines(sheet, curves, names, f"{ylabel}, log scale", highlight)
+        _draw_lines(sheet, curves, names, highlight)
         label = "network evaluations a sample (NFE)"
     else:
         _draw_bars(sheet, {name: curve[nfes[0]] for name, curve in curves.items()}, names, highlight)
-        label = f"{ylabel}; smaller is better"
+        label = "MSE to the teacher; smaller is better"
     sheet.text(_WIDTH / 2, _TOP + height + 38, label, size=11, color=GREY, align="center")
     sheet.small_print(_MARGIN, _TOP + height + 60, small)
     return sheet.save(path)
@@ -99,25 +86,25 @@ def _frame(axes: Axes, curves: Curves) -> None:
     air = (nfes[-1] / nfes[0]) ** 0.02
     axes.set(xscale="log", yscale="log", ylim=(low, high), xlim=(nfes[0] / air, nfes[-1] * air))
     axes.minorticks_off()
-    gaps = [b - a for a, b in zip([0.0, *map(math.log, nfes)], map(math.log, nfes), strict=False)]
-    room = 0.03 * math.log(nfes[-1] / nfes[0])
-    shown = [nfe for nfe, gap in zip(nfes, gaps, strict=True) if gap > room or nfe in (nfes[0], nfes[-1])]
-    axes.set_xticks(shown, labels=[str(nfe) for nfe in shown])
+    shown = nfes[:1]
+    for nfe in nfes[1:]:
+        if nfe / shown[-1] > (nfes[-1] / nfes[0]) ** 0.03:
+            shown.append(nfe)
+    axes.set_xticks(shown, labels=map(str, shown))
     factors = (1,) if high / low > 3000 else (1, 2, 5) if high / low > 10 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [factor * 10.0**decade for decade in decades for factor in factors]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    axes.set_yticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    axes.yaxis.set_major_locator(matplotlib_module("ticker").LogLocator(subs=factors, numticks=99))
+    axes.yaxis.set_major_formatter("{x:.3g}")
     axes.grid(axis="y", color=GRIDLINE, linewidth=1)
     axes.set_axisbelow(True)
 
 
-def _draw_lines(sheet: Sheet, curves: Curves, names: int, ylabel: str, highlight: str | None) -> None:
+def _draw_lines(sheet: Sheet, curves: Curves, names: int, highlight: str | None) -> None:
     """Draw the lines, the highlighted one last and strongest; list their names in the order of their ends."""
     right = _WIDTH - _MARGIN - names - 20
     axes = sheet.axes(_LEFT, _TOP, right - 6 - _LEFT, _PLOT)
     _frame(axes, curves)
-    sheet.text(_MARGIN, _TOP + _PLOT / 2, ylabel, size=11, color=GREY, align="center", upright=True)
+    label = "MSE to the teacher, log scale"
+    sheet.text(_MARGIN, _TOP + _PLOT / 2, label, size=11, color=GREY, align="center", upright=True)
     others = [name for name in curves if name != highlight]
     styles = {name: (MUTED[n % len(MUTED)], n >= len(MUTED)) for n, name in enumerate(others)}
     if highlight is not None:

@@ -47,11 +47,8 @@ def sample_grid(
         highlight: index of the row of the learned solver, drawn in the accent color.
         scale: device pixels in a CSS pixel, 1 or more.
 
-    Returns:
-        ``path``.
-
     Raises:
-        ValueError: for no rows, a wrong shape or range, or a highlight or scale that does not fit.
+        UserError: for no rows, a wrong shape or range, or a highlight or scale that does not fit.
         ModuleNotFoundError: when matplotlib is not installed.
     """
     _check(rows, highlight, scale)
@@ -110,10 +107,10 @@ def _check(rows: Sequence[tuple[str, Tensor]], highlight: int | None, scale: int
                 f"{name} must lie in [-1, 1], got values from {low:.4g} to {high:.4g}; "
                 "pass images.clamp(-1, 1), or x / 127.5 - 1 for pixels of 0 .. 255"
             )
-    if highlight is not None and not 0 <= highlight < len(rows):
-        raise UserError(f"highlight must be a row of 0 .. {len(rows) - 1} or None, got {highlight}")
     if scale < 1:
         raise UserError(f"scale must be a whole number of at least 1, got {scale}")
+    if highlight is not None and not 0 <= highlight < len(rows):
+        raise UserError(f"highlight must be a row of 0 .. {len(rows) - 1} or None, got {highlight}")
 
 
 def _label_lines(label: str) -> list[tuple[str, float, bool]]:

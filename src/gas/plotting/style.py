@@ -32,18 +32,14 @@ _POINTS = 0.72  # points in one CSS pixel, as a sheet holds 100 of them in an in
 
 def require_matplotlib() -> None:
     """Raise ModuleNotFoundError, with advice, where matplotlib is missing: before long work, not after it."""
-    _matplotlib("figure")
+    matplotlib_module("figure")
 
 
 class Sheet:
     """A white page of ``width x height`` CSS pixels with its origin in the upper left corner.
 
-    It leaves matplotlib's global state alone. The file has ``scale`` times as many pixels a side.
-
-    Args:
-        width: in CSS pixels.
-        height: in CSS pixels.
-        scale: device pixels in a CSS pixel; 2 is sharp on today's screens.
+    It leaves matplotlib's global state alone. The file has ``scale`` times as many pixels a side; 2 is sharp on today's
+    screens.
 
     Raises:
         UserError: for a scale below 1.
@@ -51,13 +47,12 @@ class Sheet:
     """
 
     def __init__(self, width: int, height: int, scale: int = 2) -> None:
-        """Open an empty page."""
         if scale < 1:
             raise UserError(f"scale must be a whole number of at least 1, got {scale}")
         self.width, self.height, self.scale = width, height, scale
-        figure = _matplotlib("figure").Figure
+        figure = matplotlib_module("figure").Figure
         self.figure: Figure = figure(figsize=(width / 100, height / 100), dpi=100 * scale, facecolor="white")
-        self._canvas = _matplotlib("backends.backend_agg").FigureCanvasAgg(self.figure)
+        self._canvas = matplotlib_module("backends.backend_agg").FigureCanvasAgg(self.figure)
 
     def text(
         self,
@@ -98,16 +93,18 @@ class Sheet:
 
     def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
         """Fill a rectangle behind everything else."""
-        corner = (x / self.width, 1 - (y + height) / self.height)
-        size = (width / self.width, height / self.height)
-        shape = _matplotlib("patches").Rectangle
-        patch = shape(corner, *size, transform=self.figure.transFigure, color=color, linewidth=0, zorder=-1)
+        left, bottom, *size = self._bounds(x, y, width, height)
+        shape, place = matplotlib_module("patches").Rectangle, self.figure.transFigure
+        patch = shape((left, bottom), *size, transform=place, color=color, linewidth=0, zorder=-1)
         self.figure.add_artist(patch)
+
+    def _bounds(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """A rectangle as matplotlib has it: left, bottom, width and height in shares of the page."""
+        return x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Return axes over this rectangle without a frame, their ticks in the house style."""
-        size = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(size)
+        axes = self.figure.add_axes(self._bounds(x, y, width, height))
         axes.patch.set_visible(False)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -118,18 +115,15 @@ class Sheet:
 
     def save(self, path: str | Path) -> Path:
         """Write the page as a PNG that is whole or absent; the same page gives the same bytes."""
-
-        def write(temporary: Path) -> None:
-            self._canvas.print_png(temporary, metadata={"Software": None})
-
-        return write_atomically(path, write)
+        metadata = {"Software": None}
+        return write_atomically(path, lambda file: self._canvas.print_png(file, metadata=metadata))
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Return how wide a line of text is, in CSS pixels."""
     weight = "bold" if bold else "normal"
-    font = _matplotlib("font_manager").FontProperties(family=_FONT, weight=weight, size=size)
-    converter = _matplotlib("textpath").text_to_path
+    font = matplotlib_module("font_manager").FontProperties(family=_FONT, weight=weight, size=size)
+    converter = matplotlib_module("textpath").text_to_path
     return float(converter.get_text_width_height_descent(plain(text), font, ismath=False)[0])
 
 
@@ -148,7 +142,7 @@ def wrap(text: str, width: float, size: float, bold: bool = False) -> list[str]:
     return lines
 
 
-def _matplotlib(module: str) -> Any:
+def matplotlib_module(module: str) -> Any:
     """Import a module of matplotlib, or say what to install."""
     try:
         importlib.import_module("matplotlib")  # first: its modules may be loaded without it

@@ -22,9 +22,10 @@ __all__ = ["times_plot"]
 _WIDTH, _MARGIN, _PITCH, _TOP = 900, 22, 42, 86
 _LABELS = (1, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 1e-4, 1e-5)
 
-_DOTS = "A dot is a network evaluation, at the time passed to the network"
-_STROKES = "; a stroke is the time of a state"
-_LEARNED = ". A learned solver may pass another time than its state's, and so not evaluate at t = 1."
+_NOTE = (
+    "A dot is a network evaluation, at the time passed to the network{}. A learned solver may pass another time than "
+    "its state's, and so not evaluate at t = 1."
+)
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 
@@ -34,7 +35,6 @@ def times_plot(
     series: Sequence[Series],
     schedule: Schedule,
     *,
-    title: str = "Times of the network evaluations",
     note: str | None = None,
     highlight: int | None = None,
     scale: int = 2,
@@ -48,29 +48,24 @@ def times_plot(
         path: the PNG file to write; whole or absent.
         series: ``(name, times, steps)`` from top to bottom: the N times passed to the network (``table.times``, from 0
             to the schedule's ``t_max``), and the N + 1 times of the grid, or ``()`` to draw none.
-        schedule: gives the axis ``schedule.half_log_snr(t)``. Times at which it is infinite are drawn
-            as arrows at the edge.
-        title: heading; the NFE is added (", NFE 4").
+        schedule: gives the axis ``half_log_snr(t)``; times at which it is infinite are arrows at the edge.
         note: small print under the picture; by default it explains dots and strokes.
         highlight: index of the learned solver, drawn in the accent color.
         scale: device pixels in a CSS pixel, 1 or more.
 
-    Returns:
-        ``path``.
-
     Raises:
-        ValueError: for no series, times outside that or all at infinity, or a highlight or scale that
-            does not fit.
+        UserError: for no series, times outside that or all at infinity, or a highlight or scale that does not fit.
         ModuleNotFoundError: when matplotlib is not installed.
     """
     _check(series, schedule, highlight)
     left = _MARGIN + round(max(text_width(name, 13, bold=True) for name, _, _ in series)) + 24
     if note is None:
-        note = _DOTS + (_STROKES if any(len(steps) for _, _, steps in series) else "") + _LEARNED
+        strokes = any(len(steps) for _, _, steps in series)
+        note = _NOTE.format("; a stroke is the time of a state" if strokes else "")
     under, small = _TOP + _PITCH * len(series), wrap(note, _WIDTH - 2 * _MARGIN, 11)
     sheet = Sheet(_WIDTH, under + 58 + (16 * len(small) + 4 if small else 0), scale)
     nfe = sorted({len(times) for _, times, _ in series})
-    heading = f"{title}, NFE {nfe[0]}" + (f" to {nfe[-1]}" if len(nfe) > 1 else "")
+    heading = f"Times of the network evaluations, NFE {nfe[0]}" + (f" to {nfe[-1]}" if len(nfe) > 1 else "")
     sheet.text(_MARGIN, 30, heading, size=17, bold=True)
 
     axes = sheet.axes(left, _TOP, _WIDTH - left - _MARGIN, _PITCH * len(series))
@@ -110,8 +105,8 @@ def _half_log_snr(schedule: Schedule, times: Sequence[float]) -> list[float]:
 
 def _range(schedule: Schedule, series: Sequence[Series]) -> tuple[float, float]:
     """Return the ends of the axis: all finite places and a little air."""
-    places = [_half_log_snr(schedule, (*times, *steps)) for _, times, steps in series]
-    finite = [lam for row in places for lam in row if math.isfinite(lam)]
+    places = _half_log_snr(schedule, [t for _, times, steps in series for t in (*times, *steps)])
+    finite = list(filter(math.isfinite, places))
     if not finite:
         raise UserError("series must hold a time of finite half log-SNR, got only times at infinity")
     air = 0.03 * (max(finite) - min(finite)) or 1.0
