@@ -3,6 +3,7 @@ from . import (
     arguments as arguments,
     checkpoint as checkpoint,
     classical as classical,
+    compatibility as compatibility,
     denoise as denoise,
     display as display,
     distributed as distributed,

@@ -32,6 +32,8 @@ __all__ = ["open_zip", "read_array", "verify_arrays", "write_arrays"]
 _DIRECTORY_BYTES = 4 << 20  # of the central directory: 40,000 tensors of torch.save
 # A member may unpack to 100 times its bytes (deflate reaches 1,000 on zeros), or to 32 MiB in any case.
 _RATIO, _ALWAYS_ALLOWED = 100, 32 << 20
+# What zipfile raises for a damaged archive, encrypted or unusually packed members among them (the last two).
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError)
 
 
 class _Capped:
@@ -52,9 +54,8 @@ class _Capped:
 def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     """Open the zip archive in an open file; nothing is unpacked yet.
 
-    Raises:
-        UserError: when it is damaged, or has members that occur twice or unpack to far more than their size. The
-            message names the problem; the caller adds the file.
+    Refuses members that occur twice or unpack to far more than their size. A message names the problem; the caller adds
+    the file.
     """
     capped, size = _Capped(file), file.seek(0, os.SEEK_END)
     try:
@@ -66,14 +67,7 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
             capped.max_bytes = size
             _check_members(archive.infolist(), size)
             yield archive
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        struct.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except _DAMAGE as error:
         raise UserError(error_text(error)) from error
 
 
@@ -94,11 +88,7 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 
 def read_array(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None) -> np.ndarray | None:
-    """Read one array of numbers or text of an ``.npz``; ``None`` when it has no array of that name.
-
-    Raises:
-        UserError: when it holds objects, which would have to be unpickled, or its bytes do not match its shape.
-    """
+    """Read one array of numbers or text of an ``.npz``; ``None`` when it has no array of that name."""
     if f"{name}.npy" not in archive.namelist():
         return None
     member = archive.getinfo(f"{name}.npy")
@@ -136,11 +126,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
 
 
 def verify_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """Verify the checksum among the arrays of an ``.npz``.
-
-    Raises:
-        UserError: when they were changed since they were written.
-    """
+    """Verify the checksum among the arrays of an ``.npz``."""
     if str(arrays[CHECKSUM]) != _checksum({k: array for k, array in arrays.items() if k != CHECKSUM}):
         raise UserError(f"it {MISMATCH}")
 

@@ -11,7 +11,7 @@ from typing import Any
 from gas.errors import UserError
 
 __all__ = ["MAX_BATCH", "MAX_ITERATIONS", "MAX_NFE", "MAX_ORDER_SEED", "MAX_SEED", "MAX_SEEDS", "MAX_SIZE"]
-__all__ += ["callable_", "choice", "flag", "integer", "number", "of_type", "shape"]
+__all__ += ["choice", "integer", "number", "of_type", "shape"]
 
 # Most networks are trained on 1,000 steps; a table of them has 2 million numbers and takes 3 s to build.
 MAX_NFE = 1000
@@ -75,22 +75,9 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
     return sizes
 
 
-def flag(name: str, value: Any) -> bool:
-    """Return ``value`` if it is a Boolean."""
-    if not isinstance(value, bool):
-        raise UserError(f"{name} must be True or False, got {_show(value)}")
-    return value
-
-
-def of_type(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+def of_type(name: str, value: Any, kind: Any, expected: str) -> None:
     """Refuse a value that is not of type ``kind``, described by ``expected``."""
     if not isinstance(value, kind):
-        raise UserError(f"{name} must be {expected}, got {_show(value)}")
-
-
-def callable_(name: str, value: Any, expected: str) -> None:
-    """Refuse a value that is not callable."""
-    if not callable(value):
         raise UserError(f"{name} must be {expected}, got {_show(value)}")
 
 

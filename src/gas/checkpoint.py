@@ -33,12 +33,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of :func:`write_checkpoint`; nothing in the file is executed.
 
-    Warns:
-        UserWarning: when the file has no checksum.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        UserError: when the file is damaged or holds anything but plain data.
+    Refuses a file that is damaged or holds anything but plain data, and warns of one without checksum.
     """
     try:
         with open_regular(path, _MAX_BYTES) as file:

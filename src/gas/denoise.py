@@ -147,12 +147,10 @@ class DiscreteTime:
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """Guidance in one batched call: ``d = d_null + scale (d_condition - d_null)``.
+    """Guidance in one batched call, one network evaluation (NFE): ``d = d_null + scale (d_condition - d_null)``.
 
-    On data predictions this equals the usual rule on noise predictions, since both are affine in each
-    other. One such call counts as one network evaluation (NFE).
-
-    Its branches are ``"unconditional"``, ``"conditional"`` and those of ``others``, which only tables evaluate.
+    On data predictions this equals the usual rule on noise predictions, since both are affine in each other. The
+    branches are ``"unconditional"``, ``"conditional"`` and those of ``others``, which only tables evaluate.
 
     Args:
         denoise: a denoiser that takes a condition.
@@ -160,9 +158,6 @@ class ClassifierFreeGuidance:
         null: the empty condition, ``(B, *)`` or broadcastable to it.
         scale: 1 is the plain conditional model, whose prediction alone is evaluated, 0 the unconditional one.
         others: conditions of further branches by name, such as a negative prompt's, like ``null``.
-
-    Raises:
-        UserError: when ``scale`` is no finite number.
 
     References:
         Ho and Salimans, arXiv 2207.12598, equation 6 with ``w = scale - 1``.
@@ -186,9 +181,8 @@ class ClassifierFreeGuidance:
 
         def selected(x: Tensor, t: Tensor) -> Tensor:
             # Joined in every call, so that a recorded CUDA graph reads the conditions of each replay.
-            return self.denoise(
-                x, t, torch.cat([conditions[name].expand_as(self.condition) for name in names])
-            )
+            joined = torch.cat([conditions[name].expand_as(self.condition) for name in names])
+            return self.denoise(x, t, joined)
 
         return selected
 
@@ -206,16 +200,13 @@ class StaticThreshold:
 
     For a noise prediction where hardly any signal is left (cosine schedules): ``1/alpha`` magnifies its error thousands
     of times there, and values out of range carry no information.
-
-    Raises:
-        UserError: when ``limit`` is not positive.
     """
 
     denoise: Callable[..., Tensor]
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_limit(self.limit)
+        number("limit", self.limit, "(0, inf)")
 
     def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         return self.denoise(x, t, *condition).clamp(-self.limit, self.limit)
@@ -224,9 +215,6 @@ class StaticThreshold:
 @dataclass(frozen=True)
 class DynamicThreshold:
     """Clip each sample to the ``quantile`` of its absolute values (at least ``limit``), then scale back to ``limit``.
-
-    Raises:
-        UserError: when ``quantile`` is outside (0, 1] or ``limit`` not positive.
 
     References:
         Saharia et al., arXiv 2205.11487, section 2.3.
@@ -238,7 +226,7 @@ class DynamicThreshold:
 
     def __post_init__(self) -> None:
         number("quantile", self.quantile, "(0, 1]")
-        _check_limit(self.limit)
+        number("limit", self.limit, "(0, inf)")
 
     def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         d = self.denoise(x, t, *condition)
@@ -254,20 +242,12 @@ def branches_of(denoise: Denoiser) -> tuple[str, ...]:
 
 
 def select_branches(denoise: Denoiser, *names: str) -> Denoiser:
-    """Return the denoiser of K named branches, for a batch ``(K B, *)`` of B samples for each.
-
-    Raises:
-        UserError: when the denoiser has no such branch; lists those that it has.
-    """
+    """Return the denoiser of K named branches, for a batch ``(K B, *)`` of B samples for each."""
     branches = branches_of(denoise)
     for name in names:
         if name not in branches:
-            has = (
-                f"has {', '.join(branches)}"
-                if branches
-                else "has none: bind a model to labels, with a null label"
-            )
-            raise UserError(f"the table evaluates the branch {name!r}, the denoiser {has}")
+            has = ", ".join(branches) or "none: bind a model to labels, with a null label"
+            raise UserError(f"the table evaluates the branch {name!r}, the denoiser has {has}")
     selected: Denoiser = denoise.select(*names)  # type: ignore[attr-defined]
     return selected
 
@@ -282,9 +262,6 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
 
     It gets a copy. Where autograd records ``x`` it gets ``x`` itself, so that gradients are summed in the order of use,
     and a change is refused.
-
-    Raises:
-        UserError: when autograd records ``x`` and the network changed it.
     """
     if not is_recorded(x):
         return network(x.clone(), *rest)
@@ -295,10 +272,6 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
             "the network changed its input in place, which gradients flow through: let it work on a copy, x.clone()"
         )
     return output
-
-
-def _check_limit(limit: float) -> None:
-    number("limit", limit, "(0, inf)")
 
 
 def _per_sample(t: Tensor, x: Tensor) -> Tensor:

@@ -45,10 +45,8 @@ class _State:
 
     rank: int = 0
     world_size: int = 1
-    in_item: bool = False
-    """Whether it computes one item of :func:`map_sharded`, in which no other rank takes part."""
-    raised: BaseException | None = None
-    """The error that every rank already raises."""
+    in_item: bool = False  # whether it computes one item of map_sharded, in which no other rank takes part
+    raised: BaseException | None = None  # the error that every rank already raises
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,13 @@ _state = _State()
 
 
 def launched() -> int:
-    """Return how many processes ``torchrun`` launched, 1 without it; known before they form a group.
-
-    Raises:
-        UserError: when one of its environment variables is not an integer in its range.
-    """
+    """Return how many processes ``torchrun`` launched, 1 without it; known before they form a group."""
     if not os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
         return 1
     size = _environment_integer("WORLD_SIZE", 1, 2**20)
-    _environment_integer("RANK", 0, size - 1)
-    _environment_integer("MASTER_PORT", 0, 65535)
-    if "LOCAL_RANK" in os.environ:
-        _environment_integer("LOCAL_RANK", 0, size - 1)
+    for name, least, most in (("RANK", 0, size - 1), ("MASTER_PORT", 0, 65535), ("LOCAL_RANK", 0, size - 1)):
+        if name in os.environ:
+            _environment_integer(name, least, most)
     return size
 
 
@@ -115,11 +108,7 @@ def silence_other_ranks() -> Iterator[None]:
     if launched() == 1 or int(os.environ["RANK"]) == 0:
         yield
         return
-    with (
-        open(os.devnull, "w") as null,
-        contextlib.redirect_stdout(null),
-        contextlib.redirect_stderr(null),
-    ):
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         yield
 
 
@@ -128,11 +117,8 @@ def process_group() -> Iterator[None]:
     """Share the work inside among the processes that ``torchrun`` launched; without it, do nothing.
 
     All ranks run the same program and reach each shared step below. None leaves before all are done, and an error on
-    one rank is raised on all, with its rank named. Messages go through gloo on any device: they are small, and on
-    their way to a disk or to float64 sums.
-
-    Raises:
-        ConnectionError: when the processes cannot connect, or one of them is gone.
+    one rank is raised on all, with its rank named; a process that is gone is a ``ConnectionError``. Messages go through
+    gloo on any device: they are small, and on their way to a disk or to float64 sums.
     """
     global _state
     if launched() == 1 or _state.world_size > 1:
@@ -165,16 +151,12 @@ def map_sharded(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield ``function(item)`` for every item, in order, on every rank; each is computed on one rank.
 
     Item i goes to rank ``i mod world_size``. Every rank computes with the batch sizes that a single process would use,
-    so all get the same bits; in a single process this is ``map``. A ``map_sharded`` within ``function`` is not shared
-    again.
+    so all get the same bits. A ``map_sharded`` within ``function`` is not shared again. Every rank raises the error of
+    the first rank whose ``function`` failed.
 
     Args:
         function: returns tensors or plain values that can be pickled. From other ranks, tensors come on the CPU.
         items: the same on every rank.
-
-    Raises:
-        Exception: the error of the first rank whose ``function`` failed, on every rank.
-        ConnectionError: when another process is gone.
     """
     if world_size() == 1:
         yield from map(function, items)
@@ -206,11 +188,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def shard_slices(size: int) -> list[slice]:
-    """Return the rows of a batch that each rank takes: equally many, give or take one.
-
-    Raises:
-        UserError: when there are fewer rows than ranks.
-    """
+    """Return the rows of a batch that each rank takes: equally many, give or take one, and at least one."""
     if size < world_size():
         raise UserError(
             f"a batch of {size} cannot be shared by {world_size()} processes: make it larger, or start fewer processes"

@@ -21,11 +21,7 @@ class Diverged(ArithmeticError):
 
 @contextmanager
 def requires(extra: str, purpose: str) -> Iterator[None]:
-    """Turn a failed import, of a package that is missing or broken, into the advice to install an extra.
-
-    Raises:
-        ModuleNotFoundError: says what needs it.
-    """
+    """Turn a failed import, of a package that is missing or broken, into the advice to install an extra."""
     try:
         yield
     except Exception as error:  # a broken installation raises anything

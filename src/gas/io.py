@@ -25,35 +25,6 @@ from torch import Tensor
 from gas.display import brief, error_text
 from gas.errors import UserError
 
-__all__ = [
-    "CHECKSUM",
-    "JSON_BYTES",
-    "JSON_DEPTH",
-    "MAX_DIMENSIONS",
-    "MISMATCH",
-    "add_checksum",
-    "array_checksum",
-    "check_empty_shape",
-    "check_sizes",
-    "is_integer_list",
-    "open_regular",
-    "open_safetensors",
-    "parse_json",
-    "read_bytes",
-    "read_header",
-    "read_json",
-    "read_safetensors",
-    "read_text",
-    "sha256",
-    "strip_prefix",
-    "verify_checksum",
-    "warn_no_checksum",
-    "write_atomically",
-    "write_bytes",
-    "write_safetensors",
-    "write_text",
-]
-
 # A table of NFE 1000, the largest that a solver file may hold, is a million numbers in 20 MB.
 JSON_BYTES, JSON_VALUES = 24 << 20, 2_000_000
 JSON_DEPTH = 32  # files of this library have 6 levels
@@ -84,11 +55,7 @@ _SIDE, _LAYERS, _LEVELS, _SETTINGS = 4096, 32, 8, 32
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
 
-    A reader sees the old file, or none, or the whole new one; a full disk or a killed process leaves at most a
-    ``.tmp`` file behind.
-
-    Raises:
-        OSError: when the folder cannot be written or the disk is full; ``path`` is untouched.
+    A reader sees the old file, or none, or the whole new one; a killed process leaves at most a ``.tmp`` file behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,9 +75,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         if isinstance(error, OSError) and error.filename in (None, name):  # a full disk names no file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    with contextlib.suppress(
-        OSError
-    ):  # the rename survives a power cut, where the platform can open a folder
+    # The rename survives a power cut, where the platform can open a folder.
+    with contextlib.suppress(OSError):
         handle = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -133,44 +99,24 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
-    """Open a regular file for reading without ever blocking; a pipe, socket, device or folder is refused.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        UserError: when it is no regular file, or larger than ``max_bytes``.
-    """
+    """Open a regular file of at most ``max_bytes`` for reading; a pipe, socket, device or folder is refused."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such file: {path}")
-    _require_regular(path, os.stat(path).st_mode)
-    # Non-blocking, in case the file is replaced by a pipe in between.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        status = os.fstat(handle)
-        _require_regular(path, status.st_mode)
-        if max_bytes is not None and status.st_size > max_bytes:
-            raise UserError(
-                f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have"
-            )
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
-
-
-def _require_regular(path: str | Path, mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
-    kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
-    kind = next((name for name, test in kinds.items() if test(mode)), "a device")
-    raise UserError(f"{path} is {kind}, not a file")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+        kind = next((name for name, test in kinds.items() if test(mode)), "a device")
+        raise UserError(f"{path} is {kind}, not a file")
+    file = open(path, "rb")  # noqa: SIM115  # the caller closes it
+    size = os.fstat(file.fileno()).st_size
+    if max_bytes is not None and size > max_bytes:
+        file.close()
+        raise UserError(f"it has {size:,} bytes, more than the {max_bytes:,} that such a file may have")
+    return file
 
 
 def read_bytes(path: str | Path, max_bytes: int) -> bytes:
-    """Read a regular file of at most ``max_bytes``.
-
-    Raises:
-        OSError, UserError: as :func:`open_regular`.
-    """
+    """Read a regular file of at most ``max_bytes``."""
     with open_regular(path, max_bytes) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:  # it grew, or its file system reports no size
@@ -179,11 +125,7 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
 
 
 def read_text(path: str | Path, max_bytes: int = JSON_BYTES) -> str:
-    """Read UTF-8 text, without a byte order mark.
-
-    Raises:
-        OSError, UserError: as :func:`open_regular`, and for bytes that are not UTF-8.
-    """
+    """Read UTF-8 text, without a byte order mark."""
     return _decode(read_bytes(path, max_bytes))
 
 
@@ -204,24 +146,16 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, max_bytes: int = JSON_BYTES, *, finite: bool = True) -> Any:
-    """Read a JSON file of bounded size, number of values and depth.
+    """Read a JSON file of bounded size, number of values and depth, in which no name occurs twice in one object.
 
-    With ``finite``, refuse NaN and Infinity, which JSON does not have; diffusers writes them into configs.
-
-    Raises:
-        OSError: when it cannot be read.
-        UserError: when it is damaged, too large or too deep, a name occurs twice in one object, or a number is not
-            finite. The message names the problem; the caller adds the file.
+    With ``finite``, refuse NaN and Infinity, which JSON does not have; diffusers writes them into configs. A message
+    names the problem; the caller adds the file.
     """
     return parse_json(read_bytes(path, max_bytes), finite=finite)
 
 
 def parse_json(data: bytes | str, *, finite: bool = True) -> Any:
-    """Parse JSON as :func:`read_json` does; integers of more than 20 digits become floats.
-
-    Raises:
-        UserError: as :func:`read_json`.
-    """
+    """Parse JSON as :func:`read_json` does; integers of more than 20 digits become floats."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > JSON_BYTES:
         raise UserError(f"it has {len(raw):,} bytes, more than {JSON_BYTES:,}")
@@ -280,10 +214,7 @@ def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a JSON file with its checksum as the last entry.
 
     The checksum covers the values, not their spelling: names in order, no spaces, whole numbers without a decimal
-    point. It survives a formatter, also one that writes ``1.0`` as ``1``.
-
-    Raises:
-        TypeError, ValueError: for content that is not plain JSON, or that :func:`read_json` would refuse.
+    point. It survives a formatter, also one that writes ``1.0`` as ``1``. What :func:`read_json` refuses is refused.
     """
     values = {name: value for name, value in content.items() if name != CHECKSUM}
     # Of the values that a reader gets: long integers are floats there.
@@ -291,13 +222,9 @@ def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify_checksum(content: Any, name: str) -> dict[str, Any]:
-    """Return the content of a JSON file without its checksum, after verifying it; messages name the file.
+    """Return the content of a JSON file without its checksum, after verifying it; warn when it has none.
 
-    Warns:
-        UserWarning: when it has no checksum.
-
-    Raises:
-        UserError: when the content is no object, or was changed since it was written.
+    Messages have the ``name`` of the file.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{name} holds a {type(content).__name__}, not an object of named values")
@@ -346,10 +273,7 @@ def array_checksum(arrays: Mapping[str, tuple[str, list[int], Any]], metadata: M
 def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator[Any]:
     """Open a safetensors file after checking its header: ``metadata()``, ``keys()``, ``get_tensor()``, ``get_slice()``.
 
-    Raises:
-        OSError: when it cannot be read.
-        UserError: when it is damaged, cut short or larger than ``max_bytes``, or a shape does not match its bytes. The
-            message names the problem; the caller adds the file.
+    A message names the problem; the caller adds the file.
     """
     with open_regular(path, max_bytes) as file:
         header, _ = read_header(file)
@@ -376,20 +300,19 @@ def read_safetensors(
     """Read the tensors and the metadata of a safetensors file, and verify its checksum if it has one.
 
     With ``warn``, for files that only this library writes, warn when it has none.
-
-    Raises:
-        OSError, UserError: as :func:`open_safetensors`, and when the file was changed since it was written.
     """
     with open_safetensors(path, max_bytes) as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     expected = metadata.pop(CHECKSUM, None)
-    if expected is None and any(_is_damaged_checksum(name, text) for name, text in metadata.items()):
+    if expected is None:
+        damaged = any(_is_damaged_checksum(name, text) for name, text in metadata.items())
+    else:
+        damaged = expected != _tensor_checksum(tensors, metadata)
+    if damaged:
         raise UserError(f"it {MISMATCH}")
     if expected is None and warn:
         warn_no_checksum(str(path))
-    if expected is not None and expected != _tensor_checksum(tensors, metadata):
-        raise UserError(f"it {MISMATCH}")
     return tensors, metadata
 
 
@@ -405,11 +328,7 @@ def _is_damaged_checksum(name: str, text: str) -> bool:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write tensors and text metadata with the checksum of both, atomically; equal content gives equal bytes.
-
-    Raises:
-        OSError: as :func:`write_atomically`.
-    """
+    """Write tensors and text metadata with the checksum of both, atomically; equal content gives equal bytes."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     values = {name: text for name, text in sorted(metadata.items()) if name != CHECKSUM}
     values[CHECKSUM] = _tensor_checksum(tensors, values)
@@ -433,11 +352,7 @@ def _tensor_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 def read_header(
     file: BinaryIO, max_bytes: int = _HEADER_BYTES, max_tensors: int = _TENSORS
 ) -> tuple[dict[str, Any], int]:
-    """Read the header of an open safetensors file; return it with its length in bytes.
-
-    Raises:
-        UserError: when it is damaged, longer than ``max_bytes`` or has more than ``max_tensors`` entries.
-    """
+    """Read the header of an open safetensors file; return it with its length in bytes."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
@@ -453,11 +368,7 @@ def read_header(
 
 
 def check_sizes(config: Any) -> None:
-    """Refuse sizes that no network has, before one is laid out by the config of a file.
-
-    Raises:
-        UserError: names the entry.
-    """
+    """Refuse sizes that no network has, before one is laid out by the config of a file."""
     pending = [("network", config)]
     while pending:
         name, value = pending.pop()
@@ -478,11 +389,7 @@ def is_integer_list(value: Any, max_length: int) -> TypeGuard[Sequence[int]]:
 
 
 def check_empty_shape(shape: Sequence[int]) -> None:
-    """Refuse an empty tensor with a very long side: nothing in the file bounds it.
-
-    Raises:
-        UserError: names the shape.
-    """
+    """Refuse an empty tensor with a very long side: nothing in the file bounds it."""
     if 0 in shape and max(shape) > _SIDE_OF_EMPTY:
         raise UserError(
             f"a tensor of shape {brief(list(shape))} is empty and has more than {_SIDE_OF_EMPTY:,} rows"

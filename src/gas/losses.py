@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -38,9 +39,6 @@ class PseudoHuber:
     Args:
         c: difference at which one turns into the other, in the units of the data, positive.
 
-    Raises:
-        UserError: when ``c`` is not positive.
-
     References:
         Charbonnier et al., 1997; as a distillation loss in Song and Dhariwal, arXiv 2310.14189, section 3.3.
     """
@@ -62,19 +60,15 @@ class FeatureLoss:
 
     Args:
         features: ``(B, *) -> (B, F...)``, differentiable and in evaluation mode.
-        recompute: activation checkpointing: compute the features again in the backward pass instead of storing their
-            activations, as for a large decoder, ``FeatureLoss(model.decode, recompute=True)``. The same gradient.
+        recompute: activation checkpointing: compute the features again in the backward pass, as for a large decoder.
     """
 
     features: Callable[[Tensor], Tensor]
     recompute: bool = False
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        features = self.features
-        prediction = (
-            checkpoint(features, student, use_reentrant=False) if self.recompute else features(student)
-        )
-        return l2(prediction, features(teacher))
+        call = partial(checkpoint, self.features, use_reentrant=False) if self.recompute else self.features
+        return l2(call(student), self.features(teacher))
 
 
 LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "pseudo_huber": PseudoHuber()}
@@ -91,9 +85,5 @@ def is_sum_of_squares(loss: Loss) -> bool:
 
 
 def loss_by_name(name: str) -> Loss:
-    """Return a loss of :data:`LOSSES`.
-
-    Raises:
-        UserError: for an unknown name, with the nearest known one.
-    """
+    """Return a loss of :data:`LOSSES`; for an unknown name, suggest the nearest one."""
     return named("loss", name, LOSSES)

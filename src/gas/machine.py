@@ -13,6 +13,13 @@ __all__ = ["group_available", "group_processors", "set_thread_defaults"]
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+# File names in cgroup v2 and v1: limit, usage and droppable file cache of memory; quota and period of processors.
+_MEMORY = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_QUOTA = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+
 
 def set_thread_defaults(environ: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
     """Let waiting OpenMP threads sleep, and limit their number to the granted processor time.
@@ -20,11 +27,7 @@ def set_thread_defaults(environ: MutableMapping[str, str] = os.environ, root: Pa
     By default a thread that has finished its part of a loop spins until the others are done (GNU's for a millisecond
     or more, LLVM's and Intel's for 200 ms). Beside another program it occupies the processor that the last thread is
     waiting for, in each of the network's thousands of short loops. The user's settings take precedence. OpenMP reads
-    them once, when torch loads it.
-
-    Args:
-        environ: the environment to set them in.
-        root: of the file system, for tests.
+    them once, when torch loads it. ``root`` is that of the file system, for tests.
 
     References:
         OpenMP 5.2, section 21.8 (``OMP_WAIT_POLICY``); libgomp's ``GOMP_SPINCOUNT``; LLVM's ``KMP_BLOCKTIME``.
@@ -40,15 +43,7 @@ def set_thread_defaults(environ: MutableMapping[str, str] = os.environ, root: Pa
 
 def _usable() -> int:
     """Return how many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# File names in cgroup v2 and v1: limit, usage and droppable file cache of memory; quota and period of processors.
-_UNIFIED = ("memory.max", "memory.current", "inactive_file")
-_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_QUOTA, _OLD_QUOTA = ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def group_available(root: Path = Path("/")) -> int | None:
@@ -57,58 +52,43 @@ def group_available(root: Path = Path("/")) -> int | None:
     A group is bound by every group above it, so the tightest counts. File cache that the kernel would drop under
     pressure is not counted as used.
 
-    Args:
-        root: of the file system, for tests.
-
     References:
         Linux, ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
     """
-    groups = _groups(root, "memory", _UNIFIED, _MEMORY)
-    left = [known for group, names in groups if (known := _left(group, names)) is not None]
-    return min(left, default=None)
+    left = [_left(group, *names) for group in _groups(root, "memory") for names in _MEMORY]
+    return min((bytes_ for bytes_ in left if bytes_ is not None), default=None)
 
 
 def group_processors(root: Path = Path("/")) -> float | None:
     """Return how many processors' time this process's control groups allow; ``None`` where none has a quota.
 
-    Args:
-        root: of the file system, for tests.
-
     References:
         Linux, ``Documentation/admin-guide/cgroup-v2.rst`` and ``scheduler/sched-bwc.rst``.
     """
-    groups = _groups(root, "cpu", _QUOTA, _OLD_QUOTA)
-    quotas = [known for group, names in groups if (known := _quota(group, names)) is not None]
-    return min(quotas, default=None)
+    quotas = [_quota(group, names) for group in _groups(root, "cpu") for names in _QUOTA]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _groups(
-    root: Path, controller: str, unified: tuple[str, ...], old: tuple[str, ...]
-) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield the folders of this process's groups and of all above them, with the names of their files."""
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's groups and of all above them."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
         return
     mount = root / "sys/fs/cgroup"
     for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        kinds = [(mount, unified), (mount / "unified", unified)] if not controllers else []
+        _, controllers, path = line.split(":", 2)
+        bases = [] if controllers else [mount, mount / "unified"]
         if controller in controllers.split(","):
             # One name is a link to the other where two controllers share a mount.
-            kinds = [(mount / controller, old)]
-        for base, names in kinds:
+            bases = [mount / controller]
+        for base in bases:
             group = base / path.lstrip("/")
-            for folder in (group, *group.parents):
-                yield folder, names
-                if folder == base:
-                    break
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
 
 
-def _left(group: Path, names: tuple[str, ...]) -> int | None:
+def _left(group: Path, limit: str, usage: str, cache: str) -> int | None:
     """Return the bytes that one group still allows; ``None`` without a limit (``max``) or without such files."""
-    limit, usage, cache = names
     try:
         most, used = int((group / limit).read_text()), int((group / usage).read_text())
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from gas.display import error_text
 from gas.errors import UserError
-from gas.io import CHECKSUM, JSON_BYTES, open_regular, parse_json, read_bytes, read_header
+from gas.io import JSON_BYTES, open_regular, parse_json, read_bytes, read_header
 from gas.solver_file import parse_document
 
 __all__ = ["check_model_folder", "read_json"]
@@ -39,9 +39,6 @@ def check_model_folder(folder: str | Path) -> None:
 
     Allowed are regular files and links within the folder (or, in the Hugging Face cache, to its blobs): safetensors,
     JSON and text. Hidden folders are skipped: nothing is loaded from them.
-
-    Raises:
-        UserError: names the file and its problem.
     """
     root = Path(folder)
     files = list(_files(root))
@@ -51,9 +48,8 @@ def check_model_folder(folder: str | Path) -> None:
         if file.suffix.lower() in _CODE:
             raise _refusal(root, file, "holds code, which is never run from a model folder: remove it")
         if file.name == "adapter_config.json":
-            raise _refusal(
-                root, file, "loads another model than this folder's: load adapters after the pipeline"
-            )
+            problem = "loads another model than this folder's: load adapters after the pipeline"
+            raise _refusal(root, file, problem)
         if file.suffix == ".safetensors":
             try:
                 with open_regular(file) as stream:
@@ -80,11 +76,7 @@ def check_model_folder(folder: str | Path) -> None:
 
 
 def read_json(root: Path, file: Path, max_bytes: int = _JSON_BYTES) -> Any:
-    """Read a JSON file of at most ``max_bytes`` in a model folder.
-
-    Raises:
-        UserError: when it cannot be read, is no regular file, too large, nested too deeply or not JSON.
-    """
+    """Read a JSON file of at most ``max_bytes`` in a model folder."""
     try:
         return parse_json(read_bytes(file, max_bytes), finite=False)
     except (OSError, ValueError) as error:
@@ -105,9 +97,8 @@ def _files(root: Path) -> Iterator[Path]:
         for file in sorted(folders.pop().iterdir()):
             entries += 1
             if entries > _ENTRIES or len(file.relative_to(root).parts) > _DEPTH:
-                raise _refusal(
-                    root, file, f"is beyond {_ENTRIES} entries or {_DEPTH} levels: this is no pipeline"
-                )
+                problem = f"is beyond {_ENTRIES} entries or {_DEPTH} levels: this is no pipeline"
+                raise _refusal(root, file, problem)
             mode = file.lstat().st_mode
             if stat.S_ISLNK(mode):
                 try:
@@ -137,7 +128,10 @@ def _check_config(root: Path, file: Path, tensors: int) -> None:
     while stack:
         key, value = stack.pop()
         if isinstance(value, dict) and value.get("format") == "gas-solver":
-            _check_solver(root, file, value)
+            try:  # its schema allows no further entries: nothing in it configures a network
+                parse_document(value, "it")
+            except ValueError as error:
+                raise _refusal(root, file, f"holds no valid solver: {error_text(error, 120)}") from error
             continue
         values += len(value) if isinstance(value, (dict, list)) else 0
         if values > _JSON_VALUES:
@@ -152,23 +146,14 @@ def _check_config(root: Path, file: Path, tensors: int) -> None:
         raise _refusal(root, file, "asks for position embeddings of more than a gigabyte")
 
 
-def _check_solver(root: Path, file: Path, content: dict[str, Any]) -> None:
-    """Check a solver by its schema, which allows no further entries: nothing in it configures a network."""
-    try:
-        parse_document({key: value for key, value in content.items() if key != CHECKSUM}, "it")
-    except ValueError as error:
-        raise _refusal(root, file, f"holds no valid solver: {error_text(error, 120)}") from error
-
-
 def _check_shards(root: Path, file: Path, content: Any) -> None:
     """Check that shards lie beside their index; an index of pickled shards is not loaded at all."""
     if file.name.endswith(".safetensors.index.json"):
         shards = content.get("weight_map") if isinstance(content, dict) else None
         for name in shards.values() if isinstance(shards, dict) else [None]:
             if not _is_file_name(name) or not str(name).endswith(".safetensors"):
-                raise _refusal(
-                    root, file, f"names shard {str(name)[:40]!r}, which is no .safetensors of its folder"
-                )
+                problem = f"names shard {str(name)[:40]!r}, which is no .safetensors of its folder"
+                raise _refusal(root, file, problem)
 
 
 def _problem(root: Path, key: str, value: Any, tensors: int) -> str:

@@ -16,12 +16,7 @@ _METHODS = {"LD3": "tong2025ld3", "S4S": "frankel2025s4s", "BNS": "shaul2024bns"
 def citation(solver: str | Path | Artefact | None = None) -> str:
     """Return the BibTeX entries of this library, of GAS, and of the method of a solver file.
 
-    Args:
-        solver: a solver file or its path. LD3, S4S and BNS solvers add the entry of their paper; Generalized Solvers
-            and classical tables add none.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`gas.load`.
+    LD3, S4S and BNS solvers in it add the entry of their paper; Generalized Solvers and classical tables add none.
 
     >>> print(citation().splitlines()[0])
     @software{gas_solver,

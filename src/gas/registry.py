@@ -18,11 +18,7 @@ _LENGTH = 160
 
 
 def named(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """Return ``known[name]``.
-
-    Raises:
-        UserError: for an unknown name; suggests the most similar known name, and lists all.
-    """
+    """Return ``known[name]``; for an unknown name, suggest the most similar one and list all."""
     if not isinstance(name, str):
         raise UserError(f"{kind} must be a name, got a {type(name).__name__}: one of {_listed(known)}")
     if name not in known:

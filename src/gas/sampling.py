@@ -23,26 +23,21 @@ __all__ = ["Stepper", "check_state", "is_learned", "sample", "trajectory"]
 
 
 def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
-    """Return the last state of :func:`trajectory`: the sample.
+    """Return the last state of :func:`trajectory`: the sample, with the shape, dtype and device of ``x``.
 
     ``denoise`` may change its input in place, return it or a view of it, or reuse one output buffer: no tensor that it
-    could write to is read later. Where gradients flow through a state, changing it in place is refused. A table with
-    branches needs a :class:`gas.denoise.BranchedDenoiser`; its rows of one state and time are evaluated in one batch.
+    could write to is read later. Gradients flow into ``x``, the table and the parameters of ``denoise``; a state that
+    they flow through must not be changed in place. A NaN in a prediction reaches every state whose row weighs it. A
+    table with branches needs a :class:`gas.denoise.BranchedDenoiser`; its rows of one state and time are one batch.
 
     Args:
         denoise: ``denoise(x, t) -> x_0`` estimate of the shape of ``x``; ``t`` is a scalar float64 tensor.
         x: the start ``x_T``, shape ``(B, *)``, with the schedule's scale at t = 1; it is not changed.
         table: the solver.
 
-    Returns:
-        The sample, with the shape, dtype and device of ``x``. Gradients flow into ``x``, the table and the parameters
-        of ``denoise``; ``torch.no_grad()`` saves their memory. A NaN in a prediction reaches every state whose row
-        weighs it.
-
     Raises:
         UserError: when ``x`` or a prediction is no real floating-point tensor, a prediction has another shape or
-            device, ``table`` is no table, ``denoise`` lacks one of its branches, or a weight is beyond the dtype that
-            states are summed in (that of ``x``, float32 at least).
+            device, ``denoise`` lacks a branch of the table, or a weight is beyond the dtype that states are summed in.
 
     >>> import gas, torch
     >>> schedule = gas.VPLinear()
@@ -82,8 +77,11 @@ def _private(x: Tensor) -> Tensor:
 def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
     """Run the rows on a start that nothing else refers to."""
     stepper = Stepper(table, fold=None)
-    for rows, evaluate in zip(stepper.calls, _denoisers(denoise, stepper), strict=True):
-        t = stepper.times[rows[0]]
+    denoisers = [denoise] * len(stepper.calls)
+    if stepper.branches is not None:
+        denoisers = [select_branches(denoise, *stepper.branches[r.start : r.stop]) for r in stepper.calls]
+    for rows, evaluate in zip(stepper.calls, denoisers, strict=True):
+        t = stepper.times[rows.start]
         if len(rows) == 1:
             x = _next(stepper, evaluate, x, t)
             yield x
@@ -96,13 +94,6 @@ def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
             stepper.add_state(x)
             x = stepper.next_state(prediction)
             yield x
-
-
-def _denoisers(denoise: Denoiser, stepper: Stepper) -> list[Denoiser]:
-    """Return the denoiser of each call: of the branches that its rows evaluate, where the table has branches."""
-    if stepper.branches is None:
-        return [denoise] * len(stepper.calls)
-    return [select_branches(denoise, *stepper.branches[rows.start : rows.stop]) for rows in stepper.calls]
 
 
 def _next(stepper: Stepper, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
@@ -130,27 +121,20 @@ class Stepper:
             x = stepper.step(x, denoise(x, t))  # row n: sum_j states[n, j] x_j + sum_j outputs[n, j] d_j
 
     :meth:`step` adds a state and a prediction to the sums of all rows that weigh them and keeps no reference: between
-    calls the caller may change and overwrite both, and the stepper writes to neither. Their values during the call
-    count. A network that changes its input in place therefore changes the state: pass such a network a copy,
-    ``denoise(x.clone(), t)``.
-
-    A weight of exactly zero costs nothing, and its state or prediction is not read (unless the table is being learned).
-    A row is summed in float32 at least and rounded once, to the dtype of ``x``.
+    calls the caller may overwrite both, and the stepper writes to neither. Pass a network that changes its input in
+    place a copy, ``denoise(x.clone(), t)``. What is weighed by exactly zero is not read, unless the table is being
+    learned. A row is summed in float32 at least and rounded once, to the dtype of ``x``.
 
     Args:
         table: the solver.
         fold: ``False`` runs the rows as written; states may be changed between them, as inpainting does. ``True`` runs
-            :meth:`gas.Table.folded`, which weighs no state but ``x_T``; ``None`` does so where that has fewer terms.
-            Each state must then be passed back unchanged, which is checked.
+            :meth:`gas.Table.folded`, which weighs no state but ``x_T``, so that each must be passed back unchanged,
+            which is checked; ``None`` does so where that has fewer terms.
 
     Attributes:
         times: the times for the network, one float64 scalar for each row.
-        branches: the branch of the denoiser that each row evaluates, ``None`` for tables without branches; then
-            ``denoise.select(branch)`` predicts ``d``.
+        branches: of the table; ``denoise.select(branches[n])`` predicts ``d``.
         calls: ranges of consecutive rows of one state and time, whose branches one batch can evaluate.
-
-    Raises:
-        UserError: when ``table`` is no table, or ``fold=True`` and its folded form is not finite.
     """
 
     def __init__(self, table: Table, *, fold: bool | None = False) -> None:
@@ -188,9 +172,8 @@ class Stepper:
             d: the data prediction at it, of its shape.
 
         Raises:
-            UserError: when every row has been run; when ``x`` is no real floating-point tensor, or not of the shape and
-                device of the first state; when ``d`` is no such tensor; when a weight of the table is beyond the dtype
-                that rows are summed in; when ``x`` was changed where it must not be (:meth:`check`).
+            UserError: when every row has been run, a tensor is not of the first state's shape and device, a weight is
+                beyond the dtype that rows are summed in, or ``x`` was changed where it must not be (:meth:`check`).
         """
         self.check(x, d)
         self.add_state(x)
@@ -199,13 +182,8 @@ class Stepper:
     def check(self, x: Tensor, output: Tensor) -> None:
         """Refuse a state that is not the one the network was evaluated at; :meth:`step` calls this.
 
-        Args:
-            x: the newest state.
-            output: the network's output, before its conversion to ``d``.
-
-        Raises:
-            UserError: when the output is not a tensor like ``x``, or lies in its memory, which was changed in place;
-                when the table is folded and ``x`` is not the state that :meth:`step` returned.
+        That is one that was changed in place where the network's output, before its conversion to ``d``, lies in its
+        memory; and where the table is folded, any but the state that :meth:`step` returned.
         """
         check_state(x, self._shape, self._device)
         _check_prediction(output, x.shape, x.device)
@@ -276,23 +254,16 @@ def _sum(total: Tensor | None, new: Tensor, weight: Weight, dtype: torch.dtype) 
 
 
 class _Terms(NamedTuple):
-    """The nonzero weights of a table.
+    """The nonzero weights of a table."""
 
-    Attributes:
-        columns: rows and their weights of state x_j under the key 2j, and of prediction d_j under 2j + 1.
-        empty: rows without weights.
-        still: rows that leave the state as it is.
-        largest: largest absolute weight that is not being learned.
-        folded: whether the table was folded, so that the rows weigh no state but x_T.
-        learned: whether weights are tensors.
-    """
-
-    columns: dict[int, list[tuple[int, Weight]]]
-    empty: frozenset[int]
-    still: frozenset[int]
-    largest: float
-    folded: bool
-    learned: bool
+    columns: dict[
+        int, list[tuple[int, Weight]]
+    ]  # rows and their weights, of x_j under 2j and of d_j under 2j + 1
+    empty: frozenset[int]  # rows without weights
+    still: frozenset[int]  # rows that leave the state as it is
+    largest: float  # largest absolute weight that is not being learned
+    folded: bool  # whether the rows weigh no state but x_T
+    learned: bool  # whether weights are tensors
 
 
 @dataclass(frozen=True)
@@ -327,17 +298,11 @@ def _read(table: Table, fold: bool | None) -> _Terms:
     if fold is False or not any(key in states[1:] for row in rows for key in row):
         return _terms(rows, folded=False)
     folded = _rows(table.steps(), [0, *outputs])
-    if not all(
-        isinstance(weight, Tensor) or math.isfinite(weight) for row in folded for weight in row.values()
-    ):
-        if fold:
-            raise UserError(
-                "the folded table is not finite, its weights are too large: run it with fold=False"
-            )
-        return _terms(rows, folded=False)
-    if fold or sum(map(len, folded)) < sum(map(len, rows)):
-        return _terms(folded, folded=True)
-    return _terms(rows, folded=False)
+    finite = all(isinstance(w, Tensor) or math.isfinite(w) for row in folded for w in row.values())
+    if fold and not finite:
+        raise UserError("the folded table is not finite, its weights are too large: run it with fold=False")
+    shorter = finite and sum(map(len, folded)) < sum(map(len, rows))
+    return _terms(folded, folded=True) if fold or shorter else _terms(rows, folded=False)
 
 
 def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -34,9 +34,8 @@ Time = Tensor | float
 class Schedule(Protocol):
     """The forward process ``x_t = alpha_t x_0 + sigma_t eps`` for t from 1 (noise) down to 0 (data).
 
-    Results are float64 and differentiable in the argument. ``config()`` describes the schedule in plain JSON;
-    :func:`schedule_from_config` rebuilds it. Times outside of ``[t_min, t_max]`` are refused (a VP process extends
-    beyond 1, rectified flow does not). Sampling usually ends at ``t_end``.
+    Results are float64 and differentiable in the argument. Times outside of ``[t_min, t_max]`` are refused: a VP process
+    extends beyond 1, rectified flow does not.
     """
 
     t_max: ClassVar[float]
@@ -59,19 +58,33 @@ class Schedule(Protocol):
         """Return the time at which the half log-SNR is ``lam``."""
 
     def config(self) -> dict[str, Any]:
-        """Return ``{"kind": ..., parameters}`` in plain JSON values."""
+        """Return ``{"kind": ..., parameters}`` in plain JSON values, for :func:`schedule_from_config`."""
+
+
+class _VariancePreserving:
+    """``alpha^2 + sigma^2 = 1``, by ``log alpha`` of a time."""
+
+    t_max: ClassVar[float] = math.inf
+
+    def _log_alpha(self, t: Time) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        log_alpha = self._log_alpha(t)
+        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+
+    def half_log_snr(self, t: Time) -> Tensor:
+        log_alpha = self._log_alpha(t)
+        return log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
 
 
 @dataclass(frozen=True)
-class VPLinear:
+class VPLinear(_VariancePreserving):
     """Variance-preserving schedule with linear beta: ``log alpha = -t^2 (beta_1 - beta_0)/4 - t beta_0/2``.
 
     Args:
         beta_0: beta at t = 0, positive.
         beta_1: beta at t = 1, at least ``beta_0``.
-
-    Raises:
-        UserError: unless ``0 < beta_0 <= beta_1``, both finite.
 
     References:
         Song et al., arXiv 2011.13456, equation 32.
@@ -82,7 +95,6 @@ class VPLinear:
     """
 
     t_min: ClassVar[float] = 0.0
-    t_max: ClassVar[float] = math.inf
     t_end: ClassVar[float] = 1e-3  # where training on continuous times begins, arXiv 2011.13456, appendix C
     beta_0: float = 0.1
     beta_1: float = 20.0
@@ -93,21 +105,15 @@ class VPLinear:
                 f"VPLinear needs 0 < beta_0 <= beta_1, got beta_0={self.beta_0}, beta_1={self.beta_1}"
             )
 
-    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        return _vp(self._log_alpha(t))
-
-    def half_log_snr(self, t: Time) -> Tensor:
-        return _vp_half_log_snr(self._log_alpha(t))
-
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
         # At lam = -inf the root would be inf/inf; a time this late stands for infinity.
-        log_alpha = _vp_log_alpha(_float64(lam)).clamp(min=-1e300)
+        log_alpha = _log_alpha_at(lam).clamp(min=-1e300)
         a, b = (self.beta_1 - self.beta_0) / 4, self.beta_0 / 2
         # The root of a t^2 + b t + log_alpha = 0 in the form without cancellation near t = 0.
         return -2 * log_alpha / (b + (b * b - 4 * a * log_alpha).sqrt())
 
     def config(self) -> dict[str, Any]:
-        return {"kind": "vp_linear", "beta_0": self.beta_0, "beta_1": self.beta_1}
+        return {"kind": "vp_linear", **asdict(self)}
 
     def _log_alpha(self, t: Time) -> Tensor:
         t = _within(self, t)
@@ -115,27 +121,23 @@ class VPLinear:
 
 
 @dataclass(frozen=True)
-class EDMasVP:
+class EDMasVP(_VariancePreserving):
     """Linear VP schedule over the noise range in which an EDM network is sampled.
 
     ``sigma/alpha`` runs from ``min(sigma_max, rho(1))`` at t = 1 to ``max(sigma_min, rho(t_end))`` at
     ``t_end``, where ``rho`` is the standard VP process (beta 0.1 to 20): the network's own limits, and
-    within them EDM's VP defaults.
+    within them EDM's VP defaults. Levels that allow no increasing beta are refused.
 
     Args:
         t_end: time of the lowest level, in (0, 1).
         sigma_min: lowest level that the network supports, positive.
         sigma_max: highest level that the network supports, above ``sigma_min``.
 
-    Raises:
-        UserError: when a value is outside its range or the two levels allow no increasing beta.
-
     References:
         Karras et al., arXiv 2206.00364, Table 1 (VP column) and the sampler of its published code.
     """
 
     t_min: ClassVar[float] = 0.0
-    t_max: ClassVar[float] = math.inf
     t_end: float = 1e-3
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -157,43 +159,31 @@ class EDMasVP:
         slope = 2 * (low / self.t_end - high) / (self.t_end - 1)
         return VPLinear(beta_0=high - slope / 2, beta_1=high + slope / 2)
 
-    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        return self.linear(t)
-
-    def half_log_snr(self, t: Time) -> Tensor:
-        return self.linear.half_log_snr(t)
-
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
         return self.linear.inverse_half_log_snr(lam)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "kind": "edm_vp",
-            "t_end": self.t_end,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-        }
+        return {"kind": "edm_vp", **asdict(self)}
+
+    def _log_alpha(self, t: Time) -> Tensor:
+        return self.linear._log_alpha(t)
 
 
 @dataclass(frozen=True)
-class VPDiscrete:
+class VPDiscrete(_VariancePreserving):
     """Variance-preserving schedule of a network trained on M discrete steps.
 
     ``log alpha`` is interpolated linearly in t between its values at ``t_i = (i + 1) / M`` and continued
     linearly outside, from the time on at which it is 0.
 
     Args:
-        alphas_cumprod: ``alpha^2`` of the M steps, strictly decreasing, within (0, 1): the array of that
+        alphas_cumprod: ``alpha^2`` of the M >= 2 steps, strictly decreasing, within (0, 1): the array of that
             name in DDPM-style code.
-
-    Raises:
-        UserError: when the values are too few, not decreasing, or outside (0, 1); says which.
 
     References:
         Lu et al., arXiv 2206.00927, appendix D.4.
     """
 
-    t_max: ClassVar[float] = math.inf
     alphas_cumprod: Sequence[float] | Tensor
 
     def __post_init__(self) -> None:
@@ -202,14 +192,12 @@ class VPDiscrete:
         wrong[1:] |= ~(values.diff() < 0)
         if len(values) < 2 or bool(wrong.any()):
             place = int(wrong.nonzero()[0]) if bool(wrong.any()) else 0
+            got = f"{float(values[place]):g} at step {place} of {len(values)}" if len(values) else "none"
+            is_terminal = values[place:].tolist() == [0.0]
+            hint = "; for zero terminal SNR put 2**-24 in its place" if is_terminal else ""
             raise UserError(
                 "alphas_cumprod must be at least two strictly decreasing numbers within (0, 1), got "
-                + (f"{float(values[place]):g} at step {place} of {len(values)}" if len(values) else "none")
-                + (
-                    "; for zero terminal SNR put 2**-24 in its place"
-                    if values[place:].tolist() == [0.0]
-                    else ""
-                )
+                f"{got}{hint}"
             )
         object.__setattr__(self, "alphas_cumprod", tuple(values.tolist()))
 
@@ -238,14 +226,8 @@ class VPDiscrete:
         """Return the float step for the network: ``(t - 1/M) M``, in [0, M - 1] on the training range."""
         return (_float64(t) - 1 / self.steps) * self.steps
 
-    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        return _vp(self._log_alpha(t))
-
-    def half_log_snr(self, t: Time) -> Tensor:
-        return _vp_half_log_snr(self._log_alpha(t))
-
     def inverse_half_log_snr(self, lam: Time) -> Tensor:
-        target = _vp_log_alpha(_float64(lam))
+        target = _log_alpha_at(lam)
         times, log_alpha = self._knots(target.device)
         return _interpolate(target, log_alpha.flip(0), times.flip(0))
 
@@ -305,11 +287,7 @@ _KINDS = {"vp_linear": VPLinear, "edm_vp": EDMasVP, "vp_discrete": VPDiscrete, "
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
-    """Build the schedule that ``config()`` describes.
-
-    Raises:
-        UserError: for an unknown kind or parameter.
-    """
+    """Build the schedule that ``config()`` describes."""
     parameters = dict(config)
     kind = parameters.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -329,11 +307,7 @@ def same_schedule(a: Schedule, b: Schedule) -> bool:
 
 
 def check_t_end(schedule: Schedule, t_end: float) -> None:
-    """Refuse an end of sampling outside of the schedule.
-
-    Raises:
-        UserError: unless ``t_min <= t_end < 1``.
-    """
+    """Refuse an end of sampling outside of ``[t_min, 1)``."""
     if not schedule.t_min <= t_end < 1:
         raise UserError(
             f"t_end must lie in [{schedule.t_min:.6g}, 1), got {t_end:g}; the usual one of {schedule} is "
@@ -372,16 +346,9 @@ def _float64(value: Time) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
-def _vp(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
-    return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
-
-
-def _vp_half_log_snr(log_alpha: Tensor) -> Tensor:
-    return log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
-
-
-def _vp_log_alpha(lam: Tensor) -> Tensor:
-    return -0.5 * softplus(-2 * lam, threshold=700.0)
+def _log_alpha_at(lam: Time) -> Tensor:
+    """Return ``log alpha`` of a variance-preserving process at a half log-SNR."""
+    return -0.5 * softplus(-2 * _float64(lam), threshold=700.0)
 
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:

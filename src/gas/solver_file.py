@@ -1,4 +1,4 @@
-"""Solver files: the JSON schema of learned tables, saving, loading, and the check that a solver fits a model."""
+"""Solver files: the JSON schema of learned tables, saving and loading."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import gas
 from gas.arguments import MAX_NFE, integer, number, of_type, shape
+from gas.compatibility import model_differences
 from gas.display import brief
 from gas.errors import UserError
 from gas.grids.analytic import as_grid
@@ -21,21 +22,14 @@ from gas.io import CHECKSUM, add_checksum, read_json, verify_checksum, write_tex
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.interpolation import interpolated
 from gas.models.protocol import Model
-from gas.schedule import Schedule, check_t_end, same_schedule, schedule_from_config
+from gas.schedule import Schedule, check_t_end, schedule_from_config
 from gas.table import Table, TableMaker, table_of, table_on
 
 __all__ = ["Artefact", "Document", "Entry", "load", "parse_document", "save"]
 
 Solver = Table | nn.Module
 
-# Facts of a model that do not decide its numbers: a solver learned at one precision serves at another.
-_RUNTIME_FACTS = ("precision", "compiled")
-# Facts that identify a network among those that one solver may serve.
-_IDENTITY_FACTS = ("name", "sha256")
-
-
 # --- schema ---------------------------------------------------------------------------------------------
-
 
 # Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
 _FailFast = Field(fail_fast=True)
@@ -123,12 +117,11 @@ class Document(_Strict):
             schedule = schedule_from_config(self.schedule)
             if self.t_end is not None:
                 check_t_end(schedule, self.t_end)
-            limits = schedule.t_min, schedule.t_max
-            outside = [t for x in self.solvers for t in x.times if not limits[0] <= t <= limits[1]]
-            if outside:
+            first, last = schedule.t_min, schedule.t_max
+            if outside := [t for x in self.solvers for t in x.times if not first <= t <= last]:
+                limits = f"[{first:.6g}, {last:g}]"
                 raise UserError(
-                    f"times on schedule {self.schedule['kind']} lie in [{limits[0]:.6g}, {limits[1]:g}], "
-                    f"got {outside[0]:g}"
+                    f"times on schedule {self.schedule['kind']} lie in {limits}, got {outside[0]:g}"
                 )
         _check_descriptions(self.model or {}, self.teacher or {})
         seeds = self.training.get("seeds", [0, 0])
@@ -153,11 +146,7 @@ def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) ->
 
 
 def parse_document(content: Mapping[str, Any], name: str) -> Document:
-    """Validate the content of a solver file, with or without its checksum, which is not verified.
-
-    Raises:
-        UserError: one line that names the problem and its place.
-    """
+    """Validate the content of a solver file, with or without its checksum, which is not verified."""
     try:
         return Document.model_validate({key: value for key, value in content.items() if key != CHECKSUM})
     except ValidationError as error:
@@ -198,11 +187,7 @@ class Artefact:
         return sorted(entry.nfe for entry in self.document.solvers if entry.branches is not None)
 
     def check_nfes(self, use: str) -> None:
-        """Refuse a file of tables with branches only, for a use that evaluates the denoiser itself.
-
-        Raises:
-            UserError: names the use.
-        """
+        """Refuse a file of tables with branches only, for a use that evaluates the denoiser itself."""
         if not self.nfes:
             raise UserError(
                 f"{self.source} has tables with branches only, of {brief(self.forwards)} forward passes, which {use} "
@@ -219,11 +204,7 @@ class Artefact:
         write_text(path, _dumps(add_checksum(self.document.model_dump(mode="json", exclude_none=True))))
 
     def entry(self, nfe: int | None = None, *, forwards: int | None = None) -> Entry:
-        """Return all fields of the table of one NFE, or of the table with branches of so many forward passes.
-
-        Raises:
-            UserError: when the file has no such table; lists those that it has.
-        """
+        """Return all fields of the table of one NFE, or of the table with branches of so many forward passes."""
         if (nfe is None) == (forwards is None):
             raise UserError("name a table by nfe or by forwards, one of them")
         for entry in self.document.solvers:
@@ -247,8 +228,7 @@ class Artefact:
         Raises:
             UserError: when the file has no such table, nor two around it to interpolate; lists those that it has.
         """
-        around = self.neighbours(nfe) if interpolate and nfe is not None else None
-        if around is not None and nfe is not None:
+        if interpolate and nfe is not None and (around := self.neighbours(nfe)):
             schedule, t_end = self._process()
             return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
         entry = self.entry(nfe, forwards=forwards)
@@ -259,8 +239,7 @@ class Artefact:
     def neighbours(self, nfe: int) -> tuple[int, int] | None:
         """Return the nearest NFE with a table below and above one without, ``None`` for an NFE with a table.
 
-        Raises:
-            UserError: when it lies outside of the NFE with a table.
+        An NFE outside of those with a table is refused.
         """
         below, above = [n for n in self.nfes if n < nfe], [n for n in self.nfes if n > nfe]
         if nfe in self.nfes or not below or not above:
@@ -269,11 +248,7 @@ class Artefact:
         return below[-1], above[0]
 
     def solver(self, nfe: int) -> GeneralizedSolver:
-        """Return the table as a Generalized Solver, to inspect or to train further.
-
-        Raises:
-            UserError: when there is no such table or the file does not name its schedule.
-        """
+        """Return the table as a Generalized Solver, to inspect or to train further; the file must name its schedule."""
         (schedule, t_end), entry = self._process(), self.entry(nfe)
         return GeneralizedSolver.from_table(
             schedule, self.table(nfe), t_end, t=entry.nominal, theory=entry.theory
@@ -283,37 +258,6 @@ class Artefact:
         if self.schedule is None or self.document.t_end is None:
             raise UserError(f"{self.source} does not say its schedule and t_end: it has tables, not solvers")
         return self.schedule, self.document.t_end
-
-    def differences(
-        self,
-        facts: Mapping[str, Any],
-        *,
-        schedule: Schedule | None,
-        guidance: float | None,
-        user: str = "this model",
-    ) -> list[str]:
-        """Return in words each respect in which a model or pipeline is not the one that the tables were made for.
-
-        A fact that either side does not state is not compared.
-
-        Args:
-            facts: of the model: ``name``, ``sha256``, ``prediction``, ``sample_shape``, ``shift`` and others.
-            schedule: its forward process; the same when the half log-SNR agrees (:func:`gas.schedule.same_schedule`).
-            guidance: the guidance scale that it is called with.
-            user: what the facts are of, for messages.
-        """
-        document, expected = self.document, self.document.model or {}
-        differences = [
-            f"{key.replace('_', ' ')} {_show_fact(expected[key])} ({user}: {_show_fact(value)})"
-            for key, value in facts.items()
-            if key in expected and not _same_fact(key, expected[key], value)
-        ]
-        if schedule is not None and self.schedule is not None and not same_schedule(self.schedule, schedule):
-            kind = self.schedule.config()["kind"]
-            differences.append(f"schedule {kind} with other noise levels than {user}'s")
-        if guidance is not None and abs(guidance - document.guidance) > 1e-6:
-            differences.append(f"guidance {document.guidance:g} ({user}: {guidance:g})")
-        return differences
 
     def check(self, model: Model, guidance: float = 1.0, *, transfer: bool = False) -> None:
         """Refuse a model that the tables were not made for.
@@ -327,9 +271,7 @@ class Artefact:
             UserError: names each difference: model, weights, shape, schedule or guidance; or for weights of states and
                 predictions beyond float32.
         """
-        ignored = (*_RUNTIME_FACTS, *(_IDENTITY_FACTS if transfer else ()))
-        facts = {key: value for key, value in model.fingerprint().items() if key not in ignored}
-        if differences := self.differences(facts, schedule=model.schedule, guidance=guidance):
+        if differences := model_differences(self.document, model, guidance, transfer=transfer):
             raise UserError(f"{self.source} was made for another model or use: {'; '.join(differences)}")
         for entry in self.document.solvers:
             largest = max((weight for row in (*entry.states, *entry.outputs) for weight in row), key=abs)
@@ -340,10 +282,7 @@ class Artefact:
 
 
 def load(path: str | Path) -> Artefact:
-    """Read a solver file; nothing in it is executed.
-
-    Warns:
-        UserWarning: when the file has no checksum.
+    """Read a solver file; nothing in it is executed. One without checksum is warned of.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -367,26 +306,6 @@ def load(path: str | Path) -> Artefact:
     return Artefact(document, str(path))
 
 
-def _same_fact(key: str, expected: Any, value: Any) -> bool:
-    if key == "shift":  # a flow's shift, which pipelines compute in float32
-        return bool(abs(float(expected) - value) <= 1e-3 * abs(value))
-    if isinstance(expected, (list, tuple)) and isinstance(value, (list, tuple)):
-        return list(expected) == list(value)
-    return bool(expected == value)
-
-
-def _show_fact(value: Any) -> str:
-    """Return a fact for a message; of a long text, such as a hash, the beginning."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    text = (
-        value[:25]
-        if isinstance(value, str)
-        else brief(tuple(value) if isinstance(value, (list, tuple)) else value)
-    )
-    return text if len(text) <= 24 else text[:12] + "..."
-
-
 def _square(rows: list[list[float]]) -> Tensor:
     square = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for n, row in enumerate(rows):
@@ -401,8 +320,6 @@ def _square(rows: list[list[float]]) -> Tensor:
 class Learned(Protocol):
     """A solver with a report of its training, as :func:`gas.distill` yields last."""
 
-    @property
-    def nfe(self) -> int: ...
     @property
     def solver(self) -> Solver: ...
     @property
@@ -428,9 +345,7 @@ def save(
     starts: Mapping[int, str] | None = None,
     measured: Mapping[int, Mapping[str, float]] | None = None,
 ) -> Artefact:
-    """Write a table, a solver or a family of them (one for each NFE) to a JSON file; return its content.
-
-    Numbers keep all their bits. The file is written atomically.
+    """Write a table, a solver or a family of them (one for each NFE) to a JSON file, atomically; return its content.
 
     Args:
         path: the file, usually ``*.json``; ``None`` writes none.
@@ -446,14 +361,12 @@ def save(
         measured: by NFE, of tables without branches, named measurements.
 
     Raises:
-        UserError: for an object that is no solver, or a solver by name without ``model``; when two have the same NFE,
-            a key is not its solver's NFE, solvers and model disagree on schedule or t_end, learned solvers were made in
-            different ways, or a value is not finite.
+        UserError: when two have the same NFE, a key is not its solver's NFE, solvers and model disagree on schedule or
+            t_end, learned solvers were made in different ways, or a value is not finite.
     """
     family = _family(solvers, model)
-    learned = [each for _, each in family if each is not None]
-    provenance = _common_provenance([each.provenance for each in learned])
-    schedule, t_end = _common_process([solver for solver, _ in family], model)
+    provenance = _common_provenance([report.provenance for _, _, report in family if report is not None])
+    schedule, t_end = _common_process([solver for solver, _, _ in family], model)
     document = Document(
         schedule=schedule.config() if schedule else None,
         t_end=t_end,
@@ -463,7 +376,7 @@ def save(
         loss=provenance.get("loss") if loss is None else loss,
         training=dict(provenance.get("training", {}) if training is None else training),
         versions={"gas-solver": gas.__version__, "torch": torch.__version__},
-        solvers=[_entry(solver, each, starts or {}, measured or {}) for solver, each in family],
+        solvers=[_entry(*member, starts or {}, measured or {}) for member in family],
     )
     artefact = Artefact(document, "this solver" if path is None else str(path))
     if path is not None:
@@ -471,15 +384,16 @@ def save(
     return artefact
 
 
-def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Learned | None]]:
-    """Return the solvers with their reports, ascending in NFE, those with branches last; tables for names."""
+def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Table, Learned | None]]:
+    """Return solvers with tables and reports, ascending in NFE, those with branches last; tables for names."""
     if isinstance(solvers, Mapping):
         listed = list(solvers.values())
     elif isinstance(solvers, (nn.Module, str, Learned)) or not isinstance(solvers, Iterable):
         listed = [solvers]
     else:
         listed = list(solvers)
-    bare = [each.solver if isinstance(each, Learned) else _solver(each, model) for each in listed]
+    reports = [each if isinstance(each, Learned) else None for each in listed]
+    bare = [report.solver if report else _solver(x, model) for x, report in zip(listed, reports, strict=True)]
     tables = [table_of(solver) for solver in bare]
     nfes = [table.nfe for table in tables]
     keys = [(table.branches is not None, table.nfe) for table in tables]
@@ -487,19 +401,17 @@ def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Learned | N
         raise UserError(f"a solver file holds one table for each NFE, got NFE {nfes}")
     if isinstance(solvers, Mapping) and list(solvers) != nfes:
         raise UserError(f"solvers are keyed by their NFE, got keys {list(solvers)} for NFE {nfes}")
-    reports = [each if isinstance(each, Learned) else None for each in listed]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return [(bare[i], reports[i]) for i in order]
+    return [(bare[i], tables[i], reports[i]) for i in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 def _solver(solver: Any, model: Model | None) -> Solver:
     if isinstance(solver, (Table, nn.Module)):
         return solver
+    kind = type(solver).__name__
     if isinstance(solver, Artefact) or not callable(getattr(solver, "table", None)):
         wanted = "gas.Table, gas.Classical, learned solver or several of them"
-        raise UserError(f"solvers must be a {wanted}, got {type(solver).__name__}")
+        raise UserError(f"solvers must be a {wanted}, got {kind}")
     if model is None:
-        kind = type(solver).__name__
         raise UserError(
             f"the table of a {kind} depends on a schedule: give model=, or save solver.table(schedule)"
         )
@@ -517,10 +429,8 @@ def _common_provenance(provenances: Sequence[Mapping[str, Any]]) -> Mapping[str,
 
 def _common_process(family: Sequence[Solver], model: Model | None) -> tuple[Schedule | None, float | None]:
     """Return the schedule and t_end that all learned solvers and the model share."""
-    learned = [s for s in family if isinstance(s, nn.Module) and hasattr(s, "schedule")]
-    processes: list[tuple[Any, Any]] = [(s.schedule, s.t_end) for s in learned]
-    if model is not None:
-        processes.append((model.schedule, model.t_end))
+    learned: list[Any] = [s for s in family if isinstance(s, nn.Module) and hasattr(s, "schedule")]
+    processes = [(each.schedule, each.t_end) for each in (*learned, *([] if model is None else [model]))]
     for schedule, t_end in processes[1:]:
         if (schedule.config(), t_end) != (processes[0][0].config(), processes[0][1]):
             raise UserError(
@@ -532,11 +442,11 @@ def _common_process(family: Sequence[Solver], model: Model | None) -> tuple[Sche
 
 def _entry(
     solver: Solver,
+    table: Table,
     report: Learned | None,
     starts: Mapping[int, str],
     measured: Mapping[int, Mapping[str, float]],
 ) -> Entry:
-    table = table_of(solver)
     if table.branches is not None:  # NFE are of the others
         starts, measured = {}, {}
     states, outputs = (
@@ -551,8 +461,8 @@ def _entry(
         branches=None if table.branches is None else list(table.branches),
         theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,
-        start=starts.get(table.nfe, None if report is None else report.start),
-        measured=dict(measured.get(table.nfe, {} if report is None else report.measured())),
+        start=starts.get(table.nfe, report.start if report else None),
+        measured=dict(measured.get(table.nfe, report.measured() if report else {})),
     )
 
 

@@ -49,9 +49,6 @@ class Table:
         outputs: ``(N, N)`` lower triangular, weights of past predictions.
         branches: N names, the branch of the denoiser that each row evaluates; ``None`` evaluates the denoiser itself.
 
-    Raises:
-        UserError: when shapes disagree, a value is not finite, or an entry above the diagonal is not zero.
-
     References:
         Butcher, "General linear methods", Acta Numerica 15 (2006), for the form.
     """
@@ -69,12 +66,10 @@ class Table:
             raise UserError(
                 f"times must be a vector of at least one time, got shape {tuple(self.times.shape)}"
             )
-        for name in ("states", "outputs"):
-            shape = tuple(getattr(self, name).shape)
-            if shape != (n, n):
-                raise UserError(f"{name} must have shape ({n}, {n}) for {n} times, got {shape}")
-        for name in ("times", "states", "outputs"):
+        for name, shape in (("times", (n,)), ("states", (n, n)), ("outputs", (n, n))):
             value = getattr(self, name).detach()
+            if value.shape != shape:
+                raise UserError(f"{name} must have shape {shape} for {n} times, got {tuple(value.shape)}")
             if not bool(torch.isfinite(value).all()):
                 raise UserError(f"{name} must be finite, got {value[~torch.isfinite(value)][0].item()}")
             if value.ndim == 2 and bool(value.triu(1).any()):
@@ -121,11 +116,7 @@ class Table:
         return rows
 
     def folded(self) -> Table:
-        """Return the same solver with no state but ``x_T`` in it: ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``.
-
-        References:
-            The non-stationary form of arXiv 2403.01329, section 3.
-        """
+        """Return the same solver without past states (arXiv 2403.01329): ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``."""
         u = self.steps()
         states = torch.cat([u[:, :1], torch.zeros(self.nfe, self.nfe - 1, dtype=torch.float64)], dim=1)
         return Table(self.times, states, u[:, 1:], self.branches)
@@ -143,9 +134,6 @@ class Table:
             scale: guidance scale.
             conditional: branch that guidance leads towards.
             unconditional: branch that guidance leads away from, such as a negative prompt's.
-
-        Raises:
-            UserError: when the table has branches already, or ``scale`` is no finite number.
 
         >>> import gas
         >>> schedule = gas.VPLinear()
@@ -189,11 +177,7 @@ def _branch_names(names: object, rows: int) -> tuple[str, ...]:
 
 
 def refuse_branches(table: Table, use: str) -> None:
-    """Refuse a table with branches where each row has to be a prediction of the denoiser itself.
-
-    Raises:
-        UserError: names the use and the branches.
-    """
+    """Refuse a table with branches where each row has to be a prediction of the denoiser itself."""
     if table.branches is not None:
         raise UserError(
             f"{use} takes tables without branches, got one whose rows evaluate the branches "
@@ -208,11 +192,7 @@ class TableMaker(Protocol):
 
 
 def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
-    """Return the table of a solver on a schedule, without gradient.
-
-    Raises:
-        UserError: for an object that is no solver.
-    """
+    """Return the table of a solver on a schedule, without gradient."""
     if isinstance(solver, (Table, nn.Module)):
         return table_of(solver)
     if not callable(getattr(solver, "table", None)):

@@ -32,33 +32,25 @@ _MARKER_BYTES = 1 << 20
 
 
 def claim(folder: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Mark a folder as gas-solver's, or refuse one with foreign files.
+    """Mark a folder as gas-solver's, create it if need be, or refuse one with foreign files.
 
-    Only files in a marked folder are ever overwritten or deleted without being named by the user.
+    Only files in a marked folder are ever overwritten or deleted without being named by the user. A link in place of
+    the folder or of an entry would be written through, and is refused.
 
     Args:
         folder: new, empty, or marked by an earlier run.
         names: the entries that will be written into a folder of the user's, which may hold other files and be reached
             by a link. By default all entries of a folder that only gas-solver writes to.
-
-    Returns:
-        ``folder``, which exists and is marked.
-
-    Raises:
-        UserError: for a link in place of the folder or of an entry, which would be written through, and for existing
-            entries that the mark does not cover.
     """
     folder = Path(folder)
-    if names is None and folder.is_symlink():
-        raise UserError(f"{folder} is a link and would be written through: remove it, or name another output")
     marker = folder / MARKER
     present = sorted(os.listdir(folder)) if folder.is_dir() else []
     entries = [name for name in present if name not in (MARKER, LOCK) and (names is None or name in names)]
-    links = [name for name in (*entries, MARKER) if (folder / name).is_symlink()]
-    if links:
-        raise UserError(
-            f"{folder / links[0]} is a link and would be written through: remove it, or name another output"
-        )
+    for path in (*([folder] if names is None else []), *(folder / name for name in entries), marker):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link and would be written through: remove it, or name another output"
+            )
     marked = _marked(marker)
     if marked is None:
         return folder
@@ -88,11 +80,9 @@ def _marked(marker: Path) -> set[str] | None:
 
 
 def discard(folder: str | Path, pattern: str) -> None:
-    """Delete the matching files of a marked folder, and the folder itself if nothing else is left in it.
+    """Delete files of a folder that :func:`claim` marked as a whole, and the folder itself if nothing else is left.
 
-    Args:
-        folder: marked by :func:`claim` without ``names``; nothing is deleted without the mark, or behind a link.
-        pattern: regular expression that a whole file name must match.
+    Nothing is deleted behind a link. ``pattern`` is a regular expression that a whole file name must match.
     """
     folder = Path(folder)
     marker = folder / MARKER
@@ -110,12 +100,7 @@ def discard(folder: str | Path, pattern: str) -> None:
 def scratch(folder: str | Path, pattern: str) -> Iterator[None]:
     """Claim a folder for resumable state; delete it afterwards, or after an error keep it if it holds any state.
 
-    Args:
-        folder: as for :func:`claim`.
-        pattern: of the state files, as for :func:`discard`.
-
-    Raises:
-        UserError: as :func:`claim`.
+    ``pattern`` is that of the state files, as for :func:`discard`.
     """
     claim(folder)
     try:
@@ -134,9 +119,6 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
         output: file or folder to be written.
         work: description of the work, shown to a process that is refused.
         folder: whether a new output will be a folder. A folder's lock lies in it, a file's beside it.
-
-    Raises:
-        UserError: when another process holds it: names its work and start; when its folder cannot be written.
     """
     target = Path(os.path.realpath(output))
     if target in _held:
@@ -156,11 +138,10 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
     _held.add(target)
     try:
         if handle is not None:
-            note = {"work": work, "process": os.getpid(), "host": socket.gethostname()}
+            since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+            note = {"work": work, "process": os.getpid(), "host": socket.gethostname(), "since": since}
             os.ftruncate(handle, 0)
-            os.pwrite(
-                handle, json.dumps({**note, "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}).encode(), 0
-            )
+            os.pwrite(handle, json.dumps(note).encode(), 0)
         yield
     finally:
         _held.discard(target)

@@ -1,7 +1,8 @@
 """Classical solvers: each a pure function from a schedule and a time grid to a table.
 
-Every function takes ``t``, a grid of times from noise to data (see :func:`gas.grids.as_grid`), and is
-differentiable in it. ``alpha, sigma, lam`` are the schedule at ``t``; ``h = lam_{n+1} - lam_n``.
+Every function takes the forward process and ``t``, a grid of N + 1 times from noise to data (see
+:func:`gas.grids.as_grid`), in which it is differentiable; its table has NFE N. ``order`` is the number of predictions
+that a step combines. ``alpha, sigma, lam`` are the schedule at ``t``; ``h = lam_{n+1} - lam_n``.
 
 Where the half log-SNR is infinite (rectified flow at t = 1, any schedule at sigma = 0), the formulas of higher order
 are 0/0. Predictions at such a time enter no derivative estimate of DPM-Solver++ and UniPC, and a step of theirs that

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from gas.classical.rows import Grid, Times, check_order, ddim_row, noise_row
+from gas.arguments import integer
+from gas.classical.rows import Grid, Times, ddim_row, noise_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
@@ -20,18 +23,10 @@ def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
     polynomials ``L_j`` through the last ``order`` times. By parts the integral needs no derivative of the
     schedule; Gauss-Legendre quadrature of 32 points leaves an error near rounding for smooth schedules.
 
-    Args:
-        schedule: the forward process.
-        t: N + 1 times; the table has NFE N.
-        order: predictions that a step combines, 1 to 3.
-
-    Raises:
-        UserError: when ``t`` is not a grid or the order not 1, 2 or 3.
-
     References:
         Zhang and Chen, arXiv 2204.13902, equation 15 and appendix.
     """
-    check_order("deis", order, 3)
+    integer("deis order", order, 1, 3)
     grid = Grid.of(schedule, t)
     rows: list[Row] = []
     for n in range(grid.steps):
@@ -69,7 +64,4 @@ def _lagrange_integrals(schedule: Schedule, grid: Grid, n: int, used: list[int])
 
 
 def _product(t: Tensor, roots: list[Tensor]) -> Tensor:
-    product = torch.ones_like(t)
-    for root in roots:
-        product = product * (t - root)
-    return product
+    return math.prod((t - root for root in roots), start=torch.ones_like(t))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gas.classical.rows import Grid, Times, check_order
+from gas.arguments import integer
+from gas.classical.rows import Grid, Times
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
@@ -14,13 +15,6 @@ __all__ = ["ddim", "difference_basis", "dpmpp", "dpmpp_corrected"]
 
 def ddim(schedule: Schedule, t: Times) -> Table:
     """DDIM, the exponential Euler step: ``x' = (sigma'/sigma) x - alpha' expm1(-h) d_n``.
-
-    Args:
-        schedule: the forward process.
-        t: N + 1 times; the table has NFE N.
-
-    Raises:
-        UserError: when ``t`` is not a grid.
 
     References:
         Song et al., arXiv 2010.02502, equation 12 (eta = 0); Lu et al., arXiv 2211.01095, section 4.1.
@@ -34,14 +28,6 @@ def dpmpp(schedule: Schedule, t: Times, order: int = 3) -> Table:
     The published third-order update uses a divided difference where it means a second derivative (half
     its value), so it converges at order 2; :func:`dpmpp_corrected` has the missing factor.
 
-    Args:
-        schedule: the forward process.
-        t: N + 1 times; the table has NFE N.
-        order: predictions that a step combines.
-
-    Raises:
-        UserError: when ``t`` is not a grid or the order not 1, 2 or 3.
-
     References:
         Lu et al., arXiv 2211.01095, algorithm 2 and appendix; the third order as in the authors' code.
     """
@@ -49,25 +35,20 @@ def dpmpp(schedule: Schedule, t: Times, order: int = 3) -> Table:
 
 
 def dpmpp_corrected(schedule: Schedule, t: Times, order: int = 3) -> Table:
-    """DPM-Solver++ multistep with the second derivative as twice the divided difference: true third order.
-
-    Arguments and errors as :func:`dpmpp`; orders 1 and 2 are the same table.
-    """
+    """:func:`dpmpp` with the second derivative as twice the divided difference: true third order."""
     return _dpmpp(schedule, t, order, second_derivative=2.0)
 
 
 def _dpmpp(schedule: Schedule, t: Times, order: int, second_derivative: float) -> Table:
-    check_order("dpmpp", order, 3)
+    integer("dpmpp order", order, 1, 3)
     grid = Grid.of(schedule, t)
     rows: list[Row] = []
     for n in range(grid.steps):
         weights, basis = difference_basis(grid, n, grid.usable(n, order))
         if len(weights) == 3:
             weights = torch.stack([weights[0], weights[1], second_derivative * weights[2]])
-        outputs = weights @ basis
-        rows.append(
-            ({n: grid.sigma[n + 1] / grid.sigma[n]}, {n - i: outputs[i] for i in range(len(outputs))})
-        )
+        outputs = {n - i: weight for i, weight in enumerate(weights @ basis)}
+        rows.append(({n: grid.sigma[n + 1] / grid.sigma[n]}, outputs))
     return Table.from_rows(grid.t[:-1], rows)
 
 

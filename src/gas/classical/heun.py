@@ -22,9 +22,6 @@ def heun(schedule: Schedule, t: Times) -> Table:
         schedule: the forward process.
         t: K + 1 times; the table has NFE 2 K, less one for each Euler step.
 
-    Raises:
-        UserError: when ``t`` is not a grid.
-
     References:
         Karras et al., arXiv 2206.00364, algorithm 1.
     """

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from gas.classical.rows import Grid, Times, check_order, ddim_row, noise_row
+from gas.arguments import integer
+from gas.classical.rows import Grid, Times, ddim_row, noise_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
 __all__ = ["ipndm"]
+
+_ADAMS_BASHFORTH = {
+    1: [1.0],
+    2: [1.5, -0.5],
+    3: [23 / 12, -16 / 12, 5 / 12],
+    4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+}
 
 
 def ipndm(schedule: Schedule, t: Times, order: int = 4) -> Table:
@@ -15,24 +23,10 @@ def ipndm(schedule: Schedule, t: Times, order: int = 4) -> Table:
     ``x' = (alpha'/alpha) x + (sigma' - sigma alpha'/alpha) sum_i b_i eps_{n-i}``, with
     ``eps_j = (x_j - alpha_j d_j) / sigma_j``.
 
-    Args:
-        schedule: the forward process.
-        t: N + 1 times; the table has NFE N.
-        order: predictions that a step combines, 1 to 4.
-
-    Raises:
-        UserError: when ``t`` is not a grid or the order not 1 to 4.
-
     References:
         Zhang and Chen, arXiv 2204.13902, section 3.3 and appendix H.2; Liu et al., arXiv 2202.09778.
     """
-    check_order("ipndm", order, 4)
-    weights = {
-        1: [1.0],
-        2: [1.5, -0.5],
-        3: [23 / 12, -16 / 12, 5 / 12],
-        4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    }
+    integer("ipndm order", order, 1, 4)
     grid = Grid.of(schedule, t)
     rows: list[Row] = []
     for n in range(grid.steps):
@@ -40,6 +34,6 @@ def ipndm(schedule: Schedule, t: Times, order: int = 4) -> Table:
             rows.append(ddim_row(grid, n))
             continue
         gain = grid.sigma[n + 1] - grid.sigma[n] * grid.alpha[n + 1] / grid.alpha[n]
-        used = weights[min(n + 1, order)]
-        rows.append(noise_row(grid, n, {n - i: gain * b for i, b in enumerate(used)}))
+        weights = _ADAMS_BASHFORTH[min(n + 1, order)]
+        rows.append(noise_row(grid, n, {n - i: gain * b for i, b in enumerate(weights)}))
     return Table.from_rows(grid.t[:-1], rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -26,20 +27,20 @@ __all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "format_times", 
 
 SOLVERS: dict[str, Callable[[Schedule, Tensor], Table]] = {
     "ddim": ddim,
-    "dpmpp-2m": lambda s, t: dpmpp(s, t, order=2),
-    "dpmpp-3m": lambda s, t: dpmpp(s, t, order=3),
-    "dpmpp-3m-corrected": lambda s, t: dpmpp_corrected(s, t, order=3),
-    "unipc-1-bh1": lambda s, t: unipc(s, t, 1, "bh1"),
-    "unipc-1-bh2": lambda s, t: unipc(s, t, 1, "bh2"),
-    "unipc-2-bh1": lambda s, t: unipc(s, t, 2, "bh1"),
-    "unipc-2-bh2": lambda s, t: unipc(s, t, 2, "bh2"),
-    "unipc-3-bh1": lambda s, t: unipc(s, t, 3, "bh1"),
-    "unipc-3-bh2": lambda s, t: unipc(s, t, 3, "bh2"),
-    "ipndm-2": lambda s, t: ipndm(s, t, order=2),
-    "ipndm-3": lambda s, t: ipndm(s, t, order=3),
-    "ipndm-4": lambda s, t: ipndm(s, t, order=4),
-    "deis-2": lambda s, t: deis(s, t, order=2),
-    "deis-3": lambda s, t: deis(s, t, order=3),
+    "dpmpp-2m": partial(dpmpp, order=2),
+    "dpmpp-3m": partial(dpmpp, order=3),
+    "dpmpp-3m-corrected": partial(dpmpp_corrected, order=3),
+    "unipc-1-bh1": partial(unipc, order=1, variant="bh1"),
+    "unipc-1-bh2": partial(unipc, order=1, variant="bh2"),
+    "unipc-2-bh1": partial(unipc, order=2, variant="bh1"),
+    "unipc-2-bh2": partial(unipc, order=2, variant="bh2"),
+    "unipc-3-bh1": partial(unipc, order=3, variant="bh1"),
+    "unipc-3-bh2": partial(unipc, order=3, variant="bh2"),
+    "ipndm-2": partial(ipndm, order=2),
+    "ipndm-3": partial(ipndm, order=3),
+    "ipndm-4": partial(ipndm, order=4),
+    "deis-2": partial(deis, order=2),
+    "deis-3": partial(deis, order=3),
     "heun": heun,
 }
 
@@ -54,12 +55,8 @@ class Classical:
     Args:
         solver: a key of :data:`SOLVERS`.
         grid: a key of :data:`NAMED_GRIDS`, or the times themselves, comma-separated from 1 down to ``t_end``.
-        nfe: network evaluations.
+        nfe: network evaluations, an even number for Heun, which takes two a step.
         t_end: time that sampling ends at, in [0, 1).
-
-    Raises:
-        UserError: for an unknown solver or grid, with the nearest known name, times that are no grid or
-            do not fit, a ``t_end`` out of range, and an NFE that the solver cannot have (Heun takes two a step).
 
     >>> Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=1e-3).label
     'unipc-3-bh2 / log_snr'
@@ -82,8 +79,7 @@ class Classical:
     @property
     def label(self) -> str:
         """Solver and grid for display."""
-        grid = "own times" if "," in self.grid else self.grid
-        return f"{self.solver} / {grid}"
+        return f"{self.solver} / {'own times' if ',' in self.grid else self.grid}"
 
     @property
     def spec(self) -> str:
@@ -155,11 +151,7 @@ def candidates(
 
 
 def parse_times(text: str) -> list[float]:
-    """Parse times separated by commas.
-
-    Raises:
-        UserError: when a part is not a number.
-    """
+    """Parse times separated by commas."""
     times = []
     for part in text.split(","):
         try:

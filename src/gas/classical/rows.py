@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gas.arguments import integer
 from gas.grids.analytic import as_grid
 from gas.schedule import Schedule
 from gas.table import Row
 
-__all__ = ["Grid", "Times", "added", "check_order", "ddim_row", "noise_row"]
+__all__ = ["Grid", "Times", "added", "ddim_row", "noise_row"]
 
 Times = Tensor | Sequence[float]
 
@@ -62,12 +61,4 @@ def noise_row(grid: Grid, n: int, weights: dict[int, Tensor]) -> Row:
 
 def added(first: dict[int, Tensor], second: dict[int, Tensor]) -> dict[int, Tensor]:
     """Sum of two sparse rows."""
-    total = dict(first)
-    for j, weight in second.items():
-        total[j] = total[j] + weight if j in total else weight
-    return total
-
-
-def check_order(solver: str, order: int, highest: int) -> None:
-    """Refuse an order that the solver does not have."""
-    integer(f"{solver} order", order, 1, highest)
+    return first | {j: first[j] + weight if j in first else weight for j, weight in second.items()}

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gas.classical.rows import Grid, Times, added, check_order
-from gas.errors import UserError
+from gas.arguments import choice, integer
+from gas.classical.rows import Grid, Times, added
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
@@ -29,21 +29,15 @@ def unipc(
     folds into the row of the next step, and a step stays one network evaluation.
 
     Args:
-        schedule: the forward process.
-        t: N + 1 times; the table has NFE N.
         order: of the predictor, 1 to 3; the corrector is one order higher.
         variant: ``B(h) = h`` (bh1) or ``expm1(h)`` (bh2).
         lower_order_final: reduce the order over the last steps, as the authors' code does.
 
-    Raises:
-        UserError: when ``t`` is not a grid, the order not 1, 2 or 3 or the variant unknown.
-
     References:
         Zhao et al., arXiv 2302.04867, algorithms 1 and 2, equations 3 and 9.
     """
-    check_order("unipc", order, 3)
-    if variant not in ("bh1", "bh2"):
-        raise UserError(f"unipc variant must be 'bh1' or 'bh2', got {variant!r}")
+    integer("unipc order", order, 1, 3)
+    choice("unipc variant", variant, ("bh1", "bh2"))
     grid = Grid.of(schedule, t)
     rows: list[Row] = []
     corrector: dict[int, Tensor] = {}

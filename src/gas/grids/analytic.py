@@ -1,4 +1,4 @@
-"""Time grids: the times of network evaluations, from t = 1 (noise) down to ``t_end`` (data)."""
+"""Time grids: the times of ``nfe`` steps, from t = 1 (noise) down to ``t_end`` (data), in [schedule.t_min, 1)."""
 
 from __future__ import annotations
 
@@ -30,38 +30,22 @@ _INSIDE = 1e-3
 
 
 def time_uniform(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
-    """Return ``nfe + 1`` times spaced evenly in t.
-
-    Raises:
-        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
-    """
+    """Return ``nfe + 1`` times spaced evenly in t."""
     return _even_in_root(schedule, nfe, t_end, 1)
 
 
 def time_quadratic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
-    """Return ``nfe + 1`` times spaced evenly in the square root of t (denser near the data).
-
-    Raises:
-        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
-    """
+    """Return ``nfe + 1`` times spaced evenly in the square root of t (denser near the data)."""
     return _even_in_root(schedule, nfe, t_end, 2)
 
 
 def time_cubic(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
-    """Return ``nfe + 1`` times spaced evenly in the cube root of t (denser still near the data).
-
-    Raises:
-        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
-    """
+    """Return ``nfe + 1`` times spaced evenly in the cube root of t (denser still near the data)."""
     return _even_in_root(schedule, nfe, t_end, 3)
 
 
 def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
-    """Return ``nfe + 1`` times spaced evenly in half log-SNR (arXiv 2206.00927, section 3.3).
-
-    Raises:
-        UserError: when ``nfe`` is below 1 or ``t_end`` outside [schedule.t_min, 1).
-    """
+    """Return ``nfe + 1`` times spaced evenly in half log-SNR (arXiv 2206.00927, section 3.3)."""
     _check(schedule, nfe, t_end)
     first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
@@ -69,11 +53,7 @@ def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
 
 
 def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tensor:
-    """Return ``nfe + 1`` times spaced evenly in ``(sigma/alpha)^(1/rho)`` (arXiv 2206.00364, equation 5).
-
-    Raises:
-        UserError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``rho`` not positive.
-    """
+    """Return ``nfe + 1`` times spaced evenly in ``(sigma/alpha)^(1/rho)`` (arXiv 2206.00364, equation 5)."""
     _check(schedule, nfe, t_end)
     number("rho", rho, "(0, inf)")
     first, last = finite_half_log_snr(schedule, t_end)
@@ -85,17 +65,8 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
 def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0) -> Tensor:
     """Return ``nfe + 1`` times spaced evenly before a flow's resolution shift ``t' = s t / (1 + (s - 1) t)``.
 
-    For a flow, where t is sigma, these are the times of its networks' own samplers. A dynamic shift is given by ``mu``,
-    see :func:`shift_of_mu`.
-
-    Args:
-        schedule: the forward process.
-        nfe: network evaluations, one a step.
-        t_end: time that sampling ends at.
-        shift: s; 1 is the time-uniform grid.
-
-    Raises:
-        UserError: when ``nfe`` is below 1, ``t_end`` outside [schedule.t_min, 1) or ``shift`` not positive.
+    For a flow, where t is sigma, these are the times of its networks' own samplers. A positive ``shift`` is s, 1 being
+    the time-uniform grid; a dynamic shift is given by ``mu``, see :func:`shift_of_mu`.
 
     References:
         Esser et al., arXiv 2403.03206, equation 23.
@@ -127,14 +98,7 @@ GRIDS: dict[str, Callable[[Schedule, int, float], Tensor]] = {
 
 
 def as_grid(t: Sequence[float] | Tensor) -> Tensor:
-    """Return a user's times as a checked float64 vector (a tensor keeps its gradient).
-
-    Args:
-        t: at least two times, strictly decreasing, within [0, 1].
-
-    Raises:
-        UserError: names the problem and its place.
-    """
+    """Return a user's times, two or more that strictly decrease within [0, 1], as float64 (with their gradient)."""
     try:
         grid = torch.as_tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):

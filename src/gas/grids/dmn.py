@@ -47,13 +47,7 @@ def error_bound(lam: Tensor, power: int = 2) -> Tensor:
 
 
 def lagrange_weights(lam: Tensor, step: int, order: int) -> Tensor:
-    """Return ``int e^l L_j(l) dl`` over a step, ``(order,)``: L_j the Lagrange polynomials of the newest predictions.
-
-    Args:
-        lam: half log-SNR of the grid.
-        step: index of the step.
-        order: number of predictions, newest first.
-    """
+    """Return ``int e^l L_j(l) dl`` over a step, ``(order,)``: L_j Lagrange's polynomials of the newest predictions."""
     h = lam[step + 1] - lam[step]
     moments = [torch.expm1(h)]
     for k in range(1, order):
@@ -67,16 +61,8 @@ def lagrange_weights(lam: Tensor, step: int, order: int) -> Tensor:
 def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
     """Return the ``nfe + 1`` times that minimize :func:`error_bound`, starting from the log-SNR grid.
 
-    Where the half log-SNR is infinite, at a flow's ends, it is measured from as far inside as that grid does.
-
-    Args:
-        schedule: the forward process.
-        nfe: network evaluations.
-        t_end: time that sampling ends at.
-        power: p of the bound.
-
-    Raises:
-        UserError: when ``nfe`` is below 1, ``t_end`` outside [0, 1) or ``power`` below 1.
+    Where the half log-SNR is infinite, at a flow's ends, it is measured from as far inside as that grid does. The bound's
+    p is ``power``, at least 1.
 
     References:
         Xue et al., arXiv 2402.17376: there by a constrained trust region, here over shares of the

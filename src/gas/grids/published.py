@@ -37,11 +37,6 @@ class Levels:
     flow: bool = False
 
     def __call__(self, schedule: Schedule, nfe: int, t_end: float) -> Tensor:
-        """Return the ``nfe + 1`` times.
-
-        Raises:
-            ValueError: for an NFE without a list, or a schedule of another noise range.
-        """
         self._check(schedule)
         check_t_end(schedule, t_end)
         levels = self.lists.get(nfe)

@@ -1,5 +1,4 @@
 from . import (
-    base as base,
     bns as bns,
     checks as checks,
     generalized as generalized,

@@ -46,13 +46,7 @@ class BNS(nn.Module):
 
     @classmethod
     def from_table(cls, schedule: Schedule, table: Table, t_end: float) -> BNS:
-        """Build the solver that starts exactly at a given table: any will do.
-
-        Args:
-            schedule: the forward process.
-            table: where to start.
-            t_end: time that sampling ends at.
-        """
+        """Build the solver that starts exactly at a given table: any will do."""
         solver, folded = cls(schedule, table.nfe, t_end), table.detach().folded()
         with torch.no_grad():
             solver.times.copy_(folded.times)

@@ -24,10 +24,7 @@ def check_table_module(solver: nn.Module) -> list[str]:
     A parameterization is a module whose ``forward()`` returns a :class:`gas.Table`. Training asks of it: trainable
     float64 parameters; the same table at every call, of one NFE; numbers that are finite and differentiable in every
     parameter, and follow parameters that are handed to the module from outside (``torch.func.functional_call``); a
-    ``state_dict`` from which a copy returns the same table.
-
-    Args:
-        solver: the module; it is not changed.
+    ``state_dict`` from which a copy returns the same table. The module is not changed.
 
     >>> import gas
     >>> gas.check_table_module(gas.GeneralizedSolver(gas.VPLinear(), nfe=4, t_end=1e-3))

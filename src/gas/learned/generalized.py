@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from gas import grids
-from gas.arguments import MAX_SEED, flag, integer
+from gas.arguments import MAX_SEED, integer, of_type
 from gas.classical.dpmpp import difference_basis, dpmpp
 from gas.classical.rows import Grid
 from gas.errors import UserError
-from gas.learned.base import TimedSolver
 from gas.learned.times import (
     Numbers,
+    TimedSolver,
     logits_of_times,
     set_parameters,
     shifted_times,
@@ -53,9 +53,6 @@ class GeneralizedSolver(TimedSolver):
             m0, E0 or D1, D2) and, beyond the base's order, of prediction ``m_{n-i}``.
         t: the N + 1 nominal times, from 1 to ``t_end``.
 
-    Raises:
-        UserError: when ``nfe``, ``t_end`` or ``order`` is out of range.
-
     References:
         arXiv 2510.17699, equations 13, 14 and 20.
 
@@ -75,7 +72,7 @@ class GeneralizedSolver(TimedSolver):
         super().__init__(schedule, t, nfe, t_end)
         order = nfe if order is None else order
         integer("order (past states and predictions a step may use)", order, 1, MAX_SEED)
-        flag("theory", theory)
+        of_type("theory", theory, bool, "True or False")
         self.order, self.theory = min(order, nfe), theory
         base = dpmpp(schedule, t, order=min(3, self.order))
         self.register_buffer("base_states", base.states)
@@ -103,9 +100,6 @@ class GeneralizedSolver(TimedSolver):
             t_couple: N time shifts.
             a_diff: K lists of N; ``a_diff[i][n]`` corrects the state i steps back from ``x_n``.
             c_diff: K lists of N; likewise for derivative estimates and older predictions.
-
-        Raises:
-            ValueError: when the lengths do not agree on N and K.
         """
         nfe, order = len(t_couple), len(a_diff)
         solver = cls(schedule, nfe, t_end, order=order)
@@ -115,28 +109,13 @@ class GeneralizedSolver(TimedSolver):
 
     @classmethod
     def from_table(
-        cls,
-        schedule: Schedule,
-        table: Table,
-        t_end: float,
-        *,
-        t: Numbers | None = None,
-        theory: bool = True,
+        cls, schedule: Schedule, table: Table, t_end: float, *, t: Numbers | None = None, theory: bool = True
     ) -> GeneralizedSolver:
         """Build the solver that starts exactly at a given table: same times, same coefficients.
 
-        Corrections reach every entry, so any table will do. Shifts make up for differences to the nominal times.
-
-        Args:
-            schedule: the forward process.
-            table: where to start.
-            t_end: time that sampling ends at.
-            t: the N + 1 nominal times; by default the table's own where these fall strictly from 1, else
-                (Heun's repeat) the time-uniform ones.
-            theory: as in the constructor.
-
-        Raises:
-            ValueError: when the times are too close together to be learned from, or are not N + 1.
+        Corrections reach every entry, so any table will do whose times are not too close together to be learned from.
+        Shifts make up for differences to ``t``, the N + 1 nominal times: by default the table's own where these fall
+        strictly from 1, else (Heun's repeat) the time-uniform ones.
         """
         refuse_branches(table, "GeneralizedSolver")
         solver = cls(schedule, table.nfe, t_end, theory=theory)
@@ -159,7 +138,6 @@ class GeneralizedSolver(TimedSolver):
         return solver
 
     def _row(self, grid: Grid, n: int) -> Row:
-        """Step n in states and shifted data predictions."""
         reach = min(n + 1, self.order)
         states = {n - i: self.states[i, n] for i in range(reach)}
         if not self.theory:
@@ -177,7 +155,7 @@ class GeneralizedSolver(TimedSolver):
         """Set the corrections for which :meth:`forward` gives this table, on the current times."""
         grid = Grid.of(self.schedule, self.t)
         tau = shifted_times(self.schedule, self.t, self.xi)
-        states, outputs = unfold_shifts(self.schedule, self.t[:-1], tau, table.states, table.outputs)
+        states, outputs = unfold_shifts(self.schedule, self.t[:-1], tau, table)
         for n in range(self.nfe):
             index = torch.arange(n, -1, -1)
             self.states[: n + 1, n] = states[n, index]

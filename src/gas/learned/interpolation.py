@@ -25,30 +25,18 @@ class StepProfile:
     ``x_{n+1} = sigma'/sigma x_n - alpha' expm1(-h) sum_i w_{n,i} d_{n-i}``, ``sum_i w_{n,i} = 1``.
     Pure noise stays noise and pure signal stays signal whatever the numbers are.
 
-    Attributes:
-        levels: ``(N + 1,)``, increasing.
-        offsets: ``(N,)``, in half log-SNR.
-        weights: ``(N, N)``, entry ``(n, i)`` of the prediction i steps back.
     """
 
-    levels: Tensor
-    offsets: Tensor
-    weights: Tensor
+    levels: Tensor  # (N + 1,), increasing
+    offsets: Tensor  # (N,), in half log-SNR
+    weights: Tensor  # (N, N), entry (n, i) of the prediction i steps back
 
 
 def profile_of(schedule: Schedule, table: Table, t_end: float) -> StepProfile:
     """Return the profile of a table; the levels are those of its states, from their weights of noise and signal.
 
-    Two properties of a learned table are dropped: the overall scale of its states and the noise that its last step
-    leaves.
-
-    Args:
-        schedule: the forward process.
-        table: the solver.
-        t_end: time that sampling ends at.
-
-    Raises:
-        UserError: when its states do not go from noise to signal step by step.
+    The states must go from noise to signal step by step. Two properties of a learned table are dropped: the overall
+    scale of its states and the noise that its last step leaves.
     """
     refuse_branches(table, "interpolation")
     folded, ends = table.detach().folded(), _levels(schedule, torch.tensor([1.0, t_end], dtype=torch.float64))
@@ -83,18 +71,7 @@ def table_of_profile(schedule: Schedule, profile: StepProfile, t_end: float) -> 
 
 
 def interpolated(schedule: Schedule, below: Table, above: Table, nfe: int, t_end: float) -> Table:
-    """Return a table of an NFE between two others: their profiles are resampled and mixed.
-
-    Args:
-        schedule: the forward process.
-        below: a solver of fewer evaluations.
-        above: a solver of more evaluations.
-        nfe: network evaluations, between those two.
-        t_end: time that sampling ends at.
-
-    Raises:
-        UserError: when ``nfe`` is not between them or one of them has no profile (:func:`profile_of`).
-    """
+    """Return a table of an NFE between two others: their profiles (:func:`profile_of`) are resampled and mixed."""
     if not below.nfe < nfe < above.nfe:
         raise UserError(f"nfe must lie between {below.nfe} and {above.nfe}, got {nfe}")
     # Errors are powers of the step length, so mix in proportion to that, not to the NFE.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from gas.classical.registry import SOLVERS, Classical
-from gas.learned.base import TimedSolver
-from gas.learned.times import shifted_table
+from gas.learned.times import TimedSolver
 from gas.schedule import Schedule
 from gas.table import Table
 
@@ -25,13 +24,6 @@ class LD3(TimedSolver):
         t_end: time that sampling ends at, in [0, 1).
         base: a key of :data:`gas.classical.SOLVERS`; Heun's has one nominal time for two evaluations.
         grid: where the times start, as :class:`gas.Classical` takes it.
-
-    Attributes:
-        theta: logits of the times between the ends, from data to noise: one less than the base takes steps.
-        xi: ``(N,)`` shifts of the times given to the network.
-
-    Raises:
-        UserError: for unknown names, or an NFE that the base cannot have.
 
     References:
         Tong et al., arXiv 2405.15506.
@@ -58,7 +50,7 @@ class LD3(TimedSolver):
     def forward(self) -> Table:
         """Return the table of the current parameters."""
         t, nominal = self.t, self.nominal()
-        return shifted_table(self.schedule, torch.cat([nominal.times, t[-1:]]), self.xi, nominal)
+        return self._shifted(torch.cat([nominal.times, t[-1:]]), nominal)
 
     def nominal(self) -> Table:
         """Return the base's table, in shifted data predictions m."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
@@ -58,21 +59,15 @@ class Kind:
         return replace(config, alternate=max(1, config.iterations // _TURNS))
 
 
-def _gs(theory: bool) -> Callable[[Schedule, Classical], nn.Module]:
-    def build(schedule: Schedule, start: Classical) -> nn.Module:
-        # The start of every new solver: corrections are exactly zero, not rounding errors.
-        if start.spec == "dpmpp-3m/time_uniform":
-            return GeneralizedSolver(schedule, start.nfe, start.t_end, theory=theory)
-        return GeneralizedSolver.from_table(schedule, start.table(schedule), start.t_end, theory=theory)
-
-    return build
+def _gs(schedule: Schedule, start: Classical, *, theory: bool) -> nn.Module:
+    # The start of every new solver: corrections are exactly zero, not rounding errors.
+    if start.spec == "dpmpp-3m/time_uniform":
+        return GeneralizedSolver(schedule, start.nfe, start.t_end, theory=theory)
+    return GeneralizedSolver.from_table(schedule, start.table(schedule), start.t_end, theory=theory)
 
 
-def _s4s(corrector: bool) -> Callable[[Schedule, Classical], nn.Module]:
-    def build(schedule: Schedule, start: Classical) -> nn.Module:
-        return S4S.from_table(schedule, start.table(schedule), start.t_end, corrector=corrector)
-
-    return build
+def _s4s(schedule: Schedule, start: Classical, *, corrector: bool) -> nn.Module:
+    return S4S.from_table(schedule, start.table(schedule), start.t_end, corrector=corrector)
 
 
 def _ld3(schedule: Schedule, start: Classical) -> nn.Module:
@@ -84,26 +79,18 @@ def _bns(schedule: Schedule, start: Classical) -> nn.Module:
 
 
 SOLVERS: dict[str, Kind] = {
-    "gs": Kind("GS", _gs(theory=True)),
-    "gs-free": Kind("GS without theory", _gs(theory=False)),
+    "gs": Kind("GS", partial(_gs, theory=True)),
+    "gs-free": Kind("GS without theory", partial(_gs, theory=False)),
     "ld3": Kind("LD3", _ld3, lasting=True),
-    "s4s": Kind("S4S", _s4s(corrector=False), repeats=False),
-    "s4s-pc": Kind("S4S + PC", _s4s(corrector=True), repeats=False),
-    "s4s-alt": Kind("S4S-Alt", _s4s(corrector=False), repeats=False, alternates=True),
+    "s4s": Kind("S4S", partial(_s4s, corrector=False), repeats=False),
+    "s4s-pc": Kind("S4S + PC", partial(_s4s, corrector=True), repeats=False),
+    "s4s-alt": Kind("S4S-Alt", partial(_s4s, corrector=False), repeats=False, alternates=True),
     "bns": Kind("BNS", _bns),
 }
 
 
 def kind_by_name(name: str, *, theory: bool = True) -> Kind:
-    """Return a kind of :data:`SOLVERS`.
-
-    Args:
-        name: its key.
-        theory: ``False`` turns ``gs`` into ``gs-free``; the others have no such variant.
-
-    Raises:
-        UserError: for an unknown name, with the nearest known one, or another kind without theory.
-    """
+    """Return a kind of :data:`SOLVERS`; ``theory=False`` turns ``gs`` into ``gs-free``, others have no such variant."""
     if not theory and name not in ("gs", "gs-free"):
         raise UserError(f"theory can be left out of gs only, got solver {name!r}")
     return named("solver", name if theory else "gs-free", SOLVERS)

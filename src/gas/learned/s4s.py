@@ -11,8 +11,7 @@ from gas import grids
 from gas.classical.dpmpp import dpmpp
 from gas.classical.rows import Grid, ddim_row
 from gas.errors import UserError
-from gas.learned.base import TimedSolver
-from gas.learned.times import Numbers, logits_of_times, set_parameters
+from gas.learned.times import Numbers, TimedSolver, logits_of_times, set_parameters
 from gas.schedule import Schedule
 from gas.table import Row, Table, refuse_branches
 
@@ -56,16 +55,7 @@ class S4S(TimedSolver):
         """Build the solver that starts at a given classical table: exactly so without corrector.
 
         Every classical solver scales the noise of ``x_T`` by ``sigma_n / sigma_T``, and is therefore of this form
-        once its past states are substituted.
-
-        Args:
-            schedule: the forward process.
-            table: where to start.
-            t_end: time that sampling ends at.
-            corrector: use the predictor-corrector form.
-
-        Raises:
-            ValueError: when times repeat (Heun's) or are too close together, or the noise is scaled differently.
+        once its past states are substituted. Repeated times (Heun's) and another scale of the noise are refused.
         """
         refuse_branches(table, "S4S")
         solver, table = cls(schedule, table.nfe, t_end, corrector=corrector), table.detach()
@@ -94,11 +84,7 @@ class S4S(TimedSolver):
         a_diff: Sequence[Numbers],
         c_diff: Sequence[Numbers],
     ) -> S4S:
-        """Build the solver of an official checkpoint trained without theory: ``c_diff`` predicts, ``a_diff`` corrects.
-
-        Raises:
-            ValueError: when the lengths do not belong to one N.
-        """
+        """Build the solver of an official checkpoint without theory: ``c_diff`` predicts, ``a_diff`` corrects."""
         solver = cls(schedule, len(t_couple), t_end, corrector=True)
         values = {"theta": mu_logit, "xi": t_couple, "predictor": c_diff, "correction": a_diff}
         set_parameters(solver, values, f"an S4S solver with NFE {solver.nfe}")

@@ -1,4 +1,4 @@
-"""Learnable times: stick breaking, and shifts between nominal times and those given to the network."""
+"""Learned times, the base of solvers: stick breaking, and shifts of the times given to the network."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gas.classical.rows import Grid
 from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
-from gas.table import Table
+from gas.table import Row, Table
 
-__all__ = [
-    "Numbers",
-    "fold_shifts",
-    "logits_of_times",
-    "set_parameters",
-    "shifted_table",
-    "shifted_times",
-    "times_of_logits",
-    "unfold_shifts",
-]
+__all__ = ["Numbers", "TimedSolver", "logits_of_times", "set_parameters", "shifted_times", "times_of_logits"]
+__all__ += ["unfold_shifts"]
+
+Numbers = Sequence[float] | Tensor
 
 # Of the authors' code: keeps every time a share of 1e-5 away from its neighbors.
 _SQUEEZE = 1e-5
@@ -42,11 +37,7 @@ def times_of_logits(logits: Tensor, t_end: float) -> Tensor:
 
 
 def logits_of_times(t: Tensor) -> Tensor:
-    """Return the logits that :func:`times_of_logits` maps to ``t`` (N + 1 times from 1 to t_end).
-
-    Raises:
-        UserError: when a time is closer to its neighbor than the squeeze allows.
-    """
+    """Return the logits that :func:`times_of_logits` maps to ``t`` (N + 1 times from 1 to t_end)."""
     left = torch.cat([torch.ones(1, dtype=torch.float64), (1 - t[1:-1].flip(0)) / (1 - t[-1])])
     share = (left[1:] / left[:-1] - _SQUEEZE) / (1 - 2 * _SQUEEZE)
     if not bool(((share > 0) & (share < 1)).all()):
@@ -65,43 +56,12 @@ def shifted_times(schedule: Schedule, t: Tensor, xi: Tensor) -> Tensor:
     return torch.where(alpha[:-1] > 0, moved, t[:-1])
 
 
-def shifted_table(schedule: Schedule, t: Tensor, xi: Tensor, nominal: Table) -> Table:
-    """Return the table at the shifted times, from one in shifted data predictions at the nominal times.
-
-    Args:
-        schedule: the forward process.
-        t: the N + 1 nominal times.
-        xi: the N shifts.
-        nominal: weights of states and of shifted data predictions.
-    """
-    tau = shifted_times(schedule, t, xi)
-    return Table(tau, *fold_shifts(schedule, t[:-1], tau, nominal.states, nominal.outputs))
-
-
-def fold_shifts(
-    schedule: Schedule, t: Tensor, tau: Tensor, states: Tensor, outputs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Turn weights of shifted data predictions into weights of plain data predictions.
+def _shift(schedule: Schedule, t: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Return p and q of the shifted data prediction ``m = p x + q D(x, tau)``, each ``(N,)``.
 
     GS evaluates the network at ``tau``, reads a noise prediction there, and turns it into a data prediction with the
-    nominal ``t``: ``m = p x + q D(x, tau)``, ``p = (1 - sigma_t/sigma_tau)/alpha_t``,
-    ``q = sigma_t alpha_tau / (sigma_tau alpha_t)``.
-
-    Args:
-        schedule: the forward process.
-        t: nominal times ``(N,)``.
-        tau: shifted times ``(N,)``.
-        states: weights of states ``(N, N)``.
-        outputs: weights of shifted data predictions m ``(N, N)``.
-
-    Returns:
-        Weights of states and of data predictions, each ``(N, N)``.
+    nominal ``t``: ``p = (1 - sigma_t/sigma_tau)/alpha_t``, ``q = sigma_t alpha_tau / (sigma_tau alpha_t)``.
     """
-    p, q = _shift(schedule, t, tau)
-    return states + outputs * p, outputs * q
-
-
-def _shift(schedule: Schedule, t: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     alpha, sigma = schedule(t)
     alpha_tau, sigma_tau = schedule(tau)
     plain = alpha == 0
@@ -111,31 +71,67 @@ def _shift(schedule: Schedule, t: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     return p, q
 
 
-def unfold_shifts(
-    schedule: Schedule, t: Tensor, tau: Tensor, states: Tensor, outputs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Undo :func:`fold_shifts`."""
+def unfold_shifts(schedule: Schedule, t: Tensor, tau: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+    """Return weights of states and of shifted data predictions, each ``(N, N)``, for which a solver has this table."""
     p, q = _shift(schedule, t, tau)
     # Where q = 0 (pure noise of a flow) m does not depend on the prediction: any weight will do.
-    shifted = torch.where(q == 0, torch.zeros_like(outputs), outputs / q)
-    return states - shifted * p, shifted
+    shifted = torch.where(q == 0, torch.zeros_like(table.outputs), table.outputs / q)
+    return table.states - shifted * p, shifted
 
 
-Numbers = Sequence[float] | Tensor
+class TimedSolver(nn.Module):
+    """A lazy table on learned times: ``forward()`` returns it, with the network evaluated at ``t_n + xi_n``.
+
+    Args:
+        schedule: the forward process.
+        t: nominal times to start from, down to ``t_end``.
+        nfe: network evaluations N.
+        t_end: time that sampling ends at.
+
+    Attributes:
+        theta: ``(len(t) - 2,)`` logits of the times between the ends, from data to noise.
+        xi: ``(N,)`` shifts of the times given to the network.
+    """
+
+    def __init__(self, schedule: Schedule, t: Tensor, nfe: int, t_end: float) -> None:
+        super().__init__()
+        self.schedule, self.t_end = schedule, float(t_end)
+        self.theta = nn.Parameter(logits_of_times(t))
+        self.xi = nn.Parameter(torch.zeros(nfe, dtype=torch.float64))
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations N."""
+        return len(self.xi)
+
+    @property
+    def t(self) -> Tensor:
+        """The nominal times, from 1 to ``t_end``; one more than steps."""
+        return times_of_logits(self.theta, self.t_end)
+
+    def forward(self) -> Table:
+        """Return the table of the current parameters."""
+        return self._shifted(self.t, self.nominal())
+
+    def _shifted(self, t: Tensor, nominal: Table) -> Table:
+        """Return the table at the shifted times, from the one at the N nominal times and the end."""
+        tau = shifted_times(self.schedule, t, self.xi)
+        p, q = _shift(self.schedule, t[:-1], tau)
+        return Table(tau, nominal.states + nominal.outputs * p, nominal.outputs * q)
+
+    def nominal(self) -> Table:
+        """Return the table in shifted data predictions m, before the shifts are folded into its weights."""
+        grid = Grid.of(self.schedule, self.t)
+        return Table.from_rows(grid.t[:-1], [self._row(grid, n) for n in range(self.nfe)])
+
+    def _row(self, grid: Grid, n: int) -> Row:
+        """Return step n in states and shifted data predictions."""
+        raise NotImplementedError
 
 
 @torch.no_grad()
 def set_parameters(solver: nn.Module, values: Mapping[str, Numbers | Sequence[Numbers]], label: str) -> None:
-    """Copy numbers into a solver's parameters by name.
-
-    Args:
-        solver: the module, changed in place.
-        values: by parameter name, numbers of that parameter's shape.
-        label: of the solver, for messages.
-
-    Raises:
-        UserError: when the numbers of a parameter have another shape.
-    """
+    """Copy numbers into a solver's parameters by name; ``label`` is that of the solver, for messages."""
     for name, value in values.items():
         parameter = solver.get_parameter(name)
         tensor = torch.as_tensor(value, dtype=torch.float64)

@@ -51,10 +51,8 @@ def layer_in_training(network: nn.Module) -> str:
 def time_problem(model: OwnModel) -> str:
     """Return what is wrong with the unit of time that a network is given, or the empty string.
 
-    Checks only networks inside the wrappers of :mod:`gas.denoise`, by at most four evaluations of one sample.
-
-    Raises:
-        ValueError: for a network that looks steps up in an embedding and is given a float.
+    Checks only networks inside the wrappers of :mod:`gas.denoise`, by at most four evaluations of one sample. One that
+    looks steps up in an embedding and is given a float is refused.
     """
     wrappers, network = _unwrapped(model.denoiser)
     if not wrappers or any(isinstance(each, (EDMDenoiser, ClassifierFreeGuidance)) for each in wrappers):
@@ -100,14 +98,10 @@ def time_problem(model: OwnModel) -> str:
 def check_model(model: Model, seeds: Sequence[int] = range(8)) -> list[str]:
     """Return the problems found in a model, a line each; an empty list when there are none.
 
-    Takes about twenty network evaluations. Predictions must have the shape, dtype and device of their input, be
-    repeatable, finite and independent of the batch. The unit of time must be that of the network's training.
-    Predictions near t = 1 must not contain their input noise. Samples must be plausible, and predicted as themselves
-    from hardly any noise.
-
-    Args:
-        model: the model.
-        seeds: a few, whose noise and labels are used.
+    Takes about twenty network evaluations, of the noise and labels of ``seeds``. Predictions must have the shape, dtype
+    and device of their input, be repeatable, finite and independent of the batch. The unit of time must be that of the
+    network's training. Predictions near t = 1 must not contain their input noise. Samples must be plausible, and
+    predicted as themselves from hardly any noise.
     """
     return list(_problems(model, list(seeds)))
 
@@ -167,9 +161,9 @@ def _prediction_problems(model: Model, denoise: Denoiser, noise: Tensor, predict
     x0 = sample(denoise, noise, ddim(schedule, log_snr(schedule, 12, t_end)))
     size, spread = _rms(x0), float(x0.std(0, correction=0).square().mean().sqrt())
     if not 1e-3 < size < 10:
-        advice = "where alpha is near 0, gas.denoise.StaticThreshold(denoise, limit) bounds the prediction"
         yield (
-            f"samples have root mean square {size:.2g}, noise has 1: check {suspects}, the scale of the data; {advice}"
+            f"samples have root mean square {size:.2g}, noise has 1: check {suspects}, the scale of the data; where "
+            "alpha is near 0, gas.denoise.StaticThreshold(denoise, limit) bounds the prediction"
         )
         return
     fresh = noise_of_seeds(model.sample_shape, range(1000, 1000 + len(x0))).to(x0)

@@ -15,11 +15,7 @@ __all__ = ["append_row", "describe_rows", "row_count", "take_rows"]
 
 
 def row_count(conditions: Any) -> int:
-    """Return the number of rows of conditions.
-
-    Raises:
-        ValueError: unless they are a tensor, or a tuple or dictionary of tensors, all with the same number of rows.
-    """
+    """Return the number of rows, which all tensors of the conditions must share."""
     lengths = {len(tensor) if tensor.ndim else 0 for _, tensor in _named_tensors(conditions)}
     if len(lengths) != 1 or 0 in lengths:
         raise UserError(
@@ -35,11 +31,7 @@ def take_rows(conditions: Any, rows: Tensor, device: torch.device) -> Any:
 
 
 def append_row(conditions: Any, row: Any) -> Any:
-    """Return conditions with one more row, whose tensors may have a leading dimension of 1 or none.
-
-    Raises:
-        ValueError: when its tensors do not have the structure and shapes of a row.
-    """
+    """Return conditions with one more row, whose tensors may have a leading dimension of 1 or none."""
 
     def joined(table: Tensor, last: Tensor) -> Tensor:
         last = torch.as_tensor(last, dtype=table.dtype, device=table.device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gas.arguments import MAX_SEED, callable_, integer, number, of_type, shape
+from gas.arguments import MAX_SEED, integer, number, of_type, shape
 from gas.denoise import Denoiser
 from gas.errors import UserError
 from gas.models.checks import layer_in_training, time_problem
@@ -36,14 +36,11 @@ class OwnModel:
         schedule: of the network's training.
         sample_shape: of one sample, without the batch.
         name: for messages and solver files.
-        t_end: time that sampling ends at, in ``[schedule.t_min, 1)``; default ``schedule.t_end``: the first training
-            step, 0 of a flow.
+        t_end: time that sampling ends at; default ``schedule.t_end``: the first training step, 0 of a flow.
         classes: number of classes; 0 without any. Seed s gets class ``s mod classes``.
         null: the label that means *no class*, for guidance and for sampling without a class: any integer that the
-            network takes so, often ``classes``, for some networks -1; with ``conditions``, the row that means
-            *no condition*.
-        weights: the network whose parameters identify the model, frozen and in evaluation mode; solver files then
-            refuse others.
+            network takes so, often ``classes`` or -1; with ``conditions``, the row that means *no condition*.
+        weights: the network whose parameters identify the model to solver files, frozen and in evaluation mode.
         device: where to sample; default that of ``weights``, else the CPU.
         decode: samples ``(B, *)`` -> images in [-1, 1], say, when the model samples something else (latents).
         data_range: largest minus smallest value of the data, for PSNR: 2 for images in [-1, 1]; latents have none.
@@ -53,7 +50,7 @@ class OwnModel:
         rebuild: ``t_end`` -> the model that ends there, where the schedule depends on ``t_end``.
 
     Raises:
-        ValueError: names the argument that is out of range; for weights that require gradients.
+        UserError: names the argument that is out of range; for weights that require gradients.
 
     >>> schedule = __import__("gas").VPLinear()
     >>> OwnModel(lambda x, t: 0 * x, schedule, (3, 8)).noise(range(2)).shape
@@ -75,7 +72,7 @@ class OwnModel:
     rebuild: Callable[[float], OwnModel] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        callable_("denoiser", self.denoiser, "callable as denoise(x, t)")
+        of_type("denoiser", self.denoiser, Callable, "callable as denoise(x, t)")
         object.__setattr__(self, "sample_shape", shape("sample_shape", self.sample_shape))
         if not hasattr(self.schedule, "half_log_snr"):
             raise UserError(f"schedule must be a gas.Schedule, got a {type(self.schedule).__name__}")
@@ -87,7 +84,7 @@ class OwnModel:
         integer("classes", self.classes, 0, MAX_SEED)
         self._check_conditions()
         if self.decode is not None:
-            callable_("decode", self.decode, "callable as decode(x)")
+            of_type("decode", self.decode, Callable, "callable as decode(x)")
         if self.data_range is not None:
             number("data_range (2 for [-1, 1])", self.data_range, "(0, inf)")
         if self.weights is not None:
@@ -118,11 +115,10 @@ class OwnModel:
             )
 
     def _checked_device(self) -> torch.device:
-        if self.device is None:
-            parameter = None if self.weights is None else next(self.weights.parameters(), None)
-            return torch.device("cpu") if parameter is None else parameter.device
+        parameter = None if self.weights is None else next(self.weights.parameters(), None)
+        default = "cpu" if parameter is None else parameter.device
         try:
-            return torch.device(self.device)
+            return torch.device(default if self.device is None else self.device)
         except (RuntimeError, TypeError) as error:
             raise UserError(f"device must be one of torch's, got {self.device!r}") from error
 
@@ -140,12 +136,12 @@ class OwnModel:
         }
 
     @cached_property
-    def _described_conditions(self) -> dict[str, Any]:
+    def _conditions_fingerprint(self) -> dict[str, Any]:
         return {} if self.conditions is None else describe_rows(self.conditions)
 
     def conditions_fingerprint(self) -> dict[str, Any]:
         """Return number and checksum of the conditions."""
-        return self._described_conditions
+        return self._conditions_fingerprint
 
     def ending_at(self, t_end: float) -> OwnModel:
         """Return the model for runs that end at another time."""
@@ -171,8 +167,7 @@ class OwnModel:
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the denoiser for these classes or rows of ``conditions`` ``(B,)``, or the unconditional one.
 
-        Raises:
-            ValueError: for a label out of range, and for guidance or ``labels=None`` without a ``null``.
+        Guidance and ``labels=None`` need a ``null``.
         """
         number("guidance", guidance, "(-inf, inf)")
         if not self.classes and guidance != 1.0:
@@ -181,11 +176,7 @@ class OwnModel:
         return self._bind_rows(self._rows, labels, guidance)
 
     def bind_conditions(self, conditions: Any, guidance: float = 1.0) -> Denoiser:
-        """Return the denoiser for new conditions of the same kind, one row a sample.
-
-        Raises:
-            ValueError: for conditions of another structure, or guidance without a ``null``.
-        """
+        """Return the denoiser for new conditions of the same kind, one row a sample."""
         return self._bind_rows(self._with_null(conditions), torch.arange(row_count(conditions)), guidance)
 
     @cached_property
@@ -208,12 +199,5 @@ class OwnModel:
 
             conditional, classes = for_rows, row_count(rows) - (null is not None)
             null = None if null is None else classes
-        return bind_labels(
-            conditional,
-            labels,
-            classes=classes,
-            null=null,
-            guidance=guidance,
-            name=self.name,
-            device=self.device,
-        )
+        options = {"classes": classes, "null": null, "name": self.name, "device": self.device}
+        return bind_labels(conditional, labels, guidance=guidance, **options)

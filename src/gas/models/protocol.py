@@ -1,8 +1,7 @@
 """The contract of a pretrained model: what every model has, and the abilities that only some have.
 
-:class:`Model` is required everywhere. The other protocols are optional abilities: a model has one by having the
-attribute (and not ``None`` in it). The library reads them through the functions below, never by ``isinstance``, since
-wrapped models (:class:`gas.models.WrappedModel`) pass attributes on dynamically.
+:class:`Model` is required everywhere. A model has an optional ability by having its attribute, and not ``None`` in it;
+the functions below read them. Wrapped models (:class:`gas.models.WrappedModel`) pass attributes on dynamically.
 """
 
 from __future__ import annotations
@@ -22,17 +21,7 @@ from gas.schedule import Schedule
 if TYPE_CHECKING:
     from gas.metrics.frechet import FeatureStatistics
 
-__all__ = [
-    "CanDecode",
-    "HasConditions",
-    "HasDataRange",
-    "HasFeatures",
-    "HasNetwork",
-    "HasPrecision",
-    "HasPrompts",
-    "HasReference",
-    "Model",
-]
+__all__ = ["Model"]
 
 
 @runtime_checkable
@@ -74,59 +63,8 @@ class Model(Protocol):
         """Return the denoiser for these classes ``(B,)``, or the unconditional one for ``None``."""
 
 
-class CanDecode(Protocol):
-    """Samples are latents: :meth:`decode` gives the images, frames or audio."""
-
-    def decode(self, x: Tensor, /) -> Tensor:
-        """Decode samples ``(B, *sample_shape)``, images to ``(B, C, H, W)`` in [-1, 1]."""
-
-
-class HasFeatures(Protocol):
-    """A space in which distributions of samples are compared."""
-
-    def features(self, x: Tensor, /) -> Tensor:
-        """Return features ``(B, F)`` of samples ``(B, *sample_shape)``, on any device."""
-
-
-class HasReference(Protocol):
-    """Statistics of real data in the space of :class:`HasFeatures`."""
-
-    reference: FeatureStatistics | None
-
-
-class HasConditions(Protocol):
-    """Labels select conditions that a number alone does not identify: prompts, observations."""
-
-    def conditions_fingerprint(self) -> Mapping[str, Any]:
-        """Return the meaning of labels in plain JSON. Pairs record it; solver files do not depend on it."""
-
-
-class HasPrompts(Protocol):
-    """Label i is the i-th prompt."""
-
-    prompts: Sequence[str]
-
-
-class HasDataRange(Protocol):
-    """Largest minus smallest value of the data: 2 for images in [-1, 1]. Latents have none."""
-
-    data_range: float | None
-
-
-class HasPrecision(Protocol):
-    """Runs at a precision of :data:`gas.models.PRECISIONS`."""
-
-    precision: str
-
-
-class HasNetwork(Protocol):
-    """The denoising network, a torch module; :class:`gas.OwnModel` calls it ``weights``."""
-
-    network: nn.Module
-
-
 def decoder_of(model: Model) -> Callable[[Tensor], Tensor] | None:
-    """Return ``decode`` of a model that :class:`CanDecode`, else ``None``."""
+    """Return ``decode`` of a model of latents, from ``(B, *sample_shape)`` to images ``(B, C, H, W)`` in [-1, 1]."""
     return getattr(model, "decode", None)
 
 
@@ -138,49 +76,48 @@ def images_of(model: Model, samples: Tensor) -> Tensor:
 
 
 def features_of(model: Model) -> Callable[[Tensor], Tensor] | None:
-    """Return ``features`` of a model that :class:`HasFeatures`, else ``None``."""
+    """Return ``features``, from samples on any device to ``(B, F)``, in which distributions are compared."""
     return getattr(model, "features", None)
 
 
 def reference_of(model: Model) -> FeatureStatistics | None:
-    """Return the statistics of real data of a model that :class:`HasReference`, else ``None``."""
+    """Return ``reference``, the statistics of real data in the space of :func:`features_of`."""
     return getattr(model, "reference", None)
 
 
 def conditions_of(model: Model) -> dict[str, Any]:
-    """Return ``{"conditions": fingerprint}`` of a model that :class:`HasConditions`, else an empty dictionary."""
+    """Return ``{"conditions": conditions_fingerprint()}`` where labels select prompts or observations, else nothing.
+
+    It is the meaning of labels in plain JSON. Pairs record it; solver files do not depend on it.
+    """
     fingerprint: Mapping[str, Any] = getattr(model, "conditions_fingerprint", dict)()
     return {"conditions": dict(fingerprint)} if fingerprint else {}
 
 
 def prompts_of(model: Model) -> Sequence[str]:
-    """Return the prompts of a model that :class:`HasPrompts`, else an empty sequence."""
+    """Return ``prompts``, the i-th for label i, or none."""
     return getattr(model, "prompts", ())
 
 
 def data_range_of(model: Model) -> float | None:
-    """Return the range of the data of a model that :class:`HasDataRange`, else ``None``."""
+    """Return ``data_range``, largest minus smallest value of the data: 2 for images in [-1, 1]; latents have none."""
     data_range = getattr(model, "data_range", None)
     return None if data_range is None else float(data_range)
 
 
 def precision_of(model: Model) -> str:
-    """Return the precision of a model that :class:`HasPrecision`, else ``"float32"``."""
+    """Return ``precision``, a name of :data:`gas.models.PRECISIONS`; ``"float32"`` by default."""
     return getattr(model, "precision", "float32")
 
 
 def network_of(model: Model) -> nn.Module | None:
-    """Return the network of a model that :class:`HasNetwork`, or the ``weights`` of a :class:`gas.OwnModel`."""
+    """Return ``network``, the denoising network, which :class:`gas.OwnModel` calls ``weights``."""
     network = getattr(model, "network", getattr(model, "weights", None))
     return network if isinstance(network, nn.Module) else None
 
 
 def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
-    """Decode batches of samples into one batch of float16 on the CPU.
-
-    Raises:
-        ValueError: when the model has no decoder.
-    """
+    """Decode batches of samples into one batch of float16 on the CPU; refuse a model without decoder."""
     decode = decoder_of(model)
     if decode is None:
         raise UserError(f"model {model.name} has no decode(x), so its samples cannot be stored decoded")
@@ -211,11 +148,7 @@ def _flattened(value: Any) -> list[Any]:
 
 
 def check_labels(labels: Tensor, classes: int, name: str) -> None:
-    """Refuse labels outside ``[0, classes)``.
-
-    Raises:
-        ValueError: names the first wrong label and the model.
-    """
+    """Refuse labels outside ``[0, classes)``; ``name`` is the model's."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise UserError(f"label {int(wrong[0])} is out of range: {name} has {classes} classes or prompts")

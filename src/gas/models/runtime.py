@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,36 +37,17 @@ class WrappedModel:
     """A model that runs another model's denoisers in its own way: subclasses override :meth:`bind`.
 
     Everything else, optional abilities (:mod:`gas.models.protocol`) included, is the wrapped model's.
-
-    Args:
-        model: the wrapped model.
     """
 
     model: Model
 
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return self.model.sample_shape
-
-    @property
-    def t_end(self) -> float:
-        return self.model.t_end
-
-    @property
-    def classes(self) -> int:
-        return self.model.classes
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+    # Attributes, for type checkers: __getattr__ passes them on.
+    name: ClassVar[str]
+    schedule: ClassVar[Schedule]
+    sample_shape: ClassVar[tuple[int, ...]]
+    t_end: ClassVar[float]
+    classes: ClassVar[int]
+    device: ClassVar[torch.device]
 
     def fingerprint(self) -> Mapping[str, Any]:
         return self.model.fingerprint()
@@ -103,11 +84,9 @@ def without_tf32() -> Iterator[None]:
 
     Finite differences need it: TF32 loses the difference of two outputs that are a thousandth apart.
     """
-    switches, name, _, off = _tf32_switches()
-    before = [getattr(switch, name) for switch in switches]
+    (switches, name, _, _), before = _tf32_switches(), tf32_settings()
+    allow_tf32(False)
     try:
-        for switch in switches:
-            setattr(switch, name, off)
         yield
     finally:
         for switch, value in zip(switches, before, strict=True):
@@ -138,8 +117,7 @@ def _tf32_switches() -> tuple[list[Any], str, Any, Any]:
 # --- CUDA graphs ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Graph:
+class _Graph(NamedTuple):
     """A recorded graph with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -159,53 +137,55 @@ class CudaGraphed:
         denoise: a function of its arguments alone that neither synchronizes with the device nor reads host memory;
             its weights must stay in place.
         max_graphs: number of graphs to keep.
+        labels: labels of the batch, and the tensor that ``recorded`` reads them from.
+        recorded: the denoiser to record in place of ``denoise``, with labels that are another input of the graph.
     """
 
     denoise: Denoiser
     max_graphs: int = 64
+    labels: tuple[Tensor, Tensor] | None = None
+    recorded: Denoiser | None = None
+    _branches: tuple[str, ...] = ()
     _graphs: dict[tuple[object, ...], _Graph] = field(default_factory=dict, repr=False)
-    _selected: dict[tuple[str, ...], CudaGraphed] = field(default_factory=dict, repr=False)
 
     @property
     def branches(self) -> tuple[str, ...]:
         return branches_of(self.denoise)
 
     def select(self, *names: str) -> CudaGraphed:
-        if names not in self._selected:
-            self._selected[names] = CudaGraphed(select_branches(self.denoise, *names), self.max_graphs)
-        return self._selected[names]
+        recorded = None if self.recorded is None else select_branches(self.recorded, *names)
+        denoise = select_branches(self.denoise, *names)
+        return replace(self, denoise=denoise, recorded=recorded, _branches=names)
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Predict x_0 as the denoiser does.
-
-        Raises:
-            ValueError: when ``x`` is on another device.
-        """
+        """Predict x_0 as the denoiser does; refuse ``x`` on another device."""
         if x.device.type != "cuda":
             raise UserError(f"CUDA graphs need a CUDA device, x is on {x.device}: call the denoiser itself")
-        key = kernel_key(x)
+        key = (self._branches, *kernel_key(x))
         if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.max_graphs):
             return self.denoise(x, t)
+        if self.labels is not None:
+            self.labels[1].copy_(self.labels[0])
         if key not in self._graphs:
-            self._graphs[key] = self._record(x, t)
-        recorded = self._graphs[key]
-        recorded.x.copy_(x)
-        recorded.t.copy_(t) if t.is_cuda else recorded.t.fill_(float(t))
-        recorded.graph.replay()
-        return recorded.output.clone()
+            self._graphs[key] = self._record(self.recorded or self.denoise, x, t)
+        graph, graph_x, graph_t, output = self._graphs[key]
+        graph_x.copy_(x)
+        graph_t.copy_(t) if t.is_cuda else graph_t.fill_(float(t))
+        graph.replay()
+        return output.clone()
 
-    def _record(self, x: Tensor, t: Tensor) -> _Graph:
+    def _record(self, denoise: Denoiser, x: Tensor, t: Tensor) -> _Graph:
         """Warm up on a side stream, where libraries choose their algorithms, then record."""
         x, t, stream = x.clone(), t.to(x.device, torch.float64, copy=True), torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(stream):
             for _ in range(3):  # as torch's documentation of CUDA graphs does
-                self.denoise(x, t)
+                denoise(x, t)
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = next((recorded.graph.pool() for recorded in self._graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
-            output = self.denoise(x, t)
+            output = denoise(x, t)
         return _Graph(graph=graph, x=x, t=t, output=output)
 
 
@@ -213,30 +193,6 @@ def kernel_key(x: Tensor) -> tuple[object, ...]:
     """Return every setting that selects kernels for ``x``: a graph is replayed only under those of its recording."""
     autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     return (tuple(x.shape), x.dtype, x.device, *autocast, *tf32_settings())
-
-
-@dataclass(frozen=True)
-class _SharedGraph:
-    """A denoiser that, without gradients, replays a graph whose labels are another input."""
-
-    plain: Denoiser
-    labels: Tensor | None
-    graph_labels: Tensor | None
-    graphed: CudaGraphed
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        return branches_of(self.plain)
-
-    def select(self, *names: str) -> _SharedGraph:
-        return replace(self, plain=select_branches(self.plain, *names), graphed=self.graphed.select(*names))
-
-    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
-        if torch.is_grad_enabled():
-            return self.plain(x, t)
-        if self.graph_labels is not None and self.labels is not None:
-            self.graph_labels.copy_(self.labels)
-        return self.graphed(x, t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +203,7 @@ class CudaGraphs(WrappedModel):
         model: its ``bind`` must use labels on its device without copying them.
 
     Raises:
-        ValueError: for a model on another device, or a pipeline, whose call does more than run its network.
+        UserError: for a model on another device, or a pipeline, whose call does more than run its network.
     """
 
     _bound: dict[tuple[int, float], tuple[Tensor | None, CudaGraphed]] = field(
@@ -265,13 +221,16 @@ class CudaGraphs(WrappedModel):
             )
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        plain, key = self.model.bind(labels, guidance), (0 if labels is None else len(labels), guidance)
+        denoise, key = self.model.bind(labels, guidance), (0 if labels is None else len(labels), guidance)
         if key not in self._bound:
-            graph_labels = None if labels is None else labels.to(self.device, torch.long, copy=True)
-            self._bound[key] = graph_labels, CudaGraphed(self.model.bind(graph_labels, guidance))
-        graph_labels, graphed = self._bound[key]
-        labels = None if labels is None else labels.to(self.device)
-        return _SharedGraph(plain=plain, labels=labels, graph_labels=graph_labels, graphed=graphed)
+            recorded_labels = None if labels is None else labels.to(self.device, torch.long, copy=True)
+            recorded = self.model.bind(recorded_labels, guidance)
+            self._bound[key] = recorded_labels, CudaGraphed(denoise, recorded=recorded)
+        recorded_labels, graphed = self._bound[key]
+        given = (
+            None if labels is None or recorded_labels is None else (labels.to(self.device), recorded_labels)
+        )
+        return replace(graphed, denoise=denoise, labels=given)
 
 
 # --- precision and compilation --------------------------------------------------------------------------
@@ -318,8 +277,7 @@ class PreciseModel(WrappedModel):
         compiled: compile the network by ``torch.compile``, in place; the first call of every shape is slow.
 
     Raises:
-        ValueError: for an unknown precision, or for ``compiled=True`` and a model without a
-            :func:`network <gas.models.protocol.network_of>`.
+        UserError: for an unknown precision, or a model to compile without a torch module as network or weights.
     """
 
     precision: str = "float32"

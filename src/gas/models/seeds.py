@@ -15,10 +15,7 @@ __all__ = ["labels_of_seeds", "noise_of_seeds"]
 def noise_of_seeds(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Return standard normal noise ``(B, *shape)``, float32 on the CPU, one generator a seed.
 
-    The noise of a seed therefore depends on neither its batch nor the device.
-
-    Raises:
-        ValueError: when a seed is negative.
+    The noise of a seed, from 0 up, therefore depends on neither its batch nor the device.
     """
     checked = [integer("a seed", seed, 0, MAX_SEED) for seed in seeds]
     rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in checked]

@@ -72,11 +72,9 @@ class Pairs:
     def prompts(self) -> list[str] | None:
         """The prompt of each row, or ``None`` when labels do not select prompts."""
         prompts = self.manifest["recipe"].get("conditions", {}).get("prompts")
-        return (
-            None
-            if prompts is None or self.labels is None
-            else [prompts[label] for label in self.labels.tolist()]
-        )
+        if prompts is None or self.labels is None:
+            return None
+        return [prompts[label] for label in self.labels.tolist()]
 
     @property
     def teacher(self) -> Mapping[str, Any]:
@@ -112,11 +110,7 @@ class Pairs:
             yield self.subset(slice(start, start + size))
 
     def split(self, validation: int) -> tuple[Self, Self]:
-        """Return ``(train, the last validation rows)``, as views.
-
-        Raises:
-            ValueError: when no pair is left to train on.
-        """
+        """Return ``(train, the last validation rows)``, as views; at least one pair is left to train on."""
         if not 0 <= validation < len(self):
             raise UserError(
                 f"validation must be from 0 to below {len(self)} pairs, got {validation}: use fewer for validation, "
@@ -159,13 +153,8 @@ class StoredPairs(Pairs):
         return self.target.sample_shape
 
     def load(self) -> Pairs:
-        return Pairs(
-            seeds=self.seeds,
-            noise=self.noise.read(),
-            target=self.target.read(),
-            labels=self.labels,
-            manifest=self.manifest,
-        )
+        noise, target = self.noise.read(), self.target.read()
+        return Pairs(seeds=self.seeds, noise=noise, target=target, labels=self.labels, manifest=self.manifest)
 
     def load_noise(self) -> Tensor:
         return self.noise.read()
@@ -186,77 +175,61 @@ def read_pairs(
 
     Raises:
         FileNotFoundError: when the folder has no manifest.
-        ValueError: when the set is unfinished, another model's, or has a missing, damaged or foreign file.
+        UserError: when the set is unfinished, another model's, or has a missing, damaged or foreign file.
     """
-    folder = Path(folder)
+    folder, is_loaded = Path(folder), hold or decoded
+    manifest = _finished_manifest(folder, model, decoded)
+    recipe, stamps, parts = manifest["recipe"], [], []
+    for entry in manifest["shards"]:
+        stamps.append((entry["file"], file_stamp(folder / entry["file"])))
+        tensors = read_shard(folder, entry, manifest)
+        if not decoded:
+            tensors.pop("decoded", None)
+        parts.append(tensors if is_loaded else {k: tensors[k] for k in ("seeds", "labels") if k in tensors})
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    seeds, labels, shape = tensors["seeds"], tensors.get("labels"), tuple(recipe["shape"])
+    if is_loaded:
+        noise = tensors["noise"] if "noise" in tensors else noise_of_seeds(shape, range(*recipe["seeds"]))
+        target, images = tensors["target"], tensors.get("decoded")
+        return Pairs(
+            seeds=seeds, noise=noise, target=target, labels=labels, manifest=manifest, decoded=images
+        )
+    stored = StoredArray(
+        folder=folder,
+        shards=tuple(stamps),
+        size=recipe["shard"],
+        sample_shape=shape,
+        rows=torch.arange(len(seeds)),
+    )
+    is_stored = "noise" in recipe.get(STORED, [])
+    lazy_noise = replace(stored, name="noise") if is_stored else SeededNoise(shape, seeds)
+    return StoredPairs(seeds=seeds, noise=lazy_noise, target=stored, labels=labels, manifest=manifest)
+
+
+def _finished_manifest(folder: Path, model: Model | None, decoded: bool) -> Json:
+    """Read the manifest of a finished set of this model."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}, so no pairs; make some with `gas pairs`")
     manifest = read_manifest(folder)
     recipe, shards = manifest["recipe"], manifest["shards"]
     if model is not None:
-        _check_model(folder, recipe, model)
-    seeds, done = range(*recipe["seeds"]), sum(entry["count"] for entry in shards if entry["sha256"])
-    if done < len(seeds):
-        raise UserError(f"{folder} is unfinished, {done} of {len(seeds)} pairs; {AGAIN}")
+        rest = {key: value for key, value in recipe.items() if key != "conditions"}
+        expected = {**rest, **model_fingerprint(model)}
+        expected["model"] = comparable(recipe["model"], expected["model"])
+        if other := differences(recipe, expected):
+            raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")
+    total, done = len(range(*recipe["seeds"])), sum(entry["count"] for entry in shards if entry["sha256"])
+    if done < total:
+        raise UserError(f"{folder} is unfinished, {done} of {total} pairs; {AGAIN}")
     if decoded and "decoded" not in recipe:
         raise UserError(
             f"the pairs in {folder} were stored without decoded samples; make them with decoded=True"
         )
-    if not hold and not decoded:
-        return _open_stored(folder, manifest)
-    parts = [read_shard(folder, entry, manifest) for entry in shards]
-    names = [name for name in parts[0] if decoded or name != "decoded"]
-    tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
-    return Pairs(
-        seeds=tensors["seeds"],
-        noise=tensors["noise"] if "noise" in tensors else noise_of_seeds(recipe["shape"], seeds),
-        target=tensors["target"],
-        labels=tensors.get("labels"),
-        manifest=manifest,
-        decoded=tensors.get("decoded"),
-    )
-
-
-def _check_model(folder: Path, recipe: Json, model: Model) -> None:
-    rest = {key: value for key, value in recipe.items() if key != "conditions"}
-    expected = {**rest, **model_fingerprint(model)}
-    expected["model"] = comparable(recipe["model"], expected["model"])
-    if other := differences(recipe, expected):
-        raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")
-
-
-def _open_stored(folder: Path, manifest: Json) -> StoredPairs:
-    """Check every byte, one shard at a time, and keep only seeds and labels."""
-    recipe, stamps, parts = manifest["recipe"], [], []
-    for entry in manifest["shards"]:
-        stamps.append((entry["file"], file_stamp(folder / entry["file"])))
-        tensors = read_shard(folder, entry, manifest)
-        parts.append({name: x for name, x in tensors.items() if name in ("seeds", "labels")})
-    index = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    shape = tuple(recipe["shape"])
-    target = StoredArray(
-        folder=folder,
-        shards=tuple(stamps),
-        size=recipe["shard"],
-        sample_shape=shape,
-        rows=torch.arange(len(index["seeds"])),
-    )
-    is_stored = "noise" in recipe.get(STORED, [])
-    return StoredPairs(
-        seeds=index["seeds"],
-        noise=replace(target, name="noise") if is_stored else SeededNoise(shape, index["seeds"]),
-        target=target,
-        labels=index.get("labels"),
-        manifest=manifest,
-    )
+    return manifest
 
 
 def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
-    """Refuse anything but pairs of the model's sample shape.
-
-    Raises:
-        ValueError: names the argument and its shape or type.
-    """
+    """Refuse anything but pairs of the model's sample shape; ``name`` is that of the argument."""
     of_type(name, pairs, Pairs, "gas.Pairs")
     if len(pairs) and pairs.sample_shape != tuple(model.sample_shape):
         raise UserError(
@@ -266,11 +239,7 @@ def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
 
 
 def check_conditions(model: Model, pairs: Pairs) -> None:
-    """Refuse pairs whose labels select other prompts or observations than the model's.
-
-    Raises:
-        ValueError: names the differences.
-    """
+    """Refuse pairs whose labels select other prompts or observations than the model's."""
     stored = pairs.manifest["recipe"].get("conditions")
     if stored is None or pairs.labels is None:
         return
@@ -280,19 +249,11 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """Return pairs of one teacher as one set in memory, in order.
-
-    Raises:
-        ValueError: for an empty sequence.
-    """
+    """Return pairs of one teacher as one set in memory, in order; there must be at least one part."""
     if not parts:
         raise UserError("join_pairs needs at least one set of pairs, got none")
     loaded = [part.load() for part in parts]
-    labels = [part.labels for part in loaded if part.labels is not None]
-    return Pairs(
-        seeds=torch.cat([part.seeds for part in loaded]),
-        noise=torch.cat([part.noise for part in loaded]),
-        target=torch.cat([part.target for part in loaded]),
-        labels=torch.cat(labels) if labels else None,
-        manifest=parts[0].manifest,
-    )
+    seeds, noise, target = (torch.cat([getattr(x, k) for x in loaded]) for k in ("seeds", "noise", "target"))
+    given = [part.labels for part in loaded if part.labels is not None]
+    labels = torch.cat(given) if given else None
+    return Pairs(seeds=seeds, noise=noise, target=target, labels=labels, manifest=parts[0].manifest)

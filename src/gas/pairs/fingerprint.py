@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gas.arguments import MAX_BATCH, MAX_SEEDS, flag, integer, number, of_type
+from gas.arguments import MAX_BATCH, MAX_SEEDS, integer, number, of_type
 from gas.errors import UserError
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import noise_of_seeds
@@ -31,9 +31,6 @@ class PairsSpec:
         shard: samples a file.
         labelled: give a class-conditional model the label ``seed mod classes``.
         decoded: also store the decoded samples, as float16.
-
-    Raises:
-        ValueError: for seeds that are empty, negative or not contiguous, and numbers out of range.
     """
 
     seeds: range
@@ -53,26 +50,18 @@ class PairsSpec:
             of_type("teacher", self.teacher, Mapping, "a description in plain JSON, a dict")
         number("guidance", self.guidance, "(-inf, inf)")
         integer("shard", self.shard, 1, MAX_SEEDS)
-        flag("labelled", self.labelled)
-        flag("decoded", self.decoded)
+        of_type("labelled", self.labelled, bool, "True or False")
+        of_type("decoded", self.decoded, bool, "True or False")
 
 
 def model_fingerprint(model: Model) -> dict[str, Any]:
     """Return the part of a manifest's recipe that describes the model, in plain JSON."""
-    fingerprint = {
-        "model": dict(model.fingerprint()),
-        "schedule": model.schedule.config(),
-        **conditions_of(model),
-    }
-    return dict(json.loads(json.dumps(fingerprint, allow_nan=False)))
+    facts = {"model": dict(model.fingerprint()), "schedule": model.schedule.config(), **conditions_of(model)}
+    return dict(json.loads(json.dumps(facts, allow_nan=False)))
 
 
 def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
-    """Return the recipe of a manifest: everything that decides the bytes of a set of pairs, in plain JSON.
-
-    Raises:
-        ValueError: for a batch below 1, or a model whose noise does not follow from its seed alone.
-    """
+    """Return the recipe of a manifest: everything that decides the bytes of a set of pairs, in plain JSON."""
     integer("batch", batch, 1, MAX_BATCH)
     shape, seeds = list(model.sample_shape), [spec.seeds.start, spec.seeds.stop]
     if not torch.equal(model.noise(seeds[:1]).cpu(), noise_of_seeds(shape, seeds[:1])):

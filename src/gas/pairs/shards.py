@@ -38,8 +38,17 @@ __all__ = ["MANIFEST", "StoredArray", "open_folder", "read_manifest", "read_shar
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
 # Keys of every manifest's recipe.
-_REQUIRED = tuple(
-    ["model", "schedule", "shape", "table", "teacher", "guidance", "classes", "seeds", "shard", "batch"]
+_REQUIRED = (
+    "model",
+    "schedule",
+    "shape",
+    "table",
+    "teacher",
+    "guidance",
+    "classes",
+    "seeds",
+    "shard",
+    "batch",
 )
 # Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
@@ -56,13 +65,8 @@ _MAX_SAMPLE = 1 << 30  # numbers of one sample: 4 GB
 def open_folder(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
     """Open a folder to write pairs into: a new one, or one of the same recipe, whose stale temporary files go.
 
-    The batch size of an earlier run counts, not this one.
-
-    Returns:
-        The manifest, and which of its shards are missing or damaged.
-
-    Raises:
-        ValueError: when the folder holds other pairs, or files without a manifest.
+    The batch size of an earlier run counts, not this one. Returns the manifest, and which of its shards are missing or
+    damaged.
     """
     is_new = not (folder / MANIFEST).exists()
     if is_new and any(folder.glob("*.safetensors")):
@@ -106,13 +110,7 @@ def manifest_of(recipe: Json, checksums: Sequence[str | None] | None = None) -> 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a folder.
-
-    Raises:
-        OSError: when it cannot be read.
-        ValueError: when it is damaged, of another version, or not what its own recipe implies; for a shard in the
-            folder that it does not list.
-    """
+    """Read the manifest of a folder, which must be what its own recipe implies and list every shard in the folder."""
     path = folder / MANIFEST
     try:
         content: dict[str, Any] = read_json(path)
@@ -153,11 +151,7 @@ def _check_recipe(recipe: Json, shards: Any) -> None:
 
 
 def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
-    """Return the tensors of one shard.
-
-    Raises:
-        ValueError: when the file is missing, damaged or foreign.
-    """
+    """Return the tensors of one shard, checked."""
     path = folder / entry["file"]
     try:
         _check_size(path, entry, manifest["recipe"])
@@ -213,21 +207,15 @@ class StoredArray:
         return replace(self, rows=self.rows[index])
 
     def read(self) -> Tensor:
-        """Return the values ``(S, *)`` float32.
-
-        Raises:
-            ValueError: when a shard has changed since it was checked.
-        """
+        """Return the values ``(S, *)`` float32; refuse a shard that has changed since it was checked."""
         values = torch.empty(len(self.rows), *self.sample_shape)
         numbers = self.rows // self.size
         for number in numbers.unique().tolist():
-            positions = (numbers == number).nonzero()[:, 0]
-            self._copy(
-                number, (self.rows[positions] - number * self.size).tolist(), positions.tolist(), values
-            )
+            self._copy(number, (numbers == number).nonzero()[:, 0].tolist(), values)
         return values
 
-    def _copy(self, number: int, rows: list[int], positions: list[int], values: Tensor) -> None:
+    def _copy(self, number: int, positions: list[int], values: Tensor) -> None:
+        """Copy those rows that lie in one shard."""
         name, stamp = self.shards[number]
         path = self.folder / name
         try:
@@ -235,8 +223,8 @@ class StoredArray:
                 raise UserError("it was written again since it was checked")
             with open_safetensors(path) as file:
                 stored = file.get_slice(self.name)
-                for row, position in zip(rows, positions, strict=True):
-                    values[position] = stored[row]
+                for position in positions:
+                    values[position] = stored[int(self.rows[position]) % self.size]
         except Exception as error:  # the reader's own errors have no common class
             raise UserError(
                 f"shard {path} changed while it was in use ({error_text(error)}); {AGAIN}"
@@ -262,11 +250,7 @@ def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
 
 
 def check_shard(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json) -> dict[str, Tensor]:
-    """Return the tensors of a shard once names, types, shapes and seeds are the recipe's, and targets finite.
-
-    Raises:
-        ValueError: says what is wrong.
-    """
+    """Return the tensors of a shard once names, types, shapes and seeds are the recipe's, and targets finite."""
     index = shard_index(recipe, entry)
     target = torch.empty(entry["count"], *recipe["shape"], device="meta")  # for its shape alone
     stored = {key: {"noise": target, "labels": index["seeds"]}[key] for key in recipe.get(STORED, [])}
@@ -297,12 +281,8 @@ def check_finite(name: str, target: Tensor, seeds: Tensor) -> None:
 def differences(stored: Any, expected: Any, name: str = "") -> str:
     """Name the differences of two JSON values, or return the empty string."""
     if isinstance(stored, dict) and isinstance(expected, dict):
-        keys = {**stored, **expected}
-        parts = (
-            differences(stored.get(key, "nothing"), expected.get(key, "nothing"), f"{name}.{key}")
-            for key in keys
-        )
-        return "; ".join(filter(None, parts))
+        sides = {key: (stored.get(key, "nothing"), expected.get(key, "nothing")) for key in stored | expected}
+        return "; ".join(filter(None, (differences(*side, f"{name}.{key}") for key, side in sides.items())))
     if stored == expected:
         return ""
     return f"{name[1:]}: {reprlib.repr(stored)} stored, {reprlib.repr(expected)} expected"

@@ -56,10 +56,6 @@ def write_pairs(
 
     Yields:
         :class:`PairsProgress`, once at the start and once a shard written.
-
-    Raises:
-        ValueError: when the folder is not of these settings or is damaged, or a sample is not finite.
-        OSError: when the folder cannot be written or the disk is full; shards already written stay valid.
     """
     folder, total = Path(folder), len(spec.seeds)
     spec = replace(spec, teacher=_description(table, spec.teacher))
@@ -100,6 +96,8 @@ def teach(
 ) -> Pairs:
     """Run the teacher on a few seeds, in one batch and in memory: ``target_s = sample(model, noise(s), table)``.
 
+    Samples of another scale than noise, or of which some are far larger than most, are warned of.
+
     Args:
         model: the model.
         table: the teacher; a :class:`gas.Classical` describes itself unless ``teacher`` is given.
@@ -107,19 +105,14 @@ def teach(
         guidance: scale of classifier-free guidance; 1 is the plain conditional model.
         labelled: give a class-conditional model the label ``seed mod classes``.
         teacher: description of the table in plain JSON.
-
-    Warns:
-        UserWarning: when samples are of another scale than noise, which has standard deviation 1, or some are far
-            larger than most.
     """
     seeds, labels = list(seeds), labels_of_seeds(model.classes if labelled else 0, seeds)
     noise, target = _run(model, table_on(table, model.schedule), seeds, labels, guidance)
     if problem := _scale_problem(target):
         warnings.warn(problem, UserWarning, stacklevel=2)
     recipe = {"guidance": guidance, "teacher": dict(_description(table, teacher)), **conditions_of(model)}
-    return Pairs(
-        seeds=torch.tensor(seeds), noise=noise, target=target, labels=labels, manifest={"recipe": recipe}
-    )
+    manifest = {"recipe": recipe}
+    return Pairs(torch.tensor(seeds), noise=noise, target=target, labels=labels, manifest=manifest)
 
 
 @torch.no_grad()

@@ -17,29 +17,15 @@ from gas.display import brief
 from gas.errors import UserError
 from gas.io import MAX_DIMENSIONS, check_empty_shape, is_integer_list, open_regular
 
-__all__ = [
-    "LOAD",
-    "MODULES",
-    "NAMES",
-    "STORAGES",
-    "Allowed",
-    "FileTensor",
-    "Persistent",
-    "Refused",
-    "check_key",
-    "is_plain_state",
-]
+__all__ = ["LOAD", "MODULES", "NAMES", "STORAGES", "Allowed", "FileTensor", "Persistent", "Refused"]
+__all__ += ["check_key", "flat_tensor", "is_plain_state"]
 
 
 @dataclass(eq=False, repr=False)
 class Persistent:
-    """An object of a published file as data: its class name and its state, without its code.
+    """An object of a published file as data, without its code: class, arguments of its constructor, ``__dict__``.
 
-    Args:
-        class_name: name of the class, with its module where the file gives it.
-        init_args: positional arguments of its constructor, where the file gives them.
-        init_kwargs: keyword arguments of its constructor, where the file gives them.
-        state: its ``__dict__``.
+    The class name has its module where the file gives it.
     """
 
     class_name: str
@@ -50,14 +36,7 @@ class Persistent:
 
 @dataclass(eq=False)
 class FileTensor:
-    """A large tensor that stays in its file, read by rows.
-
-    Attributes:
-        path: the file.
-        start: byte offset of the first number.
-        shape: of the whole tensor.
-        dtype: of the numbers, which are little-endian.
-    """
+    """A large tensor that stays in its file, read by rows; its first number is at byte ``start``."""
 
     path: Path
     start: int
@@ -68,11 +47,7 @@ class FileTensor:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """Read rows ``[a:b]`` into memory.
-
-        Raises:
-            UserError: when the file ends before them, or is no longer a regular file.
-        """
+        """Read rows ``[a:b]`` into memory."""
         first, stop, _ = rows.indices(len(self))
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         with open_regular(self.path) as file:
@@ -80,8 +55,12 @@ class FileTensor:
             data = bytearray(file.read((stop - first) * row))
         if len(data) < (stop - first) * row:
             raise UserError(f"{self.path} is cut short: it ends within a tensor; download it again")
-        flat = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
-        return flat.reshape(stop - first, *self.shape[1:])
+        return flat_tensor(data, self.dtype).reshape(stop - first, *self.shape[1:])
+
+
+def flat_tensor(data: bytes | bytearray, dtype: torch.dtype) -> Tensor:
+    """Return the numbers in some bytes, which torch does not take when there are none."""
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 class Refused(ValueError):
@@ -102,21 +81,17 @@ MODULES = re.compile(r"(torch\.nn\.modules|BaselineGAN|R3GAN|training)(\.[A-Za-z
 
 # Dtypes of storages by their class names in the module torch.
 STORAGES = {
-    f"{name}Storage": dtype
-    for name, dtype in {
-        "Float": torch.float32,
-        "Double": torch.float64,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Byte": torch.uint8,
-        "Char": torch.int8,
-        "Short": torch.int16,
-        "Int": torch.int32,
-        "Long": torch.int64,
-        "Bool": torch.bool,
-    }.items()
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "BoolStorage": torch.bool,
 }
-
 
 # The function by which plain pickles hold storages; the reader takes its bytes.
 LOAD = "torch.storage._load_from_bytes"
@@ -128,11 +103,7 @@ def _uncalled(*_: Any) -> NoReturn:
 
 
 def check_key(key: Any) -> None:
-    """Refuse keys that take long to hash: tuples in tuples, which a file can double at every level, and long numbers.
-
-    Raises:
-        Refused: for anything but text, numbers, names and flat tuples of them.
-    """
+    """Refuse keys that take long to hash: tuples in tuples, which a file can double at every level, and long numbers."""
     for part in key if isinstance(key, tuple) and len(key) <= MAX_DIMENSIONS else (key,):
         number = isinstance(part, int) and abs(part) < 1 << 60  # above, numbers of one hash are easily found
         if not number and not isinstance(part, (str, bytes, float, Allowed, torch.dtype, type(None))):
@@ -151,11 +122,8 @@ def _tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor |
     """View of a storage; unlike ``set_``, ``as_strided`` never grows a storage that is too short."""
     if not isinstance(flat, (Tensor, FileTensor)) or not is_integer_list((offset,), 1):
         raise Refused("a tensor of no storage")
-    if (
-        not is_integer_list(size, MAX_DIMENSIONS)
-        or not is_integer_list(stride, MAX_DIMENSIONS)
-        or len(size) != len(stride)
-    ):
+    sizes_are_valid = all(is_integer_list(part, MAX_DIMENSIONS) for part in (size, stride))
+    if not sizes_are_valid or len(size) != len(stride):
         raise Refused(f"a tensor of size {brief(size)} and strides {brief(stride)}")
     if math.prod(size) > len(flat):
         raise Refused(f"a tensor of size {brief(size)} in a storage of {len(flat):,} numbers")
@@ -214,6 +182,10 @@ def _dtype(code: str, *_: Any) -> np.dtype[Any]:
     return np.dtype(code, align=False, copy=True)  # a copy can take a state
 
 
+def _array(*_: Any) -> np.ndarray:
+    return np.empty(0, "b")  # its state follows
+
+
 def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
     return np.frombuffer(data, dtype, count=1)[0]
 
@@ -231,36 +203,34 @@ def is_plain_state(target: Any, state: Any) -> bool:
     return True
 
 
-def _names() -> dict[str, Any]:
-    """Return every importable name that a file may use, with its stand-in."""
-    makers: dict[str, Callable[..., Any]] = {
-        "torch_utils.persistence._reconstruct_persistent_obj": _object,
-        "torch._utils._rebuild_tensor": _tensor,
-        "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_parameter": lambda data, *_: data,
-        "torch.Size": lambda items: tuple(_list(items)),
-        "torch.device": _device,
-        LOAD: _uncalled,
-        "collections.OrderedDict": _dict,
-        "collections.defaultdict": _defaultdict,
-        "dnnlib.EasyDict": _dict,
-        "dnnlib.util.EasyDict": _dict,
-        "_codecs.encode": _bytes,
-        "builtins.bytes": _bytes,
-        "builtins.dict": _dict,
-        "builtins.list": _list,
-        "builtins.set": _set,
-        "numpy.ndarray": lambda *_: np.empty(0, "b"),
-        "numpy.dtype": _dtype,
-    }
-    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping"):
-        makers[f"pytorch_lightning.callbacks.{name}"] = _uncalled
-    for core in ("numpy.core", "numpy._core"):
-        makers[f"{core}.multiarray._reconstruct"] = lambda *_: np.empty(0, "b")
-        makers[f"{core}.multiarray.scalar"] = _scalar
-    names: dict[str, Any] = {name: Allowed(name, make) for name, make in makers.items()}
-    dtypes = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool"
-    return names | {f"torch.{name}": getattr(torch, name) for name in dtypes.split()}
+# Every importable name that a file may call, with what is called in its place.
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "torch_utils.persistence._reconstruct_persistent_obj": _object,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch.Size": lambda items: tuple(_list(items)),
+    "torch.device": _device,
+    LOAD: _uncalled,
+    "collections.OrderedDict": _dict,
+    "collections.defaultdict": _defaultdict,
+    "dnnlib.EasyDict": _dict,
+    "dnnlib.util.EasyDict": _dict,
+    "_codecs.encode": _bytes,
+    "builtins.bytes": _bytes,
+    "builtins.dict": _dict,
+    "builtins.list": _list,
+    "builtins.set": _set,
+    "numpy.ndarray": _array,
+    "numpy.dtype": _dtype,
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": _uncalled,
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping": _uncalled,
+}
+_DTYPES = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool".split()
 
-
-NAMES = _names()
+NAMES: dict[str, Any] = {name: Allowed(name, make) for name, make in _MAKERS.items()}
+NAMES |= {f"torch.{name}": getattr(torch, name) for name in _DTYPES}

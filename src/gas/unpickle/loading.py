@@ -26,18 +26,11 @@ def read_pickle(path: str | Path, *, lazy: bool = False) -> Any:
 
     Networks come back as :class:`Persistent`: those written by EDM's and StyleGAN's ``torch_utils.persistence``,
     whose source text is ignored, and plain modules of torch and of R3GAN. ``EasyDict``, ``OrderedDict`` and
-    ``defaultdict`` come back as ``dict``, parameters as tensors, all tensors on the CPU.
-
-    Args:
-        path: a file, which need not be trusted.
-        lazy: leave large contiguous tensors on disk, as :class:`gas.unpickle.FileTensor`.
-
-    Returns:
-        The content: containers, numbers, text, tensors, numpy arrays of numbers and :class:`Persistent`.
+    ``defaultdict`` come back as ``dict``, parameters as tensors, all tensors on the CPU; with ``lazy`` large contiguous
+    ones stay on disk, as :class:`gas.unpickle.FileTensor`.
 
     Raises:
         UserError: one line that names the file and the refused instruction, or says that the file is damaged.
-        FileNotFoundError: when there is no such file.
 
     References:
         Layouts: Karras et al., arXiv 2206.00364; Huang et al., arXiv 2501.05441 (their published weights).
@@ -56,12 +49,7 @@ def read_pickle(path: str | Path, *, lazy: bool = False) -> Any:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors or from a file of ``torch.save``, tensors alone.
-
-    Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when it is damaged, or holds anything but tensors by name, such as a TorchScript program.
-    """
+    """Read a state dict from safetensors or from a file of ``torch.save``, tensors alone."""
     path = Path(path)
     try:
         state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
@@ -75,11 +63,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_open(file: BinaryIO, start: int = 0, path: Path | None = None) -> Any:
-    """Read an open file as :func:`read_pickle` does, from byte ``start`` on; lazily with its ``path``.
-
-    Raises:
-        ValueError: when it holds more than data, or would unpack to more than a file of its size can hold.
-    """
+    """Read an open file as :func:`read_pickle` does, from byte ``start`` on; lazily with its ``path``."""
     budget = Budget(file.seek(0, os.SEEK_END))
     file.seek(start)
     head = file.read(16)
@@ -90,11 +74,7 @@ def read_open(file: BinaryIO, start: int = 0, path: Path | None = None) -> Any:
 
 
 def state_dict_of(persistent: Persistent) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers of a module read by :func:`read_pickle`, by dotted name.
-
-    Raises:
-        UserError: when it is no module, or a submodule occurs twice.
-    """
+    """Return the parameters and persistent buffers of a module read by :func:`read_pickle`, by dotted name."""
     tensors: dict[str, Tensor] = {}
     stack: list[tuple[str, Any]] = [("", persistent)]
     visited: set[int] = set()  # a file can nest a module in itself, or double it at every level

@@ -27,6 +27,7 @@ from gas.unpickle.allowed import (
     Persistent,
     Refused,
     check_key,
+    flat_tensor,
     is_plain_state,
 )
 
@@ -131,9 +132,8 @@ class Reader(pickle._Unpickler):
     functions and classes, and cannot be overridden.
 
     Args:
-        file: open at the pickle.
+        file: open at the pickle, which ends at byte ``end``, by default that of the file.
         budget: of the whole file.
-        end: of the pickle; by default of the file.
         path: of the file, to leave large storages in it.
         storage: returns the storage that a persistent id names; without it, persistent ids are refused.
     """
@@ -252,12 +252,7 @@ class Reader(pickle._Unpickler):
 
 
 def read_torch(file: BinaryIO, budget: Budget, path: Path | None = None) -> Any:
-    """Read a file of ``torch.save``, open at its first byte; with its path, leave large storages of a zip in it.
-
-    Raises:
-        Refused: when it holds anything but data.
-        ValueError: when it is damaged.
-    """
+    """Read a file of ``torch.save``, open at its first byte; with its path, leave large storages of a zip in it."""
     start, zipped = file.tell(), file.read(2) == b"PK"
     if not zipped:
         file.seek(start)
@@ -305,10 +300,10 @@ def _read_older(file: BinaryIO, budget: Budget, end: int, path: Path | None = No
             room[0] -= count * dtype.itemsize
             if room[0] < 0:
                 raise Refused("storages of more bytes than the file")
-            on_disk = (
-                None if path is None else FileTensor(path, 0, (count,), dtype)
-            )  # its place is not known yet
-            storages[key] = torch.empty(count, dtype=dtype) if on_disk is None else on_disk
+            # The place in the file is not known yet.
+            storages[key] = (
+                torch.empty(count, dtype=dtype) if path is None else FileTensor(path, 0, (count,), dtype)
+            )
         return _same(storages[key], dtype, count)
 
     content = Reader(file, budget, end=end, storage=storage).load()
@@ -338,15 +333,11 @@ def _same(flat: Any, dtype: torch.dtype, count: int) -> Any:
 def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
     if len(data) != count * dtype.itemsize:
         raise UserError("it is cut short: a storage has fewer bytes than numbers")
-    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat_tensor(data, dtype)
 
 
 def bounded(content: Any) -> Any:
-    """Return the content after bounding its length written out: a pickle can double a list at every level.
-
-    Raises:
-        Refused: when it is too long, too deep, or contains itself.
-    """
+    """Return the content after bounding its length written out: a pickle can double a list at every level."""
     lengths: dict[int, int] = {}
     inside: set[int] = set()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gas.classical.registry import SOLVERS, Classical
+from gas.compatibility import differences
 from gas.errors import UserError
 from gas.grids.analytic import GRIDS, as_grid
 from gas.integrations.diffusers.caller import times_were_passed
@@ -394,4 +395,4 @@ def misfits(
     facts = {name: value for name, value in facts.items() if value is not None}
     # An EDM network takes noise levels, so any VP schedule of times fits.
     schedule = None if process.kind == "edm" else process.schedule
-    return artefact.differences(facts, schedule=schedule, guidance=guidance, user="this pipeline")
+    return differences(artefact.document, facts, schedule, guidance, user="this pipeline")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gas.arguments import MAX_ITERATIONS, callable_, flag, integer, number, of_type
+from gas.arguments import MAX_ITERATIONS, integer, number, of_type
 from gas.errors import UserError
 from gas.models.runtime import PRECISIONS
 from gas.registry import named
@@ -127,9 +127,9 @@ class Discriminator:
         number(f"learning_rate {suffix}", self.learning_rate, "(0, inf)")
         integer(f"warmup {suffix}", self.warmup, 0, MAX_ITERATIONS)
         integer(f"steps {suffix}", self.steps, 1, MAX_ITERATIONS)
-        flag(f"conditional {suffix}", self.conditional)
+        of_type(f"conditional {suffix}", self.conditional, bool, "True or False")
         if self.view is not None:
-            callable_(f"view {suffix}", self.view, "callable as view(x)")
+            of_type(f"view {suffix}", self.view, Callable, "callable as view(x)")
         objective_by_name(self.objective)
         named("precision", self.precision, PRECISIONS)
 

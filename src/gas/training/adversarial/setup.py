@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, callable_, choice, integer, of_type
+from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, choice, integer, of_type
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_seeds
 from gas.losses import loss_by_name
@@ -106,8 +106,8 @@ class Adversary:
     unit: Literal["absolute", "paired"] = "absolute"
 
     def __post_init__(self) -> None:
-        callable_("discriminators", self.discriminators, "a function that makes discriminators")
-        callable_("criterion", self.criterion, "a measure of a table, smaller being better")
+        of_type("discriminators", self.discriminators, Callable, "a function that makes discriminators")
+        of_type("criterion", self.criterion, Callable, "a measure of a table, smaller being better")
         of_type("config", self.config, Adam, "a gas.Adam")
         choice("pairing", self.pairing, ("independent", "paired"))
         choice("unit", self.unit, ("absolute", "paired"))
