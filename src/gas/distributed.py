@@ -15,28 +15,14 @@ from gas.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "all_gather",
-    "all_reduce_sum",
-    "broadcast",
-    "is_first",
-    "launched",
-    "local_device",
-    "map_sharded",
-    "process_group",
-    "rank",
-    "shard_slices",
-    "silence_other_ranks",
-    "world_size",
-]
+__all__ = ["all_gather", "all_reduce_sum", "broadcast", "is_first", "launched", "local_device", "map_sharded"]
+__all__ += ["process_group", "rank", "shard_slices", "silence_other_ranks", "world_size"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # Errors that keep their type on the other ranks; any other becomes a RuntimeError there. The first match counts.
-_ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (UserError, ValueError, OSError, ArithmeticError, ModuleNotFoundError)
-}
+_ERRORS = (UserError, ValueError, OSError, ArithmeticError, ModuleNotFoundError)
 
 
 @dataclass
@@ -51,10 +37,10 @@ class _State:
 
 @dataclass(frozen=True)
 class _Message:
-    """What one rank tells all in an exchange: a value, the type and text of an error, or nothing (``idle``)."""
+    """What one rank tells all in an exchange: a value, an error, or nothing (``idle``)."""
 
     value: Any = None
-    error: tuple[str, str] | None = None
+    error: Exception | None = None
     idle: bool = False
 
 
@@ -226,16 +212,15 @@ def _exchange(message: _Message, error: Exception | None = None) -> list[_Messag
         raise _state.raised from failure
     for sender, received in enumerate(messages):
         if received.error is not None:
-            kind, text = received.error
-            remote = _ERRORS.get(kind, RuntimeError)(f"process {sender}: {text}")
+            remote = type(received.error)(f"process {sender}: {received.error}")
             _state.raised = error if sender == _state.rank and error is not None else remote
             raise _state.raised
     return messages
 
 
 def _failure(error: Exception) -> _Message:
-    kind = next((name for name, known in _ERRORS.items() if isinstance(error, known)), type(error).__name__)
-    return _Message(error=(kind, str(error)))
+    kind = next((known for known in _ERRORS if isinstance(error, known)), RuntimeError)
+    return _Message(error=kind(str(error)))
 
 
 def _portable(value: Any) -> Any:

@@ -83,7 +83,10 @@ def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
     for rows, evaluate in zip(stepper.calls, denoisers, strict=True):
         t = stepper.times[rows.start]
         if len(rows) == 1:
-            x = _next(stepper, evaluate, x, t)
+            # A recorded state is added after the call, so that gradients are summed in this order.
+            d = call_preserving(evaluate, x, t) if is_recorded(x) else None
+            stepper.add_state(x)
+            x = stepper.next_state(evaluate(x, t) if d is None else d)
             yield x
             continue
         batch = torch.cat([x] * len(rows))
@@ -94,15 +97,6 @@ def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
             stepper.add_state(x)
             x = stepper.next_state(prediction)
             yield x
-
-
-def _next(stepper: Stepper, denoise: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-    if is_recorded(x):  # the network first, so that gradients are summed in this order
-        d = call_preserving(denoise, x, t)
-        stepper.add_state(x)
-        return stepper.next_state(d)
-    stepper.add_state(x)
-    return stepper.next_state(denoise(x, t))
 
 
 # Terms of the last 128 tables are cached. They grow with the square of the NFE, to a megabyte at 64; reading a larger

@@ -15,17 +15,8 @@ from torch.nn.functional import softplus
 from gas.display import brief
 from gas.errors import UserError
 
-__all__ = [
-    "EDMasVP",
-    "Flow",
-    "Schedule",
-    "VPDiscrete",
-    "VPLinear",
-    "check_t_end",
-    "earliest_time",
-    "same_schedule",
-    "schedule_from_config",
-]
+__all__ = ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear", "check_t_end", "earliest_time"]
+__all__ += ["same_schedule", "schedule_from_config"]
 
 Time = Tensor | float
 
@@ -34,8 +25,8 @@ Time = Tensor | float
 class Schedule(Protocol):
     """The forward process ``x_t = alpha_t x_0 + sigma_t eps`` for t from 1 (noise) down to 0 (data).
 
-    Results are float64 and differentiable in the argument. Times outside of ``[t_min, t_max]`` are refused: a VP process
-    extends beyond 1, rectified flow does not.
+    Results are float64 and differentiable in the argument. Times outside of ``[t_min, t_max]`` are refused: a VP
+    process extends beyond 1, rectified flow does not.
     """
 
     t_max: ClassVar[float]

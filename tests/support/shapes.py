@@ -84,7 +84,7 @@ def check_core(patch) -> None:
     """Replace every function of :data:`CORE`, wherever it was imported to, with its checked copy."""
     for owner, functions in CORE.items():
         for name, types in functions.items():
-            function = vars(owner)[name]
+            function = getattr(owner, name)
             copy = checked(function, types)
             patch.setattr(owner, name, copy)
             for module in [m for m in sys.modules.values() if isinstance(m, ModuleType)]:

@@ -17,16 +17,5 @@ from gas.classical.ipndm import ipndm
 from gas.classical.registry import NAMED_GRIDS, SOLVERS, Classical, candidates
 from gas.classical.unipc import unipc
 
-__all__ = [
-    "NAMED_GRIDS",
-    "SOLVERS",
-    "Classical",
-    "candidates",
-    "ddim",
-    "deis",
-    "dpmpp",
-    "dpmpp_corrected",
-    "heun",
-    "ipndm",
-    "unipc",
-]
+__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "ddim", "deis", "dpmpp", "dpmpp_corrected"]
+__all__ += ["heun", "ipndm", "unipc"]

@@ -13,17 +13,8 @@ from gas.arguments import MAX_NFE, integer, number
 from gas.errors import UserError
 from gas.schedule import Schedule, check_t_end
 
-__all__ = [
-    "GRIDS",
-    "as_grid",
-    "flow_shifted",
-    "karras",
-    "log_snr",
-    "shift_of_mu",
-    "time_cubic",
-    "time_quadratic",
-    "time_uniform",
-]
+__all__ = ["GRIDS", "as_grid", "flow_shifted", "karras", "log_snr", "shift_of_mu", "time_cubic"]
+__all__ += ["time_quadratic", "time_uniform"]
 
 # Where the half log-SNR is infinite (flow at t = 1 and t = 0), it is evaluated this far inside.
 _INSIDE = 1e-3
@@ -49,7 +40,7 @@ def log_snr(schedule: Schedule, nfe: int, t_end: float) -> Tensor:
     _check(schedule, nfe, t_end)
     first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
-    return _pinned(schedule.inverse_half_log_snr(torch.lerp(first, last, steps)), t_end)
+    return pinned(schedule.inverse_half_log_snr(torch.lerp(first, last, steps)), t_end)
 
 
 def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tensor:
@@ -59,7 +50,7 @@ def karras(schedule: Schedule, nfe: int, t_end: float, rho: float = 7.0) -> Tens
     first, last = finite_half_log_snr(schedule, t_end)
     steps = torch.linspace(0.0, 1.0, nfe + 1, dtype=torch.float64)
     root = torch.lerp((-first / rho).exp(), (-last / rho).exp(), steps)
-    return _pinned(schedule.inverse_half_log_snr(-rho * root.log()), t_end)
+    return pinned(schedule.inverse_half_log_snr(-rho * root.log()), t_end)
 
 
 def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0) -> Tensor:
@@ -75,7 +66,7 @@ def flow_shifted(schedule: Schedule, nfe: int, t_end: float, shift: float = 3.0)
     number("shift", shift, "(0, inf)")
     last = t_end / (shift - (shift - 1) * t_end)
     t = torch.linspace(1.0, last, nfe + 1, dtype=torch.float64)
-    return _pinned(shift * t / (1 + (shift - 1) * t), t_end)
+    return pinned(shift * t / (1 + (shift - 1) * t), t_end)
 
 
 def shift_of_mu(mu: float) -> float:
@@ -123,7 +114,7 @@ def as_grid(t: Sequence[float] | Tensor) -> Tensor:
 def _even_in_root(schedule: Schedule, nfe: int, t_end: float, power: int) -> Tensor:
     _check(schedule, nfe, t_end)
     root = torch.linspace(1.0, t_end ** (1 / power), nfe + 1, dtype=torch.float64)
-    return _pinned(root**power, t_end)
+    return pinned(root**power, t_end)
 
 
 def _check(schedule: Schedule, nfe: int, t_end: float) -> None:
@@ -132,7 +123,7 @@ def _check(schedule: Schedule, nfe: int, t_end: float) -> None:
     check_t_end(schedule, t_end)
 
 
-def _pinned(t: Tensor, t_end: float) -> Tensor:
+def pinned(t: Tensor, t_end: float) -> Tensor:
     """Set both ends exactly, against rounding and clipping of the spacing."""
     t[0], t[-1] = 1.0, t_end
     return t

@@ -61,8 +61,8 @@ def lagrange_weights(lam: Tensor, step: int, order: int) -> Tensor:
 def dmn(schedule: Schedule, nfe: int, t_end: float, power: int = 2) -> Tensor:
     """Return the ``nfe + 1`` times that minimize :func:`error_bound`, starting from the log-SNR grid.
 
-    Where the half log-SNR is infinite, at a flow's ends, it is measured from as far inside as that grid does. The bound's
-    p is ``power``, at least 1.
+    Where the half log-SNR is infinite, at a flow's ends, it is measured from as far inside as that grid does. ``power``
+    is p of the bound, at least 1.
 
     References:
         Xue et al., arXiv 2402.17376: there by a constrained trust region, here over shares of the

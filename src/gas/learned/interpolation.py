@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gas.errors import UserError
+from gas.grids.analytic import pinned
 from gas.schedule import Schedule, earliest_time
 from gas.table import Table, refuse_branches
 
@@ -40,7 +41,10 @@ def profile_of(schedule: Schedule, table: Table, t_end: float) -> StepProfile:
     """
     refuse_branches(table, "interpolation")
     folded, ends = table.detach().folded(), _levels(schedule, torch.tensor([1.0, t_end], dtype=torch.float64))
-    noise, signal = _mixture(schedule, folded)
+    # Noise and signal (N - 1,) of the states between start and sample, for perfect predictions.
+    alpha, sigma = schedule(torch.tensor(1.0, dtype=torch.float64))
+    noise = folded.states[:-1, 0] * sigma
+    signal = folded.states[:-1, 0] * alpha + folded.outputs[:-1].sum(1)
     if not bool(((noise > 0) & (signal > 0)).all()):
         raise UserError("a state of the solver has no noise or no signal: it cannot be interpolated")
     levels = torch.cat([ends[:1], (signal / noise).log(), ends[1:]])
@@ -102,13 +106,6 @@ def _resample_curve(curve: Tensor, count: int) -> Tensor:
     return torch.lerp(curve[left], curve[(left + 1).clamp(max=len(curve) - 1)], place - left)
 
 
-def _mixture(schedule: Schedule, folded: Table) -> tuple[Tensor, Tensor]:
-    """Return noise and signal ``(N - 1,)`` of the states between start and sample, for perfect predictions."""
-    alpha, sigma = schedule(torch.tensor(1.0, dtype=torch.float64))
-    weights = folded.states[:-1, 0]  # of x_T
-    return weights * sigma, weights * alpha + folded.outputs[:-1].sum(1)
-
-
 def _levels(schedule: Schedule, t: Tensor) -> Tensor:
     """Return the half log-SNR, finite at a flow's ends too."""
     level = schedule.half_log_snr(t)
@@ -117,6 +114,4 @@ def _levels(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _times(schedule: Schedule, levels: Tensor, t_end: float) -> Tensor:
-    times = schedule.inverse_half_log_snr(levels)
-    times[0], times[-1] = 1.0, t_end
-    return times
+    return pinned(schedule.inverse_half_log_snr(levels), t_end)

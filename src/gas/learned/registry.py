@@ -66,26 +66,22 @@ def _gs(schedule: Schedule, start: Classical, *, theory: bool) -> nn.Module:
     return GeneralizedSolver.from_table(schedule, start.table(schedule), start.t_end, theory=theory)
 
 
-def _s4s(schedule: Schedule, start: Classical, *, corrector: bool) -> nn.Module:
-    return S4S.from_table(schedule, start.table(schedule), start.t_end, corrector=corrector)
-
-
 def _ld3(schedule: Schedule, start: Classical) -> nn.Module:
     return LD3(schedule, start.nfe, start.t_end, base=start.solver, grid=start.grid)
 
 
-def _bns(schedule: Schedule, start: Classical) -> nn.Module:
-    return BNS.from_table(schedule, start.table(schedule), start.t_end)
+def _of_table(kind: type[S4S | BNS], schedule: Schedule, start: Classical, **options: bool) -> nn.Module:
+    return kind.from_table(schedule, start.table(schedule), start.t_end, **options)
 
 
 SOLVERS: dict[str, Kind] = {
     "gs": Kind("GS", partial(_gs, theory=True)),
     "gs-free": Kind("GS without theory", partial(_gs, theory=False)),
     "ld3": Kind("LD3", _ld3, lasting=True),
-    "s4s": Kind("S4S", partial(_s4s, corrector=False), repeats=False),
-    "s4s-pc": Kind("S4S + PC", partial(_s4s, corrector=True), repeats=False),
-    "s4s-alt": Kind("S4S-Alt", partial(_s4s, corrector=False), repeats=False, alternates=True),
-    "bns": Kind("BNS", _bns),
+    "s4s": Kind("S4S", partial(_of_table, S4S), repeats=False),
+    "s4s-pc": Kind("S4S + PC", partial(_of_table, S4S, corrector=True), repeats=False),
+    "s4s-alt": Kind("S4S-Alt", partial(_of_table, S4S), repeats=False, alternates=True),
+    "bns": Kind("BNS", partial(_of_table, BNS)),
 }
 
 

@@ -88,7 +88,15 @@ class OwnModel:
         if self.data_range is not None:
             number("data_range (2 for [-1, 1])", self.data_range, "(0, inf)")
         if self.weights is not None:
-            self._check_weights(self.weights)
+            of_type("weights", self.weights, nn.Module, "the network, a torch.nn.Module")
+            if any(p.requires_grad for p in self.weights.parameters()):
+                raise UserError(
+                    "weights must be frozen: call .eval().requires_grad_(False) on the network first"
+                )
+            if layer := layer_in_training(self.weights):
+                raise UserError(
+                    f"weights must be in evaluation mode, {layer} is not: call .eval() on the network first"
+                )
         object.__setattr__(self, "device", self._checked_device())
 
     def _check_conditions(self) -> None:
@@ -103,16 +111,6 @@ class OwnModel:
             integer("null", self.null, -MAX_SEED, MAX_SEED)
             if not self.classes:
                 raise UserError(f"null is a label, which a model without classes has not, got {self.null}")
-
-    @staticmethod
-    def _check_weights(weights: nn.Module) -> None:
-        of_type("weights", weights, nn.Module, "the network, a torch.nn.Module")
-        if any(p.requires_grad for p in weights.parameters()):
-            raise UserError("weights must be frozen: call .eval().requires_grad_(False) on the network first")
-        if layer := layer_in_training(weights):
-            raise UserError(
-                f"weights must be in evaluation mode, {layer} is not: call .eval() on the network first"
-            )
 
     def _checked_device(self) -> torch.device:
         parameter = None if self.weights is None else next(self.weights.parameters(), None)

@@ -16,20 +16,8 @@ from gas.models.protocol import Model, network_of
 from gas.registry import named
 from gas.schedule import Schedule
 
-__all__ = [
-    "PRECISIONS",
-    "Autocast",
-    "CudaGraphed",
-    "CudaGraphs",
-    "PreciseModel",
-    "WrappedModel",
-    "allow_tf32",
-    "ending_at",
-    "full_precision",
-    "precise",
-    "tf32_settings",
-    "without_tf32",
-]
+__all__ = ["PRECISIONS", "Autocast", "CudaGraphed", "CudaGraphs", "PreciseModel", "WrappedModel"]
+__all__ += ["allow_tf32", "ending_at", "full_precision", "precise", "tf32_settings", "without_tf32"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,7 @@ def _uncalled(*_: Any) -> NoReturn:
 
 
 def check_key(key: Any) -> None:
-    """Refuse keys that take long to hash: tuples in tuples, which a file can double at every level, and long numbers."""
+    """Refuse keys that take long to hash: tuples in tuples, doubled at every level, and long numbers."""
     for part in key if isinstance(key, tuple) and len(key) <= MAX_DIMENSIONS else (key,):
         number = isinstance(part, int) and abs(part) < 1 << 60  # above, numbers of one hash are easily found
         if not number and not isinstance(part, (str, bytes, float, Allowed, torch.dtype, type(None))):
@@ -230,7 +230,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": _uncalled,
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping": _uncalled,
 }
-_DTYPES = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool".split()
+_DTYPES = ["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
 
 NAMES: dict[str, Any] = {name: Allowed(name, make) for name, make in _MAKERS.items()}
 NAMES |= {f"torch.{name}": getattr(torch, name) for name in _DTYPES}

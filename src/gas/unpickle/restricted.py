@@ -98,14 +98,6 @@ class _BoundedFile:
         return self._file.read(count)
 
 
-@dataclass(frozen=True)
-class _Payload:
-    """Bytes that were left in the file."""
-
-    start: int
-    end: int
-
-
 def _filling(
     opcode: bytes,
     kind: type,
@@ -186,12 +178,12 @@ class Reader(pickle._Unpickler):
         result = self._nested_storage(*args) if function.name == LOAD else function.make(*args)
         self.stack.append(result)
 
-    def _nested_storage(self, data: bytes | _Payload) -> Tensor | FileTensor:
-        """Read the bytes of a storage in the older format as a flat tensor, or leave it in the file."""
-        if isinstance(data, _Payload):
+    def _nested_storage(self, data: bytes | range) -> Tensor | FileTensor:
+        """Read a storage in the older format as a flat tensor, from its bytes or where these lie in the file."""
+        if isinstance(data, range):
             place = self._file.tell()
             self._file.seek(data.start)
-            flat = _read_older(self._file, self._budget, data.end, self._path)
+            flat = _read_older(self._file, self._budget, data.stop, self._path)
             self._file.seek(place)
         elif isinstance(data, bytes):
             flat = _read_older(io.BytesIO(data), self._budget, len(data))
@@ -210,7 +202,7 @@ class Reader(pickle._Unpickler):
             return
         start = self._file.tell()
         self._file.seek(length, 1)
-        self.stack.append(_Payload(start, start + length))
+        self.stack.append(range(start, start + length))
 
     def load_build(self) -> None:
         """BUILD: set the state of an object that may have one."""
