@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,9 +225,6 @@ class Artefact:
             nfe: network evaluations.
             forwards: forward passes of the network, in place of ``nfe``.
             interpolate: where the file has no such NFE, interpolate its neighbors (:mod:`gas.learned.interpolation`).
-
-        Raises:
-            UserError: when the file has no such table, nor two around it to interpolate; lists those that it has.
         """
         if interpolate and nfe is not None and (around := self.neighbours(nfe)):
             schedule, t_end = self._process()
@@ -268,8 +266,7 @@ class Artefact:
             transfer: accept the tables of another network with the same samples, schedule and guidance.
 
         Raises:
-            UserError: names each difference: model, weights, shape, schedule or guidance; or for weights of states and
-                predictions beyond float32.
+            UserError: names each difference (:func:`gas.compatibility.differences`), or a weight beyond float32.
         """
         if differences := model_differences(self.document, model, guidance, transfer=transfer):
             raise UserError(f"{self.source} was made for another model or use: {'; '.join(differences)}")
@@ -466,13 +463,8 @@ def _entry(
     )
 
 
-def _dumps(value: Any, depth: int = 0) -> str:
+def _dumps(content: Any) -> str:
     """Return JSON with one line for each list of numbers: short, and readable in a diff."""
-    inner = "  " * (depth + 1)
-    if isinstance(value, dict) and value:
-        items = [f"{inner}{json.dumps(k)}: {_dumps(v, depth + 1)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(items) + "\n" + "  " * depth + "}"
-    if isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
-        items = [inner + _dumps(v, depth + 1) for v in value]
-        return "[\n" + ",\n".join(items) + "\n" + "  " * depth + "]"
-    return json.dumps(value, allow_nan=False)
+    text = json.dumps(content, indent=2, allow_nan=False)
+    # Strings have no line breaks, so every match is a list, without lists or objects inside.
+    return re.sub(r"\[\n *([^][{}]*)\n *\]", lambda match: "[" + re.sub(",\n *", ", ", match[1]) + "]", text)

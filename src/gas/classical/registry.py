@@ -128,9 +128,7 @@ def candidates(
     """Yield every classical solver on every grid at this NFE, with its table.
 
     Args:
-        schedule: the forward process.
-        nfe: network evaluations.
-        t_end: time that sampling ends at.
+        schedule, nfe, t_end: as for the grids.
         solvers: keys of :data:`SOLVERS`; all by default.
         grids: keys of :data:`NAMED_GRIDS`; by default all of ``GRIDS``, ``flow_shifted`` for flows only.
         times: ``(nfe + 1,)`` to use as the only grid instead, without Heun, which takes half as many steps.

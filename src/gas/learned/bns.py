@@ -20,10 +20,7 @@ class BNS(nn.Module):
     N (N + 5) / 2 numbers. A new solver is ``dpmpp(order=3)`` on the time-uniform grid, folded. One that starts at a
     table with branches (:meth:`gas.Table.guided`) evaluates the same branches.
 
-    Args:
-        schedule: the forward process; it only bounds the times.
-        nfe: network evaluations N, at least 1.
-        t_end: time that sampling ends at, in [0, 1).
+    Arguments as for :class:`gas.GeneralizedSolver`; the schedule only bounds the times.
 
     Attributes:
         times: ``(N,)`` given to the network, clamped to half of ``t_end`` and the schedule's latest.

@@ -19,9 +19,7 @@ class LD3(TimedSolver):
     those of :class:`gas.GeneralizedSolver`. A new solver is the base on its grid, exactly.
 
     Args:
-        schedule: the forward process.
-        nfe: network evaluations N, at least 1.
-        t_end: time that sampling ends at, in [0, 1).
+        schedule, nfe, t_end: as for :class:`gas.GeneralizedSolver`.
         base: a key of :data:`gas.classical.SOLVERS`; Heun's has one nominal time for two evaluations.
         grid: where the times start, as :class:`gas.Classical` takes it.
 

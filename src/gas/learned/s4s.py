@@ -22,17 +22,9 @@ class S4S(TimedSolver):
     """A lazy table with free weights of predictions: ``P(x) = (sigma'/sigma) x - alpha' expm1(-h) sum_j c_{j,n} m_j``.
 
     With ``corrector`` the step is repeated on the predicted state with a second set of weights b in
-    place of c. Times, shifts and ``m_j`` are those of :class:`gas.GeneralizedSolver`.
-
-    Args:
-        schedule: the forward process.
-        nfe: network evaluations N, at least 1.
-        t_end: time that sampling ends at, in [0, 1).
-        corrector: use the predictor-corrector form.
+    place of c. Times, shifts and ``m_j`` are those of :class:`gas.GeneralizedSolver`, and so are the other arguments.
 
     Attributes:
-        theta: ``(N - 1,)`` logits of the times, from data to noise.
-        xi: ``(N,)`` shifts of the times given to the network.
         predictor: ``(N, N)``; entry ``(i, n)`` is step n's weight of ``m_{n-i}``; starts at DPM-Solver++(3M)'s.
         correction: ``(N, N)`` likewise, or ``None`` without corrector.
 

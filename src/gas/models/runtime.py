@@ -105,6 +105,9 @@ def _tf32_switches() -> tuple[list[Any], str, Any, Any]:
 # --- CUDA graphs ----------------------------------------------------------------------------------------
 
 
+_MAX_GRAPHS = 64
+
+
 class _Graph(NamedTuple):
     """A recorded graph with the tensors that it reads and writes."""
 
@@ -118,21 +121,14 @@ class _Graph(NamedTuple):
 class CudaGraphed:
     """A denoiser on a CUDA device that is recorded once for every shape and dtype, then replayed.
 
-    State and time are inputs of the graph, on the device. Calls that need gradients, or exceed ``max_graphs`` shapes,
-    run without a graph.
-
-    Args:
-        denoise: a function of its arguments alone that neither synchronizes with the device nor reads host memory;
-            its weights must stay in place.
-        max_graphs: number of graphs to keep.
-        labels: labels of the batch, and the tensor that ``recorded`` reads them from.
-        recorded: the denoiser to record in place of ``denoise``, with labels that are another input of the graph.
+    It must be a function of its arguments alone that neither synchronizes with the device nor reads host memory, and
+    its weights must stay in place. State and time are inputs of the graph. Calls that need gradients, or exceed
+    64 shapes, run without a graph.
     """
 
     denoise: Denoiser
-    max_graphs: int = 64
-    labels: tuple[Tensor, Tensor] | None = None
-    recorded: Denoiser | None = None
+    labels: tuple[Tensor, Tensor] | None = None  # of the batch, and where ``recorded`` reads them
+    recorded: Denoiser | None = None  # recorded in place of ``denoise``
     _branches: tuple[str, ...] = ()
     _graphs: dict[tuple[object, ...], _Graph] = field(default_factory=dict, repr=False)
 
@@ -150,7 +146,7 @@ class CudaGraphed:
         if x.device.type != "cuda":
             raise UserError(f"CUDA graphs need a CUDA device, x is on {x.device}: call the denoiser itself")
         key = (self._branches, *kernel_key(x))
-        if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= self.max_graphs):
+        if torch.is_grad_enabled() or (key not in self._graphs and len(self._graphs) >= _MAX_GRAPHS):
             return self.denoise(x, t)
         if self.labels is not None:
             self.labels[1].copy_(self.labels[0])
@@ -231,11 +227,7 @@ PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfl
 class Autocast:
     """Mixed precision: matrix products and convolutions run in ``dtype``; the prediction has the dtype of ``x``.
 
-    States keep the dtype of ``x`` and coefficients float64: only the network is rounded.
-
-    Args:
-        denoise: the denoiser; its float32 weights are cast when used.
-        dtype: ``torch.bfloat16`` or ``torch.float16``; ``torch.float32`` changes nothing.
+    States keep the dtype of ``x`` and coefficients float64: only the network is rounded, its float32 weights when used.
     """
 
     denoise: Denoiser

@@ -186,22 +186,14 @@ class StoredArray:
     """One tensor of every shard, ``(S, *)`` in all, of which :meth:`read` copies the selected rows into memory.
 
     A shard is mapped only while its rows are copied.
-
-    Args:
-        folder: of the shards.
-        shards: name of each file, and its :func:`file_stamp` when it was checked.
-        size: pairs a shard, the last one apart.
-        sample_shape: of one sample.
-        rows: ``(S,)`` int64, positions among all pairs of the folder.
-        name: of the tensor in each shard.
     """
 
     folder: Path
-    shards: tuple[tuple[str, tuple[int, int]], ...]
-    size: int
+    shards: tuple[tuple[str, tuple[int, int]], ...]  # name of each, and its file_stamp when it was checked
+    size: int  # pairs a shard, the last one apart
     sample_shape: tuple[int, ...]
-    rows: Tensor
-    name: str = "target"
+    rows: Tensor  # (S,) int64, positions among all pairs of the folder
+    name: str = "target"  # of the tensor in each shard
 
     def __getitem__(self, index: slice | Tensor, /) -> StoredArray:
         return replace(self, rows=self.rows[index])

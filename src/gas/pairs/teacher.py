@@ -98,13 +98,7 @@ def teach(
 
     Samples of another scale than noise, or of which some are far larger than most, are warned of.
 
-    Args:
-        model: the model.
-        table: the teacher; a :class:`gas.Classical` describes itself unless ``teacher`` is given.
-        seeds: one sample each.
-        guidance: scale of classifier-free guidance; 1 is the plain conditional model.
-        labelled: give a class-conditional model the label ``seed mod classes``.
-        teacher: description of the table in plain JSON.
+    Arguments as for :func:`write_pairs` and :class:`PairsSpec`.
     """
     seeds, labels = list(seeds), labels_of_seeds(model.classes if labelled else 0, seeds)
     noise, target = _run(model, table_on(table, model.schedule), seeds, labels, guidance)
