@@ -15,18 +15,12 @@ __all__ += ["choice", "integer", "number", "of_type", "shape"]
 
 # Most networks are trained on 1,000 steps; a table of them has 2 million numbers and takes 3 s to build.
 MAX_NFE = 1000
-# A hundred times the 10,000 of the paper (arXiv 2510.17699).
-MAX_ITERATIONS = 1_000_000
-# Samples of one run: ten times the images of ImageNet.
-MAX_SEEDS = 10_000_000
-# Samples of one network call: more than any device holds of the smallest network of the zoo.
-MAX_BATCH = 1_000_000
-# Numbers of one sample: a minute of video has a thousandth of it.
-MAX_SIZE = 2**40
-# Largest seed of torch's generators on every platform.
-MAX_SEED = 2**63 - 1
-# Seed of a training: the order of its pairs is seeded with a million times this.
-MAX_ORDER_SEED = 2**40
+MAX_ITERATIONS = 1_000_000  # a hundred times the 10,000 of the paper (arXiv 2510.17699)
+MAX_SEEDS = 10_000_000  # samples of one run: ten times the images of ImageNet
+MAX_BATCH = 1_000_000  # of one network call: more than any device holds of the smallest network of the zoo
+MAX_SIZE = 2**40  # numbers of one sample: a minute of video has a thousandth of it
+MAX_SEED = 2**63 - 1  # of torch's generators on every platform
+MAX_ORDER_SEED = 2**40  # of a training: the order of its pairs is seeded with a million times this
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 

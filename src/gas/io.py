@@ -49,9 +49,6 @@ _SIDE_OF_EMPTY = 1 << 16
 _SIDE, _LAYERS, _LEVELS, _SETTINGS = 4096, 32, 8, 32
 
 
-# --- writing --------------------------------------------------------------------------------------------
-
-
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
 
@@ -93,9 +90,6 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 ``text`` to ``path`` atomically."""
     return write_bytes(path, text.encode())
-
-
-# --- reading --------------------------------------------------------------------------------------------
 
 
 def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
@@ -140,9 +134,6 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-# --- JSON -----------------------------------------------------------------------------------------------
 
 
 def read_json(path: str | Path, max_bytes: int = JSON_BYTES, *, finite: bool = True) -> Any:
@@ -207,9 +198,6 @@ def _refuse_constant(name: str) -> NoReturn:
     raise UserError(f"{name} is not a number")
 
 
-# --- checksums ------------------------------------------------------------------------------------------
-
-
 def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a JSON file with its checksum as the last entry.
 
@@ -264,9 +252,6 @@ def array_checksum(arrays: Mapping[str, tuple[str, list[int], Any]], metadata: M
         hashed.update(json.dumps([name, kind, shape]).encode())
         hashed.update(data)
     return f"sha256:{hashed.hexdigest()}"
-
-
-# --- safetensors ----------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -30,7 +30,6 @@ __all__ = ["Artefact", "Document", "Entry", "load", "parse_document", "save"]
 
 Solver = Table | nn.Module
 
-# --- schema ---------------------------------------------------------------------------------------------
 
 # Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
 _FailFast = Field(fail_fast=True)
@@ -155,9 +154,6 @@ def parse_document(content: Mapping[str, Any], name: str) -> Document:
         place = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
         problem = " ".join(f"{place}: {first['msg']}"[:200].split())
         raise UserError(f"{name}: {problem}") from error
-
-
-# --- reading --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -308,9 +304,6 @@ def _square(rows: list[list[float]]) -> Tensor:
     for n, row in enumerate(rows):
         square[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
     return square
-
-
-# --- writing --------------------------------------------------------------------------------------------
 
 
 @runtime_checkable

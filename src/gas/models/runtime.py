@@ -53,9 +53,6 @@ class WrappedModel:
         return getattr(self.__dict__["model"], name)
 
 
-# --- TF32 -----------------------------------------------------------------------------------------------
-
-
 def allow_tf32(enabled: bool) -> None:
     """Set whether CUDA rounds the factors of float32 products to TF32 (10 of 23 bits), in this process.
 
@@ -100,9 +97,6 @@ def _tf32_switches() -> tuple[list[Any], str, Any, Any]:
     except RuntimeError:  # raised where the new names are set to what the old ones cannot express
         return [cudnn.conv, matmul], "fp32_precision", "tf32", "ieee"
     return [cudnn, matmul], "allow_tf32", True, False
-
-
-# --- CUDA graphs ----------------------------------------------------------------------------------------
 
 
 _MAX_GRAPHS = 64
@@ -216,8 +210,6 @@ class CudaGraphs(WrappedModel):
         )
         return replace(graphed, denoise=denoise, labels=given)
 
-
-# --- precision and compilation --------------------------------------------------------------------------
 
 # "tf32" differs from "float32" only on CUDA, and only after :func:`gas.models.allow_tf32`.
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

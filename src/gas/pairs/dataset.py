@@ -183,9 +183,8 @@ def read_pairs(
     for entry in manifest["shards"]:
         stamps.append((entry["file"], file_stamp(folder / entry["file"])))
         tensors = read_shard(folder, entry, manifest)
-        if not decoded:
-            tensors.pop("decoded", None)
-        parts.append(tensors if is_loaded else {k: tensors[k] for k in ("seeds", "labels") if k in tensors})
+        unread = () if decoded else ("decoded",) if is_loaded else ("target", "noise", "decoded")
+        parts.append({name: value for name, value in tensors.items() if name not in unread})
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     seeds, labels, shape = tensors["seeds"], tensors.get("labels"), tuple(recipe["shape"])
     if is_loaded:

@@ -38,18 +38,8 @@ __all__ = ["MANIFEST", "StoredArray", "open_folder", "read_manifest", "read_shar
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
 # Keys of every manifest's recipe.
-_REQUIRED = (
-    "model",
-    "schedule",
-    "shape",
-    "table",
-    "teacher",
-    "guidance",
-    "classes",
-    "seeds",
-    "shard",
-    "batch",
-)
+_REQUIRED = ("model", "schedule", "shape", "table", "teacher", "guidance")
+_REQUIRED += ("classes", "seeds", "shard", "batch")
 # Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
 # Meaning of the labels; shape of a decoded sample; stored tensors.
@@ -57,9 +47,6 @@ _OPTIONAL = ("conditions", "decoded", STORED)
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
 _MAX_SAMPLE = 1 << 30  # numbers of one sample: 4 GB
-
-
-# --- writing --------------------------------------------------------------------------------------------
 
 
 def open_folder(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
@@ -106,9 +93,6 @@ def manifest_of(recipe: Json, checksums: Sequence[str | None] | None = None) -> 
     return {"version": _VERSION, "recipe": recipe, "recipe_sha256": digest, "shards": shards}
 
 
-# --- reading --------------------------------------------------------------------------------------------
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder, which must be what its own recipe implies and list every shard in the folder."""
     path = folder / MANIFEST
@@ -153,8 +137,13 @@ def _check_recipe(recipe: Json, shards: Any) -> None:
 def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
     """Return the tensors of one shard, checked."""
     path = folder / entry["file"]
+    count, shape = entry["count"], manifest["recipe"]["shape"]
     try:
-        _check_size(path, entry, manifest["recipe"])
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        # Before seeds are counted out by the manifest.
+        if size < max(4 * count * math.prod(shape), 8 * count):
+            raise UserError(f"{size:,} bytes are too few for {count:,} samples of {brief(shape)}")
         tensors, metadata = read_safetensors(path)
     except (OSError, ValueError) as error:
         reason = error_text(error) if isinstance(error, ValueError) else error.strerror
@@ -164,16 +153,6 @@ def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
     if not _is_intact(folder, entry):
         raise UserError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
     return check_shard(f"shard {path}", tensors, manifest["recipe"], entry)
-
-
-def _check_size(path: Path, entry: Json, recipe: Json) -> None:
-    """Refuse a file that is too small for its entry in the manifest, before seeds are counted out by that."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if size < entry["count"] * math.prod(recipe["shape"]) * 4 or size < 8 * entry["count"]:
-        raise UserError(
-            f"{size:,} bytes are too few for {entry['count']:,} samples of {brief(recipe['shape'])}"
-        )
 
 
 def _is_intact(folder: Path, entry: Json) -> bool:
@@ -231,9 +210,6 @@ def file_stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-# --- what a shard must hold -----------------------------------------------------------------------------
-
-
 def shard_index(recipe: Json, entry: Json) -> dict[str, Tensor]:
     """Return the tensors of a shard that follow from its seeds: ``seeds (S,)`` and, unless stored, ``labels (S,)``."""
     seeds = range(entry["first_seed"], entry["first_seed"] + entry["count"])
@@ -265,9 +241,6 @@ def check_finite(name: str, target: Tensor, seeds: Tensor) -> None:
         raise UserError(
             f"{name} is not finite for seed {int(seeds[~finite][0])}; check model, guidance and table"
         )
-
-
-# --- comparing recipes ----------------------------------------------------------------------------------
 
 
 def differences(stored: Any, expected: Any, name: str = "") -> str:
