@@ -180,10 +180,11 @@ def read_pairs(
     folder, is_loaded = Path(folder), hold or decoded
     manifest = _finished_manifest(folder, model, decoded)
     recipe, stamps, parts = manifest["recipe"], [], []
+    unread = [] if decoded else ["decoded"]
+    unread += [] if is_loaded else ["target", "noise"]
     for entry in manifest["shards"]:
         stamps.append((entry["file"], file_stamp(folder / entry["file"])))
         tensors = read_shard(folder, entry, manifest)
-        unread = () if decoded else ("decoded",) if is_loaded else ("target", "noise", "decoded")
         parts.append({name: value for name, value in tensors.items() if name not in unread})
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     seeds, labels, shape = tensors["seeds"], tensors.get("labels"), tuple(recipe["shape"])

@@ -38,8 +38,8 @@ __all__ = ["MANIFEST", "StoredArray", "open_folder", "read_manifest", "read_shar
 Json = Mapping[str, Any]
 MANIFEST = "manifest.json"
 # Keys of every manifest's recipe.
-_REQUIRED = ("model", "schedule", "shape", "table", "teacher", "guidance")
-_REQUIRED += ("classes", "seeds", "shard", "batch")
+_REQUIRED = ["model", "schedule", "shape", "table", "teacher", "guidance"]
+_REQUIRED += ["classes", "seeds", "shard", "batch"]
 # Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
 # Meaning of the labels; shape of a decoded sample; stored tensors.
