@@ -31,7 +31,7 @@ PAGES = {
     "adversarial": ("Adversarial training", ["gas.training.adversarial"]),
     "evaluation": ("Evaluation and metrics", ["gas.evaluation", "gas.metrics", "gas.features"]),
     "experiments": ("Experiments", ["gas.experiments", "gas.plotting"]),
-    "solver_file": ("Solver files", ["gas.solver_file"]),
+    "solver_file": ("Solver files", ["gas.solver_file", "gas.compatibility"]),
     "integrations": (
         "Schedulers and runtimes",
         ["gas.integrations.diffusers.scheduler", "gas.integrations.k_diffusion", "gas.integrations.comfyui",

@@ -127,7 +127,7 @@ class Reader(pickle._Unpickler):
         file: open at the pickle, which ends at byte ``end``, by default that of the file.
         budget: of the whole file.
         path: of the file, to leave large storages in it.
-        storage: returns the storage that a persistent id names; without it, persistent ids are refused.
+        storage: makes the storage that a persistent id names; without it, persistent ids are refused.
     """
 
     stack: list[Any]
@@ -143,6 +143,7 @@ class Reader(pickle._Unpickler):
     ) -> None:
         super().__init__(_BoundedFile(file, budget.size if end is None else end))
         self._file, self._budget, self._path, self._storage = file, budget, path, storage
+        self.storages: dict[str, Any] = {}
         self.dispatch = _CountedHandlers(type(self).dispatch, budget)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -166,7 +167,11 @@ class Reader(pickle._Unpickler):
         if kind != "storage" or not plain or any(part is not None for part in view):
             names = [part.name for part in pid if isinstance(part, Allowed)] if isinstance(pid, tuple) else []
             raise Refused(f"a persistent id that is no storage {brief(names)}")
-        return self._storage(key, dtype, count)
+        flat = self.storages[key] if key in self.storages else self._storage(key, dtype, count)
+        if flat.dtype != dtype or len(flat) != count:
+            raise Refused("a storage of two types or lengths")
+        self.storages[key] = flat
+        return flat
 
     def load_call(self) -> None:
         """REDUCE and NEWOBJ: call a name of the table with the arguments on the stack."""
@@ -249,7 +254,6 @@ def read_torch(file: BinaryIO, budget: Budget, path: Path | None = None) -> Any:
     if not zipped:
         file.seek(start)
         return _read_older(file, budget, budget.size)
-    storages: dict[str, Any] = {}
     with open_zip(file) as archive:
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         order = members.get("byteorder")
@@ -260,14 +264,12 @@ def read_torch(file: BinaryIO, budget: Budget, path: Path | None = None) -> Any:
 
         def storage(key: str, dtype: torch.dtype, count: int) -> Any:
             member = members[f"data/{key}"]
-            if key not in storages and (path is None or member.file_size < _LARGE):
-                storages[key] = _flat(archive.read(member), dtype, count)
-            elif key not in storages and path is not None:
-                file.seek(member.header_offset + 26)
-                lengths = struct.unpack("<HH", file.read(4))  # of the name and of an extra field
-                first = member.header_offset + 30 + sum(lengths)
-                storages[key] = FileTensor(path, first, (member.file_size // dtype.itemsize,), dtype)
-            return _same(storages[key], dtype, count)
+            if path is None or member.file_size < _LARGE:
+                return _flat(archive.read(member), dtype, count)
+            file.seek(member.header_offset + 26)
+            lengths = struct.unpack("<HH", file.read(4))  # of the name and of an extra field
+            first = member.header_offset + 30 + sum(lengths)
+            return FileTensor(path, first, (member.file_size // dtype.itemsize,), dtype)
 
         data = archive.read(members["data.pkl"])
         return Reader(io.BytesIO(data), budget, end=len(data), storage=storage).load()
@@ -284,22 +286,19 @@ def _read_older(file: BinaryIO, budget: Budget, end: int, path: Path | None = No
         raise UserError("it is no file of torch.save")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("a file of a big-endian machine")
-    storages: dict[str, Any] = {}
-    room = [end - start]
+    room = end - start
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Any:
-        if key not in storages:
-            room[0] -= count * dtype.itemsize
-            if room[0] < 0:
-                raise Refused("storages of more bytes than the file")
-            # The place in the file is not known yet.
-            storages[key] = (
-                torch.empty(count, dtype=dtype) if path is None else FileTensor(path, 0, (count,), dtype)
-            )
-        return _same(storages[key], dtype, count)
+        nonlocal room
+        room -= count * dtype.itemsize
+        if room < 0:
+            raise Refused("storages of more bytes than the file")
+        # The place in the file is not known yet.
+        return torch.empty(count, dtype=dtype) if path is None else FileTensor(path, 0, (count,), dtype)
 
-    content = Reader(file, budget, end=end, storage=storage).load()
-    keys = Reader(file, budget, end=end).load()
+    reader = Reader(file, budget, end=end, storage=storage)
+    content, keys = reader.load(), Reader(file, budget, end=end).load()
+    storages = reader.storages
     if not isinstance(keys, list) or len(keys) != len(storages) or set(map(str, keys)) != set(storages):
         raise UserError("its list of storages is not of those that it uses")
     for key in keys:
@@ -313,13 +312,6 @@ def _read_older(file: BinaryIO, budget: Budget, end: int, path: Path | None = No
             flat.start = file.tell()
             file.seek(count * flat.dtype.itemsize, 1)
     return content
-
-
-def _same(flat: Any, dtype: torch.dtype, count: int) -> Any:
-    """Return a storage that several tensors share, if all agree on it."""
-    if flat.dtype != dtype or len(flat) != count:
-        raise Refused("a storage of two types or lengths")
-    return flat
 
 
 def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
