@@ -301,6 +301,7 @@ RECIPE_OF_FOUR = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["checkpoint", "zoo", "network", "manifest"])
 @pytest.mark.filterwarnings("ignore:.*has no checksum")
 def test_no_file_that_is_written_is_read_with_another_digit(kind, tmp_path):

@@ -496,6 +496,7 @@ def test_a_missing_file_is_named(tmp_path):
 INTERESTING = b'0123456789eE.+-,:[]{}"\\ntfuN \n\x00\x7f\xc3\xff'
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     where=st.integers(0, 10_000),

@@ -34,6 +34,7 @@ def pairs(folder, out, *more, model="sd", code=0):
     return run("pairs", *words, *more, code=code)
 
 
+@pytest.mark.slow
 def test_pairs_are_guided_as_the_pipelines_call_is(folder, tmp_path):
     prompts = ["--prompts", folder / "prompts.txt"]
     told = pairs(folder, tmp_path / "usual", *prompts)
@@ -45,6 +46,7 @@ def test_pairs_are_guided_as_the_pipelines_call_is(folder, tmp_path):
     assert "guidance" not in told and read_manifest(tmp_path / "ddpm")["recipe"]["guidance"] == 1
 
 
+@pytest.mark.slow
 def test_pairs_without_prompts_are_not_silent(folder, tmp_path):
     told = pairs(folder, tmp_path / "none", code=2)
     assert "error: --prompts is needed: StableDiffusionPipeline makes what a prompt says" in told
@@ -70,6 +72,7 @@ def test_commands_of_zoo_models_do_not_offer_pipelines(folder, tmp_path):
     assert "this command takes zoo models of images" in told
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch):
     """In 8 bits, part by part on the device, and text encoders only while they encode."""
     import torch

@@ -394,6 +394,7 @@ class Outside(HTMLParser):
                 self.found.append(value)
 
 
+@pytest.mark.slow
 def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path):
     shown = [
         replace(c, table=Classical("ddim", "log_snr", c.nfe, 1e-3).table(VPLinear()), label=f"<{c.label}>")

@@ -128,6 +128,7 @@ def layers_of(state):
     return torch.nn.Sequential(*layers)
 
 
+@pytest.mark.slow
 def test_lpips_is_torchmetrics(monkeypatch):
     """Its copy of LPIPS, with LPIPS's published weights of channels, around a VGG-16 that needs no torchvision."""
     from torchmetrics.functional.image import lpips as theirs

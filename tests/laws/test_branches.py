@@ -79,6 +79,7 @@ def test_all_branches_with_the_weights_of_a_scale_are_the_guided_solver(table, s
         torch.testing.assert_close(sample(guided_denoiser(), START, form), states[-1], rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(table=tables(), scale=SCALES)
 def test_a_batch_of_branches_is_the_rows_one_by_one(table, scale):

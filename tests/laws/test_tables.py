@@ -140,6 +140,7 @@ def test_dtype_and_shape_follow_x(dtype):
         assert out.shape == shape
 
 
+@pytest.mark.slow
 def test_history_is_dropped_once_it_is_not_needed():
     """Only live states and answers are held: DDIM needs one of each, whatever the number of steps."""
     import gc

@@ -250,6 +250,7 @@ def test_a_resumed_run_keeps_the_batches_of_the_first(tmp_path):
     assert not torch.equal(read_pairs(tmp_path / "other").target, read_pairs(tmp_path / "whole").target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_whichever_write_fails_nothing_half_written_stays_and_it_continues(tmp_path, monkeypatch, name):
     """The disk is full at the k-th fsync or rename, for every k that a run comes to."""

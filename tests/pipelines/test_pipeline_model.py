@@ -268,6 +268,7 @@ def test_a_batch_is_its_samples_one_by_one(family):
     torch.testing.assert_close(model.bind(labels, 2.0)(x, TIME), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd1", "flux", "z_image"])
 def test_predictions_do_without_the_text_encoders(family):
     model = from_pipeline(pipelines.build(family), PROMPTS, **pipelines.CALLS.get(family, {}))

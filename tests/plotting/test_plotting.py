@@ -157,6 +157,7 @@ def test_times_plot_takes_any_mix_of_series(tmp_path):
     assert len(accent(a)) > 0 and len(accent(b)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "curves",
     [

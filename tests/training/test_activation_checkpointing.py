@@ -48,6 +48,7 @@ def gradients(denoise, pairs, nfe, model):
     return torch.cat([p.grad.flatten() for p in solver.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nfe", "again"), [(1, None), (4, None), (4, 1), (4, 0)])
 def test_gradients_are_those_of_the_stored_graph(digits, pairs, nfe, again):
     denoise = digits.bind(pairs.labels)

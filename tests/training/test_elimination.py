@@ -84,6 +84,7 @@ def test_the_last_row_stays(row):
         without_row(guided(), row)
 
 
+@pytest.mark.slow
 def test_the_row_goes_without_which_the_rest_is_best(pairs, validation):
     reports, removals = [], eliminate(MODEL, pairs, validation, guided(), 4)
     while True:
@@ -103,6 +104,7 @@ def test_the_row_goes_without_which_the_rest_is_best(pairs, validation):
     assert loss == pytest.approx(best, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_too_few_rows_of_the_branch_are_refused(pairs, validation):
     with pytest.raises(
         gas.UserError, match=r"a table of 3 rows has no unconditional one to remove, 2 are to be left"
@@ -110,6 +112,7 @@ def test_too_few_rows_of_the_branch_are_refused(pairs, validation):
         list(eliminate(MODEL, pairs, validation, guided(), 2, config=replace(FEW, iterations=1)))
 
 
+@pytest.mark.slow
 def test_a_budget_buys_more_than_guided_calls(learned, validation):
     results = [each for each in learned if isinstance(each, Distilled) and each.branched]
     assert [result.nfe for result in results] == [3, 2]

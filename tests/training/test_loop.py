@@ -210,6 +210,7 @@ def test_settings_of_gauss_newton_out_of_range_are_refused(setting, value):
         GaussNewton(**{setting: value})
 
 
+@pytest.mark.slow
 def test_the_ranking_is_what_running_each_one_gives(validation):
     ranked = list(rank_classical(MODEL, validation, NFE, l2, rounds=((None, 16), (5, None)), batch=24))
     finalists = ranked[-5:]

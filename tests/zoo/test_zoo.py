@@ -35,6 +35,7 @@ def test_shipped_models_are_models(digits):
     assert sum(path.stat().st_size for path in weights) < 13e6
 
 
+@pytest.mark.slow
 @covering(name=["digits", "mnist"], level=[-2.0, 0.0, 2.0])
 def test_predictions_are_smooth_in_time(name, level):
     """A derivative over a small piece of time is the one over a larger: else nothing can be learned from it."""
@@ -79,6 +80,7 @@ def test_classes_guidance_and_their_errors(digits):
         digits.bind(torch.tensor([-1]))
 
 
+@pytest.mark.slow
 def test_guidance_sharpens_the_class(digits):
     labels = labels_of_seeds(10, range(50))
     with torch.no_grad():

@@ -36,6 +36,7 @@ def latent(request):
     return zoo.load(request.param)
 
 
+@pytest.mark.slow
 def test_a_pipeline_draws_the_digit_of_its_prompt(latent, measuring):
     """Through the pipeline's own call, with the scheduler that it comes with."""
     pipe = zoo.pipeline(latent.name)
@@ -50,6 +51,7 @@ def test_a_pipeline_draws_the_digit_of_its_prompt(latent, measuring):
     assert picture.size == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_solver_in_the_pipeline_is_gas_sample(latent, tmp_path):
     """The three lines of the documentation, on one file."""
     assert isinstance(latent, Model)

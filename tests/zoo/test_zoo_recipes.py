@@ -50,6 +50,7 @@ def test_the_card_repeats(digits):
     )
 
 
+@pytest.mark.slow
 def test_the_embedding_is_regressed_on_low_frequencies_only():
     rough = {**DENOISERS["digits"].network, "width": 16}
     torch.manual_seed(0)
@@ -111,6 +112,7 @@ def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_classifier_learns(digits):
     torch.manual_seed(0)
     classifier = type(digits.classifier)(size=8)

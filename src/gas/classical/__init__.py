@@ -14,8 +14,20 @@ from gas.classical.deis import deis
 from gas.classical.dpmpp import ddim, dpmpp, dpmpp_corrected
 from gas.classical.heun import heun
 from gas.classical.ipndm import ipndm
-from gas.classical.registry import NAMED_GRIDS, SOLVERS, Classical, candidates
+from gas.classical.registry import NAMED_GRIDS, SOLVERS, Classical, candidates, format_times
 from gas.classical.unipc import unipc
 
-__all__ = ["NAMED_GRIDS", "SOLVERS", "Classical", "candidates", "ddim", "deis", "dpmpp", "dpmpp_corrected"]
-__all__ += ["heun", "ipndm", "unipc"]
+__all__ = [
+    "NAMED_GRIDS",
+    "SOLVERS",
+    "Classical",
+    "candidates",
+    "ddim",
+    "deis",
+    "dpmpp",
+    "dpmpp_corrected",
+    "format_times",
+    "heun",
+    "ipndm",
+    "unipc",
+]

@@ -34,7 +34,7 @@ def gits(
 
     ``min sum_k discount^k cost(t_k, t_{k+1})``, where the cost of a jump is the distance of an Euler step from the
     teacher's state at one time to its state at the other (:func:`jump_costs`). The result is a grid
-    for any solver: ``gas.Classical(solver, gas.classical.registry.format_times(t), nfe, model.t_end)``.
+    for any solver: ``gas.Classical(solver, gas.classical.format_times(t), nfe, model.t_end)``.
 
     Args:
         model: whose denoiser to call, ``steps`` times for each pair.
