@@ -255,15 +255,15 @@ def test_a_turn_or_a_loss_in_which_nothing_can_move_leaves_the_solver_as_it_is(p
 @pytest.mark.parametrize(
     "new",
     [
-        lambda: GeneralizedSolver(MODEL.schedule, 4, MODEL.t_end),
-        lambda: GeneralizedSolver(MODEL.schedule, 4, MODEL.t_end, theory=False),
-        lambda: S4S(MODEL.schedule, 4, MODEL.t_end),
+        lambda: GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end),
+        lambda: GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end, theory=False),
+        lambda: S4S(MODEL.schedule, 3, MODEL.t_end),
     ],
     ids=["GS", "GS without theory", "S4S"],
 )
 def test_it_reaches_with_a_fifth_of_the_network_calls_what_adam_reaches(pairs, validation, new):
     """For two of three orders of the pairs: which minimum is found is a matter of the first steps."""
-    adam = Adam(iterations=300, validate_every=300)
+    adam = Adam(iterations=200, validate_every=200)
     slow = list(fit(new(), MODEL, pairs, validation=validation, loss="l2", config=adam))
     good = 0
     for seed in range(3):

@@ -16,7 +16,10 @@ from gas.training.loop import FitRecord
 from gas.training.plan import TrainingPlan
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate
+from support.covering import thinned
 from support.doubles import MIXTURE, taught
+
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
 NFE = 3
 
@@ -52,7 +55,7 @@ def validation():
     return taught(range(1000, 1064))
 
 
-@pytest.mark.parametrize("budget", [700, 1000, 1777, 4000, 9000])
+@pytest.mark.parametrize("budget", thinned([700, 1777, 6000], 3))
 def test_a_budget_is_kept_and_every_report_counts_what_has_passed_the_network(
     model, pairs, validation, budget
 ):
@@ -71,16 +74,16 @@ def test_a_budget_is_kept_and_every_report_counts_what_has_passed_the_network(
     assert budget - report.evaluations < 0.35 * budget + 200  # nor is much of it left
 
 
+@pytest.mark.slow
 def test_a_larger_budget_teaches_more(model, pairs, validation):
     """Of the unseen loss: that on the pairs chosen by differs in their number."""
     losses = {}
-    for budget in (700, 9000):
+    for budget in (700, 6000):
         *_, result = distill(model, pairs, validation, NFE, budget=budget)
         losses[budget] = float(evaluate(MIXTURE, taught(range(5000, 5128)), result.table(), l2).mean())
-    assert losses[9000] < 0.7 * losses[700]
+    assert losses[6000] < 0.7 * losses[700]
 
 
-@pytest.mark.slow
 def test_a_budget_below_one_step_is_refused_with_the_least(model, pairs, validation):
     with pytest.raises(
         UserError, match=r"budget must be at least (\d+) network evaluations at NFE 3"
@@ -94,13 +97,14 @@ def test_a_budget_below_one_step_is_refused_with_the_least(model, pairs, validat
         next(distill(model, pairs, validation, NFE, budget=5000, config=Adam()))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_with_a_budget_ends_with_the_same_bits(model, pairs, validation, tmp_path):
-    *_, expected = distill(model, pairs, validation, NFE, budget=4000)
-    for report in distill(model, pairs, validation, NFE, budget=4000, state=tmp_path):
+    *_, expected = distill(model, pairs, validation, NFE, budget=2000)
+    for report in distill(model, pairs, validation, NFE, budget=2000, state=tmp_path):
         if isinstance(report, FitRecord) and report.iteration < report.iterations:
             break
     Counting.rows = 0
-    *_, resumed = distill(model, pairs, validation, NFE, budget=4000, state=tmp_path)
+    *_, resumed = distill(model, pairs, validation, NFE, budget=2000, state=tmp_path)
     assert Counting.rows < expected.evaluations
     assert resumed.evaluations == expected.evaluations
     assert torch.equal(resumed.table().unrolled(), expected.table().unrolled())
@@ -108,24 +112,25 @@ def test_an_interrupted_training_with_a_budget_ends_with_the_same_bits(model, pa
         list(distill(model, pairs, validation, NFE, budget=5000, state=tmp_path))
 
 
+@pytest.mark.slow
 def test_the_best_so_far_is_never_worse_than_the_best_classical_solver(model, pairs, validation):
     progress = BestSoFar(MIXTURE)
-    for _ in progress.watch(distill(model, pairs, validation, NFE, budget=4000)):
+    for _ in progress.watch(distill(model, pairs, validation, NFE, budget=2000)):
         result = progress.results[NFE]
         assert result.loss <= result.best_classical_loss
         measured = evaluate(MIXTURE, validation.view(slice(0, len(result.losses))), result.table(), l2)
         assert float(measured.mean()) == pytest.approx(result.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_family_shares_its_budget(model, pairs, validation):
-    reports = distill_family(model, pairs, validation, [2, 3], budget=6000)
+    reports = distill_family(model, pairs, validation, [2, 3], budget=3000)
     members = [report for report in reports if isinstance(report, Distilled)]
-    assert sum(member.evaluations for member in members) == Counting.rows <= 6000
+    assert sum(member.evaluations for member in members) == Counting.rows <= 3000
     assert members[0].evaluations < members[1].evaluations
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("budget", [1500, 6000, None])
+@pytest.mark.parametrize("budget", thinned([1500, None], 2))
 def test_a_plan_is_what_the_training_takes(model, pairs, validation, budget):
     plan = plan_of(model, len(pairs), len(validation), NFE)
     if budget is not None:
@@ -141,7 +146,6 @@ def test_a_plan_is_what_the_training_takes(model, pairs, validation, budget):
     assert Counting.rows == pytest.approx(plan.total.evaluations, rel=0.25)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("nfe", [1, 2, 4, 6, 10])
 def test_plans_of_all_budgets_fit_them(nfe):
     full = TrainingPlan(nfe=nfe, solvers=75, pairs=1024, validation=256)
