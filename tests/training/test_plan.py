@@ -84,6 +84,7 @@ def test_a_larger_budget_teaches_more(model, pairs, validation):
     assert losses[6000] < 0.7 * losses[700]
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_step_is_refused_with_the_least(model, pairs, validation):
     with pytest.raises(
         UserError, match=r"budget must be at least (\d+) network evaluations at NFE 3"
@@ -130,6 +131,7 @@ def test_a_family_shares_its_budget(model, pairs, validation):
     assert members[0].evaluations < members[1].evaluations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", thinned([1500, None], 2))
 def test_a_plan_is_what_the_training_takes(model, pairs, validation, budget):
     plan = plan_of(model, len(pairs), len(validation), NFE)
@@ -146,6 +148,7 @@ def test_a_plan_is_what_the_training_takes(model, pairs, validation, budget):
     assert Counting.rows == pytest.approx(plan.total.evaluations, rel=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nfe", [1, 2, 4, 6, 10])
 def test_plans_of_all_budgets_fit_them(nfe):
     full = TrainingPlan(nfe=nfe, solvers=75, pairs=1024, validation=256)
