@@ -29,7 +29,7 @@ from gas.plotting.times import times_plot
 from gas.training.initialization import start_label
 from support.covering import thinned
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 HOSTILE = {
     "clears the screen": "\x1b[2J\x1b[H",

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 import gas
-from gas.classical.registry import candidates
 from gas.training.initialization import StartSearch
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -125,13 +124,6 @@ def shorten(monkeypatch):
     monkeypatch.setattr(gas.Pairs, "split", lambda pairs, last: split(pairs, min(last, len(pairs) // 2)))
     configs = {"l1": gas.Adam(iterations=2, batch=2), "l2": gas.GaussNewton(iterations=2, batch=8)}
 
-    def few(*args, **more):
-        return candidates(
-            *args, **{"solvers": ["ddim", "ipndm-3"], "grids": ["log_snr", "time_quadratic"], **more}
-        )
-
-    for module in ("initialization", "ranking"):
-        monkeypatch.setattr(f"gas.training.{module}.candidates", few)
     search = StartSearch("ddim/log_snr", screening_pairs=4, validation_pairs=8)
 
     def short(*args, loss="l2", **more):

@@ -19,7 +19,7 @@ from gas.training.distillation import STATE
 from gas.workspace import LOCK, MARKER, claim, discard, hold, scratch
 from support.commands import refused, run
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 CELLS = ("cells", "solvers", "state", "pictures")
 REPORTS = ("rankings.json", "report.csv", "report.md", "report.html")

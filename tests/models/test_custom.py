@@ -14,7 +14,7 @@ from gas.training.initialization import StartSearch
 from gas.training.loop import _implausible
 from support.doubles import Gaussian, Mixture
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 
 class Network(nn.Module):

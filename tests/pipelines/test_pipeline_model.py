@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.usefixtures("quick_gauss_newton"),
+    pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers"),
 ]  # other libraries' deprecations
 
 from gas.pipelines.loading import open_pipeline  # noqa: E402

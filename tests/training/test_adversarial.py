@@ -29,7 +29,7 @@ from gas.training.validation import evaluate
 from support.covering import thinned
 from support.doubles import MIXTURE as MODEL, Mixture, taught
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from gas.zoo import latent as latent_models
 from gas.zoo.weights_file import WEIGHTS, read_weights, write_weights
 from support.commands import run
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 NAMES = ("mnist-latent", "mnist-flow")
 
