@@ -17,10 +17,10 @@ def main():
     model = gas.pipelines.from_pipeline(pipe, PROMPTS)  # sample s has prompt s mod 4
 
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=model.t_end)
-    pairs, unseen = gas.pairs.teach(model, teacher, range(48), guidance=GUIDANCE).split(8)
+    pairs, unseen = gas.pairs.teach(model, teacher, range(32), guidance=GUIDANCE).split(8)
     solver = gas.GeneralizedSolver(model.schedule, nfe=4, t_end=model.t_end)
     # A few small steps instead of the default's 16 of up to 192 pairs.
-    few = gas.GaussNewton(iterations=4, batch=16, largest=16)
+    few = gas.GaussNewton(iterations=4, batch=12, largest=12)
     for record in gas.fit(solver, model, pairs, config=few):
         print(f"iteration {record.iteration}: validation loss {record.validation_loss:.5f}")
     gas.save("mnist-latent-4.json", solver, model=model, guidance=GUIDANCE, teacher=pairs.teacher, loss="l2")
