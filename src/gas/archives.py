@@ -16,14 +16,7 @@ import numpy as np
 
 from gas.display import brief, error_text
 from gas.errors import UserError
-from gas.io import (
-    CHECKSUM,
-    MAX_DIMENSIONS,
-    MISMATCH,
-    array_checksum,
-    check_empty_shape,
-    write_bytes,
-)
+from gas.io import CHECKSUM, MAX_DIMENSIONS, MISMATCH, array_checksum, check_empty_shape, write_bytes
 
 __all__ = ["open_zip", "read_array", "verify_arrays", "write_arrays"]
 
