@@ -21,15 +21,16 @@ from gas.pairs.shards import (
     MANIFEST,
     STORED,
     Json,
-    StoredArray,
+    Stamp,
     comparable,
     differences,
     file_stamp,
     read_manifest,
+    read_rows,
     read_shard,
 )
 
-__all__ = ["LazyArray", "Pairs", "StoredPairs", "check_conditions", "check_pairs", "join_pairs", "read_pairs"]
+__all__ = ["Pairs", "StoredPairs", "check_conditions", "check_pairs", "join_pairs", "read_pairs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,44 +121,33 @@ class Pairs:
         return self.view(slice(0, cut)), self.view(slice(cut, None))
 
 
-@dataclass(frozen=True, eq=False)
-class SeededNoise:
-    """Standard normal noise that :meth:`read` generates from seeds ``(S,)`` int64."""
-
-    sample_shape: tuple[int, ...]
-    seeds: Tensor
-
-    def __getitem__(self, index: slice | Tensor, /) -> SeededNoise:
-        return replace(self, seeds=self.seeds[index])
-
-    def read(self) -> Tensor:
-        return noise_of_seeds(self.sample_shape, self.seeds.tolist())
-
-
-# A tensor ``(S, *)`` that is not in memory until ``read()``; an index selects rows.
-LazyArray = SeededNoise | StoredArray
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class StoredPairs(Pairs):
     """Pairs on disk, for sets larger than memory: :meth:`subset`, :meth:`batches` and :meth:`load` read rows.
 
-    ``noise`` and ``target`` are each a :class:`LazyArray`; seeds and labels are in memory.
+    Seeds and labels are in memory; ``noise`` and ``target`` have a shape, but no data (torch's meta device).
     """
 
-    noise: LazyArray  # type: ignore[assignment]
-    target: LazyArray  # type: ignore[assignment]
+    folder: Path = field(kw_only=True)
+    stamps: Sequence[Stamp] = field(kw_only=True)
+    rows: Tensor = field(kw_only=True)
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return self.target.sample_shape
+    def view(self, index: slice | Tensor) -> Self:
+        positions = torch.arange(len(self))[index]
+        return replace(super().view(positions), rows=self.rows[positions])
 
     def load(self) -> Pairs:
-        noise, target = self.noise.read(), self.target.read()
+        noise, target = self.load_noise(), self._read("target")
         return Pairs(seeds=self.seeds, noise=noise, target=target, labels=self.labels, manifest=self.manifest)
 
     def load_noise(self) -> Tensor:
-        return self.noise.read()
+        if "noise" in self.manifest["recipe"].get(STORED, []):
+            return self._read("noise")
+        return noise_of_seeds(self.sample_shape, self.seeds.tolist())
+
+    def _read(self, name: str) -> Tensor:
+        size = self.manifest["recipe"]["shard"]
+        return read_rows(self.folder, self.stamps, size, self.rows, name, self.sample_shape)
 
 
 def read_pairs(
@@ -194,16 +184,17 @@ def read_pairs(
         return Pairs(
             seeds=seeds, noise=noise, target=target, labels=labels, manifest=manifest, decoded=images
         )
-    stored = StoredArray(
+    blank, rows = torch.empty(len(seeds), *shape, device="meta"), torch.arange(len(seeds))
+    return StoredPairs(
+        seeds=seeds,
+        noise=blank,
+        target=blank,
+        labels=labels,
+        manifest=manifest,
         folder=folder,
-        shards=tuple(stamps),
-        size=recipe["shard"],
-        sample_shape=shape,
-        rows=torch.arange(len(seeds)),
+        stamps=stamps,
+        rows=rows,
     )
-    is_stored = "noise" in recipe.get(STORED, [])
-    lazy_noise = replace(stored, name="noise") if is_stored else SeededNoise(shape, seeds)
-    return StoredPairs(seeds=seeds, noise=lazy_noise, target=stored, labels=labels, manifest=manifest)
 
 
 def _finished_manifest(folder: Path, model: Model | None, decoded: bool) -> Json:

@@ -8,7 +8,6 @@ import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,10 @@ from gas.io import (
 )
 from gas.models.seeds import labels_of_seeds
 
-__all__ = ["MANIFEST", "StoredArray", "open_folder", "read_manifest", "read_shard", "write_shard"]
+__all__ = ["MANIFEST", "open_folder", "read_manifest", "read_rows", "read_shard", "write_shard"]
 
 Json = Mapping[str, Any]
+Stamp = tuple[str, tuple[int, int]]
 MANIFEST = "manifest.json"
 # Keys of every manifest's recipe.
 _REQUIRED = ["model", "schedule", "shape", "table", "teacher", "guidance"]
@@ -160,46 +160,36 @@ def _is_intact(folder: Path, entry: Json) -> bool:
     return entry["sha256"] is not None and path.is_file() and sha256(path) == entry["sha256"]
 
 
-@dataclass(frozen=True, eq=False)
-class StoredArray:
-    """One tensor of every shard, ``(S, *)`` in all, of which :meth:`read` copies the selected rows into memory.
+def read_rows(
+    folder: Path, stamps: Sequence[Stamp], size: int, rows: Tensor, name: str, shape: Sequence[int]
+) -> Tensor:
+    """Return rows of one tensor of the shards, ``(S, *)`` float32; refuse a shard that changed since it was checked.
 
     A shard is mapped only while its rows are copied.
+
+    Args:
+        folder: of the shards.
+        stamps: name of each shard, and its :func:`file_stamp` when it was checked.
+        size: pairs a shard, the last one apart.
+        rows: ``(S,)`` int64, positions among all pairs of the folder.
+        name: of the tensor in each shard.
+        shape: of one sample.
     """
-
-    folder: Path
-    shards: tuple[tuple[str, tuple[int, int]], ...]  # name of each, and its file_stamp when it was checked
-    size: int  # pairs a shard, the last one apart
-    sample_shape: tuple[int, ...]
-    rows: Tensor  # (S,) int64, positions among all pairs of the folder
-    name: str = "target"  # of the tensor in each shard
-
-    def __getitem__(self, index: slice | Tensor, /) -> StoredArray:
-        return replace(self, rows=self.rows[index])
-
-    def read(self) -> Tensor:
-        """Return the values ``(S, *)`` float32; refuse a shard that has changed since it was checked."""
-        values = torch.empty(len(self.rows), *self.sample_shape)
-        numbers = self.rows // self.size
-        for number in numbers.unique().tolist():
-            self._copy(number, (numbers == number).nonzero()[:, 0].tolist(), values)
-        return values
-
-    def _copy(self, number: int, positions: list[int], values: Tensor) -> None:
-        """Copy those rows that lie in one shard."""
-        name, stamp = self.shards[number]
-        path = self.folder / name
+    values, numbers = torch.empty(len(rows), *shape), rows // size
+    for number in numbers.unique().tolist():
+        file, stamp = stamps[number]
         try:
-            if file_stamp(path) != stamp:
+            if file_stamp(folder / file) != stamp:
                 raise UserError("it was written again since it was checked")
-            with open_safetensors(path) as file:
-                stored = file.get_slice(self.name)
-                for position in positions:
-                    values[position] = stored[int(self.rows[position]) % self.size]
+            with open_safetensors(folder / file) as tensors:
+                stored = tensors.get_slice(name)
+                for position in (numbers == number).nonzero()[:, 0].tolist():
+                    values[position] = stored[int(rows[position]) % size]
         except Exception as error:  # the reader's own errors have no common class
             raise UserError(
-                f"shard {path} changed while it was in use ({error_text(error)}); {AGAIN}"
+                f"shard {folder / file} changed while it was in use ({error_text(error)}); {AGAIN}"
             ) from error
+    return values
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
