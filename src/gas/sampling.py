@@ -159,11 +159,7 @@ class Stepper:
         return stepper
 
     def step(self, x: Tensor, d: Tensor) -> Tensor:
-        """Return the next state, in the dtype of ``x``.
-
-        Args:
-            x: the newest state ``(B, *)``.
-            d: the data prediction at it, of its shape.
+        """Return the next state, in the dtype of ``x``, of the newest one ``(B, *)`` and the data prediction at it.
 
         Raises:
             UserError: when every row has been run, a tensor is not of the first state's shape and device, a weight is

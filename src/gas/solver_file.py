@@ -278,7 +278,6 @@ def load(path: str | Path) -> Artefact:
     """Read a solver file; nothing in it is executed. One without checksum is warned of.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: for anything but a well-formed file of a known version, and for one that was changed since it was
             written: one line that names the problem and its place.
     """

@@ -22,19 +22,13 @@ _LAST = 1e-3
 class Levels:
     """A published grid, called as every grid is: ``(schedule, nfe, t_end) -> (nfe + 1,)`` times from 1 to ``t_end``.
 
-    A level is ``sigma_t / alpha_t``, for a flow ``sigma_t``, which is its time.
-
-    Args:
-        model: name of the model it was published for.
-        lists: by NFE, one level for each network evaluation, noisiest first; the last time is ``t_end``.
-        between: interpolate other NFE, linearly in the logarithm of the levels, as the authors do.
-        flow: whether the model is a rectified flow.
+    A level is ``sigma_t / alpha_t``, for a flow ``sigma_t``, which is its time. The last time is ``t_end``.
     """
 
-    model: str
-    lists: Mapping[int, Sequence[float]]
-    between: bool = False
-    flow: bool = False
+    model: str  # name of the model it was published for
+    lists: Mapping[int, Sequence[float]]  # by NFE, one level for each network evaluation, noisiest first
+    between: bool = False  # interpolate other NFE, linearly in the logarithm of the levels, as the authors do
+    flow: bool = False  # whether the model is a rectified flow
 
     def __call__(self, schedule: Schedule, nfe: int, t_end: float) -> Tensor:
         self._check(schedule)

@@ -32,21 +32,13 @@ _TURNS = 6
 
 @dataclass(frozen=True)
 class Kind:
-    """A parameterization of a learned solver.
+    """A parameterization of a learned solver: ``build`` makes the module that starts at a classical one."""
 
-    Args:
-        title: for reports.
-        build: makes the module that starts at a classical solver on a schedule.
-        repeats: whether it can start at a solver with repeated times, as Heun's.
-        alternates: whether times and coefficients are learned in turns.
-        lasting: whether it keeps the formula of the classical solver, on learned times.
-    """
-
-    title: str
+    title: str  # for reports
     build: Callable[[Schedule, Classical], nn.Module]
-    repeats: bool = True
-    alternates: bool = False
-    lasting: bool = False
+    repeats: bool = True  # whether it can start at a solver with repeated times, as Heun's
+    alternates: bool = False  # whether times and coefficients are learned in turns
+    lasting: bool = False  # whether it keeps the formula of the classical solver, on learned times
 
     def starts_at(self, classical: Classical) -> bool:
         """Return whether :attr:`build` can start at this solver."""

@@ -49,9 +49,6 @@ class OwnModel:
             label; pairs record a checksum of all rows and refuse others.
         rebuild: ``t_end`` -> the model that ends there, where the schedule depends on ``t_end``.
 
-    Raises:
-        UserError: names the argument that is out of range; for weights that require gradients.
-
     >>> schedule = __import__("gas").VPLinear()
     >>> OwnModel(lambda x, t: 0 * x, schedule, (3, 8)).noise(range(2)).shape
     torch.Size([2, 3, 8])

@@ -166,19 +166,14 @@ def bind_labels(
 ) -> Denoiser:
     """Return the denoiser for these classes ``(B,)``, guided unless ``guidance`` is 1, or the unconditional one.
 
-    With labels and a null label it is a :class:`gas.denoise.ClassifierFreeGuidance`, which has branches.
+    With labels and a null label it is a :class:`gas.denoise.ClassifierFreeGuidance`, which has branches. Guidance and
+    ``labels=None`` need a null label.
 
     Args:
         conditional: ``denoise(x, t, labels)``.
-        labels: classes, or ``None``.
-        classes: how many there are.
+        labels: classes in ``[0, classes)``, or ``None``.
         null: the label that means *no class*, if there is one.
-        guidance: scale of classifier-free guidance.
         name: of the model, for messages.
-        device: where it samples.
-
-    Raises:
-        ValueError: for a label outside ``[0, classes)``, and for guidance or ``labels=None`` without a ``null`` label.
     """
     number("guidance", guidance, "(-inf, inf)")
     if labels is None and guidance != 1.0:

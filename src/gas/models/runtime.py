@@ -177,11 +177,8 @@ def kernel_key(x: Tensor) -> tuple[object, ...]:
 class CudaGraphs(WrappedModel):
     """A model on a CUDA device that runs through CUDA graphs; batches of one size share one, whatever their labels.
 
-    Args:
-        model: its ``bind`` must use labels on its device without copying them.
-
-    Raises:
-        UserError: for a model on another device, or a pipeline, whose call does more than run its network.
+    Its ``bind`` must use labels on its device without copying them. A pipeline is refused: its call does more than run
+    its network.
     """
 
     _bound: dict[tuple[int, float], tuple[Tensor | None, CudaGraphed]] = field(
@@ -247,9 +244,6 @@ class PreciseModel(WrappedModel):
         model: the wrapped model.
         precision: a name of :data:`PRECISIONS`.
         compiled: compile the network by ``torch.compile``, in place; the first call of every shape is slow.
-
-    Raises:
-        UserError: for an unknown precision, or a model to compile without a torch module as network or weights.
     """
 
     precision: str = "float32"

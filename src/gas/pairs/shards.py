@@ -165,15 +165,8 @@ def read_rows(
 ) -> Tensor:
     """Return rows of one tensor of the shards, ``(S, *)`` float32; refuse a shard that changed since it was checked.
 
-    A shard is mapped only while its rows are copied.
-
-    Args:
-        folder: of the shards.
-        stamps: name of each shard, and its :func:`file_stamp` when it was checked.
-        size: pairs a shard, the last one apart.
-        rows: ``(S,)`` int64, positions among all pairs of the folder.
-        name: of the tensor in each shard.
-        shape: of one sample.
+    ``stamps`` are the name and :func:`file_stamp` of each shard when it was checked, ``size`` is its number of pairs,
+    and ``rows`` ``(S,)`` are positions among all of them. A shard is mapped only while its rows are copied.
     """
     values, numbers = torch.empty(len(rows), *shape), rows // size
     for number in numbers.unique().tolist():

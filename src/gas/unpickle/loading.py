@@ -29,9 +29,6 @@ def read_pickle(path: str | Path, *, lazy: bool = False) -> Any:
     ``defaultdict`` come back as ``dict``, parameters as tensors, all tensors on the CPU; with ``lazy`` large contiguous
     ones stay on disk, as :class:`gas.unpickle.FileTensor`.
 
-    Raises:
-        UserError: one line that names the file and the refused instruction, or says that the file is damaged.
-
     References:
         Layouts: Karras et al., arXiv 2206.00364; Huang et al., arXiv 2501.05441 (their published weights).
     """
