@@ -105,7 +105,7 @@ def test_a_name_is_text_on_the_screen(name, monkeypatch, capfd):
     screen.note(text, label=text)
     with screen.bar(text, 1) as running:
         running.at(1, text)
-    screen.print_table(text, [text, "b"], [[text, text]], strong=text)
+    screen.print_table(text, [{text: text, "b": text}], strong=text)
     printed = capfd.readouterr()
     for shown, times in ((printed.out, 4), (printed.err, 4)):
         # Colours and the bar's own movements; no title, link, or other sequence.
@@ -146,15 +146,20 @@ def test_a_name_in_a_file_is_text_wherever_it_is_told(name, tmp_path):
 def test_a_table_cuts_no_number_and_no_name(width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")
-    columns = ["NFE", "best classical", "its loss", "started from", "GS", "better by", "network evaluations"]
-    rows = [
-        ["2", "ipndm-2 / time_quadratic", "0.02537", "unipc-2-bh1 / time_cubic", "0.009732", "2.6x", "5,620"]
-    ]
-    screen.print_table("l2 to the teacher on 32 validation pairs", columns, rows, strong="2")
+    row = {
+        "NFE": "2",
+        "best classical": "ipndm-2 / time_quadratic",
+        "its loss": "0.02537",
+        "started from": "unipc-2-bh1 / time_cubic",
+        "GS": "0.009732",
+        "better by": "2.6x",
+        "network evaluations": "5,620",
+    }
+    screen.print_table("l2 to the teacher on 32 validation pairs", [row], strong="2")
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert max(map(len, printed.splitlines())) <= width
     words = printed.split()
-    assert all(word in words for text in (*columns, *rows[0]) for word in text.split())
+    assert all(word in words for cell in row.items() for text in cell for word in text.split())
 
 
 @pytest.mark.slow
@@ -279,8 +284,8 @@ def test_no_loss_is_shown_as_zero(value):
     from gas.cli.evaluate import _cells
 
     row = SolverMetrics("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
-    mse, _, l1 = _cells(row)[3:6]
-    shown = [float(part) for cell in (mse, l1) for part in cell.split(" ± ")]
+    cells = [_cells(row)[column] for column in ("MSE to teacher", "L1")]
+    shown = [float(part) for cell in cells for part in cell.split(" ± ")]
     np.testing.assert_allclose(shown, [value, value / 10, value], rtol=0.05)
 
 

@@ -54,11 +54,9 @@ class _OneLineErrors(TyperGroup):
         except _UsageError as error:
             _print_line(f"error: {_usage(error)}")
             code = 2
-        except typer.Abort:
-            code = 130
-        # An interrupt outside of any command: while options were read and modules loaded.
-        if code == 130 and not _interrupt_reported:
+        except typer.Abort:  # an interrupt outside of any command: while options were read and modules loaded
             _print_line("interrupted.")
+            code = 130
         sys.exit(code if isinstance(code, int) else 0)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -85,13 +83,10 @@ paper = typer.Typer(
 )
 app.add_typer(paper, name="paper", rich_help_panel="Reproduce the paper")
 _debug = False
-_interrupt_reported = False
 
 
 def _show_version(requested: bool) -> None:
     if requested:
-        import gas
-
         sys.stdout.write(f"gas-solver {gas.__version__}\n")
         raise typer.Exit
 
@@ -127,10 +122,9 @@ def command(
 ) -> Callable[[Callable[P, None]], Callable[..., None]]:
     """Register a command: its help ends with an example, its errors are one line and exit code 2.
 
-    A parameter whose type is a dataclass is a group of options, one for each field.
-
-    Bad input (:class:`gas.UserError`, OSError, ArithmeticError, a missing optional package) is reported without a
-    traceback unless ``--debug``; an interrupt exits with 130. Anything else is a defect and shows itself.
+    A parameter whose type is a dataclass is a group of options, one for each field. Bad input (:class:`gas.UserError`,
+    OSError, ArithmeticError, a missing optional package) is reported without a traceback unless ``--debug``; an
+    interrupt exits with 130. Anything else is a defect and shows itself.
 
     Args:
         example: a command line.
@@ -175,20 +169,14 @@ def command(
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Report an interrupt or a user's mistake in one line and end the command; ``--debug`` shows the traceback."""
-    global _interrupt_reported
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, UserError, OSError, ArithmeticError, ModuleNotFoundError) as error:
         if _debug:
             raise
-        _interrupt_reported = True
-        _print_line(f"interrupted. {stop}".rstrip())
-        raise typer.Exit(130) from None
-    except (UserError, OSError, ArithmeticError, ModuleNotFoundError) as error:
-        if _debug:
-            raise
-        _print_line(f"error: {error_text(error)}")
-        raise typer.Exit(2) from None
+        stopped = isinstance(error, KeyboardInterrupt)
+        _print_line(f"interrupted. {error}".rstrip() if stopped else f"error: {error_text(error)}")
+        raise typer.Exit(130 if stopped else 2) from None
 
 
 def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
@@ -197,10 +185,11 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
     groups: dict[str, Any] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         kind: Any = parameter.annotation
+        parameter = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         if not is_dataclass(kind):
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter)
             continue
-        groups[parameter.name], panel = kind, vars(kind)["panel"]
+        groups[parameter.name], panel = kind, getattr(kind, "panel", None)
         types = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
@@ -208,7 +197,7 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
             option = copy.copy(option)
             option.rich_help_panel = panel
             single = parameter.replace(name=field.name, default=default, annotation=Annotated[value, option])
-            parameters.append(single.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(single)
     return parameters, groups
 
 

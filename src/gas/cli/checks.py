@@ -91,7 +91,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def error_text(error: Exception) -> str:
+def error_text(error: BaseException) -> str:
     """Return an error's message; for a path that the system refused, the problem and its remedy."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error) or f"{type(error).__name__} without a message"

@@ -13,10 +13,9 @@ import typer
 import gas
 from gas.arguments import MAX_SEEDS
 from gas.cli import options
-from gas.cli.app import command
+from gas.cli.app import command, resumable
 from gas.cli.checks import FOLDER, option, split_names
-from gas.cli.evaluate import load_space
-from gas.cli.loading import reported
+from gas.cli.loading import REPORTED
 from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json, print_table
 from gas.display import significant
@@ -74,11 +73,16 @@ def compare(
     Interrupted at any point, the same command resumes; results whose settings changed are made again. report.html in
     --out needs no other file; report.md, report.csv, the pictures and a solver file for each result lie beside it.
     """
-    _check_combination(context, features, unseen)
+    if unseen is not None and options.was_given(context, "seeds"):
+        raise gas.UserError("--seeds and --unseen are two sets of noise to measure on: leave one out")
+    if unseen is None and options.was_given(context, "count"):
+        raise gas.UserError("--count is for --unseen: --seeds sets the number of samples without it")
     methods = [gas.experiments.method_by_name(name, optimizer.start) for name in split_names(solvers)]
     if not methods:
         raise gas.UserError("--solvers names nothing to compare")
-    measures, nfes = _measures(metrics), options.parse_nfes(nfe)
+    measures, nfes = split_names(metrics), options.parse_nfes(nfe)
+    for name in measures:
+        gas.registry.named("metric", name, gas.experiments.MEASURES)
     budget, loaded = _budget(optimizer, gas_iterations, rank, guides), network.load(pairs)
     train, held_out = options.split_pairs(gas.read_pairs(pairs, model=loaded, hold=False), validation)
     experiment = gas.experiments.Experiment(
@@ -86,8 +90,8 @@ def compare(
     )
     if any(row.base is not None for row in methods):
         _ = experiment.adversary  # refuses a model without a discriminator before anything is trained
-    space = load_space(loaded, features)
-    names = [name for name in split_names(metrics) if name in gas.features.per_sample.SAMPLE_METRICS]
+    space = features.space(loaded)
+    names = [name for name in measures if name in gas.features.per_sample.SAMPLE_METRICS]
     per_sample = gas.features.per_sample.sample_metrics(names, loaded, metric_weights)
     gas.experiments.claim_folders(out)
     unseen_pairs = _unseen(loaded, train, unseen, seeds, count, out)
@@ -95,13 +99,14 @@ def compare(
     running = gas.experiments.run_experiment(
         experiment, evaluator, methods, nfes, gas.experiments.Store(out), _commands(context)
     )
-    results = list(_followed(running, len(methods) * len(nfes) + 1, out))
+    with resumable(f"Results are in {out}"):
+        results = _followed(running, len(methods) * len(nfes) + 1)
     report = gas.experiments.Report(
         title=f"{loaded.name}: {len(methods)} solvers at NFE {', '.join(map(str, nfes))}",
         lines=_lines(experiment, evaluator, methods),
         command=_command(context),
         results=results,
-        measures=measures,
+        measures=measures or tuple(gas.experiments.MEASURES),
         reported=_reported(network.model, features),
         pictures=_drawn(results, loaded, out / "pictures"),
     )
@@ -120,7 +125,7 @@ def _budget(
     return gas.experiments.Budget(
         config=replace(optimizer, start="best").config(),
         loss=optimizer.loss,
-        gas=options.adam_against(gas_iterations, optimizer.seed),
+        gas=options.adam_against(gas_iterations, seed=optimizer.seed),
         rank=rank,
         guides=guides,
     )
@@ -128,17 +133,11 @@ def _budget(
 
 def _print(report: gas.experiments.Report) -> None:
     for table in report.headline():
-        rows = [[label, *(entry.text for entry in entries)] for label, entries in table.rows]
-        print_table(table.title, ["solver", *map(str, table.nfes)], rows, strong="GAS")
-
-
-def _check_combination(context: typer.Context, features: options.FeatureOptions, unseen: Path | None) -> None:
-    """Refuse options that contradict each other."""
-    options.check_space(features.features, features.weights)
-    if unseen is not None and options.was_given(context, "seeds"):
-        raise gas.UserError("--seeds and --unseen are two sets of noise to measure on: leave one out")
-    if unseen is None and options.was_given(context, "count"):
-        raise gas.UserError("--count is for --unseen: --seeds sets the number of samples without it")
+        rows = [
+            {"solver": label} | {str(nfe): entry.text for nfe, entry in zip(table.nfes, entries, strict=True)}
+            for label, entries in table.rows
+        ]
+        print_table(table.title, rows, strong="GAS")
 
 
 def _unseen(
@@ -174,24 +173,21 @@ def _command(context: typer.Context, without: tuple[str, ...] = ()) -> str:
 
 
 def _followed(
-    running: Iterator[gas.experiments.TrainingReport | gas.experiments.MethodResult], total: int, out: Path
-) -> Iterator[gas.experiments.MethodResult]:
-    """Yield results as they come, with a progress bar."""
-    try:
-        with bar("results", total) as progress:
-            done = 0
-            for report in running:
-                if isinstance(report, gas.experiments.MethodResult):
-                    done += 1
-                    progress.at(done, f"NFE {report.nfe}: {report.label}")
-                    yield report
-                else:
-                    record = report.record
-                    step = f"step {record.iteration} of {record.iterations}"
-                    loss = significant(record.validation_loss)
-                    progress.at(done, f"NFE {report.nfe}: {report.label}, {step}, {loss}")
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Results are in {out}; the same command resumes from there.") from None
+    running: Iterator[gas.experiments.TrainingReport | gas.experiments.MethodResult], total: int
+) -> list[gas.experiments.MethodResult]:
+    """Return the results, with a progress bar."""
+    results = []
+    with bar("results", total) as progress:
+        for report in running:
+            detail = f"NFE {report.nfe}: {report.label}"
+            if isinstance(report, gas.experiments.MethodResult):
+                results.append(report)
+            else:
+                record = report.record
+                detail += f", step {record.iteration} of {record.iterations}"
+                detail += f", {significant(record.validation_loss)}"
+            progress.at(len(results), detail)
+    return results
 
 
 def _drawn(
@@ -207,17 +203,10 @@ def _drawn(
 
 def _reported(model: str, features: options.FeatureOptions) -> gas.experiments.ReportedResults | None:
     """The paper's FID of a model, where ours is FID too."""
-    figures = reported(model)
-    if not figures or features.features != "inception" or features.reference is None:
+    prefix, _, name = model.partition(":")
+    if prefix not in REPORTED or features.features != "inception" or features.reference is None:
         return None
-    return gas.experiments.ReportedResults("arXiv 2510.17699", figures)
-
-
-def _measures(text: str) -> tuple[str, ...]:
-    names = split_names(text)
-    for name in names:
-        gas.registry.named("metric", name, gas.experiments.MEASURES)
-    return tuple(names) or tuple(gas.experiments.MEASURES)
+    return gas.experiments.ReportedResults("arXiv 2510.17699", REPORTED[prefix](name))
 
 
 def _lines(

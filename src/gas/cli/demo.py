@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from gas.cli.checks import option
 from gas.cli.evaluate import print_metrics, teacher_progress
 from gas.cli.follow import show
 from gas.cli.loading import load_zoo
-from gas.cli.options import Device, Json, Seed, ZooName
+from gas.cli.options import Device, Json, Seed, ZooName, adam_against
 from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json
 from gas.display import significant
@@ -101,13 +101,7 @@ def _learn_adversarial(
 ) -> gas.GeneralizedSolver:
     """Go on against a discriminator in a demo's time: few steps, on few pairs."""
     solver = gas.GeneralizedSolver.from_table(model.schedule, table, model.t_end)
-    config = replace(
-        gas.training.adversarial.setup.GAS,
-        iterations=GAS_STEPS,
-        batch=16,
-        validate_every=GAS_STEPS // 4,
-        seed=seed,
-    )
+    config = adam_against(GAS_STEPS, batch=16, validate_every=GAS_STEPS // 4, seed=seed)
     adversary = gas.adversary_for(model, pairs, config=config, samples=EVALUATED, seed=seed)
     with bar("critic", GAS_STEPS) as running:
         for record in gas.training.adversarial.fit_adversarial(adversary, solver, model, pairs, validation):
@@ -125,10 +119,8 @@ def _measure(
 ) -> list[gas.evaluation.SolverMetrics]:
     """Measure learned and classical tables, draw the first samples and the times of each; return the measurements."""
     nfe = next(iter(learned.values())).nfe
-    tables = {}
-    for name, solver in BASELINES.items():
-        best = gas.training.best_classical(model, pairs, nfe, [solver])
-        tables[name] = (best.classical.label, best.table)
+    ranked = {name: gas.training.best_classical(model, pairs, nfe, [x]) for name, x in BASELINES.items()}
+    tables = {name: (best.classical.label, best.table) for name, best in ranked.items()}
     tables |= {name: ("learned", table) for name, table in learned.items()}
     rows, images = [], []
     # Pair by pair alone: a Frechet distance of so few samples is mostly bias.
@@ -143,17 +135,9 @@ def _measure(
     title = f"Teacher\n{teacher.label}\n{teacher.nfe} calls"
     images.append((title, pairs.target[:_COLUMNS].clamp(-1, 1)))
     highlight = list(tables).index("GS")
-    gas.plotting.sample_grid(
-        out / "samples.png",
-        images,
-        title=f"The same network, the same noise, {nfe} network calls",
-        note=f"{model.name}: the first {_COLUMNS} unseen seeds; MSE to the teacher over {len(pairs)}.",
-        highlight=highlight,
-    )
-    gas.plotting.times_plot(
-        out / "times.png",
-        [(name, table.times.tolist(), ()) for name, (_, table) in tables.items()],
-        model.schedule,
-        highlight=highlight,
-    )
+    title = f"The same network, the same noise, {nfe} network calls"
+    text = f"{model.name}: the first {_COLUMNS} unseen seeds; MSE to the teacher over {len(pairs)}."
+    gas.plotting.sample_grid(out / "samples.png", images, title=title, note=text, highlight=highlight)
+    times = [(name, table.times.tolist(), ()) for name, (_, table) in tables.items()]
+    gas.plotting.times_plot(out / "times.png", times, model.schedule, highlight=highlight)
     return rows

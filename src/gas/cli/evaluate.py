@@ -63,9 +63,11 @@ class Evaluation:
         first, stop = self.document["seeds"]
         title = f"{self.document['model']}: {stop - first} samples, seeds {first} to {stop - 1}"
         print_metrics(title, self.rows, strong=self.strongest)
-        title = "the same, as distributions of features; 95% intervals"
-        print_distributions(title, self.rows, strong=self.strongest)
-        print_distributions("the same, against real images", self.rows, strong=self.strongest, data=True)
+        for title, data in (
+            ("the same, as distributions of features; 95% intervals", False),
+            ("the same, against real images", True),
+        ):
+            print_distributions(title, self.rows, self.strongest, data)
 
 
 @command(
@@ -89,7 +91,6 @@ def evaluate(
     the grid that is best for it on these very seeds, which favors it; of more than eight candidates, all are measured
     on the first 64 seeds and the best eight on all. The first file names the teacher.
     """
-    options.check_space(features.features, features.weights)
     given = {"solver": teacher, "grid": grid, "nfe": teacher_nfe}
     evaluate_files(network.load(), evaluation, features, given=given).show(json)
 
@@ -121,7 +122,7 @@ def evaluate_files(
     for solver, _, grid in (name.partition("/") for name in baselines):
         # Refused before any work.
         _ = [gas.Classical(solver, grid or "log_snr", nfe, model.t_end) for nfe in nfes]
-    space = load_space(model, features)
+    space = features.space(model)
     metrics = gas.features.per_sample.sample_metrics(
         split_names(evaluation.metrics), model, evaluation.metric_weights
     )
@@ -133,10 +134,9 @@ def evaluate_files(
     # By name and NFE: two baselines may be the same solver on the same grid.
     rows_of = _entries(evaluator, model, nfes, artefacts, baselines, evaluation.every)
     entries = list({(entry.name, entry.nfe): entry for entry in rows_of}.values())
-    if not evaluation.nfe:
-        for name, artefact in artefacts.items():
-            for count in artefact.forwards:
-                entries.append(_Entry(f"{name}, by forward passes", count, artefact.table(forwards=count)))
+    for name, artefact in artefacts.items() if not evaluation.nfe else ():
+        for count in artefact.forwards:
+            entries.append(_Entry(f"{name}, by forward passes", count, artefact.table(forwards=count)))
     rows = _measure(evaluator, model, entries)
     if evaluation.picture is not None and gas.distributed.is_first():
         _draw(evaluation.picture, entries, rows, model.name)
@@ -164,10 +164,8 @@ def _teacher(artefact: gas.Artefact, usual: Mapping[str, Any], given: Mapping[st
     """Return the teacher: as given, else the file's, else as usual, else UniPC-3."""
     teacher = artefact.document.teacher or {}
     known = teacher if "solver" in teacher else {}  # an imported set does not name its teacher
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return gas.Classical(
-        **{"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known, **chosen}
-    )
+    settings = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known}
+    return gas.Classical(**settings | {name: value for name, value in given.items() if value is not None})
 
 
 def _entries(
@@ -212,8 +210,10 @@ def _measure(
     for entry, row in zip(entries, rows, strict=True):
         best = min((other for other in rows if other.nfe == row.nfe), key=lambda other: other.mse)
         if entry.interpolated and best.mse < row.mse:
-            text = f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or use that"
-            note(f": {text}", label="warning")
+            note(
+                f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or use that",
+                label="warning: ",
+            )
     return rows
 
 
@@ -242,18 +242,6 @@ def teacher_progress(batches: Sequence[int]) -> Iterable[int]:
     return tracked("teacher", batches, len(batches))
 
 
-def load_space(model: gas.models.Model, features: options.FeatureOptions) -> gas.evaluation.FeatureSpace:
-    """Load the feature space of the options, with a progress bar of real images."""
-    return gas.evaluation.feature_space(
-        model,
-        features.features,
-        features.weights,
-        reference=features.reference,
-        real=features.real,
-        progress=lambda batches, count: tracked("real images", batches, count),
-    )
-
-
 def warn_of_provenance(artefact: gas.Artefact, model: gas.models.Model, seeds: range | None = None) -> None:
     """Print the warnings of :func:`gas.evaluation.solver_files.provenance_warnings`."""
     for warning in gas.evaluation.solver_files.provenance_warnings(artefact, model, seeds):
@@ -262,62 +250,55 @@ def warn_of_provenance(artefact: gas.Artefact, model: gas.models.Model, seeds: r
 
 def print_metrics(title: str, rows: Sequence[gas.evaluation.SolverMetrics], *, strong: str = "GS") -> None:
     """Print solvers' errors to the teacher, Frechet distances and per-sample metrics as a table."""
-    columns = ["solver", "NFE", "forward passes", "MSE to teacher", "median", "L1", "PSNR dB"]
-    columns += ["Frechet to data", "to teacher"]
-    _print_filled(title, [*columns, *rows[0].more], [_cells(row) for row in rows], strong)
+    print_table(title, [_cells(row) for row in rows], strong=strong)
 
 
 def print_distributions(
-    title: str, rows: Sequence[gas.evaluation.SolverMetrics], *, strong: str = "GS", data: bool = False
+    title: str, rows: Sequence[gas.evaluation.SolverMetrics], strong: str, data: bool
 ) -> None:
     """Print distances to the teacher's distribution, or to real images; nothing where they were not measured."""
     if all((row.to_data if data else row.to_teacher) is None for row in rows):
         return
 
-    columns = ["solver", "NFE", "Frechet to data", f"Frechet to {'real images' if data else 'teacher'}"]
-    columns += ["kernel distance", "precision", "recall", "density", "coverage"]
     cells = []
     for row in rows:
-        frechet = "" if data else _bracketed(row.frechet_data_corrected, row.frechet_data_interval)
         distances = row.to_data if data else None if row.mse == 0 else row.to_teacher
-        cells.append([row.name, str(row.nfe), frechet, *_distances(distances)])
-    _print_filled(
-        title, columns, cells, strong, caption=f"{gas.metrics.distances.BRACKETS}\n± is one standard error."
-    )
+        frechet = _bracketed(row.frechet_data_corrected, row.frechet_data_interval)
+        cells.append(
+            {
+                "solver": row.name,
+                "NFE": row.nfe,
+                "Frechet to data": None if data else frechet,
+                f"Frechet to {'real images' if data else 'teacher'}": distances
+                and _bracketed(distances.frechet_corrected, distances.frechet_interval),
+                "kernel distance": distances and _number(distances.kernel, distances.kernel_std),
+                **{
+                    name: distances and distances.prdc and f"{getattr(distances.prdc, name):.3f}"
+                    for name in ("precision", "recall", "density", "coverage")
+                },
+            }
+        )
+    caption = f"{gas.metrics.distances.BRACKETS}\n± is one standard error."
+    print_table(title, cells, strong=strong, caption=caption)
 
 
-def _print_filled(
-    title: str, columns: list[str], rows: list[list[str]], strong: str, caption: str | None = None
-) -> None:
-    """Print a table without its empty columns."""
-    filled = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in rows)]
-    cells = [[row[i] for i in filled] for row in rows]
-    print_table(title, [columns[i] for i in filled], cells, strong=strong, caption=caption)
-
-
-def _cells(row: gas.evaluation.SolverMetrics) -> list[str]:
-    errors = [
-        _number(row.mse, row.mse_half_width),
-        _number(row.mse_median),
-        _number(row.l1),
-        "" if row.psnr is None else f"{row.psnr:.1f}",
-    ]
-    to_teacher = _number(None if row.to_teacher is None else row.to_teacher.frechet)
-    if row.mse == 0:  # the teacher itself
-        errors, to_teacher = [""] * len(errors), ""
-    more = [_number(*interval) for interval in row.more.values()]
-    passes = "" if row.forward_passes is None else str(row.forward_passes)
-    return [row.name, str(row.nfe), passes, *errors, _number(row.frechet_data), to_teacher, *more]
-
-
-def _distances(distances: gas.metrics.Distribution | None) -> list[str]:
-    if distances is None:
-        return [""] * 6
-    shares = (
-        [""] * 4 if distances.prdc is None else [f"{value:.3f}" for value in vars(distances.prdc).values()]
-    )
-    frechet = _bracketed(distances.frechet_corrected, distances.frechet_interval)
-    return [frechet, _number(distances.kernel, distances.kernel_std), *shares]
+def _cells(row: gas.evaluation.SolverMetrics) -> dict[str, object]:
+    """The measurements of a solver by column; the teacher has no errors."""
+    errors = {
+        "MSE to teacher": _number(row.mse, row.mse_half_width),
+        "median": _number(row.mse_median),
+        "L1": _number(row.l1),
+        "PSNR dB": None if row.psnr is None else f"{row.psnr:.1f}",
+    }
+    return {
+        "solver": row.name,
+        "NFE": row.nfe,
+        "forward passes": row.forward_passes,
+        **{name: text if row.mse else None for name, text in errors.items()},
+        "Frechet to data": _number(row.frechet_data),
+        "to teacher": _number(row.to_teacher.frechet) if row.to_teacher and row.mse else None,
+        **{name: _number(*interval) for name, interval in row.more.items()},
+    }
 
 
 def _number(value: float | None, half_width: float | None = None) -> str:

@@ -67,7 +67,7 @@ def show(
                 if report.iteration == report.iterations and learning == solver:
                     # A discriminator goes on where the first training ends.
                     learning, spent = "GAS", spent + report.evaluations
-            elif isinstance(report, gas.Distilled):
+            else:
                 _note_adversarial(report, nfe)
                 return report
     raise RuntimeError("the reports ended without a result")

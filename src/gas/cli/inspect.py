@@ -10,7 +10,7 @@ from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import FILE, argument, option
 from gas.cli.options import Json, Picture, interpolation
-from gas.cli.screen import note, print_json, print_table
+from gas.cli.screen import note, print_facts, print_json, print_table
 from gas.display import significant
 
 
@@ -50,28 +50,28 @@ def _print_summary(artefact: gas.Artefact, file: Path) -> None:
     """Print what the file is for and, for each NFE, the start and the measurements."""
     document = artefact.document
     model = document.model or {}
-    facts = [
-        ["model", str(model.get("name", "any"))],
-        ["weights", str(model.get("sha256", "any"))[:16]],
-        ["shape", "x".join(map(str, model.get("sample_shape", []))) or "any"],
-        ["schedule", str((document.schedule or {}).get("kind", "any"))],
-        ["guidance", f"{document.guidance:g}"],
-        ["teacher", ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said"],
-        ["loss", document.loss or "not said"],
-        ["learned", str(document.training.get("solver", "not said"))],
-        ["made with", ", ".join(f"{k} {v}" for k, v in document.versions.items())],
-    ]
-    print_table(f"{file} ({file.stat().st_size / 1000:.1f} kB)", ["what", "value"], facts)
+    facts = {
+        "model": model.get("name", "any"),
+        "weights": str(model.get("sha256", "any"))[:16],
+        "shape": "x".join(map(str, model.get("sample_shape", []))) or "any",
+        "schedule": (document.schedule or {}).get("kind", "any"),
+        "guidance": f"{document.guidance:g}",
+        "teacher": ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said",
+        "loss": document.loss or "not said",
+        "learned": document.training.get("solver", "not said"),
+        "made with": ", ".join(f"{k} {v}" for k, v in document.versions.items()),
+    }
+    print_facts(f"{file} ({file.stat().st_size / 1000:.1f} kB)", facts)
     rows = [
-        [
-            _size(entry).removeprefix("NFE "),
-            entry.kind,
-            "" if entry.start is None else gas.training.initialization.start_label(entry.start),
-            ", ".join(f"{name} {_number(value)}" for name, value in entry.measured.items()),
-        ]
+        {
+            "NFE": _size(entry).removeprefix("NFE "),
+            "kind": entry.kind,
+            "started from": entry.start and gas.training.initialization.start_label(entry.start),
+            "measured": ", ".join(f"{name} {_number(value)}" for name, value in entry.measured.items()),
+        }
         for entry in sorted(document.solvers, key=lambda entry: (entry.branches is not None, entry.nfe))
     ]
-    print_table("Tables", ["NFE", "kind", "started from", "measured"], rows)
+    print_table("Tables", rows)
 
 
 def _size(entry: gas.solver_file.Entry) -> str:
@@ -85,20 +85,11 @@ def _number(value: float) -> str:
 
 def _print_rows(table: gas.Table) -> None:
     """Print a table of coefficients."""
-    weights = [[*states, *outputs] for states, outputs in zip(table.states, table.outputs, strict=True)]
-    branches = table.branches or ()
-    rows = [
-        [
-            f"x_{n + 1}",
-            *branches[n : n + 1],
-            significant(float(time)),
-            *(significant(float(w)) if w else "" for w in row),
-        ]
-        for n, (time, row) in enumerate(zip(table.times, weights, strict=True))
-    ]
-    names = [f"{letter}_{j}" for letter in "xd" for j in range(table.nfe)]
-    print_table(
-        "x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j",
-        ["row", *(["branch"] if branches else []), "time", *names],
-        rows,
-    )
+    rows = []
+    for n, time in enumerate(table.times):
+        row = {"row": f"x_{n + 1}", "branch": table.branches and table.branches[n]}
+        row["time"] = significant(float(time))
+        for letter, weights in (("x", table.states[n]), ("d", table.outputs[n])):
+            row |= {f"{letter}_{j}": significant(float(w)) if w else "" for j, w in enumerate(weights)}
+        rows.append(row)
+    print_table("x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j", rows)

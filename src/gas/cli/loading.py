@@ -1,88 +1,63 @@
-"""The model that ``--model`` names, with the pipeline, precision and recording that further options ask for."""
+"""The model that the options of a network name, with the pipeline and precision that they ask for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gas
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """A prefix of model names, as ``preset:`` of ``preset:cifar10``.
-
-    Attributes:
-        load: ``(name, prompts, call, device)`` -> the model.
-        reported: name -> FID that a paper reports, by solver and NFE.
-    """
-
-    load: Callable[[str, Path | None, str, str], gas.models.Model]
-    reported: Callable[[str], Mapping[tuple[str, int], float]] = lambda name: {}
-
+if TYPE_CHECKING:
+    from gas.cli.options import NetworkOptions
 
 # Endings of files that an argument of a pipeline's call may name.
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
-# Sources beside the zoo and diffusers, by prefix; the paper's commands add theirs.
-SOURCES: dict[str, ModelSource] = {}
+# Prefixes of --model beside diffusers: -> the loader of a name from prompts, call and device; the paper's commands add
+# theirs, and the FID that a paper reports of a name, by solver and NFE.
+SOURCES: dict[str, Callable[[str, Path | None, str, str], gas.models.Model]] = {}
+REPORTED: dict[str, Callable[[str], Mapping[tuple[str, int], float]]] = {}
 
 
-def _source(name: str) -> tuple[ModelSource | None, str]:
-    """Return the source of a model name, if it has one, and the name without its prefix."""
+def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models.Model:
+    """Load a model onto its device; prompts that are not given come from a folder of pairs."""
+    name, prompts, call, device = network.model, network.prompts, network.call, network.device
     prefix, _, rest = name.partition(":")
-    return SOURCES.get(prefix), rest
-
-
-def reported(name: str) -> Mapping[tuple[str, int], float]:
-    """Return the FID that the paper reports for a model, by solver and NFE; empty for other models."""
-    source, rest = _source(name)
-    return {} if source is None else source.reported(rest)
-
-
-def load_model(
-    name: str,
-    device: str,
-    precision: str = "float32",
-    compiled: bool = False,
-    *,
-    prompts: Path | None = None,
-    call: str = "",
-    pairs: Path | None = None,
-    weights: Mapping[str, str | None] | None = None,
-) -> gas.zoo.ZooModel | gas.pipelines.PipelineModel:
-    """Load a model onto a device; ``weights`` are the dtype, quantization and offloading of a pipeline's."""
-    source, rest = _source(name)
-    weights = {key: value for key, value in (weights or {}).items() if value is not None}
-    if weights and not name.startswith("diffusers:"):
+    is_pipeline = name.startswith("diffusers:")
+    weights = {key: getattr(network, key) for key in ("dtype", "quantize", "offload")}
+    weights = {key: value for key, value in weights.items() if value is not None}
+    if weights and not is_pipeline:
         raise gas.UserError(
             f"--{next(iter(weights))} is for pipelines (--model diffusers:...), got --model {name}"
         )
-    if not rest and (source is not None or name == "diffusers:"):
+    if not rest and (prefix in SOURCES or is_pipeline):
         raise gas.UserError(f"--model {name} wants a name after the colon")
     model: Any
-    if name.startswith("diffusers:"):
+    if is_pipeline:
         if "/" not in rest:
             Path(rest).stat()  # repositories are OWNER/NAME, so that this is a folder
-        model = _pipeline(rest, prompts, call, pairs, device=device, **weights)
-    elif source is not None:
-        model = source.load(rest, prompts, call, device)
+        arguments, offload = _call_arguments(prompts, call, pairs), weights.pop("offload", None)
+        pipe = gas.pipelines.open_pipeline(rest, **weights)
+        gas.pipelines.loading.place_pipeline(pipe, device, offload)
+        model = gas.pipelines.from_pipeline(pipe, **arguments)
+    elif prefix in SOURCES:
+        model = SOURCES[prefix](rest, prompts, call, device)
     elif prompts is not None or call:
         raise gas.UserError(
             f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
         )
     else:
         model = gas.zoo.load(name).to(device)
-    # A PreciseModel has every attribute of the model inside.
-    return cast("gas.zoo.ZooModel", gas.models.precise(model, precision, compiled=compiled))
+    model = gas.models.precise(model, network.precision, compiled=network.compiled)
+    return gas.models.CudaGraphs(model) if network.cuda_graphs else model
 
 
 def load_zoo(name: str, device: str) -> gas.zoo.ZooModel:
     """Load a zoo model of images onto a device."""
-    if name.startswith("diffusers:") or _source(name)[0] is not None:
+    prefix = name.partition(":")[0]
+    if prefix in (*SOURCES, "diffusers"):
         raise gas.UserError(
             f"this command takes zoo models of images, digits or mnist say, got --model {name[:80]}"
         )
@@ -93,32 +68,25 @@ def load_zoo(name: str, device: str) -> gas.zoo.ZooModel:
     return cast("gas.zoo.ZooModel", gas.zoo.load(name).to(device))
 
 
-def _pipeline(
-    source: str,
-    prompts: Path | None,
-    call: str,
-    pairs: Path | None,
-    *,
-    device: str,
-    dtype: str | None = None,
-    quantize: str | None = None,
-    offload: str | None = None,
-) -> gas.pipelines.PipelineModel:
-    kwargs = {"prompts": [] if prompts is None else gas.pipelines.read_prompts(prompts), **parse_call(call)}
+def _call_arguments(prompts: Path | None, call: str, pairs: Path | None) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call: as given, else those that pairs were made with."""
+    arguments = {
+        "prompts": [] if prompts is None else gas.pipelines.read_prompts(prompts),
+        **parse_call(call),
+    }
     if prompts is None and pairs is not None and (pairs / gas.pairs.shards.MANIFEST).is_file():
         conditions = gas.pairs.shards.read_manifest(pairs)["recipe"].get("conditions", {})
-        kwargs = {**conditions.get("arguments", {}), **kwargs, "prompts": conditions.get("prompts", [])}
-        kwargs["negative_prompt"] = conditions.get("negative_prompt")
-    for name, value in kwargs.items():
+        arguments = {**conditions.get("arguments", {}), **arguments}
+        arguments["prompts"] = conditions.get("prompts", [])
+        arguments["negative_prompt"] = conditions.get("negative_prompt")
+    for name, value in arguments.items():
         if isinstance(value, dict) and "sha256" in value:
             raise gas.UserError(
                 f"the pairs in {pairs} record an image by its hash: pass --call {name}=FILE again"
             )
         if isinstance(value, str) and Path(value).suffix.lower() in _PICTURES:
-            kwargs[name] = _picture(Path(value))
-    pipe = gas.pipelines.open_pipeline(source, dtype=dtype, quantize=quantize)
-    gas.pipelines.loading.place_pipeline(pipe, device, offload)
-    return gas.pipelines.from_pipeline(pipe, **kwargs)
+            arguments[name] = _picture(Path(value))
+    return arguments
 
 
 def free_text_encoders(name: str, model: gas.models.Model, guidance: float) -> None:

@@ -7,6 +7,7 @@ one of its methods.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,19 +18,12 @@ import gas
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_NFE, MAX_ORDER_SEED, MAX_SEED, MAX_SEEDS, choice
 from gas.cli.checks import FILE, FOLDER, option, output_file
 from gas.cli.loading import load_model
+from gas.cli.screen import tracked
 
 # Values of --method; auto is gauss-newton for a sum of squares, else adam.
 METHODS = ("auto", "gauss-newton", "adam", "paper")
 # The paper's weight of the adversarial loss is 0.1; at thousands of times that, the solver follows nothing else.
 _WEIGHTS = {"min": 0, "max": 1_000_000}
-
-
-def check_space(features: str, weights: Path | None) -> None:
-    """Refuse weights without a network's name, or a name without weights."""
-    if features == "model" and weights is not None:
-        raise gas.UserError("--weights are of a published network: name it with --features")
-    if features != "model" and weights is None:
-        raise gas.UserError(f"--features {features} needs --weights: nothing is downloaded")
 
 
 # ---------------------------------------------------------------- single options
@@ -50,28 +44,6 @@ ZooName = Annotated[
 Prompts = Annotated[
     Path | None, option("UTF-8 file of a pipeline's prompts: seed s takes line s mod lines.", **FILE)
 ]
-Call = Annotated[str, option("Arguments of the pipeline's call, as height=512,image=photo.png.")]
-Dtype = Annotated[
-    str | None,
-    option(
-        "Dtype of a pipeline's weights: float32, bf16 or fp16.",
-        lambda name: gas.registry.named("dtype", name, gas.pipelines.loading.DTYPES),
-    ),
-]
-Quantize = Annotated[
-    str | None,
-    option(
-        "Weights of a pipeline's network: fp8, or int8 and int4 by bitsandbytes.",
-        lambda name: gas.registry.named("quantize", name, gas.pipelines.loading.QUANTIZATIONS),
-    ),
-]
-Offload = Annotated[
-    str | None,
-    option(
-        "What of a pipeline is on the device: the model that runs, or a group of its layers.",
-        lambda name: gas.registry.named("offload", name, gas.pipelines.loading.OFFLOADS),
-    ),
-]
 Device = Annotated[str, option("Device of the network: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, option("Print results as JSON on standard output.", names=("--json",))]
 Precision = Annotated[
@@ -84,26 +56,9 @@ Precision = Annotated[
 Compile = Annotated[
     bool, option("Run the network through torch.compile; slow to start.", names=("--compile",))
 ]
-CudaGraphs = Annotated[
-    bool, option("Replay a small network by CUDA graphs, without gradients.", names=("--cuda-graphs",))
-]
-Features = Annotated[
-    str, option("Space of the distances: model (its own), or inception, dinov2, clip with --weights.")
-]
-FeatureWeights = Annotated[
-    Path | None,
-    option("Weights of --features: a file as pt_inception-2015-12-05.pth, or a folder.", exists=True),
-]
 MetricWeights = Annotated[
     Path | None,
     option("Folder with vgg16-397923af.pth, lpips-vgg.pth and clip; default: GAS_WEIGHTS.", **FOLDER),
-]
-Reference = Annotated[
-    Path | None, option("Statistics of real data: of gas statistics, or the .npz of EDM or ADM.", **FILE)
-]
-Real = Annotated[
-    Path | None,
-    option("Real images: an .npz with arr_0 or a folder; for mnist also MNIST's IDX files.", exists=True),
 ]
 GasIterations = Annotated[
     int | None, option("Adam steps against the discriminator; default: 250.", min=1, max=MAX_ITERATIONS)
@@ -127,6 +82,11 @@ ObjectiveName = Annotated[str, option("gs, or gas: go on against a discriminator
 # ---------------------------------------------------------------- groups
 
 
+def _known(kind: str, table: str) -> Callable[[str], object]:
+    """Return a check of a name in a table of :mod:`gas.pipelines.loading`, which is loaded late."""
+    return lambda name: gas.registry.named(kind, name, vars(gas.pipelines.loading)[table])
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
     """The network and the way it runs."""
@@ -135,40 +95,81 @@ class NetworkOptions:
 
     model: ModelName = "mnist"
     prompts: Prompts = None
-    call: Call = ""
-    dtype: Dtype = None
-    quantize: Quantize = None
-    offload: Offload = None
+    call: Annotated[str, option("Arguments of the pipeline's call, as height=512,image=photo.png.")] = ""
+    dtype: Annotated[
+        str | None,
+        option("Dtype of a pipeline's weights: float32, bf16 or fp16.", _known("dtype", "DTYPES")),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        option(
+            "Weights of a pipeline's network: fp8, or int8 and int4 by bitsandbytes.",
+            _known("quantize", "QUANTIZATIONS"),
+        ),
+    ] = None
+    offload: Annotated[
+        str | None,
+        option(
+            "What of a pipeline is on the device: the model that runs, or a group of its layers.",
+            _known("offload", "OFFLOADS"),
+        ),
+    ] = None
     device: Device = "cpu"
     precision: Precision = "float32"
     compiled: Compile = False
-    cuda_graphs: CudaGraphs = False
+    cuda_graphs: Annotated[
+        bool, option("Replay a small network by CUDA graphs, without gradients.", names=("--cuda-graphs",))
+    ] = False
 
     def load(self, pairs: Path | None = None) -> gas.models.Model:
         """Load the model; prompts that are not given come from a folder of pairs."""
-        model = load_model(
-            self.model,
-            self.device,
-            self.precision,
-            self.compiled,
-            prompts=self.prompts,
-            call=self.call,
-            pairs=pairs,
-            weights={"dtype": self.dtype, "quantize": self.quantize, "offload": self.offload},
-        )
-        return gas.models.CudaGraphs(model) if self.cuda_graphs else model
+        return load_model(self, pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions:
-    """Features that distributions are compared in, and real data in them."""
+class FeatureNetworkOptions:
+    """Features that distributions are compared in."""
 
     panel: ClassVar[str] = "Features"
 
-    features: Features = "model"
-    weights: FeatureWeights = None
-    reference: Reference = None
-    real: Real = None
+    features: Annotated[
+        str, option("Space of the distances: model (its own), or inception, dinov2, clip with --weights.")
+    ] = "model"
+    weights: Annotated[
+        Path | None,
+        option("Weights of --features: a file as pt_inception-2015-12-05.pth, or a folder.", exists=True),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse weights without a network's name, or a name without weights."""
+        if self.features == "model" and self.weights is not None:
+            raise gas.UserError("--weights are of a published network: name it with --features")
+        if self.features != "model" and self.weights is None:
+            raise gas.UserError(f"--features {self.features} needs --weights: nothing is downloaded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(FeatureNetworkOptions):
+    """Features that distributions are compared in, and real data in them."""
+
+    reference: Annotated[
+        Path | None, option("Statistics of real data: of gas statistics, or the .npz of EDM or ADM.", **FILE)
+    ] = None
+    real: Annotated[
+        Path | None,
+        option("Real images: an .npz with arr_0 or a folder; for mnist also MNIST's IDX files.", exists=True),
+    ] = None
+
+    def space(self, model: gas.models.Model) -> gas.evaluation.FeatureSpace:
+        """Return the feature space of a model's samples, with a progress bar of real images."""
+        return gas.evaluation.feature_space(
+            model,
+            self.features,
+            self.weights,
+            reference=self.reference,
+            real=self.real,
+            progress=lambda batches, count: tracked("real images", batches, count),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +278,7 @@ class DiscriminatorOptions:
         precision: str,
     ) -> gas.Adversary | None:
         """Return the adversarial training that the settings describe, or ``None`` for GS."""
-        settings = self.settings()
+        settings, path = self.settings(), self.critic_weights
         if settings is None:
             return None
 
@@ -290,39 +291,30 @@ class DiscriminatorOptions:
             objective=settings["critic"],
             pairing=settings["pairing"],
             config=adam_against(
-                settings["gas_iterations"], optimizer.seed, optimizer.batch, checkpointing=checkpointing
+                self.gas_iterations, seed=optimizer.seed, batch=optimizer.batch, checkpointing=checkpointing
             ),
             steps=settings["critic_steps"],
-            network=None
-            if self.critic_weights is None
-            else gas.training.adversarial.load_discriminator(self.critic_weights),
+            network=None if path is None else gas.training.adversarial.load_discriminator(path),
             seed=optimizer.seed,
             precision=precision,
         )
 
 
-def adam_against(iterations: int | None, seed: int, batch: int | None = None, **more: Any) -> gas.Adam:
-    """Return the settings of Adam against a discriminator, with those that are given."""
-    steps = gas.training.adversarial.setup.GAS.iterations if iterations is None else iterations
-    every = min(gas.training.adversarial.setup.GAS.validate_every, steps)
-    pairs = gas.training.adversarial.setup.GAS.batch if batch is None else batch
-    return replace(
-        gas.training.adversarial.setup.GAS,
-        iterations=steps,
-        batch=pairs,
-        validate_every=every,
-        seed=seed,
-        **more,
-    )
+def adam_against(iterations: int | None, **settings: Any) -> gas.Adam:
+    """Return the settings of Adam against a discriminator, with those that are not ``None``."""
+    usual = gas.training.adversarial.setup.GAS
+    steps = usual.iterations if iterations is None else iterations
+    given = {name: value for name, value in settings.items() if value is not None}
+    return replace(usual, iterations=steps, **{"validate_every": min(usual.validate_every, steps), **given})
 
 
 # ---------------------------------------------------------------- readers
 
 
-def was_given(context: typer.Context, name: str) -> bool:
-    """Return whether a parameter was given on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def was_given(context: typer.Context, *names: str) -> bool:
+    """Return whether any of these parameters was given on the command line."""
+    sources = map(context.get_parameter_source, names)
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
 
 
 def parse_checkpointing(text: str) -> gas.training.activation_checkpointing.Checkpointing:

@@ -53,13 +53,8 @@ def pairs(
     run_teacher(model, solver, out, chosen, guidance, batch, decoded)
     note(f"teacher pairs are in {out}")
     if json:
-        report = {
-            "out": str(out),
-            "model": model.name,
-            "seeds": [chosen.start, chosen.stop],
-            "guidance": guidance,
-        }
-        print_json(report | solver.config())
+        report = {"out": str(out), "model": model.name, "seeds": [chosen.start, chosen.stop]}
+        print_json({**report, "guidance": guidance, **solver.config()})
 
 
 def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:

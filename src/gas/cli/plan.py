@@ -40,9 +40,8 @@ def plan(
     for n in nfes:
         cost = gas.training.measure_calls(model, n, guidance=guidance)
         if not rows:
-            rows.append(
-                _row("pairs", None, None, gas.training.price.pairs_price(model, cost, seeds, teacher))
-            )
+            price = gas.training.price.pairs_price(model, cost, seeds, teacher)
+            rows.append(_row("pairs", None, None, price))
         full = gas.training.distillation.plan_of(model, seeds - chosen, chosen, n)
         for share in _SHARES:
             cut = full if share == 1 else full.within(int(share * full.total.evaluations))
@@ -50,21 +49,8 @@ def plan(
     if json:
         print_json(rows)
         return
-    print_table(
-        f"{model.name}: {seeds:,} pairs, {chosen:,} of them to choose by",
-        [
-            "",
-            "NFE",
-            "network evaluations",
-            "time",
-            "peak memory",
-            "disk",
-            "steps",
-            "pairs a step",
-            "chosen on",
-        ],
-        [_cells(row) for row in rows],
-    )
+    title = f"{model.name}: {seeds:,} pairs, {chosen:,} of them to choose by"
+    print_table(title, [_cells(row) for row in rows])
     note("for each NFE the full training, then smaller budgets: gas train --budget EVALUATIONS")
 
 
@@ -77,19 +63,18 @@ def _row(
     return {"work": work, "nfe": nfe, **asdict(price), **sizes}
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    pairs = row["pairs"]
-    return [
-        row["work"],
-        "" if row["nfe"] is None else str(row["nfe"]),
-        f"{row['evaluations']:,}",
-        _duration(row["seconds"]),
-        f"{row['memory'] / 2**20:,.0f} MB" if row["memory"] else "",
-        f"{row['disk'] / 2**20:,.1f} MB" if row["disk"] else "",
-        "" if pairs is None else str(row["steps"]),
-        "" if pairs is None else f"{pairs[0]} to {pairs[-1]}",
-        "" if pairs is None else f"{row['validation']} pairs",
-    ]
+def _cells(row: dict[str, Any]) -> dict[str, object]:
+    return {
+        "": row["work"],
+        "NFE": row["nfe"],
+        "network evaluations": f"{row['evaluations']:,}",
+        "time": _duration(row["seconds"]),
+        "peak memory": f"{row['memory'] / 2**20:,.0f} MB" if row["memory"] else None,
+        "disk": f"{row['disk'] / 2**20:,.1f} MB" if row["disk"] else None,
+        "steps": row["steps"],
+        "pairs a step": row["pairs"] and f"{row['pairs'][0]} to {row['pairs'][-1]}",
+        "chosen on": row["validation"] and f"{row['validation']} pairs",
+    }
 
 
 def _duration(seconds: float) -> str:

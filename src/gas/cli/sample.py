@@ -58,72 +58,47 @@ def sample(
         note(f"NFE {nfe} is not trained: {interpolation(around)}; gas evaluate --nfe {nfe} measures it")
     if out.suffix == ".png":
         _check_picture(loaded, len(chosen))
-    samples, decoded = _sample(loaded, artefact, table, size, chosen, label, batch)
-    title = f"{loaded.name}, {size}, seeds {chosen.start} to {chosen.stop - 1}"
-    _write(out, samples, decoded, chosen, title)
-    note(f"wrote {len(chosen)} samples to {out}")
-    if json:
-        seeds_range = [chosen.start, chosen.stop]
-        count = {"nfe": nfe} if forwards is None else {"forwards": forwards}
-        result = {"out": str(out), "model": loaded.name, **count, "seeds": seeds_range}
-        print_json({**result, "interpolated_from": around})
-
-
-def _sample(
-    model: gas.models.Model,
-    artefact: gas.Artefact,
-    table: gas.Table,
-    size: str,
-    seeds: range,
-    label: int | None,
-    batch: int,
-) -> tuple[Tensor, Tensor | None]:
-    """Samples ``(S, *)``, and what the model decodes them to, where it has a decoder."""
-    import torch
-
-    decode, samples, decoded = gas.models.protocol.decoder_of(model), [], []
-    batches = gas.evaluation.sampler.seed_batches(model, seeds, label=label, batch=batch)
-    results = gas.evaluation.sampler.sample_batches(model, table, batches, artefact.document.guidance)
-    for x in tracked("samples", results, -(-len(seeds) // batch)):
+    batches = gas.evaluation.sampler.seed_batches(loaded, chosen, label=label, batch=batch)
+    results = gas.evaluation.sampler.sample_batches(loaded, table, batches, artefact.document.guidance)
+    samples = []
+    for x in tracked("samples", results, -(-len(chosen) // batch)):
         if not bool(x.isfinite().all()):
             raise gas.UserError(
                 f"samples of {artefact.source} at {size} are not finite: train it anew, or take another table"
             )
         samples.append(x)
-        if decode is not None:
-            with torch.no_grad():
-                decoded.append(decode(x.to(model.device)).cpu())
-    return torch.cat(samples), torch.cat(decoded) if decoded else None
+    title = f"{loaded.name}, {size}, seeds {chosen.start} to {chosen.stop - 1}"
+    _write(out, loaded, samples, chosen, title)
+    note(f"wrote {len(chosen)} samples to {out}")
+    if json:
+        count = {"nfe": nfe} if forwards is None else {"forwards": forwards}
+        result = {"out": str(out), "model": loaded.name, **count, "seeds": [chosen.start, chosen.stop]}
+        print_json({**result, "interpolated_from": around})
 
 
 def _check_picture(model: gas.models.Model, count: int) -> None:
     """Refuse a picture of samples that are not images, or of too many, before any work."""
-    import torch
-
     if count > _PICTURED:
         raise gas.UserError(
             f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors"
         )
-    decode = gas.models.protocol.decoder_of(model)
-    shape = tuple(model.sample_shape)
-    if decode is not None:
-        with torch.no_grad():
-            shape = tuple(decode(model.noise([0])).shape[1:])
+    shape = tuple(gas.models.protocol.images_of(model, model.noise([0])).shape[1:])
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise gas.UserError(
             f"a .png shows images, the samples of {model.name} are of shape {shape}: use .npz or .safetensors"
         )
 
 
-def _write(out: Path, x: Tensor, decoded: Tensor | None, seeds: range, title: str) -> None:
-    """Write samples and decoded ones; a picture shows the latter, where there are any."""
+def _write(out: Path, model: gas.models.Model, batches: list[Tensor], seeds: range, title: str) -> None:
+    """Write batches of samples, with what the model decodes them to; a picture shows the latter, where there is any."""
     import torch
 
+    x = torch.cat(batches)
     arrays = {"samples": x, "seeds": torch.arange(seeds.start, seeds.stop)}
-    if decoded is not None:
-        arrays["decoded"] = decoded
+    if gas.models.protocol.decoder_of(model) is not None:
+        x = torch.cat([gas.models.protocol.images_of(model, each).cpu() for each in batches])
+        arrays["decoded"] = x
     if out.suffix == ".png":
-        x = x if decoded is None else decoded
         columns = min(12, len(x))
         blank = -torch.ones((-len(x)) % columns, *x.shape[1:])
         pages = torch.cat([x.clamp(-1, 1), blank]).split(columns)

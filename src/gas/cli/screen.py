@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -93,14 +93,12 @@ def note(text: str, *, label: str = "", style: str = "yellow") -> None:
 
 
 def print_table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    strong: str = "",
-    caption: str | None = None,
+    title: str, rows: Sequence[Mapping[str, object]], *, strong: str = "", caption: str | None = None
 ) -> None:
-    """Print a table on standard output; rows whose first cell is ``strong`` stand out."""
+    """Print rows of cells by column on standard output, without columns that are empty in all.
+
+    Rows whose first cell is ``strong`` stand out.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe or a file has no edge to cut numbers off at
@@ -112,20 +110,21 @@ def print_table(
         caption=caption,
         caption_justify="left",
     )
-    head, cells = [plain(column) for column in columns], [[plain(cell) for cell in row] for row in rows]
-    below = [[row[i] for row in cells] for i in range(len(head))]
-    widths = _widths(head, below, console.width)
-    for i, column in enumerate(head):
-        table.add_column(
-            Text(column),
-            justify="right" if i and _are_numbers(below[i]) else "left",
-            overflow="fold",
-            width=widths[i],
-        )
-    for row in cells:
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: ["" if row.get(name) is None else plain(row[name]) for row in rows] for name in names}
+    columns = {plain(name): texts for name, texts in columns.items() if any(texts)}
+    for (name, texts), width in zip(columns.items(), _widths(columns, console.width), strict=True):
+        justify: Literal["left", "right"] = "right" if table.columns and _are_numbers(texts) else "left"
+        table.add_column(Text(name), justify=justify, overflow="fold", width=width)
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*map(Text, row), style="bold green" if strong and row[0] == plain(strong) else None)
     console.print(Text(plain(title), "bold"))
     console.print(table)
+
+
+def print_facts(title: str, facts: Mapping[str, object]) -> None:
+    """Print a table of names and values."""
+    print_table(title, [{"what": name, "value": value} for name, value in facts.items()])
 
 
 def _are_numbers(texts: Sequence[str]) -> bool:
@@ -134,24 +133,23 @@ def _are_numbers(texts: Sequence[str]) -> bool:
     return 2 * sum(numeric) >= len(numeric)
 
 
-def _widths(head: Sequence[str], below: Sequence[Sequence[str]], room: int) -> list[int] | list[None]:
+def _widths(columns: Mapping[str, Sequence[str]], room: int) -> list[int] | list[None]:
     """Return the widths of the columns: those of their texts if they fit, else of numbers, else of single words.
 
     If not even words fit, the widths are ``None`` and texts are cut at the end of the column.
     """
-    room -= _BETWEEN * len(head)
-    full = [max(map(len, (column, *texts))) for column, texts in zip(head, below, strict=True)]
+    room -= _BETWEEN * len(columns)
     for whole in (_are_numbers, lambda texts: False):
-        least = []
-        for column, texts in zip(head, below, strict=True):
-            words = texts if whole(texts) else [word for text in texts for word in text.split()]
-            least.append(max(map(len, (*column.split(), *words, ""))))
-        if (left := room - sum(least)) >= 0:
-            for i, width in enumerate(full):
-                more = min(left, width - least[i])
-                least[i], left = least[i] + more, left - more
-            return least
-    return [None] * len(head)
+        widths = []
+        for name, texts in columns.items():
+            words = texts if whole(texts) else " ".join(texts).split()
+            widths.append(max(map(len, (*name.split(), *words, ""))))
+        if (left := room - sum(widths)) >= 0:
+            for i, (name, texts) in enumerate(columns.items()):
+                more = min(left, max(map(len, (name, *texts))) - widths[i])
+                widths[i], left = widths[i] + more, left - more
+            return widths
+    return [None] * len(columns)
 
 
 def print_json(value: Any) -> None:

@@ -12,7 +12,6 @@ import gas
 from gas.cli import options
 from gas.cli.app import command
 from gas.cli.checks import FOLDER, option, output_file
-from gas.cli.loading import load_model
 from gas.cli.screen import note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ def statistics(
             "File to write: .safetensors, or .npz with mu and sigma.", output_file(".safetensors", ".npz")
         ),
     ],
-    features: options.Features = "model",
-    weights: options.FeatureWeights = None,
     pairs: Annotated[Path | None, option("Folder of pairs whose teacher's samples to use.", **FOLDER)] = None,
     images: Annotated[
         Path | None,
@@ -46,20 +43,22 @@ def statistics(
     ] = None,
     model: options.ModelName = "mnist",
     device: options.Device = "cpu",
+    *,
+    features: options.FeatureNetworkOptions,
     json: options.Json = False,
 ) -> None:
     """Write feature statistics of the teacher's samples (--pairs, with --model) or of images (--images)."""
     if (pairs is None) == (images is None):
         raise gas.UserError("give either --pairs or --images")
-    options.check_space(features, weights)
     if images is not None and options.was_given(context, "model"):
         raise gas.UserError("--model is for --pairs: leave it out, or --images")
-    if features == "model" and images is not None:
+    if features.features == "model" and images is not None:
         raise gas.UserError("--images are for a published network: name it with --features")
     if images is not None:
-        batches, function, fingerprint = _of_images(images, features, weights, device)
+        batches, function, fingerprint = _of_images(images, features, device)
     else:
-        batches, function, fingerprint = _of_pairs(pairs or Path(), model, device, features, weights)
+        network = options.NetworkOptions(model=model, device=device)
+        batches, function, fingerprint = _of_pairs(pairs or Path(), network, features)
     result = gas.metrics.statistics.accumulate(function, batches)
     if gas.distributed.is_first():
         gas.metrics.statistics.save_statistics(out, result, fingerprint)
@@ -68,17 +67,19 @@ def statistics(
         print_json({"out": str(out), "count": result.count, "size": len(result.mean), **fingerprint})
 
 
-def _of_images(path: Path, features: str, weights: Path | None, device: str) -> Source:
-    extractor = gas.features.extractor_by_name(features, weights or "", device)
+def _of_images(path: Path, features: options.FeatureNetworkOptions, device: str) -> Source:
+    extractor = gas.features.extractor_by_name(features.features, features.weights or "", device)
     images = gas.features.real.RealImages(path)
     batches = tracked("features", images.batches(_BATCH), -(-len(images) // _BATCH))
     return batches, extractor, extractor.fingerprint()
 
 
-def _of_pairs(folder: Path, name: str, device: str, features: str, weights: Path | None) -> Source:
-    loaded = load_model(name, device, pairs=folder)
+def _of_pairs(
+    folder: Path, network: options.NetworkOptions, features: options.FeatureNetworkOptions
+) -> Source:
+    loaded = network.load(folder)
     pairs = gas.read_pairs(folder, model=loaded, hold=False)
-    space = gas.evaluation.feature_space(loaded, features, weights)
+    space = gas.evaluation.feature_space(loaded, features.features, features.weights)
     if space.features is None:
         raise gas.UserError(f"model {loaded.name} has no features of its own: name others with --features")
     parts = tracked("features", pairs.batches(_BATCH), -(-len(pairs) // _BATCH))

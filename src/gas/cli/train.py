@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,23 +96,19 @@ def train(
     progress = gas.training.BestSoFar(model)
     saved = _saved_if_interrupted(out, progress) if replaces and first else nullcontext()
     with owned, resumable(f"State is in {state}"), saved:
-        settings: dict[str, Any] = {
-            "config": config,
-            "search": gas.training.StartSearch(optimizer.start),
-            "loss": optimizer.loss,
-            "solver": solver,
-            "theory": theory,
-            "state": state,
-        }
+        settings: dict[str, Any] = {"config": config, "search": gas.training.StartSearch(optimizer.start)}
+        settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
         family = {"adversary": adversary, "budget": budget, **settings}
         starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
         results = _learn(model, sets, starts, family, solver.upper(), progress)
-        results += _learn_forwards(model, sets, budgets, results, settings)
+        passes = gas.training.distill_forwards(model, *sets, budgets, members=results, **settings)
+        for count in sorted(budgets, reverse=True):
+            results.append(show(passes, model, count, "BNS", "forward passes"))
         results = [result for result in results if result.branched or result.nfe in nfes]
         if first:
             _save(out, results, model, optimizer.loss, gas_settings)
     title = "GAS" if gas_settings is not None else solver.upper()
-    _report(results, model, optimizer.loss, _chosen_on(results, sets[1]), title, json)
+    _report(results, model, optimizer.loss, len(sets[1]), title, json)
     note(f"wrote {out}")
 
 
@@ -135,22 +132,16 @@ def _learn(
     title: str,
     progress: gas.training.BestSoFar,
 ) -> list[gas.Distilled]:
-    """Learn a solver of each NFE."""
-    reports = _with_split_noted(gas.distill_family(model, *sets, nfes, **family), *map(len, sets))
-    watched = progress.watch(reports)
+    """Learn a solver of each NFE; what is refused before the first report is one line, without the note."""
+    reports = gas.distill_family(model, *sets, nfes, **family)
+    first, (training, validation) = next(reports), map(len, sets)
+    text = f"{training} pairs to learn from, the last {validation} to choose on"
+    if training < validation:
+        advice = f"--validation {max(1, (training + validation) // 4)}"
+        text += f"; few to learn from: make more, or say {advice}"
+    note(text)
+    watched = progress.watch(chain([first], reports))
     return [show(watched, model, nfe, title) for nfe in nfes]
-
-
-def _learn_forwards(
-    model: gas.models.Model,
-    sets: tuple[gas.Pairs, gas.Pairs],
-    budgets: list[int],
-    members: list[gas.Distilled],
-    settings: dict[str, Any],
-) -> list[gas.Distilled]:
-    """Learn a solver of each number of forward passes from the NFE that it starts at."""
-    passes = gas.training.distill_forwards(model, *sets, budgets, members=members, **settings)
-    return [show(passes, model, count, "BNS", "forward passes") for count in sorted(budgets, reverse=True)]
 
 
 def _save(
@@ -158,12 +149,12 @@ def _save(
     results: list[gas.Distilled],
     model: gas.models.Model,
     loss: str,
-    gas_settings: dict[str, Any] | None,
+    settings: dict[str, Any] | None,
 ) -> None:
     """Write the solvers with the settings of GAS and robust measurements beside their own provenance."""
     training = dict(results[0].provenance["training"])
-    if gas_settings is not None:
-        training |= {"objective": "gas", **gas_settings}
+    if settings is not None:
+        training |= {"objective": "gas", **settings}
     plain = [result for result in results if not result.branched]
     measured = {r.nfe: {**_validation(r, loss, model), **r.measured()} for r in plain}
     gas.save(out, results, model=model, training=training, measured=measured)
@@ -176,9 +167,7 @@ def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar) -> Iterat
         yield
     except KeyboardInterrupt:
         if results := list(progress.results.values()):
-            measured = {
-                result.nfe: {"validation_loss": result.loss, **result.measured()} for result in results
-            }
+            measured = {each.nfe: {"validation_loss": each.loss, **each.measured()} for each in results}
             gas.save(out, results, model=progress.model, training={"unfinished": True}, measured=measured)
             note(f"wrote the best so far to {out}")
         raise
@@ -190,28 +179,6 @@ def _unfinished(out: Path) -> bool:
         return bool(gas.load(out).document.training.get("unfinished"))
     except (OSError, ValueError):
         return False
-
-
-def _chosen_on(results: list[gas.Distilled], validation: gas.Pairs) -> int:
-    """Return how many pairs the results were chosen on: a budget may not pay for all."""
-    return min(len(validation) if result.losses is None else len(result.losses) for result in results)
-
-
-def _with_split_noted(
-    reports: Iterator[gas.training.distillation.Report], training: int, validation: int
-) -> Iterator[gas.training.distillation.Report]:
-    """Yield the reports; note how many pairs teach and how many choose before the first.
-
-    The default may leave few of a small set to teach. What is refused before a report is one line, without this note.
-    """
-    first = next(reports)
-    text = f"{training} pairs to learn from, the last {validation} to choose on"
-    if training < validation:
-        advice = f"--validation {max(1, (training + validation) // 4)}"
-        text += f"; few to learn from: make more, or say {advice}"
-    note(text)
-    yield first
-    yield from reports
 
 
 def _check_combination(
@@ -235,17 +202,14 @@ def _validation(result: gas.Distilled, loss: str, model: gas.models.Model) -> di
     measures = {"validation_loss": result.loss}
     if result.losses is not None:
         measures["validation_median"] = float(result.losses.median())
-        psnr = (
-            gas.metrics.paired.mean_psnr(result.losses, gas.models.data_range_of(model))
-            if loss == "l2"
-            else None
-        )
-        measures |= {} if psnr is None else {"validation_psnr": psnr}
+        range_ = gas.models.data_range_of(model) if loss == "l2" else None
+        if (psnr := gas.metrics.paired.mean_psnr(result.losses, range_)) is not None:
+            measures["validation_psnr"] = psnr
     return measures
 
 
 def _report(
-    results: list[gas.Distilled], model: gas.models.Model, loss: str, pairs: int, name: str, json: bool
+    results: list[gas.Distilled], model: gas.models.Model, loss: str, validation: int, name: str, json: bool
 ) -> None:
     """Print the result of each NFE, as JSON or as a table."""
     document, rows = [], []
@@ -263,22 +227,24 @@ def _report(
         )
         median, psnr = (measures.get(f"validation_{measure}") for measure in ("median", "psnr"))
         rows.append(
-            [
-                f"{result.nfe} passes" if result.branched else str(result.nfe),
-                result.best_classical.label,
-                significant(best),
-                gas.training.initialization.start_label(result.start),
-                significant(result.loss),
-                f"{best / result.loss:.1f}x" if result.loss < best else "is kept",
-                "" if median is None else significant(median),
-                "" if psnr is None else f"{psnr:.1f}",
-                f"{result.evaluations:,}",
-            ]
+            {
+                "NFE": f"{result.nfe} passes" if result.branched else result.nfe,
+                "best classical": result.best_classical.label,
+                "its loss": significant(best),
+                "started from": gas.training.initialization.start_label(result.start),
+                name: significant(result.loss),
+                "better by": f"{best / result.loss:.1f}x" if result.loss < best else "is kept",
+                f"{name}, median": None if median is None else significant(median),
+                "PSNR dB": None if psnr is None else f"{psnr:.1f}",
+                "network evaluations": f"{result.evaluations:,}",
+            }
         )
     if json:
         print_json(document)
         return
-    rows.append(["all", *[""] * 7, f"{sum(result.evaluations for result in results):,}"])
-    columns = ["NFE", "best classical", "its loss", "started from", name, "better by", f"{name}, median"]
+    total = sum(result.evaluations for result in results)
+    rows.append({"NFE": "all", "network evaluations": f"{total:,}"})
+    # A budget may not pay for all validation pairs.
+    pairs = min(validation if result.losses is None else len(result.losses) for result in results)
     title = f"{loss} to the teacher on {pairs} validation pairs, on which the best was also chosen"
-    print_table(title, [*columns, "PSNR dB", "network evaluations"], rows)
+    print_table(title, rows)

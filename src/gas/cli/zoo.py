@@ -20,14 +20,13 @@ def zoo(json: Json = False) -> None:
         print_json(cards)
         return
     rows = [
-        [
-            name,
-            "x".join(map(str, card["sample_shape"])),
-            f"{card['parameters']:,}",
-            significant(card["frechet_to_held_out"]),
-            f"{card['named_right']:.2%}",
-        ]
+        {
+            "model": name,
+            "shape": "x".join(map(str, card["sample_shape"])),
+            "parameters": f"{card['parameters']:,}",
+            "Frechet to held-out data": significant(card["frechet_to_held_out"]),
+            "classifier accuracy": f"{card['named_right']:.2%}",
+        }
         for name, card in cards.items()
     ]
-    columns = ["model", "shape", "parameters", "Frechet to held-out data", "classifier accuracy"]
-    print_table("Zoo", columns, rows)
+    print_table("Zoo", rows)

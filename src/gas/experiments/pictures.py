@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gas.experiments.store import MethodResult
 from gas.experiments.tables import MEASURES
-from gas.models.protocol import Model, decoder_of
+from gas.models.protocol import Model, images_of
 from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
@@ -38,12 +37,9 @@ class Pictures:
     times: dict[int, Path] = field(default_factory=dict)
 
 
-@torch.no_grad()
 def thumbnails(model: Model, samples: Tensor) -> Tensor | None:
     """Return the first samples as small pictures ``(K, C, H, W)`` in [-1, 1]; ``None`` where they are not images."""
-    decode = decoder_of(model)
-    images = samples[:PICTURES]
-    images = images if decode is None else decode(images.to(model.device)).float().cpu()
+    images = images_of(model, samples[:PICTURES]).float().cpu()
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         return None
     side = max(images.shape[2:])

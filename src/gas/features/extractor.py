@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +28,16 @@ EXTRACTORS: dict[str, tuple[Callable[[Path], nn.Module], Callable[[Path], Path]]
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A published feature network.
+    """A published feature network, images ``(B, C, H, W)`` in [-1, 1] -> ``(B, F)``.
 
-    Args:
-        name: a key of :data:`EXTRACTORS`.
-        sha256: of its weights: distances by other weights of the same name are not comparable.
-        network: images ``(B, C, H, W)`` in [-1, 1] -> ``(B, F)``.
+    Distances by weights of another SHA-256 and the same name are not comparable.
     """
 
     name: str
     sha256: str
     network: nn.Module
 
-    def fingerprint(self) -> Mapping[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """Return the network's name and the SHA-256 of its weights."""
         return {"features": self.name, "weights_sha256": self.sha256}
 
@@ -55,7 +52,7 @@ class Extractor:
 
 
 def extractor_by_name(name: str, weights: str | Path, device: str | torch.device = "cpu") -> Extractor:
-    """Read a feature network.
+    """Read a feature network onto a device.
 
     Args:
         name: ``"inception"`` (weights: a file of ``pt_inception-2015-12-05``'s names), ``"dinov2"`` or ``"clip"``
@@ -65,7 +62,7 @@ def extractor_by_name(name: str, weights: str | Path, device: str | torch.device
 
     Raises:
         FileNotFoundError: when there are no weights.
-        ValueError: for an unknown name, with the nearest known one, or weights of another network.
+        UserError: for an unknown name, with the nearest known one, or weights of another network.
     """
     build, file = named("features", name, EXTRACTORS)
     path = Path(weights)

@@ -11,11 +11,7 @@ __all__ = ["as_bytes", "resize_as_tensorflow", "rgb"]
 
 
 def rgb(x: Tensor) -> Tensor:
-    """Return images ``(B, 1 or 3, H, W)`` with three channels; gray is repeated.
-
-    Raises:
-        ValueError: for another shape.
-    """
+    """Return images ``(B, 1 or 3, H, W)`` with three channels; gray is repeated."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise UserError(
             f"a published feature network takes images (B, 1 or 3, H, W), got shape {tuple(x.shape)}: decode latents, "
@@ -25,11 +21,7 @@ def rgb(x: Tensor) -> Tensor:
 
 
 def as_bytes(x: Tensor) -> Tensor:
-    """Return ``clip(127.5 x + 128)`` of images in [-1, 1], integers 0 to 255 as floats, as in a PNG.
-
-    References:
-        Karras et al., arXiv 2206.00364, the authors' ``generate.py``.
-    """
+    """Return ``clip(127.5 x + 128)`` of images in [-1, 1], integers 0 to 255 as floats, as EDM's ``generate.py``."""
     return (x.float() * 127.5 + 128).clamp(0, 255).floor()
 
 

@@ -26,19 +26,10 @@ def _chain(name: str, count: int) -> Branch:
     return tuple(f"{name}_{k}" for k in range(1, count + 1))
 
 
-_A: tuple[Branch, ...] = (
-    ("branch1x1",),
-    _chain("branch5x5", 2),
-    _chain("branch3x3dbl", 3),
-    ("avg", "branch_pool"),
-)
+_POOL: Branch = ("avg", "branch_pool")
+_A = (("branch1x1",), _chain("branch5x5", 2), _chain("branch3x3dbl", 3), _POOL)
 _B: tuple[Branch, ...] = (("branch3x3",), _chain("branch3x3dbl", 3), ("down",))
-_C: tuple[Branch, ...] = (
-    ("branch1x1",),
-    _chain("branch7x7", 3),
-    _chain("branch7x7dbl", 5),
-    ("avg", "branch_pool"),
-)
+_C = (("branch1x1",), _chain("branch7x7", 3), _chain("branch7x7dbl", 5), _POOL)
 _D: tuple[Branch, ...] = (_chain("branch3x3", 2), _chain("branch7x7x3", 4), ("down",))
 
 
@@ -60,15 +51,8 @@ _BLOCKS: dict[str, tuple[Branch, ...]] = {
     "Mixed_7b": _last("avg"),
     "Mixed_7c": _last("max"),
 }
-_STEM: Branch = (
-    "Conv2d_1a_3x3",
-    "Conv2d_2a_3x3",
-    "Conv2d_2b_3x3",
-    "down",
-    "Conv2d_3b_1x1",
-    "Conv2d_4a_3x3",
-    "down",
-)
+_STEM: Branch = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "down")
+_STEM += ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "down")
 _DOWN = (
     "Conv2d_1a_3x3",
     "Mixed_6a.branch3x3",
@@ -92,7 +76,7 @@ class Inception(nn.Module):
             on. The weights set the widths. The classifier's (``fc``) are not used.
 
     Raises:
-        ValueError: when a name is missing or unknown, or shapes do not fit.
+        UserError: when a name is missing or unknown, or shapes do not fit.
 
     References:
         Szegedy et al., arXiv 1512.00567; Heusel et al., arXiv 1706.08500; names and pooling as in pytorch-fid.
@@ -121,9 +105,7 @@ class Inception(nn.Module):
             ) from error
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features ``(B, F)``."""
-        first = next(self.parameters())
-        x = resize_as_tensorflow(as_bytes(rgb(x.to(first.device))), _SIDE)
+        x = resize_as_tensorflow(as_bytes(rgb(x.to(next(self.parameters()).device))), _SIDE)
         return self._pooled((x - 128) / 128)
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -146,12 +128,8 @@ class _Unit(nn.Module):
     def __init__(self, name: str, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         weight, *numbers = (state[f"{name}.{part}"].float() for part in _PARTS)
-        if (
-            weight.ndim != 4
-            or max(weight.shape[:2]) > _WIDEST
-            or max(weight.shape[2:]) > _KERNEL
-            or any(value.shape != weight.shape[:1] for value in numbers)
-        ):
+        small = weight.ndim == 4 and max(weight.shape[:2]) <= _WIDEST and max(weight.shape[2:]) <= _KERNEL
+        if not small or any(value.shape != weight.shape[:1] for value in numbers):
             raise UserError(f"weights of {name} have shapes that do not belong together")
         self.weight = nn.Parameter(weight)
         self.scale, self.shift, self.mean, self.variance = (nn.Parameter(value) for value in numbers)
@@ -178,9 +156,8 @@ def _units() -> Sequence[str]:
     names: list[str] = []
     for block, branch in chains:
         for step in branch:
-            names += [
-                block + name for name in (step if isinstance(step, tuple) else (step,)) if name not in _POOLS
-            ]
+            together = step if isinstance(step, tuple) else (step,)
+            names += [block + name for name in together if name not in _POOLS]
     return names
 
 

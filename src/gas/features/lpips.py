@@ -35,7 +35,7 @@ class LPIPS(nn.Module):
         resize: images are resized to this side, bilinear, and clipped to [-1, 1] first; none leaves them.
 
     Raises:
-        ValueError: when a name is missing, shapes do not fit or a channel's weight is negative.
+        UserError: when a name is missing, shapes do not fit or a channel's weight is negative.
 
     References:
         Zhang et al., arXiv 1801.03924, equation 1; resize as in arXiv 2510.17699.
@@ -46,39 +46,30 @@ class LPIPS(nn.Module):
     ) -> None:
         super().__init__()
         self.resize = resize
-        weights, biases, roots = [], [], []
+        places = [place for stage in _STAGES for place in stage]
         try:
-            for places in _STAGES:
-                weights += [nn.Parameter(vgg[f"features.{k}.weight"].float()) for k in places]
-                biases += [nn.Parameter(vgg[f"features.{k}.bias"].float()) for k in places]
-            for stage in range(len(_STAGES)):
-                roots.append(_channel_weights(linear, stage))
+            weights, biases = (
+                [vgg[f"features.{k}.{part}"].float() for k in places] for part in ("weight", "bias")
+            )
+            roots = [_channel_weights(linear, stage) for stage in range(len(_STAGES))]
         except KeyError as error:
             raise UserError(
                 f"weights of LPIPS lack {error}: VGG-16's and LPIPS's own are two files"
             ) from error
         _check_shapes(weights, biases, roots)
-        self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
-        self.roots = nn.ParameterList([nn.Parameter(root) for root in roots])
+        self.weights, self.biases, self.roots = map(nn.ParameterList, (weights, biases, roots))
         self.eval().requires_grad_(False)
 
     @classmethod
     def read(cls, vgg: str | Path, linear: str | Path, resize: int | None = 224) -> LPIPS:
-        """Read both files: VGG-16's weights, and LPIPS's own.
-
-        Raises:
-            FileNotFoundError: when one is missing.
-            ValueError: when one is damaged or another network's.
-        """
+        """Read both files: VGG-16's weights, and LPIPS's own."""
         return cls(read_state(vgg), read_state(linear), resize)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``(B, F)`` of images ``(B, 1 or 3, H, W)`` in [-1, 1]."""
         x = rgb(x.to(self.weights[0]))
         if self.resize is not None:
-            x = F.interpolate(x, (self.resize, self.resize), mode="bilinear", align_corners=False).clamp(
-                -1, 1
-            )
+            x = F.interpolate(x, (self.resize, self.resize), mode="bilinear").clamp(-1, 1)
         shift, scale = (x.new_tensor(values)[:, None, None] for values in (_SHIFT, _SCALE))
         x, convolution, features = (x - shift) / scale, 0, []
         for stage, places in enumerate(_STAGES):

@@ -26,12 +26,9 @@ _VGG, _LINEAR, _CLIP = "vgg16-397923af.pth", "lpips-vgg.pth", "clip"
 
 @dataclass(frozen=True, eq=False)
 class SampleMetric:
-    """One number per sample.
+    """One number per sample: ``function`` of samples ``(S, *)`` and the pairs of the same noise -> ``(S,)``.
 
-    Args:
-        name: a key of :data:`SAMPLE_METRICS`.
-        function: samples ``(S, *)`` and the pairs of the same noise -> ``(S,)``.
-        fingerprint: SHA-256 of the weights, by a name of each file.
+    ``fingerprint`` is the SHA-256 of its weights, by a name of each file.
     """
 
     name: str
@@ -50,8 +47,7 @@ def sample_metrics(names: Sequence[str], model: Model, folder: Path | None = Non
 
     Raises:
         FileNotFoundError: when weights are missing; says where to put them.
-        ValueError: for an unknown name, with the nearest known one, weights of another network, or a CLIP score of a
-            model without prompts.
+        UserError: for an unknown name, weights of another network, or a CLIP score of a model without prompts.
     """
     return [named("metric", name, SAMPLE_METRICS)(model, weights_folder(folder)) for name in names]
 

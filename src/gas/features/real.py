@@ -27,13 +27,12 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class RealImages:
     """Images on disk, read a batch at a time.
 
-    Args:
-        path: an ``.npz`` with ``arr_0``, bytes ``(N, H, W, 1 or 3)``, or a folder of pictures of one size, at any
-            depth, in the order of their names.
+    ``path`` is an ``.npz`` with ``arr_0``, bytes ``(N, H, W, 1 or 3)``, or a folder of pictures of one size, at any
+    depth, in the order of their names.
 
     Raises:
         FileNotFoundError: when the path does not exist.
-        ValueError: when it holds no images, such as statistics alone.
+        UserError: when it holds no images, such as statistics alone.
     """
 
     path: Path
@@ -58,11 +57,7 @@ class RealImages:
         return hashlib.sha256("".join(map(sha256, self._pictures)).encode()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield images ``(B, C, H, W)`` in [-1, 1], at most ``size`` at a time.
-
-        Raises:
-            ValueError: for a picture that cannot be read or is of another size than the first.
-        """
+        """Yield images ``(B, C, H, W)`` in [-1, 1], at most ``size`` at a time."""
         for part in self._bytes(size):
             yield part.float() / 127.5 - 1
 

@@ -27,9 +27,6 @@ class DinoV2(nn.Module):
         folder: of transformers' ``Dinov2Model``, with ``model.safetensors``.
         side: of its input image in pixels.
 
-    Raises:
-        ValueError: when the folder holds no such model.
-
     References:
         Oquab et al., arXiv 2304.07193; Stein et al., arXiv 2306.04675 (224, bicubic).
     """
@@ -41,19 +38,12 @@ class DinoV2(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features ``(B, F)``."""
         features: Tensor = self.network(_preprocess(self.network, x, self.side, *_IMAGENET)).pooler_output
         return features
 
 
 class ClipImages(nn.Module):
-    """Maps images in [-1, 1] to a CLIP's embeddings ``(B, F)``.
-
-    Args:
-        folder: of transformers' ``CLIPModel``, with ``model.safetensors``.
-
-    Raises:
-        ValueError: when the folder holds no such model.
+    """Maps images in [-1, 1] to a CLIP's embeddings ``(B, F)``, from a folder of transformers' ``CLIPModel``.
 
     References:
         Radford et al., arXiv 2103.00020.
@@ -65,9 +55,7 @@ class ClipImages(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Return the embeddings ``(B, F)``."""
-        side = self.network.config.vision_config.image_size
-        pixels = _preprocess(self.network, x, side, *_CLIP)
+        pixels = _preprocess(self.network, x, self.network.config.vision_config.image_size, *_CLIP)
         pooled = self.network.vision_model(pixel_values=pixels).pooler_output
         features: Tensor = self.network.visual_projection(pooled)
         return features
@@ -82,7 +70,7 @@ class ClipScore:
 
     Raises:
         FileNotFoundError: when the weights are missing.
-        ValueError: when the folder holds no such model or tokenizer.
+        UserError: when the folder holds no such model or tokenizer.
 
     References:
         Hessel et al., arXiv 2104.08718, equation 1 with w = 100, as text-to-image work reports it.
@@ -101,35 +89,20 @@ class ClipScore:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """Return the score of each pair ``(B,)``, from 0 to 100.
-
-        Args:
-            images: ``(B, 1 or 3, H, W)`` in [-1, 1].
-            texts: B prompts, truncated to the length that the model reads.
-
-        Raises:
-            ValueError: when there are not as many texts as images.
-        """
+        """Return the score ``(B,)`` of each image ``(B, 1 or 3, H, W)`` in [-1, 1] and its text, truncated."""
         if len(images) != len(texts):
             raise UserError(f"every image needs its text, got {len(images)} images and {len(texts)} texts")
         network = self.images.network
         length = network.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
-        ).to(next(network.parameters()).device)
-        pooled = network.text_model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output
+        cut = {"truncation": True, "max_length": length}
+        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt", **cut).to(network.device)
+        pooled = network.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output
         text: Tensor = network.text_projection(pooled)
         return 100 * torch.cosine_similarity(self.images(images), text).clamp(min=0)
 
 
 def folder_weights(folder: str | Path) -> Path:
-    """Return the file of weights in a folder.
-
-    Raises:
-        FileNotFoundError: when it has no ``model.safetensors``.
-    """
+    """Return the file of weights in a folder."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no model.safetensors: give a folder as transformers saves it")
@@ -142,20 +115,18 @@ def _pretrained(kind: str, folder: str | Path) -> Any:
     with requires("diffusers", "DINOv2 and CLIP need transformers"):
         import transformers
     try:
-        network = getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        load = getattr(transformers, kind).from_pretrained
+        network = load(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:  # its errors have no common class
         raise UserError(f"{folder} holds no {kind}: {str(error).splitlines()[0]}") from error
     return network.eval().requires_grad_(False)
 
 
 def _preprocess(
-    network: nn.Module, x: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
+    network: Any, x: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
     """Return images as bytes, resized by bicubic interpolation and normalized."""
-    first = next(network.parameters())
-    x = as_bytes(rgb(x.to(first.device))) / 255
+    x = as_bytes(rgb(x.to(network.device))) / 255
     if x.shape[2:] != (side, side):
         x = F.interpolate(x, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]

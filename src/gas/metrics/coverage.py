@@ -19,10 +19,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class PRDC:
-    """Precision, recall, density and coverage of samples ``y_1..y_M`` with respect to data ``x_1..x_N``.
-
-    A ball is closed, has a point of one set at its center, and reaches to the k-th nearest other point of
-    that set.
+    """Precision, recall, density and coverage of samples; see :func:`prdc`.
 
     Args:
         precision: share of samples within the ball of some datum, in [0, 1].
@@ -40,18 +37,17 @@ class PRDC:
 
 
 def prdc(fake: Tensor, real: Tensor, k: int = 5) -> PRDC:
-    """Return precision, recall, density and coverage of samples with respect to data.
+    """Return precision, recall, density and coverage of samples ``y_1..y_M`` with respect to data ``x_1..x_N``.
 
-    With ``B(x_i)`` the ball about ``x_i`` that reaches to its k-th nearest neighbor among the other data:
+    With ``B(x_i)`` the closed ball about ``x_i`` that reaches to its k-th nearest neighbor among the other data:
     ``precision = mean_j 1[y_j in any B(x_i)]``, ``recall`` the same with the two sets exchanged,
     ``density = sum_ij 1[y_j in B(x_i)] / (k M)``, ``coverage = mean_i 1[any y_j in B(x_i)]``.
 
     For samples of the data's own law the expected density is 1 and the expected coverage is
     ``1 - prod_{l=1..k} (N - l) / (M + N - l)``, whatever the law: read a coverage against this number.
 
-    Balls are closed: a sample that rounding cannot tell from the rim counts as inside. Only repeated
-    or tied features notice: two copies of one set have precision, recall and coverage 1, and density
-    ``(k + 1) / k`` where no distances tie, as a point lies in its own ball too.
+    A sample that rounding cannot tell from the rim counts as inside. Only repeated or tied features notice: two copies
+    of one set have density ``(k + 1) / k`` where no distances tie, as a point lies in its own ball too.
 
     Args:
         fake: ``(M, F)`` features of samples, M > k.
@@ -59,7 +55,7 @@ def prdc(fake: Tensor, real: Tensor, k: int = 5) -> PRDC:
         k: neighbors that a ball reaches to, at least 1. Compare numbers of one k and equal counts only.
 
     Raises:
-        ValueError: for features that are not two finite matrices of one width, k < 1, or k or fewer samples.
+        UserError: for features that are not two finite matrices of one width, or too few samples.
 
     References:
         Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2 (precision, recall);
@@ -101,11 +97,9 @@ def _radii(x: Tensor, k: int) -> Tensor:
 
 
 def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield row numbers, squared distances ``(rows, len(y))`` and their rounding, a block of rows at a time.
-
-    ``|x - y|^2 = |x|^2 + |y|^2 - 2 x . y`` is a matrix product and an order of magnitude faster than
-    differences, at an error of up to ``F eps (|x|^2 + |y|^2)``: twice that covers a distance and a radius.
-    """
+    """Yield row numbers, squared distances ``(rows, len(y))`` and their rounding, a block of rows at a time."""
+    # |x|^2 + |y|^2 - 2 x . y is an order of magnitude faster than differences, at an error of up to
+    # F eps (|x|^2 + |y|^2): twice that covers a distance and a radius.
     slack = 2 * x.shape[1] * torch.finfo(x.dtype).eps
     y_norms = y.square().sum(dim=1)
     for rows in torch.arange(len(x), device=x.device).split(max(1, _BLOCK // len(y))):

@@ -59,7 +59,7 @@ class Distribution:
 
 
 def frechet_interval(
-    features: Tensor, reference: FeatureStatistics | Tensor, *, groups: int = 20
+    features: Tensor, reference: FeatureStatistics | Tensor
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the Frechet distance without its bias in the number of samples, and the 95% interval around it.
 
@@ -70,7 +70,6 @@ def frechet_interval(
         features: ``(S, F)`` of the samples. Both are ``None`` with ``S < 4`` or ``S < 3 F``, where the jackknife fails.
         reference: statistics, taken as exact; or features ``(S, F)`` of the teacher's samples of
             the same noise, row by row, which are left out together with their partners.
-        groups: number of groups that are left out in turn.
     """
     if len(features) < max(_LEAST, _LEAST_A_FEATURE * features.shape[1]):
         return None, None
@@ -79,21 +78,18 @@ def frechet_interval(
         other = reference if isinstance(reference, FeatureStatistics) else feature_statistics(reference[rows])
         return frechet_distance(feature_statistics(features[rows]), other)
 
-    estimate, half_width = jackknife(distance, len(features), groups=groups)
+    estimate, half_width = jackknife(distance, len(features))
     return max(0.0, estimate), (max(0.0, estimate - half_width), max(0.0, estimate + half_width))
 
 
 def distribution(fake: Tensor, real: Tensor, *, paired: bool = False) -> Distribution:
-    """Compare features of samples ``(M, F)`` with those of a reference ``(N, F)``.
+    """Compare features of samples ``(M, F)`` with those of the teacher or of real data ``(N, F)``, M and N at least 2.
 
-    Args:
-        fake: of the samples, M >= 2.
-        real: of the teacher or of real data, N >= 2.
-        paired: whether row k of both comes from the same noise, as a solver's and its teacher's samples do. They are
-            not independent then, and the interval of the Frechet distance leaves them out together.
+    ``paired`` says that row k of both comes from the same noise, as a solver's and its teacher's samples do. They are
+    not independent then, and the interval of the Frechet distance leaves them out together.
 
     Raises:
-        ValueError: for features that are not two finite matrices of one width, or pairs of unequal number.
+        UserError: for features that are not two finite matrices of one width, or pairs of unequal number.
     """
     if paired and len(fake) != len(real):
         raise UserError(f"paired features must be as many, row by row, got {len(fake)} and {len(real)}")

@@ -15,15 +15,10 @@ __all__ = ["FeatureStatistics", "FrechetCriterion", "extract", "feature_statisti
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean and covariance of a set of feature vectors, float64 on the CPU.
-
-    Args:
-        mean: ``(F,)``.
-        cov: ``(F, F)``, symmetric, the unbiased one (divided by count - 1).
-        count: number N of vectors they come from, at least 2.
+    """Mean ``(F,)`` and unbiased covariance ``(F, F)`` of ``count`` feature vectors, float64 on the CPU.
 
     Raises:
-        ValueError: when shapes disagree, a value is not finite, ``cov`` is not symmetric, or ``count < 2``.
+        UserError: when shapes disagree, a value is not finite, ``cov`` is not symmetric, or ``count < 2``.
     """
 
     mean: Tensor
@@ -31,7 +26,6 @@ class FeatureStatistics:
     count: int
 
     def __post_init__(self) -> None:
-        """Bring both to float64 and check that they belong together."""
         for name in ("mean", "cov"):
             value = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float64)
             object.__setattr__(self, name, value)
@@ -52,13 +46,8 @@ class FeatureStatistics:
 def feature_statistics(features: Tensor) -> FeatureStatistics:
     """Return the mean and the unbiased covariance of feature vectors.
 
-    ``mean = sum_k f_k / N``, ``cov = sum_k (f_k - mean)(f_k - mean)^T / (N - 1)``, in float64.
-
-    Args:
-        features: ``(N, F)``, one vector a sample, N >= 2.
-
-    Raises:
-        ValueError: for another shape, N < 2, or values that are not finite.
+    ``mean = sum_k f_k / N``, ``cov = sum_k (f_k - mean)(f_k - mean)^T / (N - 1)``, in float64, of finite ``(N, F)``
+    with N >= 2.
 
     >>> statistics = feature_statistics(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
     >>> statistics.mean.tolist(), statistics.cov.tolist()
@@ -85,9 +74,6 @@ def frechet_distance(p: FeatureStatistics, q: FeatureStatistics) -> float:
 
     The distance of two finite samples of one law is positive and shrinks like 1/N: compare equal counts.
 
-    Raises:
-        ValueError: when the numbers of features differ.
-
     References:
         Dowson and Landau, J. Multivariate Analysis 12 (1982); Heusel et al., arXiv 1706.08500, equation 6.
 
@@ -113,11 +99,8 @@ def extract(features: Callable[[Tensor], Tensor], x: Tensor, batch: int = 256) -
         x: samples, shape ``(N, *)``, N >= 1.
         batch: samples a call, at least 1.
 
-    Returns:
-        ``(N, F)`` in the dtype and on the device that ``features`` answers in.
-
     Raises:
-        ValueError: for an empty ``x``, ``batch < 1``, or an answer that is not one vector a sample.
+        UserError: for an empty ``x``, ``batch < 1``, or an answer that is not one vector a sample.
     """
     if batch < 1:
         raise UserError(f"batch must be at least 1, got {batch}")
@@ -150,12 +133,9 @@ class FrechetCriterion:
     """
 
     def __init__(self, features: Callable[[Tensor], Tensor], reference: Tensor | FeatureStatistics) -> None:
-        self.features = features
-        self.reference = (
-            reference
-            if isinstance(reference, FeatureStatistics)
-            else feature_statistics(extract(features, reference))
-        )
+        if isinstance(reference, Tensor):
+            reference = feature_statistics(extract(features, reference))
+        self.features, self.reference = features, reference
 
     def __call__(self, samples: Tensor) -> float:
         """Return the distance of samples ``(S, *)``, S >= 2; infinite if one is not finite."""

@@ -19,14 +19,9 @@ _LEAST = 4
 
 
 def jackknife(
-    statistic: Callable[[Tensor], float | Tensor],
-    count: int,
-    *,
-    groups: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
+    statistic: Callable[[Tensor], float | Tensor], count: int, *, groups: int = 20
 ) -> tuple[float, float]:
-    """Return a statistic without its bias in the number of samples, and the half width of its interval.
+    """Return a statistic without its bias in the number of samples, and the half width of its 95% interval.
 
     Rows are divided at random into G groups of equal size. With ``d`` the statistic of all rows and ``d_g`` that of
     all but group g, the estimate is ``G d - (G - 1) mean_g d_g``, which removes a bias proportional to ``1 / S``,
@@ -38,12 +33,6 @@ def jackknife(
         statistic: one number for the indices ``(K,)`` of the rows that are left.
         count: number S of rows, at least 4.
         groups: number G of groups, at least 2; 20 of them cost 21 evaluations of the statistic, and t is 2.09.
-        seed: of the division.
-        level: coverage, within (0, 1).
-
-    Raises:
-        ValueError: for fewer than four rows or two groups, a level outside (0, 1), or a statistic that is not one
-            number.
 
     References:
         Quenouille, Biometrika 43 (1956); Efron and Stein, Annals of Statistics 9 (1981); Shao and Wu, Annals of
@@ -56,39 +45,28 @@ def jackknife(
     """
     if count < _LEAST or groups < 2:
         raise UserError(f"a jackknife needs at least 4 rows and 2 groups, got {count} and {groups}")
-    _require_level(level)
     # Two rows at least have to be left, which a covariance needs; of eight rows on, all but one are enough.
     groups = min(groups, count if count >= 2 * _LEAST else count // 2)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     left = torch.empty(groups, dtype=torch.float64)
     for g, group in enumerate(order.tensor_split(groups)):
         rest = torch.ones(count, dtype=torch.bool)
         rest[group] = False
-        left[g] = _number(statistic(rest.nonzero().flatten()))
-    estimate = groups * _number(statistic(torch.arange(count))) - (groups - 1) * float(left.mean())
+        left[g] = float(statistic(rest.nonzero().flatten()))
+    estimate = groups * float(statistic(torch.arange(count))) - (groups - 1) * float(left.mean())
     error = math.sqrt((groups - 1) / groups * float((left - left.mean()).square().sum()))
-    return estimate, float(stdtrit(groups - 1, (1 + level) / 2)) * error
+    return estimate, float(stdtrit(groups - 1, 0.975)) * error
 
 
 def seed_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return the mean over training seeds and the half width of its confidence interval: ``t s / sqrt(n)``.
 
-    ``s^2`` is the unbiased variance and ``t`` the quantile ``(1 + level) / 2`` of Student's t with ``n - 1``
-    degrees of freedom, which for a few seeds is much wider than normal theory: 4.30 against 1.96 for three.
+    ``s^2`` is the unbiased variance and ``t`` the quantile ``(1 + level) / 2`` of Student's t (Biometrika 6, 1908) with
+    ``n - 1`` degrees of freedom, much wider for a few seeds than normal theory: 4.30 against 1.96 for three.
 
     Args:
-        values: ``(n,)`` numbers, one a training run, n >= 2. A value that is not finite is not hidden: it
-            makes the half width NaN.
+        values: ``(n,)`` numbers, n >= 2; one that is not finite makes the half width NaN.
         level: coverage, within (0, 1).
-
-    Returns:
-        ``(mean, half_width)``.
-
-    Raises:
-        ValueError: for fewer than two values, another shape, or a level outside (0, 1).
-
-    References:
-        Student, Biometrika 6 (1908).
 
     >>> mean, half_width = seed_interval([1.0, 2.0, 3.0])
     >>> round(mean, 3), round(half_width, 3)
@@ -98,12 +76,10 @@ def seed_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tupl
 
 
 def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return a mean and the half width of its confidence interval: ``z s / sqrt(n)``.
+    """Return a mean and the half width of its confidence interval: ``z s / sqrt(n)``, as :func:`seed_interval`.
 
-    ``s^2`` is the unbiased variance and ``z`` the normal quantile of ``(1 + level) / 2``: normal theory,
-    for the tens of independent samples and more that paired errors come in.
-
-    Arguments, result and errors as in :func:`seed_interval`.
+    ``z`` is the normal quantile of ``(1 + level) / 2``, for the tens of independent samples and more that paired errors
+    come in.
 
     >>> mean, half_width = mean_interval([1.0, 2.0, 3.0])
     >>> round(mean, 3), round(half_width, 3)
@@ -118,17 +94,7 @@ def _interval(
     numbers = torch.as_tensor(values, dtype=torch.float64).detach()
     if numbers.ndim != 1 or len(numbers) < 2:
         raise UserError(f"values must be a vector of at least two numbers, got shape {tuple(numbers.shape)}")
-    _require_level(level)
-    z = quantile(len(numbers), (1 + level) / 2)
-    return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))
-
-
-def _number(value: float | Tensor) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise UserError(f"statistic must return one number, got shape {tuple(value.shape)}; reduce it")
-    return float(value)
-
-
-def _require_level(level: float) -> None:
     if not 0 < level < 1:
         raise UserError(f"level must lie within (0, 1), for instance 0.95, got {level}")
+    z = quantile(len(numbers), (1 + level) / 2)
+    return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))

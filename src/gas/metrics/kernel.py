@@ -54,12 +54,11 @@ def kernel_distance(
         real: ``(N, F)`` features of the data, N >= 2, moved to the device of ``fake``.
         degree: of the polynomial kernel, at least 1; it sees differences in moments up to this one.
         subsets: number of random subsets, at least 2.
-        subset_size: samples drawn from each set for a subset, without replacement, 2 <= subset_size <= min(M, N).
+        subset_size: samples drawn from each set for a subset, without replacement, from 2 to min(M, N).
         seed: of the choice of subsets; the choice is the same on every device.
 
     Raises:
-        ValueError: for features that are not two finite matrices of one width, too few samples, or a degree,
-            number of subsets or subset size out of range.
+        UserError: for features that are not two finite matrices of one width, or an argument out of range.
 
     References:
         Binkowski et al., arXiv 1801.01401, section 4 (kernel, subsets); Gretton et al., JMLR 13 (2012),
@@ -91,11 +90,7 @@ def kernel_distance(
 
 
 def feature_sets(fake: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Return features ``(M, F)`` and ``(N, F)`` in float64 on the device of ``fake``, with M and N at least ``least``.
-
-    Raises:
-        ValueError: for another shape, different F, fewer samples, or values that are not finite.
-    """
+    """Return features ``(M, F)`` and ``(N, F)``, at least ``least``, in float64 on the device of ``fake``."""
     for name, value in (("fake", fake), ("real", real)):
         if value.ndim != 2 or value.shape[1] == 0:
             raise UserError(
@@ -118,7 +113,6 @@ def feature_sets(fake: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor
 
 
 def _unbiased(x: Tensor, y: Tensor, degree: int) -> float:
-    """Return the unbiased estimate of the squared discrepancy of ``(M, F)`` and ``(N, F)``."""
     # Without the pairs of a sample with itself, which would bias the mean over pairs.
     within = [
         (_total(z, z, degree) - float((z.square().sum(dim=1) / z.shape[1] + 1).pow(degree).sum()))

@@ -13,17 +13,14 @@ __all__ = ["l1", "mean_psnr", "mse", "psnr"]
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean squared error of each sample: ``mean_i (a_i - b_i)^2``.
+    """Return the mean squared error of each sample, ``mean_i (a_i - b_i)^2``: ``(B,)`` float64.
 
     Args:
         a: samples, shape ``(B, *)``, any real dtype.
         b: their references, the same shape; row k is the same seed as row k of ``a``.
 
-    Returns:
-        ``(B,)`` float64; not finite where a sample is not.
-
     Raises:
-        ValueError: when the shapes differ, or there is no batch dimension, or a dimension is empty.
+        UserError: when the shapes differ, or there is no batch dimension, or a dimension is empty.
 
     >>> mse(torch.tensor([[0.0, 0.0], [1.0, 3.0]]), torch.zeros(2, 2)).tolist()
     [0.0, 5.0]
@@ -32,9 +29,7 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean absolute error of each sample: ``mean_i |a_i - b_i|``.
-
-    Arguments, result and errors as in :func:`mse`.
+    """Return the mean absolute error of each sample, ``mean_i |a_i - b_i|``, as :func:`mse`.
 
     >>> l1(torch.tensor([[0.0, 0.0], [1.0, -3.0]]), torch.zeros(2, 2)).tolist()
     [0.0, 2.0]
@@ -43,18 +38,10 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
-    """Return the peak signal-to-noise ratio of each sample in dB: ``10 log10(data_range^2 / mse)``.
+    """Return the peak signal-to-noise ratio of each sample in dB, ``10 log10(data_range^2 / mse)``, as :func:`mse`.
 
-    Args:
-        a: samples, as in :func:`mse`.
-        b: their references.
-        data_range: largest minus smallest possible value: 2 for images in [-1, 1], 1 for [0, 1].
-
-    Returns:
-        ``(B,)`` float64; infinite where the two are equal.
-
-    Raises:
-        ValueError: as in :func:`mse`, or when ``data_range`` is not a positive number.
+    ``data_range`` is the largest minus the smallest possible value: 2 for images in [-1, 1], 1 for [0, 1]. The ratio is
+    infinite where the two are equal.
 
     >>> psnr(torch.full((1, 4), 0.2), torch.zeros(1, 4)).round(decimals=4).tolist()
     [20.0]
@@ -68,9 +55,7 @@ def mean_psnr(errors: Tensor, data_range: float | None) -> float | None:
     """Return the mean over samples of ``10 log10(data_range^2 / mse_k)`` in dB, of their squared errors ``(S,)``.
 
     The logarithm comes before the mean, so that a few bad samples do not decide it as they decide a mean squared error.
-
-    Returns:
-        None without a range, and where a sample has no error, whose ratio is infinite.
+    ``None`` without a range, and where a sample has no error, whose ratio is infinite.
     """
     if data_range is None or not bool((errors > 0).all()):
         return None

@@ -32,31 +32,17 @@ _TEXT = 4096
 
 
 def extract_all(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
-    """Return the features ``(N, F)`` of batches of samples.
+    """Return the features ``(N, F)`` of batches of samples, at least one and the same in every rank.
 
     Ranks (:func:`gas.distributed.process_group`) share the batches, to the same bits.
-
-    Args:
-        features: ``(B, *) -> (B, F)``.
-        batches: of samples, at least one, the same in every rank.
-
-    Raises:
-        ValueError: as :func:`gas.metrics.extract` does.
     """
     return torch.cat(list(distributed.map_sharded(lambda batch: extract(features, batch), batches)))
 
 
 def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FeatureStatistics:
-    """Return the feature statistics of batches of samples, holding one batch at a time.
+    """Return the feature statistics of batches of samples, at least two in all, holding one batch at a time.
 
     Ranks (:func:`gas.distributed.process_group`) share the batches, to the same bits.
-
-    Args:
-        features: ``(B, *) -> (B, F)``.
-        batches: of samples, the same in every rank.
-
-    Raises:
-        ValueError: for fewer than two samples, or features that are not finite.
 
     References:
         Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
@@ -79,13 +65,7 @@ def accumulate(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
 def save_statistics(
     path: str | Path, statistics: FeatureStatistics, fingerprint: Mapping[str, str] | None = None
 ) -> Path:
-    """Write statistics to ``.safetensors``, or to ``.npz`` as ``mu``, ``sigma`` and ``count``.
-
-    ``fingerprint`` is that of the features, text by name.
-
-    Raises:
-        ValueError: for another kind of file.
-    """
+    """Write statistics, with the features' fingerprint, to ``.safetensors``, or to ``.npz`` as ``mu`` and ``sigma``."""
     path = Path(path)
     if path.suffix == ".npz":
         arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
@@ -110,7 +90,7 @@ def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = No
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is damaged or was changed, holds no statistics, or those of other features.
+        UserError: when it is damaged or was changed, holds no statistics, or those of other features.
     """
     path = Path(path)
     read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
@@ -132,23 +112,13 @@ def read_statistics(path: str | Path, fingerprint: Mapping[str, str] | None = No
 
 
 def has_images(path: str | Path) -> bool:
-    """Whether an ``.npz`` has an ``arr_0``, without reading it.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is damaged.
-    """
+    """Whether an ``.npz`` has an ``arr_0``, without reading it."""
     with _archive_of(Path(path)) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
 def read_images(path: str | Path) -> Tensor:
-    """Read ADM's ``arr_0`` of an ``.npz``, bytes ``(N, H, W, 3)``, as uint8 ``(N, 3, H, W)``.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is damaged or holds no such images.
-    """
+    """Read ADM's ``arr_0`` of an ``.npz``, bytes ``(N, H, W, 3)``, as uint8 ``(N, 3, H, W)``."""
     with _archive_of(Path(path)) as archive:
         images = read_array(archive, "arr_0")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):

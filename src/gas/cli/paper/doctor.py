@@ -10,7 +10,7 @@ from gas.cli.app import command, paper
 from gas.cli.checks import argument
 from gas.cli.options import Device, Json
 from gas.cli.paper.presets import PRESET_HELP, PresetWeights, Settings
-from gas.cli.screen import print_json, print_table
+from gas.cli.screen import print_facts, print_json
 
 
 @command("gas paper doctor imagenet", group=paper)
@@ -30,23 +30,20 @@ def doctor(
             f"--{'set' if settings else 'preset-weights'} is of a preset: name one, or leave it out"
         )
 
-    report: dict[str, Any] = {}
-    if preset:
-        setup = gas.paper.preset_by_name(preset).changed(settings or [])
-        files = _files(setup, preset_weights)
-        report = {"preset": setup.name, "settings": setup.settings(), "files": files}
-    report = {
+    setup = gas.paper.preset_by_name(preset).changed(settings or []) if preset else None
+    report: dict[str, Any] = {
         "environment": gas.paper.environment.environment(device),
         "extras": gas.paper.environment.extras(),
-        **report,
     }
+    if setup is not None:
+        files = _files(setup, preset_weights)
+        report |= {"preset": setup.name, "settings": setup.settings(), "files": files}
     if json:
         print_json(report)
         return
-    facts = [[name, str(value)] for name, value in (report["environment"] | report["extras"]).items()]
-    print_table("This installation", ["what", "value"], facts)
+    print_facts("This installation", report["environment"] | report["extras"])
     for row in report.get("files", ()):
-        print_table(f"{row['file']}: {row['state']}", ["what", "value"], [list(item) for item in row.items()])
+        print_facts(f"{row['file']}: {row['state']}", row)
 
 
 def _files(preset: gas.paper.Preset, weights: Path | None) -> list[dict[str, str]]:

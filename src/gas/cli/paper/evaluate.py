@@ -10,7 +10,7 @@ import typer
 import gas
 from gas.cli.app import command, paper
 from gas.cli.evaluate import Evaluation, EvaluationOptions, evaluate_files
-from gas.cli.options import FeatureOptions, Json, check_space, was_given
+from gas.cli.options import FeatureOptions, Json, was_given
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions
 
 
@@ -30,7 +30,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure solvers as gas evaluate does; seeds and teacher are the preset's where neither option nor file says."""
-    check_space(features.features, features.weights)
     setup = preset.load()
     if not was_given(context, "seeds"):
         evaluation = at_preset_seeds(evaluation, setup)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import gas
 from gas.cli.checks import argument, option
-from gas.cli.loading import SOURCES, ModelSource
+from gas.cli.loading import REPORTED, SOURCES
 from gas.cli.options import Compile, Device, Precision, Prompts
 from gas.cli.screen import note
 
@@ -80,9 +79,5 @@ def _load_published(path: str, prompts: Path | None, call: str, device: str) -> 
     return gas.paper.load_published(path, device=device)
 
 
-def _reported(name: str) -> Mapping[tuple[str, int], float]:
-    return gas.paper.figures_of(name)
-
-
-SOURCES["preset"] = ModelSource(load=_load_preset, reported=_reported)
-SOURCES["published"] = ModelSource(load=_load_published)
+SOURCES |= {"preset": _load_preset, "published": _load_published}
+REPORTED["preset"] = lambda name: gas.paper.figures_of(name)

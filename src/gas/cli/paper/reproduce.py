@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ import gas
 from gas.cli.app import command, holding, paper
 from gas.cli.checks import argument, option, output_file
 from gas.cli.evaluate import EvaluationOptions
-from gas.cli.options import FeatureOptions, Json, check_space, was_given
+from gas.cli.options import FeatureOptions, Json, was_given
 from gas.cli.paper.evaluate import at_preset_seeds, evaluate_preset
 from gas.cli.paper.presets import PresetNetworkOptions, PresetWeights, Settings
 from gas.cli.paper.train import train_preset
@@ -25,7 +24,6 @@ from gas.display import markdown, markdown_table
 RESULTS = Path("runs/results")
 # The classical solvers of Table 2a; the other tables have none.
 _BASELINES = {"cifar10": "dpmpp-3m/log_snr,unipc-3-bh1/log_snr,ipndm-3"}
-_COLUMNS = ["solver", "NFE", "metric", "paper", "ours", "difference", "result"]
 
 
 @command("gas paper reproduce table2a --results runs/results", group=paper)
@@ -60,10 +58,9 @@ def reproduce(
     if table == "list":
         _list(context, json)
         return
-    check_space(features.features, features.weights)
     chosen, weights = gas.paper.table_by_name(table), gas.workspace.weights_folder(preset_weights)
     runs = {figure: gas.paper.run_for(figure, results, sets or ()) for figure in chosen.figures}
-    given = features if any(was_given(context, name) for name in ("features", "reference", "real")) else None
+    given = features if was_given(context, "features", "reference", "real") else None
     if only and only not in {each.name for each in runs.values()}:
         raise gas.UserError(f"--only must be one of {', '.join(sorted({r.name for r in runs.values()}))}")
     if run:
@@ -81,7 +78,7 @@ def reproduce(
     if json:
         print_json({"table": chosen.name, "title": chosen.title, "cells": rows})
         return
-    print_table(chosen.title, _COLUMNS, [_cells(row) for row in rows])
+    print_table(chosen.title, [_cells(row) for row in rows])
     sys.stdout.write("".join(f"{line}\n" for line in _commands(rows)))
 
 
@@ -96,8 +93,9 @@ def _list(context: typer.Context, json: bool) -> None:
     if json:
         print_json({table.name: table.title for table in gas.paper.TABLES.values()})
         return
-    rows = [[table.name, table.title, str(len(table.figures))] for table in gas.paper.TABLES.values()]
-    print_table("Tables of arXiv 2510.17699", ["table", "what", "cells"], rows)
+    tables = gas.paper.TABLES.values()
+    rows = [{"table": each.name, "what": each.title, "cells": len(each.figures)} for each in tables]
+    print_table("Tables of arXiv 2510.17699", rows)
 
 
 def _measure(
@@ -131,14 +129,14 @@ def _measure(
 
 def _published_features(run: gas.paper.MeasuringRun, weights: Path) -> FeatureOptions:
     """Return Inception's features and the real data of a preset, from its published files."""
-    options = FeatureOptions(features="inception")
-    for file in gas.paper.find_measuring_files(run.preset, weights):
-        path = file.path or file.place
-        if file.role == "features":
-            options = replace(options, weights=path)
-        else:
-            options = replace(options, reference=path, real=path if file.role == "images" else None)
-    return options
+    network, data = gas.paper.find_measuring_files(run.preset, weights)
+    path = data.path or data.place
+    return FeatureOptions(
+        features="inception",
+        weights=network.path or network.place,
+        reference=path,
+        real=path if data.role == "images" else None,
+    )
 
 
 def _rows(
@@ -186,11 +184,16 @@ def _state(
     return f"{result.path}: {result.samples:,} samples{fewer}"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    ours = "" if row["ours"] is None else f"{row['ours']:.2f}"
-    difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
-    nfe = "" if row["nfe"] is None else str(row["nfe"])
-    return [row["solver"], nfe, row["metric"], f"{row['paper']:.2f}", ours, difference, row["state"]]
+def _cells(row: dict[str, Any]) -> dict[str, object]:
+    return {
+        "solver": row["solver"],
+        "NFE": row["nfe"] or "",
+        "metric": row["metric"],
+        "paper": f"{row['paper']:.2f}",
+        "ours": "" if row["ours"] is None else f"{row['ours']:.2f}",
+        "difference": "" if row["difference"] is None else f"{row['difference']:+.2f}",
+        "result": row["state"],
+    }
 
 
 def _commands(rows: list[dict[str, Any]]) -> list[str]:
@@ -203,7 +206,12 @@ def _commands(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _write(path: Path, table: gas.paper.PaperTable, rows: list[dict[str, Any]]) -> None:
-    lines = [f"## {markdown(table.title)}", "", markdown_table(_COLUMNS, map(_cells, rows))]
+    cells = [_cells(row) for row in rows]
+    lines = [
+        f"## {markdown(table.title)}",
+        "",
+        markdown_table([*cells[0]], [[*row.values()] for row in cells]),
+    ]
     if commands := _commands(rows):
         lines += ["", "```sh", *commands, "```"]
     gas.io.write_text(path, "\n".join([*lines, ""]))

@@ -59,12 +59,10 @@ def train(
     if json:
         print_json(rows)
         return
-    columns = [name for name in rows[0] if name != "stopped"]  # noted when it happened
-    cells = [
-        [str(row[name]) if isinstance(row[name], (int, str)) else significant(row[name]) for name in columns]
-        for row in rows
-    ]
-    print_table(f"{setup.title}: {setup.loss} to the teacher on validation pairs", columns, cells)
+    for row in rows:
+        row |= {name: significant(row[name]) for name in ("start_loss", "validation_loss")}
+        del row["stopped"]  # noted when it happened
+    print_table(f"{setup.title}: {setup.loss} to the teacher on validation pairs", rows)
 
 
 def train_preset(
