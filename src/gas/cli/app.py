@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
+from typing import Annotated, Any, ParamSpec, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -85,23 +85,17 @@ app.add_typer(paper, name="paper", rich_help_panel="Reproduce the paper")
 _debug = False
 
 
-def _show_version(requested: bool) -> None:
-    if requested:
-        sys.stdout.write(f"gas-solver {gas.__version__}\n")
-        raise typer.Exit
-
-
 @app.callback()
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     global _debug
     _debug = debug
+    if version:
+        typer.echo(f"gas-solver {gas.__version__}")
+        raise typer.Exit
     _help_without_command(context)
 
 
@@ -184,21 +178,27 @@ def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], d
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        kind: Any = parameter.annotation
-        parameter = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        if not is_dataclass(kind):
-            parameters.append(parameter)
+        if not is_dataclass(parameter.annotation):
+            parameters.append(_parameter(parameter.name, parameter.annotation, parameter.default))
             continue
-        groups[parameter.name], panel = kind, getattr(kind, "panel", None)
-        types = get_type_hints(kind, include_extras=True)
-        for field in fields(kind):
+        group: Any = parameter.annotation
+        groups[parameter.name], types = group, get_type_hints(group, include_extras=True)
+        for field in fields(group):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
-            value, option = get_args(types[field.name])
-            option = copy.copy(option)
-            option.rich_help_panel = panel
-            single = parameter.replace(name=field.name, default=default, annotation=Annotated[value, option])
-            parameters.append(single)
+            parameters.append(_parameter(field.name, types[field.name], default, group.panel))
     return parameters, groups
+
+
+def _parameter(name: str, annotation: Any, default: Any, panel: str | None = None) -> inspect.Parameter:
+    """Return a parameter of a command; a flag that is off by default has no form that turns it off."""
+    if get_origin(annotation) is Annotated:
+        value, option = get_args(annotation)
+        option = copy.copy(option)
+        option.rich_help_panel = panel
+        if default is False and not option.param_decls:
+            option.param_decls = (f"--{name.replace('_', '-')}",)
+        annotation = Annotated[value, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def main() -> None:

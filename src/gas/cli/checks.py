@@ -10,11 +10,13 @@ from typing import Any
 import typer
 
 import gas
+from gas.arguments import MAX_NFE
 
-# Arguments of :func:`option` for an existing path, and for guidance scales; published ones are 1 to 20.
+# Arguments of :func:`option` for an existing path, for guidance scales (published ones are 1 to 20) and for an NFE.
 FILE: dict[str, Any] = {"exists": True, "dir_okay": False}
 FOLDER: dict[str, Any] = {"exists": True, "file_okay": False}
 GUIDANCE = {"min": -1000, "max": 1000}
+NFE: dict[str, Any] = {"min": 1, "max": MAX_NFE}
 # torch's device types that run networks; others only pretend to compute, or need further packages.
 _COMPUTING = ("cpu", "cuda", "mps", "xpu")
 

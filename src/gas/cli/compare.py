@@ -39,16 +39,12 @@ def compare(
         ),
     ] = SOLVERS,
     nfe: Annotated[str, option("Columns, as 4 or 3-6,8,10.", options.parse_nfes)] = "3-6,8,10",
-    unseen: Annotated[
-        Path | None,
-        option("Folder of pairs to measure on; default: pairs of --seeds by the same teacher.", **FOLDER),
-    ] = None,
+    unseen: Annotated[Path | None, option("Pairs to measure on instead of --seeds.", **FOLDER)] = None,
     seeds: Annotated[
-        str, option("Seeds to measure on, as N or FIRST:LAST; not with --unseen.", options.measured_seeds)
+        str, option("Seeds to measure on, N or FIRST:LAST.", options.measured_seeds)
     ] = "50000:50512",
     count: Annotated[
-        int | None,
-        option("First pairs of --unseen to measure on; default: all.", min=2, max=MAX_SEEDS),
+        int | None, option("First pairs of --unseen, to measure on.", min=2, max=MAX_SEEDS)
     ] = None,
     validation: options.Validation = None,
     rank: Annotated[int, option("Validation pairs that rank classical solvers.", min=1, max=MAX_SEEDS)] = 64,
@@ -192,13 +188,13 @@ def _followed(
 
 def _drawn(
     results: list[gas.experiments.MethodResult], model: gas.models.Model, folder: Path
-) -> gas.experiments.pictures.Pictures:
+) -> dict[str, Path]:
     """Draw the pictures; without matplotlib, the reports have none."""
     try:
         return gas.experiments.pictures.draw(results, model.schedule, model.name, folder)
     except ModuleNotFoundError as error:
         note(f": {error}", label="no pictures")
-        return gas.experiments.pictures.Pictures()
+        return {}
 
 
 def _reported(model: str, features: options.FeatureOptions) -> gas.experiments.ReportedResults | None:

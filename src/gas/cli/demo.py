@@ -33,9 +33,7 @@ _COLUMNS = 10
 def demo(
     out: Annotated[Path, option("Folder for pairs, solvers and pictures.")] = Path("demo"),
     nfe: Annotated[int, option("NFE of the solver to learn.", min=1, max=MAX_NFE)] = 4,
-    iterations: Annotated[
-        int, option("Gauss-Newton steps after the choice of the start.", min=0, max=MAX_ITERATIONS)
-    ] = 8,
+    iterations: Annotated[int, option("Gauss-Newton steps of the training.", min=0, max=MAX_ITERATIONS)] = 8,
     model: ZooName = "mnist",
     seed: Seed = 0,
     device: Device = "cpu",

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import gas
-from gas.arguments import MAX_NFE
 from gas.cli import options
 from gas.cli.app import command
-from gas.cli.checks import FILE, option, split_names
+from gas.cli.checks import FILE, NFE, option, split_names
 from gas.cli.screen import bar, note, print_json, print_table, tracked
 from gas.display import significant
 
@@ -26,18 +25,14 @@ class EvaluationOptions:
         list[Path], option("Solver file; repeat it to compare several.", names=("--solver", "-s"), **FILE)
     ]
     nfe: Annotated[str, option("NFE, as 4 or 3-6,8,10; default: all in the files.", options.parse_nfes)] = ""
-    seeds: Annotated[
-        str, option("Seeds, as N or FIRST:LAST; not those trained on.", options.measured_seeds)
-    ] = "50000:50512"
+    seeds: Annotated[str, option("Unseen seeds, as N or FIRST:LAST.", options.measured_seeds)] = "50000:50512"
     baselines: Annotated[
         str, option("Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.")
     ] = "dpmpp-3m/log_snr,unipc-3-bh2,ipndm-3"
-    every: Annotated[bool, option("Also measure the best classical solver.", names=("--every",))] = False
-    transfer: Annotated[
-        bool, option("Accept solvers of another network, same shape and schedule.", names=("--transfer",))
-    ] = False
+    every: Annotated[bool, option("Also measure the best classical solver.")] = False
+    transfer: Annotated[bool, option("Accept solvers of another network, same shape and schedule.")] = False
     metrics: Annotated[
-        str, option("Metrics of single samples: lpips (to the teacher), clip-score (of prompts).")
+        str, option("Per-sample metrics: lpips (to the teacher), clip-score (of prompts).")
     ] = ""
     metric_weights: options.MetricWeights = None
     picture: options.Picture = None
@@ -78,9 +73,7 @@ def evaluate(
     evaluation: EvaluationOptions,
     teacher: Annotated[str | None, option("Solver of the teacher; default: the file's.")] = None,
     grid: Annotated[str | None, option("Time grid of the teacher; default: the file's.")] = None,
-    teacher_nfe: Annotated[
-        int | None, option("NFE of the teacher; default: the file's.", min=1, max=MAX_NFE)
-    ] = None,
+    teacher_nfe: Annotated[int | None, option("NFE of the teacher; default: the file's.", **NFE)] = None,
     features: options.FeatureOptions,
     network: options.NetworkOptions,
     json: options.Json = False,

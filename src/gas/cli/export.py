@@ -10,7 +10,7 @@ import typer
 import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import option, output_file
+from gas.cli.checks import NFE, option, output_file
 from gas.cli.loading import load_zoo
 from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
@@ -28,13 +28,9 @@ def export(
     solver: SolverFile,
     onnx: Annotated[Path, option("ONNX file to write.", output_file(".onnx"))],
     model: ZooName = "mnist",
-    nfe: Annotated[
-        int | None,
-        option("NFE; default: the file's only one, or 4.", min=1, max=MAX_NFE),
-    ] = None,
+    nfe: Annotated[int | None, option("NFE; default: the file's only one, or 4.", **NFE)] = None,
     row: Annotated[
-        int | None,
-        option("Write this row of the table, from 0, alone; default: the whole sampler.", min=0, max=MAX_NFE),
+        int | None, option("Write this row of the table alone, from 0.", min=0, max=MAX_NFE)
     ] = None,
     json: Json = False,
 ) -> None:

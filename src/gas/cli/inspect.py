@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import gas
-from gas.arguments import MAX_NFE
 from gas.cli.app import command
-from gas.cli.checks import FILE, argument, option
+from gas.cli.checks import FILE, NFE, argument, option
 from gas.cli.options import Json, Picture, interpolation
 from gas.cli.screen import note, print_facts, print_json, print_table
 from gas.display import significant
@@ -17,10 +16,8 @@ from gas.display import significant
 @command("gas inspect runs/mnist.json --nfe 4", file="picture")
 def inspect(
     file: Annotated[Path, argument("Solver file.", **FILE)],
-    nfe: Annotated[int | None, option("Print the table of this NFE.", min=1, max=MAX_NFE)] = None,
-    forwards: Annotated[
-        int | None, option("Print the table of so many forward passes.", min=1, max=MAX_NFE)
-    ] = None,
+    nfe: Annotated[int | None, option("Print the table of this NFE.", **NFE)] = None,
+    forwards: Annotated[int | None, option("Print the table of so many forward passes.", **NFE)] = None,
     picture: Picture = None,
     json: Json = False,
 ) -> None:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 # Endings of files that an argument of a pipeline's call may name.
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
-# Prefixes of --model beside diffusers: -> the loader of a name from prompts, call and device; the paper's commands add
-# theirs, and the FID that a paper reports of a name, by solver and NFE.
-SOURCES: dict[str, Callable[[str, Path | None, str, str], gas.models.Model]] = {}
+# Prefixes of --model beside diffusers: -> the loader of a name onto a device, some with prompts; the paper's commands
+# add theirs, and the FID that a paper reports of a name, by solver and NFE.
+SOURCES: dict[str, Callable[..., gas.models.Model]] = {}
+WITH_PROMPTS: set[str] = set()
 REPORTED: dict[str, Callable[[str], Mapping[tuple[str, int], float]]] = {}
 
 
@@ -32,6 +33,10 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
         raise gas.UserError(
             f"--{next(iter(weights))} is for pipelines (--model diffusers:...), got --model {name}"
         )
+    if not is_pipeline and (call or (prompts is not None and prefix not in WITH_PROMPTS)):
+        raise gas.UserError(
+            f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
+        )
     if not rest and (prefix in SOURCES or is_pipeline):
         raise gas.UserError(f"--model {name} wants a name after the colon")
     model: Any
@@ -43,11 +48,7 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
         gas.pipelines.loading.place_pipeline(pipe, device, offload)
         model = gas.pipelines.from_pipeline(pipe, **arguments)
     elif prefix in SOURCES:
-        model = SOURCES[prefix](rest, prompts, call, device)
-    elif prompts is not None or call:
-        raise gas.UserError(
-            f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
-        )
+        model = SOURCES[prefix](rest, device, **({} if prompts is None else {"prompts": prompts}))
     else:
         model = gas.zoo.load(name).to(device)
     model = gas.models.precise(model, network.precision, compiled=network.compiled)

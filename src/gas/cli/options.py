@@ -41,11 +41,9 @@ ZooName = Annotated[
     str,
     option("Zoo model of images (digits, mnist), or a .safetensors file of one.", names=("--model", "-m")),
 ]
-Prompts = Annotated[
-    Path | None, option("UTF-8 file of a pipeline's prompts: seed s takes line s mod lines.", **FILE)
-]
+Prompts = Annotated[Path | None, option("UTF-8 file of prompts: seed s takes line s mod lines.", **FILE)]
 Device = Annotated[str, option("Device of the network: cpu, cuda, cuda:1, mps.")]
-Json = Annotated[bool, option("Print results as JSON on standard output.", names=("--json",))]
+Json = Annotated[bool, option("Print results as JSON on standard output.")]
 Precision = Annotated[
     str,
     option(
@@ -61,7 +59,7 @@ MetricWeights = Annotated[
     option("Folder with vgg16-397923af.pth, lpips-vgg.pth and clip; default: GAS_WEIGHTS.", **FOLDER),
 ]
 GasIterations = Annotated[
-    int | None, option("Adam steps against the discriminator; default: 250.", min=1, max=MAX_ITERATIONS)
+    int | None, option("Discriminator's steps; default: 250.", min=1, max=MAX_ITERATIONS)
 ]
 SamplesBatch = Annotated[int, option("Samples a network call.", min=1, max=MAX_BATCH)]
 Validation = Annotated[
@@ -69,12 +67,10 @@ Validation = Annotated[
     option("Last pairs, to validate on; default: 256, or a quarter of fewer than 512.", min=2, max=MAX_SEEDS),
 ]
 Seed = Annotated[
-    int, option("Seed of the pairs' order and of the discriminator's weights.", min=0, max=MAX_ORDER_SEED)
+    int, option("Seed of the order of pairs and of the discriminator.", min=0, max=MAX_ORDER_SEED)
 ]
 PairsFolder = option("Folder of teacher pairs, as gas pairs writes it.", **FOLDER)
-Picture = Annotated[
-    Path | None, option("Also draw a .png: the learned times, or the error over NFE.", output_file(".png"))
-]
+Picture = Annotated[Path | None, option("Draw a .png of the times, or of errors.", output_file(".png"))]
 SolverFile = Annotated[Path, option("Solver file, as gas train writes it.", names=("--solver", "-s"), **FILE)]
 ObjectiveName = Annotated[str, option("gs, or gas: go on against a discriminator.")]
 
@@ -102,24 +98,19 @@ class NetworkOptions:
     ] = None
     quantize: Annotated[
         str | None,
-        option(
-            "Weights of a pipeline's network: fp8, or int8 and int4 by bitsandbytes.",
-            _known("quantize", "QUANTIZATIONS"),
-        ),
+        option("Weights' bits: fp8, or int8 and int4 (bitsandbytes).", _known("quantize", "QUANTIZATIONS")),
     ] = None
     offload: Annotated[
         str | None,
         option(
-            "What of a pipeline is on the device: the model that runs, or a group of its layers.",
+            "What is on the device: the model that runs, or a group of its layers.",
             _known("offload", "OFFLOADS"),
         ),
     ] = None
     device: Device = "cpu"
     precision: Precision = "float32"
     compiled: Compile = False
-    cuda_graphs: Annotated[
-        bool, option("Replay a small network by CUDA graphs, without gradients.", names=("--cuda-graphs",))
-    ] = False
+    cuda_graphs: Annotated[bool, option("Replay a small network by CUDA graphs, without gradients.")] = False
 
     def load(self, pairs: Path | None = None) -> gas.models.Model:
         """Load the model; prompts that are not given come from a folder of pairs."""
@@ -179,19 +170,17 @@ class OptimizerOptions:
     panel: ClassVar[str] = "Training"
 
     loss: Annotated[str, option("Distance to the teacher: l2, l1 or pseudo_huber.")] = "l2"
-    method: Annotated[
-        str, option("auto (gauss-newton for l2, else adam), gauss-newton, adam, or paper (its Adam).")
-    ] = "auto"
-    start: Annotated[
-        str, option("Start of learned solvers: best (a search), uniform (the paper's), or SOLVER/GRID.")
-    ] = "best"
+    method: Annotated[str, option("auto (gauss-newton for l2, else adam), gauss-newton, adam or paper.")] = (
+        "auto"
+    )
+    start: Annotated[str, option("Start: best (a search), uniform (the paper's), or SOLVER/GRID.")] = "best"
     iterations: Annotated[
-        int | None, option("Optimizer steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS)
+        int | None, option("Steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS)
     ] = None
     batch: Annotated[int | None, option("Pairs a step; default: 24, or more.", min=1, max=MAX_BATCH)] = None
     learning_rate: Annotated[float | None, option("Learning rate (adam, paper).", min=0, max=100)] = None
     relax: Annotated[
-        float | None, option("How far a pair's noise may move, as in LD3 (adam, paper).", min=0, max=1000)
+        float | None, option("How far noise may move, as LD3 (adam, paper).", min=0, max=1000)
     ] = None
     seed: Seed = 0
 
@@ -230,22 +219,20 @@ class DiscriminatorOptions:
     panel: ClassVar[str] = "Discriminator (with --objective gas)"
 
     objective: ObjectiveName = "gs"
-    weight: Annotated[float | None, option("Weight of the adversarial loss, the paper's w.", **_WEIGHTS)] = (
+    weight: Annotated[float | None, option("Adversarial loss's weight, the paper's w.", **_WEIGHTS)] = None
+    balance: Annotated[float | None, option("The weight, in GS's final losses; default: 10.", **_WEIGHTS)] = (
         None
     )
-    balance: Annotated[
-        float | None, option("The same in units of the loss that GS ends with; default: 10.", **_WEIGHTS)
-    ] = None
     critic: Annotated[str | None, option("Discriminator loss: relativistic (default) or classic.")] = None
-    pairing: Annotated[
-        str | None, option("Noise of fakes and reals: independent (default), or paired as the authors' code.")
-    ] = None
+    pairing: Annotated[str | None, option("Noise of fakes and reals: independent (default) or paired.")] = (
+        None
+    )
     gas_iterations: GasIterations = None
     critic_weights: Annotated[
-        Path | None, option("Discriminator: R3GAN's pickle, which is not executed, or safetensors.", **FILE)
+        Path | None, option("Discriminator: R3GAN's pickle, or safetensors.", **FILE)
     ] = None
     critic_steps: Annotated[
-        int | None, option("Discriminator updates per solver update; default: 1.", min=1, max=1000)
+        int | None, option("Discriminator updates a step; default: 1.", min=1, max=1000)
     ] = None
 
     def settings(self) -> dict[str, Any] | None:

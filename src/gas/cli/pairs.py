@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 import gas
-from gas.arguments import MAX_NFE
 from gas.cli.app import command, holding, resumable
-from gas.cli.checks import GUIDANCE, option
+from gas.cli.checks import GUIDANCE, NFE, option
 from gas.cli.loading import free_text_encoders
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, parse_seeds, was_given
 from gas.cli.screen import bar, note, print_json
@@ -22,10 +21,8 @@ def pairs(
     out: Annotated[Path, option("Folder for shards and manifest.")],
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "1280",
     teacher: Annotated[str, option("Solver of the teacher.")] = "unipc-3-bh2",
-    grid: Annotated[
-        str, option("Time grid of the teacher: a name, or the times as 1,0.5,0.001.")
-    ] = "log_snr",
-    nfe: Annotated[int, option("Network evaluations a sample of the teacher.", min=1, max=MAX_NFE)] = 20,
+    grid: Annotated[str, option("Time grid of the teacher: a name, or times as 1,0.5,0.001.")] = "log_snr",
+    nfe: Annotated[int, option("Network evaluations a sample of the teacher.", **NFE)] = 20,
     guidance: Annotated[
         float,
         option(
@@ -35,7 +32,7 @@ def pairs(
         ),
     ] = 1.0,
     batch: SamplesBatch = 64,
-    decoded: Annotated[bool, option("Also store the decoded samples.", names=("--decoded",))] = False,
+    decoded: Annotated[bool, option("Also store the decoded samples.")] = False,
     *,
     network: NetworkOptions,
     json: Json = False,

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import gas
-from gas.arguments import MAX_NFE, MAX_SEEDS
+from gas.arguments import MAX_SEEDS
 from gas.cli import options
 from gas.cli.app import command
-from gas.cli.checks import GUIDANCE, option
+from gas.cli.checks import GUIDANCE, NFE, option
 from gas.cli.screen import note, print_json, print_table
 
 # Budgets of the table, in shares of the full training.
@@ -20,7 +20,7 @@ _SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
 def plan(
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", options.parse_nfes)] = "4",
     seeds: Annotated[int, option("Number of teacher pairs.", min=4, max=MAX_SEEDS)] = 1280,
-    teacher: Annotated[int, option("Network evaluations a pair of the teacher.", min=1, max=MAX_NFE)] = 20,
+    teacher: Annotated[int, option("Network evaluations a pair of the teacher.", **NFE)] = 20,
     validation: options.Validation = None,
     guidance: Annotated[float, option("Guidance scale.", **GUIDANCE)] = 1.0,
     *,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import gas
-from gas.arguments import MAX_NFE, MAX_SEED
+from gas.arguments import MAX_SEED
 from gas.cli.app import command
-from gas.cli.checks import option, output_file
+from gas.cli.checks import NFE, option, output_file
 from gas.cli.evaluate import warn_of_provenance
 from gas.cli.options import Json, NetworkOptions, SamplesBatch, SolverFile, interpolation, parse_seeds
 from gas.cli.screen import note, print_json, tracked
@@ -29,14 +29,12 @@ def sample(
     out: Annotated[
         Path, option("A picture, or arrays of samples.", output_file(".png", ".npz", ".safetensors"))
     ],
-    nfe: Annotated[int | None, option("NFE; default: the file's only one, or 4.", min=1, max=MAX_NFE)] = None,
+    nfe: Annotated[int | None, option("NFE; default: the file's only one, or 4.", **NFE)] = None,
     forwards: Annotated[
-        int | None, option("Take the table of so many forward passes instead.", min=1, max=MAX_NFE)
+        int | None, option("Take the table of so many forward passes instead.", **NFE)
     ] = None,
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "24",
-    label: Annotated[
-        int | None, option("Class of all samples; default: seed mod classes.", min=0, max=MAX_SEED)
-    ] = None,
+    label: Annotated[int | None, option("Class; default: seed mod classes.", min=0, max=MAX_SEED)] = None,
     batch: SamplesBatch = 64,
     *,
     network: NetworkOptions,

@@ -30,17 +30,9 @@ Source: TypeAlias = "tuple[Iterator[Tensor], Callable[[Tensor], Tensor], Mapping
 )
 def statistics(
     context: typer.Context,
-    out: Annotated[
-        Path,
-        option(
-            "File to write: .safetensors, or .npz with mu and sigma.", output_file(".safetensors", ".npz")
-        ),
-    ],
+    out: Annotated[Path, option(".safetensors or .npz file to write.", output_file(".safetensors", ".npz"))],
     pairs: Annotated[Path | None, option("Folder of pairs whose teacher's samples to use.", **FOLDER)] = None,
-    images: Annotated[
-        Path | None,
-        option("Images to use: an .npz with arr_0, bytes (N, H, W, 3), or a folder.", exists=True),
-    ] = None,
+    images: Annotated[Path | None, option("Folder of images, or .npz with bytes arr_0.", exists=True)] = None,
     model: options.ModelName = "mnist",
     device: options.Device = "cpu",
     *,

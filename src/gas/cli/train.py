@@ -32,34 +32,20 @@ def train(
     out: Annotated[Path, option("Solver file to write.", output_file())],
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", options.parse_nfes)] = "4",
     forwards: Annotated[
-        str | None,
-        option(
-            "With guidance, forward passes to learn, as 5-8, two of which a guided evaluation needs; alone, no NFE.",
-            options.parse_nfes,
-        ),
+        str | None, option("Forward passes to learn, with guidance; alone, no NFE.", options.parse_nfes)
     ] = None,
     validation: options.Validation = None,
-    solver: Annotated[
-        str,
-        option("Parameterization to learn: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns."),
-    ] = "gs",
+    solver: Annotated[str, option("Kind: gs, gs-free (no theory), ld3, s4s, s4s-pc, s4s-alt or bns.")] = "gs",
     theory: Annotated[bool, option("Let coefficients follow the learned times.")] = True,
     checkpointing: Annotated[
         str,
-        option(
-            "Activation checkpointing of Adam: none, the number of network calls that are not recomputed, or "
-            "auto (by the free memory)."
-        ),
+        option("Activation checkpointing of Adam: auto (by free memory), none, or the calls not recomputed."),
     ] = "auto",
     budget: Annotated[
         int | None,
-        option(
-            "Most network evaluations of the whole training, everything counted; gas plan lists what they buy.",
-            min=1,
-            max=MAX_SEED,
-        ),
+        option("Most network evaluations in all; gas plan lists what they buy.", min=1, max=MAX_SEED),
     ] = None,
-    overwrite: Annotated[bool, option("Replace the file that --out names.", names=("--overwrite",))] = False,
+    overwrite: Annotated[bool, option("Replace the file that --out names.")] = False,
     *,
     optimizer: options.OptimizerOptions,
     discriminator: options.DiscriminatorOptions,
@@ -78,7 +64,10 @@ def train(
     replaces = not out.exists() or _unfinished(out)
     if not (replaces or overwrite):
         raise gas.UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
-    nfes, budgets = _counts(context, nfe, forwards, budget)
+    if forwards is not None and budget is not None:
+        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
+    budgets = options.parse_nfes(forwards) if forwards is not None else []
+    nfes = options.parse_nfes(nfe) if not budgets or options.was_given(context, "nfe") else []
     stored, gas_settings = options.parse_checkpointing(checkpointing), discriminator.settings()
     config = optimizer.config(stored)
     alone = gas_settings is None and options.was_given(context, "checkpointing")
@@ -110,18 +99,6 @@ def train(
     title = "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(sets[1]), title, json)
     note(f"wrote {out}")
-
-
-def _counts(
-    context: typer.Context, nfe: str, forwards: str | None, budget: int | None
-) -> tuple[list[int], list[int]]:
-    """Return the NFE and the numbers of forward passes to learn."""
-    if forwards is None:
-        return options.parse_nfes(nfe), []
-    if budget is not None:
-        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
-    given = options.was_given(context, "nfe")
-    return options.parse_nfes(nfe) if given else [], options.parse_nfes(forwards)
 
 
 def _learn(
@@ -167,8 +144,7 @@ def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar) -> Iterat
         yield
     except KeyboardInterrupt:
         if results := list(progress.results.values()):
-            measured = {each.nfe: {"validation_loss": each.loss, **each.measured()} for each in results}
-            gas.save(out, results, model=progress.model, training={"unfinished": True}, measured=measured)
+            gas.save(out, results, model=progress.model, training={"unfinished": True})
             note(f"wrote the best so far to {out}")
         raise
 

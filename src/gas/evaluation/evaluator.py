@@ -99,23 +99,15 @@ class Evaluator:
         return self._features_of(self.pairs.target)
 
     def _features_of(self, samples: Tensor) -> Tensor | None:
-        return (
-            None if self.space.features is None else extract_all(self.space.features, samples.split(_BATCH))
-        )
+        features = self.space.features
+        return None if features is None else extract_all(features, samples.split(_BATCH))
 
     def measure(
         self, name: str, samples: Tensor, nfe: int, forward_passes: int | None = None
     ) -> SolverMetrics:
-        """Measure samples against the teacher's, pair by pair and as a distribution.
+        """Measure samples ``(S, *)`` from the noise of the pairs, pair by pair and as a distribution.
 
-        Args:
-            name: of the solver.
-            samples: ``(S, *)`` from the noise of the pairs, as :func:`gas.evaluation.sample_pairs` returns them.
-            nfe: network evaluations per sample.
-            forward_passes: of the network per sample, where guidance is on.
-
-        Raises:
-            ValueError: when the shapes disagree.
+        ``name``, ``nfe`` and ``forward_passes`` are recorded as they are.
         """
         pairs, space = self.pairs, self.space
         errors = paired.mse(samples, pairs.target)
@@ -141,9 +133,7 @@ class Evaluator:
             to_teacher=to_teacher,
             samples=len(pairs),
             to_data=to_data,
-            more={
-                metric.name: mean_interval(metric.function(samples, pairs)) for metric in self.sample_metrics
-            },
+            more={each.name: mean_interval(each.function(samples, pairs)) for each in self.sample_metrics},
             mse_median=float(errors.median()),
             frechet_data_corrected=corrected,
             forward_passes=forward_passes,

@@ -29,14 +29,7 @@ Batch = tuple[Tensor, Tensor | None]
 def sample_batches(
     model: Model, solver: Solver, batches: Iterable[Batch], guidance: float = 1.0
 ) -> Iterator[Tensor]:
-    """Yield a solver's samples ``(B, *)`` on the CPU, one batch at a time; ranks share the batches.
-
-    Args:
-        model: the denoiser, with its schedule and device.
-        solver: a table, or anything that returns one.
-        batches: noise and labels, the same in every rank.
-        guidance: scale of classifier-free guidance.
-    """
+    """Yield a solver's samples ``(B, *)`` on the CPU, a batch of noise and labels at a time; ranks share them."""
     table = table_on(solver, model.schedule).folded()
 
     @torch.no_grad()
@@ -76,11 +69,7 @@ def seed_batches(
     label: int | None = None,
     batch: int = _BATCH,
 ) -> Iterator[Batch]:
-    """Return batches of the noise of seeds with the labels ``seed mod classes``, or with one ``label`` for all.
-
-    Raises:
-        UserError: for a label that the model does not have.
-    """
+    """Return batches of the noise of seeds with the labels ``seed mod classes``, or with one ``label`` for all."""
     if label is not None:
         if not model.classes:
             raise UserError(
@@ -106,15 +95,7 @@ def teacher_pairs(
     guidance: float = 1.0,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Pairs:
-    """Return the teacher's pairs of seeds, in memory; ranks share the batches.
-
-    Args:
-        model: the denoiser.
-        teacher: the solver that makes the targets.
-        seeds: one pair each.
-        guidance: scale of classifier-free guidance.
-        progress: wraps the iterable of batches, such as a progress bar.
-    """
+    """Return the teacher's pairs of seeds, in memory; ranks share the batches, which ``progress`` wraps."""
     table = teacher.table(model.schedule)
 
     def pairs_from(start: int) -> Pairs:

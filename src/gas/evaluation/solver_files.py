@@ -14,15 +14,12 @@ __all__ = ["default_nfe", "load_solver_files", "provenance_warnings"]
 
 
 def load_solver_files(paths: Sequence[Path], model: Model, *, transfer: bool = False) -> dict[str, Artefact]:
-    """Load solver files by their method's name (GS, GAS, ...), with the file's name added where that is ambiguous.
+    """Load solver files of a model by their method's name (GS, GAS, ...), with the file's name where that is ambiguous.
 
-    Args:
-        paths: of solver files.
-        model: the model that they must be for.
-        transfer: also accept solvers of another network; their names say of which.
+    ``transfer`` also accepts solvers of another network; their names say of which.
 
     Raises:
-        ValueError: for a solver of another model, a path given twice, or two solvers of one name.
+        UserError: for a solver of another model, a path given twice, or two solvers of one name.
     """
     artefacts: dict[str, Artefact] = {}
     for index, path in enumerate(paths):

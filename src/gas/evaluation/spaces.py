@@ -30,8 +30,7 @@ class FeatureSpace:
     """The features in which distributions are compared, with real data in that space.
 
     Args:
-        features: ``(B, *) -> (B, F)`` of a model's samples, decoded first where it has a decoder. Without it,
-            distributions are not compared.
+        features: ``(B, *) -> (B, F)`` of a model's samples; without it, distributions are not compared.
         reference: statistics of real data.
         real: features ``(R, F)`` of real images, for the metrics that statistics cannot give.
         fingerprint: the feature network and the files of real data, by name and SHA-256.
@@ -63,17 +62,13 @@ def feature_space(
         reference: statistics of real data; for ``"model"``, the default is the model's own.
         real: real images, an ``.npz`` or a folder; a folder of MNIST's IDX files for the zoo model of MNIST.
         progress: wraps the batches of real images.
-
-    Raises:
-        ValueError: for an unknown name, weights of another network, or files that do not fit the space.
-        FileNotFoundError: when a file is missing.
     """
     images = None if name == "model" else extractor_by_name(name, weights or "", model.device)
     if images is None:
         features, statistics = features_of(model), reference_of(model)
         fingerprint = _model_features_fingerprint(model)
     else:
-        features, statistics, fingerprint = images.of(model), None, dict(images.fingerprint())
+        features, statistics, fingerprint = images.of(model), None, images.fingerprint()
     if reference is not None:
         statistics = read_statistics(reference, fingerprint)
         fingerprint["reference_sha256"] = sha256(reference)
@@ -95,17 +90,13 @@ def _model_features_fingerprint(model: Model) -> dict[str, str]:
 def _description(space: FeatureSpace, reference: Path | None, real: Path | None) -> str:
     if space.features is None:
         return "The model has no features, so distributions are not compared."
-    names = space.fingerprint
-    if names["features"] == "model":
-        network = f"the features of model {names['features_of']}"
-    else:
-        network = f"features {names['features']}"
+    names, data = space.fingerprint, "data are the model's own statistics"
+    of_model = names["features"] == "model"
+    network = f"the features of model {names['features_of']}" if of_model else f"features {names['features']}"
     if reference is not None:
         data = f"data are the statistics {reference.name} (SHA-256 {names['reference_sha256']})"
     elif space.reference is None:
         data = "there are no statistics of data"
-    else:
-        data = "data are the model's own statistics"
     images = "" if real is None else f"; real images are {real.name} (SHA-256 {names['real_sha256']})"
     digest = names["weights_sha256"]
     return f"Distributions are compared in {network} (weights' SHA-256 {digest}); {data}{images}."

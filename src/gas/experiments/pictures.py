@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
 from gas.schedule import Schedule
 
-__all__ = ["PICTURES", "Pictures", "draw", "thumbnails"]
+__all__ = ["PICTURES", "draw", "thumbnails"]
 
 # Samples stored as pictures with every result.
 PICTURES = 8
@@ -26,15 +25,6 @@ PICTURES = 8
 _SIDE = 128
 # Lines that can be told apart besides the highlighted one.
 _LINES = 10
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """PNG files; sample grids and times by NFE."""
-
-    errors: Path | None = None
-    samples: dict[int, Path] = field(default_factory=dict)
-    times: dict[int, Path] = field(default_factory=dict)
 
 
 def thumbnails(model: Model, samples: Tensor) -> Tensor | None:
@@ -49,24 +39,26 @@ def thumbnails(model: Model, samples: Tensor) -> Tensor | None:
     return images.clamp(-1, 1).half().float()
 
 
-def draw(results: Sequence[MethodResult], schedule: Schedule, name: str, folder: Path) -> Pictures:
-    """Draw all pictures that the results of model ``name`` allow, the teacher's among them, into a folder.
+def draw(results: Sequence[MethodResult], schedule: Schedule, name: str, folder: Path) -> dict[str, Path]:
+    """Draw all pictures that the results of model ``name`` allow, the teacher's among them; return files by title.
 
     Raises:
         ModuleNotFoundError: when matplotlib is not installed.
     """
     finite = [result for result in results if result.category != "teacher" and result.metrics is not None]
     teachers = [result for result in results if result.category == "teacher"]
-    samples, times = {}, {}
+    pictures = _draw_errors(folder / "errors.png", finite, name)
     for nfe in sorted({result.nfe for result in finite}):
         column = [result for result in finite if result.nfe == nfe]
         if all(result.pictures is not None for result in column):
-            samples[nfe] = _draw_samples(folder / f"samples-{nfe}.png", column, teachers[:1], name)
-        times[nfe] = _draw_times(folder / f"times-{nfe}.png", column, schedule)
-    return Pictures(_draw_errors(folder / "errors.png", finite, name), samples, times)
+            grid = _draw_samples(folder / f"samples-{nfe}.png", column, teachers[:1], name)
+            pictures[f"The same noise through every solver, NFE {nfe}"] = grid
+        times = _draw_times(folder / f"times-{nfe}.png", column, schedule)
+        pictures[f"Times of the network evaluations, NFE {nfe}"] = times
+    return pictures
 
 
-def _draw_errors(path: Path, results: Sequence[MethodResult], name: str) -> Path | None:
+def _draw_errors(path: Path, results: Sequence[MethodResult], name: str) -> dict[str, Path]:
     curves: dict[str, dict[int, float]] = {}
     for result in results:
         error = _mse(result)
@@ -75,11 +67,12 @@ def _draw_errors(path: Path, results: Sequence[MethodResult], name: str) -> Path
             curve = curves.setdefault(label, {})
             curve[result.nfe] = min(error, curve.get(result.nfe, math.inf))
     if not curves:
-        return None
+        return {}
     highlight = next((label for label in ("GAS", "GS") if label in curves), None)
     labels = [*[label for label in curves if label != highlight][:_LINES], *filter(None, [highlight])]
     note = f"{name}; the classical line is the best of the classical rows at each NFE."
-    return error_plot(path, {label: curves[label] for label in labels}, note=note, highlight=highlight)
+    error_plot(path, {label: curves[label] for label in labels}, note=note, highlight=highlight)
+    return {"Error over network evaluations": path}
 
 
 def _draw_samples(

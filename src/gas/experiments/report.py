@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gas.display import markdown, markdown_table, plain
-from gas.experiments.pictures import Pictures
 from gas.experiments.store import MethodResult
 from gas.experiments.tables import MEASURES, Entry, PivotTable, csv_text, difference_table, pivot_table
 from gas.io import write_text
@@ -40,8 +39,7 @@ class Report:
         results: all of them.
         measures: names of :data:`MEASURES`, in order; those that no result has are left out.
         reported: a paper's results to compare with.
-        pictures: as :func:`gas.experiments.pictures.draw` draws them.
-        against: spec of the method whose squared errors are subtracted from the others', sample by sample.
+        pictures: by title, as :func:`gas.experiments.pictures.draw` returns them.
     """
 
     title: str
@@ -50,16 +48,15 @@ class Report:
     results: Sequence[MethodResult]
     measures: Sequence[str] = tuple(MEASURES)
     reported: ReportedResults | None = None
-    pictures: Pictures = field(default_factory=Pictures)
-    against: str = "gs"
+    pictures: Mapping[str, Path] = field(default_factory=dict)
 
     def tables(self) -> list[PivotTable]:
-        """Return the tables, first that with a paper's results."""
+        """Return the tables, first that with a paper's results; squared errors are also compared with GS's."""
         tables = [None if self.reported is None else self._reported_table(self.reported)]
         for name in self.measures:
             tables.append(pivot_table(self.results, MEASURES[name]))
             if name == "mse":
-                tables.append(difference_table(self.results, self.against, MEASURES[name]))
+                tables.append(difference_table(self.results, "gs", MEASURES[name]))
         return [table for table in tables if table is not None]
 
     def headline(self) -> list[PivotTable]:
@@ -113,6 +110,4 @@ def html_text(report: Report) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
-    nfes = sorted({result.nfe for result in report.results if result.category != "teacher"})
-    template = environment.get_template("report.html.j2")
-    return template.render(report=report, tables=report.tables(), nfes=nfes, style=style)
+    return environment.get_template("report.html.j2").render(report=report, style=style)

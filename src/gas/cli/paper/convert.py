@@ -28,19 +28,12 @@ class StudentOptions:
 
     model: Annotated[
         str,
-        option(
-            "Model of the pairs or the student: weights, preset:NAME, or a zoo model.",
-            names=("--model", "-m"),
-        ),
+        option("Model of the pairs or student: weights, preset:NAME, or the zoo's.", names=("--model", "-m")),
     ] = ""
     schedule: Annotated[str, option("Schedule of a student, without --model: edm, ldm, sd or vp.")] = ""
     t_end: Annotated[float, option("Time at which a student's sampling ends.")] = 1e-3
-    guidance: Annotated[
-        float, option("Guidance scale that the pairs or the student were made with.", **GUIDANCE)
-    ] = 1.0
-    form: Annotated[
-        str, option("Kind of a student: gs, s4s (trained without theory), or auto (by its numbers).")
-    ] = "auto"
+    guidance: Annotated[float, option("Guidance scale of the pairs or the student.", **GUIDANCE)] = 1.0
+    form: Annotated[str, option("Kind of a student: gs, s4s (trained without theory), or auto.")] = "auto"
 
     def load_model(self) -> gas.models.Model | None:
         """Load the model that was named, if any, for runs that end at ``t_end``."""

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import gas
-from gas.arguments import MAX_NFE
 from gas.cli.app import command, paper
-from gas.cli.checks import option
+from gas.cli.checks import NFE, option
 from gas.cli.options import Json, ObjectiveName, SamplesBatch, parse_objective, parse_seeds
 from gas.cli.pairs import run_teacher
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions, show_preset
@@ -21,12 +20,11 @@ def pairs(
     preset: PresetOptions,
     objective: ObjectiveName = "gs",
     nfe: Annotated[
-        int | None,
-        option("NFE of the student, where the teacher's depends on it (coco).", min=1, max=MAX_NFE),
+        int | None, option("NFE of the student, where the teacher's depends on it.", **NFE)
     ] = None,
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST; default: the preset's.")] = "",
     batch: SamplesBatch = 64,
-    decoded: Annotated[bool, option("Also store the decoded samples.", names=("--decoded",))] = False,
+    decoded: Annotated[bool, option("Also store the decoded samples.")] = False,
     out: Annotated[Path | None, option("Folder for shards and manifest; default: one under runs.")] = None,
     network: PresetNetworkOptions,
     json: Json = False,

@@ -8,17 +8,14 @@ from typing import Annotated, ClassVar
 
 import gas
 from gas.cli.checks import argument, option
-from gas.cli.loading import REPORTED, SOURCES
+from gas.cli.loading import REPORTED, SOURCES, WITH_PROMPTS
 from gas.cli.options import Compile, Device, Precision, Prompts
 from gas.cli.screen import note
 
 PresetWeights = Annotated[
     Path | None, option("Folder of published files; default: GAS_WEIGHTS, or ~/.cache/gas-solver/weights.")
 ]
-Settings = Annotated[
-    list[str] | None,
-    option("Change a setting of the preset, as batch=8; repeat it for several.", names=("--set",)),
-]
+Settings = Annotated[list[str] | None, option("Change a setting, as batch=8; repeatable.", names=("--set",))]
 PRESET_HELP = "Setup of the paper: cifar10, ffhq, afhqv2, lsun, imagenet or coco."
 
 
@@ -63,21 +60,11 @@ def show_preset(preset: gas.paper.Preset) -> None:
         note(f" {value}{was}", label=f"  {name:<21}", style="yellow" if was else "")
 
 
-def _load_preset(name: str, prompts: Path | None, call: str, device: str) -> gas.models.Model:
-    if call:
-        raise gas.UserError(
-            f"--call is for --model diffusers:..., a preset has its own arguments; got {call!r}"
-        )
+def _load_preset(name: str, device: str, prompts: Path | None = None) -> gas.models.Model:
     return gas.paper.load_backbone(gas.paper.preset_by_name(name), prompts=prompts, device=device)
 
 
-def _load_published(path: str, prompts: Path | None, call: str, device: str) -> gas.models.Model:
-    if prompts is not None or call:
-        raise gas.UserError(
-            f"--prompts and --call are for pipelines (--model diffusers:...), got --model published:{path}"
-        )
-    return gas.paper.load_published(path, device=device)
-
-
-SOURCES |= {"preset": _load_preset, "published": _load_published}
+SOURCES["preset"] = _load_preset
+SOURCES["published"] = lambda path, device: gas.paper.load_published(path, device=device)
+WITH_PROMPTS.add("preset")
 REPORTED["preset"] = lambda name: gas.paper.figures_of(name)

@@ -30,24 +30,19 @@ _BASELINES = {"cifar10": "dpmpp-3m/log_snr,unipc-3-bh1/log_snr,ipndm-3"}
 def reproduce(
     context: typer.Context,
     table: Annotated[
-        str,
-        argument("table2a (CIFAR-10) to table2f (COCO), table6, theory, transfer, coverage; or list."),
+        str, argument("table2a to table2f, table6, theory, transfer, coverage; or list.")
     ] = "list",
     *,
     results: Annotated[
         Path, option("Folder of results of gas paper evaluate --json and gas compare.", file_okay=False)
     ] = RESULTS,
-    run: Annotated[
-        bool, option("Train and measure what has no result and all its files.", names=("--run",))
-    ] = False,
+    run: Annotated[bool, option("Train and measure what has no result and all its files.")] = False,
     only: Annotated[str, option("With --run: one run, as the table names it.")] = "",
     sets: Settings = None,
     preset_weights: PresetWeights = None,
     features: FeatureOptions,
     network: PresetNetworkOptions,
-    markdown: Annotated[
-        Path | None, option("Also write the table to this Markdown file.", output_file())
-    ] = None,
+    markdown: Annotated[Path | None, option("Also write the table to this .md file.", output_file())] = None,
     json: Json = False,
 ) -> None:
     """Print the paper's figure, ours and their difference for every cell, and how to measure those that are missing.

@@ -22,14 +22,10 @@ def train(
     preset: PresetOptions,
     objective: ObjectiveName = "gs",
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10; default: the preset's.")] = "",
-    pairs: Annotated[
-        Path | None, option("Folder of teacher pairs; default: they are made.", **FOLDER)
-    ] = None,
+    pairs: Annotated[Path | None, option("Teacher pairs; default: they are made.", **FOLDER)] = None,
     out: Annotated[Path | None, option("Solver file; default: one under runs.", output_file())] = None,
-    overwrite: Annotated[bool, option("Replace existing solver files.", names=("--overwrite",))] = False,
-    dry_run: Annotated[
-        bool, option("Print settings and files, and do nothing.", names=("--dry-run",))
-    ] = False,
+    overwrite: Annotated[bool, option("Replace existing solver files.")] = False,
+    dry_run: Annotated[bool, option("Print settings and files, and do nothing.")] = False,
     network: PresetNetworkOptions,
     json: Json = False,
 ) -> None:
