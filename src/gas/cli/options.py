@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -223,38 +223,31 @@ class DiscriminatorOptions:
     balance: Annotated[float | None, option("The weight, in GS's final losses; default: 10.", **_WEIGHTS)] = (
         None
     )
-    critic: Annotated[str | None, option("Discriminator loss: relativistic (default) or classic.")] = None
-    pairing: Annotated[str | None, option("Noise of fakes and reals: independent (default) or paired.")] = (
-        None
-    )
+    critic: Annotated[str, option("Discriminator loss: relativistic or classic.")] = "relativistic"
+    pairing: Annotated[str, option("Noise of fakes and reals: independent or paired.")] = "independent"
     gas_iterations: GasIterations = None
     critic_weights: Annotated[
         Path | None, option("Discriminator: R3GAN's pickle, or safetensors.", **FILE)
     ] = None
-    critic_steps: Annotated[
-        int | None, option("Discriminator updates a step; default: 1.", min=1, max=1000)
-    ] = None
+    critic_steps: Annotated[int, option("Discriminator updates a step.", min=1, max=1000)] = 1
 
     def settings(self) -> dict[str, Any] | None:
         """Return the settings of GAS as a solver file records them, or ``None`` for GS."""
-        usual = {
-            "weight": None,
-            "balance": None if self.weight is not None else gas.training.adversarial.setup.BALANCE,
-            "critic": "relativistic",
-            "pairing": "independent",
-            "gas_iterations": gas.training.adversarial.setup.GAS.iterations,
-            "critic_weights": None,
-            "critic_steps": 1,
-        }
-        given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
+        defaults = {field.name: field.default for field in fields(self) if field.name != "objective"}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in defaults}
         if parse_objective(self.objective) == "gs":
-            if given:
-                option = f"--{next(iter(given)).replace('_', '-')}"
-                raise gas.UserError(f"{option} is a setting of --objective gas: add that or leave it out")
+            for name, default in defaults.items():
+                if settings[name] != default:
+                    option = f"--{name.replace('_', '-')}"
+                    raise gas.UserError(f"{option} is a setting of --objective gas: add that or leave it out")
             return None
         if self.weight is not None and self.balance is not None:
             raise gas.UserError("--weight and --balance are two measures of one thing: leave one out")
-        return {**usual, **given, "critic_weights": self.critic_weights and str(self.critic_weights)}
+        if self.weight is None and self.balance is None:
+            settings["balance"] = gas.training.adversarial.setup.BALANCE
+        if self.gas_iterations is None:
+            settings["gas_iterations"] = gas.training.adversarial.setup.GAS.iterations
+        return {**settings, "critic_weights": self.critic_weights and str(self.critic_weights)}
 
     def adversary(
         self,
@@ -273,14 +266,14 @@ class DiscriminatorOptions:
         return gas.adversary_for(
             model,
             pairs,
-            weight=settings["weight"],
+            weight=self.weight,
             balance=settings["balance"] or 0.0,
-            objective=settings["critic"],
-            pairing=settings["pairing"],
+            objective=self.critic,
+            pairing=self.pairing,
             config=adam_against(
                 self.gas_iterations, seed=optimizer.seed, batch=optimizer.batch, checkpointing=checkpointing
             ),
-            steps=settings["critic_steps"],
+            steps=self.critic_steps,
             network=None if path is None else gas.training.adversarial.load_discriminator(path),
             seed=optimizer.seed,
             precision=precision,

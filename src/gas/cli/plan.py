@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Annotated, Any
 
 import gas
@@ -68,21 +69,10 @@ def _cells(row: dict[str, Any]) -> dict[str, object]:
         "": row["work"],
         "NFE": row["nfe"],
         "network evaluations": f"{row['evaluations']:,}",
-        "time": _duration(row["seconds"]),
+        "time": str(timedelta(seconds=round(row["seconds"]))),
         "peak memory": f"{row['memory'] / 2**20:,.0f} MB" if row["memory"] else None,
         "disk": f"{row['disk'] / 2**20:,.1f} MB" if row["disk"] else None,
         "steps": row["steps"],
         "pairs a step": row["pairs"] and f"{row['pairs'][0]} to {row['pairs'][-1]}",
         "chosen on": row["validation"] and f"{row['validation']} pairs",
     }
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as people say it.
-
-    >>> _duration(42), _duration(600), _duration(9000)
-    ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
