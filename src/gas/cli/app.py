@@ -213,9 +213,8 @@ def main() -> None:
     except ValueError as error:
         _print_line(f"error: {error}")
         sys.exit(2)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a scheduler's stop is an interrupt like Ctrl-C
+    # A scheduler's stop is an interrupt like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with distributed.silence_other_ranks():
         app(prog_name="gas")
 

@@ -55,15 +55,13 @@ def demo(
     run_teacher(network, teacher, folder, range(TRAINED + VALIDATED))
     pairs = gas.read_pairs(folder, model=network)
     tables = _learn_both(network, pairs, files, nfe, iterations, seed)
-    stop = FIRST_UNSEEN + EVALUATED
-    note(f" {FIRST_UNSEEN} to {stop - 1}", label="4. Unseen seeds", style="bold")
-    unseen = gas.evaluation.teacher_pairs(
-        network, teacher, range(FIRST_UNSEEN, stop), progress=teacher_progress
-    )
+    seeds = range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED)
+    note(f" {seeds.start} to {seeds.stop - 1}", label="4. Unseen seeds", style="bold")
+    unseen = gas.evaluation.teacher_pairs(network, teacher, seeds, progress=teacher_progress)
     rows = _measure(out, network, unseen, tables, teacher)
     if json:
-        seeds = [FIRST_UNSEEN, stop]
-        print_json({"model": network.name, "seeds": seeds, "rows": [asdict(row) for row in rows]})
+        report = {"model": network.name, "seeds": [seeds.start, seeds.stop]}
+        print_json({**report, "rows": [asdict(row) for row in rows]})
     else:
         print_metrics(f"{network.name}, {len(unseen)} unseen seeds", rows)
     note(

@@ -51,9 +51,7 @@ def export(
     difference = gas.integrations.onnx.export(onnx, module, inputs, batch=batch)
     size = onnx.stat().st_size
     part = "the sampler" if row is None else f"row {row}"
-    note(
-        f"wrote {part} of NFE {nfe} to {onnx} ({size / 1000:,.0f} kB); largest difference to torch {difference:.1e}"
-    )
+    note(f"wrote {part} of NFE {nfe} to {onnx} ({size / 1000:,.0f} kB); difference to torch {difference:.1e}")
     if json:
         report = {"out": str(onnx), "nfe": nfe, "row": row, "bytes": size, "largest_difference": difference}
         print_json({**report, "inputs": list(inputs)})

@@ -30,13 +30,9 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
     weights = {key: getattr(network, key) for key in ("dtype", "quantize", "offload")}
     weights = {key: value for key, value in weights.items() if value is not None}
     if weights and not is_pipeline:
-        raise gas.UserError(
-            f"--{next(iter(weights))} is for pipelines (--model diffusers:...), got --model {name}"
-        )
+        raise gas.UserError(f"--{next(iter(weights))} is for pipelines (diffusers:...), got --model {name}")
     if not is_pipeline and (call or (prompts is not None and prefix not in WITH_PROMPTS)):
-        raise gas.UserError(
-            f"--prompts and --call are for pipelines (--model diffusers:...), got --model {name}"
-        )
+        raise gas.UserError(f"--prompts and --call are for pipelines (diffusers:...), got --model {name}")
     if not rest and (prefix in SOURCES or is_pipeline):
         raise gas.UserError(f"--model {name} wants a name after the colon")
     model: Any
@@ -59,9 +55,7 @@ def load_zoo(name: str, device: str) -> gas.zoo.ZooModel:
     """Load a zoo model of images onto a device."""
     prefix = name.partition(":")[0]
     if prefix in (*SOURCES, "diffusers"):
-        raise gas.UserError(
-            f"this command takes zoo models of images, digits or mnist say, got --model {name[:80]}"
-        )
+        raise gas.UserError(f"this command takes zoo models of images, as digits, got --model {name[:80]}")
     if "pipeline" in gas.zoo.card(name):
         raise gas.UserError(
             f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
@@ -82,9 +76,7 @@ def _call_arguments(prompts: Path | None, call: str, pairs: Path | None) -> dict
         arguments["negative_prompt"] = conditions.get("negative_prompt")
     for name, value in arguments.items():
         if isinstance(value, dict) and "sha256" in value:
-            raise gas.UserError(
-                f"the pairs in {pairs} record an image by its hash: pass --call {name}=FILE again"
-            )
+            raise gas.UserError(f"pairs {pairs} record an image by its hash: pass --call {name}=FILE again")
         if isinstance(value, str) and Path(value).suffix.lower() in _PICTURES:
             arguments[name] = _picture(Path(value))
     return arguments

@@ -51,24 +51,18 @@ Precision = Annotated[
         lambda name: gas.registry.named("precision", name, gas.models.PRECISIONS),
     ),
 ]
-Compile = Annotated[
-    bool, option("Run the network through torch.compile; slow to start.", names=("--compile",))
-]
+Compile = Annotated[bool, option("Run the network by torch.compile; slow to start.", names=("--compile",))]
 MetricWeights = Annotated[
     Path | None,
     option("Folder with vgg16-397923af.pth, lpips-vgg.pth and clip; default: GAS_WEIGHTS.", **FOLDER),
 ]
-GasIterations = Annotated[
-    int | None, option("Discriminator's steps; default: 250.", min=1, max=MAX_ITERATIONS)
-]
+GasIterations = Annotated[int | None, option("Discriminator steps; default: 250.", min=1, max=MAX_ITERATIONS)]
 SamplesBatch = Annotated[int, option("Samples a network call.", min=1, max=MAX_BATCH)]
 Validation = Annotated[
     int | None,
     option("Last pairs, to validate on; default: 256, or a quarter of fewer than 512.", min=2, max=MAX_SEEDS),
 ]
-Seed = Annotated[
-    int, option("Seed of the order of pairs and of the discriminator.", min=0, max=MAX_ORDER_SEED)
-]
+Seed = Annotated[int, option("Seed of the order of pairs and the discriminator.", min=0, max=MAX_ORDER_SEED)]
 PairsFolder = option("Folder of teacher pairs, as gas pairs writes it.", **FOLDER)
 Picture = Annotated[Path | None, option("Draw a .png of the times, or of errors.", output_file(".png"))]
 SolverFile = Annotated[Path, option("Solver file, as gas train writes it.", names=("--solver", "-s"), **FILE)]

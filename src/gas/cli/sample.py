@@ -77,9 +77,7 @@ def sample(
 def _check_picture(model: gas.models.Model, count: int) -> None:
     """Refuse a picture of samples that are not images, or of too many, before any work."""
     if count > _PICTURED:
-        raise gas.UserError(
-            f"a .png shows at most {_PICTURED} samples, got {count:,}: use .npz or .safetensors"
-        )
+        raise gas.UserError(f"a .png shows at most {_PICTURED} samples, got {count:,}: write .safetensors")
     shape = tuple(gas.models.protocol.images_of(model, model.noise([0])).shape[1:])
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise gas.UserError(

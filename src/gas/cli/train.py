@@ -164,9 +164,7 @@ def _check_combination(
     kind = gas.learned.kind_by_name(solver, theory=theory)
     for n in nfes if start != "best" else ():
         if not kind.starts_at(gas.training.initialization.named_start(start, n, 0.0)):
-            raise gas.UserError(
-                f"--solver {solver} cannot start at {start}, whose times repeat: name another --start"
-            )
+            raise gas.UserError(f"--solver {solver} cannot start at {start}: its times repeat, name another")
     if isinstance(checkpointed, gas.GaussNewton):
         raise gas.UserError(
             "--checkpointing is of Adam's graph, and gauss-newton has none: choose --method adam or leave it out"

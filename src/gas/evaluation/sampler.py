@@ -72,9 +72,7 @@ def seed_batches(
     """Return batches of the noise of seeds with the labels ``seed mod classes``, or with one ``label`` for all."""
     if label is not None:
         if not model.classes:
-            raise UserError(
-                f"label {label} is for models with classes, and {model.name} has none: leave it out"
-            )
+            raise UserError(f"label {label} is for models with classes, {model.name} has none: leave it out")
         integer("label", label, 0, model.classes - 1)
 
     def batch_from(start: int) -> Batch:

@@ -64,9 +64,7 @@ def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
             artefact.check(model, guidance, transfer=True)
         except ValueError:
             raise error from None
-        raise UserError(
-            f"{error}; as the shapes of samples agree, --transfer evaluates it all the same"
-        ) from None
+        raise UserError(f"{error}; as the shapes agree, --transfer evaluates it all the same") from None
 
 
 def _display_name(artefact: Artefact, model: Model) -> str:

@@ -99,10 +99,8 @@ class Experiment:
     @cached_property
     def adversary(self) -> Adversary:
         """Discriminators and the selection criterion of GAS."""
-        config = self.budget.gas
-        return adversary_for(
-            self.model, self.train, balance=self.budget.balance, config=config, seed=config.seed
-        )
+        gas = self.budget.gas
+        return adversary_for(self.model, self.train, balance=self.budget.balance, config=gas, seed=gas.seed)
 
     def start(self, name: str, nfe: int) -> Classical:
         """Return the initial solver: ``"best"`` ranked of those that every learned kind can start at, or by name."""

@@ -211,9 +211,7 @@ def _check_unseen(experiment: Experiment, evaluator: Evaluator) -> None:
             "measure on other seeds"
         )
     if unseen.guidance != train.guidance:
-        raise UserError(
-            f"unseen pairs have guidance {unseen.guidance:g}, those learned from {train.guidance:g}"
-        )
+        raise UserError(f"unseen pairs have guidance {unseen.guidance:g}, the others {train.guidance:g}")
 
 
 def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,9 +100,7 @@ class Inception(nn.Module):
             # The smallest image that does not vanish before the last block.
             self._pooled(torch.zeros(1, 3, 75, 75))
         except RuntimeError as error:
-            raise UserError(
-                f"shapes of the Inception's weights do not fit together: {error_text(error)}"
-            ) from error
+            raise UserError(f"shapes of the weights do not fit together: {error_text(error)}") from error
 
     def forward(self, x: Tensor) -> Tensor:
         x = resize_as_tensorflow(as_bytes(rgb(x.to(next(self.parameters()).device))), _SIDE)

@@ -53,9 +53,7 @@ class LPIPS(nn.Module):
             )
             roots = [_channel_weights(linear, stage) for stage in range(len(_STAGES))]
         except KeyError as error:
-            raise UserError(
-                f"weights of LPIPS lack {error}: VGG-16's and LPIPS's own are two files"
-            ) from error
+            raise UserError(f"weights of LPIPS lack {error}: VGG-16's and its own are two files") from error
         _check_shapes(weights, biases, roots)
         self.weights, self.biases, self.roots = map(nn.ParameterList, (weights, biases, roots))
         self.eval().requires_grad_(False)
@@ -114,7 +112,5 @@ def _channel_weights(linear: Mapping[str, Tensor], stage: int) -> Tensor:
     name = f"lin{stage}.model.1.weight"
     weight = linear[name if name in linear else f"lin{stage}.model.0.weight"].float().flatten()
     if bool((weight < 0).any()):
-        raise UserError(
-            f"{name} must not be negative, as LPIPS's channel weights are, got {float(weight.min()):g}"
-        )
+        raise UserError(f"{name} must not be negative, got {float(weight.min()):g}")
     return weight.sqrt()

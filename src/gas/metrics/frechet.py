@@ -83,9 +83,7 @@ def frechet_distance(p: FeatureStatistics, q: FeatureStatistics) -> float:
     2.0
     """
     if len(p.mean) != len(q.mean):
-        raise UserError(
-            f"p and q must come from one feature network, got {len(p.mean)} and {len(q.mean)} features"
-        )
+        raise UserError(f"both must be of one feature network, got {len(p.mean)} and {len(q.mean)} features")
     cross = torch.linalg.svdvals(_factor(p.cov).T @ _factor(q.cov)).sum()
     distance = (p.mean - q.mean).square().sum() + p.cov.trace() + q.cov.trace() - 2 * cross
     return max(float(distance), 0.0)

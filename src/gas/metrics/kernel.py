@@ -101,9 +101,7 @@ def feature_sets(fake: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor
             raise UserError(f"{name} must hold at least {least} samples, got {len(value)}; draw more")
         bad = int((~value.isfinite()).any(dim=1).sum())
         if bad:
-            raise UserError(
-                f"{name} must be finite, got {bad} samples that are not; drop diverged samples first"
-            )
+            raise UserError(f"{name} must be finite, got {bad} samples that are not; drop diverged ones")
     if fake.shape[1] != real.shape[1]:
         raise UserError(
             "fake and real must come from one feature network, got "

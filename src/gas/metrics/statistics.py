@@ -179,6 +179,4 @@ def _archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
     except FileNotFoundError:
         raise
     except (ValueError, OSError, TypeError) as error:
-        raise UserError(
-            f"{path} is not an .npz of plain arrays, or is damaged: {error_text(error)}"
-        ) from error
+        raise UserError(f"{path} is no .npz of plain arrays, or is damaged: {error_text(error)}") from error

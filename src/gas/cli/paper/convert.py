@@ -105,9 +105,7 @@ def _convert_student(file: Path, data: Any, out: Path, options: StudentOptions) 
     solver = gas.paper.student.read_student(file, schedule, t_end, data, form=options.form)
     is_gs = isinstance(solver, gas.GeneralizedSolver)
     if not is_gs:
-        note(
-            f"{file} was trained without theory: it is read as S4S with a corrector (--form gs if it is not)"
-        )
+        note(f"{file} was trained without theory: it is read as S4S with a corrector (--form gs if not)")
     training = {"imported": file.name, "sha256": gas.io.sha256(file), "solver": "gs" if is_gs else "s4s-pc"}
     gas.save(out, solver, model=model, guidance=options.guidance, training=training)
     report = {"nfe": solver.nfe, "t_end": t_end, "form": "gs" if is_gs else "s4s"}

@@ -26,9 +26,7 @@ def doctor(
     Files are read as data; nothing in them is executed.
     """
     if not preset and (settings or preset_weights):
-        raise gas.UserError(
-            f"--{'set' if settings else 'preset-weights'} is of a preset: name one, or leave it out"
-        )
+        raise gas.UserError(f"--{'set' if settings else 'preset-weights'} is of a preset: name that too")
 
     setup = gas.paper.preset_by_name(preset).changed(settings or []) if preset else None
     report: dict[str, Any] = {

@@ -82,9 +82,7 @@ def _list(context: typer.Context, json: bool) -> None:
     for name in ("run", "only", "sets", "markdown"):
         if was_given(context, name):
             option = "--set" if name == "sets" else f"--{name}"
-            raise gas.UserError(
-                f"{option} is for one table, not the list of them: name a table, or leave it out"
-            )
+            raise gas.UserError(f"{option} is for one table, not the list: name a table, or leave it out")
     if json:
         print_json({table.name: table.title for table in gas.paper.TABLES.values()})
         return
