@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import typer
 
@@ -33,8 +32,7 @@ def evaluate(
     setup = preset.load()
     if not was_given(context, "seeds"):
         evaluation = at_preset_seeds(evaluation, setup)
-    model = network.load(setup, preset.preset_weights)
-    evaluate_preset(setup, model, evaluation, features, preset.preset_weights).show(json)
+    evaluate_preset(setup, network, evaluation, features).show(json)
 
 
 def at_preset_seeds(options: EvaluationOptions, preset: gas.paper.Preset) -> EvaluationOptions:
@@ -45,13 +43,13 @@ def at_preset_seeds(options: EvaluationOptions, preset: gas.paper.Preset) -> Eva
 
 def evaluate_preset(
     preset: gas.paper.Preset,
-    model: gas.models.Model,
+    network: PresetNetworkOptions,
     options: EvaluationOptions,
     features: FeatureOptions,
-    weights: Path | None,
 ) -> Evaluation:
     """Measure solvers on a preset's network; the document says the preset and its changed settings."""
-    options = replace(options, metric_weights=options.metric_weights or weights)
+    model = network.load(preset)
+    options = replace(options, metric_weights=options.metric_weights or network.preset_weights)
     evaluation = evaluate_files(model, options, features, usual=lambda nfe: preset.teacher_for(nfe).config())
     document = {"preset": preset.name, "settings": preset.changes(), **evaluation.document}
     return replace(evaluation, document={"model": model.name, **document})

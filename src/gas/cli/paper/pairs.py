@@ -35,7 +35,7 @@ def pairs(
     if (nfe is None) != bool(setup.teacher_nfe):
         reason = "depends on the student's: --nfe" if nfe is None else "has its own: --set teacher_nfe"
         raise gas.UserError(f"the NFE of the teacher of preset {setup.name} {reason}")
-    model = network.load(setup, preset.preset_weights)
+    model = network.load(setup)
     show_preset(setup)
     model = gas.models.runtime.ending_at(model, setup.teacher_t_end)
     teacher = setup.teacher_for(nfe or 0)

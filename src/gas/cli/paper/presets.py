@@ -27,7 +27,6 @@ class PresetOptions:
 
     preset: Annotated[str, argument(PRESET_HELP)]
     settings: Settings = None
-    preset_weights: PresetWeights = None
 
     def load(self) -> gas.paper.Preset:
         """Return the preset."""
@@ -40,14 +39,20 @@ class PresetNetworkOptions:
 
     panel: ClassVar[str] = "Network"
 
+    preset_weights: PresetWeights = None
     prompts: Prompts = None
     device: Device = "cpu"
     precision: Precision = "float32"
     compiled: Compile = False
 
-    def load(self, preset: gas.paper.Preset, weights: Path | None) -> gas.models.Model:
+    @property
+    def folder(self) -> Path:
+        """The folder of published files."""
+        return gas.workspace.weights_folder(self.preset_weights)
+
+    def load(self, preset: gas.paper.Preset) -> gas.models.Model:
         """Load a preset's network as it runs for the student."""
-        model = gas.paper.load_backbone(preset, weights, prompts=self.prompts, device=self.device)
+        model = gas.paper.load_backbone(preset, self.folder, prompts=self.prompts, device=self.device)
         return gas.models.precise(model, self.precision, compiled=self.compiled)
 
 

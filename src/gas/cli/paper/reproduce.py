@@ -16,7 +16,7 @@ from gas.cli.checks import argument, option, output_file
 from gas.cli.evaluate import EvaluationOptions
 from gas.cli.options import FeatureOptions, Json, was_given
 from gas.cli.paper.evaluate import at_preset_seeds, evaluate_preset
-from gas.cli.paper.presets import PresetNetworkOptions, PresetWeights, Settings
+from gas.cli.paper.presets import PresetNetworkOptions, Settings
 from gas.cli.paper.train import train_preset
 from gas.cli.screen import note, print_json, print_table
 from gas.display import markdown, markdown_table
@@ -39,7 +39,6 @@ def reproduce(
     run: Annotated[bool, option("Train and measure what has no result and all its files.")] = False,
     only: Annotated[str, option("With --run: one run, as the table names it.")] = "",
     sets: Settings = None,
-    preset_weights: PresetWeights = None,
     features: FeatureOptions,
     network: PresetNetworkOptions,
     markdown: Annotated[Path | None, option("Also write the table to this .md file.", output_file())] = None,
@@ -53,7 +52,7 @@ def reproduce(
     if table == "list":
         _list(context, json)
         return
-    chosen, weights = gas.paper.table_by_name(table), gas.workspace.weights_folder(preset_weights)
+    chosen = gas.paper.table_by_name(table)
     runs = {figure: gas.paper.run_for(figure, results, sets or ()) for figure in chosen.figures}
     given = features if was_given(context, "features", "reference", "real") else None
     if only and only not in {each.name for each in runs.values()}:
@@ -61,12 +60,12 @@ def reproduce(
     if run:
         with holding(results, f"gas paper reproduce {chosen.name}", folder=True):
             for each in {each.result: each for each in runs.values() if only in ("", each.name)}.values():
-                _measure(each, weights, given, network)
+                _measure(each, given, network)
     words = ["gas", "paper", "reproduce", chosen.name, "--run"]
     words += [word for setting in sets or () for word in ("--set", setting)]
     words += ["--results", str(results)] if results != RESULTS else []
-    words += ["--preset-weights", str(preset_weights)] if preset_weights else []
-    rows = _rows(runs, results, weights, words, measuring=given is None)
+    words += ["--preset-weights", str(network.preset_weights)] if network.preset_weights else []
+    rows = _rows(runs, results, network.folder, words, measuring=given is None)
     if markdown is not None:
         _write(markdown, chosen, rows)
         note(f"wrote {markdown}")
@@ -92,31 +91,26 @@ def _list(context: typer.Context, json: bool) -> None:
 
 
 def _measure(
-    run: gas.paper.MeasuringRun, weights: Path, features: FeatureOptions | None, network: PresetNetworkOptions
+    run: gas.paper.MeasuringRun, features: FeatureOptions | None, network: PresetNetworkOptions
 ) -> None:
     """Train and evaluate one run unless its result exists or files are missing."""
     if run.result.exists():
         return
-    if missing := run.missing(weights, measuring=features is None):
+    if missing := run.missing(network.folder, measuring=features is None):
         note(f" {run.name}: {', '.join(missing)} is missing", label="left out")
         return
     run.check_solver()
     note(f": {run.name}", label="measuring")
     if not run.solver.exists():
-        train_preset(run.trained, run.objective, {run.nfe: run.solver}, weights, network)
+        train_preset(run.trained, run.objective, {run.nfe: run.solver}, network)
     options = EvaluationOptions(
         solver=[run.solver],
         nfe=str(run.nfe),
         baselines=_BASELINES.get(run.preset.name, ""),
         transfer=run.trained.name != run.preset.name,
     )
-    evaluation = evaluate_preset(
-        run.preset,
-        network.load(run.preset, weights),
-        at_preset_seeds(options, run.preset),
-        _published_features(run, weights) if features is None else features,
-        weights,
-    )
+    features = _published_features(run, network.folder) if features is None else features
+    evaluation = evaluate_preset(run.preset, network, at_preset_seeds(options, run.preset), features)
     gas.io.write_text(run.result, json_format.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
 
 

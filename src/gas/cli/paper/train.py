@@ -36,13 +36,12 @@ def train(
     """
     setup, kind = preset.load(), parse_objective(objective)
     nfes = parse_nfes(nfe) if nfe else setup.nfes
-    weights = gas.workspace.weights_folder(preset.preset_weights)
     if out is not None and len(nfes) > 1:
         raise gas.UserError("--out names one file, so give one --nfe with it")
     files = {n: out or setup.solver_path(kind, n) for n in nfes}
     if dry_run:
         show_preset(setup)
-        for located in gas.paper.find_files(setup, weights):
+        for located in gas.paper.find_files(setup, network.folder):
             place = f"{located.path}" if located.path else f"missing, put it at {located.place}"
             note(f": {place}", label=located.role, style="" if located.path else "red")
         first, last = setup.seeds(kind).start, setup.seeds(kind).stop - 1
@@ -51,7 +50,7 @@ def train(
             note(f"NFE {n}: pairs of seeds {first} to {last} in {folder}, then {file}")
         note("a dry run: nothing was read or written")
         return
-    rows = train_preset(setup, kind, files, weights, network, pairs=pairs, overwrite=overwrite)
+    rows = train_preset(setup, kind, files, network, pairs=pairs, overwrite=overwrite)
     if json:
         print_json(rows)
         return
@@ -65,7 +64,6 @@ def train_preset(
     preset: gas.paper.Preset,
     objective: gas.paper.presets.Objective,
     files: Mapping[int, Path],
-    weights: Path,
     network: PresetNetworkOptions,
     *,
     pairs: Path | None = None,
@@ -77,8 +75,8 @@ def train_preset(
     for file in files.values():
         if file.exists() and not overwrite:
             raise gas.UserError(f"{file} exists: name another by --out, or replace it with --overwrite")
-    gas.paper.distillation_loss(preset, weights)  # refused before the long loading
-    model = network.load(preset, weights)
+    gas.paper.distillation_loss(preset, network.folder)  # refused before the long loading
+    model = network.load(preset)
     show_preset(preset)
     raw = gas.models.runtime.full_precision(model)
     teacher = gas.models.precise(gas.models.runtime.ending_at(raw, preset.teacher_t_end), network.precision)
@@ -90,7 +88,7 @@ def train_preset(
                 seeds = preset.seeds(objective)
                 run_teacher(teacher, preset.teacher_for(nfe), folder, seeds, preset.guidance)
             data = gas.paper.read_preset_pairs(preset, objective, teacher, folder)
-            rows.append(_learn(preset, objective, model, data, nfe, weights, file))
+            rows.append(_learn(preset, objective, model, data, nfe, network.folder, file))
     return rows
 
 
