@@ -62,7 +62,7 @@ class _OneLineErrors(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of the panels."""
         order = [name for names in PANELS.values() for name in names]
-        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else 99)
+        return sorted(super().list_commands(ctx), key=order.index)
 
 
 app = typer.Typer(

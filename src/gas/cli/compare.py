@@ -80,21 +80,18 @@ def compare(
     for name in measures:
         gas.registry.named("metric", name, gas.experiments.MEASURES)
     budget, loaded = _budget(optimizer, gas_iterations, rank, guides), network.load(pairs)
-    train, held_out = options.split_pairs(gas.read_pairs(pairs, model=loaded, hold=False), validation)
-    experiment = gas.experiments.Experiment(
-        model=loaded, train=train, validation=held_out, budget=budget, folder=out
-    )
+    sets = options.split_pairs(gas.read_pairs(pairs, model=loaded, hold=False), validation)
+    experiment = gas.experiments.Experiment(loaded, *sets, budget=budget, folder=out)
     if any(row.base is not None for row in methods):
         _ = experiment.adversary  # refuses a model without a discriminator before anything is trained
     space = features.space(loaded)
     names = [name for name in measures if name in gas.features.per_sample.SAMPLE_METRICS]
     per_sample = gas.features.per_sample.sample_metrics(names, loaded, metric_weights)
     gas.experiments.claim_folders(out)
-    unseen_pairs = _unseen(loaded, train, unseen, seeds, count, out)
+    unseen_pairs = _unseen(loaded, sets[0], unseen, seeds, count, out)
     evaluator = gas.Evaluator.for_model(loaded, unseen_pairs, space, sample_metrics=per_sample)
-    running = gas.experiments.run_experiment(
-        experiment, evaluator, methods, nfes, gas.experiments.Store(out), _commands(context)
-    )
+    store, commands = gas.experiments.Store(out), _commands(context)
+    running = gas.experiments.run_experiment(experiment, evaluator, methods, nfes, store, commands)
     with resumable(f"Results are in {out}"):
         results = _followed(running, len(methods) * len(nfes) + 1)
     report = gas.experiments.Report(

@@ -5,32 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 import gas
 from gas.cli.app import command, holding, resumable
 from gas.cli.checks import GUIDANCE, NFE, option
 from gas.cli.loading import free_text_encoders
-from gas.cli.options import Json, NetworkOptions, SamplesBatch, parse_seeds, was_given
+from gas.cli.options import Json, NetworkOptions, SamplesBatch, parse_seeds
 from gas.cli.screen import bar, note, print_json
 
 
 @command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True, folder="out")
 def pairs(
-    context: typer.Context,
     out: Annotated[Path, option("Folder for shards and manifest.")],
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "1280",
     teacher: Annotated[str, option("Solver of the teacher.")] = "unipc-3-bh2",
     grid: Annotated[str, option("Time grid of the teacher: a name, or times as 1,0.5,0.001.")] = "log_snr",
     nfe: Annotated[int, option("Network evaluations a sample of the teacher.", **NFE)] = 20,
     guidance: Annotated[
-        float,
-        option(
-            "Classifier-free guidance scale; 1 is none. Default: that of the call for diffusers:..., else 1.",
-            show_default=False,
-            **GUIDANCE,
-        ),
-    ] = 1.0,
+        float | None, option("Guidance scale; default: that of a pipeline's call, else 1 (none).", **GUIDANCE)
+    ] = None,
     batch: SamplesBatch = 64,
     decoded: Annotated[bool, option("Also store the decoded samples.")] = False,
     *,
@@ -44,7 +36,7 @@ def pairs(
     chosen = parse_seeds(seeds)
     gas.Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
     model = network.load()
-    guidance = _guidance(network.model, model, guidance if was_given(context, "guidance") else None)
+    guidance = _guidance(network.model, model, guidance)
     free_text_encoders(network.model, model, guidance)
     solver = gas.Classical(teacher, grid, nfe, model.t_end)
     run_teacher(model, solver, out, chosen, guidance, batch, decoded)
