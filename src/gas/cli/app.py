@@ -195,7 +195,7 @@ def _parameter(name: str, annotation: Any, default: Any, panel: str | None = Non
         value, option = get_args(annotation)
         option = copy.copy(option)
         option.rich_help_panel = panel
-        if default is False and not option.param_decls:
+        if default is False and option.default is ...:  # unnamed
             option.param_decls = (f"--{name.replace('_', '-')}",)
         annotation = Annotated[value, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
