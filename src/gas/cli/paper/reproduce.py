@@ -78,10 +78,10 @@ def reproduce(
 
 def _list(context: typer.Context, json: bool) -> None:
     """Print the names of the tables."""
-    for name in ("run", "only", "sets", "markdown"):
-        if was_given(context, name):
-            option = "--set" if name == "sets" else f"--{name}"
-            raise gas.UserError(f"{option} is for one table, not the list: name a table, or leave it out")
+    if was_given(context, "run", "only", "sets", "markdown"):
+        raise gas.UserError(
+            "--run, --only, --set and --markdown are for one table: name it, or leave them out"
+        )
     if json:
         print_json({table.name: table.title for table in gas.paper.TABLES.values()})
         return
