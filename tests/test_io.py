@@ -53,14 +53,14 @@ def solver_file(tmp_path):
 
 
 def damaged(data, seed, digits):
-    """Yield the bytes with one bit flipped 2,000 times, then with one digit changed 300 times."""
+    """Yield the bytes with one bit flipped 700 times, then with one digit changed 100 times."""
     chance = random.Random(seed)
-    for _ in range(2000):
+    for _ in range(700):
         changed = bytearray(data)
         changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         yield bytes(changed)
     places = [i for i in digits if chr(data[i]).isdigit()]
-    for _ in range(300):
+    for _ in range(100):
         changed, place = bytearray(data), chance.choice(places)
         changed[place] = ord(chance.choice([d for d in "0123456789" if d != chr(data[place])]))
         yield bytes(changed)
@@ -77,7 +77,7 @@ def test_no_damaged_solver_file_passes_for_another(solver_file):
             passed += 1
         except ValueError:
             continue
-    assert passed < 100  # spaces, and the word "checksum"
+    assert passed < 35  # spaces, and the word "checksum"
 
 
 def reformatted(value):
@@ -248,7 +248,7 @@ def test_no_damaged_statistics_pass_for_others(kind, statistics, tmp_path):
         assert torch.equal(found.mean, whole.mean) and torch.equal(found.cov, whole.cov)
         assert found.count == whole.count
         passed += 1
-    assert passed < 2300 / 3  # of a zip archive, in fields that nobody reads
+    assert passed < 800 / 3  # of a zip archive, in fields that nobody reads
 
 
 def test_one_digit_of_the_text_in_statistics(statistics, tmp_path):
