@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gas import grids
 from gas.classical.dpmpp import dpmpp
@@ -87,20 +87,17 @@ class S4S(TimedSolver):
         """Set the weights for which every state has this table's weights of predictions."""
         grid, outputs = Grid.of(self.schedule, self.t), table.unrolled()[:, 1:]
         for n in range(self.nfe):
-            ratio, step, index = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n), torch.arange(n, -1, -1)
+            states, weights = ddim_row(grid, n)
+            ratio, step, index = states[n], weights[n], torch.arange(n, -1, -1)
             self.predictor[: n + 1, n] = ((outputs[n + 1] - ratio * outputs[n]) / step)[index]
             if self.correction is not None:
                 self.correction[: n + 1, n] = ((1 - ratio) * outputs[n + 1] / step)[index]
 
     def _row(self, grid: Grid, n: int) -> Row:
-        ratio, step = grid.sigma[n + 1] / grid.sigma[n], _step(grid, n)
+        states, outputs = ddim_row(grid, n)
+        ratio, step = states[n], outputs[n]
         predicted = {n - i: step * self.predictor[i, n] for i in range(n + 1)}
         if self.correction is None:
             return {n: ratio}, predicted
         corrected = {n - i: ratio * predicted[n - i] + step * self.correction[i, n] for i in range(n + 1)}
         return {n: ratio * ratio}, corrected
-
-
-def _step(grid: Grid, n: int) -> Tensor:
-    """``-alpha' expm1(-h)``: the weight of the prediction in a first-order step."""
-    return ddim_row(grid, n)[1][n]

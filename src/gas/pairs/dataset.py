@@ -92,14 +92,8 @@ class Pairs:
 
     def view(self, index: slice | Tensor) -> Self:
         """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions, where they are."""
-        return replace(
-            self,
-            seeds=self.seeds[index],
-            noise=self.noise[index],
-            target=self.target[index],
-            labels=None if self.labels is None else self.labels[index],
-            decoded=None if self.decoded is None else self.decoded[index],
-        )
+        parts = {name: getattr(self, name) for name in ("seeds", "noise", "target", "labels", "decoded")}
+        return replace(self, **{name: part[index] for name, part in parts.items() if part is not None})
 
     def subset(self, index: slice | Tensor) -> Pairs:
         """Return the rows of :meth:`view` in memory."""
