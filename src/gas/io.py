@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -49,10 +50,11 @@ _SIDE_OF_EMPTY = 1 << 16
 _SIDE, _LAYERS, _LEVELS, _SETTINGS = 4096, 32, 8, 32
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object], *, new: bool = False) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
 
     A reader sees the old file, or none, or the whole new one; a killed process leaves at most a ``.tmp`` file behind.
+    With ``new``, no file is replaced, and one of several processes succeeds; the others get FileExistsError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         mask = os.umask(0)  # mkstemp ignores the umask and makes private files
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
+        _rename_new(temporary, path) if new else temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, name):  # a full disk names no file
@@ -82,14 +84,28 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write ``data`` to ``path`` atomically."""
-    return write_atomically(path, lambda temporary: temporary.write_bytes(data))
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename a file to a name that no file has, and let one of several processes succeed."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, where two processes at the same moment both succeed
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 ``text`` to ``path`` atomically."""
-    return write_bytes(path, text.encode())
+def write_bytes(path: str | Path, data: bytes, *, new: bool = False) -> Path:
+    """Write ``data`` to ``path`` as :func:`write_atomically` does."""
+    return write_atomically(path, lambda temporary: temporary.write_bytes(data), new=new)
+
+
+def write_text(path: str | Path, text: str, *, new: bool = False) -> Path:
+    """Write UTF-8 ``text`` to ``path`` as :func:`write_atomically` does."""
+    return write_bytes(path, text.encode(), new=new)
 
 
 def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:

@@ -31,8 +31,9 @@ from gas.io import (
     write_text,
 )
 from gas.models.seeds import labels_of_seeds
+from gas.pairs.leases import discard_leases
 
-__all__ = ["MANIFEST", "open_folder", "read_manifest", "read_rows", "read_shard", "write_shard"]
+__all__ = ["MANIFEST", "finish_folder", "open_folder", "read_manifest", "read_rows", "read_shard", "write_shard"]
 
 Json = Mapping[str, Any]
 Stamp = tuple[str, tuple[int, int]]
@@ -49,36 +50,107 @@ _VERSION = 1
 _MAX_SAMPLE = 1 << 30  # numbers of one sample: 4 GB
 
 
-def open_folder(folder: Path, recipe: Json) -> tuple[dict[str, Any], list[int]]:
-    """Open a folder to write pairs into: a new one, or one of the same recipe, whose stale temporary files go.
+def open_folder(folder: Path, recipe: Json, *, shared: bool = False) -> tuple[dict[str, Any], list[int]]:
+    """Open a folder to write pairs into: a new one, or one of the same recipe.
 
-    The batch size of an earlier run counts, not this one. Returns the manifest, and which of its shards are missing or
-    damaged.
+    The batch size of an earlier run counts, not this one. Returns the manifest, and which of its shards are missing,
+    damaged or, in a shared folder, not listed yet. Where one process writes, what killed ones left goes.
     """
-    is_new = not (folder / MANIFEST).exists()
-    if is_new and any(folder.glob("*.safetensors")):
+    has_shards = any(
+        folder.glob("*.safetensors")
+    )  # a worker that shares the folder writes them after the manifest
+    is_new = not os.path.lexists(folder / MANIFEST)
+    if is_new and has_shards:
         raise UserError(f"{folder} has safetensors files but no {MANIFEST}; choose another folder")
     manifest = manifest_of(recipe) if is_new else read_manifest(folder)
     if other := differences(manifest["recipe"], {**recipe, "batch": manifest["recipe"]["batch"]}):
         raise UserError(f"{folder} holds pairs of other settings ({other}); choose another folder")
     if is_new:
+        try:
+            write_manifest(folder, manifest, new=shared)
+        except FileExistsError:  # of another worker, a moment ago
+            return open_folder(folder, recipe, shared=shared)
+    if shared:
+        return manifest, [i for i, entry in enumerate(manifest["shards"]) if not _is_intact(folder, entry)]
+    _sweep(folder)
+    return manifest, _check_shards(folder, manifest)
+
+
+def finish_folder(folder: Path, opened: Json) -> bool:
+    """List the shards of a shared folder in its manifest, and delete what killed workers left.
+
+    Args:
+        folder: of which this worker holds the manifest's lease, with every shard there.
+        opened: the manifest as this worker read it first.
+
+    Returns:
+        Whether the folder is finished; if not, damaged shards were deleted.
+    """
+    manifest = read_manifest(folder)
+    if manifest != opened and all(entry["sha256"] for entry in manifest["shards"]):
+        return True  # another worker has checked every byte
+    missing = _check_shards(folder, manifest)
+    if not missing:
+        _sweep(folder)
+    return not missing
+
+
+def _check_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
+    """List the whole shards in the manifest, delete damaged ones, and return which are missing."""
+    found = [_checksum(folder, entry, manifest) for entry in manifest["shards"]]
+    if found != [entry["sha256"] for entry in manifest["shards"]]:
+        manifest["shards"] = [
+            {**entry, "sha256": x} for entry, x in zip(manifest["shards"], found, strict=True)
+        ]
         write_manifest(folder, manifest)
+    missing = [i for i, checksum in enumerate(found) if checksum is None]
+    for i in missing:
+        (folder / manifest["shards"][i]["file"]).unlink(missing_ok=True)
+    return missing
+
+
+def _checksum(folder: Path, entry: Json, manifest: Json) -> str | None:
+    """Return the checksum of a whole shard, listed or not; ``None`` where there is none or a damaged one."""
+    if entry["sha256"] is not None:
+        return entry["sha256"] if _is_intact(folder, entry) else None
+    try:
+        checksum = sha256(folder / entry["file"])
+        read_shard(folder, {**entry, "sha256": checksum}, manifest)
+    except (FileNotFoundError, UserError):
+        return None
+    return checksum
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed writers left: temporary files and leases."""
     for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".shard-*.safetensors.*.tmp")):
         stale.unlink(missing_ok=True)
-    return manifest, [i for i, entry in enumerate(manifest["shards"]) if not _is_intact(folder, entry)]
+    discard_leases(folder)
 
 
-def write_shard(folder: Path, manifest: Json, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a shard, then the manifest with its checksum in the shard's entry; each appears whole or not at all."""
-    data = save(tensors, {"recipe": manifest["recipe_sha256"]})
+def write_shard(
+    folder: Path, manifest: Json, entry: dict[str, Any], tensors: dict[str, Tensor], *, shared: bool = False
+) -> None:
+    """Write a shard, then the manifest with its checksum in the shard's entry; each appears whole or not at all.
+
+    In a shared folder the first of several writers of a shard counts, and the manifest follows in the end.
+    """
+    data, path = save(tensors, {"recipe": manifest["recipe_sha256"]}), folder / entry["file"]
+    if shared:
+        try:
+            write_bytes(path, data, new=True)
+        except OSError:
+            if not path.exists():
+                raise
+        return
     entry["sha256"] = hashlib.sha256(data).hexdigest()
-    write_bytes(folder / entry["file"], data)
+    write_bytes(path, data)
     write_manifest(folder, manifest)
 
 
-def write_manifest(folder: Path, manifest: Json) -> None:
+def write_manifest(folder: Path, manifest: Json, *, new: bool = False) -> None:
     """Write the manifest, whole or not at all."""
-    write_text(folder / MANIFEST, json.dumps(add_checksum(manifest), indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(add_checksum(manifest), indent=1) + "\n", new=new)
 
 
 def manifest_of(recipe: Json, checksums: Sequence[str | None] | None = None) -> dict[str, Any]:
