@@ -12,7 +12,8 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; an interrupt ends in one line and exit code 130, also while modules load."""
+    """Run the command line; an interrupt ends in one line and exit code 130 (SIGTERM: 143), also while modules load."""
+    code = 130
     try:
         from gas.cli import main as run
 
@@ -20,14 +21,15 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted.\n")
     except SystemExit as end:
-        if end.code != 130:
+        if end.code not in (75, 130, 143):
             raise
+        code = int(end.code)
     else:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python would end with the signal instead of 130 where it met the interrupt in a text that a module compiled.
-    os._exit(130)
+    # Python would end with the signal instead of the code where it met the interrupt in a text that a module compiled.
+    os._exit(code)
 
 
 if __name__ == "__main__":

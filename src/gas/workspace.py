@@ -112,13 +112,14 @@ def scratch(folder: str | Path, pattern: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[None]:
+def hold(output: str | Path, work: str, *, folder: bool = False, shared: bool = False) -> Iterator[None]:
     """Lock an output against other processes; the operating system releases the lock when the process ends.
 
     Args:
         output: file or folder to be written.
         work: description of the work, shown to a process that is refused.
         folder: whether a new output will be a folder. A folder's lock lies in it, a file's beside it.
+        shared: whether processes that also share it may hold it at the same time. The last leaves the lock file.
     """
     target = Path(os.path.realpath(output))
     if target in _held:
@@ -130,7 +131,7 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
     path = home / (LOCK if folder else f".{target.name}.lock")
     try:
         home.mkdir(parents=True, exist_ok=True)
-        handle = _locked(path, output)
+        handle = _locked(path, output, shared)
     except OSError as error:
         raise UserError(
             f"{output} cannot be written ({error.strerror}): name a place in another folder"
@@ -146,21 +147,22 @@ def hold(output: str | Path, work: str, *, folder: bool = False) -> Iterator[Non
     finally:
         _held.discard(target)
         if handle is not None:
-            path.unlink(missing_ok=True)  # while still locked, so that a waiting process opens a new file
+            if not shared:
+                path.unlink(missing_ok=True)  # while still locked, so that a waiting process opens a new file
             os.close(handle)
         for created in absent:  # a refused command leaves no empty folders behind
             with contextlib.suppress(OSError):
                 created.rmdir()
 
 
-def _locked(path: Path, output: str | Path) -> int | None:
+def _locked(path: Path, output: str | Path, shared: bool) -> int | None:
     """Open and lock a file; ``None`` on a system or file system without locks."""
     if fcntl is None:
         return None
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False)):
                     return handle

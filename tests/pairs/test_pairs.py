@@ -384,7 +384,9 @@ def test_a_full_disk_leaves_nothing_half_written_and_room_lets_it_continue(tmp_p
     try:
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(48 << 10))  # of 16 pages, 4 left: manifest, its successor, two shards
-        with pytest.raises(OSError, match=r"No space .* of 10 pairs safe: make room.*(shard-0000|manifest)") as raised:
+        with pytest.raises(
+            OSError, match=r"No space .* of 10 pairs safe: make room.*(shard-0000|manifest)"
+        ) as raised:
             write(disk)
         assert raised.value.errno == errno.ENOSPC
         whole = {name: data for name, data in contents(disk).items() if name.startswith("shard")}

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 import gas
 from gas import distributed, workspace
-from gas.cli.checks import check_device, error_text
+from gas.cli.checks import check_device, error_text, parse_duration
 from gas.display import plain
 from gas.errors import UserError
 from gas.machine import set_thread_defaults
@@ -56,7 +56,7 @@ class _OneLineErrors(TyperGroup):
             code = 2
         except typer.Abort:  # an interrupt outside of any command: while options were read and modules loaded
             _print_line("interrupted.")
-            code = 130
+            code = _interrupted_code
         sys.exit(code if isinstance(code, int) else 0)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -83,6 +83,9 @@ paper = typer.Typer(
 )
 app.add_typer(paper, name="paper", rich_help_panel="Reproduce the paper")
 _debug = False
+# The exit code of an interrupted command: 128 + signal by convention, or after --max-time EX_TEMPFAIL of sysexits.h.
+_interrupted_code = 130
+TIME_IS_UP = 75
 
 
 @app.callback()
@@ -118,7 +121,8 @@ def command(
 
     A parameter whose type is a dataclass is a group of options, one for each field. Bad input (:class:`gas.UserError`,
     OSError, ArithmeticError, a missing optional package) is reported without a traceback unless ``--debug``; an
-    interrupt exits with 130. Anything else is a defect and shows itself.
+    interrupt exits with 130, SIGTERM with 143, and a command whose option ``max_time`` is over with 75. Anything else is
+    a defect and shows itself. A command with the option ``shared`` shares its folder.
 
     Args:
         example: a command line.
@@ -143,11 +147,13 @@ def command(
                     check_device(str(options["device"]))
                 if "precision" in options:  # of the whole process, which is the command's alone
                     gas.models.allow_tf32(options["precision"] == "tf32")
-                output = options.get(file or folder)
+                output, is_shared = options.get(file or folder), bool(options.get("shared"))
+                limit = options.get("max_time") or ""
                 for parameter, kind in groups.items():
                     options[parameter] = kind(**{each.name: options.pop(each.name) for each in fields(kind)})
                 is_folder = bool(folder) and not (file and isinstance(output, Path) and output.suffix)
-                with distributed.process_group(), holding(output, full_name, folder=is_folder):
+                lock = holding(output, full_name, folder=is_folder, shared=is_shared)
+                with _time_limit(limit), distributed.process_group(), lock:
                     function(**options)  # type: ignore[call-arg]
 
         guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -169,8 +175,9 @@ def _one_line_errors() -> Iterator[None]:
         if _debug:
             raise
         stopped = isinstance(error, KeyboardInterrupt)
-        _print_line(f"interrupted. {error}".rstrip() if stopped else f"error: {error_text(error)}")
-        raise typer.Exit(130 if stopped else 2) from None
+        reason = "time is up" if _interrupted_code == TIME_IS_UP else "interrupted"
+        _print_line(f"{reason}. {error}".rstrip() if stopped else f"error: {error_text(error)}")
+        raise typer.Exit(_interrupted_code if stopped else 2) from None
 
 
 def _expanded(function: Callable[..., None]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
@@ -213,10 +220,30 @@ def main() -> None:
     except ValueError as error:
         _print_line(f"error: {error}")
         sys.exit(2)
-    # A scheduler's stop is an interrupt like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is an interrupt like Ctrl-C
     with distributed.silence_other_ranks():
         app(prog_name="gas")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _interrupted_code
+    _interrupted_code = 143 if number == signal.SIGTERM else TIME_IS_UP
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _time_limit(text: str) -> Iterator[None]:
+    """Interrupt the work inside after a duration as ``3h`` or ``1h30m``; an empty one is none."""
+    if not text:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, parse_duration(text))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _usage(error: Any) -> str:
@@ -228,11 +255,13 @@ def _usage(error: Any) -> str:
     return f"{message}{value} (see {command} --help)"
 
 
-def holding(output: object, work: str, *, folder: bool = False) -> contextlib.AbstractContextManager[None]:
+def holding(
+    output: object, work: str, *, folder: bool = False, shared: bool = False
+) -> contextlib.AbstractContextManager[None]:
     """Lock an output, if there is one, in the process that writes it."""
     if not isinstance(output, Path) or not distributed.is_first():
         return contextlib.nullcontext()
-    return workspace.hold(output, work, folder=folder)
+    return workspace.hold(output, work, folder=folder, shared=shared)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FILE: dict[str, Any] = {"exists": True, "dir_okay": False}
 FOLDER: dict[str, Any] = {"exists": True, "file_okay": False}
 GUIDANCE = {"min": -1000, "max": 1000}
 NFE: dict[str, Any] = {"min": 1, "max": MAX_NFE}
+MAX_SECONDS = 90 * 24 * 3600  # longer than any queue lets a job run
 # torch's device types that run networks; others only pretend to compute, or need further packages.
 _COMPUTING = ("cpu", "cuda", "mps", "xpu")
 
@@ -58,6 +60,21 @@ def split_names(text: str) -> list[str]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise gas.UserError(f"{repeated[0]!r} is listed twice: once is enough")
     return names
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration as ``45s``, ``90m``, ``3h`` or ``1h30m``."""
+    from pydantic import TypeAdapter, ValidationError  # late: help is quick without it
+
+    try:
+        seconds = TypeAdapter(timedelta).validate_strings(f"PT{text.upper()}").total_seconds()  # ISO 8601
+    except ValidationError:
+        seconds = 0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise gas.UserError(
+            f"a time as 90m, 3h or 1h30m is wanted, up to {MAX_SECONDS // 3600}h, got {text[:40]!r}"
+        )
+    return seconds
 
 
 def output_file(*suffixes: str) -> Callable[[Any], object]:

@@ -16,7 +16,7 @@ import typer
 
 import gas
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_NFE, MAX_ORDER_SEED, MAX_SEED, MAX_SEEDS, choice
-from gas.cli.checks import FILE, FOLDER, option, output_file
+from gas.cli.checks import FILE, FOLDER, option, output_file, parse_duration
 from gas.cli.loading import load_model
 from gas.cli.screen import tracked
 
@@ -75,6 +75,27 @@ ObjectiveName = Annotated[str, option("gs, or gas: go on against a discriminator
 def _known(kind: str, table: str) -> Callable[[str], object]:
     """Return a check of a name in a table of :mod:`gas.pipelines.loading`, which is loaded late."""
     return lambda name: gas.registry.named(kind, name, vars(gas.pipelines.loading)[table])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayOptions:
+    """How one of many processes writes pairs."""
+
+    panel: ClassVar[str] = "Job array"
+
+    shared: Annotated[
+        bool,
+        option(
+            "Share the folder with other processes, on any hosts, that run this command.", names=("--shared",)
+        ),
+    ] = False
+    max_time: Annotated[
+        str,
+        option("Stop after this time, as 90m or 3h, with exit code 75 if pairs are left.", parse_duration),
+    ] = ""
+    shard: Annotated[
+        int, option("Pairs a file, which one process makes and a kill may cost.", min=1, max=MAX_SEEDS)
+    ] = 256
 
 
 @dataclass(frozen=True, kw_only=True)

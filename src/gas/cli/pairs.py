@@ -9,7 +9,7 @@ import gas
 from gas.cli.app import command, holding, resumable
 from gas.cli.checks import GUIDANCE, NFE, option
 from gas.cli.loading import free_text_encoders
-from gas.cli.options import Json, NetworkOptions, SamplesBatch, parse_seeds
+from gas.cli.options import ArrayOptions, Json, NetworkOptions, SamplesBatch, parse_seeds
 from gas.cli.screen import bar, note, print_json
 
 
@@ -26,6 +26,7 @@ def pairs(
     batch: SamplesBatch = 64,
     decoded: Annotated[bool, option("Also store the decoded samples.")] = False,
     *,
+    array: ArrayOptions,
     network: NetworkOptions,
     json: Json = False,
 ) -> None:
@@ -39,7 +40,7 @@ def pairs(
     guidance = _guidance(network.model, model, guidance)
     free_text_encoders(network.model, model, guidance)
     solver = gas.Classical(teacher, grid, nfe, model.t_end)
-    run_teacher(model, solver, out, chosen, guidance, batch, decoded)
+    run_teacher(model, solver, out, chosen, guidance, batch, decoded, array)
     note(f"teacher pairs are in {out}")
     if json:
         report = {"out": str(out), "model": model.name, "seeds": [chosen.start, chosen.stop]}
@@ -75,16 +76,18 @@ def run_teacher(
     guidance: float = 1.0,
     batch: int = 64,
     decoded: bool = False,
+    array: ArrayOptions | None = None,
 ) -> None:
     """Write pairs with a progress bar; an interrupt says how to go on."""
-    spec = gas.PairsSpec(seeds, teacher.config(), guidance, decoded=decoded)
+    array = array or ArrayOptions()
+    spec = gas.PairsSpec(seeds, teacher.config(), guidance, array.shard, decoded=decoded)
     table = teacher.table(model.schedule)
     # Refuses settings that do not fit before there is a bar.
     gas.pairs.fingerprint.pairs_fingerprint(model, table, spec, batch)
     with (
         resumable(f"Whole shards are kept in {out}"),
-        holding(out, "making teacher pairs", folder=True),
+        holding(out, "making teacher pairs", folder=True, shared=array.shared),
         bar("teacher pairs", len(seeds)) as running,
     ):
-        for progress in gas.write_pairs(model, table, out, spec, batch=batch):
+        for progress in gas.write_pairs(model, table, out, spec, batch=batch, shared=array.shared):
             running.at(progress.done)

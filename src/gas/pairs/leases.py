@@ -41,7 +41,7 @@ class Lease:
     """
 
     def __init__(self, folder: Path, name: str, generation: int) -> None:
-        self.name, self._folder, self._generation = name, folder, generation
+        self.name, self._folder, self.generation = name, folder, generation
         self._path = folder / f".{name}.lease-{generation}"
         self._handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         with contextlib.suppress(OSError):  # a note for people, without which a full disk can do
@@ -51,7 +51,7 @@ class Lease:
 
     def is_superseded(self) -> bool:
         """Return whether another worker took this lease as dead and has the next one."""
-        return os.path.lexists(self._folder / f".{self.name}.lease-{self._generation + 1}")
+        return os.path.lexists(self._folder / f".{self.name}.lease-{self.generation + 1}")
 
     def release(self) -> None:
         """Delete the lease and the dead ones before it."""
@@ -59,7 +59,7 @@ class Lease:
         is_ours = self._is_ours()
         os.close(self._handle)
         if is_ours:
-            discard_leases(self._folder, self.name, self._generation)
+            discard_leases(self._folder, self.name, self.generation)
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWAL):
@@ -98,6 +98,11 @@ class Leases:
             yield None
             return
         try:
+            if lease.generation > 1:
+                dead = self._folder / f".{lease.name}.lease-{lease.generation - 1}"
+                warnings.warn(
+                    f"{dead} was not renewed for {EXPIRY:.0f} seconds: its work is done again", stacklevel=4
+                )
             yield lease
         finally:
             lease.release()
@@ -111,14 +116,7 @@ class Leases:
             if generation and not self._is_dead(name, generation):
                 continue
             with contextlib.suppress(FileExistsError):
-                lease = Lease(self._folder, name, generation + 1)
-                if generation:
-                    warnings.warn(
-                        f"{self._folder / f'.{name}.lease-{generation}'} was not renewed for {EXPIRY:.0f} seconds, so its "
-                        "worker counts as dead: another goes on with its work",
-                        stacklevel=2,
-                    )
-                return lease
+                return Lease(self._folder, name, generation + 1)
         return None
 
     def _is_dead(self, name: str, generation: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 import gas
 from gas.cli.app import command, paper
 from gas.cli.checks import NFE, option
-from gas.cli.options import Json, ObjectiveName, SamplesBatch, parse_objective, parse_seeds
+from gas.cli.options import ArrayOptions, Json, ObjectiveName, SamplesBatch, parse_objective, parse_seeds
 from gas.cli.pairs import run_teacher
 from gas.cli.paper.presets import PresetNetworkOptions, PresetOptions, show_preset
 from gas.cli.screen import note, print_json
@@ -26,6 +26,7 @@ def pairs(
     batch: SamplesBatch = 64,
     decoded: Annotated[bool, option("Also store the decoded samples.")] = False,
     out: Annotated[Path | None, option("Folder for shards and manifest; default: one under runs.")] = None,
+    array: ArrayOptions,
     network: PresetNetworkOptions,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def pairs(
     model = gas.models.runtime.ending_at(model, setup.teacher_t_end)
     teacher = setup.teacher_for(nfe or 0)
     out = setup.pairs_folder(kind, nfe or 0) if out is None else out
-    run_teacher(model, teacher, out, chosen, setup.guidance, batch, decoded)
+    run_teacher(model, teacher, out, chosen, setup.guidance, batch, decoded, array)
     note(f"teacher pairs are in {out}")
     if json:
         report = {"out": str(out), "model": model.name, "seeds": [chosen.start, chosen.stop]}
