@@ -3,8 +3,11 @@
 The numpy and JavaScript samplers are tested against torch in test_solver_file.py and integrations/test_javascript.py.
 """
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,28 @@ def test_every_example_has_its_test():
     for name in SCRIPTS:
         paths = set(re.findall(r"gas\.(\w+)", (EXAMPLES / f"{name}.py").read_text())) - {"save"}
         assert paths <= set(gas.__all__), (name, paths)
+
+
+@pytest.mark.slow
+def test_the_job_array(tmp_path):
+    """Local processes in place of SLURM's: one is out of time and queued again, two finish the set together."""
+    for name, line in (
+        ("srun", f'shift; exec {sys.executable} -m gas "$@"'),
+        ("scontrol", 'echo "$@" >> queue'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    words = ["--model", "digits", "--seeds", "64", "--shard", "8", "--nfe", "2", "--out", "pairs"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+
+    def start(limit):
+        command = ["bash", EXAMPLES / "pairs_array.sh", *words]
+        return subprocess.Popen(command, cwd=tmp_path, env={**environment, "MAX_TIME": limit})
+
+    assert start("0.01s").wait(300) == 75
+    assert (tmp_path / "queue").read_text() == "requeue 17\n"
+    assert [process.wait(300) for process in (start("1h"), start("1h"))] == [0, 0]
+    assert len(gas.read_pairs(tmp_path / "pairs")) == 64
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ LINES = {
         --grid x; --grid ''; --grid 1,x; --grid 1,0.5; --grid 0.5,1; --grid 1,nan; --grid 1,,0; --grid LOG_SNR
         --grid 1,1
         --guidance nan; --guidance inf; --guidance -inf; --guidance x; --guidance 1e30; --guidance ''
+        --shard 0; --shard -1; --shard x; --shard ''; --shard 1e3; --shard 99999999999; --shared=3
+        --max-time ''; --max-time 0s; --max-time x; --max-time 3; --max-time -3h; --max-time 3x; --max-time nan
+        --max-time 99999h; --max-time 99999999999999999999h; --max-time 3:00; --max-time h; --shared --max-time 1d
         --batch 0; --batch -1; --batch x; --batch 1.5; --batch 99999999999999999999; --batch nan
         --prompts nowhere; --prompts .; --prompts {text}; --call x; --call height=3; --call =; --call height
         --device meta; --device x; --device cuda:99; --device mps; --device xla; --device ''; --device cpu:x

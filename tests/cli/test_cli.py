@@ -603,7 +603,7 @@ def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, wor
         time.sleep(0.1)
     process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + stop, stderr
     assert f"State is in {state.parent}; the same command goes on from there." in " ".join(stderr.split())
     best_so_far = gas.load(tmp_path / "d.json")
     assert best_so_far.document.training["unfinished"]
@@ -611,6 +611,25 @@ def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, wor
     assert best_so_far.table(2).nfe == 2
     assert entry.measured["validation_loss"] <= entry.measured["best_classical_loss"]
     assert "other settings" in refused(*words, "--iterations", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "words"), [(signal.SIGTERM, []), (None, ["--max-time", "1h"])])
+def test_a_shared_command_gives_its_shard_back_in_time(tmp_path, stop, words):
+    words = ["pairs", *SMALL, "--seeds", 10**6, "--shard", 512, "--nfe", 9, "--out", tmp_path / "p", *words]
+    process = gas_command(*words, "--shared")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("p/.shard-*.lease-1")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "is at work on" in refused(*words)  # alone
+    process.send_signal(stop or signal.SIGALRM)  # as after an hour
+    start = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (143 if stop else 75), stderr
+    assert time.monotonic() - start < 10
+    reason = "interrupted" if stop else "time is up"
+    assert f"{reason}. Whole shards are kept in {tmp_path / 'p'}; the same command goes on" in stderr
+    assert not list(tmp_path.glob("p/.shard-*"))
 
 
 def test_help_is_light_and_shows_an_example():

@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def worker(*args):
         code = 0
     except KeyboardInterrupt:
         code = STOPPED
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

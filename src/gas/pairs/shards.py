@@ -116,7 +116,11 @@ def _checksum(folder: Path, entry: Json, manifest: Json) -> str | None:
     try:
         checksum = sha256(folder / entry["file"])
         read_shard(folder, {**entry, "sha256": checksum}, manifest)
-    except (FileNotFoundError, UserError):
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):  # that it cannot be read now does not make it damaged
+            raise
         return None
     return checksum
 
