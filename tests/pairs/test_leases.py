@@ -68,11 +68,11 @@ def test_workers_make_every_shard_once_and_the_bytes_of_one_process(tmp_path, si
 def test_progress_counts_the_shards_of_all_and_ends_when_they_are_listed(tmp_path):
     first, second = share(tmp_path), share(tmp_path)
     assert [next(first), next(second), next(first)] == [PairsProgress(i, 10, 0) for i in (0, 0, 4)]
-    assert [next(second).done, next(second).done] == [4, 8]  # the shard that it would claim is there
-    assert next(first) == PairsProgress(10, 10, 0)
+    assert [step.done for step in second] == [4, 8, 10]  # the shard that it would have claimed is there
     assert contents(tmp_path) == reference()
-    assert next(second) == PairsProgress(10, 10, 0)
+    assert list(first)[-1] == PairsProgress(10, 10, 0)
     assert list(share(tmp_path)) == [PairsProgress(10, 10, 10)]
+    assert contents(tmp_path) == reference()
 
 
 def test_a_worker_with_other_settings_is_refused_and_another_batch_counts_for_nothing(tmp_path):
