@@ -121,7 +121,7 @@ def command(
 
     A parameter whose type is a dataclass is a group of options, one for each field. Bad input (:class:`gas.UserError`,
     OSError, ArithmeticError, a missing optional package) is reported without a traceback unless ``--debug``; an
-    interrupt exits with 130, SIGTERM with 143, and a command whose option ``max_time`` is over with 75. Anything else is
+    interrupt exits with 130, SIGTERM with 143, a command whose option ``max_time`` is over with 75. Anything else is
     a defect and shows itself. A command with the option ``shared`` shares its folder.
 
     Args:
