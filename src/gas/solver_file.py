@@ -133,8 +133,11 @@ class Document(_Strict):
 
 def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
     """Check the types and ranges of those entries of a model and a teacher that the library reads."""
-    for name in {"name", "sha256", "prediction"} & model.keys():
-        of_type(f"model.{name}", model[name], str, "text")
+    original = teacher.get("model", {})
+    of_type("teacher.model", original, Mapping, "an object")
+    for facts, prefix in ((model, "model"), (original, "teacher.model")):
+        for name in {"name", "sha256", "prediction", "quantize"} & facts.keys():
+            of_type(f"{prefix}.{name}", facts[name], str, "text")
     for name in {"solver", "grid"} & teacher.keys():
         of_type(f"teacher.{name}", teacher[name], str, "text")
     if "sample_shape" in model:

@@ -21,7 +21,7 @@ from support.covering import thinned
 # {pairs}, {solver} and the like are files of the fixture below.
 LINES = {
     "pairs --model digits --seeds 8 --nfe 2 --out new": """
-        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --seeds 0; --seeds -1; --seeds 5:5; --seeds 9:3; --seeds 1:2:3; --seeds 1e23; --seeds 100000000000000000000000
         --seeds 1.5; --seeds x; --seeds ''; --seeds nan; --seeds 99999999999; --seeds :5; --seeds 5:
         --seeds 9223372036854775800:9223372036854775809; --seeds 1_000
@@ -48,9 +48,10 @@ LINES = {
         --nosuch; extra; --seeds; --json=3; --decoded
     """,
     "train --model digits --pairs {pairs} --validation 8 --nfe 2 --iterations 1 --out new.json": """
-        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --budget 0; --budget x; --budget 1.5; --budget -1; --budget 5; --budget 5000 --method adam
         --pairs nowhere; --pairs {solver}; --pairs .; --pairs ''; --pairs {unfinished}; --pairs {other}
+        --model mnist --student; --pairs {unfinished} --student; --quantize int8; --pairs {other} --quantize int4
         --nfe 0; --nfe 99999999; --nfe 3-99999999; --nfe 6-3; --nfe x; --nfe 3,; --nfe ''; --nfe 3--4; --nfe 1e3
         --nfe -4
         --validation 0; --validation 1; --validation 24; --validation 99999; --validation -3; --validation x
@@ -86,7 +87,7 @@ LINES = {
         --prompts {text}; --call height=3; --device meta; --precision x; --model mnist; --model x; --theory=3
     """,
     "sample --model digits --solver {solver} --nfe 2 --seeds 4 --out new.npz": """
-        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver ''; --solver {damaged}
         --solver {mnist}
         --out new; --out new.txt; --out new.gif; --out 'o[/x]'; --out ''; --out {pairs}; --out /proc/x.npz
@@ -100,7 +101,7 @@ LINES = {
         --device meta; --device x; --precision x; --model x; --model mnist; --nosuch 3; more
     """,
     "evaluate --model digits --solver {solver} --nfe 2 --seeds 50:54": """
-        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver {mnist}; --solver {damaged}
         --solver {solver}; --solver {badseeds}; --solver {badteacher}; --solver {badshape}; --solver {hugeteacher}
         --nfe x; --nfe 0; --nfe 99999999; --nfe 9; --nfe 3-2
@@ -121,7 +122,7 @@ LINES = {
         --device meta; --precision x; --model x; --model mnist; --nosuch; more; --every=1; --transfer --model mnist
     """,
     "compare --model digits --pairs {pairs} --validation 8 --seeds 50:54 --nfe 2 --solvers ddim --out new": """
-        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --pairs nowhere; --pairs {text}; --pairs .; --out {text}; --out /proc/x; --out {text}/x; --out /dev/null
         --solvers x; --solvers ''; --solvers ,; --solvers gs@x; --solvers ddim@best; --solvers ddim/x; --solvers DDIM
         --solvers gs@ddim/x; --solvers ddim,ddim; --solvers ddim/; --solvers @
@@ -141,7 +142,7 @@ LINES = {
         --prompts {text}; --prompts nowhere; --call a=1; --device meta; --precision x; --model x; --model mnist
     """,
     "plan --model digits": """
-        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int8; --offload x; --offload model
+        --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --nfe 0; --nfe x; --nfe 99999999; --seeds 0; --seeds x; --seeds 99999999; --teacher 0; --teacher x
         --validation 0; --validation x; --validation 99999999; --validation 2000
         --guidance nan; --guidance inf; --guidance x; --guidance 2000
@@ -325,7 +326,7 @@ def test_the_corpus_is_large_and_has_every_option():
 
 # Flags without a value, of which no value can be bad.
 FLAGS = {"--help", "--json", "--compile", "--cuda-graphs", "--decoded", "--every", "--overwrite", "--theory"}
-FLAGS |= {"--transfer", "--dry-run", "--run"}
+FLAGS |= {"--transfer", "--dry-run", "--run", "--student"}
 
 
 @pytest.mark.parametrize("line", thinned(CASES, 17))

@@ -20,6 +20,7 @@ from gas.models.runtime import (
     PreciseModel,
     kernel_key,
     precise,
+    quantize_layers,
     without_tf32,
 )
 from gas.pairs.dataset import read_pairs
@@ -218,6 +219,73 @@ def test_what_cannot_be_is_refused(digits):
     words = ["pairs", "--model", "digits", "--out", "nowhere", "--precision", "float16"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and "unknown precision 'float16'" in result.stderr
+
+
+def layer_of(kind, width=96):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        made = torch.nn.Linear(width, 32) if kind == "linear" else torch.nn.Conv2d(6, 32, 4)
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_int8_is_a_product_of_integers(kind):
+    """To float32's rounding the layer is what int8 kernels compute: an int32 product, scaled."""
+    layer, x = layer_of(kind), torch.randn(5, 3, 96) if kind == "linear" else torch.randn(5, 6, 4, 4)
+    rows, weight = (x.flatten(0, 1) if kind == "linear" else x.flatten(1)), layer.weight.flatten(1)
+    steps = [part.abs().amax(1, keepdim=True) / 127 for part in (rows, weight)]
+    whole = [(part / step).round().int() for part, step in zip((rows, weight), steps, strict=True)]
+    assert max(int(part.abs().max()) for part in whole) == 127
+    product = (whole[0] @ whole[1].mT) * (steps[0] @ steps[1].mT) + layer.bias
+    quantize_layers(layer, "int8")
+    assert torch.allclose(layer(x).flatten(), product.flatten(), rtol=0, atol=1e-5)
+    assert torch.allclose(layer(x)[:1], layer(x[:1]), atol=1e-6)  # a sample does not depend on the others
+
+
+def test_int8_passes_gradients_on():
+    layer = layer_of("linear")
+    quantize_layers(layer, "int8")
+    x = torch.randn(2, 96, requires_grad=True)
+    layer(x).sum().backward()
+    assert torch.allclose(x.grad, layer.weight.sum(0).expand(2, -1), atol=1e-5)
+
+
+def test_weights_are_what_4_and_8_bits_hold():
+    exact, four, eight = (layer_of("linear", 100) for _ in range(3))  # 3200 weights: 50 blocks of 64
+    quantize_layers(eight, "fp8")
+    assert torch.equal(eight.weight, exact.weight.to(torch.float8_e4m3fn).float())
+    quantize_layers(four, "int4")
+    blocks, rounded = (layer.weight.reshape(-1, 64) for layer in (exact, four))
+    scale = blocks.abs().amax(1, keepdim=True)
+    values = torch.tensor(gas.models.runtime._NF4)
+    nearest = values[(blocks[..., None] / scale[..., None] - values).abs().argmin(-1)] * scale
+    assert torch.allclose(rounded, nearest) and not torch.equal(rounded, blocks)
+    once = four.weight.clone()
+    quantize_layers(four, "int4")
+    assert torch.equal(four.weight, once)
+
+
+def test_a_quantized_copy_is_another_model(table, tmp_path):
+    model, other = zoo.load("digits"), zoo.load("digits")
+    assert model.fingerprint() == other.fingerprint()  # hashed before its weights change
+    copy = precise(model, quantize="int8")
+    assert copy.fingerprint()["quantize"] == "int8"
+    assert copy.fingerprint()["sha256"] == model.fingerprint()["sha256"] != other.fingerprint()["sha256"]
+    gas.save(tmp_path / "a.json", table, model=copy)
+    artefact = gas.load(tmp_path / "a.json")
+    artefact.check(gas.models.runtime.ending_at(copy, copy.t_end))
+    for wrong in (other, precise(other, quantize="int4")):
+        with pytest.raises(ValueError, match="made for another model or use: sha256"):
+            artefact.check(wrong)
+
+
+def test_pipelines_and_other_models_take_the_same_formats():
+    assert set(gas.models.QUANTIZATIONS) == set(gas.pipelines.loading.QUANTIZATIONS)
+    with pytest.raises(ValueError, match="unknown quantize 'int3'"):
+        precise(small(), quantize="int3")
+    custom = OwnModel(lambda x, t: 0 * x, gas.VPLinear(), (2,))
+    with pytest.raises(ValueError, match="no torch module as network or weights to quantize"):
+        precise(custom, quantize="int8")
 
 
 def test_a_recording_is_of_one_autocast():

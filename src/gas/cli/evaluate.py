@@ -157,6 +157,7 @@ def _teacher(artefact: gas.Artefact, usual: Mapping[str, Any], given: Mapping[st
     """Return the teacher: as given, else the file's, else as usual, else UniPC-3."""
     teacher = artefact.document.teacher or {}
     known = teacher if "solver" in teacher else {}  # an imported set does not name its teacher
+    known = {name: value for name, value in known.items() if name != "model"}
     settings = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known}
     return gas.Classical(**settings | {name: value for name, value in given.items() if value is not None})
 

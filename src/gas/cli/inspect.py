@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import gas
 from gas.cli.app import command
@@ -46,14 +47,19 @@ def inspect(
 def _print_summary(artefact: gas.Artefact, file: Path) -> None:
     """Print what the file is for and, for each NFE, the start and the measurements."""
     document = artefact.document
-    model = document.model or {}
+    model, teacher = document.model or {}, dict(document.teacher or {})
+    original = teacher.pop("model", None)
     facts = {
         "model": model.get("name", "any"),
-        "weights": str(model.get("sha256", "any"))[:16],
+        "weights": _weights(model),
         "shape": "x".join(map(str, model.get("sample_shape", []))) or "any",
         "schedule": (document.schedule or {}).get("kind", "any"),
         "guidance": f"{document.guidance:g}",
-        "teacher": ", ".join(f"{k} {v}" for k, v in (document.teacher or {}).items()) or "not said",
+        "teacher": ", ".join(f"{k} {v}" for k, v in teacher.items()) or "not said",
+    }
+    if original is not None:
+        facts |= {"teacher's model": original.get("name", "any"), "teacher's weights": _weights(original)}
+    facts |= {
         "loss": document.loss or "not said",
         "learned": document.training.get("solver", "not said"),
         "made with": ", ".join(f"{k} {v}" for k, v in document.versions.items()),
@@ -69,6 +75,11 @@ def _print_summary(artefact: gas.Artefact, file: Path) -> None:
         for entry in sorted(document.solvers, key=lambda entry: (entry.branches is not None, entry.nfe))
     ]
     print_table("Tables", rows)
+
+
+def _weights(model: Mapping[str, Any]) -> str:
+    """Return the beginning of the weights' hash, and their quantization."""
+    return f"{str(model.get('sha256', 'any'))[:16]} {model.get('quantize', '')}".strip()
 
 
 def _size(entry: gas.solver_file.Entry) -> str:

@@ -29,6 +29,7 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
     is_pipeline = name.startswith("diffusers:")
     weights = {key: getattr(network, key) for key in ("dtype", "quantize", "offload")}
     weights = {key: value for key, value in weights.items() if value is not None}
+    quantize = None if is_pipeline else weights.pop("quantize", None)
     if weights and not is_pipeline:
         raise gas.UserError(f"--{next(iter(weights))} is for pipelines (diffusers:...), got --model {name}")
     if not is_pipeline and (call or (prompts is not None and prefix not in WITH_PROMPTS)):
@@ -47,7 +48,7 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
         model = SOURCES[prefix](rest, device, **({} if prompts is None else {"prompts": prompts}))
     else:
         model = gas.zoo.load(name).to(device)
-    model = gas.models.precise(model, network.precision, compiled=network.compiled)
+    model = gas.models.precise(model, network.precision, compiled=network.compiled, quantize=quantize)
     return gas.models.CudaGraphs(model) if network.cuda_graphs else model
 
 

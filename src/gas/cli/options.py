@@ -113,7 +113,10 @@ class NetworkOptions:
     ] = None
     quantize: Annotated[
         str | None,
-        option("Weights' bits: fp8, or int8 and int4 (bitsandbytes).", _known("quantize", "QUANTIZATIONS")),
+        option(
+            "Bits of the weights: fp8, int8 or int4; simulated but for pipelines.",
+            _known("quantize", "QUANTIZATIONS"),
+        ),
     ] = None
     offload: Annotated[
         str | None,

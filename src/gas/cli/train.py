@@ -45,6 +45,9 @@ def train(
         int | None,
         option("Most network evaluations in all; gas plan lists what they buy.", min=1, max=MAX_SEED),
     ] = None,
+    student: Annotated[
+        bool, option("The model is a student of the pairs' model: a quantized copy, say.")
+    ] = False,
     overwrite: Annotated[bool, option("Replace the file that --out names.")] = False,
     *,
     optimizer: options.OptimizerOptions,
@@ -73,7 +76,7 @@ def train(
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
     model = network.load(pairs)
-    data = gas.read_pairs(pairs, model=model, hold=False)
+    data = gas.read_pairs(pairs, model=model, student=student, hold=False)
     free_text_encoders(network.model, model, data.guidance)
     sets = options.split_pairs(data, validation)
     adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision)

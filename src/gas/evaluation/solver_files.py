@@ -47,6 +47,10 @@ def provenance_warnings(artefact: Artefact, model: Model, seeds: range | None = 
         warnings.append(
             f"{artefact.source} does not say what model it is for: {model.name} is taken on trust"
         )
+    if "model" in (artefact.document.teacher or {}):
+        warnings.append(
+            f"{artefact.source} learned from samples of another model; errors are to those of {model.name} itself"
+        )
     first, stop = artefact.document.training.get("seeds", [0, 0])
     if seeds is not None and max(first, seeds.start) < min(stop, seeds.stop):
         warnings.append(f"seeds {first} to {stop - 1} were trained or chosen on")

@@ -18,6 +18,7 @@ from gas.experiments.methods import Method, SolverResult
 from gas.experiments.pictures import PICTURES, thumbnails
 from gas.experiments.store import MethodResult, Store
 from gas.metrics import paired
+from gas.pairs.dataset import teacher_of
 from gas.training.loop import FitRecord
 
 __all__ = ["TrainingReport", "run_experiment", "run_method"]
@@ -198,7 +199,8 @@ def _provenance(experiment: Experiment, result: MethodResult) -> dict[str, Any]:
         return recorded
     seeds = [int(train.seeds[0]), int(validation.seeds[-1]) + 1]
     training = {"pairs": len(train), "validation": len(validation), "seeds": seeds, **budget.config.config()}
-    return {**recorded, "teacher": train.teacher, "loss": budget.loss, "training": training}
+    teacher = teacher_of(train, experiment.model)
+    return {**recorded, "teacher": teacher, "loss": budget.loss, "training": training}
 
 
 def _check_unseen(experiment: Experiment, evaluator: Evaluator) -> None:

@@ -18,6 +18,7 @@ from .protocol import (
 )
 from .runtime import (
     PRECISIONS as PRECISIONS,
+    QUANTIZATIONS as QUANTIZATIONS,
     Autocast as Autocast,
     CudaGraphs as CudaGraphs,
     PreciseModel as PreciseModel,

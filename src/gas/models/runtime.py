@@ -1,14 +1,14 @@
-"""How a network runs: precision, TF32, compilation and CUDA graphs, as models that wrap a model."""
+"""How a network runs: precision, quantization, TF32, compilation and CUDA graphs, as models that wrap a model."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
@@ -16,8 +16,24 @@ from gas.models.protocol import Model, network_of
 from gas.registry import named
 from gas.schedule import Schedule
 
-__all__ = ["PRECISIONS", "Autocast", "CudaGraphed", "CudaGraphs", "PreciseModel", "WrappedModel"]
-__all__ += ["allow_tf32", "ending_at", "full_precision", "precise", "tf32_settings", "without_tf32"]
+__all__ = [
+    "PRECISIONS",
+    "QUANTIZATIONS",
+    "Autocast",
+    "CudaGraphed",
+    "CudaGraphs",
+    "PreciseModel",
+    "WrappedModel",
+]
+__all__ += [
+    "allow_tf32",
+    "ending_at",
+    "full_precision",
+    "precise",
+    "quantize_layers",
+    "tf32_settings",
+    "without_tf32",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +224,70 @@ class CudaGraphs(WrappedModel):
         return replace(graphed, denoise=denoise, labels=given)
 
 
+# --- quantization ---------------------------------------------------------------------------------------
+
+# NF4's 16 values, quantiles of a normal distribution (Dettmers et al., arXiv 2305.14314, appendix E), and how many
+# weights share a scale, as in bitsandbytes.
+_NF4 = (
+    *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+    *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+)
+_NF4_BLOCK = 64
+
+
+def _to_int8(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Round to 255 steps, symmetric around zero, of a scale for all entries along ``dims``."""
+    step = (x.abs().amax(dims, keepdim=True) / 127).clamp(min=torch.finfo(x.dtype).tiny)
+    return (x / step).round() * step
+
+
+def _to_nf4(weight: Tensor) -> Tensor:
+    values = torch.tensor(_NF4, dtype=weight.dtype)
+    blocks = nn.functional.pad(weight.flatten(), (0, -weight.numel() % _NF4_BLOCK)).view(-1, _NF4_BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    nearest = torch.bucketize(blocks / scale, (values[1:] + values[:-1]) / 2)
+    return (values[nearest] * scale).flatten()[: weight.numel()].view_as(weight)
+
+
+# What storing a weight ``(out, *)`` in a format leaves of it.
+QUANTIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fp8": lambda weight: weight.to(torch.float8_e4m3fn).to(weight.dtype),
+    "int8": lambda weight: _to_int8(weight, tuple(range(1, weight.ndim))),
+    "int4": _to_nf4,
+}
+
+
+def _round_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Round an input as a product of int8 does: each token of a linear layer, each sample of a convolution."""
+    x, *rest = inputs
+    dims = (-1,) if isinstance(layer, nn.Linear) else tuple(range(1, x.ndim))
+    rounded = _to_int8(x.detach(), dims)
+    return (rounded + (x - x.detach()), *rest)  # as if not rounded for gradients, which rounding has none of
+
+
+@torch.no_grad()
+def quantize_layers(network: nn.Module, quantize: str) -> None:
+    """Let linear and convolution layers compute as if they were quantized, in place; the arithmetic stays wide.
+
+    Args:
+        network: frozen.
+        quantize: ``"fp8"``, weights in e4m3; ``"int8"``, weights with a scale for each output channel, and inputs with
+            one for each token or sample, as in products of 8 bits; ``"int4"``, weights in NF4.
+
+    Raises:
+        UserError: for another format.
+    """
+    rounded = named("quantize", quantize, QUANTIZATIONS)
+    for layer in network.modules():
+        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            continue
+        layer.weight.copy_(rounded(layer.weight.cpu()))
+        if quantize == "int8" and _round_input not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_round_input)
+
+
+# --- precision and compilation --------------------------------------------------------------------------
+
 # "tf32" differs from "float32" only on CUDA, and only after :func:`gas.models.allow_tf32`.
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -238,40 +318,50 @@ class Autocast:
 
 @dataclass(frozen=True, eq=False)
 class PreciseModel(WrappedModel):
-    """A model whose network runs at another precision, or compiled.
+    """A model whose network runs at another precision, quantized, or compiled.
 
     Args:
         model: the wrapped model.
         precision: a name of :data:`PRECISIONS`.
         compiled: compile the network by ``torch.compile``, in place; the first call of every shape is slow.
+        quantize: a format of :func:`quantize_layers`, in place: another model, with other weights.
     """
 
     precision: str = "float32"
     compiled: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         named("precision", self.precision, PRECISIONS)
-        if self.compiled:
-            network = network_of(self.model)
-            if network is None:
+        for verb, wanted in (("quantize", self.quantize), ("compile", self.compiled)):
+            if wanted and network_of(self.model) is None:
                 raise UserError(
-                    f"model {self.model.name} has no torch module as network or weights to compile: "
-                    "compile your denoiser yourself"
+                    f"model {self.model.name} has no torch module as network or weights to {verb}: "
+                    f"{verb} your denoiser yourself"
                 )
+        network: Any = network_of(self.model)
+        if self.quantize is not None:
+            quantize_layers(network, self.quantize)
+            vars(self.model).pop("_sha256", None)  # of the weights before
+        if self.compiled:
             network.compile()
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return the model's fingerprint, with ``precision`` and ``compiled`` where they are not the defaults."""
-        precision = {} if self.precision == "float32" else {"precision": self.precision}
-        return {**self.model.fingerprint(), **precision, **({"compiled": True} if self.compiled else {})}
+        """Return the model's fingerprint, with those settings of this one that are not the defaults."""
+        defaults = {"precision": "float32", "compiled": False, "quantize": None}
+        settings = {name: getattr(self, name) for name in defaults}
+        return {**self.model.fingerprint(), **{k: x for k, x in settings.items() if x != defaults[k]}}
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         return Autocast(self.model.bind(labels, guidance), PRECISIONS[self.precision])
 
 
-def precise(model: Model, precision: str = "float32", *, compiled: bool = False) -> Model:
-    """Return the model at a precision; the model itself when nothing changes."""
-    return model if precision == "float32" and not compiled else PreciseModel(model, precision, compiled)
+def precise(
+    model: Model, precision: str = "float32", *, compiled: bool = False, quantize: str | None = None
+) -> Model:
+    """Return the model at a precision, as :class:`PreciseModel`; the model itself when nothing changes."""
+    changed = (precision, compiled, quantize) != ("float32", False, None)
+    return PreciseModel(model, precision, compiled, quantize) if changed else model
 
 
 def ending_at(model: Model, t_end: float) -> Model:

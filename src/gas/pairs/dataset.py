@@ -29,8 +29,17 @@ from gas.pairs.shards import (
     read_rows,
     read_shard,
 )
+from gas.schedule import Schedule, schedule_from_config
 
-__all__ = ["Pairs", "StoredPairs", "check_conditions", "check_pairs", "join_pairs", "read_pairs"]
+__all__ = [
+    "Pairs",
+    "StoredPairs",
+    "check_conditions",
+    "check_pairs",
+    "join_pairs",
+    "read_pairs",
+    "teacher_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +154,12 @@ class StoredPairs(Pairs):
 
 
 def read_pairs(
-    folder: Path | str, *, model: Model | None = None, hold: bool = True, decoded: bool = False
+    folder: Path | str,
+    *,
+    model: Model | None = None,
+    student: bool = False,
+    hold: bool = True,
+    decoded: bool = False,
 ) -> Pairs:
     """Read a finished folder, every byte checked; noise is generated again unless it was imported with the pairs.
 
@@ -153,6 +167,8 @@ def read_pairs(
         folder: of the pairs.
         model: if given, the pairs must have been made with this very model, schedule and meaning of labels, at its
             precision or in float32; compilation does not matter.
+        student: the model may be another than the pairs', its teacher: a quantized, pruned or fused copy, say. Shape,
+            schedule and meaning of labels must still be theirs.
         hold: keep everything in memory. Otherwise check every byte now, one shard at a time, and return
             :class:`StoredPairs`, which read rows on demand to the same bits: training then holds a batch, not the set.
         decoded: also return the decoded samples, in memory.
@@ -162,7 +178,7 @@ def read_pairs(
         UserError: when the set is unfinished, another model's, or has a missing, damaged or foreign file.
     """
     folder, is_loaded = Path(folder), hold or decoded
-    manifest = _finished_manifest(folder, model, decoded)
+    manifest = _finished_manifest(folder, model, student, decoded)
     recipe, stamps, parts = manifest["recipe"], [], []
     unread = [] if decoded else ["decoded"]
     unread += [] if is_loaded else ["target", "noise"]
@@ -191,7 +207,7 @@ def read_pairs(
     )
 
 
-def _finished_manifest(folder: Path, model: Model | None, decoded: bool) -> Json:
+def _finished_manifest(folder: Path, model: Model | None, student: bool, decoded: bool) -> Json:
     """Read the manifest of a finished set of this model."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}, so no pairs; make some with `gas pairs`")
@@ -199,10 +215,13 @@ def _finished_manifest(folder: Path, model: Model | None, decoded: bool) -> Json
     recipe, shards = manifest["recipe"], manifest["shards"]
     if model is not None:
         rest = {key: value for key, value in recipe.items() if key != "conditions"}
-        expected = {**rest, **model_fingerprint(model)}
-        expected["model"] = comparable(recipe["model"], expected["model"])
+        expected = {**rest, **model_fingerprint(model), "shape": list(model.sample_shape)}
+        expected["model"] = recipe["model"] if student else comparable(recipe["model"], expected["model"])
         if other := differences(recipe, expected):
-            raise UserError(f"the pairs in {folder} were made with another model or schedule ({other})")
+            advice = "" if student else ", whose student needs --student or student=True"
+            raise UserError(
+                f"the pairs in {folder} were made with another model or schedule{advice} ({other})"
+            )
     total, done = len(range(*recipe["seeds"])), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < total:
         raise UserError(f"{folder} is unfinished, {done} of {total} pairs; {AGAIN}")
@@ -224,13 +243,33 @@ def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
 
 
 def check_conditions(model: Model, pairs: Pairs) -> None:
-    """Refuse pairs whose labels select other prompts or observations than the model's."""
+    """Refuse pairs that start from other noise, or whose labels select other prompts or observations than the model's."""
+    stored = pairs.manifest["recipe"].get("schedule")
+    if stored is not None and not _same_start(schedule_from_config(stored), model.schedule):
+        raise UserError(
+            f"the pairs were made on schedule {stored['kind']}, of other noise than the schedule of {model.name}: "
+            "a student has its teacher's"
+        )
     stored = pairs.manifest["recipe"].get("conditions")
     if stored is None or pairs.labels is None:
         return
     current = json.loads(json.dumps(conditions_of(model).get("conditions", {})))
     if other := differences(stored, current):
         raise UserError(f"the pairs were made with other conditions than those of {model.name} ({other})")
+
+
+def _same_start(a: Schedule, b: Schedule) -> bool:
+    """Whether two schedules start from the same noise; how EDM's go on depends on their ``t_end``."""
+    ends = [s.half_log_snr(torch.tensor(1.0, dtype=torch.float64)) for s in (a, b)]
+    return type(a) is type(b) and torch.isclose(*ends, rtol=0, atol=1e-3).item()
+
+
+def teacher_of(pairs: Pairs, model: Model) -> dict[str, Any]:
+    """Return the description of the teacher, with its ``model`` where this one is another: a student."""
+    stored = pairs.manifest["recipe"].get("model")
+    if stored is None or stored == comparable(stored, model_fingerprint(model)["model"]):
+        return dict(pairs.teacher)
+    return {**pairs.teacher, "model": stored}
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from gas import distributed
 from gas.classical.registry import Classical
 from gas.errors import UserError
-from gas.models.protocol import Model, conditions_of, decode_all
+from gas.models.protocol import Model, decode_all
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs
-from gas.pairs.fingerprint import PairsSpec, pairs_fingerprint
+from gas.pairs.fingerprint import PairsSpec, model_fingerprint, pairs_fingerprint
 from gas.pairs.leases import Lease, Leases
 from gas.pairs.shards import (
     AGAIN,
@@ -179,7 +179,7 @@ def teach(
     seeds, labels = list(seeds), labels_of_seeds(model.classes if labelled else 0, seeds)
     noise, target = _run(model, table_on(table, model.schedule), seeds, labels, guidance)
     _warn_of_scale(target)
-    recipe = {"guidance": guidance, "teacher": dict(_description(table, teacher)), **conditions_of(model)}
+    recipe = {"guidance": guidance, "teacher": dict(_description(table, teacher)), **model_fingerprint(model)}
     manifest = {"recipe": recipe}
     return Pairs(torch.tensor(seeds), noise=noise, target=target, labels=labels, manifest=manifest)
 

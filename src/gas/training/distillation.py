@@ -18,7 +18,7 @@ from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import Kind, kind_by_name
 from gas.losses import is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
-from gas.pairs.dataset import Pairs
+from gas.pairs.dataset import Pairs, teacher_of
 from gas.schedule import Schedule
 from gas.table import Table, table_of
 from gas.training.adam import Adam
@@ -195,6 +195,7 @@ def distill(
     _check_finite(choice, nfe)
     yield choice
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
+    provenance["teacher"] = teacher_of(pairs, model)
     result = _classical_result(choice, model.schedule, provenance)
     if choice.best_loss >= ROUNDING:
         remaining = math.inf if budget is None else budget - choice.evaluations
@@ -341,7 +342,7 @@ def _provenance(
         **config.config(),
         **({"objective": "gas"} if adversarial else {}),
     }
-    return {"guidance": pairs.guidance, "teacher": pairs.teacher, "loss": loss, "training": training}
+    return {"guidance": pairs.guidance, "loss": loss, "training": training}
 
 
 def _default_config(search: StartSearch, loss: str) -> Adam | GaussNewton:

@@ -1,0 +1,114 @@
+"""Pairs teach a student of their model: another model of the same samples and schedule, which the file is for."""
+
+import pytest
+import torch
+
+import gas
+from gas.classical.registry import Classical
+from gas.models.custom import OwnModel
+from gas.models.runtime import precise
+from gas.pairs.dataset import read_pairs, teacher_of
+from gas.pairs.fingerprint import PairsSpec
+from gas.pairs.teacher import teach, write_pairs
+from gas.solver_file import parse_document
+from support import commands
+
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
+TEACHER = Classical("unipc-3-bh2", "log_snr", 6, 1e-3)
+
+
+def own(schedule=None, size=8, **more):
+    """A network of one layer on images; each has the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layer = torch.nn.Linear(size**2, size**2).requires_grad_(False)
+    schedule = schedule or gas.VPLinear()
+    shape = (1, size, size)
+    return OwnModel(
+        lambda x, t: torch.tanh(layer(x.flatten(1))).view_as(x) * (1 - t).to(x),
+        schedule,
+        shape,
+        t_end=1e-3,
+        weights=layer,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    for _ in write_pairs(own(), TEACHER, root, PairsSpec(range(40))):
+        pass
+    return root
+
+
+def test_only_a_student_takes_the_pairs_of_another_model(folder):
+    student = precise(own(), quantize="int8")
+    with pytest.raises(ValueError, match=r"whose student needs --student"):
+        read_pairs(folder, model=student)
+    pairs = read_pairs(folder, model=student, student=True)
+    assert teacher_of(pairs, student)["model"] == own().fingerprint()
+    assert teacher_of(pairs, own()) == TEACHER.config() == teacher_of(pairs, precise(own(), "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("student", "named"),
+    [
+        (lambda: own(size=4), r"shape: \[1, 8, 8\] stored, \[1, 4, 4\] expected"),
+        (lambda: own(gas.VPLinear(0.1, 10.0)), r"schedule.beta_1: 20.0 stored, 10.0 expected"),
+        (lambda: own(gas.Flow()), r"schedule.kind: 'vp_linear' stored, 'flow' expected"),
+        (lambda: own(conditions=torch.zeros(3, 2), null=None), "conditions: 'nothing' stored"),
+    ],
+)
+def test_a_student_of_other_samples_is_refused(student, named, folder):
+    with pytest.raises(ValueError, match=named):
+        read_pairs(folder, model=student(), student=True)
+
+
+def test_pairs_in_memory_are_refused_to_a_student_of_another_schedule():
+    pairs, student = teach(own(), TEACHER, range(12)), own(gas.Flow())
+    solver = gas.GeneralizedSolver(student.schedule, 2, student.t_end)
+    with pytest.raises(
+        ValueError, match="made on schedule vp_linear, of other noise than the schedule of own"
+    ):
+        next(gas.fit(solver, student, pairs))
+
+
+def test_the_file_names_both_models_and_serves_the_student_alone(folder, tmp_path):
+    student = precise(own(), quantize="int4")
+    pairs = read_pairs(folder, model=student, student=True)
+    search = gas.training.StartSearch("ddim/log_snr")
+    *_, result = gas.distill(student, *pairs.split(8), 2, search=search, config=gas.GaussNewton(iterations=2))
+    document = gas.save(tmp_path / "s.json", result, model=student).document
+    assert document.teacher == {**TEACHER.config(), "model": own().fingerprint()}
+    assert document.model == {**student.fingerprint(), "quantize": "int4"}
+    artefact = gas.load(tmp_path / "s.json")
+    artefact.check(student)
+    with pytest.raises(ValueError, match="sha256"):
+        artefact.check(own())
+    assert "samples of another model" in gas.evaluation.solver_files.provenance_warnings(artefact, student)[0]
+    shown = commands.run("inspect", tmp_path / "s.json").stdout
+    assert f"{document.model['sha256'][:16]} int4" in shown
+    assert document.teacher["model"]["sha256"][:16] in shown
+    damaged = artefact.document.model_dump() | {"teacher": {"model": 3}}
+    with pytest.raises(ValueError, match=r"teacher.model must be an object, got 3"):
+        parse_document(damaged, "a file")
+
+
+def test_the_command_learns_for_a_student(tmp_path):
+    network, start = ["--model", "digits"], ["--start", "ddim/log_snr", "--iterations", 1, "--nfe", 2]
+    commands.run("pairs", *network, "--seeds", 24, "--nfe", 3, "--out", tmp_path / "pairs")
+    train = ["train", *network, "--pairs", tmp_path / "pairs", *start, "--out", tmp_path / "s.json"]
+    assert "--student" in commands.refused(*train, "--quantize", "int8")
+    assert "must be" not in commands.refused("train", "--model", "mnist", *train[3:], "--student")
+    commands.run(*train, "--quantize", "int8", "--student")
+    made = gas.load(tmp_path / "s.json").document
+    assert made.model["quantize"] == "int8" and made.teacher["model"] == gas.zoo.load("digits").fingerprint()
+    sample = ["sample", *network, "--solver", tmp_path / "s.json", "--seeds", 2, "--out", tmp_path / "x.npz"]
+    assert "sha256" in commands.refused(*sample)
+    commands.run(*sample, "--quantize", "int8")
+    told = commands.run(
+        "evaluate", *network, "--quantize", "int8", "--solver", tmp_path / "s.json", "--seeds", 4
+    )
+    assert "learned from samples of another model" in " ".join(told.stderr.split())
