@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -260,8 +261,9 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
 
 def _same_start(a: Schedule, b: Schedule) -> bool:
     """Whether two schedules start from the same noise; how EDM's go on depends on their ``t_end``."""
-    ends = [s.half_log_snr(torch.tensor(1.0, dtype=torch.float64)) for s in (a, b)]
-    return type(a) is type(b) and torch.isclose(*ends, rtol=0, atol=1e-3).item()
+    start = torch.tensor(1.0, dtype=torch.float64)
+    levels = float(a.half_log_snr(start)), float(b.half_log_snr(start))
+    return type(a) is type(b) and math.isclose(*levels, abs_tol=1e-3)
 
 
 def teacher_of(pairs: Pairs, model: Model) -> dict[str, Any]:
