@@ -97,6 +97,24 @@ def test_solvers_trained_by_both_optimisers_are_the_same_in_all_processes(folder
     assert first["losses"][2] == evaluations
 
 
+@pytest.mark.parametrize("pairing", ["independent", "paired"])
+def test_a_solver_trained_against_a_discriminator_is_the_same_in_all_processes(folders, pairing):
+    """And within a stated tolerance that of one process: relativistic losses compare fakes and reals row by row."""
+    one, two, _ = folders
+    alone, first, second = (
+        torch.load(folder / f"{pairing}-{rank}.pt", weights_only=True)
+        for folder, rank in ((one, 0), (two, 0), (two, 1))
+    )
+    for part in (lambda run: run["solver"], lambda run: run["critics"][0]):
+        assert all(torch.equal(value, part(second)[key]) for key, value in part(first).items())
+        for key, value in part(alone).items():
+            torch.testing.assert_close(part(first)[key], value, rtol=0, atol=1e-6)
+    assert first["logs"] == second["logs"]
+    assert first["logs"] == pytest.approx(alone["logs"], rel=1e-5)
+    assert {"c.discriminator", "c.generator", "c.r1", "c.r2", "c.real_above_fake"} == set(alone["logs"])
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+
+
 def test_a_preset_is_taught_and_trained_alike(folders):
     one, two, _ = folders
     files = {path.name for path in (one / "preset-pairs").iterdir()}
@@ -121,12 +139,14 @@ def test_an_evaluation_says_the_same(folders):
 
 def test_what_cannot_be_shared_or_fails_in_one_process_is_one_clear_line(folders):
     _, two, code = folders
-    critic, zoo, failed = (two / "trouble.out").read_text().split("\n\n")
-    assert critic.startswith("2 error: a discriminator trains in one process: train gas without torchrun")
+    few, zoo, failed = (two / "trouble.out").read_text().split("\n\n")
+    assert few.splitlines()[-1].endswith(
+        "a batch of 1 cannot be shared by 2 processes: make it larger, or start fewer processes"
+    )
     assert zoo == "2 error: gas zoo runs in one process: leave torchrun out"
     assert failed.splitlines()[-1] == "error: process 1: the second machine's own trouble"
     assert code == 1
-    assert not (two / "gas.json").exists()
+    assert not (two / "few.json").exists()
     assert [path.name for path in (two / "failed").iterdir()] == ["manifest.json"]
 
 

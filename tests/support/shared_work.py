@@ -16,6 +16,7 @@ from gas.losses import FeatureLoss, l1
 from gas.pairs import teacher
 from gas.paper.presets import PRESETS
 from gas.training.adam import Adam
+from gas.training.adversarial.losses import Discriminator
 from gas.training.gauss_newton import GaussNewton
 from gas.training.loop import fit
 from support import standins
@@ -39,14 +40,28 @@ def gas_command(*words):
     return 0, printed.getvalue(), said.getvalue()
 
 
-def learned(folder, name, loss, config):
+def learned(folder, name, loss, config, **more):
     """Train on the mixture, resumably, and keep what this process ended with."""
     table = Classical("dpmpp-2m", "time_uniform", 3, MIXTURE.t_end).table(MIXTURE.schedule)
     solver = GeneralizedSolver.from_table(MIXTURE.schedule, table, MIXTURE.t_end)
     data = {"validation": taught(range(500, 600), labelled=True), "checkpoint": folder / f"{name}.state"}
-    *_, last = fit(solver, MIXTURE, taught(range(101), labelled=True), loss=loss, config=config, **data)
+    pairs = taught(range(101), labelled=True)
+    *_, last = fit(solver, MIXTURE, pairs, loss=loss, config=config, **data, **more)
     ended = {"solver": solver.state_dict(), "losses": (last.start_loss, last.best_loss, last.evaluations)}
+    ended |= {
+        "logs": dict(last.logs),
+        "critics": [c.network.state_dict() for c in more.get("discriminators", [])],
+    }
     torch.save(ended, folder / f"{name}-{distributed.rank()}.pt")
+
+
+def critic():
+    """A discriminator of points that counts from the second step on and is updated twice a step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(2, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1), torch.nn.Flatten(0)]
+    network = torch.nn.Sequential(*layers)
+    return Discriminator("c", network, weight=0.1, warmup=2, steps=2, learning_rate=3e-3)
 
 
 def work(folder):
@@ -70,6 +85,9 @@ def work(folder):
     preset(folder)
     learned(folder, "features", FeatureLoss(lambda x: x.sin()), GaussNewton(iterations=4))
     learned(folder, "adam", l1, Adam(iterations=16, batch=13, relax=0.1, validate_every=8))
+    against = Adam(iterations=16, batch=13, validate_every=8)
+    for pairing in ("independent", "paired"):
+        learned(folder, pairing, l1, against, discriminators=[critic()], pairing=pairing, keep="last")
 
 
 def preset(folder):
@@ -89,8 +107,8 @@ def preset(folder):
 
 def trouble(folder):
     """What cannot be shared, and a teacher that fails in the second process alone."""
-    critic = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --out {folder / 'gas.json'}"
-    told = [gas_command(*critic.split(), *WHERE), gas_command("zoo")]
+    few = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --batch 1 --out {folder / 'few.json'}"
+    told = [gas_command(*few.split(), *WHERE), gas_command("zoo")]
     real = teacher._run
 
     def failing(*args, **kwargs):

@@ -149,7 +149,7 @@ def test_fakes_and_reals_are_of_different_noise(pairs):
     steps = AdamSteps(new(), MODEL, pairs, None, Adam(batch=100))
     for steps.iteration in range(12):
         batch = pairs.subset(steps._indices())
-        other = steps._others(batch)
+        other = steps._others(steps._indices(), 0)
         assert len(other) == 100
         assert not bool(torch.isin(batch.seeds, other.seeds).any())
 

@@ -279,8 +279,6 @@ class DiscriminatorOptions:
         settings, path = self.settings(), self.critic_weights
         if settings is None:
             return None
-
-        gas.training.adversarial.updates.check_single_process()
         return gas.adversary_for(
             model,
             pairs,

@@ -244,7 +244,7 @@ def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
 
 
 def check_conditions(model: Model, pairs: Pairs) -> None:
-    """Refuse pairs that start from other noise, or whose labels select other prompts or observations than the model's."""
+    """Refuse pairs of other noise, or whose labels select other prompts or observations, than the model's."""
     stored = pairs.manifest["recipe"].get("schedule")
     if stored is not None and not _same_start(schedule_from_config(stored), model.schedule):
         raise UserError(

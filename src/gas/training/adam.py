@@ -26,8 +26,8 @@ from gas.training.activation_checkpointing import (
     stored_calls,
 )
 from gas.training.adversarial.losses import Discriminator
-from gas.training.adversarial.updates import DiscriminatorUpdates, check_single_process, scaler_for
-from gas.training.batching import check_counts, check_turns, in_turn, visited
+from gas.training.adversarial.updates import DiscriminatorUpdates, scaler_for
+from gas.training.batching import check_counts, check_turns, in_turn, share_of, sum_shares, visited
 
 __all__ = ["PAPER", "Adam", "AdamSteps", "RelaxedStarts"]
 
@@ -148,13 +148,11 @@ class AdamSteps:
     ) -> None:
         choice("pairing", pairing, ("independent", "paired"))
         self.discriminators, self.pairing = DiscriminatorUpdates(discriminators), pairing
-        if self.discriminators.active:
-            if 2 * config.batch > len(pairs):
-                raise UserError(
-                    f"discriminators need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
-                    "lower batch or make more pairs"
-                )
-            check_single_process()
+        if self.discriminators.active and 2 * config.batch > len(pairs):
+            raise UserError(
+                f"discriminators need at least two batches of pairs ({2 * config.batch}), got {len(pairs)}: "
+                "lower batch or make more pairs"
+            )
         self.solver, self.model, self.pairs, self.loss, self.config = solver, model, pairs, loss, config
         self.nfe = table_of(solver).nfe
         self.average = AveragedModel(solver, multi_avg_fn=_averaging(config.ema, config.ema_warmup))
@@ -187,7 +185,7 @@ class AdamSteps:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._decay()
         indices = self._indices()
-        share = indices[distributed.shard_slices(len(indices))[distributed.rank()]]
+        share = share_of(indices)
         batch = self.pairs.subset(share)
         noise = batch.noise.to(self.model.device)
         start = noise if self.relaxed is None else self.relaxed.of(share, noise)
@@ -196,10 +194,8 @@ class AdamSteps:
         except ValueError as error:
             raise Diverged(f"iteration {self.iteration}: {error}; lower learning_rate") from error
         samples = self._sample(table, batch, noise, start, len(indices))
-        loss = self.loss(samples, batch.target.to(samples)).mean()
-        if len(share) < len(indices):
-            loss = loss * (len(share) / len(indices))
-        adversarial_loss = self._adversarial_loss(samples, batch, table)
+        loss = self.loss(samples, batch.target.to(samples)).mean() * (len(share) / len(indices))
+        adversarial_loss = self._adversarial_loss(samples, batch, table, indices)
         if adversarial_loss is not None:
             loss = loss + adversarial_loss
         value = self._update(loss)
@@ -227,7 +223,7 @@ class AdamSteps:
         """Differentiate the loss and update the solver; return the loss of the whole batch."""
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        loss = self._reduced(loss.detach())
+        (loss,) = sum_shares(self.solver.parameters(), loss.detach()[None])
         self.scaler.unscale_(self.optimizer)
         # Without a gradient, Adam leaves a parameter alone: it is not its turn.
         for name, parameter in self.solver.named_parameters():
@@ -242,40 +238,33 @@ class AdamSteps:
         self.scaler.update()
         return float(loss)
 
-    def _reduced(self, loss: Tensor) -> Tensor:
-        """Sum the loss and the solver's gradients over the shares of all processes; return the loss."""
-        if distributed.world_size() == 1:
-            return loss
-        learned = {p: p.grad for p in self.solver.parameters() if p.grad is not None}
-        parts = [loss, *learned.values()]
-        flat = distributed.all_reduce_sum(torch.cat([part.cpu().double().flatten() for part in parts]))
-        loss, *gradients = flat.split([part.numel() for part in parts])
-        for parameter, gradient in zip(learned, gradients, strict=True):
-            parameter.grad = gradient.view_as(parameter).to(parameter)
-        return loss
-
     def _indices(self) -> Tensor:
         """Return the pairs of this iteration."""
         size = min(self.config.batch, len(self.pairs))
         return visited(len(self.pairs), self.iteration * size, size, self.config.seed)
 
-    def _others(self, batch: Pairs, turn: int = 0) -> Pairs:
+    def _others(self, indices: Tensor, turn: int) -> Pairs:
         """Return as many other pairs, so that no real is the teacher's sample of a fake's noise."""
-        others = (~torch.isin(self.pairs.seeds, batch.seeds)).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(self._draw(turn))
-        return self.pairs.subset(others[torch.randperm(len(others), generator=generator)[: len(batch)]])
+        others = (~torch.isin(self.pairs.seeds, self.pairs.seeds[indices])).nonzero()[:, 0]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self._draw(turn)))
+        return self.pairs.subset(share_of(others[order[: len(indices)]]))
 
-    def _adversarial_loss(self, samples: Tensor, batch: Pairs, table: Table) -> Tensor | None:
-        """Update the discriminators, then return their loss of the samples."""
+    def _adversarial_loss(
+        self, samples: Tensor, batch: Pairs, table: Table, indices: Tensor
+    ) -> Tensor | None:
+        """Update the discriminators, then return their loss of the samples; ``indices`` are those of all processes."""
         if not self.discriminators.active:
             return None
+        count, share = len(indices), len(batch) / len(indices)
         for turn in range(self.discriminators.rounds):
-            other = batch if self.pairing == "paired" else self._others(batch, turn)
-            fake = samples.detach() if self.pairing == "independent" else self._fresh(batch, table, turn)
+            other = batch if self.pairing == "paired" else self._others(indices, turn)
+            fake = (
+                samples.detach() if self.pairing == "independent" else self._fresh(batch, count, table, turn)
+            )
             real = other.target.to(samples)
             labels = self._labels(batch), self._labels(other)
-            self.discriminators.update(fake, real, labels, turn)
-        return self.discriminators.generator_loss(self.iteration, samples, real, labels)
+            self.discriminators.update(fake, real, labels, turn, share)
+        return self.discriminators.generator_loss(self.iteration, samples, real, labels, share)
 
     def _labels(self, pairs: Pairs) -> Tensor | None:
         return None if pairs.labels is None else pairs.labels.to(self.model.device)
@@ -285,11 +274,11 @@ class AdamSteps:
         return turn * 1_000_000_007 + self.config.seed * 1_000_003 + self.iteration
 
     @torch.no_grad()
-    def _fresh(self, like: Pairs, table: Table, turn: int) -> Tensor:
+    def _fresh(self, like: Pairs, count: int, table: Table, turn: int) -> Tensor:
         """Return the student's samples of noise that is in no pair (seeds from 2^40 on), for the batch's labels."""
-        first = 2**40 + self._draw(turn) * len(like)
-        noise = self.model.noise(range(first, first + len(like)))
-        self.evaluations += len(like) * table.nfe
+        first = 2**40 + self._draw(turn) * count
+        noise = self.model.noise(share_of(torch.arange(first, first + count)).tolist())
+        self.evaluations += count * table.nfe
         return sample(self.model.bind(like.labels, self.pairs.guidance), noise, table.folded())
 
     def report(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Batching: the order of training pairs, and turns of parameters."""
+"""Batching: the order of training pairs, the rows of a batch that each process takes, and turns of parameters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gas import distributed
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_ORDER_SEED, MAX_SEED, integer
 from gas.errors import UserError
 
-__all__ = ["check_counts", "check_turns", "in_turn", "visited"]
+__all__ = ["check_counts", "check_turns", "in_turn", "share_of", "sum_shares", "visited"]
 
 
 def visited(available: int, before: int, count: int, seed: int) -> Tensor:
@@ -28,6 +29,27 @@ def visited(available: int, before: int, count: int, seed: int) -> Tensor:
         parts.append(part)
         before, count = before + len(part), count - len(part)
     return torch.cat(parts)
+
+
+def share_of(rows: Tensor) -> Tensor:
+    """Return the rows of a batch that this process takes."""
+    return rows[distributed.shard_slices(len(rows))[distributed.rank()]]
+
+
+def sum_shares(parameters: Iterable[nn.Parameter], values: Tensor) -> Tensor:
+    """Sum the gradients of parameters, and values ``(V,)``, over the shares of all processes; return the values.
+
+    Sums are float64, in the order of ranks, and gradients rounded once: the same bits in all processes.
+    """
+    if distributed.world_size() == 1:
+        return values
+    learned = [parameter for parameter in parameters if parameter.grad is not None]
+    parts = [values, *(parameter.grad for parameter in learned)]
+    flat = distributed.all_reduce_sum(torch.cat([part.cpu().double().flatten() for part in parts]))
+    values, *gradients = flat.split([part.numel() for part in parts])
+    for parameter, gradient in zip(learned, gradients, strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter)
+    return values
 
 
 def check_counts(config: Any) -> None:

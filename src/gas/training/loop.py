@@ -333,7 +333,9 @@ class _Run:
         """
         logs, suffix = self.steps.report(), ".real_above_fake"
         winners = {
-            name.removesuffix(suffix) for name, x in logs.items() if name.endswith(suffix) and x == 1.0
+            name.removesuffix(suffix)
+            for name, x in logs.items()
+            if name.endswith(suffix) and round(x, 9) == 1
         }
         repeated, self.winners = winners & self.winners, winners
         if repeated:

@@ -70,8 +70,6 @@ def train_preset(
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Make missing pairs and learn a solver for each NFE; return a report of each."""
-    if objective == "gas":
-        gas.training.adversarial.updates.check_single_process()
     for file in files.values():
         if file.exists() and not overwrite:
             raise gas.UserError(f"{file} exists: name another by --out, or replace it with --overwrite")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gas import distributed
 from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, choice, integer, of_type
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_seeds
@@ -220,6 +221,7 @@ def adversary_for(
     choice("pairing", pairing, ("independent", "paired"))
     if len(pairs) == 0:
         raise UserError("a discriminator needs pairs to learn from, got none: make some with `gas pairs`")
+    distributed.shard_slices(config.batch)
     make_network, features = _network_maker(model, network, seed), _required_features(model)
     warmup = _checked_warmup(2 * config.iterations // 5 if warmup is None else warmup, config.iterations)
     if penalty is None:

@@ -1,36 +1,27 @@
-"""Discriminator updates: one optimizer step on fakes and reals, and the discriminators' part of the solver's loss."""
+"""Discriminator updates: one optimizer step on fakes and reals, and the discriminators' part of the solver's loss.
+
+Processes share the rows of a batch. Losses, logs and gradients of the rows of one are sums over all of them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gas import distributed
 from gas.errors import UserError
 from gas.models.protocol import weights_hash
 from gas.registry import origin
 from gas.training.adversarial.losses import Discriminator, gradient_penalty, objective_by_name
+from gas.training.batching import sum_shares
 
-__all__ = ["DiscriminatorUpdates", "check_single_process", "scaler_for"]
+__all__ = ["DiscriminatorUpdates", "scaler_for"]
 
 # Labels of fakes and of reals.
 _Labels = tuple[Tensor | None, Tensor | None]
-
-
-def check_single_process() -> None:
-    """Refuse adversarial training in several processes: it amplifies rounding, so the solver would be another.
-
-    Raises:
-        ValueError: in several processes.
-    """
-    if distributed.world_size() > 1:
-        raise UserError(
-            "a discriminator trains in one process: train gas without torchrun (pairs, statistics and gs may be shared)"
-        )
 
 
 def scaler_for(half: bool) -> torch.amp.GradScaler:
@@ -72,7 +63,7 @@ class DiscriminatorUpdates:
         """Most updates of a discriminator for one step of the solver."""
         return max((discriminator.steps for discriminator in self.active), default=0)
 
-    def update(self, fake: Tensor, real: Tensor, labels: _Labels, turn: int = 0) -> None:
+    def update(self, fake: Tensor, real: Tensor, labels: _Labels, turn: int = 0, share: float = 1.0) -> None:
         """Update every discriminator that takes more than ``turn`` steps for one of the solver.
 
         Args:
@@ -80,6 +71,7 @@ class DiscriminatorUpdates:
             real: the teacher's ``(B, *)``, as many.
             labels: of fakes and of reals.
             turn: number of this update, from 0.
+            share: of the batch's rows, that these are.
         """
         for discriminator, optimizer, scaler in self._parts():
             if turn >= discriminator.steps:
@@ -92,20 +84,23 @@ class DiscriminatorUpdates:
             logits = [discriminator.logits(x, y) for x, y in zip(inputs, labels, strict=True)]
             _, adversarial = objective_by_name(discriminator.objective)(*logits)
             loss = adversarial.mean()
+            above = (logits[1] > logits[0]).double().mean()
+            logs = {"discriminator": loss, "real_above_fake": above}
             if penalized:
                 scale = float(scaler.get_scale())
                 both = zip(logits, inputs, strict=True)
                 r2, r1 = (gradient_penalty(y, x, scale).mean() for y, x in both)
                 loss = loss + discriminator.penalty / 2 * (r1 + r2)
-                self._log(discriminator, {"r1": r1, "r2": r2})
+                logs |= {"r1": r1, "r2": r2}
             optimizer.zero_grad()
-            scaler.scale(loss).backward()
+            scaler.scale(share * loss).backward()
+            self._log(discriminator, logs, share, discriminator.network.parameters())
             scaler.step(optimizer)
             scaler.update()
-            above = (logits[1] > logits[0]).double().mean()
-            self._log(discriminator, {"discriminator": adversarial.mean(), "real_above_fake": above})
 
-    def generator_loss(self, iteration: int, fake: Tensor, real: Tensor, labels: _Labels) -> Tensor | None:
+    def generator_loss(
+        self, iteration: int, fake: Tensor, real: Tensor, labels: _Labels, share: float = 1.0
+    ) -> Tensor | None:
         """Return ``sum w L_adv`` of the student's samples, or ``None`` while every discriminator warms up.
 
         Arguments as in :meth:`update`; gradients flow into ``fake``.
@@ -119,8 +114,8 @@ class DiscriminatorUpdates:
                 real_logits = discriminator.logits(discriminator.inputs(real), labels[1])
             fake_logits = discriminator.logits(discriminator.inputs(fake), labels[0])
             loss = objective_by_name(discriminator.objective)(fake_logits, real_logits)[0].mean()
-            self._log(discriminator, {"generator": loss})
-            weighted = discriminator.weight * loss
+            self._log(discriminator, {"generator": loss}, share)
+            weighted = share * discriminator.weight * loss
             total = weighted if total is None else total + weighted
         return total
 
@@ -162,6 +157,16 @@ class DiscriminatorUpdates:
     def _parts(self) -> zip[tuple[Discriminator, torch.optim.Adam, torch.amp.GradScaler]]:
         return zip(self.active, self.optimizers, self.scalers, strict=True)
 
-    def _log(self, discriminator: Discriminator, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.logs.setdefault(f"{discriminator.name}.{name}", []).append(float(value.detach()))
+    def _log(
+        self,
+        discriminator: Discriminator,
+        means: dict[str, Tensor],
+        share: float,
+        parameters: Iterable[nn.Parameter] = (),
+    ) -> None:
+        """Log means over all rows, and sum the gradients of parameters over the processes on the way."""
+        values = sum_shares(
+            parameters, torch.stack([share * mean.detach().double() for mean in means.values()])
+        )
+        for name, value in zip(means, values.tolist(), strict=True):
+            self.logs.setdefault(f"{discriminator.name}.{name}", []).append(value)
