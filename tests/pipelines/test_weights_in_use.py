@@ -95,6 +95,37 @@ def test_dynamically_quantised_weights_have_a_hash():
     assert weights_hash(first) == weights_hash(again) != weights_hash(second)
 
 
+@pytest.mark.parametrize("hook", ["FirstBlockCacheConfig", "TaylorSeerCacheConfig"])
+def test_a_cache_between_steps_is_refused(hook):
+    """Its predictions are of a step and of those before it, which no table's training follows."""
+    pipe = pipelines.build("flux")
+    pipe.transformer.enable_cache(getattr(pytest.importorskip("diffusers.hooks"), hook)())
+    with pytest.raises(
+        ValueError, match=r"caches layers between steps, .*: call pipe.transformer.disable_cache"
+    ):
+        from_pipeline(pipe, PROMPTS)
+    pipe.transformer.disable_cache()
+    assert from_pipeline(pipe, PROMPTS).classes == len(PROMPTS)
+
+
+def test_a_fused_copy_is_a_student_of_its_original(tmp_path):
+    original, copy = (from_pipeline(pipelines.build("sd1"), PROMPTS, name="sd") for _ in range(2))
+    attention = next(m for m in copy.pipe.unet.modules() if hasattr(m, "to_q"))
+    adapter = LowRank(attention.to_q)
+    with torch.no_grad():
+        attention.to_q.weight += adapter.up @ adapter.down  # as fuse_lora does
+    teacher = gas.Classical("ddim", "time_uniform", 2, original.t_end)
+    list(gas.write_pairs(original, teacher, tmp_path, gas.PairsSpec(range(4))))
+    with pytest.raises(ValueError, match="whose student needs --student"):
+        gas.read_pairs(tmp_path, model=copy)
+    pairs = gas.read_pairs(tmp_path, model=copy, student=True)
+    described = gas.pairs.dataset.teacher_of(pairs, copy)["model"]
+    assert described["sha256"] == original.fingerprint()["sha256"] != copy.fingerprint()["sha256"]
+    other = from_pipeline(pipelines.build("sd1"), ["another prompt"], name="sd")
+    with pytest.raises(ValueError, match=r"conditions\.prompts"):
+        gas.read_pairs(tmp_path, model=other, student=True)
+
+
 def test_parts_that_are_moved_in_and_out(sd):
     """Offloading by accelerate's hooks: whole parts in turn, as enable_model_cpu_offload has it."""
     model = from_pipeline(pipelines.build("sd1"), PROMPTS)

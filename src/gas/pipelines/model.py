@@ -434,9 +434,16 @@ def from_pipeline(
     parameters = inspect.signature(type(pipe).__call__).parameters
     _check_arguments(name, parameters, prompts, negative_prompt, arguments)
     process = process_of(config_of(pipe.scheduler)) if process is None else process
-    for part in pipe.components.values():
+    for key, part in pipe.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
+        if getattr(
+            part, "is_cache_enabled", False
+        ):  # FirstBlockCache, TaylorSeer and other hooks of diffusers
+            raise UserError(
+                f"{name} caches layers between steps, so that a prediction depends on the steps before it: "
+                f"call pipe.{key}.disable_cache() first"
+            )
     t_end = process.t_end if t_end is None else t_end
     check_t_end(process.schedule, t_end)
     model = PipelineModel(
