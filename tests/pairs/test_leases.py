@@ -15,7 +15,7 @@ from test_pairs import SHARDS, SPEC, TABLE, contents, flip, reference, write
 
 from gas import distributed, workspace
 from gas.errors import UserError
-from gas.pairs import leases
+from gas.pairs import leases, shards
 from gas.pairs.leases import Lease, Leases
 from gas.pairs.teacher import PairsProgress, write_pairs
 from support.doubles import Mixture
@@ -274,6 +274,23 @@ def test_whichever_write_fails_nothing_is_lost(tmp_path, monkeypatch, name):
         assert contents(root) == reference()
     # A link that fails is a rename instead.
     assert failed == {"fsync": 5, "link": 0, "open": 4, "replace": 1}[name]
+
+
+def test_a_shard_that_fails_to_be_read_once_is_kept(tmp_path, monkeypatch):
+    steps = share(tmp_path)
+    assert [next(steps).done for _ in range(3)] == [0, 4, 8]
+    real, calls = shards.read_safetensors, []
+
+    def read(path):
+        calls.append(path)
+        if len(calls) == 2:  # as torch does when SIGTERM comes within
+            raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
+        return real(path)
+
+    monkeypatch.setattr(shards, "read_safetensors", read)
+    assert [step.done for step in steps] == [10]
+    assert len(calls) == 4
+    assert contents(tmp_path) == reference()
 
 
 def test_damage_is_made_again_before_the_end_and_after_it(tmp_path):
