@@ -19,7 +19,7 @@ from gas.metrics.statistics import read_images, read_statistics
 from gas.paper import edm, ldm
 from gas.paper.convert import recognize
 from gas.paper.edm import read_weights
-from gas.paper.results import read_results
+from gas.paper.reproduction import read_results
 from gas.paper.student import read_student
 from gas.paper.teacher_set import read_teacher_set
 from gas.pipelines.prompts import read_prompts

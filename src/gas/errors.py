@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Diverged", "UserError", "requires"]
+from gas.display import error_text
+
+__all__ = ["Diverged", "UserError", "explained", "requires"]
 
 
 class UserError(ValueError):
@@ -28,3 +30,16 @@ def requires(extra: str, purpose: str) -> Iterator[None]:
         raise ModuleNotFoundError(
             f"{purpose} ({type(error).__name__}): pip install 'gas-solver[{extra}]'"
         ) from error
+
+
+@contextmanager
+def explained(subject: str) -> Iterator[None]:
+    """Turn an error of what a file holds into one line, ``subject: its text``.
+
+    Raises:
+        UserError: for errors of values, types, lookups and arithmetic.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{subject}: {error_text(error)}") from error

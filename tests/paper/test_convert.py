@@ -180,15 +180,10 @@ def test_latents_classes_and_prompts(tmp_path: Path) -> None:
     latents, labels = torch.randn(7, 4, 4, 4), torch.tensor([2, 0, 1, 1, 2, 2, 0])
     given = {"noise": torch.randn(7, 4, 4, 4), "latents": latents, "images": torch.zeros(7, 3, 32, 32)}
     told = read_teacher_set(pickled(teachers(**given, condition=labels), tmp_path / "a.pkl"))
-    assert [p.done for p in import_pairs(told, tmp_path / "a", shard=3, first_seed=10, guidance=2.0)] == [
-        0,
-        3,
-        6,
-        7,
-    ]
+    assert [p.done for p in import_pairs(told, tmp_path / "a", shard=3, guidance=2.0)] == [0, 3, 6, 7]
     pairs = gas.read_pairs(tmp_path / "a")
     assert torch.equal(pairs.target, latents) and torch.equal(pairs.labels, labels)
-    assert pairs.seeds[0] == 10 and pairs.guidance == 2.0
+    assert pairs.seeds[0] == 0 and pairs.guidance == 2.0
     prompts = [f"a photograph of {i}" for i in range(7)]
     told = read_teacher_set(pickled(teachers(**given, condition=prompts), tmp_path / "b.pkl"))
     list(import_pairs(told, tmp_path / "b"))

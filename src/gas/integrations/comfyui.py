@@ -26,7 +26,6 @@ class GASSolver:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (the host's name)
-        """Return the inputs of the node."""
         return {
             "required": {
                 "solver_file": ("STRING", {"default": "solver.json"}),
@@ -35,12 +34,7 @@ class GASSolver:
         }
 
     def load(self, solver_file: str, steps: int) -> tuple[Any, Tensor]:
-        """Return SAMPLER and SIGMAS.
-
-        Raises:
-            ValueError: when the file is damaged or has no table of this many steps.
-            ImportError: outside ComfyUI.
-        """
+        """Return SAMPLER and SIGMAS of the table of this many steps."""
         try:
             from comfy.samplers import KSAMPLER  # type: ignore[import-not-found]
         except Exception as error:

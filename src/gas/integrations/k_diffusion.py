@@ -56,9 +56,6 @@ def sample_gas(
         schedule: of a bare table's times; an artefact has its own.
         base: classical solver for other levels, a name of :data:`gas.classical.SOLVERS` with one evaluation a step.
 
-    Returns:
-        The sample, in the dtype of ``x``.
-
     Raises:
         ValueError: when the schedule is unknown, or ``sigmas`` do not decrease to 0.
     """
@@ -69,9 +66,9 @@ def sample_gas(
         table = sigma_form(table, schedule(table.times)[0])
     # A clone: programs change states in place between steps (inpainting), which must not change the caller's noise.
     stepper, x = Stepper(table), x.clone()
-    step_sigmas = [level.to(x.device, torch.promote_types(x.dtype, torch.float32)) for level in levels]
+    levels = levels.to(x.device, torch.promote_types(x.dtype, torch.float32))
     for i in _progress(table.nfe, disable):
-        sigma = step_sigmas[i]
+        sigma = levels[i]
         denoised = model(x.clone(), sigma.to(x.dtype) * x.new_ones(len(x)), **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
@@ -82,13 +79,7 @@ def sample_gas(
 def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None = None) -> Tensor:
     """Return the N + 1 levels of a solver, ending in 0, float32: the ``sigmas`` of :func:`sample_gas`.
 
-    Args:
-        solver: an artefact, a solver file, or a table.
-        nfe: which table of a family; optional where there is one.
-        schedule: of a bare table's times; an artefact has its own.
-
-    Raises:
-        ValueError: when there is no such table or the schedule is unknown.
+    A family needs ``nfe``, a bare table ``schedule``.
     """
     table, schedule = _open(solver, schedule)
     if isinstance(table, Artefact):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gas.denoise import ConditionalDenoiser, Denoiser
-from gas.errors import UserError
+from gas.errors import UserError, requires
 from gas.io import write_bytes
 from gas.sampling import Stepper
 from gas.table import Table, refuse_branches
@@ -28,15 +28,7 @@ TOLERANCE = 1e-5
 
 
 class Step(nn.Module):
-    """Row n of a table as a module: ``x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j``.
-
-    Args:
-        table: the solver.
-        row: n, from 0.
-
-    Raises:
-        ValueError: when the table has no such row.
-    """
+    """Row n of a table as a module: ``x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j``."""
 
     def __init__(self, table: Table, row: int) -> None:
         super().__init__()
@@ -59,9 +51,8 @@ class Unrolled(nn.Module):
     """The whole sampler as a module, ``x_T -> sample``, with one copy of its network.
 
     Args:
-        denoise: ``denoise(x, t)``, or with ``conditional`` ``denoise(x, t, condition)``.
+        denoise: ``denoise(x, t)``, or with conditions ``denoise(x, t, condition)``.
         network: the module inside it, whose weights become part of the graph.
-        table: the solver.
     """
 
     def __init__(self, denoise: Denoiser | ConditionalDenoiser, network: nn.Module, table: Table) -> None:
@@ -103,7 +94,7 @@ def export(
 
     Args:
         path: the file, usually ``*.onnx``.
-        module: to export, with one output.
+        module: with one output.
         inputs: by name, in order, for tracing and comparing.
         batch: by name, the batch dimension of an input, whose size stays variable.
 
@@ -115,9 +106,17 @@ def export(
     content = _exported(module.eval(), inputs, batch)
     # Twice the batch too: a graph with the traced size in it would run on no other.
     doubled = {name: torch.cat([x, x], batch[name]) if name in batch else x for name, x in inputs.items()}
-    difference = max(_compare(content, module, each) for each in (inputs, doubled))
+    differences = []
+    for each in (inputs, doubled):
+        with torch.no_grad():
+            expected = module(*each.values())
+        differences.append(largest_difference(content, each, expected))
+        if not differences[-1] <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise UserError(
+                f"the ONNX graph differs from torch by {differences[-1]:.1e}, more than {TOLERANCE:g}"
+            )
     write_bytes(path, content)
-    return difference
+    return max(differences)
 
 
 def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[str, int]) -> bytes:
@@ -162,15 +161,6 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _compare(content: bytes, module: nn.Module, inputs: Mapping[str, Tensor]) -> float:
-    with torch.no_grad():
-        expected = module(*inputs.values())
-    difference = largest_difference(content, inputs, expected)
-    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise UserError(f"the ONNX graph differs from torch by {difference:.1e}, more than {TOLERANCE:g}")
-    return difference
-
-
 def largest_difference(content: bytes, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
     """Run an ONNX graph on the CPU and return its largest difference to the expected output."""
     _require_onnx()
@@ -187,11 +177,7 @@ def largest_difference(content: bytes, inputs: Mapping[str, Tensor], expected: T
 
 
 def _require_onnx() -> None:
-    try:
+    with requires("onnx", "ONNX export needs onnx, onnxscript and onnxruntime"):
         import onnx  # noqa: F401
         import onnxruntime  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
         import onnxscript  # noqa: F401
-    except Exception as error:  # a broken install raises more than ImportError
-        raise ModuleNotFoundError(
-            f"ONNX export needs onnx, onnxscript and onnxruntime: pip install 'gas-solver[onnx]' ({error})"
-        ) from error

@@ -14,13 +14,7 @@ __all__ = ["ending_in_data", "sigma_form"]
 
 
 def ending_in_data(solver: Callable[[Schedule, Tensor], Table], schedule: Schedule, t: Tensor) -> Table:
-    """Return a classical table that evaluates at each of N times and ends with its last prediction, at ``sigma = 0``.
-
-    Args:
-        solver: one with a single evaluation a step.
-        schedule: the forward process.
-        t: ``(N,)``, strictly decreasing.
-    """
+    """Return a classical table that evaluates at each of N times and ends with its last prediction, at sigma 0."""
     n = len(t)
     states, outputs = torch.zeros(2, n, n, dtype=torch.float64)
     outputs[-1, -1] = 1.0
@@ -34,10 +28,7 @@ def sigma_form(table: Table, alpha: Tensor) -> Table:
     """Return the table for states ``y_n = s_n x_n`` with ``s_n = 1 / alpha_n``, the last state as it is.
 
     Then ``y_n = x_0 + (sigma_n / alpha_n) eps``, and ``states[n, j]`` becomes ``s_{n+1} states[n, j] / s_j``.
-
-    Args:
-        table: N rows.
-        alpha: ``(N,)``, the signal at ``table.times``.
+    ``alpha`` ``(N,)`` is the signal at ``table.times``.
     """
     refuse_branches(table, "k-diffusion")
     scales = torch.cat([1 / alpha, torch.ones(1, dtype=torch.float64)])

@@ -33,7 +33,6 @@ def load_backbone(
         preset: with ``size`` as the file has it.
         folder: of weights, as :func:`gas.workspace.weights_folder` takes it.
         prompts: a file of one prompt a line, for a preset with prompts; by default ``prompts.txt`` among the weights.
-        device: of the network.
 
     Raises:
         FileNotFoundError: when a file is missing; says where to put it.
@@ -43,23 +42,15 @@ def load_backbone(
     folder = weights_folder(folder)
     path = need(preset, "network", folder)
     prompts = prompts_path(preset, folder, prompts)
-    if preset.kind == "edm":
-        return _edm(preset, path, device)
-    if preset.kind == "ldm":
-        return _ldm(preset, path, device)
-    return _pipeline(preset, path, prompts, device)
+    if prompts is not None:
+        return _pipeline(preset, path, prompts, device)
+    return (_edm if preset.kind == "edm" else _ldm)(preset, path, device)
 
 
 def load_published(path: str | Path, *, t_end: float = 1e-3, device: str | torch.device = "cpu") -> OwnModel:
-    """Load a published network by its file: EDM's or latent diffusion.
-
-    Args:
-        path: ``.pkl``, ``.ckpt``, or safetensors as ``gas paper convert`` writes it.
-        t_end: time at which sampling ends.
-        device: of the network.
+    """Load a published network, EDM's or latent diffusion, by its file: ``.pkl``, ``.ckpt`` or converted safetensors.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe or of another kind.
     """
     load = ldm.load if Path(path).suffix == ".ckpt" or ldm.is_converted(path) else edm.load
@@ -81,9 +72,7 @@ def _ldm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
     first_stage = ldm.load_first_stage(path, device=device)
     factor = 2 ** (len(first_stage.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
     if preset.size % factor:
-        raise UserError(
-            f"size must be a multiple of {factor}, which its first stage divides by, got {preset.size}"
-        )
+        raise UserError(f"size must be a multiple of {factor} for the first stage, got {preset.size}")
     model = ldm.load(
         path, t_end=preset.t_end, latent_size=preset.size // factor, name=preset.name, device=device
     )
@@ -95,12 +84,11 @@ def _ldm(preset: Preset, path: Path, device: str | torch.device) -> OwnModel:
     return replace(model, decode=decode)
 
 
-def _pipeline(preset: Preset, path: Path, prompts: Path | None, device: str | torch.device) -> Model:
+def _pipeline(preset: Preset, path: Path, prompts: Path, device: str | torch.device) -> Model:
     from gas.pipelines.loading import open_pipeline
     from gas.pipelines.model import from_pipeline
     from gas.pipelines.prompts import read_prompts
 
-    lines = [] if prompts is None else read_prompts(prompts)
+    lines, pipe = read_prompts(prompts), open_pipeline(str(path))
     size: dict[str, Any] = {"height": preset.size, "width": preset.size}
-    pipe = open_pipeline(str(path))
     return from_pipeline(pipe, lines, name=preset.name, t_end=preset.t_end, **size).to(device)

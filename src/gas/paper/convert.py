@@ -51,40 +51,34 @@ def recognize(path: str | Path) -> tuple[str, Any]:
         A key of :data:`KINDS`, and the file's content with its large tensors still on disk.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe, or of no known kind: names its contents.
     """
     path = Path(path)
     if path.suffix in (".safetensors", ".json", ".npz"):
         raise UserError(f"{path} is {path.suffix[1:]} already, which needs no converting")
-    data = read_pickle(path, lazy=True)
-    entries = data if isinstance(data, Mapping) else {}
-    if is_student(data):
-        return "student", data
-    if is_teacher_set(data):
-        return "teachers", data
-    if isinstance(entries.get("ema"), Persistent):
-        return "edm", data
-    if isinstance(entries.get("D"), Persistent):
-        return "r3gan", data
     from gas.paper.ldm import is_checkpoint
 
-    if is_checkpoint(data):
-        return "ldm", data
+    data = read_pickle(path, lazy=True)
+    entries = data if isinstance(data, Mapping) else {}
+    kinds = {
+        "student": is_student(data),
+        "teachers": is_teacher_set(data),
+        "edm": isinstance(entries.get("ema"), Persistent),
+        "r3gan": isinstance(entries.get("D"), Persistent),
+        "ldm": is_checkpoint(data),
+    }
+    if any(kinds.values()):
+        return max(kinds, key=lambda kind: kinds[kind]), data
     contents = brief(list(entries)) if entries else type(data).__name__
     known = "; ".join(description for description, _ in KINDS.values())
     raise UserError(f"{path} holds {contents}: no file that is known ({known})")
 
 
 def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:
-    """Convert weights of a recognized kind; builds the network once, so that the result can be loaded.
-
-    Returns:
-        The count of numbers that were written.
+    """Convert weights of a recognized kind, building the network once; return the count of numbers written.
 
     Raises:
         UserError: when the weights are not those of the network that the file describes.
-        OSError: when the file cannot be written.
     """
     from gas.paper import edm, ldm
     from gas.training.adversarial.r3gan import load_discriminator

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.denoise import EDMDenoiser
-from gas.display import brief, error_text
-from gas.errors import UserError
+from gas.display import brief
+from gas.errors import UserError, explained
 from gas.io import check_sizes, parse_json, read_safetensors, sha256, write_safetensors
 from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
@@ -25,31 +25,13 @@ from gas.schedule import EDMasVP
 from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
 
-__all__ = [
-    "EDMNetwork",
-    "Weights",
-    "build",
-    "load",
-    "model_of",
-    "read",
-    "read_weights",
-    "write_weights",
-]
+__all__ = ["EDMNetwork", "Weights", "build", "load", "model_of", "read", "read_weights", "write_weights"]
 
 _UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 _DEFAULT_UNETS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet"}
 # Arguments of the published constructors that a network in evaluation and float32 does not depend on.
 _UNUSED = {"use_fp16", "dropout", "label_dropout"}
-_PRECONDITIONING = {
-    "sigma_min",
-    "sigma_max",
-    "sigma_data",
-    "beta_d",
-    "beta_min",
-    "M",
-    "epsilon_t",
-    "model_type",
-}
+_SCALING = {"sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t", "model_type"}
 
 
 class EDMNetwork(nn.Module):
@@ -65,8 +47,6 @@ class EDMNetwork(nn.Module):
 
     Args:
         kind: preconditioning, of those above.
-        img_resolution: side of the images.
-        img_channels: of the images.
         label_dim: classes; 0 for none.
         kwargs: those of the published class: ``model_type``, and the sizes of :class:`SongUNet` or
             :class:`DhariwalUNet`.
@@ -89,26 +69,20 @@ class EDMNetwork(nn.Module):
         self.sigma_data = float(kwargs.get("sigma_data", 0.5))
         self.beta_d, self.beta_min = float(kwargs.get("beta_d", 19.9)), float(kwargs.get("beta_min", 0.1))
         self.steps = int(kwargs.get("M", 1000))
-        limits = self._noise_limits(float(kwargs.get("epsilon_t", 1e-5)))
-        self.sigma_min = float(kwargs.get("sigma_min", limits[0]))
-        self.sigma_max = float(kwargs.get("sigma_max", limits[1]))
+        least, most = self._noise_limits(float(kwargs.get("epsilon_t", 1e-5)))
+        self.sigma_min, self.sigma_max = (
+            float(kwargs.get("sigma_min", least)),
+            float(kwargs.get("sigma_max", most)),
+        )
         unet = named("EDM architecture", str(kwargs.get("model_type", default)), _UNETS)
-        sizes = {name: value for name, value in kwargs.items() if name not in _UNUSED | _PRECONDITIONING}
-        try:
+        sizes = {name: value for name, value in kwargs.items() if name not in _UNUSED | _SCALING}
+        with explained(f"{kind} of {unet.__name__} cannot be built"):
             self.model = unet(img_resolution, img_channels, img_channels, label_dim, **sizes)
-        except (TypeError, ZeroDivisionError) as error:
-            raise UserError(f"{kind} of {unet.__name__} cannot be built: {error_text(error)}") from error
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predict x_0.
+        """Predict x_0 ``(B, C, H, W)`` of ``x_0 + sigma eps`` for levels ``(B,)``, computed in the weights' dtype.
 
-        Args:
-            x: ``(B, C, H, W)``, ``x_0 + sigma eps``.
-            sigma: ``(B,)``.
-            labels: classes ``(B,)``; ``label_dim``, as no labels, stands for none: all zeros in the one-hot vector.
-
-        Returns:
-            ``(B, C, H, W)`` in the dtype of ``x``; computed in that of the weights.
+        ``labels`` are classes ``(B,)``; ``label_dim``, as no labels, stands for none: all zeros in the one-hot vector.
         """
         dtype = next(self.model.parameters()).dtype
         *scales, c_noise = self.precondition(sigma.to(dtype))
@@ -145,14 +119,9 @@ class EDMNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Weights:
-    """A network as data.
+    """A network as data: published class, its keyword arguments in plain JSON, and tensors by the published names.
 
-    Args:
-        kind: name of the published class.
-        init: keyword arguments it was built with, plain JSON.
-        tensors: by the published names.
-        source: the file, for messages.
-        card: provenance, in plain text.
+    ``source`` is the file, for messages; ``card`` its provenance, in plain text.
     """
 
     kind: str
@@ -163,25 +132,20 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a network from safetensors, or from a published pickle, which is not executed.
+    """Read a network from safetensors, or from a published pickle (its ``ema``), which is not executed.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe, or does not say what network it holds.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         return _of_pickle(path)
-    try:
+    remedy = "make one with `gas paper convert edm.pkl OUT.safetensors`"
+    with explained(f"{path} is no whole safetensors file of an EDM network ({remedy})"):
         tensors, card = read_safetensors(path)
         kind, init = card.pop("class_name", "EDMPrecond"), parse_json(card.pop("init_kwargs"), finite=False)
         if not isinstance(init, dict):
             raise UserError("init_kwargs is not an object")
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is no whole safetensors file of an EDM network ({error_text(error)}); "
-            "make one with `gas paper convert edm.pkl OUT.safetensors`"
-        ) from error
     inner = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
     return Weights(kind=kind, init=init, tensors=inner or tensors, source=str(path), card=card)
 
@@ -194,23 +158,15 @@ def _of_pickle(path: Path) -> Weights:
         raise UserError(f"{path} has no network 'ema', EDM's averaged weights; it holds {contents}")
     if network.init_args:
         raise UserError(f"{path}: its network was built with positional arguments, which no known file does")
-    try:
+    with explained(f"{path}: the arguments of its network are not plain"):
         init = json.loads(json.dumps(network.init_kwargs))
-    except (RecursionError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: the arguments of its network are not plain ({error_text(error)})"
-        ) from error
     return Weights(
         kind=network.class_name, init=init, tensors=state_dict_of(network), source=str(path), card={}
     )
 
 
 def write_weights(weights: Weights, path: str | Path) -> Path:
-    """Write a network to safetensors with its card in the metadata, whole or not at all.
-
-    Raises:
-        OSError: when the file cannot be written.
-    """
+    """Write a network to safetensors with its card in the metadata."""
     card = {**weights.card, "class_name": weights.kind, "init_kwargs": json.dumps(dict(weights.init))}
     if Path(weights.source).is_file() and "source_sha256" not in card:
         card |= {"source": Path(weights.source).name, "source_sha256": sha256(weights.source)}
@@ -223,25 +179,16 @@ def build(weights: Weights) -> EDMNetwork:
     Raises:
         UserError: when the weights are not those of the network that the file describes.
     """
-    try:
+    with explained(f"{weights.source} holds no EDM network that is known"):
         check_sizes({k: v for k, v in weights.init.items() if k != "sigma_max"})  # which may be infinite
         with torch.device("meta"):  # the constructor's random weights would be thrown away
             network = EDMNetwork(weights.kind, **weights.init)
         network.load_state_dict({k: v.float() for k, v in weights.tensors.items()}, assign=True)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{weights.source} holds no EDM network that is known: {error_text(error)}"
-        ) from error
     return network.eval().requires_grad_(False)
 
 
 def read(path: str | Path) -> EDMNetwork:
-    """Read a network from a published pickle (its ``ema``), which is not executed, or from safetensors.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        UserError: when the file is damaged, unsafe or holds another network.
-    """
+    """Read a network, as :func:`read_weights` and :func:`build` do."""
     return build(read_weights(path))
 
 
@@ -253,14 +200,7 @@ def load(
     ``sigma/alpha`` runs over 0.002 to 80, EDM's own range, where the network supports it. Class ``label_dim``
     means *no class*; only networks trained with label dropout have it, and can be guided.
 
-    Args:
-        path: ``edm-*.pkl`` as published, or safetensors as ``gas paper convert`` writes it.
-        t_end: time that sampling ends at, in (0, 1).
-        name: of the model; by default the file's name.
-        device: of the network.
-
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe or holds another network, or ``t_end`` is out of range.
     """
     return model_of(read(path).to(device), t_end, name=name or Path(path).stem)

@@ -22,21 +22,10 @@ _HEAD_CHANNELS = 64  # channels of an attention head where the number of heads i
 class Convolution(nn.Module):
     """Convolution of odd kernel with an optional change of resolution by 2 through a low-pass filter.
 
-    Upsampling spreads every pixel by ``4 f``, downsampling averages neighbors by ``f`` and keeps every other one,
-    where ``f`` is the outer product of the normalized filter with itself. The filter acts before the weights, or, as
-    one padded operation, after them (``fused``, downsampling only).
-
-    Args:
-        inputs: channels.
-        outputs: channels.
-        kernel: side of the weights; 0 resamples and nothing else.
-        up: double the resolution.
-        down: halve the resolution.
-        taps: of the one-dimensional filter.
-        fused: let the padding of weights and filter be done at once, as in the residual encoder of NCSN++.
-
-    References:
-        Karras et al., arXiv 2206.00364, appendix F.1; filters of Zhang, arXiv 1904.11486.
+    Upsampling spreads every pixel by ``4 f``, downsampling averages neighbors by ``f`` and keeps every other one;
+    ``f`` is the outer product of the normalized ``taps`` with themselves. The filter acts before the weights, or as one
+    padded operation after them (``fused``, downsampling only: the residual encoder of NCSN++). Kernel 0 resamples and
+    nothing else. Karras et al., arXiv 2206.00364, appendix F.1; filters of Zhang, arXiv 1904.11486.
     """
 
     weight: nn.Parameter | None
@@ -66,7 +55,6 @@ class Convolution(nn.Module):
             self.register_buffer("resample_filter", torch.outer(line, line)[None, None] / line.sum() ** 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(B, outputs, H', W')``, H' twice, half or once H."""
         if self.fused and self.weight is not None and self.bias is not None:
             x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2 + self.margin)
             return self._low_pass(x, padding=0) + self.bias[:, None, None]
@@ -85,12 +73,9 @@ class Convolution(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """``(cos(f_i c), sin(f_i c))`` with frequencies falling geometrically from 1 to 1/10000.
+    """``(cos(f_i c), sin(f_i c))`` ``(B, channels)`` of ``(B,)``, frequencies falling geometrically from 1 to 1/10000.
 
-    Args:
-        channels: even number of outputs.
-        endpoint: reach 1/10000 exactly, as DDPM++ does; else stop one step before, as ADM does.
-        sine_first: put the sines before the cosines.
+    DDPM++ reaches 1/10000 exactly (``endpoint``) and has the sines first; ADM stops one step before.
     """
 
     def __init__(self, channels: int, *, endpoint: bool = False, sine_first: bool = False) -> None:
@@ -98,7 +83,6 @@ class PositionalEmbedding(nn.Module):
         self.waves, self.endpoint, self.sine_first = channels // 2, endpoint, sine_first
 
     def forward(self, c: Tensor) -> Tensor:
-        """Embed ``(B,)`` to ``(B, channels)``."""
         steps = torch.arange(self.waves, device=c.device, dtype=c.dtype) / (self.waves - int(self.endpoint))
         angles = torch.outer(c, (1 / 10000) ** steps)
         waves = [angles.sin(), angles.cos()] if self.sine_first else [angles.cos(), angles.sin()]
@@ -106,11 +90,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """``(sin(2 pi f_i c), cos(2 pi f_i c))`` with random frequencies, drawn once and part of the weights.
-
-    References:
-        Tancik et al., arXiv 2006.10739; Song et al., arXiv 2011.13456, appendix C.
-    """
+    """``(sin(2 pi f_i c), cos(2 pi f_i c))`` with random frequencies, part of the weights (arXiv 2006.10739)."""
 
     freqs: Tensor
 
@@ -119,7 +99,6 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Embed ``(B,)`` to ``(B, channels)``."""
         angles = torch.outer(c, 2 * math.pi * self.freqs.to(c.dtype))
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -142,11 +121,6 @@ class Block(nn.Module):
     """Residual block of both architectures: (norm, SiLU, 3 x 3) twice around the embedding, then attention.
 
     Args:
-        inputs: channels.
-        outputs: channels.
-        embedding: width of the embedding of noise level and class.
-        up: double the resolution.
-        down: halve the resolution.
         heads: attention heads; 0 for none, -1 for one per 64 channels, which below 64 is none, as published.
         taps: of the resampling filter.
         scale_and_shift: let the embedding scale the normalized map too (ADM), not only shift it before (DDPM++).
@@ -188,7 +162,6 @@ class Block(nn.Module):
             self.proj = Convolution(outputs, outputs, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return ``(B, outputs, H', W')`` for a map ``(B, inputs, H, W)`` and its embedding ``(B, E)``."""
         h: Tensor = self.conv0(F.silu(self.norm0(x)))
         condition = self.affine(embedding)[:, :, None, None]
         if self.scale_and_shift:
@@ -205,7 +178,10 @@ class Block(nn.Module):
 
 
 class _UNet(nn.Module):
-    """What both architectures share: the layers of encoder and decoder, by their published names."""
+    """The layers of encoder and decoder of both architectures, by their published names.
+
+    Sizes are those of the published constructors, in whose training alone dropout and augmentation act.
+    """
 
     def lay_out(
         self,
@@ -225,13 +201,10 @@ class _UNet(nn.Module):
 
         Args:
             block: makes a block of its channels and options.
-            in_channels: of the images.
             first: channels of the first convolution; by default of the first level.
             side: of the images; every level halves it.
             widths: channels of each level.
-            attended: sides with self-attention.
-            blocks: residual blocks a level.
-            heads: of a block with attention, as :class:`Block` takes them.
+            attended: sides with self-attention, of ``heads`` as in :class:`Block`.
             every: whether all blocks of an attended level of the decoder have attention, or the last alone.
             residual: taps of the filter by which the image enters each lower level, if it does.
         """
@@ -283,27 +256,9 @@ class _UNet(nn.Module):
 
 
 class SongUNet(_UNet):
-    """DDPM++ and NCSN++ as EDM builds them; dropout, which acts in training alone, is left out.
+    """DDPM++ and NCSN++ (``embedding_type="fourier"``) as EDM builds them.
 
-    Args:
-        img_resolution: side of the images.
-        in_channels: of the images.
-        out_channels: of the output.
-        label_dim: classes; 0 for none.
-        augment_dim: width of the augmentation labels of its training; sampling ignores their weights.
-        model_channels: width of the first level.
-        channel_mult: width of each level, in ``model_channels``.
-        channel_mult_emb: width of the embedding, in ``model_channels``.
-        num_blocks: residual blocks a level.
-        attn_resolutions: resolutions with self-attention.
-        embedding_type: ``positional`` (DDPM++) or ``fourier`` (NCSN++).
-        channel_mult_noise: width of the noise level's embedding, in ``model_channels``.
-        encoder_type: how the image enters lower levels: ``standard`` (not at all) or ``residual`` (NCSN++).
-        decoder_type: ``standard``, as in all published files.
-        resample_filter: taps: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
-
-    References:
-        Song et al., arXiv 2011.13456, appendix H; Karras et al., arXiv 2206.00364, Table 7.
+    Song et al., arXiv 2011.13456, appendix H; Karras et al., arXiv 2206.00364, Table 7.
     """
 
     def __init__(
@@ -371,22 +326,9 @@ class SongUNet(_UNet):
 
 
 class DhariwalUNet(_UNet):
-    """ADM as EDM builds it; dropout, which acts in training alone, is left out.
+    """ADM as EDM builds it, with 64 channels a head of attention.
 
-    Args:
-        img_resolution: side of the images.
-        in_channels: of the images.
-        out_channels: of the output.
-        label_dim: classes; 0 for none.
-        augment_dim: as in :class:`SongUNet`.
-        model_channels: width in which the levels are counted.
-        channel_mult: width of each level.
-        channel_mult_emb: width of the embedding, in ``model_channels``.
-        num_blocks: residual blocks a level.
-        attn_resolutions: resolutions with self-attention, 64 channels a head.
-
-    References:
-        Dhariwal and Nichol, arXiv 2105.05233, section 3; Karras et al., arXiv 2206.00364, Table 7.
+    Dhariwal and Nichol, arXiv 2105.05233, section 3; Karras et al., arXiv 2206.00364, Table 7.
     """
 
     def __init__(
@@ -423,7 +365,6 @@ class DhariwalUNet(_UNet):
         self.out_conv = Convolution(model_channels * channel_mult[0], out_channels, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Return ``(B, out_channels, H, W)`` for images, noise levels ``(B,)`` and one-hot labels ``(B, L)``."""
         h = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
         if self.map_label is not None and labels is not None:
             h = h + self.map_label(labels)

@@ -14,34 +14,29 @@ from gas.workspace import WEIGHTS_VARIABLE
 
 __all__ = ["PublishedFile", "describe_file", "find_files", "find_measuring_files", "need", "prompts_path"]
 
-_INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
-# Where the files are published: folders of some files under their names, and the sources of others.
-_FOLDERS = {
-    "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/": (
-        "edm-cifar10-32x32-uncond-vp.pkl",
-        "edm-ffhq-64x64-uncond-vp.pkl",
-        "edm-afhqv2-64x64-uncond-vp.pkl",
-    ),
-    "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/": (
-        "cifar10-32x32.npz",
-        "ffhq-64x64.npz",
-        "afhqv2-64x64.npz",
-    ),
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/": (_INCEPTION,),
-    "https://download.pytorch.org/models/": ("vgg16-397923af.pth",),
-}
+_INCEPTION, _VGG = "pt_inception-2015-12-05-6726825d.pth", "vgg16-397923af.pth"
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/"
 _COMPVIS = "https://ommer-lab.com/files/latent-diffusion/"
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
-_SOURCES = {name: folder + name for folder, names in _FOLDERS.items() for name in names} | {
-    "lsun_bedrooms/model.ckpt": _COMPVIS + "lsun_bedrooms.zip (unpack it)",
-    "cin256-v2/model.ckpt": _COMPVIS + "nitro/cin/model.ckpt",
+# Where each file is published.
+_SOURCES = {
+    "edm-cifar10-32x32-uncond-vp.pkl": f"{_EDM}pretrained/edm-cifar10-32x32-uncond-vp.pkl",
+    "edm-ffhq-64x64-uncond-vp.pkl": f"{_EDM}pretrained/edm-ffhq-64x64-uncond-vp.pkl",
+    "edm-afhqv2-64x64-uncond-vp.pkl": f"{_EDM}pretrained/edm-afhqv2-64x64-uncond-vp.pkl",
+    "lsun_bedrooms/model.ckpt": f"{_COMPVIS}lsun_bedrooms.zip (unpack it)",
+    "cin256-v2/model.ckpt": f"{_COMPVIS}nitro/cin/model.ckpt",
     "stable-diffusion-v1-5": "Hugging Face stable-diffusion-v1-5/stable-diffusion-v1-5, the folder, as safetensors",
     "R3GAN-CIFAR10.pkl": "Hugging Face brownvc/R3GAN-CIFAR10, its .pkl under this name",
     "R3GAN-FFHQ-64x64.pkl": "Hugging Face brownvc/R3GAN-FFHQ-64x64, its .pkl under this name",
+    _VGG: f"https://download.pytorch.org/models/{_VGG}",
     "lpips-vgg.pth": "lpips/weights/v0.1/vgg.pth of the package lpips, under this name",
     "prompts.txt": "captions of MS-COCO's validation set, one a line, in the order of the seeds",
-    "VIRTUAL_lsun_bedroom256.npz": _ADM + "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
-    "VIRTUAL_imagenet256_labeled.npz": _ADM + "imagenet/256/VIRTUAL_imagenet256_labeled.npz",
+    _INCEPTION: f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_INCEPTION}",
+    "cifar10-32x32.npz": f"{_EDM}fid-refs/cifar10-32x32.npz",
+    "ffhq-64x64.npz": f"{_EDM}fid-refs/ffhq-64x64.npz",
+    "afhqv2-64x64.npz": f"{_EDM}fid-refs/afhqv2-64x64.npz",
+    "VIRTUAL_lsun_bedroom256.npz": f"{_ADM}lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
+    "VIRTUAL_imagenet256_labeled.npz": f"{_ADM}imagenet/256/VIRTUAL_imagenet256_labeled.npz",
     "coco-val2014-512.npz": "made by gas statistics --images of MS-COCO's validation images, 512 x 512",
 }
 # Real data that samples of a preset are measured against.
@@ -53,10 +48,13 @@ _REFERENCES = {
     "imagenet": "VIRTUAL_imagenet256_labeled.npz",
     "coco": "coco-val2014-512.npz",
 }
-# ADM's reference batches hold images beside statistics; precision, recall, density and coverage need them.
-_WITH_IMAGES = "VIRTUAL_"
 # torchvision writes the first digits of a file's checksum into its name.
-_CHECKSUMS = {"vgg16-397923af.pth": "begins with 397923af", _INCEPTION: "begins with 6726825d"}
+_CHECKSUMS = {_VGG: "begins with 397923af", _INCEPTION: "begins with 6726825d"}
+_NETWORKS = {
+    "edm": "EDM's pickle, or its conversion by gas paper convert",
+    "ldm": "CompVis's checkpoint with its first stage, or its conversion by gas paper convert",
+    "sd": "a diffusers folder of Stable Diffusion",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +62,12 @@ class PublishedFile:
     """A file that a preset needs, and its place on this machine.
 
     Attributes:
-        name: under the folder of weights.
         role: ``"network"``, ``"critic"``, ``"loss"``, ``"loss weights"`` or ``"prompts"``; for measuring,
             ``"features"``, ``"reference"`` (statistics) or ``"images"`` (statistics with real images).
-        description: of the right file.
-        needed_for: in words.
         path: of the file, ``None`` if it is missing.
         place: where it is looked for first.
+        source: where it is published.
+        sha256: the known part of its checksum; ``"unknown"`` for most, which were never measured here.
     """
 
     name: str
@@ -79,16 +76,8 @@ class PublishedFile:
     needed_for: str
     path: Path | None
     place: Path
-
-    @property
-    def source(self) -> str:
-        """Where it is published."""
-        return _SOURCES.get(self.name, "unknown")
-
-    @property
-    def sha256(self) -> str:
-        """The known part of its checksum; ``"unknown"`` for most, which were never measured here."""
-        return _CHECKSUMS.get(self.name, "unknown")
+    source: str
+    sha256: str
 
 
 def find_files(preset: Preset, folder: Path) -> list[PublishedFile]:
@@ -97,18 +86,13 @@ def find_files(preset: Preset, folder: Path) -> list[PublishedFile]:
     Each is looked for by its published name in the folder, then in its subfolder of the preset's name; weights also
     as safetensors, as ``gas paper convert`` writes them.
     """
-    network = {
-        "edm": "EDM's pickle, or its conversion by gas paper convert",
-        "ldm": "CompVis's checkpoint with its first stage, or its conversion by gas paper convert",
-        "sd": "a diffusers folder of Stable Diffusion",
-    }[preset.kind]
     # Name, role, description, purpose.
-    files = [(preset.network, "network", network, "everything")]
+    files = [(preset.network, "network", _NETWORKS[preset.kind], "everything")]
     if preset.critic_file:
         critic = "R3GAN's pickle, or its conversion by gas paper convert"
         files.append((preset.critic_file, "critic", critic, "--objective gas"))
     if preset.loss == "lpips":
-        files.append(("vgg16-397923af.pth", "loss", "torchvision's VGG-16", "training"))
+        files.append((_VGG, "loss", "torchvision's VGG-16", "training"))
         files.append(("lpips-vgg.pth", "loss weights", "LPIPS's own weights of channels", "training"))
     if preset.kind == "sd":
         files.append(("prompts.txt", "prompts", "a UTF-8 file of one prompt a line", "everything"))
@@ -118,8 +102,9 @@ def find_files(preset: Preset, folder: Path) -> list[PublishedFile]:
 def find_measuring_files(preset: Preset, folder: Path) -> list[PublishedFile]:
     """Look for the files of a preset's metric: Inception's weights, and statistics or images of real data."""
     name = _REFERENCES[preset.name]
-    images = name.startswith(_WITH_IMAGES)
-    role, purpose = ("images", "FID, recall and coverage") if images else ("reference", "FID")
+    # ADM's reference batches hold images beside statistics; precision, recall, density and coverage need them.
+    is_batch = name.startswith("VIRTUAL_")
+    role, purpose = ("images", "FID, recall and coverage") if is_batch else ("reference", "FID")
     return [
         _find(preset, folder, _INCEPTION, "features", "pytorch-fid's Inception-v3", "FID"),
         _find(preset, folder, name, role, preset.reference, purpose),
@@ -138,6 +123,8 @@ def _find(
         needed_for=needed_for,
         path=next((candidate for candidate in candidates if candidate.exists()), None),
         place=candidates[0],
+        source=_SOURCES.get(name, "unknown"),
+        sha256=_CHECKSUMS.get(name, "unknown"),
     )
 
 
@@ -157,11 +144,10 @@ def need(preset: Preset, role: str, folder: Path) -> Path:
 
 
 def prompts_path(preset: Preset, folder: Path, given: Path | None) -> Path | None:
-    """Return the file of prompts, if the preset takes any.
+    """Return the file of prompts, the given one or that in the folder, if the preset takes any.
 
     Raises:
         UserError: for prompts that the preset does not take.
-        FileNotFoundError: when they are neither given nor in the folder.
     """
     if preset.kind != "sd":
         if given is not None:
@@ -223,7 +209,5 @@ def _describe_folder(path: Path) -> str:
     check_model_folder(path)
     parts = ("unet", "vae", "text_encoder")
     if lacking := [part for part in parts if not list((path / part).glob("*.safetensors"))]:
-        raise UserError(
-            f"{path} has no safetensors in {', '.join(lacking)}; download it again as safetensors"
-        )
+        raise UserError(f"{path} has no safetensors in {', '.join(lacking)}; download it again")
     return f"a diffusers folder of {name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ from gas.classical.registry import Classical
 from gas.errors import UserError
 from gas.learned.registry import kind_by_name
 from gas.registry import named
+from gas.training.activation_checkpointing import Checkpointing
 from gas.training.adam import Adam
 from gas.training.adversarial.losses import Critic, objective_by_name
 from gas.training.adversarial.r3gan import R3GANDiscriminator, stages
@@ -29,52 +30,37 @@ Objective = Literal["gs", "gas"]
 FIXED = ("name", "title", "kind")
 
 
-# The values of ``memory`` as :class:`gas.Adam` takes them.
-_CHECKPOINTING: dict[str, Any] = {"auto": "auto", "fast": "none", "flat": 3, "least": 1}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Every setting of one setup of the paper; :meth:`changed` makes another of it.
 
     Args:
-        name: on the command line.
-        title: for people.
         kind: of the network: ``"edm"``, ``"ldm"`` (CompVis) or ``"sd"`` (a diffusers folder).
         network: its file or folder, by the published name.
         critic_file: the published discriminator that GAS starts from; empty for random weights.
         size: side of the images in pixels.
         t_end: time at which the student ends.
         guidance: scale of classifier-free guidance; 1 is none.
-        teacher: solver of the teacher.
-        teacher_grid: its time grid.
         teacher_nfe: its network evaluations; 0 for one more than the student's.
-        teacher_t_end: time at which it ends.
-        teacher_seeds: first and last + 1 of its seeds; pairs take the first of them.
-        pairs: training pairs of GS.
-        pairs_gas: training pairs of GAS.
-        validation: further pairs, for validation.
+        teacher_seeds: first and last + 1; pairs take the first of them, training pairs before validation pairs.
+        pairs, pairs_gas: training pairs of GS and of GAS, without those for validation.
         solver: parameterization that is learned, a key of :data:`gas.learned.SOLVERS`.
         start: ``"uniform"``, DPM-Solver++(3M) on even times, or ``"SOLVER/GRID"``.
         loss: of the distillation: ``"lpips"`` or a name of :data:`gas.losses.LOSSES`.
-        iterations: of GS.
         iterations_gas: of GAS, which has its discriminator from the first step on.
-        batch, learning_rate, betas, decay, clip, ema, ema_warmup, validate_every, relax, seed: as in :class:`gas.Adam`.
-        memory: activation checkpointing: ``"fast"`` stores all network calls, ``"flat"`` three, ``"least"`` one,
-            ``"auto"`` as many as fit.
         keep: solver that a GS training returns: ``"best"`` on the validation pairs, or ``"last"``.
         keep_gas: likewise for GAS, whose discriminator makes the paired loss larger on purpose.
         weight: w of the adversarial loss.
         objective: of the discriminator, ``"relativistic"`` or ``"classic"``.
         pairing: of fakes and reals, as in :class:`gas.training.AdamSteps`.
-        critic_learning_rate, critic_penalty, critic_steps, critic_warmup: as in :class:`gas.Critic`.
         critic_widths, critic_groups, critic_blocks: sizes of a discriminator without a file, one number a stage, from
             the highest resolution down.
         nfes: columns of the paper's table.
         evaluation_seeds: first and last + 1 of the seeds that are measured.
         samples: how many the paper measures.
-        metric: of the table.
         reference: real data that samples are measured against.
+
+    The other settings are those of :class:`gas.Adam` and, with ``critic_`` before them, of :class:`gas.Critic`.
 
     Raises:
         UserError: names the setting that is out of range.
@@ -113,7 +99,7 @@ class Preset:
     ema_warmup: bool = True
     validate_every: int = 500
     relax: float = 0.0
-    memory: Literal["auto", "fast", "flat", "least"] = "auto"
+    checkpointing: Checkpointing = "auto"
     seed: int = 0
     keep: Literal["best", "last"] = "best"
     keep_gas: Literal["best", "last"] = "last"
@@ -130,31 +116,30 @@ class Preset:
     nfes: tuple[int, ...]
     evaluation_seeds: tuple[int, int] = (50_000, 100_000)
     samples: int = 50_000
-    metric: str = "FID"
     reference: str
 
     def __post_init__(self) -> None:
         for name in ("size", "pairs", "pairs_gas", "validation", "samples", "validate_every"):
             integer(name, getattr(self, name), 1, MAX_SEEDS)
         number("guidance", self.guidance, "(-inf, inf)")
+        for name in ("t_end", "teacher_t_end"):
+            number(name, getattr(self, name), "(0, 1)")
         check_start(self.start)
         choice("pairing", self.pairing, ("independent", "paired"))
         for name in ("teacher_seeds", "evaluation_seeds"):
             first, stop = getattr(self, name)
             if not 0 <= first < stop <= MAX_SEED:
                 raise UserError(f"{name} must be FIRST,LAST with 0 <= first < last, got {first},{stop}")
-        for name in ("t_end", "teacher_t_end"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
         if not self.nfes or min(self.nfes) < 1 or max(self.nfes) > MAX_NFE:
             raise UserError(f"nfes must be numbers from 1 to {MAX_NFE}, got {reprlib.repr(self.nfes)}")
         integer("teacher_nfe (0 is N + 1)", self.teacher_nfe, 0, MAX_NFE)
-        for name, count in {"pairs": self.pairs, "pairs_gas": self.pairs_gas}.items():
-            if count + self.validation > self.teacher_seeds[1] - self.teacher_seeds[0]:
+        first, stop = self.teacher_seeds
+        for name in ("pairs", "pairs_gas"):
+            if (count := getattr(self, name)) + self.validation > stop - first:
                 raise UserError(
                     f"{name} and validation must fit into teacher_seeds, got {count} + {self.validation}"
                 )
-        Classical(self.teacher, self.teacher_grid, self.teacher_nfe or 2, self.teacher_t_end)
+        self.teacher_for(1)
         kind_by_name(self.solver)
         objective_by_name(self.objective)
         self.training("gs")
@@ -181,9 +166,10 @@ class Preset:
             values[name] = _parse(name, text, named("setting", name, types))
         return replace(self, **values)
 
-    def settings(self) -> dict[str, str]:
+    def settings(self, without: Collection[str] = ()) -> dict[str, str]:
         """Return every setting as ``--set`` takes it."""
-        return {f.name: _text(getattr(self, f.name)) for f in fields(self) if f.name not in FIXED}
+        names = [f.name for f in fields(self) if f.name not in (*FIXED, *without)]
+        return {name: _text(getattr(self, name)) for name in names}
 
     def changes(self) -> dict[str, str]:
         """Return the settings that differ from the published ones, as ``--set`` takes them."""
@@ -193,10 +179,9 @@ class Preset:
     def training(self, objective: Objective) -> Adam:
         """Return the optimizer's settings for GS or GAS."""
         shared = {f.name: getattr(self, f.name) for f in fields(Adam) if hasattr(self, f.name)}
-        shared["checkpointing"] = _CHECKPOINTING[self.memory]
         iterations = self.iterations_gas if objective == "gas" else self.iterations
         every = max(1, min(self.validate_every, iterations))
-        return Adam(**{**shared, "iterations": iterations, "validate_every": every})
+        return Adam(**shared | {"iterations": iterations, "validate_every": every})
 
     def critic_settings(self) -> dict[str, Any]:
         """Return the settings of the discriminator, as :class:`gas.Critic` takes them."""
@@ -205,16 +190,12 @@ class Preset:
         return {**settings, "weight": self.weight, "objective": self.objective}
 
     def critic_network(self, channels: int) -> R3GANDiscriminator:
-        """Return a discriminator with random weights from torch's global generator.
-
-        Raises:
-            UserError: when its sizes do not fit one another.
-        """
-        sizes = stages(channels, self.critic_widths, self.critic_groups, self.critic_blocks)
-        return R3GANDiscriminator(**sizes)
+        """Return a discriminator with random weights from torch's global generator."""
+        return R3GANDiscriminator(
+            **stages(channels, self.critic_widths, self.critic_groups, self.critic_blocks)
+        )
 
     def training_pairs(self, objective: Objective) -> int:
-        """Return the number of training pairs of GS or GAS, without those for validation."""
         return self.pairs_gas if objective == "gas" else self.pairs
 
     def seeds(self, objective: Objective) -> range:
@@ -227,12 +208,10 @@ class Preset:
         return Classical(self.teacher, self.teacher_grid, self.teacher_nfe or nfe + 1, self.teacher_t_end)
 
     def pairs_folder(self, objective: Objective, nfe: int) -> Path:
-        """Return the default folder of the pairs."""
         teacher = "" if self.teacher_nfe else f"-nfe{nfe}"
         return Path("runs") / self.name / f"pairs{teacher}-{len(self.seeds(objective))}"
 
     def solver_path(self, objective: Objective, nfe: int) -> Path:
-        """Return the default path of the solver file."""
         name = "gas" if objective == "gas" else self.solver
         return Path("runs") / self.name / f"{name}-{nfe}.json"
 
@@ -363,9 +342,5 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
 
 
 def preset_by_name(name: str) -> Preset:
-    """Return a preset of :data:`PRESETS`.
-
-    Raises:
-        UserError: for an unknown name, with the nearest known one.
-    """
+    """Return a preset of :data:`PRESETS`, or suggest the nearest known name."""
     return named("preset", name, PRESETS)

@@ -43,15 +43,13 @@ def read_student(
 
     Args:
         path: the checkpoint; nothing in it is executed.
-        schedule: of the model it was trained for; the file does not say.
-        t_end: time at which sampling ends; the file does not say either.
+        schedule, t_end: of the model it was trained for; the file does not say.
         data: contents of the file, if they were read already.
         form: ``"gs"``; ``"s4s"``, trained without theory: S4S with a corrector; or ``"auto"``, by the numbers. Those of
             GS are added to the coefficients of DPM-Solver++(3M), and start at zero; those of S4S *are* the
             coefficients, and the weights of the predictions in a step start with the sum 1.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe, its parameters are not those of a student, or the numbers
             do not show their kind.
     """
@@ -63,13 +61,8 @@ def read_student(
     if not all(isinstance(value, Tensor) for value in parameters):
         raise UserError(f"{path}: ema.shadow_params should be tensors")
     lengths = [value.numel() for value in parameters]
-    nfe = lengths[1] if len(lengths) > 1 else 0
-    if (
-        nfe > MAX_NFE
-        or len(lengths) < 4
-        or len(lengths) % 2
-        or lengths != [nfe - 1, *[nfe] * (len(lengths) - 1)]
-    ):
+    nfe = lengths[1] if len(lengths) in range(4, 2 * MAX_NFE + 3, 2) else 0
+    if not 0 < nfe <= MAX_NFE or lengths != [nfe - 1, *[nfe] * (len(lengths) - 1)]:
         raise UserError(
             f"{path}: a student's parameters are mu_logit of N - 1 numbers, then t_couple and pairs of c_diff and "
             f"a_diff of N each, N at most {MAX_NFE}, got {len(lengths)} tensors of {brief(lengths)} numbers"

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gas.registry import named
-
-__all__ = ["TABLES", "PaperFigure", "PaperTable", "figures_of", "table_by_name"]
+__all__ = ["TABLES", "PaperFigure", "PaperTable", "figures_of"]
 
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure of the paper.
+    """One figure of the paper, of the setup ``preset``.
 
     Attributes:
-        preset: setup whose network is sampled.
         solver: by the paper's name.
         nfe: of the solver; for a teacher, that of the students beside it, or 0 for its own.
         metric: ``"FID"``, ``"recall"`` or ``"coverage"``.
-        value: the figure.
         settings: of the preset that differ, as ``--set`` takes them.
         trained: setup that the solver was learned on, if it is another.
     """
@@ -33,19 +29,12 @@ class PaperFigure:
 
     @property
     def trained_on(self) -> str:
-        """The setup that the solver was learned on."""
         return self.trained or self.preset
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table, or one setup's part of it.
-
-    Attributes:
-        name: on the command line; the letters of Table 2's parts are ours, in the order of the setups.
-        title: for people.
-        figures: row by row.
-    """
+    """One table, or one setup's part of it; the letters of Table 2's parts are ours, in the order of the setups."""
 
     name: str
     title: str
@@ -84,16 +73,23 @@ _TABLE2: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
+# Settings by which the presets learn other solvers than GS.
+_SETTINGS = {"LD3": ("solver=ld3",), "S4S-Alt": ("solver=s4s-alt",)}
+
+
 def _part_of_table2(letter: str, preset: str, title: str, nfes: tuple[int, ...]) -> PaperTable:
     figures = [
-        PaperFigure(preset, solver, nfe, "FID", value)
+        PaperFigure(preset, solver, nfe, "FID", value, _SETTINGS.get(solver, ()))
         for solver, values in _TABLE2[preset].items()
         for nfe, value in zip(nfes if len(values) > 1 else (0,), values, strict=True)
     ]
-    return PaperTable(f"table2{letter}", f"Table 2, {title}: FID", tuple(figures))
+    return _table(f"table2{letter}", f"Table 2, {title}: FID", *figures)
 
 
-_CLASSIC = ("objective=classic",)
+def _table(name: str, title: str, *figures: PaperFigure) -> PaperTable:
+    return PaperTable(name, title, figures)
+
+
 _ALL = (
     _part_of_table2("a", "cifar10", "CIFAR-10", _PIXELS),
     _part_of_table2("b", "ffhq", "FFHQ", _PIXELS),
@@ -101,45 +97,36 @@ _ALL = (
     _part_of_table2("d", "lsun", "LSUN-Bedroom", _LATENTS),
     _part_of_table2("e", "imagenet", "ImageNet", _LATENTS),
     _part_of_table2("f", "coco", "MS-COCO", _LATENTS),
-    PaperTable(
+    _table(
         "theory",
         "FFHQ: GS with and without theoretical coefficients",
-        (
-            PaperFigure("ffhq", "GS", 4, "FID", 10.70),
-            PaperFigure("ffhq", "GS without theory", 4, "FID", 15.23, ("solver=gs-free",)),
-        ),
+        PaperFigure("ffhq", "GS", 4, "FID", 10.70),
+        PaperFigure("ffhq", "GS without theory", 4, "FID", 15.23, ("solver=gs-free",)),
     ),
-    PaperTable(
+    _table(
         "table6",
         "Table 6, ImageNet: the critic's loss",
-        (
-            PaperFigure("imagenet", "GS", 4, "FID", 7.87),
-            PaperFigure("imagenet", "GAS", 4, "FID", 5.38),
-            PaperFigure("imagenet", "GAS, classic", 4, "FID", 6.49, _CLASSIC),
-        ),
+        PaperFigure("imagenet", "GS", 4, "FID", 7.87),
+        PaperFigure("imagenet", "GAS", 4, "FID", 5.38),
+        PaperFigure("imagenet", "GAS, classic", 4, "FID", 6.49, ("objective=classic",)),
     ),
-    PaperTable(
+    _table(
         "transfer",
         "AFHQv2 with a solver of FFHQ",
-        (
-            PaperFigure("afhqv2", "GAS", 4, "FID", 4.48),
-            PaperFigure("afhqv2", "GAS of FFHQ", 4, "FID", 5.15, trained="ffhq"),
-        ),
+        PaperFigure("afhqv2", "GAS", 4, "FID", 4.48),
+        PaperFigure("afhqv2", "GAS of FFHQ", 4, "FID", 5.15, trained="ffhq"),
     ),
-    PaperTable(
+    _table(
         "coverage",
         "ImageNet: diversity",
-        (
-            PaperFigure("imagenet", "GS", 4, "recall", 0.63),
-            PaperFigure("imagenet", "GAS", 4, "recall", 0.76),
-            PaperFigure("imagenet", "GS", 4, "coverage", 0.90),
-            PaperFigure("imagenet", "GAS", 4, "coverage", 0.97),
-        ),
+        PaperFigure("imagenet", "GS", 4, "recall", 0.63),
+        PaperFigure("imagenet", "GAS", 4, "recall", 0.76),
+        PaperFigure("imagenet", "GS", 4, "coverage", 0.90),
+        PaperFigure("imagenet", "GAS", 4, "coverage", 0.97),
     ),
 )
 
-# Labels of gas compare for solvers that the paper calls otherwise.
-_LABELS = {"DPM++(3M)": "DPM-Solver++(3M)"}
+TABLES: dict[str, PaperTable] = {table.name: table for table in _ALL}
 
 
 def figures_of(preset: str) -> dict[tuple[str, int], float]:
@@ -149,23 +136,7 @@ def figures_of(preset: str) -> dict[tuple[str, int], float]:
     (10.7, 15.23)
     """
     return {
-        (_LABELS.get(figure.solver, figure.solver), figure.nfe): figure.value
-        for table in _ALL
-        for figure in table.figures
-        if figure.preset == preset
-        and figure.metric == "FID"
-        and figure.solver != "teacher"
-        and not figure.trained
+        (figure.solver.replace("DPM++", "DPM-Solver++"), figure.nfe): figure.value
+        for figure in (figure for table in _ALL for figure in table.figures if figure.metric == "FID")
+        if figure.preset == preset and figure.solver != "teacher" and not figure.trained
     }
-
-
-TABLES: dict[str, PaperTable] = {table.name: table for table in _ALL}
-
-
-def table_by_name(name: str) -> PaperTable:
-    """Return a table of :data:`TABLES`.
-
-    Raises:
-        UserError: for an unknown name, with the nearest known one.
-    """
-    return named("table", name, TABLES)

@@ -14,15 +14,7 @@ from gas.display import brief
 from gas.errors import UserError
 from gas.io import sha256, write_text
 from gas.models.protocol import Model
-from gas.pairs.shards import (
-    MANIFEST,
-    STORED,
-    Json,
-    check_shard,
-    open_folder,
-    shard_index,
-    write_shard,
-)
+from gas.pairs.shards import MANIFEST, STORED, Json, check_shard, open_folder, shard_index, write_shard
 from gas.pairs.teacher import PairsProgress
 from gas.unpickle.allowed import FileTensor
 from gas.unpickle.loading import read_pickle
@@ -35,14 +27,10 @@ Rows = Tensor | FileTensor
 
 @dataclass(frozen=True, eq=False)
 class TeacherSet:
-    """A published set of teacher pairs, its large tensors still on disk.
+    """A published set of S teacher pairs, its large tensors still on disk.
 
-    Attributes:
-        path: the file.
-        noise: ``(S, C, H, W)``, drawn by the authors, not by our rule.
-        target: ``(S, C, H, W)``, latents if the file has them, else images.
-        labels: ``(S,)`` int64, or ``None``.
-        prompts: S texts, or ``None``.
+    ``noise`` was drawn by the authors, not by our rule; ``target`` are latents if the file has them, else images. There
+    are ``labels`` or ``prompts``, or neither.
     """
 
     path: Path
@@ -66,7 +54,6 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     ``data`` is the content of the file, if it was read already.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         UserError: when the file is damaged, unsafe, or has other entries or shapes.
     """
     path = Path(path)
@@ -92,7 +79,6 @@ def import_pairs(
     *,
     model: Model | None = None,
     guidance: float = 1.0,
-    first_seed: int = 0,
     shard: int = 256,
 ) -> Iterator[PairsProgress]:
     """Write a teacher set as a folder that :func:`gas.read_pairs` reads, one shard in memory at a time.
@@ -101,20 +87,17 @@ def import_pairs(
     point and called again, this goes on where it stopped. Prompts are written beside the shards, to ``prompts.json``.
 
     Args:
-        teachers: the set.
         folder: new, empty or of an earlier run.
         model: of the pairs; without it they belong to no model in particular.
         guidance: scale of classifier-free guidance that the teacher ran with.
-        first_seed: seed of the first row.
         shard: rows a file.
 
     Raises:
         UserError: when the model's shape or classes are others, a value is not finite, or the folder holds
             other pairs.
-        OSError: when the folder cannot be written.
     """
     folder = Path(folder)
-    recipe = _recipe(teachers, model, guidance, range(first_seed, first_seed + len(teachers)), shard)
+    recipe = _recipe(teachers, model, guidance, shard)
     folder.mkdir(parents=True, exist_ok=True)
     foreign = (folder / PROMPTS).exists() and not (folder / MANIFEST).exists()
     if foreign and teachers.prompts is not None:
@@ -126,26 +109,23 @@ def import_pairs(
     done = resumed = len(teachers) - sum(entry["count"] for entry in todo)
     yield PairsProgress(done, len(teachers), resumed)
     for entry in todo:
-        tensors = _shard(teachers, manifest["recipe"], entry, first_seed)
-        write_shard(folder, manifest, entry, tensors)
+        write_shard(folder, manifest, entry, _shard(teachers, manifest["recipe"], entry))
         done += entry["count"]
         yield PairsProgress(done, len(teachers), resumed)
 
 
-def _shard(teachers: TeacherSet, recipe: Json, entry: Json, first_seed: int) -> dict[str, Tensor]:
-    rows = slice(entry["first_seed"] - first_seed, entry["first_seed"] - first_seed + entry["count"])
+def _shard(teachers: TeacherSet, recipe: Json, entry: Json) -> dict[str, Tensor]:
+    rows = slice(entry["first_seed"], entry["first_seed"] + entry["count"])
     tensors = {name: getattr(teachers, name)[rows].float().contiguous() for name in ("target", "noise")}
     if teachers.labels is not None:
         tensors["labels"] = teachers.labels[rows].clone()
     return check_shard(str(teachers.path), tensors | shard_index(recipe, entry), recipe, entry)
 
 
-def _recipe(
-    teachers: TeacherSet, model: Model | None, guidance: float, seeds: range, shard: int
-) -> dict[str, Any]:
+def _recipe(teachers: TeacherSet, model: Model | None, guidance: float, shard: int) -> dict[str, Any]:
     """Return the fingerprint of the folder, in plain JSON."""
-    if shard < 1 or seeds.start < 0:
-        raise UserError(f"shard must be 1 or more and first_seed 0 or more, got {shard} and {seeds.start}")
+    if shard < 1:
+        raise UserError(f"shard must be 1 or more, got {shard}")
     shape, classes = list(teachers.noise.shape[1:]), 0
     if teachers.labels is not None:
         classes = model.classes if model is not None else int(teachers.labels.max()) + 1
@@ -164,7 +144,7 @@ def _recipe(
         "teacher": {"imported": teachers.path.name, "sha256": digest},
         "guidance": guidance,
         "classes": classes,
-        "seeds": [seeds.start, seeds.stop],
+        "seeds": [0, len(teachers)],
         "shard": shard,
         "batch": shard,
         STORED: ["noise"] if teachers.labels is None else ["noise", "labels"],

@@ -25,12 +25,7 @@ __all__ = ["critic_for", "distillation_loss", "learn", "read_preset_pairs", "sav
 
 
 def distillation_loss(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
-    """Return the distillation loss of a preset; the networks of LPIPS are in the folder of weights.
-
-    Raises:
-        UserError: for an unknown loss.
-        FileNotFoundError: when LPIPS's weights are missing.
-    """
+    """Return the distillation loss of a preset; the networks of LPIPS are in the folder of weights."""
     if preset.loss != "lpips":
         return loss_by_name(preset.loss)
     files = need(preset, "loss", folder), need(preset, "loss weights", folder)
@@ -44,7 +39,6 @@ def critic_for(preset: Preset, model: Model, folder: Path) -> Critic:
     """Return the discriminator that GAS starts from: the published one in the folder, or one of random weights.
 
     Raises:
-        FileNotFoundError: when the published discriminator is missing.
         UserError: when it is of another size than the samples.
     """
     from gas.training.adversarial.r3gan import load_discriminator
@@ -69,17 +63,12 @@ def critic_for(preset: Preset, model: Model, folder: Path) -> Critic:
 def read_preset_pairs(
     preset: Preset, objective: Objective, model: Model, folder: Path
 ) -> tuple[Pairs, Pairs]:
-    """Read teacher pairs: the first to train on, and the last of the folder to validate on.
+    """Read teacher pairs: the first to train on, and the last of the folder, which may hold more, to validate on.
 
-    Args:
-        preset: with the numbers of pairs.
-        objective: ``"gs"`` or ``"gas"``.
-        model: as the teacher ran it, ending at ``preset.teacher_t_end``.
-        folder: of pairs, made by the preset's teacher or imported; it may hold more.
+    The model is as the teacher ran it, ending at ``preset.teacher_t_end``.
 
     Raises:
-        FileNotFoundError: when there are no pairs.
-        UserError: when there are too few, or they have another model or guidance.
+        UserError: when there are too few pairs, or they have another model or guidance.
     """
     pairs = read_pairs(folder, model=model, hold=False)
     count, validation = preset.training_pairs(objective), preset.validation
@@ -89,9 +78,7 @@ def read_preset_pairs(
             "make more, or change pairs, pairs_gas or validation by --set"
         )
     if pairs.guidance != preset.guidance:
-        raise UserError(
-            f"{folder} was made with guidance {pairs.guidance:g}, the preset has {preset.guidance:g}"
-        )
+        raise UserError(f"{folder} has guidance {pairs.guidance:g}, the preset {preset.guidance:g}")
     return pairs.view(slice(0, count)), pairs.view(slice(len(pairs) - validation, len(pairs)))
 
 
@@ -111,23 +98,16 @@ def learn(
     *,
     checkpoint: Path | None = None,
 ) -> Iterator[FitRecord]:
-    """Train a solver in place as the paper does; a generator of reports, resumable.
+    """Train a solver in place as the paper does (arXiv 2510.17699, equations 15 and 22); yield as :func:`gas.fit`.
+
+    The solver ends as the best on the validation pairs or as the last, as ``keep`` and ``keep_gas`` say.
 
     Args:
         solver: from :func:`starting_solver`.
-        preset: with its settings.
         objective: ``"gs"``, or ``"gas"``: against a discriminator, from the first step on.
-        model: whose denoiser is sampled.
         pairs: to train and to validate on.
         folder: of weights, for the discriminator's file.
         checkpoint: as for :func:`gas.fit`.
-
-    Yields:
-        FitRecord: as :func:`gas.fit` does. The solver ends as the best on the validation pairs or as the last, as
-            ``keep`` and ``keep_gas`` say.
-
-    References:
-        arXiv 2510.17699, equations 15 and 22, section 5.
     """
     named("objective", objective, {"gs": None, "gas": None})
     critics = [critic_for(preset, model, folder)] if objective == "gas" else []

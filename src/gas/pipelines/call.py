@@ -39,18 +39,11 @@ _PROBE_TIMES = (1.0, 0.9, 0.05)
 # Encodings of images that are kept: those of a run are few, and one may have 10 MB.
 _MAX_ENCODINGS = 64
 
+_State = Callable[[Tensor], Tensor]
+
 
 class StepReached(Exception):
-    """Ends a pipeline's call at a step.
-
-    Attributes:
-        output: of the network, after guidance.
-        sample: the state at which the network was evaluated.
-    """
-
-    def __init__(self, output: Tensor, sample: Tensor) -> None:
-        super().__init__("a pipeline must not catch what its scheduler raises")
-        self.output, self.sample = output, sample
+    """Ends a pipeline's call at a step; its argument is the network's output there, after guidance."""
 
 
 class StepOutput(NamedTuple):
@@ -60,28 +53,29 @@ class StepOutput(NamedTuple):
     pred_original_sample: Tensor
 
 
+class Start(NamedTuple):
+    """What the first call of a pipeline shows.
+
+    ``sample`` is its first state for one sample, ``(1, *)`` or ``(2, *)`` with guidance; ``mu`` a flow's, for the
+    resolution; ``networks`` names the components that run in every step, the denoiser last.
+    """
+
+    sample: Tensor
+    mu: float | None
+    networks: tuple[str, ...]
+
+
 class ControlledScheduler:
-    """A scheduler whose steps return given states, and raise :class:`StepReached` once these are used up.
+    """The pipeline's own scheduler but for its steps, which return given states, then raise :class:`StepReached`.
 
-    Everything else is that of the pipeline's own scheduler.
-
-    Args:
-        scheduler: the pipeline's own.
-        process: of its config.
-        timesteps: ``(N,)`` network times, whatever number of steps the pipeline wants.
-        states: functions of the pipeline's state, which return the next.
+    It visits ``timesteps`` ``(N,)``, network times, whatever number of steps the pipeline wants; ``states`` are
+    functions of the pipeline's state, which return the next.
     """
 
     order = 1
     init_noise_sigma = 1.0
 
-    def __init__(
-        self,
-        scheduler: Any,
-        process: Process,
-        timesteps: Tensor,
-        states: Sequence[Callable[[Tensor], Tensor]],
-    ) -> None:
+    def __init__(self, scheduler: Any, process: Process, timesteps: Tensor, states: Sequence[_State]) -> None:
         self._scheduler, self._process, self._states = scheduler, process, states
         self.config = scheduler.config
         self.timesteps = timesteps
@@ -112,7 +106,6 @@ class ControlledScheduler:
         """Do nothing: every run starts at the first time."""
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Return the state unchanged."""
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
@@ -122,7 +115,6 @@ class ControlledScheduler:
         return float(a) * original_samples + float(s) * noise
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """Return :meth:`add_noise`, with the name and the order of arguments of flow pipelines."""
         return self.add_noise(sample, noise, timestep)
 
     def step(
@@ -141,44 +133,22 @@ class ControlledScheduler:
         """Return the next given state, or end the pipeline's call."""
         if per_token_timesteps is not None or pred_original_sample is not None:
             kind = "a time for every token" if pred_original_sample is None else "a step back"
-            raise UserError(
-                f"this pipeline's scheduler does {kind} in a step, which no prediction at one time can do"
-            )
+            raise UserError(f"this pipeline's scheduler does {kind} in a step, which no prediction can")
         n = len(self.samples)
         self.samples.append(sample)
         self.times.append(float(torch.as_tensor(timestep).detach().flatten()[0]))
         if n == len(self._states):
-            raise StepReached(output=model_output, sample=sample)
+            raise StepReached(model_output)
         state = self._states[n](sample)
         return StepOutput(state, state)
 
 
-@dataclass(frozen=True)
-class Start:
-    """What the first call of a pipeline shows.
-
-    Attributes:
-        sample: the pipeline's first state for one sample, ``(1, *)`` or ``(2, *)`` with guidance.
-        mu: a flow's, for the resolution; ``None`` when the pipeline passes none.
-        networks: names of the components that run in every step; the last is the denoiser.
-    """
-
-    sample: Tensor
-    mu: float | None
-    networks: tuple[str, ...]
-
-
 @dataclass(eq=False)
 class ControlledPipeline:
-    """Calls of a pipeline for single predictions, decoding, and the facts of :class:`Start`.
-
-    Args:
-        pipe: the pipeline; the same after every call as before.
-        process: of its scheduler's config.
-        arguments: of every call.
-        name: for messages.
+    """Calls of a pipeline for single predictions and decoding; the pipeline is the same after every call as before.
 
     Attributes:
+        arguments: of every call.
         parameters: of the pipeline's call.
         networks: names of the components that run in every step, as far as calls showed them; the last is the denoiser.
         evaluated: number of samples that they were evaluated for.
@@ -200,11 +170,7 @@ class ControlledPipeline:
             self._prompts = PromptCache(self.pipe)
 
     def start(self, condition: Mapping[str, Any]) -> Start:
-        """Call the pipeline for three steps of one sample, and check that it is one that can be sampled.
-
-        Raises:
-            ValueError: for a pipeline that does not call its scheduler once a step, or changes states between steps.
-        """
+        """Call the pipeline for three steps of one sample, and refuse one that cannot be sampled step by step."""
         times = self.process.network_time(torch.tensor(_PROBE_TIMES, dtype=torch.float64)).float()
         halved = [lambda x: 0.5 * x] * 2
         with torch.no_grad():
@@ -221,32 +187,23 @@ class ControlledPipeline:
             )
         if not self.networks:
             raise UserError(f"{self.name} has no network of torch that runs in its steps")
-        for key in [key for key in self._encodings if key.partition(" ")[0] in self.networks]:
-            del self._encodings[key]
+        self._encodings = {
+            key: value for key, value in self._encodings.items() if key.partition(" ")[0] not in self.networks
+        }
         return Start(sample=first, mu=scheduler.mu, networks=tuple(self.networks))
 
-    def first_state(self, condition: Mapping[str, Any]) -> Tensor:
-        """Return the state that the pipeline starts with."""
+    def first_step(self, condition: Mapping[str, Any], steps: int | None = None) -> ControlledScheduler:
+        """Call the pipeline up to its first step, whose state is the first of ``samples``."""
         with torch.no_grad():
-            return self._run(condition, self._time(1.0), [])[0].samples[0]
-
-    def mu(self, condition: Mapping[str, Any], steps: int) -> float | None:
-        """Return the ``mu`` that the pipeline passes to its scheduler for a number of steps."""
-        with torch.no_grad():
-            return self._run(condition, self._time(1.0), [], steps=steps)[0].mu
+            return self._run(condition, self._time(1.0), [], steps=steps)[0]
 
     def predict(self, condition: Mapping[str, Any], x: Tensor, network_time: Tensor) -> Tensor:
         """Return the network's output ``(B, *)`` at the pipeline's states x ``(B, *)``, after guidance."""
-
-        def state(sample: Tensor) -> Tensor:
-            if sample.shape[1:] != x.shape[1:] or len(sample) % len(x):
-                raise UserError(f"states of {self.name} are {tuple(sample.shape)}, got x {tuple(x.shape)}")
-            rows = len(sample) // len(x)
-            return x.to(sample.dtype).repeat(rows, *[1] * (x.ndim - 1))
-
-        output: Tensor = self._run(condition, network_time.reshape(1).expand(2), [state])[1].output[: len(x)]
+        _, output = self._run(condition, network_time.reshape(1).expand(2), [self._repeated(x)])
+        output = output[: len(x)]
         # Of twice the channels, the other half is a learned variance.
-        return output[:, : x.shape[1]] if output.shape[1:2] == (2 * x.shape[1],) else output
+        prediction: Tensor = output[:, : x.shape[1]] if output.shape[1:2] == (2 * x.shape[1],) else output
+        return prediction
 
     def finish(self, condition: Mapping[str, Any], x: Tensor) -> tuple[Any, Tensor | None]:
         """Return what the pipeline makes of final latents, and the output of its decoder, ``None`` without one."""
@@ -261,18 +218,20 @@ class ControlledPipeline:
 
             return captured
 
-        decoders = [
-            (part, {"decode": capturing(part.decode)})
-            for _, part in self._modules()
-            if hasattr(part, "decode")
-        ]
+        parts = [part for _, part in self._modules() if hasattr(part, "decode")]
+        with replaced([(part, {"decode": capturing(part.decode)}) for part in parts]):
+            _, result = self._run(condition, self._time(0.05), [self._repeated(x)])
+        return result[0], decoded[-1] if decoded else None
+
+    def _repeated(self, x: Tensor) -> _State:
+        """A step to x, once for each block of rows that guidance adds to the pipeline's state."""
 
         def state(sample: Tensor) -> Tensor:
+            if sample.shape[1:] != x.shape[1:] or len(sample) % len(x):
+                raise UserError(f"states of {self.name} are {tuple(sample.shape)}, got x {tuple(x.shape)}")
             return x.to(sample.dtype).repeat(len(sample) // len(x), *[1] * (x.ndim - 1))
 
-        with replaced(decoders):
-            _, result = self._run(condition, self._time(0.05), [state])
-        return result[0], decoded[-1] if decoded else None
+        return state
 
     def free_text_encoders(self) -> None:
         """Remove the text encoders from the pipeline; only prompts that were encoded can be used from then on."""
@@ -291,10 +250,10 @@ class ControlledPipeline:
         self,
         condition: Mapping[str, Any],
         timesteps: Tensor,
-        states: Sequence[Callable[[Tensor], Tensor]],
+        states: Sequence[_State],
         steps: int | None = None,
     ) -> tuple[ControlledScheduler, Any]:
-        """Call the pipeline; return its scheduler, and :class:`StepReached` or the result where it ran to the end."""
+        """Call the pipeline; return its scheduler, and the output of the last step or, where it ends, the result."""
         scheduler = ControlledScheduler(vars(self.pipe)["scheduler"], self.process, timesteps, states)
         wanted = {
             **condition,
@@ -310,7 +269,7 @@ class ControlledPipeline:
                 # Without the torch.no_grad() that decorates it.
                 result = inspect.unwrap(type(self.pipe).__call__)(self.pipe, **{**call, **self.arguments})
             except StepReached as step:
-                return scheduler, step
+                return scheduler, step.args[0]
         if len(scheduler.samples) != len(timesteps) or len(states) < len(timesteps):
             often = f"called it {len(scheduler.samples)} times in {len(timesteps)} steps"
             raise UserError(
@@ -337,10 +296,9 @@ class ControlledPipeline:
         casts = logging.getLogger("diffusers.models.modeling_utils")
         replacements: list[tuple[object, dict[str, Any]]] = [(self.pipe, ours), (casts, {"disabled": True})]
         for name, module in self._modules():
-            methods = {"forward": self._forward(name, module.forward, scheduler)}
-            if hasattr(module, "encode"):
-                methods["encode"] = self._forward(name, module.encode, scheduler)
-            replacements.append((module, methods))
+            methods = [method for method in ("forward", "encode") if hasattr(module, method)]
+            new = {each: self._forward(name, getattr(module, each), scheduler) for each in methods}
+            replacements.append((module, new))
         return replacements
 
     def _forward(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gas.errors import UserError
+import torch
+
+from gas.display import error_text
+from gas.errors import UserError, requires
 from gas.model_folder import check_model_folder, read_json
 from gas.registry import named
 
@@ -26,14 +31,9 @@ _DENOISERS = ("transformer", "transformer_2", "unet")
 _INDEX = "model_index.json"
 # Base classes of a pipeline's components, by library.
 _BASES = {
-    "diffusers": ("ModelMixin", "SchedulerMixin"),
-    "transformers": (
-        "PreTrainedModel",
-        "PreTrainedTokenizerBase",
-        "ImageProcessingMixin",
-        "FeatureExtractionMixin",
-        "ProcessorMixin",
-    ),
+    "diffusers": "ModelMixin SchedulerMixin",
+    "transformers": "PreTrainedModel PreTrainedTokenizerBase ImageProcessingMixin FeatureExtractionMixin "
+    "ProcessorMixin",
 }
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # in folders of 2022
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"}
@@ -53,7 +53,7 @@ def open_pipeline(source: str, *, dtype: str | None = None, quantize: str | None
             computes in ``dtype`` (default bfloat16); ``"int8"`` and ``"int4"`` need bitsandbytes.
 
     Raises:
-        ModuleNotFoundError: without diffusers; says which extra to install.
+        ModuleNotFoundError: without diffusers.
         FileNotFoundError: when the folder does not exist.
         ValueError: when it is incomplete, damaged or unsafe, or the repository cannot be downloaded.
     """
@@ -62,45 +62,32 @@ def open_pipeline(source: str, *, dtype: str | None = None, quantize: str | None
     if is_local:
         read_index(folder)
         check_model_folder(folder)
-    try:
+    with requires("diffusers", f"diffusers:{source} needs diffusers"):
         from diffusers import DiffusionPipeline
-    except Exception as error:  # a broken torchvision raises RuntimeError
-        raise ModuleNotFoundError(
-            f"diffusers:{source} needs diffusers ({type(error).__name__}): pip install 'gas-solver[diffusers]'"
-        ) from error
     if not is_local:
         folder = _download(source)
         check_model_folder(folder)
     index = read_index(folder)
     _check_classes(folder, index)
     absent = {name: None for name, value in index.items() if value == [None, None]}
-    try:
-        load: Any = DiffusionPipeline.from_pretrained
+    load: Any = DiffusionPipeline.from_pretrained
+    with _explained(f"model folder {source} is incomplete or damaged"):
         weights = _weights(dtype, quantize)
         pipe = load(str(folder), use_safetensors=True, local_files_only=True, **weights, **absent)
-    except UserError:
-        raise
-    except Exception as error:  # of any class, for a missing shard or a truncated file
-        raise _unusable(f"model folder {source} is incomplete or damaged", error) from error
-    if quantize == "fp8":
-        _store_in_fp8(pipe, dtype or "bf16")
+    if quantize == "fp8":  # stored in 8 bits; each layer computes in a wider dtype
+        storage, compute = torch.float8_e4m3fn, getattr(torch, DTYPES[dtype or "bf16"])
+        for network in filter(None, (getattr(pipe, name, None) for name in _DENOISERS)):
+            network.enable_layerwise_casting(storage_dtype=storage, compute_dtype=compute)
     if not is_local:
         pipe.register_to_config(_name_or_path=source)
     return pipe
 
 
 def _weights(dtype: str | None, quantize: str | None) -> dict[str, Any]:
-    """The arguments of ``from_pretrained`` for the dtype and the quantization of weights.
-
-    Raises:
-        ValueError: for an unknown name, or a quantization that this machine cannot run.
-    """
-    import torch
-
+    """The arguments of ``from_pretrained`` for the dtype and the quantization of weights."""
     arguments: dict[str, Any] = {}
     if quantize is not None:
-        backend = named("quantize", quantize, QUANTIZATIONS)
-        dtype = dtype or "bf16"
+        backend, dtype = named("quantize", quantize, QUANTIZATIONS), dtype or "bf16"
         if backend is not None:
             arguments["quantization_config"] = _quantization(quantize, *backend)
     if dtype is not None:
@@ -109,15 +96,11 @@ def _weights(dtype: str | None, quantize: str | None) -> dict[str, Any]:
 
 
 def _quantization(name: str, backend: str, kwargs: dict[str, Any]) -> Any:
-    import torch
-
     try:
         import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
         from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
     except Exception as error:
-        raise UserError(
-            f"quantize {name!r} needs bitsandbytes: pip install bitsandbytes, or use 'fp8'"
-        ) from error
+        raise UserError(f"quantize {name!r} needs bitsandbytes: install it, or use 'fp8'") from error
     if not torch.cuda.is_available():
         raise UserError(f"quantize {name!r} needs a CUDA device: use 'fp8'")
     return PipelineQuantizationConfig(
@@ -125,31 +108,12 @@ def _quantization(name: str, backend: str, kwargs: dict[str, Any]) -> Any:
     )
 
 
-def _store_in_fp8(pipe: Any, dtype: str) -> None:
-    """Store the weights of the denoising networks in 8 bits; each layer computes in a wider dtype."""
-    import torch
-
-    for name in _DENOISERS:
-        network = getattr(pipe, name, None)
-        if network is not None:
-            network.enable_layerwise_casting(
-                storage_dtype=torch.float8_e4m3fn, compute_dtype=getattr(torch, DTYPES[dtype])
-            )
-
-
 def place_pipeline(pipe: Any, device: str, offload: str | None = None) -> None:
-    """Move a pipeline to a device, or let it keep there only what runs.
-
-    Args:
-        pipe: the pipeline; changed in place.
-        device: of the computation.
-        offload: ``"model"`` keeps one component on the device, ``"group"`` one layer, which is slower.
+    """Move a pipeline to a device, or with ``offload`` keep only what runs there: one component, or one layer.
 
     Raises:
         ValueError: for an unknown way, or one that diffusers refuses on this machine.
     """
-    import torch
-
     if offload is None:
         pipe.to(device)
         return
@@ -158,17 +122,11 @@ def place_pipeline(pipe: Any, device: str, offload: str | None = None) -> None:
     try:
         enable(**({"device": device} if offload == "model" else options))
     except Exception as error:  # of accelerate, or for a component that cannot be moved
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"offload {offload!r} does not work on {device}: {line[:200]}") from error
+        raise UserError(f"offload {offload!r} does not work on {device}: {error_text(error)}") from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the content of ``model_index.json``.
-
-    Raises:
-        FileNotFoundError: when the folder does not exist.
-        ValueError: when the file is missing or damaged.
-    """
+    """Return the content of ``model_index.json``."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {folder}")
     try:
@@ -177,7 +135,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             raise UserError(f"{_INDEX} holds a {type(index).__name__}")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model folder {folder} is incomplete or damaged: it has no readable {_INDEX}; download it again"
+            f"model folder {folder} is incomplete or damaged: it has no readable {_INDEX}"
         ) from error
     return index
 
@@ -187,21 +145,22 @@ def _download(source: str) -> Path:
     import huggingface_hub
     from diffusers import DiffusionPipeline
 
-    try:
+    download: Any = DiffusionPipeline.download
+    with _explained(f"model {source} cannot be downloaded"):
         snapshot = Path(huggingface_hub.hf_hub_download(source, _INDEX)).parent
-    except Exception as error:  # of requests, httpx or the hub, by its version
-        raise _unusable(f"model {source} cannot be downloaded", error) from error
-    _check_pipeline(f"model {source}", read_index(snapshot))
-    try:
-        download: Any = DiffusionPipeline.download
+        _check_pipeline(f"model {source}", read_index(snapshot))
         return Path(download(source, revision=snapshot.name, use_safetensors=True))
+
+
+@contextmanager
+def _explained(subject: str) -> Iterator[None]:
+    """Turn errors of any class, of requests, httpx, the hub or diffusers, by its version, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        raise _unusable(f"model {source} cannot be downloaded", error) from error
-
-
-def _unusable(subject: str, error: Exception) -> UserError:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{subject}: {line[:200]}; download it again, whole and as safetensors")
+        raise UserError(f"{subject}: {error_text(error)}; download it as safetensors") from error
 
 
 def _check_classes(folder: Path, index: dict[str, Any]) -> None:
@@ -244,7 +203,7 @@ def _is_component(name: str, value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
         return False
     library, kind = map(str, value)
-    bases = tuple(_member(module, base) for module, names in _BASES.items() for base in names)
+    bases = tuple(_member(module, base) for module, names in _BASES.items() for base in names.split())
     return name.isidentifier() and _derives(_member(library, _RENAMED.get(kind, kind)), bases)
 
 

@@ -31,21 +31,17 @@ __all__ = ["PipelineModel", "from_pipeline"]
 
 # Arguments of a pipeline's call that the library sets itself.
 _RESERVED = {
-    "prompt",
-    "negative_prompt",
-    "latents",
-    "class_labels",
-    "batch_size",
-    "generator",
-    "num_inference_steps",
-    "timesteps",
-    "sigmas",
-    "true_cfg_scale",
-    "output_type",
-    "return_dict",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "callback_on_step_end",
+    *(
+        "prompt",
+        "negative_prompt",
+        "latents",
+        "class_labels",
+        "batch_size",
+        "generator",
+        "num_inference_steps",
+    ),
+    *("timesteps", "sigmas", "true_cfg_scale", "output_type", "return_dict", "num_images_per_prompt"),
+    *("num_videos_per_prompt", "callback_on_step_end"),
 }
 
 
@@ -57,13 +53,12 @@ class PipelineModel:
     is done by its own code, as when it samples; see :mod:`gas.pipelines.call`.
 
     Attributes:
-        pipe: the pipeline, unchanged.
         process: forward process, prediction and time of its network.
         prompts: label i is the i-th prompt.
         negative_prompt: prompt that guidance leads away from; ``None`` for the pipeline's default.
         arguments: of the pipeline's call, the same for all samples.
-        name: for messages and solver files.
         t_end: time that sampling ends at.
+        controlled: calls of the pipeline.
         feature_extractor: ``(B, *) -> (B, F)`` of decoded samples; ``None`` for pooled latents.
         reference: statistics of real data in that space.
     """
@@ -78,14 +73,34 @@ class PipelineModel:
     controlled: ControlledPipeline = field(repr=False)
     feature_extractor: Callable[[Tensor], Tensor] | None = None
     reference: FeatureStatistics | None = None
+    _effects: dict[float, bool] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        name, arguments, parameters = self.name, self.arguments, self._parameters
+        if wrong := sorted(key for key in arguments if key not in parameters or key in _RESERVED):
+            raise UserError(f"{name} takes no argument {wrong[0]!r} here: misspelled, or set by gas")
+        if self.prompts and not self.takes_prompts:
+            raise UserError(f"prompts are for a pipeline that takes prompts, got {self.prompts!r} for {name}")
+        if self.negative_prompt is not None and "negative_prompt" not in parameters:
+            raise UserError(f"{name[-80:]} takes no negative_prompt: leave it out")
+        if arguments.get("strength", 1.0) != 1.0:
+            raise UserError(
+                f"strength must be 1 for a table, which starts at the first time, got {arguments['strength']!r}: "
+                "a shorter run is served by a classical solver"
+            )
+        if self.guidance_argument in arguments:
+            raise UserError(f"{name} takes no argument {self.guidance_argument!r} here: it is the guidance")
+        given = {"self", *arguments, *self._condition(None, 1)}
+        for key, parameter in parameters.items():
+            is_required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+            if is_required and key not in given:
+                raise UserError(f"{name} needs {key}: from_pipeline(pipe, prompts, {key}=...)")
 
     def ending_at(self, t_end: float) -> PipelineModel:
-        """Return the model for runs that end at another time."""
         return replace(self, t_end=t_end)
 
     @property
     def schedule(self) -> Schedule:
-        """The forward process in the library's time."""
         return self.process.schedule
 
     @property
@@ -104,7 +119,6 @@ class PipelineModel:
 
     @property
     def takes_prompts(self) -> bool:
-        """Whether the pipeline's call takes a prompt."""
         return "prompt" in self._parameters
 
     @property
@@ -125,11 +139,9 @@ class PipelineModel:
     @property
     def default_guidance(self) -> float:
         """Default guidance scale of the pipeline's call; 1 for a pipeline without guidance."""
-        name = self.guidance_argument
-        scale = None if name is None else self._parameters[name].default
-        if not isinstance(scale, (int, float)) or scale == 1:
-            return 1.0
-        return float(scale) if self._has_effect(float(scale)) else 1.0
+        scale = self._parameters[self.guidance_argument].default if self.guidance_argument else 1.0
+        is_number = isinstance(scale, (int, float)) and scale != 1
+        return float(scale) if is_number and self._has_effect(float(scale)) else 1.0
 
     @property
     def device(self) -> torch.device:
@@ -138,10 +150,7 @@ class PipelineModel:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as the pipeline denoises it: latents, packed if it packs them.
-
-        The first access calls the pipeline once.
-        """
+        """Shape of one sample as the pipeline denoises it, packed if it packs latents; first asks the pipeline once."""
         return tuple(self._start.sample.shape[1:])
 
     def fingerprint(self) -> dict[str, Any]:
@@ -152,11 +161,13 @@ class PipelineModel:
             "prediction": self.process.prediction,
             "sample_shape": list(self.sample_shape),
         }
-        config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
-        if isinstance(self.schedule, Flow) and (
-            not config.get("use_dynamic_shifting") or self._has_constant_mu
-        ):
-            fingerprint["shift"] = shift_of(config, mu)
+        if isinstance(self.schedule, Flow):
+            config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
+            # That of Flux 2 depends on the number of steps.
+            if not config.get("use_dynamic_shifting") or (
+                mu is not None and mu == self.controlled.first_step(self._condition(None, 1), steps=50).mu
+            ):
+                fingerprint["shift"] = shift_of(config, mu)
         return fingerprint
 
     def conditions_fingerprint(self) -> dict[str, Any]:
@@ -169,7 +180,6 @@ class PipelineModel:
         return {name: value for name, value in conditions.items() if value}
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return the starts ``x_T`` ``(B, *sample_shape)`` of these seeds."""
         return noise_of_seeds(self.sample_shape, seeds).to(self.device)
 
     def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
@@ -193,10 +203,9 @@ class PipelineModel:
         return self.process.denoiser(network)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode samples ``(B, *sample_shape)`` as the pipeline does. Differentiable.
+        """Decode samples ``(B, *sample_shape)`` as the pipeline does, differentiably.
 
-        Returns:
-            Images ``(B, C, H, W)`` or frames of video ``(B, F, C, H, W)`` in [-1, 1], or the autoencoder's audio.
+        They become images ``(B, C, H, W)`` or videos ``(B, F, C, H, W)`` in [-1, 1], or the autoencoder's audio.
         """
         latents = latents.to(self.device)
         if len(latents) > 1 and not self.takes_batches:
@@ -221,28 +230,23 @@ class PipelineModel:
         return pooled.flatten(1)
 
     def to(self, device: torch.device | str) -> PipelineModel:
-        """Move the pipeline to a device, in place; return the model."""
         self.pipe.to(device)
         return self
 
     def free_text_encoders(self, guidance: float = 1.0) -> None:
         """Encode every prompt, then remove the text encoders from the pipeline, in place.
 
-        The encodings stay on the CPU. Other prompts are refused from then on, as is guidance other than these.
-
-        Args:
-            guidance: scale that predictions will be made at, besides 1.
+        The encodings stay on the CPU. Other prompts are refused from then on, as are scales but this and 1.
         """
         if not self.takes_prompts or not hasattr(type(self.pipe), "encode_prompt"):
             return
-        scales = sorted({1.0, guidance})
-        self.controlled.first_state(self._condition(None, 1))
-        for scale in scales:
+        self.controlled.first_step(self._condition(None, 1))
+        for scale in {1.0, guidance}:
             for label in range(len(self.prompts)):
-                self.controlled.first_state(self._condition(torch.tensor([label]), 1, scale))
+                self.controlled.first_step(self._condition(torch.tensor([label]), 1, scale))
             if self.prompts and self.takes_batches:  # once, to see how encodings form a batch
                 with suppress(UnequalEncodings):
-                    self.controlled.first_state(self._condition(torch.zeros(2, dtype=torch.long), 2, scale))
+                    self.controlled.first_step(self._condition(torch.zeros(2, dtype=torch.long), 2, scale))
         self.controlled.free_text_encoders()
 
     # --- calls of the pipeline ------------------------------------------------------------------------------
@@ -262,28 +266,15 @@ class PipelineModel:
 
     def _configured(self, key: str) -> Any:
         """The value of a key in the config of the pipeline's networks, ``None`` where none has it."""
-        configs = [
-            getattr(part, "config", None)
-            for part in self.pipe.components.values()
-            if isinstance(part, nn.Module)
-        ]
-        return next((value for config in configs if (value := getattr(config, key, None)) is not None), None)
-
-    @cached_property
-    def _effects(self) -> dict[float, bool]:
-        return {}
-
-    @property
-    def _has_constant_mu(self) -> bool:
-        """Whether the pipeline passes a ``mu`` that is the same for every number of steps; Flux 2's is not."""
-        mu = self._start.mu
-        return mu is not None and mu == self.controlled.mu(self._condition(None, 1), steps=50)
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        values = [getattr(getattr(part, "config", None), key, None) for part in parts]
+        return next((value for value in values if value is not None), None)
 
     @cached_property
     def takes_batches(self) -> bool:
         """Whether the pipeline's call makes several samples at once, each of its own prompt."""
         try:
-            sample = self.controlled.first_state(self._condition(None, 2))
+            sample = self.controlled.first_step(self._condition(None, 2)).samples[0]
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception:  # of any class: image pipelines check the number of images each in its own way
@@ -296,22 +287,17 @@ class PipelineModel:
 
     @cached_property
     def _stores_fp8(self) -> bool:
-        return any(
-            weight.dtype.itemsize == 1 for network in self._networks for weight in network.parameters()
-        )
+        return any(weight.dtype.itemsize == 1 for part in self._networks for weight in part.parameters())
 
     @cached_property
     def _sha256(self) -> str:
-        networks = self._networks
-        if any(weight.is_meta for network in networks for weight in network.parameters()):
+        if any(weight.is_meta for network in self._networks for weight in network.parameters()):
             raise UserError(
                 f"the weights of {self.name} lie on no device, so they cannot be hashed: "
                 "offload with enable_model_cpu_offload() instead of one by one"
             )
-        hashes = [weights_hash(network) for network in networks]
-        return (
-            hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest()
-        )
+        first, *others = sorted(map(weights_hash, self._networks))
+        return hashlib.sha256(" ".join([first, *others]).encode()).hexdigest() if others else first
 
     def _predict(self, labels: Tensor | None, guidance: float, x: Tensor, time: Tensor) -> Tensor:
         """The network's output, guided; sample by sample where the pipeline makes one a call."""
@@ -331,23 +317,19 @@ class PipelineModel:
 
     def _condition(self, labels: Tensor | None, size: int, guidance: float = 1.0) -> dict[str, Any]:
         """The call arguments that condition ``size`` samples."""
-        condition: dict[str, Any] = {"batch_size": size} if "batch_size" in self._parameters else {}
+        name, negative = self.guidance_argument, self.negative_prompt
+        if negative is None and name == "true_cfg_scale" and guidance != 1:
+            negative = ""  # pipelines of this argument ignore it without any
+        rows = [None] * size if labels is None else labels.tolist()
+        condition: dict[str, Any] = {"batch_size": size}
+        condition["class_labels"] = [self.classes if row is None else row for row in rows]
         if self.takes_prompts:
-            condition["prompt"] = (
-                [""] * size if labels is None else [self.prompts[int(label)] for label in labels]
-            )
-        if "class_labels" in self._parameters:
-            condition["class_labels"] = [self.classes] * size if labels is None else labels.tolist()
-        name = self.guidance_argument
+            condition["prompt"] = ["" if row is None else self.prompts[row] for row in rows]
         if name is not None:
             condition[name] = guidance
-        if "negative_prompt" in self._parameters:
-            # Without any, pipelines of true_cfg_scale ignore it.
-            default = "" if name == "true_cfg_scale" and guidance != 1 else None
-            negative = default if self.negative_prompt is None else self.negative_prompt
-            if negative is not None:
-                condition["negative_prompt"] = [negative] * size
-        return condition
+        if negative is not None:
+            condition["negative_prompt"] = [negative] * size
+        return {key: value for key, value in condition.items() if key in self._parameters}
 
     # --- guidance -------------------------------------------------------------------------------------------
 
@@ -362,9 +344,7 @@ class PipelineModel:
         if not guidance > 1:
             raise UserError(f"guidance must be 1 (none) or more for {self.name}, got {guidance:g}")
         if not self._has_effect(guidance):
-            raise UserError(
-                f"{self.name} takes no guidance: use 1, got {guidance:g}, which has no effect on it"
-            )
+            raise UserError(f"{self.name} takes no guidance: use 1, {guidance:g} has no effect")
 
     def _has_effect(self, guidance: float) -> bool:
         """Whether a guidance scale changes what the pipeline's networks compute."""
@@ -372,17 +352,14 @@ class PipelineModel:
             return True
         if guidance not in self._effects:
             labels = torch.zeros(1, dtype=torch.long) if self.classes else None
-            x, time = (
-                self.noise([0]),
-                self.process.network_time(torch.tensor(1.0, dtype=torch.float64)).float(),
-            )
-            evaluated, outputs = [], []
+            x, start = self.noise([0]), torch.tensor(1.0, dtype=torch.float64)
+            runs = []
             for scale in (1.0, guidance):
                 before = self.controlled.evaluated
                 with torch.no_grad():
-                    outputs.append(self._predict(labels, scale, x, time))
-                evaluated.append(self.controlled.evaluated - before)
-            self._effects[guidance] = evaluated[0] != evaluated[1] or not torch.equal(*outputs)
+                    output = self._predict(labels, scale, x, self.process.network_time(start).float())
+                runs.append((self.controlled.evaluated - before, output.tolist()))
+            self._effects[guidance] = runs[0] != runs[1]
         return self._effects[guidance]
 
 
@@ -414,7 +391,7 @@ def from_pipeline(
         features: ``(B, *) -> (B, F)`` of decoded samples, the space in which distributions are compared; default
             pooled latents.
         reference: statistics of real data in that space.
-        arguments: more arguments of the pipeline's call, the same for all samples: ``height=512, num_frames=17``.
+        arguments: more arguments of the pipeline's call: ``height=512, num_frames=17``.
 
     Raises:
         ValueError: for a pipeline or scheduler that is not supported, or arguments that do not fit the pipeline.
@@ -425,14 +402,16 @@ def from_pipeline(
     >>> from_pipeline(DDPMPipeline(unet, DDPMScheduler())).noise(range(2)).shape
     torch.Size([2, 1, 8, 8])
     """
-    name = name or _default_name(pipe)
+    # A repository's name; the path of a folder identifies nothing.
+    source = str(getattr(pipe, "name_or_path", "") or "")
+    name = name or (source if source and not Path(source).exists() else type(pipe).__name__)
     if "scheduler" not in getattr(pipe, "components", ()):
         raise UserError(
             f"{type(pipe).__name__[:40]} is not a pipeline with a scheduler: make a gas.OwnModel of a denoise(x, t) of "
             "yours around its network"
         )
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    _check_arguments(name, parameters, prompts, negative_prompt, arguments)
+    if isinstance(prompts, str):
+        raise UserError(f"prompts must be a list, got {prompts!r} for {name}")
     process = process_of(config_of(pipe.scheduler)) if process is None else process
     for key, part in pipe.components.items():
         if isinstance(part, nn.Module):
@@ -446,7 +425,7 @@ def from_pipeline(
             )
     t_end = process.t_end if t_end is None else t_end
     check_t_end(process.schedule, t_end)
-    model = PipelineModel(
+    return PipelineModel(
         pipe=pipe,
         process=process,
         prompts=tuple(prompts),
@@ -458,43 +437,6 @@ def from_pipeline(
         feature_extractor=features,
         reference=reference,
     )
-    given = {"self", *arguments, *model._condition(None, 1)}
-    if absent := [
-        n
-        for n, p in parameters.items()
-        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and n not in given
-    ]:
-        raise UserError(f"{name} needs {absent[0]}: from_pipeline(pipe, prompts, {absent[0]}=...)")
-    if model.guidance_argument in arguments:
-        raise UserError(
-            f"{name} takes no argument {model.guidance_argument!r} here: it is the guidance of bind and of pairs"
-        )
-    return model
-
-
-def _check_arguments(
-    name: str,
-    parameters: Mapping[str, inspect.Parameter],
-    prompts: Sequence[str],
-    negative_prompt: str | None,
-    arguments: Mapping[str, Any],
-) -> None:
-    """Refuse what the pipeline's call does not take, or what the library sets."""
-    if wrong := sorted(a for a in arguments if a not in parameters or a in _RESERVED):
-        raise UserError(
-            f"{name} takes no argument {wrong[0]!r} here: pass only call arguments that the library does not set"
-        )
-    if isinstance(prompts, str) or (prompts and "prompt" not in parameters):
-        raise UserError(
-            f"prompts must be a list, for a pipeline that takes prompts, got {prompts!r} for {name}"
-        )
-    if negative_prompt is not None and "negative_prompt" not in parameters:
-        raise UserError(f"{name[-80:]} takes no negative_prompt: leave it out")
-    if arguments.get("strength", 1.0) != 1.0:
-        raise UserError(
-            f"strength must be 1 for a table, which starts at the first time, got {arguments['strength']!r}: "
-            "a shorter run is served by a classical solver"
-        )
 
 
 def _plain(value: Any) -> Any:
@@ -508,9 +450,3 @@ def _plain(value: Any) -> Any:
     content = value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
     data = content.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(content.shape)}
-
-
-def _default_name(pipe: Any) -> str:
-    """The name of a pipeline's repository; its class for one from a folder, whose path identifies nothing."""
-    source = str(getattr(pipe, "name_or_path", "") or "")
-    return source if source and not Path(source).exists() else type(pipe).__name__

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 
-from gas.denoise import call_preserving
+from gas.denoise import Denoiser, call_preserving
 from gas.errors import UserError
 from gas.pipelines.scheduler_config import diffusers, translate
 from gas.sampling import is_learned
 from gas.schedule import Flow, Schedule, VPDiscrete
 
-__all__ = ["PREDICTIONS", "Process", "ProcessDenoiser", "StepValues", "process_of", "schedule_of"]
+__all__ = ["PREDICTIONS", "Process", "StepValues", "alpha_ratios", "process_of"]
 
 Kind = Literal["vp", "edm", "flow"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -35,7 +35,6 @@ class Process:
     ``x_0 = p y + q output`` with ``(p, q) = conversion(t)``.
 
     Args:
-        kind: ``"vp"``, ``"edm"`` or ``"flow"``.
         schedule: the process in this library's time.
         prediction: one of :data:`PREDICTIONS`.
         steps: number of training steps M, the unit of the network's time.
@@ -101,38 +100,24 @@ class Process:
         s = self.signal_and_noise(t)[1]
         return 1 / (s**2 + self.sigma_data**2).sqrt() if self.kind == "edm" else torch.ones_like(s)
 
-    def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> ProcessDenoiser:
-        """Return the denoiser of ``network(input, network_time) -> output``, called as a pipeline calls it."""
-        return ProcessDenoiser(self, network)
+    def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+        """Return ``denoise(x, t) -> x_0``, differentiable in both.
 
+        ``network(input, network_time) -> output`` is called as a pipeline calls it, with one float32 time a sample.
+        """
 
-@dataclass(frozen=True)
-class ProcessDenoiser:
-    """``denoise(x, t) -> x_0`` of a diffusers network, differentiable in both.
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            t = t.to("cpu", torch.float64)
+            time = self.network_time(t).to(x.device, torch.float32).expand(len(x))
+            if self.kind == "edm":  # x is alpha times the pipeline's state
+                x = x / self.schedule(t)[0]
+                output = network(x * self.input_scale(t), time)
+            else:
+                output = call_preserving(network, x, time)
+            p, q = self.conversion(t)
+            return data_prediction(output, x, *((p, q) if is_learned(t) else (p.item(), q.item())))
 
-    Args:
-        process: of the pipeline's scheduler config.
-        network: ``network(input, network_time) -> output``, with one float32 time a sample, ``(B,)``.
-    """
-
-    process: Process
-    network: Callable[[Tensor, Tensor], Tensor]
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        process = self.process
-        t = t.to("cpu", torch.float64)
-        time = process.network_time(t).to(x.device, torch.float32).expand(len(x))
-        if process.kind == "edm":  # x is alpha times the pipeline's state
-            x = x / process.schedule(t)[0]
-            output = self.network(x * process.input_scale(t), time)
-        else:
-            output = call_preserving(self.network, x, time)
-        p, q = process.conversion(t)
-        return (
-            data_prediction(output, x, p, q)
-            if is_learned(t)
-            else data_prediction(output, x, p.item(), q.item())
-        )
+        return denoise
 
 
 class StepValues(torch.Tensor):
@@ -163,28 +148,15 @@ class StepValues(torch.Tensor):
 
 
 def data_prediction(output: Tensor, y: Tensor, p: float | Tensor, q: float | Tensor) -> Tensor:
-    """Return ``x_0 = p y + q output``.
+    """Return ``x_0 = p y + q output`` in the wider of both dtypes; ``p`` and ``q`` may be tensors to differentiate.
 
     Plain numbers are multiplied and added in one fixed way: at the first steps ``p`` is large, and rounding the
     product before the sum, or not, would be the largest difference between a pipeline and :func:`gas.sample`.
-
-    Args:
-        output: of the network, ``(B, *)``.
-        y: the state at which it was evaluated, of the same shape.
-        p, q: numbers, or scalar tensors where derivatives are wanted.
-
-    Returns:
-        The prediction of x_0, in the wider of both dtypes.
     """
     if isinstance(p, Tensor) or isinstance(q, Tensor):
         return p * y + q * output
     wide = torch.promote_types(y.dtype, output.dtype)
     return torch.add(y.to(wide) * p, output, alpha=q) if p else output.to(wide) * q
-
-
-def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """Return the schedule of a diffusers scheduler's config; see :func:`process_of`."""
-    return process_of(config).schedule
 
 
 def process_of(config: Mapping[str, Any]) -> Process:
@@ -227,19 +199,12 @@ def _karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) ->
     return VPDiscrete(1 / (1 + sigma**2))
 
 
-_BETA_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "snr_shift_scale",
-)
+_BETA = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale")
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     """``alpha^2`` of the training steps, from the betas that diffusers computes for this config."""
-    kwargs = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
+    kwargs = {key: config[key] for key in _BETA if config.get(key) is not None}
     zero_snr = bool(config.get("rescale_betas_zero_snr"))
     if "trained_betas" in kwargs and "snr_shift_scale" not in kwargs:
         exact = (1 - torch.tensor(kwargs["trained_betas"], dtype=torch.float64)).cumprod(0)
@@ -261,6 +226,12 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     return _zero_snr(exact) if zero_snr else exact
 
 
+def alpha_ratios(schedule: VPDiscrete) -> Tensor:
+    """Return ``1 - beta`` of each training step, float64: the ratio of its ``alpha^2`` to that of the step before."""
+    alphas_cumprod = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+    return alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+
 def _zero_snr(alphas_cumprod: Tensor) -> Tensor:
     """The schedule shifted and stretched to a last signal of 0 (arXiv 2305.08891, algorithm 1)."""
     root = alphas_cumprod.sqrt()
@@ -274,16 +245,10 @@ def _above_zero(alphas_cumprod: Tensor) -> Tensor:
 
 
 def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
-    """Return the shift of a flow's times: the config's, or that of ``mu`` for the resolution.
-
-    Raises:
-        ValueError: when the shift depends on the resolution and the pipeline does not pass ``mu``.
-    """
+    """Return the shift of a flow's times: the config's, or that of ``mu`` for the resolution, which is then needed."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift") or 1.0)
     if mu is None:
-        raise UserError(
-            "mu must be passed where use_dynamic_shifting=True: the shift depends on the resolution"
-        )
+        raise UserError("mu must be passed where use_dynamic_shifting=True: it gives the shift")
     is_exponential = config.get("time_shift_type", "exponential") == "exponential"
     return float(torch.tensor(float(mu), dtype=torch.float64).exp()) if is_exponential else float(mu)

@@ -30,15 +30,10 @@ class UnequalEncodings(Exception):
 class PromptCache:
     """A pipeline's ``encode_prompt`` whose results are kept on the CPU, each prompt encoded once and by itself.
 
-    An encoding therefore does not depend on its batch, and after the first use the text encoders are not needed. How
-    the encodings of several prompts form that of a batch is found by encoding two words both ways: rows are stacked
-    (several blocks of rows for guidance are interleaved as the pipeline has them), listed, or shared.
-
-    Args:
-        pipe: the pipeline, which has ``encode_prompt``.
-
-    Attributes:
-        freed: whether the text encoders are gone, so that only known prompts can be used.
+    An encoding therefore does not depend on its batch, and after the first use the text encoders are not needed: once
+    they are ``freed``, only known prompts can be used. How the encodings of several prompts form that of a batch is
+    found by encoding two words both ways: rows are stacked (several blocks of rows for guidance are interleaved as the
+    pipeline has them), listed, or shared.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -50,11 +45,7 @@ class PromptCache:
         self.freed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what ``encode_prompt`` returns for these arguments.
-
-        Raises:
-            UnequalEncodings: when several prompts do not form a batch.
-        """
+        """Return what ``encode_prompt`` returns, or raise :class:`UnequalEncodings`."""
         arguments = dict(self._signature.bind(self._pipe, *args, **kwargs).arguments)
         texts = {name: tuple(value) for name, value in arguments.items() if _is_texts(value)}
         if not texts or any(isinstance(value, Tensor) for value in arguments.values()):
@@ -63,11 +54,7 @@ class PromptCache:
         rows = [self._row(arguments, _pick(texts, n, size)) for n in range(size)]
         if size == 1:
             return rows[0]
-        layout = self._layout(arguments, texts)
-        parts = [
-            _join(kind, values)
-            for kind, values in zip(layout, zip(*map(_parts, rows), strict=True), strict=True)
-        ]
+        parts = list(map(_join, self._layout(arguments, texts), zip(*map(_parts, rows), strict=True)))
         return tuple(parts) if isinstance(rows[0], tuple) else parts[0]
 
     def _row(self, arguments: Mapping[str, Any], texts: Mapping[str, Sequence[str]]) -> Any:
@@ -88,15 +75,11 @@ class PromptCache:
         """How each return value of a batch follows from those of its rows."""
         key = _key({**arguments, **dict.fromkeys(texts)})
         if key not in self._layouts:
-            probes = {name: _PROBES for name in texts}
+            probes = {name: list(_PROBES) for name in texts}
             rows = [_parts(self._row(arguments, _pick(probes, n, 2))) for n in range(2)]
             with torch.no_grad():
-                batch = _parts(
-                    self._encode(**{**arguments, **{name: list(value) for name, value in probes.items()}})
-                )
-            self._layouts[key] = [
-                _kind(both, values) for both, values in zip(batch, zip(*rows, strict=True), strict=True)
-            ]
+                batch = _parts(self._encode(**{**arguments, **probes}))
+            self._layouts[key] = list(map(_kind, batch, zip(*rows, strict=True)))
         return self._layouts[key]
 
 
@@ -156,15 +139,12 @@ def read_prompts(path: str | Path) -> list[str]:
     """Read a UTF-8 text file of one prompt a line, without blank lines.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         ValueError: when it is not UTF-8, or has no prompt.
     """
     try:
         text = read_bytes(path, JSON_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt a line"
-        ) from error
+        raise UserError(f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"prompt file {path} is empty: write one prompt a line")

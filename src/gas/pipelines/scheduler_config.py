@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gas.errors import UserError
+from gas.errors import UserError, requires
 
 __all__ = ["config_of", "model_keys", "translate"]
 
@@ -16,24 +15,11 @@ __all__ = ["config_of", "model_keys", "translate"]
 DEFAULTS = "_use_default_values"
 
 _VP = {
-    "CogVideoXDDIMScheduler",
-    "CogVideoXDPMScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
+    *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMParallelScheduler", "DDIMScheduler"),
+    *("DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler"),
     "UniPCMultistepScheduler",
 }
 _EDM = {"CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"}
@@ -48,53 +34,27 @@ _COSINE_DEFAULTS = {
     "prediction_type": "v_prediction",
     "level_embedding": "atan",
 }
+
+
 _MODEL_KEYS = {
-    "edm": {"level_embedding", "sigma_data", "sigma_max", "sigma_min"},
-    "flow": {
-        "base_image_seq_len",
-        "base_shift",
-        "invert_sigmas",
-        "max_image_seq_len",
-        "max_shift",
-        "shift",
-        "shift_terminal",
-        "time_shift_type",
-        "use_dynamic_shifting",
-    },
-    "vp": {
-        "beta_end",
-        "beta_schedule",
-        "beta_start",
-        "rescale_betas_zero_snr",
-        "snr_shift_scale",
-        "trained_betas",
-    },
+    "edm": "level_embedding sigma_data sigma_max sigma_min",
+    "flow": "base_image_seq_len base_shift invert_sigmas max_image_seq_len max_shift shift shift_terminal "
+    "time_shift_type use_dynamic_shifting",
+    "vp": "beta_end beta_schedule beta_start rescale_betas_zero_snr snr_shift_scale trained_betas",
 }
 
 
 def diffusers() -> Any:
-    """Return the installed diffusers package.
+    """Return the installed diffusers package, or say what to install."""
+    with requires("diffusers", "gas.GASScheduler needs diffusers"):
+        import diffusers as library
 
-    Raises:
-        ImportError: when it is missing or broken; says what to install.
-    """
-    try:
-        library = importlib.import_module("diffusers")
-        _ = library.SchedulerMixin
-    except Exception as error:  # a broken torchvision raises RuntimeError
-        raise ImportError(
-            f"gas.GASScheduler needs diffusers ({type(error).__name__}: {error}): "
-            "pip install 'gas-solver[diffusers]'"
-        ) from error
+        _ = library.SchedulerMixin  # a broken torchvision raises RuntimeError
     return library
 
 
 def config_of(scheduler: Any) -> Mapping[str, Any]:
-    """Return a scheduler's config with the name of its class, which only saved configs have.
-
-    Args:
-        scheduler: ``pipe.scheduler``; for a subclass of one of diffusers' classes, that class counts.
-    """
+    """Return a scheduler's config with the name of its class, or of that of diffusers which its class extends."""
     names = [
         kind.__name__
         for kind in type(scheduler).__mro__
@@ -105,10 +65,7 @@ def config_of(scheduler: Any) -> Mapping[str, Any]:
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scheduler's config in our own keys, with what its class implies made explicit.
-
-    Args:
-        config: as in ``pipe.scheduler.config`` or ``scheduler_config.json``, ours included.
+    """Return a scheduler's config, ours included, in our own keys, with what its class implies made explicit.
 
     Raises:
         ValueError: for a scheduler that samples something else than a diffusion or flow ODE.
@@ -175,14 +132,13 @@ def _continuous_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": 1.0, "level_embedding": "log"}
 
 
-def model_keys(translated: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a translated config that describe the model, defaults included."""
-    is_flow, is_edm = (
-        translated.get("prediction_type") == "flow_prediction",
-        translated.get("sigma_data") is not None,
-    )
-    keys = _MODEL_KEYS["flow" if is_flow else "edm" if is_edm else "vp"]
-    keys = keys | {"num_train_timesteps", "prediction_type"}
+def model_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a scheduler's config, translated, that describe the model, defaults included."""
+    translated = translate(config)
+    kind = "vp" if translated.get("sigma_data") is None else "edm"
+    if translated.get("prediction_type") == "flow_prediction":
+        kind = "flow"
+    keys = {"num_train_timesteps", "prediction_type", *_MODEL_KEYS[kind].split()}
     return {key: value for key, value in translated.items() if key in keys}
 
 
@@ -213,9 +169,6 @@ def _unsupported_class(config: Mapping[str, Any], supported: Collection[str]) ->
     A config that was never saved has every argument of its class, and more only after a conversion. Its class is
     therefore one whose arguments it has all of, and that no other such class extends. A config with fewer keys,
     written by hand, does not determine a class.
-
-    Raises:
-        ValueError: when both a supported and an unsupported class are possible.
     """
     keys = frozenset(key for key in config if not key.startswith("_"))
     arguments = _scheduler_arguments()

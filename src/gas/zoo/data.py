@@ -41,16 +41,11 @@ class Images:
         return self.x[-self.held_out :], self.label[-self.held_out :]
 
     def description(self) -> str:
-        """Return the name and the sizes of both parts, for a card."""
         return f"{self.name}: {len(self.x) - self.held_out} images trained on, {self.held_out} held out"
 
 
 def digits() -> Images:
-    """UCI handwritten digits: 1,797 images 8x8, as scikit-learn ships them; 297 held out.
-
-    Raises:
-        ModuleNotFoundError: without scikit-learn (``pip install 'gas-solver[zoo]'``).
-    """
+    """UCI handwritten digits: 1,797 images 8x8, as scikit-learn ships them; 297 held out."""
     with requires("zoo", "the digits images need scikit-learn"):
         from sklearn.datasets import load_digits
 
@@ -62,12 +57,7 @@ def digits() -> Images:
 def mnist(folder: str | Path) -> Images:
     """MNIST's published 10,000-image set, 28x28 padded to 32x32; 1,000 held out.
 
-    Args:
-        folder: holds ``t10k-images-idx3-ubyte[.gz]`` and ``t10k-labels-idx1-ubyte[.gz]``.
-
-    Raises:
-        FileNotFoundError: names the missing file.
-        ValueError: when a file is not IDX, or the two have different lengths.
+    The folder holds ``t10k-images-idx3-ubyte[.gz]`` and ``t10k-labels-idx1-ubyte[.gz]``.
     """
     folder = Path(folder)
     raw = read_idx(_find(folder, "t10k-images-idx3-ubyte"))
@@ -79,11 +69,7 @@ def mnist(folder: str | Path) -> Images:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or not.
-
-    Raises:
-        ValueError: when magic number, dimensions or length do not agree.
-    """
+    """Read an IDX file of unsigned bytes, gzipped or not; refuse one whose header and length do not agree."""
     path = Path(path)
     try:
         with open_regular(path, _IDX_BYTES) as raw:

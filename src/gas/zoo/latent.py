@@ -18,29 +18,10 @@ from gas.errors import UserError, requires
 from gas.io import check_sizes, strip_prefix
 from gas.pipelines.model import PipelineModel, from_pipeline
 from gas.zoo.model import ZooModel
-from gas.zoo.weights_file import (
-    WEIGHTS,
-    build,
-    explained,
-    read_card,
-    read_weights,
-)
+from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weights
 
-__all__ = [
-    "SHARED",
-    "TOKENS",
-    "WORDS",
-    "assemble",
-    "autoencoder",
-    "denoiser",
-    "libraries",
-    "read_latent",
-    "read_pipeline",
-    "read_shared",
-    "shared_path",
-    "text_encoder",
-    "tokenizer",
-]
+__all__ = ["SHARED", "TOKENS", "WORDS", "assemble", "autoencoder", "denoiser", "libraries", "read_latent"]
+__all__ += ["read_pipeline", "read_shared", "shared_path", "text_encoder", "tokenizer"]
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TOKENS = 8  # length of a prompt, with its start and end tokens
@@ -51,9 +32,6 @@ def read_latent(path: str | Path, measuring: ZooModel) -> PipelineModel:
     """Return the model of a denoiser's file, whose labels are the names of the ten digits.
 
     The classifier and the statistics of real images of ``measuring`` measure decoded samples.
-
-    Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as :func:`read_pipeline`.
     """
     pipe = read_pipeline(path)
     # SD3 pads prompts with zeros in place of its absent third text encoder. One zero token is enough: the network was
@@ -73,19 +51,15 @@ def read_pipeline(path: str | Path) -> Any:
     """Return the pipeline of a denoiser's file and of the autoencoder of :func:`shared_path`.
 
     Raises:
-        FileNotFoundError: when a file is missing.
         ValueError: when a file is damaged, or the denoiser was trained on latents of another autoencoder.
-        ModuleNotFoundError: without diffusers; names the extra to install.
     """
     path = Path(path)
     shared = shared_path(path.parent)
     tensors, card = read_weights(path)
     vae, text = read_shared(shared)
     if card.get("autoencoder_scale") != read_card(shared)["scaling_factor"]:
-        raise UserError(
-            f"{path} denoises latents of another autoencoder than {shared}: put its autoencoder beside it"
-        )
-    with explained(path):
+        raise UserError(f"{path} denoises latents of another autoencoder than {shared}")
+    with damaged(path):
         check_sizes(card["scheduler"])
         config = {"kind": card["pipeline"], "config": card["network"]}
         network = build(denoiser, config, strip_prefix(tensors, "network."))
@@ -94,15 +68,9 @@ def read_pipeline(path: str | Path) -> Any:
 
 
 def read_shared(path: str | Path) -> tuple[Any, Any]:
-    """Return the autoencoder and the text encoder of a file, frozen and in evaluation mode.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is damaged or of another kind.
-        ModuleNotFoundError: without diffusers; names the extra to install.
-    """
+    """Return the autoencoder and the text encoder of a file, frozen and in evaluation mode."""
     tensors, card = read_weights(path)
-    with explained(path):
+    with damaged(path):
         config = {"config": card["autoencoder"], "scaling_factor": card["scaling_factor"]}
         vae = build(autoencoder, config, strip_prefix(tensors, "vae."))
         text = build(text_encoder, {"width": card["text"]}, strip_prefix(tensors, "text."))
@@ -147,10 +115,7 @@ def assemble(kind: str, network: nn.Module, vae: nn.Module, text: Any, scheduler
 
 
 def denoiser(kind: str, config: Mapping[str, Any]) -> Any:
-    """Return a ``UNet2DConditionModel`` (kind ``"unet"``) or ``SD3Transformer2DModel`` (``"transformer"``).
-
-    Weights are random.
-    """
+    """Return a ``UNet2DConditionModel`` (kind ``"unet"``) or ``SD3Transformer2DModel`` of random weights."""
     diffusers, _ = libraries()
     network = diffusers.UNet2DConditionModel if kind == "unet" else diffusers.SD3Transformer2DModel
     return network(**config)
@@ -159,19 +124,19 @@ def denoiser(kind: str, config: Mapping[str, Any]) -> Any:
 def autoencoder(config: Mapping[str, Any], scaling_factor: float = 1.0) -> Any:
     """Return an ``AutoencoderKL`` of random weights; ``scaling_factor`` times its latents are denoised."""
     levels = len(config["block_out_channels"])
-    arguments: dict[str, Any] = {
-        "in_channels": 1,
-        "out_channels": 1,
-        "norm_num_groups": 8,
-        "mid_block_add_attention": False,
-        "sample_size": 32,
-        "scaling_factor": scaling_factor,
-        "shift_factor": 0.0,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
+    arguments = dict(
+        in_channels=1,
+        out_channels=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=32,
+        scaling_factor=scaling_factor,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
     return libraries()[0].AutoencoderKL(**{**arguments, **config})
 
 
@@ -237,11 +202,7 @@ def _merges(word: str) -> list[str]:
 
 
 def libraries() -> tuple[Any, Any]:
-    """Return the modules ``diffusers`` and ``transformers``.
-
-    Raises:
-        ModuleNotFoundError: without them; names the extra to install.
-    """
+    """Return the modules ``diffusers`` and ``transformers``, or say which extra to install."""
     with requires("diffusers", "the zoo's latent models are diffusers pipelines"):
         import diffusers
         import transformers

@@ -1,4 +1,4 @@
-"""A zoo model: shipped weights behind the library's model contract."""
+"""The shipped models by name: their cards, the models, and the diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,73 @@ from gas.io import is_integer_list, strip_prefix
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import bind_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
+from gas.registry import named
 from gas.schedule import EDMasVP
 from gas.zoo.networks import Classifier, EDMUNet
-from gas.zoo.weights_file import build, explained, read_weights
+from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weights
 
-__all__ = ["ZooModel", "read_model"]
+if TYPE_CHECKING:
+    from gas.pipelines.model import PipelineModel
 
+__all__ = ["ZooModel", "card", "load", "names", "pipeline", "read_model"]
+
+_COMPONENTS = {"mnist-autoencoder"}  # files that are not models by themselves
 _MAX_SAMPLE = 1 << 22  # entries of a sample; the zoo's samples have at most 1,024
+
+
+def names() -> list[str]:
+    """Return the names of the shipped models."""
+    return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} - _COMPONENTS)
+
+
+def card(name: str | Path) -> dict[str, Any]:
+    """Return a model's card: its training and its measured quality."""
+    return read_card(_path(name))
+
+
+def load(name: str | Path) -> ZooModel | PipelineModel:
+    """Load a shipped model by name, or another one by the path of its safetensors file.
+
+    Latent models are diffusers pipelines (:func:`pipeline`). Their labels are the digits' names, and the classifier of
+    ``mnist`` measures their decoded samples.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest known one), or a damaged file.
+        ModuleNotFoundError: for a latent model without diffusers.
+
+    >>> load("digits").sample_shape
+    (1, 8, 8)
+    """
+    path = _path(name)
+    if "pipeline" not in read_card(path):
+        return read_model(path)
+    from gas.zoo.latent import read_latent
+
+    return read_latent(path, read_model(WEIGHTS / "mnist.safetensors"))
+
+
+def pipeline(name: str | Path) -> Any:
+    """Return the diffusers pipeline of a latent model: ``pipeline("mnist-latent")("three", guidance_scale=2.0)``."""
+    path = _path(name)
+    if "pipeline" not in read_card(path):
+        known = ", ".join(n for n in names() if "pipeline" in card(n))
+        raise UserError(f"model {str(name)!r} is not a diffusers pipeline; those are: {known}")
+    from gas.zoo.latent import read_pipeline
+
+    return read_pipeline(path)
+
+
+def _path(name: str | Path) -> Path:
+    if str(name).endswith(".safetensors"):
+        return Path(name)
+    if name not in names():
+        if Path(name).is_dir() or str(name).count("/") == 1:
+            raise UserError(
+                f"model {str(name)[-80:]!r} is not in the zoo: for a folder or repository of diffusers use "
+                f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
+            )
+        named("model", str(name), dict.fromkeys([*names(), "FILE.safetensors"]))
+    return WEIGHTS / f"{name}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +93,10 @@ class ZooModel:
     """A small class-conditional EDM network on digits, with the classifier that measures it.
 
     Attributes:
-        name: the model's name in the zoo.
         network: the frozen denoiser ``D(y; sigma, label)``.
         classifier: classifies digits; Frechet distances are measured in its features.
         reference: mean and covariance of the held-out real images' features.
         card: training of the weights, and their measured quality.
-        path: file of the weights.
     """
 
     name: str
@@ -78,7 +136,6 @@ class ZooModel:
         }
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Return the starts ``x_T`` ``(B, 1, H, W)`` of these seeds on the model's device."""
         return noise_of_seeds(self.sample_shape, seeds).to(self.device)
 
     def conditional(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -90,15 +147,10 @@ class ZooModel:
         return prediction
 
     def denoise(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Predict x_0 without a class."""
         return self.bind(None)(x, t)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        """Return the denoiser for these classes, guided when ``guidance`` is not 1.
-
-        Raises:
-            ValueError: when a label is not in ``[0, classes)``.
-        """
+        """Return the denoiser for these classes, guided when ``guidance`` is not 1."""
         return bind_labels(
             self.conditional,
             labels,
@@ -110,25 +162,18 @@ class ZooModel:
         )
 
     def features(self, x: Tensor) -> Tensor:
-        """Map samples ``(B, 1, H, W)`` on any device to the classifier's features ``(B, F)``."""
         return self.classifier.features(x.to(self.device))
 
     def to(self, device: torch.device | str) -> ZooModel:
-        """Move network and classifier to a device, in place; return the model."""
         self.network.to(device)
         self.classifier.to(device)
         return self
 
 
 def read_model(path: str | Path) -> ZooModel:
-    """Read a zoo model's safetensors file. The networks are frozen and in evaluation mode.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is truncated, damaged or not a zoo model.
-    """
+    """Read a zoo model's safetensors file. The networks are frozen and in evaluation mode."""
     tensors, card = read_weights(path)
-    with explained(path):
+    with damaged(path):
         name, shape = str(card["name"]), tuple(card["sample_shape"])
         network = build(EDMUNet, card["network"], strip_prefix(tensors, "network."))
         classifier = build(Classifier, card["classifier"], strip_prefix(tensors, "classifier."))

@@ -51,10 +51,9 @@ class _Attention(nn.Module):
 class EDMUNet(nn.Module):
     """Denoiser ``D(x; sigma, label) = c_skip x + c_out F(c_in x; c_noise, label)``.
 
-    The stem moves ``patch x patch`` squares of pixels into channels (space to depth), so every layer
-    works on a map ``patch^2`` times smaller; the head moves them back. Self-attention sits at the
-    lowest resolution. Class ``classes`` (one past the last) means *no class* and is trained by label
-    dropout, for classifier-free guidance.
+    The stem moves ``patch x patch`` squares of pixels into channels (space to depth), so every layer works on a map
+    ``patch^2`` times smaller; the head moves them back. Self-attention sits at the lowest resolution. Class ``classes``
+    (one past the last) means *no class* and is trained by label dropout, for classifier-free guidance.
 
     Args:
         channels: image channels.
@@ -62,13 +61,11 @@ class EDMUNet(nn.Module):
         multipliers: feature channels of each resolution, in units of ``width``; each resolution halves the last.
         blocks: residual blocks a resolution.
         patch: side of the space-to-depth squares.
-        classes: number of classes.
         sigma_data: standard deviation of the data, in the units of ``x``.
         max_frequency: highest angular frequency of the noise embedding, in ``log(sigma) / 4``.
 
     References:
-        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
-        arXiv 2206.00364, Table 1 and appendix B.6.
+        Karras et al., arXiv 2206.00364, Table 1 and appendix B.6.
     """
 
     frequencies: Tensor
@@ -116,13 +113,7 @@ class EDMUNet(nn.Module):
         self.head = _zeroed(nn.Conv2d(features, pixels, 3, padding=1))
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        """Return the denoised image.
-
-        Args:
-            x: noisy images ``(B, C, H, W)`` at noise level ``sigma``, i.e. ``x_0 + sigma eps``.
-            sigma: noise levels ``(B,)``, positive.
-            label: classes ``(B,)``, integers in ``[0, classes]``; ``classes`` means no class.
-        """
+        """Denoise images ``x_0 + sigma eps`` ``(B, C, H, W)`` at levels ``(B,)`` for labels ``(B,)``, 0 to classes."""
         c, s = self.sigma_data, sigma.to(x.dtype)[:, None, None, None]
         total = (s * s + c * c).sqrt()
         raw = self._network(x / total, sigma.to(x.dtype).log() / 4, label)
@@ -156,15 +147,7 @@ class EDMUNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Four 3x3 convolutions and two linear layers, down to ``features`` numbers and ``classes`` logits.
-
-    Args:
-        size: side of the square images, a multiple of 4.
-        channels: image channels.
-        width: channels of the first convolution.
-        features: length of the feature vector.
-        classes: number of classes.
-    """
+    """Four 3x3 convolutions and two linear layers: images of side ``size``, a multiple of 4, to ``classes`` logits."""
 
     def __init__(
         self, *, size: int, channels: int = 1, width: int = 32, features: int = 64, classes: int = 10
@@ -187,7 +170,6 @@ class Classifier(nn.Module):
         return F.relu(self.embed(self.dropout(h.flatten(1))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B, classes)``."""
         logits: Tensor = self.out(self.features(x))
         return logits
 

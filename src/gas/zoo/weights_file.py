@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gas.display import error_text
-from gas.errors import UserError
+from gas.errors import UserError, explained
 from gas.io import (
     CHECKSUM,
     check_sizes,
@@ -24,7 +23,7 @@ from gas.io import (
     write_safetensors,
 )
 
-__all__ = ["WEIGHTS", "build", "explained", "read_card", "read_weights", "write_weights"]
+__all__ = ["WEIGHTS", "build", "damaged", "read_card", "read_weights", "write_weights"]
 
 WEIGHTS = Path(__file__).parent / "weights"  # the shipped files
 
@@ -37,13 +36,8 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """Return the card of a zoo file, without reading its tensors.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is truncated or damaged, or has no card.
-    """
-    with explained(path):
+    """Return the card of a zoo file, without reading its tensors."""
+    with damaged(path):
         with open_safetensors(path, _MAX_BYTES) as file:
             card = parse_json((file.metadata() or {})["card"])
         return {**card, "name": str(card["name"])}
@@ -53,11 +47,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a zoo file, as float32, and its card.
 
     Raises:
-        FileNotFoundError: when there is no such file.
         ValueError: when it is truncated or damaged, or a number is not finite.
     """
     card, checksum = read_card(path), _listed_checksum(Path(path))
-    with explained(path):
+    with damaged(path):
         if checksum is not None and checksum != sha256(path):
             raise UserError(f"{_SUMS} beside it has another checksum")
         stored, _ = read_safetensors(path, _MAX_BYTES, warn=checksum is None)
@@ -78,9 +71,6 @@ def build(network_class: Callable[..., _Network], config: Any, state: Mapping[st
 
     The network is first built on the meta device, without memory, and its shapes are compared with the weights: a card
     cannot make us allocate more than its file holds.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: when the card has invalid sizes, or the weights have other shapes.
     """
     check_sizes(config)
     with torch.device("meta"):
@@ -92,15 +82,9 @@ def build(network_class: Callable[..., _Network], config: Any, state: Mapping[st
     return network
 
 
-@contextmanager
-def explained(path: str | Path) -> Iterator[None]:
+def damaged(path: str | Path) -> AbstractContextManager[None]:
     """Turn errors of a damaged file, or of a card that its weights do not fit, into one line."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"model weights {path} are damaged or not a zoo model: {error_text(error)}"
-        ) from error
+    return explained(f"model weights {path} are damaged or not a zoo model")
 
 
 def _listed_checksum(path: Path) -> str | None:

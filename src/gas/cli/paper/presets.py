@@ -72,4 +72,4 @@ def _load_preset(name: str, device: str, prompts: Path | None = None) -> gas.mod
 SOURCES["preset"] = _load_preset
 SOURCES["published"] = lambda path, device: gas.paper.load_published(path, device=device)
 WITH_PROMPTS.add("preset")
-REPORTED["preset"] = lambda name: gas.paper.figures_of(name)
+REPORTED["preset"] = lambda name: gas.paper.tables.figures_of(name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +17,8 @@ from gas.cli.paper.evaluate import at_preset_seeds, evaluate_preset
 from gas.cli.paper.presets import PresetNetworkOptions, Settings
 from gas.cli.paper.train import train_preset
 from gas.cli.screen import note, print_json, print_table
-from gas.display import markdown, markdown_table
+from gas.display import markdown as escaped, markdown_table
 
-RESULTS = Path("runs/results")
 # The classical solvers of Table 2a; the other tables have none.
 _BASELINES = {"cifar10": "dpmpp-3m/log_snr,unipc-3-bh1/log_snr,ipndm-3"}
 
@@ -35,7 +32,7 @@ def reproduce(
     *,
     results: Annotated[
         Path, option("Folder of results of gas paper evaluate --json and gas compare.", file_okay=False)
-    ] = RESULTS,
+    ] = Path("runs/results"),
     run: Annotated[bool, option("Train and measure what has no result and all its files.")] = False,
     only: Annotated[str, option("With --run: one run, as the table names it.")] = "",
     sets: Settings = None,
@@ -44,7 +41,7 @@ def reproduce(
     markdown: Annotated[Path | None, option("Also write the table to this .md file.", output_file())] = None,
     json: Json = False,
 ) -> None:
-    """Print the paper's figure, ours and their difference for every cell, and how to measure those that are missing.
+    """Print the paper's figure, ours and their difference for every cell, and the run that measures it.
 
     FID counts only where it was measured in Inception's features against real data: by default with the published
     files of the preset, else with --features, --weights, --reference and --real.
@@ -52,8 +49,8 @@ def reproduce(
     if table == "list":
         _list(context, json)
         return
-    chosen = gas.paper.table_by_name(table)
-    runs = {figure: gas.paper.run_for(figure, results, sets or ()) for figure in chosen.figures}
+    chosen = gas.registry.named("table", table, gas.paper.tables.TABLES)
+    runs = {figure: gas.paper.reproduction.run_for(figure, results, sets or ()) for figure in chosen.figures}
     given = features if was_given(context, "features", "reference", "real") else None
     if only and only not in {each.name for each in runs.values()}:
         raise gas.UserError(f"--only must be one of {', '.join(sorted({r.name for r in runs.values()}))}")
@@ -61,19 +58,17 @@ def reproduce(
         with holding(results, f"gas paper reproduce {chosen.name}", folder=True):
             for each in {each.result: each for each in runs.values() if only in ("", each.name)}.values():
                 _measure(each, given, network)
-    words = ["gas", "paper", "reproduce", chosen.name, "--run"]
-    words += [word for setting in sets or () for word in ("--set", setting)]
-    words += ["--results", str(results)] if results != RESULTS else []
-    words += ["--preset-weights", str(network.preset_weights)] if network.preset_weights else []
-    rows = _rows(runs, results, network.folder, words, measuring=given is None)
+    known = gas.paper.reproduction.read_results(results) if results.is_dir() else []
+    rows = [_row(figure, each, known, network.folder, given is None) for figure, each in runs.items()]
     if markdown is not None:
-        _write(markdown, chosen, rows)
+        cells = [_cells(row) for row in rows]
+        table_text = markdown_table([*cells[0]], [[*cell.values()] for cell in cells])
+        gas.io.write_text(markdown, f"## {escaped(chosen.title)}\n\n{table_text}\n")
         note(f"wrote {markdown}")
     if json:
         print_json({"table": chosen.name, "title": chosen.title, "cells": rows})
-        return
-    print_table(chosen.title, [_cells(row) for row in rows])
-    sys.stdout.write("".join(f"{line}\n" for line in _commands(rows)))
+    else:
+        print_table(chosen.title, [_cells(row) for row in rows])
 
 
 def _list(context: typer.Context, json: bool) -> None:
@@ -83,15 +78,15 @@ def _list(context: typer.Context, json: bool) -> None:
             "--run, --only, --set and --markdown are for one table: name it, or leave them out"
         )
     if json:
-        print_json({table.name: table.title for table in gas.paper.TABLES.values()})
+        print_json({table.name: table.title for table in gas.paper.tables.TABLES.values()})
         return
-    tables = gas.paper.TABLES.values()
+    tables = gas.paper.tables.TABLES.values()
     rows = [{"table": each.name, "what": each.title, "cells": len(each.figures)} for each in tables]
     print_table("Tables of arXiv 2510.17699", rows)
 
 
 def _measure(
-    run: gas.paper.MeasuringRun, features: FeatureOptions | None, network: PresetNetworkOptions
+    run: gas.paper.reproduction.MeasuringRun, features: FeatureOptions | None, network: PresetNetworkOptions
 ) -> None:
     """Train and evaluate one run unless its result exists or files are missing."""
     if run.result.exists():
@@ -114,7 +109,7 @@ def _measure(
     gas.io.write_text(run.result, json_format.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
 
 
-def _published_features(run: gas.paper.MeasuringRun, weights: Path) -> FeatureOptions:
+def _published_features(run: gas.paper.reproduction.MeasuringRun, weights: Path) -> FeatureOptions:
     """Return Inception's features and the real data of a preset, from its published files."""
     network, data = gas.paper.find_measuring_files(run.preset, weights)
     path = data.path or data.place
@@ -126,49 +121,35 @@ def _published_features(run: gas.paper.MeasuringRun, weights: Path) -> FeatureOp
     )
 
 
-def _rows(
-    runs: dict[gas.paper.PaperFigure, gas.paper.MeasuringRun],
-    results: Path,
+def _row(
+    figure: gas.paper.tables.PaperFigure,
+    run: gas.paper.reproduction.MeasuringRun,
+    known: list[gas.paper.reproduction.MeasuredResult],
     weights: Path,
-    words: list[str],
-    *,
     measuring: bool,
-) -> list[dict[str, Any]]:
-    """Return each cell with the figure measured here, its state and the command that measures it."""
-    known = gas.paper.read_results(results) if results.is_dir() else []
-    rows = []
-    for figure, run in runs.items():
-        result = gas.paper.results.best_of(figure, known, run.preset.changes())
-        ours = None if result is None else result.figures.get(figure.metric)
-        rows.append(
-            {
-                "solver": figure.solver,
-                "nfe": figure.nfe or None,
-                "metric": figure.metric,
-                "paper": figure.value,
-                "ours": ours,
-                "difference": None if ours is None else ours - figure.value,
-                "state": _state(figure, run, result, run.missing(weights, measuring=measuring)),
-                "command": shlex.join([*words, "--only", run.name]),
-            }
-        )
-    return rows
-
-
-def _state(
-    figure: gas.paper.PaperFigure,
-    run: gas.paper.MeasuringRun,
-    result: gas.paper.MeasuredResult | None,
-    missing: list[str],
-) -> str:
-    """Return where a figure comes from, or what it lacks."""
+) -> dict[str, Any]:
+    """Return a cell with the figure measured here, and where that comes from or what it lacks."""
+    result = gas.paper.reproduction.best_of(figure, known, run.preset.changes())
+    ours = None if result is None else result.figures.get(figure.metric)
     if result is None:
-        return f"missing; needs {', '.join(missing)}" if missing else "missing; all its files exist"
-    if figure.metric not in result.figures:
+        missing = run.missing(weights, measuring=measuring)
+        state = f"missing; needs {', '.join(missing)}" if missing else "missing; all its files exist"
+    elif ours is None:
         source = "a reference" if figure.metric == "FID" else "--real images"
-        return f"{result.path}: no {figure.metric} in it (--features inception and {source})"
-    fewer = "" if result.samples >= run.preset.samples else f", the paper {run.preset.samples:,}"
-    return f"{result.path}: {result.samples:,} samples{fewer}"
+        state = f"{result.path}: no {figure.metric} in it (--features inception and {source})"
+    else:
+        fewer = "" if result.samples >= run.preset.samples else f", the paper {run.preset.samples:,}"
+        state = f"{result.path}: {result.samples:,} samples{fewer}"
+    return {
+        "solver": figure.solver,
+        "nfe": figure.nfe or None,
+        "metric": figure.metric,
+        "paper": figure.value,
+        "ours": ours,
+        "difference": None if ours is None else ours - figure.value,
+        "run": run.name,
+        "state": state,
+    }
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
@@ -179,26 +160,6 @@ def _cells(row: dict[str, Any]) -> dict[str, object]:
         "paper": f"{row['paper']:.2f}",
         "ours": "" if row["ours"] is None else f"{row['ours']:.2f}",
         "difference": "" if row["difference"] is None else f"{row['difference']:+.2f}",
+        "run": row["run"],
         "result": row["state"],
     }
-
-
-def _commands(rows: list[dict[str, Any]]) -> list[str]:
-    """Return one line for each run that measures missing cells, with these cells."""
-    cells: dict[str, list[str]] = {}
-    for row in rows:
-        if row["ours"] is None:
-            cells.setdefault(row["command"], []).append(f"{row['solver']} {row['nfe'] or ''}".strip())
-    return [f"{line}  # {', '.join(names)}" for line, names in cells.items()]
-
-
-def _write(path: Path, table: gas.paper.PaperTable, rows: list[dict[str, Any]]) -> None:
-    cells = [_cells(row) for row in rows]
-    lines = [
-        f"## {markdown(table.title)}",
-        "",
-        markdown_table([*cells[0]], [[*row.values()] for row in cells]),
-    ]
-    if commands := _commands(rows):
-        lines += ["", "```sh", *commands, "```"]
-    gas.io.write_text(path, "\n".join([*lines, ""]))

@@ -73,7 +73,7 @@ def train_preset(
     for file in files.values():
         if file.exists() and not overwrite:
             raise gas.UserError(f"{file} exists: name another by --out, or replace it with --overwrite")
-    gas.paper.distillation_loss(preset, network.folder)  # refused before the long loading
+    gas.paper.training.distillation_loss(preset, network.folder)  # refused before the long loading
     model = network.load(preset)
     show_preset(preset)
     raw = gas.models.runtime.full_precision(model)
@@ -85,7 +85,7 @@ def train_preset(
             if pairs is None:
                 seeds = preset.seeds(objective)
                 run_teacher(teacher, preset.teacher_for(nfe), folder, seeds, preset.guidance)
-            data = gas.paper.read_preset_pairs(preset, objective, teacher, folder)
+            data = gas.paper.training.read_preset_pairs(preset, objective, teacher, folder)
             rows.append(_learn(preset, objective, model, data, nfe, network.folder, file))
     return rows
 
@@ -100,13 +100,15 @@ def _learn(
     out: Path,
 ) -> dict[str, Any]:
     """Learn a solver for one NFE, save it, and return a report."""
-    solver = gas.paper.starting_solver(preset, model, nfe)
+    solver = gas.paper.training.starting_solver(preset, model, nfe)
     state = out.with_name(f"{out.name}.state.pt")
     record, stopped = None, ""
     try:
         iterations = preset.training(objective).iterations
         with resumable(f"State is in {state}"), bar(f"{preset.name}, NFE {nfe}", iterations) as running:
-            for record in gas.paper.learn(solver, preset, objective, model, pairs, weights, checkpoint=state):
+            for record in gas.paper.training.learn(
+                solver, preset, objective, model, pairs, weights, checkpoint=state
+            ):
                 loss = significant(record.validation_loss)
                 running.at(record.iteration, f"validation {loss}, {record.evaluations:,} evaluations")
     except gas.Diverged as error:
@@ -117,7 +119,7 @@ def _learn(
     if record is None:
         raise RuntimeError("the training made no report")
     if gas.distributed.is_first():
-        gas.paper.save_solver(out, solver, preset, objective, model, pairs, record)
+        gas.paper.training.save_solver(out, solver, preset, objective, model, pairs, record)
         state.unlink(missing_ok=True)
     note(f"wrote {out}")
     return {

@@ -39,14 +39,11 @@ def times_were_passed() -> bool:
 
 
 def guidance_of_call(scheduler: Any) -> float | None:
-    """Return the effective guidance scale of the running pipeline's call, 1 when it does not guide.
+    """Return the effective guidance scale of the running pipeline's call, 1 when it does not guide, else ``None``.
 
     A quarter of the pipelines keep the scale nowhere but in the variables of their call. They are read only in the
     frame of an object whose ``scheduler`` is this one. When a pipeline extrapolates from a negative prompt by
     ``true_cfg_scale`` (Flux, Qwen), that scale counts.
-
-    Returns:
-        ``None`` outside of a pipeline's call, and for a pipeline that takes neither scale.
     """
     for frame in _frames("__call__", _MAX_FRAMES):
         pipe = frame.f_locals.get("self")

@@ -1,4 +1,4 @@
-"""Model cards of saved schedulers, and publishing them on the hub."""
+"""Model cards of saved schedulers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gas.io import read_text
 from gas.pipelines.process import Process
 from gas.solver_file import Artefact, Entry
 
-__all__ = ["may_overwrite", "model_card", "push", "stand_in"]
+__all__ = ["may_overwrite", "model_card", "stand_in"]
 
 # ``owner/name`` on the hub.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,9 +37,8 @@ def model_card(
     """Return the text of a ``README.md`` in the hub's form.
 
     Args:
-        process: of the scheduler's model.
         artefact: the solver, ``None`` for classical ones only.
-        base_model: name of that model on the hub; default the name in the solver file, if it is of the form
+        base_model: name of the model on the hub; default the name in the solver file, if it is of the form
             ``owner/name``.
         picture: file name of a picture beside the card.
         name: argument of ``from_pretrained`` in the card's example.
@@ -148,42 +147,3 @@ def _words(key: str) -> str:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 72 else text[:69] + "..."
-
-
-def push(
-    folder: Path,
-    repo_id: str,
-    *,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
-    subfolder: str | None = None,
-) -> str:
-    """Upload a folder's files to a repository, which is created if missing; return the URL of the commit.
-
-    Raises:
-        ImportError: without huggingface_hub.
-        ConnectionError: when the hub cannot be reached or refuses.
-    """
-    try:
-        import huggingface_hub
-    except Exception as error:
-        raise ImportError("push_to_hub needs huggingface_hub: pip install 'gas-solver[diffusers]'") from error
-    try:
-        repo = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        commit = huggingface_hub.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            token=token,
-            commit_message=commit_message or "Upload scheduler",
-            create_pr=create_pr,
-            path_in_repo=subfolder,
-        )
-    except Exception as error:  # of requests, httpx or the hub, by its version
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConnectionError(
-            f"could not push to {repo_id} ({type(error).__name__}: {reason}): "
-            "log in with `hf auth login`, or save_pretrained to a folder and upload it later"
-        ) from error
-    return str(commit)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.compatibility import differences
 from gas.errors import UserError
 from gas.integrations.diffusers.caller import guidance_of_call
-from gas.integrations.diffusers.planning import NetworkTimes, Plan, Planner, Policy, Run, misfits
+from gas.integrations.diffusers.planning import Plan, Planner, Run, UnshiftedTimes, check_policy
 from gas.integrations.diffusers.serialization import SavedScheduler, SchedulerMixin, solver_file
-from gas.pipelines.process import StepValues, process_of, shift_of
+from gas.pipelines.process import PREDICTIONS, Process, StepValues, alpha_ratios, process_of, shift_of
 from gas.schedule import VPDiscrete
 from gas.solver_file import Artefact
 
@@ -27,12 +28,7 @@ __all__ = ["GASScheduler", "GASSchedulerOutput", "SchedulerMixin"]
 
 @dataclass
 class GASSchedulerOutput(BaseOutput):
-    """Result of a step.
-
-    Attributes:
-        prev_sample: the next state, in the dtype of the last.
-        pred_original_sample: this step's prediction of the clean sample.
-    """
+    """Result of a step: the next state, and this step's prediction of the clean sample."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
@@ -46,11 +42,9 @@ class GASScheduler(SavedScheduler):
     ``GASScheduler.from_pretrained("folder-or-file")``.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas: the model's process, as in diffusers.
-        prediction_type, rescale_betas_zero_snr, snr_shift_scale, variance_type: likewise.
+        num_train_timesteps, ..., variance_type: the model's process, as in diffusers.
         sigma_min, sigma_max, sigma_data, level_embedding: an EDM model's; ``sigma_data`` makes it one.
-        shift, use_dynamic_shifting, base_shift, max_shift: a flow model's, with ``prediction_type="flow_prediction"``.
-        base_image_seq_len, max_image_seq_len, shift_terminal, time_shift_type, use_flow_sigmas: likewise.
+        shift, ..., use_flow_sigmas: a flow model's, with ``prediction_type="flow_prediction"``.
         invert_sigmas: the time of a flow's network runs from noise at 0 to data, as Mochi's does.
         stochastic_sampling: for flow pipelines that pass it; has no effect.
         solver: a path, :class:`gas.Table`, solver module, :class:`gas.Artefact` or the content of a solver file; the
@@ -71,6 +65,15 @@ class GASScheduler(SavedScheduler):
 
     __module__ = "gas"  # the name in saved pipelines: frozen, and loadable after a bare ``import gas``
     order = 1
+    artefact: Artefact | None = None
+    num_inference_steps: int | None = None
+    _step_index: int | None = None
+    _begin_index: int | None = None
+    _plan: Plan | None = None
+    _run: Run | None = None
+    # The state that the next step should get, and that of an earlier run which was not finished.
+    _returned: Tensor | None = None
+    _unfinished: Tensor | None = None
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -107,10 +110,7 @@ class GASScheduler(SavedScheduler):
         guidance_scale: float | None = None,
         strict: bool = False,
     ) -> None:
-        self._policy = Policy(
-            missing_nfe=missing_nfe, base=base, schedule=schedule, timestep_dtype=timestep_dtype
-        )
-        self.artefact: Artefact | None = None
+        check_policy(self.config)
         if solver is not None:
             self.register_to_config(solver=solver_file(solver))
             self.artefact = self.config["solver"].artefact
@@ -118,38 +118,24 @@ class GASScheduler(SavedScheduler):
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
         self.process = process_of(self.config)
         if isinstance(self.process.schedule, VPDiscrete):
-            alphas_cumprod = torch.tensor(self.process.schedule.alphas_cumprod, dtype=torch.float64)
-            self.alphas_cumprod = alphas_cumprod.to(torch.float32).as_subclass(StepValues)
-            alphas = alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
-            self.alphas = alphas.to(torch.float32).as_subclass(StepValues)
+            alphas_cumprod = torch.tensor(self.process.schedule.alphas_cumprod, dtype=torch.float32)
+            self.alphas_cumprod = alphas_cumprod.as_subclass(StepValues)
+            self.alphas = alpha_ratios(self.process.schedule).to(torch.float32).as_subclass(StepValues)
             self.betas = 1 - self.alphas
-        self._planner = Planner(
-            process=self.process, artefact=self.artefact, policy=self._policy, config=self.config
-        )
+        self._planner = Planner(self.process, self.artefact, self.config, self._warn)
         self._warnings: set[str] = set()
         self._checked_uses: set[tuple[Any, ...]] = set()
-        self._run: Run | None = None
-        self._plan: Plan | None = None
-        # The state that the next step should get, and that of an earlier run which was not finished.
-        self._returned: Tensor | None = None
-        self._unfinished: Tensor | None = None
-        self.num_inference_steps: int | None = None
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
-        self._network_times = NetworkTimes(self.process)
-        self._set_times(
-            torch.linspace(1, 1 / self.process.steps, self.process.steps, dtype=torch.float64), None
-        )
+        self._clock: Process | UnshiftedTimes = self.process
+        steps = self.process.steps
+        self._set_times(torch.linspace(1, 1 / steps, steps, dtype=torch.float64), None)
         self.init_noise_sigma = float(1 / self.process.schedule(1.0)[0]) if sigma_data is not None else 1.0
 
     @property
     def step_index(self) -> int | None:
-        """Index of the next step, ``None`` before the first."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """Index of the first step, if the pipeline has set it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -171,25 +157,22 @@ class GASScheduler(SavedScheduler):
 
         Args:
             num_inference_steps: network evaluations N.
-            device: of ``self.timesteps``.
-            timesteps: the pipeline's own times, used as ``schedule`` in the config says.
-            sigmas: the pipeline's own levels; likewise. With both, ``timesteps`` are the times of a flow's network.
+            timesteps, sigmas: the pipeline's own times or levels, used as ``schedule`` in the config says. With both,
+                ``timesteps`` are the times of a flow's network.
             mu: a flow's, for this resolution, as pipelines compute it.
 
         Raises:
             ValueError: when no number of steps is given, two things disagree on it, or there is no table for it and
                 ``missing_nfe="error"``.
         """
-        self._plan, notes = self._planner.plan(num_inference_steps, timesteps, sigmas, mu)
-        for note in notes:
-            self._warn(note)
+        self._plan = self._planner.plan(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = self._plan.table.nfe
         self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
         self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
-        self._network_times = NetworkTimes(self.process)
+        self._clock = self.process
         if timesteps is not None and sigmas is not None:
-            self._network_times = NetworkTimes(self.process, timesteps, sigmas, self._shift or 1.0)
+            self._clock = UnshiftedTimes(timesteps, sigmas, self._shift or 1.0, self.process.steps)
         self._set_times(self._plan.t, device)
         self.init_noise_sigma = self._plan.scale
 
@@ -214,7 +197,7 @@ class GASScheduler(SavedScheduler):
         per_token_timesteps: Tensor | None = None,
         pred_original_sample: Tensor | None = None,
     ) -> GASSchedulerOutput | tuple[Tensor, Tensor]:
-        """Run the next row of the table.
+        """Run the next row of the table; return the next state and the prediction of the clean sample.
 
         Args:
             model_output: of the network, guided.
@@ -222,14 +205,10 @@ class GASScheduler(SavedScheduler):
                 the last step returned, to warn if it is the time of another step.
             sample: the state at which the network was evaluated, ``(B, *)``.
             eta, use_clipped_model_output, generator, variance_noise: for samplers that add noise; no table does.
-            return_dict: return an object with names instead of a tuple.
             per_token_timesteps: ``(B, L)`` of a flow's tokens ``(B, L, C)``: this step's timestep, or 0 for tokens that
                 condition the others and stay unchanged. ``model_output`` is then the negative velocity, as in
                 diffusers.
             pred_original_sample: refused: pipelines that pass it take a step back for it.
-
-        Returns:
-            The next state and the prediction of the clean sample.
 
         Raises:
             ValueError: before :meth:`set_timesteps`; when sample or output are not of the shape of the run's first; or
@@ -247,11 +226,12 @@ class GASScheduler(SavedScheduler):
             self._check_run(n, timestep, sample)
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half is a learned variance
-        moving = None if per_token_timesteps is None else self._moving_tokens(n, per_token_timesteps)
-        if moving is not None:
-            model_output = -model_output
-        state, x0 = self._run.step(model_output, sample)  # type: ignore[union-attr]
-        if moving is not None:
+        run: Run = self._run  # type: ignore[assignment]
+        if per_token_timesteps is None:
+            state, x0 = run.step(model_output, sample)
+        else:
+            moving = self._moving_tokens(n, per_token_timesteps)
+            state, x0 = run.step(-model_output, sample)
             state = torch.where(moving, state, sample)
         self._step_index = n + 1
         self._returned = state if n + 1 < len(self._times) else None
@@ -279,7 +259,6 @@ class GASScheduler(SavedScheduler):
         return a * original_samples + s * noise
 
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return :meth:`add_noise`, with the name and the order of arguments of flow pipelines."""
         if noise is None:
             raise UserError("noise must be a tensor of the shape of sample, got None")
         return self.add_noise(sample, noise, torch.as_tensor(timestep))
@@ -288,12 +267,10 @@ class GASScheduler(SavedScheduler):
         """Start a run: from the first row, or as the base solver from the middle."""
         if self._plan is None:
             raise UserError("call set_timesteps(num_inference_steps) before step")
-        begin = self._begin_index if self._step_index is None else None
+        begin, plan = self._begin_index if self._step_index is None else None, self._plan
         n = self._index(timestep) if begin is None else begin
-        plan = self._plan
         if n:
-            plan, note = self._planner.from_the_middle(plan, n)
-            self._warn(note)
+            plan = self._planner.from_the_middle(plan, n)
         self._check_use(sample)
         if eta:
             self._warn(f"eta={eta:g} has no effect: a table adds no noise")
@@ -302,29 +279,35 @@ class GASScheduler(SavedScheduler):
 
     def _check_use(self, sample: Tensor) -> None:
         """Warn, or refuse, when the solver was made for another pipeline or use; once for each use."""
-        guidance, shape = self.config["guidance_scale"], sample.shape[1:]
-        if self.artefact is not None and self.artefact.document.model is not None:
+        guidance, shape, artefact = self.config["guidance_scale"], sample.shape[1:], self.artefact
+        if artefact is not None and artefact.document.model is not None:
             # A table without a model does not record the guidance that it was learned at.
             called = guidance_of_call(self)
             guidance = guidance if called is None else called
         use = (shape, sample.dtype, self._shift, self.num_inference_steps, guidance)
         if use in self._checked_uses:
             return
-        wrong = misfits(self.artefact, self.process, guidance=guidance, shift=self._shift, sample_shape=shape)
-        if wrong and self.artefact is not None:
-            text = f"{self.artefact.source} was made for another model or use: {'; '.join(wrong)}"
-            if self.config["strict"]:
-                raise UserError(text)
-            self._warn(text)
+        if artefact is not None:
+            facts: dict[str, Any] = {"shift": self._shift, "sample_shape": shape}
+            if self._shift is None:  # no flow
+                del facts["shift"]
+            if (artefact.document.model or {}).get("prediction") in PREDICTIONS:
+                facts = {"prediction": self.process.prediction, **facts}
+            # An EDM network takes noise levels, so any VP schedule of times fits.
+            schedule = None if self.process.kind == "edm" else self.process.schedule
+            if wrong := differences(artefact.document, facts, schedule, guidance, user="this pipeline"):
+                text = f"{artefact.source} was made for another model or use: {'; '.join(wrong)}"
+                if self.config["strict"]:
+                    raise UserError(text)
+                self._warn(text)
         self._checked_uses.add(use)
         self._check_rounding(sample.dtype)
 
     def _check_rounding(self, dtype: torch.dtype) -> None:
         """Warn when times cast to the pipeline's dtype are not those of the table."""
-        narrow = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(dtype)
-        if narrow is None or self._policy.timestep_dtype == narrow:
+        narrow, times = str(dtype).removeprefix("torch."), self._rounded_times
+        if dtype.itemsize != 2 or self.config["timestep_dtype"] == narrow:
             return
-        times = self._rounded_times
         errors = (times.to(dtype).to(torch.float64) - times).abs()
         if bool(errors.max() > 0):
             n = int(errors.argmax())
@@ -347,19 +330,20 @@ class GASScheduler(SavedScheduler):
             )
 
     def _index(self, timestep: float | Tensor | None) -> int:
-        """The step with the nearest network time."""
         time = torch.as_tensor(timestep).detach().to("cpu", torch.float64)
         return int((self._rounded_times - time).abs().argmin())
 
     def _time(self, network_time: Tensor) -> Tensor:
         """The time of a network's time; exactly that of a step, if it is one's."""
         match = (self._rounded_times == network_time).nonzero()
-        return self._times[match[0, 0]] if len(match) else self._network_times.inverse(network_time)
+        return self._times[match[0, 0]] if len(match) else self._clock.time(network_time)
 
     def _set_times(self, t: Tensor, device: str | torch.device | None) -> None:
         """Set the public ``timesteps``, network times ``(N,)``, and ``sigmas``, N levels and that of data."""
         self._times = t
-        times = self._network_times.at(t).to(getattr(torch, self._policy.timestep_dtype)).to(torch.float32)
+        times = (
+            self._clock.network_time(t).to(getattr(torch, self.config["timestep_dtype"])).to(torch.float32)
+        )
         self._rounded_times = times.to(torch.float64)
         self.timesteps = times.to(device)
         a, s = self.process.signal_and_noise(t)
@@ -368,7 +352,6 @@ class GASScheduler(SavedScheduler):
         self.sigmas = torch.cat([level, last]).to(torch.float32)
 
     def _warn(self, text: str) -> None:
-        """Give each warning once."""
         if text not in self._warnings:
             self._warnings.add(text)
             warnings.warn(text, stacklevel=3)

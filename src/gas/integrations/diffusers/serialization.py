@@ -12,24 +12,20 @@ from typing import Any, cast
 
 import torch
 
-from gas.errors import UserError
-from gas.integrations.diffusers.model_card import may_overwrite, model_card, push
+from gas.errors import UserError, requires
+from gas.integrations.diffusers.model_card import may_overwrite, model_card
 from gas.io import CHECKSUM, read_json, verify_checksum, write_bytes, write_text
-from gas.pipelines.process import PREDICTIONS, Process
-from gas.pipelines.scheduler_config import DEFAULTS, config_of, model_keys, translate
+from gas.pipelines.process import PREDICTIONS, Process, alpha_ratios
+from gas.pipelines.scheduler_config import DEFAULTS, config_of, model_keys
 from gas.schedule import Flow, VPDiscrete
 from gas.solver_file import Artefact, load, parse_document, save
 
 __all__ = ["SavedScheduler", "SchedulerMixin", "SolverFile", "solver_file"]
 
-try:
+with requires("diffusers", "gas.GASScheduler needs diffusers"):
     from diffusers.configuration_utils import ConfigMixin
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
     from diffusers.utils.import_utils import DummyObject
-except Exception as error:  # a broken torchvision raises RuntimeError
-    raise ImportError(
-        f"gas.GASScheduler needs diffusers ({type(error).__name__}: {error}): pip install 'gas-solver[diffusers]'"
-    ) from error
 
 CONFIG = "scheduler_config.json"
 SOLVER = "solver.json"
@@ -37,24 +33,6 @@ SOLVER = "solver.json"
 # Arguments of from_pretrained that locate a file on the hub: for the solver file, and all.
 _HUB_FILE = {"cache_dir", "force_download", "local_files_only", "revision", "token"}
 _HUB = _HUB_FILE | {"local_dir", "mirror", "proxies"}
-
-# Members beyond the scheduler contract that some pipelines use, and the class that has each.
-_INTERNALS = {
-    "_get_conditioning_c_in": "EDMEulerScheduler",
-    "_get_variance": "DDIMScheduler",
-    "_init_step_index": "DPMSolverMultistepScheduler",
-    "_is_ode_scheduler": "DDIMParallelScheduler",
-    "_sigma_to_alpha_sigma_t": "DPMSolverMultistepScheduler",
-    "batch_step_no_noise": "DDIMParallelScheduler",
-    "convert_model_output": "DPMSolverMultistepScheduler",
-    "dpm_solver_first_order_update": "DPMSolverMultistepScheduler",
-    "final_alpha_cumprod": "DDIMScheduler",
-    "last_sample": "UniPCMultistepScheduler",
-    "lower_order_nums": "DPMSolverMultistepScheduler",
-    "model_outputs": "UniPCMultistepScheduler",
-    "ori_start_sigmas": "HeliosScheduler",
-    "undo_step": "RePaintScheduler",
-}
 
 # Arguments that no other scheduler has.
 _OUR_ARGUMENTS = {"base", "guidance_scale", "missing_nfe", "schedule", "solver", "strict", "timestep_dtype"}
@@ -91,7 +69,6 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             config: ``pipe.scheduler.config``, or the scheduler itself, whose class is then known for sure.
-            return_unused_kwargs: as elsewhere in diffusers.
             **kwargs: any argument of the class, above all ``solver``.
 
         Raises:
@@ -110,8 +87,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "or the folder that has both to from_pretrained"
             )
         # With the model that the config's class implies. The next scheduler must see only the explicit keys.
-        ours = {key: value for key, value in model_keys(translate(config)).items() if key in arguments}
-        ours |= {key: value for key, value in explicit.items() if key in arguments}
+        ours = {key: value for key, value in (model_keys(config) | explicit).items() if key in arguments}
         loaded: Any = super().from_config(ours, return_unused_kwargs, **kwargs)
         scheduler = loaded[0] if return_unused_kwargs else loaded
         passed_on = {key: value for key, value in explicit.items() if key not in arguments}
@@ -127,15 +103,11 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return (scheduler, loaded[1] | passed_on) if return_unused_kwargs else scheduler
 
     def __getattr__(self, name: str) -> Any:
-        """Explain an AttributeError of a pipeline that uses a member of another scheduler class."""
         try:
             return super().__getattr__(name)
         except AttributeError as error:
-            if name not in _INTERNALS:
-                raise
             raise AttributeError(
-                f"{error}: this pipeline works with the inside of {_INTERNALS[name]}, "
-                "keep that scheduler in it"
+                f"{error}: a pipeline that uses it needs the scheduler that it came with"
             ) from None
 
     @classmethod
@@ -144,27 +116,19 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return [cls for cls in super()._get_compatibles() if not isinstance(cls, DummyObject)]
 
     def register_to_config(self, **kwargs: Any) -> None:
-        """Set keys of the config.
-
-        The config names its class from the start, so that another scheduler drops our own keys without a warning. The
-        list of defaults is sorted, so that equal configs compare equal.
-        """
-        if DEFAULTS in kwargs:
+        if DEFAULTS in kwargs:  # a set: sorted, equal configs compare equal
             kwargs[DEFAULTS] = sorted(kwargs[DEFAULTS])
         if not hasattr(self, "_internal_dict"):
+            # Named from the start, so that another scheduler drops our own keys without a warning.
             kwargs["_class_name"] = type(self).__name__
         super().register_to_config(**kwargs)  # type: ignore[no-untyped-call]
 
     def to_json_string(self) -> str:
-        """Return the text of ``scheduler_config.json``.
-
-        After a conversion from another scheduler's config, it also lists the keys that were left at their defaults:
-        the next scheduler then takes its own.
-        """
         text: str = super().to_json_string()
         defaults = self.config.get(DEFAULTS)
         if not self._is_converted or not defaults:
             return text
+        # The scheduler that is made of a converted config takes its own defaults for these.
         return json.dumps(json.loads(text) | {DEFAULTS: defaults}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -177,13 +141,11 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """Load a scheduler's folder, a solver file (``.json``), or a repository on the hub.
 
-        A folder or repository without ``scheduler_config.json`` needs a solver file (``solver.json``; in a folder the
-        only one, whatever its name) that names its model.
+        Without ``scheduler_config.json`` it needs a solver file, ``solver.json`` or the only one, that names its model.
 
         Args:
             pretrained_model_name_or_path: the folder, file or repository.
             subfolder: of a pipeline's folder, usually ``"scheduler"``.
-            return_unused_kwargs: as elsewhere in diffusers.
             **kwargs: any argument of the class, to replace a saved one; or to locate the repository's files.
 
         Raises:
@@ -206,9 +168,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if "solver" not in kwargs and _names_file(config):
                 solver = _download_solver(str(path), subfolder, **location)
                 if solver is None:
-                    raise FileNotFoundError(
-                        f"{CONFIG} of {path} names {SOLVER}, which is not there: pass solver=..."
-                    )
+                    raise FileNotFoundError(f"{CONFIG} of {path} names a missing {SOLVER}: pass solver=...")
                 config |= {"solver": solver_file(solver)}
         arguments = {key: value for key, value in kwargs.items() if key not in _HUB}
         return cls.from_config(config, return_unused_kwargs, **arguments)
@@ -222,7 +182,7 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.artefact is not None:
             self.artefact.write(folder / SOLVER)
         if push_to_hub:
-            push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     def save_pretrained(
         self,
@@ -258,7 +218,8 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
             write_text(folder / "README.md", card)
         if push_to_hub:
-            push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+            kwargs = {"repo_id": folder.name, **kwargs}
+            self.push_to_hub(**kwargs, base_model=base_model, picture=picture)
 
     def push_to_hub(
         self,
@@ -276,42 +237,45 @@ class SavedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> str:
         """Upload the files of :meth:`save_pretrained`; return the URL of the commit.
 
-        Args:
-            repo_id: ``owner/name``; created if missing.
-            commit_message, private, token, create_pr, subfolder: as elsewhere in diffusers.
-            safe_serialization, variant: for weights, which a scheduler has not.
-            base_model: name of the solver's model.
-            picture: a picture file to show in the card.
+        Arguments are those of diffusers; ``safe_serialization`` and ``variant`` are for weights alone.
 
         Raises:
             ConnectionError: when the hub cannot be reached or refuses.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        import huggingface_hub
+
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             self.save_pretrained(folder, base_model=base_model, picture=picture, repo_id=repo_id)
-            return push(
-                Path(folder),
-                repo_id,
-                commit_message=commit_message,
-                private=private,
-                token=token,
-                create_pr=create_pr,
-                subfolder=subfolder,
-            )
+            try:
+                repo = huggingface_hub.create_repo(
+                    repo_id, private=private, token=token, exist_ok=True
+                ).repo_id
+                commit = huggingface_hub.upload_folder(
+                    repo_id=repo,
+                    folder_path=folder,
+                    token=token,
+                    commit_message=commit_message or "Upload scheduler",
+                    create_pr=create_pr,
+                    path_in_repo=subfolder,
+                )
+            except Exception as error:  # of requests, httpx or the hub, by its version
+                reason = str(error).partition("\n")[0]
+                raise ConnectionError(
+                    f"could not push to {repo_id} ({type(error).__name__}: {reason}): "
+                    "log in with `hf auth login`, or save_pretrained to a folder and upload it later"
+                ) from error
+        return str(commit)
 
 
 # --- local files ----------------------------------------------------------------------------------------
 
 
 def _local_config(path: str | os.PathLike[str], subfolder: str | None) -> dict[str, Any] | None:
-    """The config of a scheduler's or solver's folder or file, or ``None`` for what may be a name on the hub.
-
-    Raises:
-        FileNotFoundError: for a path to nothing, or a folder without its file.
-        ValueError: when a file is damaged or incompletely downloaded, or a solver file does not name its model.
-    """
+    """The config of a scheduler's or solver's folder or file, or ``None`` for what may be a name on the hub."""
     file = Path(path)
     if file.is_dir():
-        file = _file_in(file, subfolder)
+        file = _file_in(file, file if subfolder is None else file / subfolder)
     elif not file.is_file():
         if file.suffix or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
             raise FileNotFoundError(f"there is no solver file or folder {path}")
@@ -319,9 +283,7 @@ def _local_config(path: str | os.PathLike[str], subfolder: str | None) -> dict[s
     try:
         content = read_json(file, finite=False)
     except ValueError as error:
-        raise UserError(
-            f"{file} is not valid JSON ({error}): a download that was cut off is mended by downloading again"
-        ) from error
+        raise UserError(f"{file} is not valid JSON ({error}): try downloading again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, not a scheduler's config or a solver")
     if content.get("format") == "gas-solver":
@@ -332,10 +294,9 @@ def _local_config(path: str | os.PathLike[str], subfolder: str | None) -> dict[s
     return content
 
 
-def _file_in(folder: Path, subfolder: str | None) -> Path:
-    """The config or solver file of a folder; otherwise its only solver file of another name."""
-    folders = [folder] if subfolder is None else [folder / subfolder, folder]
-    for file in (each / name for each in folders for name in (CONFIG, SOLVER)):
+def _file_in(folder: Path, first: Path) -> Path:
+    """The config or solver file of a folder, in its subfolder ``first`` before others; else its only solver file."""
+    for file in (each / name for each in (first, folder) for name in (CONFIG, SOLVER)):
         if file.is_file():
             return file
     solvers = [file for file in sorted(folder.glob("*.json")) if _is_solver(file)]
@@ -388,9 +349,8 @@ class SolverFile(str):
 def solver_file(solver: Any) -> SolverFile:
     """Return the entry of a scheduler's config for a solver.
 
-    Args:
-        solver: a path to a solver file, the content of one, an artefact, or what :func:`gas.save` takes: a table, a
-            solver module, or several of different NFE.
+    It is a path to a solver file, the content of one, an artefact, or what :func:`gas.save` takes: a table, a solver
+    module, or several of different NFE.
 
     Raises:
         ValueError: for anything else, or a damaged file.
@@ -416,23 +376,16 @@ def _names_file(config: Mapping[str, Any]) -> bool:
 
 
 def _config_of_solver(artefact: Artefact) -> dict[str, Any]:
-    """The config of a scheduler for the model that a solver file names.
-
-    Raises:
-        ValueError: when the file does not say enough of its model.
-    """
     schedule, model = artefact.schedule, artefact.document.model or {}
     config: dict[str, Any] = {"_class_name": "GASScheduler", "solver": solver_file(artefact)}
     if isinstance(schedule, Flow):
         shift = {"shift": float(model["shift"])} if model.get("shift") is not None else {}
         return {**config, **shift, "prediction_type": "flow_prediction"}
     if isinstance(schedule, VPDiscrete) and model.get("prediction") in PREDICTIONS and not _is_edm(schedule):
-        alphas = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
-        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
         return {
             **config,
             "prediction_type": model["prediction"],
-            "trained_betas": (1 - alphas / before).tolist(),
+            "trained_betas": (1 - alpha_ratios(schedule)).tolist(),
             "num_train_timesteps": schedule.steps,
         }
     raise UserError(
