@@ -16,8 +16,8 @@ import torch
 
 _COMMON = """
 import sys
-from gas.official.teacher_set import import_pairs, read_teacher_set
-from gas.official.unpickle import read_pickle
+from gas.paper.teacher_set import import_pairs, read_teacher_set
+from gas.unpickle.loading import read_pickle
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 before = peak()
 data = {data}

@@ -5,6 +5,7 @@ A block runs after the earlier ones of its page, in an empty folder, with the na
 """
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -186,6 +187,31 @@ def test_every_path_that_text_names_works_after_import_gas():
     assert len(paths) > 80
     assert [path for path in sorted(paths) if not published(path)] == []
     assert not published("gas.classical.dpmpp.dpmpp")
+
+
+# An import in a program that a string holds.
+IMPORT = re.compile(r"^from (gas[\w.]*) import (\w+(?:, \w+)*)$", re.MULTILINE)
+
+
+def imported():
+    """Every name of the library that a script of the repository imports, also in programs that its strings hold."""
+    for path in [
+        p for folder in ("benchmarks", "docs", "examples", "tools") for p in ROOT.glob(f"{folder}/**/*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gas":
+                yield from ((path, node.module, alias.name) for alias in node.names)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for module, names in IMPORT.findall(node.value):
+                    yield from ((path, module, name) for name in names.split(", "))
+
+
+def test_what_scripts_import_exists():
+    pytest.importorskip("diffusers")
+    names = list(imported())
+    assert len(names) > 50
+    for path, module, name in names:
+        assert hasattr(importlib.import_module(module), name), f"{path.name}: no {name} in {module}"
 
 
 def command_lines():
