@@ -333,3 +333,12 @@ def test_complex_tensors_are_refused(tmp_path):
     save_file({"mean": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
     with pytest.raises(gas.UserError, match=r"'mean' .*not a tensor of a known type"):
         io.read_safetensors(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_becomes_a_pipe_as_it_is_opened_is_refused_without_waiting(tmp_path, monkeypatch):
+    path, regular = tmp_path / "x.json", os.stat(__file__)
+    os.mkfifo(path)
+    monkeypatch.setattr("gas.io.os.stat", lambda *args, **more: regular)
+    monkeypatch.setattr("gas.io.os.path.exists", lambda path: True)
+    with pytest.raises(ValueError, match="is a named pipe, not a file"):
+        io.open_regular(path)

@@ -109,20 +109,29 @@ def write_text(path: str | Path, text: str, *, new: bool = False) -> Path:
 
 
 def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
-    """Open a regular file of at most ``max_bytes`` for reading; a pipe, socket, device or folder is refused."""
+    """Open a regular file of at most ``max_bytes`` without ever blocking; a pipe, socket, device or folder is refused."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such file: {path}")
-    mode = os.stat(path).st_mode
+    _require_regular(path, os.stat(path).st_mode)
+    # Non-blocking, in case the file is replaced by a pipe in between.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(handle)
+        _require_regular(path, status.st_mode)
+        size = status.st_size
+        if max_bytes is not None and size > max_bytes:
+            raise UserError(f"it has {size:,} bytes, more than the {max_bytes:,} that such a file may have")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _require_regular(path: str | Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kinds = {"a folder": stat.S_ISDIR, "a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
         kind = next((name for name, test in kinds.items() if test(mode)), "a device")
         raise UserError(f"{path} is {kind}, not a file")
-    file = open(path, "rb")  # noqa: SIM115  # the caller closes it
-    size = os.fstat(file.fileno()).st_size
-    if max_bytes is not None and size > max_bytes:
-        file.close()
-        raise UserError(f"it has {size:,} bytes, more than the {max_bytes:,} that such a file may have")
-    return file
 
 
 def read_bytes(path: str | Path, max_bytes: int) -> bytes:
