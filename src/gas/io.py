@@ -109,7 +109,7 @@ def write_text(path: str | Path, text: str, *, new: bool = False) -> Path:
 
 
 def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
-    """Open a regular file of at most ``max_bytes`` without ever blocking; a pipe, socket, device or folder is refused."""
+    """Open a regular file of at most ``max_bytes``, never blocking; a pipe, socket, device or folder is refused."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such file: {path}")
     _require_regular(path, os.stat(path).st_mode)
