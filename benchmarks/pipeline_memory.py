@@ -1,8 +1,8 @@
 """Peak memory of pairs and training beside a pipeline's own call: ``python benchmarks/pipeline_memory.py --help``.
 
 Saves a class-conditional DiT pipeline of random weights and runs, each in a process of its own: one call of the
-pipeline itself, ``gas pairs``, and ``gas train`` with Gauss-Newton, on batches of the same size. Weights have to be larger
-than this process, from whose peak a child's counts. Needs diffusers.
+pipeline itself, ``gas pairs``, and ``gas train`` with Gauss-Newton, on batches of the same size. Weights have
+to be larger than this process, from whose peak a child's counts. Needs diffusers.
 """
 
 import argparse

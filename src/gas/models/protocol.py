@@ -125,6 +125,10 @@ def decode_all(model: Model, samples: Sequence[Tensor]) -> Tensor:
         return torch.cat([decode(x.to(model.device)).to("cpu", torch.float16) for x in samples])
 
 
+# Weights hashed at once: 2 MB beside a network that may just fit.
+_HASHED = 1 << 20
+
+
 def weights_hash(network: nn.Module) -> str:
     """Return the SHA-256 of a network's state, names, shapes and values as float16: what identifies a model.
 
@@ -136,7 +140,8 @@ def weights_hash(network: nn.Module) -> str:
             shape = tuple(part.shape) if isinstance(part, Tensor) else part
             digest.update(f"{name} {shape} ".encode())
             if isinstance(part, Tensor):
-                digest.update(part.detach().cpu().half().contiguous().numpy().tobytes())
+                for chunk in part.detach().flatten().split(_HASHED):
+                    digest.update(chunk.cpu().half().numpy())
     return digest.hexdigest()
 
 
