@@ -10,8 +10,20 @@ from typing import Any
 
 from gas.errors import UserError
 
-__all__ = ["MAX_BATCH", "MAX_ITERATIONS", "MAX_NFE", "MAX_ORDER_SEED", "MAX_SEED", "MAX_SEEDS", "MAX_SIZE"]
-__all__ += ["choice", "integer", "number", "of_type", "shape"]
+__all__ = [
+    "MAX_BATCH",
+    "MAX_ITERATIONS",
+    "MAX_NFE",
+    "MAX_ORDER_SEED",
+    "MAX_SEED",
+    "MAX_SEEDS",
+    "MAX_SIZE",
+    "choice",
+    "integer",
+    "number",
+    "of_type",
+    "shape",
+]
 
 # Most networks are trained on 1,000 steps; a table of them has 2 million numbers and takes 3 s to build.
 MAX_NFE = 1000

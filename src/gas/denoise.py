@@ -13,9 +13,23 @@ from gas.arguments import number
 from gas.errors import UserError
 from gas.schedule import Schedule, VPDiscrete
 
-__all__ = ["BranchedDenoiser", "ClassifierFreeGuidance", "ConditionalDenoiser", "Denoiser", "DiscreteTime"]
-__all__ += ["DynamicThreshold", "EDMDenoiser", "FlowDenoiser", "NoiseDenoiser", "StaticThreshold"]
-__all__ += ["VelocityDenoiser", "branches_of", "call_preserving", "is_recorded", "select_branches"]
+__all__ = [
+    "BranchedDenoiser",
+    "ClassifierFreeGuidance",
+    "ConditionalDenoiser",
+    "Denoiser",
+    "DiscreteTime",
+    "DynamicThreshold",
+    "EDMDenoiser",
+    "FlowDenoiser",
+    "NoiseDenoiser",
+    "StaticThreshold",
+    "VelocityDenoiser",
+    "branches_of",
+    "call_preserving",
+    "is_recorded",
+    "select_branches",
+]
 
 
 class Denoiser(Protocol):

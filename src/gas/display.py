@@ -9,8 +9,16 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["brief", "csv_cell", "error_text", "markdown", "markdown_table", "plain", "quoted_string"]
-__all__ += ["significant"]
+__all__ = [
+    "brief",
+    "csv_cell",
+    "error_text",
+    "markdown",
+    "markdown_table",
+    "plain",
+    "quoted_string",
+    "significant",
+]
 
 # First characters of a cell that make a spreadsheet compute it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -15,8 +15,20 @@ from gas.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["all_gather", "all_reduce_sum", "broadcast", "is_first", "launched", "local_device", "map_sharded"]
-__all__ += ["process_group", "rank", "shard_slices", "silence_other_ranks", "world_size"]
+__all__ = [
+    "all_gather",
+    "all_reduce_sum",
+    "broadcast",
+    "is_first",
+    "launched",
+    "local_device",
+    "map_sharded",
+    "process_group",
+    "rank",
+    "shard_slices",
+    "silence_other_ranks",
+    "world_size",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")

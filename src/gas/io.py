@@ -121,10 +121,10 @@ def open_regular(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
         size = status.st_size
         if max_bytes is not None and size > max_bytes:
             raise UserError(f"it has {size:,} bytes, more than the {max_bytes:,} that such a file may have")
-        return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    return os.fdopen(handle, "rb")
 
 
 def _require_regular(path: str | Path, mode: int) -> None:

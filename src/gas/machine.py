@@ -76,8 +76,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     except OSError:  # not Linux
         return
     mount = root / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         bases = [] if controllers else [mount, mount / "unified"]
         if controller in controllers.split(","):
             # One name is a link to the other where two controllers share a mount.

@@ -15,8 +15,17 @@ from torch.nn.functional import softplus
 from gas.display import brief
 from gas.errors import UserError
 
-__all__ = ["EDMasVP", "Flow", "Schedule", "VPDiscrete", "VPLinear", "check_t_end", "earliest_time"]
-__all__ += ["same_schedule", "schedule_from_config"]
+__all__ = [
+    "EDMasVP",
+    "Flow",
+    "Schedule",
+    "VPDiscrete",
+    "VPLinear",
+    "check_t_end",
+    "earliest_time",
+    "same_schedule",
+    "schedule_from_config",
+]
 
 Time = Tensor | float
 

@@ -17,5 +17,19 @@ from gas.cli import (
 )
 from gas.cli.app import app, main
 
-__all__ = ["app", "compare", "demo", "evaluate", "export", "inspect", "main", "pairs", "paper", "plan"]
-__all__ += ["sample", "statistics", "train", "zoo"]
+__all__ = [
+    "app",
+    "compare",
+    "demo",
+    "evaluate",
+    "export",
+    "inspect",
+    "main",
+    "pairs",
+    "paper",
+    "plan",
+    "sample",
+    "statistics",
+    "train",
+    "zoo",
+]

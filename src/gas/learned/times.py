@@ -12,8 +12,15 @@ from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
 from gas.table import Row, Table
 
-__all__ = ["Numbers", "TimedSolver", "logits_of_times", "set_parameters", "shifted_times", "times_of_logits"]
-__all__ += ["unfold_shifts"]
+__all__ = [
+    "Numbers",
+    "TimedSolver",
+    "logits_of_times",
+    "set_parameters",
+    "shifted_times",
+    "times_of_logits",
+    "unfold_shifts",
+]
 
 Numbers = Sequence[float] | Tensor
 

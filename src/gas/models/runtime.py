@@ -24,8 +24,6 @@ __all__ = [
     "CudaGraphs",
     "PreciseModel",
     "WrappedModel",
-]
-__all__ += [
     "allow_tf32",
     "ending_at",
     "full_precision",

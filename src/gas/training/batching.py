@@ -43,11 +43,11 @@ def sum_shares(parameters: Iterable[nn.Parameter], values: Tensor) -> Tensor:
     """
     if distributed.world_size() == 1:
         return values
-    learned = [parameter for parameter in parameters if parameter.grad is not None]
-    parts = [values, *(parameter.grad for parameter in learned)]
+    gradients = {p: p.grad for p in parameters if p.grad is not None}
+    parts = [values, *gradients.values()]
     flat = distributed.all_reduce_sum(torch.cat([part.cpu().double().flatten() for part in parts]))
-    values, *gradients = flat.split([part.numel() for part in parts])
-    for parameter, gradient in zip(learned, gradients, strict=True):
+    values, *summed = flat.split([part.numel() for part in parts])
+    for parameter, gradient in zip(gradients, summed, strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter)
     return values
 
