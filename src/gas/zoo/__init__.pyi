@@ -1,8 +1,10 @@
 from . import (
     data as data,
     latent as latent,
+    loading as loading,
     model as model,
     networks as networks,
     weights_file as weights_file,
 )
-from .model import ZooModel as ZooModel, card as card, load as load, names as names, pipeline as pipeline
+from .loading import card as card, load as load, names as names, pipeline as pipeline
+from .model import ZooModel as ZooModel

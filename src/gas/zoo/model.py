@@ -1,4 +1,4 @@
-"""The shipped models by name: their cards, the models, and the diffusers pipelines."""
+"""Models of images, as their safetensors files hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,73 +19,13 @@ from gas.io import is_integer_list, strip_prefix
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import bind_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
-from gas.registry import named
 from gas.schedule import EDMasVP
 from gas.zoo.networks import Classifier, EDMUNet
-from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weights
+from gas.zoo.weights_file import build, damaged, read_weights
 
-if TYPE_CHECKING:
-    from gas.pipelines.model import PipelineModel
+__all__ = ["ZooModel", "read_model"]
 
-__all__ = ["ZooModel", "card", "load", "names", "pipeline", "read_model"]
-
-_COMPONENTS = {"mnist-autoencoder"}  # files that are not models by themselves
 _MAX_SAMPLE = 1 << 22  # entries of a sample; the zoo's samples have at most 1,024
-
-
-def names() -> list[str]:
-    """Return the names of the shipped models."""
-    return sorted({path.stem for path in WEIGHTS.glob("*.safetensors")} - _COMPONENTS)
-
-
-def card(name: str | Path) -> dict[str, Any]:
-    """Return a model's card: its training and its measured quality."""
-    return read_card(_path(name))
-
-
-def load(name: str | Path) -> ZooModel | PipelineModel:
-    """Load a shipped model by name, or another one by the path of its safetensors file.
-
-    Latent models are diffusers pipelines (:func:`pipeline`). Their labels are the digits' names, and the classifier of
-    ``mnist`` measures their decoded samples.
-
-    Raises:
-        ValueError: for an unknown name (with the nearest known one), or a damaged file.
-        ModuleNotFoundError: for a latent model without diffusers.
-
-    >>> load("digits").sample_shape
-    (1, 8, 8)
-    """
-    path = _path(name)
-    if "pipeline" not in read_card(path):
-        return read_model(path)
-    from gas.zoo.latent import read_latent
-
-    return read_latent(path, read_model(WEIGHTS / "mnist.safetensors"))
-
-
-def pipeline(name: str | Path) -> Any:
-    """Return the diffusers pipeline of a latent model: ``pipeline("mnist-latent")("three", guidance_scale=2.0)``."""
-    path = _path(name)
-    if "pipeline" not in read_card(path):
-        known = ", ".join(n for n in names() if "pipeline" in card(n))
-        raise UserError(f"model {str(name)!r} is not a diffusers pipeline; those are: {known}")
-    from gas.zoo.latent import read_pipeline
-
-    return read_pipeline(path)
-
-
-def _path(name: str | Path) -> Path:
-    if str(name).endswith(".safetensors"):
-        return Path(name)
-    if name not in names():
-        if Path(name).is_dir() or str(name).count("/") == 1:
-            raise UserError(
-                f"model {str(name)[-80:]!r} is not in the zoo: for a folder or repository of diffusers use "
-                f"--model diffusers:{str(name)[-80:]}, in Python gas.pipelines.open_pipeline"
-            )
-        named("model", str(name), dict.fromkeys([*names(), "FILE.safetensors"]))
-    return WEIGHTS / f"{name}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
