@@ -183,7 +183,7 @@ LINES = {
     "paper pairs cifar10 --preset-weights {folder}": """
         --set batch=0; --nfe 4; --nfe 0; --objective x; --objective ''; --teacher ddim; --grid log_snr; --guidance 2
         --model digits; --out {text}; --prompts nowhere; --device meta; --precision x; --preset-weights nowhere
-        --cuda-graphs --set x=1; --seeds x; ; --batch 0; --call a=1; more
+        --cuda-graphs --set x=1; --seeds x; ; --batch 0; --call a=1; more; --shared --shard 0; --max-time x
     """,
     "paper pairs": "; x; coco; PRESET; --preset cifar10",
     "paper train cifar10 --preset-weights {folder}": """

@@ -35,7 +35,7 @@ from gas.training.ranking import best_classical
 from gas.training.trajectory_grid import gits
 from support.doubles import MIXTURE as MODEL, taught
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
 BUDGET = Budget(GaussNewton(iterations=4, batch=16, growth=1.0), rank=16, guides=16)
 

@@ -331,8 +331,8 @@ def test_published_references_are_read_and_nothing_in_them_runs(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "edm.npz").read_bytes()[:-30])
     np.savez(tmp_path / "images.npz", arr_0=images)
     for name, text in (
-        ("evil.npz", "not an .npz of plain arrays"),
-        ("cut.npz", "not an .npz of plain arrays"),
+        ("evil.npz", "is no .npz of plain arrays"),
+        ("cut.npz", "is no .npz of plain arrays"),
         ("images.npz", "no statistics mu and sigma"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -431,9 +431,9 @@ def test_weights_in_units_of_the_paired_loss_do_not_change_with_its_scale(pairs,
 
 def test_a_critic_may_take_several_steps_for_one_of_the_solver(pairs):
     class Recorder(DiscriminatorUpdates):
-        def update(self, fake, real, labels, turn=0):
+        def update(self, fake, real, labels, turn=0, share=1.0):
             seen.append((fake, real, turn))
-            super().update(fake, real, labels, turn)
+            super().update(fake, real, labels, turn, share)
 
     seen, critics = [], [Critic("slow", Logit()), Critic("fast", Logit(1), steps=3, learning_rate=1e-3)]
     for pairing in ("independent", "paired"):

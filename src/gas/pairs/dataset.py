@@ -219,9 +219,9 @@ def _finished_manifest(folder: Path, model: Model | None, student: bool, decoded
         expected = {**rest, **model_fingerprint(model), "shape": list(model.sample_shape)}
         expected["model"] = recipe["model"] if student else comparable(recipe["model"], expected["model"])
         if other := differences(recipe, expected):
-            advice = "" if student else ", whose student needs --student or student=True"
+            advice = "" if student else "; to learn for a copy of their model add --student (student=True)"
             raise UserError(
-                f"the pairs in {folder} were made with another model or schedule{advice} ({other})"
+                f"the pairs in {folder} were made with another model or schedule ({other}){advice}"
             )
     total, done = len(range(*recipe["seeds"])), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < total:
