@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zipfile
@@ -16,7 +17,15 @@ import numpy as np
 
 from gas.display import brief, error_text
 from gas.errors import UserError
-from gas.io import CHECKSUM, MAX_DIMENSIONS, MISMATCH, array_checksum, check_empty_shape, write_bytes
+from gas.io import (
+    CHECKSUM,
+    MAX_DIMENSIONS,
+    MISMATCH,
+    array_checksum,
+    check_empty_shape,
+    is_integer_list,
+    write_bytes,
+)
 
 __all__ = ["open_zip", "read_array", "verify_arrays", "write_arrays"]
 
@@ -82,21 +91,31 @@ def read_array(archive: zipfile.ZipFile, name: str, max_bytes: int | None = None
     """Read one array of numbers or text of an ``.npz``; ``None`` when it has no array of that name."""
     if f"{name}.npy" not in archive.namelist():
         return None
-    with archive.open(f"{name}.npy") as file:
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in headers:
+            raise UserError(f"array {name!r} is of version {version} of numpy's format")
         try:
-            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        except Exception as error:  # damaged headers fail in many ways
-            raise UserError(f"array {name!r} cannot be read: {error_text(error)}") from error
-        if file.read(1):  # reading to the end verifies the member's checksum
-            raise UserError(f"array {name!r} goes on after its last number")
-    if array.dtype.kind not in "biufUS" or array.ndim > MAX_DIMENSIONS:
-        raise UserError(
-            f"array {name!r} is no array of numbers: {brief(str(array.dtype))} of {brief(array.shape)}"
-        )
-    check_empty_shape(array.shape)
-    if max_bytes is not None and array.nbytes > max_bytes:
-        raise UserError(f"array {name!r} of shape {brief(array.shape)} is larger than {max_bytes:,} bytes")
-    return array
+            shape, fortran, dtype = headers[version](file)
+        except Exception as error:  # the tokenizer fails in many ways on text that is no literal
+            raise UserError(f"array {name!r} has no readable header: {error_text(error)}") from error
+        if dtype.kind not in "biufUS" or dtype.itemsize > 4096 or not is_integer_list(shape, MAX_DIMENSIONS):
+            raise UserError(f"array {name!r} is no array of numbers: {brief(str(dtype))} of {brief(shape)}")
+        check_empty_shape(shape)
+        count = math.prod(shape) * dtype.itemsize
+        if count != member.file_size - file.tell() or (max_bytes is not None and count > max_bytes):
+            raise UserError(
+                f"array {name!r} of shape {brief(shape)} has {member.file_size:,} bytes: damaged or too large"
+            )
+        data = np.empty(count, np.uint8)
+        rest = memoryview(data)  # type: ignore[arg-type]
+        while rest and (read := file.readinto(rest)):  # type: ignore[attr-defined]
+            rest = rest[read:]
+        if rest or file.read(1):  # reading to the end verifies the member's checksum
+            raise UserError(f"array {name!r} is cut short")
+    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gas.display import error_text
+from gas.display import brief, error_text
 
 __all__ = ["Diverged", "UserError", "explained", "requires"]
 
@@ -28,7 +28,7 @@ def requires(extra: str, purpose: str) -> Iterator[None]:
         yield
     except Exception as error:  # a broken installation raises anything
         raise ModuleNotFoundError(
-            f"{purpose} ({type(error).__name__}): pip install 'gas-solver[{extra}]'"
+            f"{purpose} ({type(error).__name__}: {brief(error_text(error), 90)}): pip install 'gas-solver[{extra}]'"
         ) from error
 
 

@@ -11,6 +11,7 @@ import gas
 from gas import zoo
 from gas.classical.registry import Classical
 from gas.cli.app import app
+from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
 from gas.models.custom import OwnModel
 from gas.models.runtime import (
@@ -355,3 +356,31 @@ def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
 
 def unlabelled(pairs):
     return gas.Pairs(pairs.seeds, pairs.noise, pairs.target, None, pairs.manifest)
+
+
+def test_a_network_that_a_format_would_not_change_is_refused():
+    class Plain(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    with pytest.raises(UserError, match="the network has none"):
+        quantize_layers(Plain(), "int4")
+    normed = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)))
+    with pytest.raises(UserError, match="layer 0 computes its weight"):
+        quantize_layers(normed, "int8")
+
+
+def test_a_layer_that_is_called_by_keyword_rounds_its_input_too():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    quantize_layers(layer, "int8")
+    x = torch.randn(4, 3)
+    assert torch.equal(layer(input=x), layer(x))
+
+
+def test_quantizing_under_a_wrapper_forgets_the_hash_of_the_weights_before():
+    model = gas.zoo.load("digits")
+    before = model.fingerprint()["sha256"]
+    student = precise(precise(model, "bf16"), quantize="int4")
+    assert student.fingerprint()["sha256"] != before
+    assert model.fingerprint()["sha256"] != before

@@ -7,7 +7,7 @@ import gas
 from gas.classical.registry import Classical
 from gas.models.custom import OwnModel
 from gas.models.runtime import precise
-from gas.pairs.dataset import read_pairs, teacher_of
+from gas.pairs.dataset import check_conditions, read_pairs, teacher_of
 from gas.pairs.fingerprint import PairsSpec
 from gas.pairs.teacher import teach, write_pairs
 from gas.solver_file import parse_document
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 def test_only_a_student_takes_the_pairs_of_another_model(folder):
     student = precise(own(), quantize="int8")
-    with pytest.raises(ValueError, match=r"whose student needs --student"):
+    with pytest.raises(ValueError, match=r"learn for a copy of it add --student"):
         read_pairs(folder, model=student)
     pairs = read_pairs(folder, model=student, student=True)
     assert teacher_of(pairs, student)["model"] == own().fingerprint()
@@ -112,3 +112,13 @@ def test_the_command_learns_for_a_student(tmp_path):
         "evaluate", *network, "--quantize", "int8", "--solver", tmp_path / "s.json", "--seeds", 4
     )
     assert "learned from samples of another model" in " ".join(told.stderr.split())
+
+
+def test_pairs_on_a_users_own_schedule_are_trained_on():
+    class Mine(gas.VPLinear):
+        def config(self):
+            return {"kind": "mine"}
+
+    model = gas.OwnModel(lambda x, t: x * (1 - t), Mine(), (2,), name="own")
+    table = gas.Classical("ddim", "log_snr", 3, model.t_end).table(model.schedule)
+    check_conditions(model, gas.pairs.teach(model, table, range(4)))

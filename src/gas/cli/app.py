@@ -237,6 +237,8 @@ def _time_limit(text: str) -> Iterator[None]:
     if not text:
         yield
         return
+    if not hasattr(signal, "SIGALRM"):
+        raise UserError("--max-time needs a Unix system: leave it out")
     before = signal.signal(signal.SIGALRM, _interrupt)
     signal.setitimer(signal.ITIMER_REAL, parse_duration(text))
     try:

@@ -121,14 +121,13 @@ def _distances(target: Target, suffix: str, others: str) -> dict[str, Measure]:
             f"Kernel distance to {others}", _at(f"{path}.kernel"), target=target, chance=kernel
         ),
     }
-    shares: dict[str, Better] = {
-        "Precision on": "larger",
-        "Recall of": "larger",
-        "Density on": "",
-        "Coverage of": "larger",
+    shares: dict[str, tuple[str, Better]] = {
+        "precision": ("Precision on", "larger"),
+        "recall": ("Recall of", "larger"),
+        "density": ("Density on", ""),
+        "coverage": ("Coverage of", "larger"),
     }
-    for title, better in shares.items():
-        name = title.split()[0].lower()
+    for name, (title, better) in shares.items():
         measures[name] = _share(f"{title} {others}", f"{path}.prdc.{name}", better, target)
     return {f"{name}{suffix}": measure for name, measure in measures.items()}
 

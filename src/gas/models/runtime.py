@@ -255,12 +255,15 @@ QUANTIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _round_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _round_input(
+    layer: nn.Module, inputs: tuple[Tensor, ...], named_inputs: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Round an input as a product of int8 does: each token of a linear layer, each sample of a convolution."""
-    x, *rest = inputs
+    x, *rest = inputs or (named_inputs["input"],)
     dims = (-1,) if isinstance(layer, nn.Linear) else tuple(range(1, x.ndim))
     rounded = _to_int8(x.detach(), dims)
-    return (rounded + (x - x.detach()), *rest)  # as if not rounded for gradients, which rounding has none of
+    x = rounded + (x - x.detach())  # as if not rounded for gradients, which rounding has none of
+    return ((x, *rest), named_inputs) if inputs else (inputs, {**named_inputs, "input": x})
 
 
 @torch.no_grad()
@@ -273,15 +276,21 @@ def quantize_layers(network: nn.Module, quantize: str) -> None:
             one for each token or sample, as in products of 8 bits; ``"int4"``, weights in NF4.
 
     Raises:
-        UserError: for another format.
+        UserError: for another format, a network without such layers, or a layer that computes its weight.
     """
-    rounded = named("quantize", quantize, QUANTIZATIONS)
-    for layer in network.modules():
-        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            continue
+    rounded, kinds = named("quantize", quantize, QUANTIZATIONS), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, kinds)}
+    if not layers:
+        raise UserError(
+            f"quantize={quantize!r} changes linear and convolution layers, and the network has none"
+        )
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise UserError(f"layer {name} computes its weight: remove its parametrization, then quantize")
+    for layer in layers.values():
         layer.weight.copy_(rounded(layer.weight.cpu()))
         if quantize == "int8" and _round_input not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_round_input)
+            layer.register_forward_pre_hook(_round_input, with_kwargs=True)
 
 
 # --- precision and compilation --------------------------------------------------------------------------
@@ -322,7 +331,7 @@ class PreciseModel(WrappedModel):
         model: the wrapped model.
         precision: a name of :data:`PRECISIONS`.
         compiled: compile the network by ``torch.compile``, in place; the first call of every shape is slow.
-        quantize: a format of :func:`quantize_layers`, in place: another model, with other weights.
+        quantize: the format that :func:`precise` has brought the network's weights to: another model.
     """
 
     precision: str = "float32"
@@ -337,11 +346,8 @@ class PreciseModel(WrappedModel):
                     f"model {self.model.name} has no torch module as network or weights to {verb}: "
                     f"{verb} your denoiser yourself"
                 )
-        network: Any = network_of(self.model)
-        if self.quantize is not None:
-            quantize_layers(network, self.quantize)
-            vars(self.model).pop("_sha256", None)  # of the weights before
         if self.compiled:
+            network: Any = network_of(self.model)
             network.compile()
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -357,9 +363,19 @@ class PreciseModel(WrappedModel):
 def precise(
     model: Model, precision: str = "float32", *, compiled: bool = False, quantize: str | None = None
 ) -> Model:
-    """Return the model at a precision, as :class:`PreciseModel`; the model itself when nothing changes."""
-    changed = (precision, compiled, quantize) != ("float32", False, None)
-    return PreciseModel(model, precision, compiled, quantize) if changed else model
+    """Return the model at a precision, as :class:`PreciseModel`; the model itself when nothing changes.
+
+    ``quantize``, a format of :func:`quantize_layers`, changes the network in place.
+    """
+    if (precision, compiled, quantize) == ("float32", False, None):
+        return model
+    result = PreciseModel(model, precision, compiled, quantize)
+    if quantize is not None and (network := network_of(model)) is not None:
+        quantize_layers(network, quantize)
+        while isinstance(model, WrappedModel):
+            model = model.model
+        vars(model).pop("_sha256", None)  # of the weights before
+    return result
 
 
 def ending_at(model: Model, t_end: float) -> Model:
@@ -374,7 +390,10 @@ def ending_at(model: Model, t_end: float) -> Model:
 
 
 def full_precision(model: Model) -> Model:
-    """Return the model without :class:`PreciseModel`: finite differences must not see rounded outputs."""
+    """Return the model without the precision of :class:`PreciseModel`, whose rounding finite differences need not see.
+
+    A quantized network stays quantized.
+    """
     if isinstance(model, CudaGraphs):
         inner = full_precision(model.model)
         return model if inner is model.model else replace(model, model=inner, _bound={})

@@ -219,9 +219,9 @@ def _finished_manifest(folder: Path, model: Model | None, student: bool, decoded
         expected = {**rest, **model_fingerprint(model), "shape": list(model.sample_shape)}
         expected["model"] = recipe["model"] if student else comparable(recipe["model"], expected["model"])
         if other := differences(recipe, expected):
-            advice = "" if student else "; to learn for a copy of their model add --student (student=True)"
+            advice = "" if student else "; to learn for a copy of it add --student, in Python student=True"
             raise UserError(
-                f"the pairs in {folder} were made with another model or schedule ({other}){advice}"
+                f"the pairs in {folder} were made with another model or schedule{advice} ({other})"
             )
     total, done = len(range(*recipe["seeds"])), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < total:
@@ -246,7 +246,7 @@ def check_pairs(pairs: Pairs, model: Model, name: str = "pairs") -> None:
 def check_conditions(model: Model, pairs: Pairs) -> None:
     """Refuse pairs of other noise, or whose labels select other prompts or observations, than the model's."""
     stored = pairs.manifest["recipe"].get("schedule")
-    if stored is not None and not _same_start(schedule_from_config(stored), model.schedule):
+    if stored is not None and not _starts_alike(stored, model.schedule):
         raise UserError(
             f"the pairs were made on schedule {stored['kind']}, of other noise than the schedule of {model.name}: "
             "a student has its teacher's"
@@ -259,11 +259,16 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
         raise UserError(f"the pairs were made with other conditions than those of {model.name} ({other})")
 
 
-def _same_start(a: Schedule, b: Schedule) -> bool:
-    """Whether two schedules start from the same noise; how EDM's go on depends on their ``t_end``."""
+def _starts_alike(stored: Json, schedule: Schedule) -> bool:
+    """Whether a stored schedule starts from the noise of another; how EDM's go on depends on their ``t_end``."""
+    if stored == json.loads(json.dumps(schedule.config())):
+        return True
+    try:
+        other = schedule_from_config(stored)
+    except UserError:  # a user's own class, which no file can make again
+        return True
     start = torch.tensor(1.0, dtype=torch.float64)
-    levels = float(a.half_log_snr(start)), float(b.half_log_snr(start))
-    return type(a) is type(b) and math.isclose(*levels, abs_tol=1e-3)
+    return math.isclose(float(other.half_log_snr(start)), float(schedule.half_log_snr(start)), abs_tol=1e-3)
 
 
 def teacher_of(pairs: Pairs, model: Model) -> dict[str, Any]:

@@ -64,9 +64,8 @@ def open_folder(folder: Path, recipe: Json, *, shared: bool = False) -> tuple[di
     The batch size of an earlier run counts, not this one. Returns the manifest, and which of its shards are missing,
     damaged or, in a shared folder, not listed yet. Where one process writes, what killed ones left goes.
     """
-    has_shards = any(
-        folder.glob("*.safetensors")
-    )  # a worker that shares the folder writes them after the manifest
+    # In this order: a worker that shares the folder writes shards after the manifest.
+    has_shards = any(folder.glob("*.safetensors"))
     is_new = not os.path.lexists(folder / MANIFEST)
     if is_new and has_shards:
         raise UserError(f"{folder} has safetensors files but no {MANIFEST}; choose another folder")
@@ -105,19 +104,18 @@ def finish_folder(folder: Path, opened: Json) -> bool:
 
 def _check_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
     """List the whole shards in the manifest, delete damaged ones, and return which are missing."""
+    entries = manifest["shards"]
     # Twice before a shard counts as damaged: torch turns an interrupt within its reader into an error of the file.
-    found = [
-        _checksum(folder, entry, manifest) or _checksum(folder, entry, manifest)
-        for entry in manifest["shards"]
+    checksums = [
+        _checksum(folder, entry, manifest) or _checksum(folder, entry, manifest) for entry in entries
     ]
-    if found != [entry["sha256"] for entry in manifest["shards"]]:
-        manifest["shards"] = [
-            {**entry, "sha256": x} for entry, x in zip(manifest["shards"], found, strict=True)
-        ]
+    if checksums != [entry["sha256"] for entry in entries]:
+        pairs = zip(entries, checksums, strict=True)
+        manifest["shards"] = [{**entry, "sha256": checksum} for entry, checksum in pairs]
         write_manifest(folder, manifest)
-    missing = [i for i, checksum in enumerate(found) if checksum is None]
+    missing = [i for i, checksum in enumerate(checksums) if checksum is None]
     for i in missing:
-        (folder / manifest["shards"][i]["file"]).unlink(missing_ok=True)
+        (folder / entries[i]["file"]).unlink(missing_ok=True)
     return missing
 
 

@@ -71,7 +71,9 @@ class FileTensor:
 
 def flat_tensor(data: bytes | bytearray, dtype: torch.dtype) -> Tensor:
     """Return the numbers in some bytes, which torch does not take when there are none."""
-    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    if not data:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=dtype)
 
 
 class Refused(ValueError):
