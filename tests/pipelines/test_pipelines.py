@@ -18,7 +18,7 @@ import gas
 from gas.models.seeds import labels_of_seeds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # other libraries' deprecations
 
 from gas.pipelines.model import from_pipeline  # noqa: E402
@@ -29,7 +29,11 @@ NFE = 2
 TESTS = Path(__file__).parents[1]
 SUPPORT = TESTS.parent / "docs" / "reference" / "pipelines.json"
 # One sample a call: in a batch the last bits of SDXL's text encoder differ (2e-7), which end as 1.5e-5 in a latent.
-ALONE = ("sdxl", "sdxl_img2img", "sdxl_controlnet")
+ALONE = ["sdxl", "sdxl_img2img", "sdxl_controlnet"]
+if (
+    diffusers.__version__ < "0.36"
+):  # Qwen-Image's attention sees the padding of shorter prompts there (0.09 in a latent)
+    ALONE.append("qwen_image")
 
 
 def model_of(family):

@@ -20,6 +20,9 @@ from gas.pipelines.model import from_pipeline  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
 from support.serving import PROMPTS, assert_same, perturbed, sampled, scheduler, served  # noqa: E402
 
+# Without a network diffusers 0.35 does not look for the file's name.
+LORA = {"weight_name": "pytorch_lora_weights.safetensors"}
+
 
 @pytest.fixture
 def sd():
@@ -163,7 +166,7 @@ def lora_file(folder):
 def test_a_lora_file_is_learned_for_and_served_with(sd, tmp_path, fused):
     """Loaded by diffusers' own call; the solver file is for the network with it, and for no other."""
     plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
-    sd.load_lora_weights(lora_file(tmp_path), adapter_name="style")
+    sd.load_lora_weights(lora_file(tmp_path), adapter_name="style", **LORA)
     if fused:
         sd.fuse_lora(lora_scale=0.8)
     model = from_pipeline(sd, PROMPTS)
@@ -183,6 +186,6 @@ def test_a_lora_file_is_learned_for_and_served_with(sd, tmp_path, fused):
 @pytest.mark.slow
 def test_a_lora_that_was_taken_out_again_leaves_no_trace(sd, tmp_path):
     plain = from_pipeline(pipelines.build("sd1"), PROMPTS)
-    sd.load_lora_weights(lora_file(tmp_path), adapter_name="style")
+    sd.load_lora_weights(lora_file(tmp_path), adapter_name="style", **LORA)
     sd.unload_lora_weights()
     assert from_pipeline(sd, PROMPTS).fingerprint()["sha256"] == plain.fingerprint()["sha256"]

@@ -125,6 +125,7 @@ def word_tokenizer():
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=16,
+        model_input_names=["input_ids", "attention_mask"],
         chat_template=_CHAT,
     )
 
