@@ -119,7 +119,7 @@ def test_a_fused_copy_is_a_student_of_its_original(tmp_path):
         attention.to_q.weight += adapter.up @ adapter.down  # as fuse_lora does
     teacher = gas.Classical("ddim", "time_uniform", 2, original.t_end)
     list(gas.write_pairs(original, teacher, tmp_path, gas.PairsSpec(range(4))))
-    with pytest.raises(ValueError, match="whose student needs --student"):
+    with pytest.raises(ValueError, match="learn for a copy of it add --student"):
         gas.read_pairs(tmp_path, model=copy)
     pairs = gas.read_pairs(tmp_path, model=copy, student=True)
     described = gas.pairs.dataset.teacher_of(pairs, copy)["model"]
