@@ -225,7 +225,8 @@ def _finished_manifest(folder: Path, model: Model | None, student: bool, decoded
             )
     total, done = len(range(*recipe["seeds"])), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < total:
-        raise UserError(f"{folder} is unfinished, {done} of {total} pairs; {AGAIN}")
+        shared = ", or wait for the processes that share it" if any(folder.glob(".shard-*.lease-*")) else ""
+        raise UserError(f"{folder} is unfinished, {done} of {total} pairs; {AGAIN}{shared}")
     if decoded and "decoded" not in recipe:
         raise UserError(
             f"the pairs in {folder} were stored without decoded samples; make them with decoded=True"
