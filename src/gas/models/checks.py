@@ -156,7 +156,10 @@ def _prediction_problems(model: Model, denoise: Denoiser, noise: Tensor, predict
     suspects = "predicted quantity (noise, velocity, x_0), its sign, or the direction of time"
     slope = float((prediction * noise).mean() / noise.square().mean())
     if abs(slope) > _SLOPE:
-        yield f"near t = 1 the prediction is {slope:.2g} times the noise, not about 0: check {suspects}"
+        yield (
+            f"near t = 1 the prediction is {slope:.2g} times the noise, not about 0: check {suspects}; a network that is "
+            "little trained shows it too"
+        )
     schedule, t_end = model.schedule, max(model.t_end, model.schedule.t_min + 1e-3)
     x0 = sample(denoise, noise, ddim(schedule, log_snr(schedule, 12, t_end)))
     size, spread = _rms(x0), float(x0.std(0, correction=0).square().mean().sqrt())
