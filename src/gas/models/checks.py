@@ -157,8 +157,8 @@ def _prediction_problems(model: Model, denoise: Denoiser, noise: Tensor, predict
     slope = float((prediction * noise).mean() / noise.square().mean())
     if abs(slope) > _SLOPE:
         yield (
-            f"near t = 1 the prediction is {slope:.2g} times the noise, not about 0: check {suspects}; a network that is "
-            "little trained shows it too"
+            f"near t = 1 the prediction is {slope:.2g} times the noise, not about 0: check {suspects}; a network "
+            "that is little trained shows it too"
         )
     schedule, t_end = model.schedule, max(model.t_end, model.schedule.t_min + 1e-3)
     x0 = sample(denoise, noise, ddim(schedule, log_snr(schedule, 12, t_end)))
