@@ -17,6 +17,7 @@ from gas.errors import UserError
 from gas.models.protocol import Model, conditions_of
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.fingerprint import model_fingerprint
+from gas.pairs.leases import has_leases
 from gas.pairs.shards import (
     AGAIN,
     MANIFEST,
@@ -225,7 +226,7 @@ def _finished_manifest(folder: Path, model: Model | None, student: bool, decoded
             )
     total, done = len(range(*recipe["seeds"])), sum(entry["count"] for entry in shards if entry["sha256"])
     if done < total:
-        shared = ", or wait for the processes that share it" if any(folder.glob(".shard-*.lease-*")) else ""
+        shared = ", or wait for the processes that share it" if has_leases(folder) else ""
         raise UserError(f"{folder} is unfinished, {done} of {total} pairs; {AGAIN}{shared}")
     if decoded and "decoded" not in recipe:
         raise UserError(

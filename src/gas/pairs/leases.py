@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["EXPIRY", "POLL", "RENEWAL", "Lease", "Leases", "discard_leases"]
+__all__ = ["EXPIRY", "POLL", "RENEWAL", "Lease", "Leases", "discard_leases", "has_leases"]
 
 # Seconds between renewals, and without one until a lease is dead: clients of NFS see new times up to 60 s late.
 RENEWAL, EXPIRY = 20.0, 300.0
@@ -138,6 +138,11 @@ def discard_leases(folder: Path, name: str = "", last: int = 0) -> None:
         if not name or (other == name and generation <= last):
             with contextlib.suppress(OSError):  # a folder, which no worker created
                 os.unlink(folder / f".{other}.lease-{generation}")
+
+
+def has_leases(folder: Path) -> bool:
+    """Return whether a worker is at work in a folder, or was killed there."""
+    return any(_leases(folder))
 
 
 def _leases(folder: Path) -> Iterator[tuple[str, int]]:

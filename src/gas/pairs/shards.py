@@ -47,8 +47,18 @@ Json = Mapping[str, Any]
 Stamp = tuple[str, tuple[int, int]]
 MANIFEST = "manifest.json"
 # Keys of every manifest's recipe.
-_REQUIRED = ["model", "schedule", "shape", "table", "teacher", "guidance"]
-_REQUIRED += ["classes", "seeds", "shard", "batch"]
+_REQUIRED = (
+    "model",
+    "schedule",
+    "shape",
+    "table",
+    "teacher",
+    "guidance",
+    "classes",
+    "seeds",
+    "shard",
+    "batch",
+)
 # Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
 # Meaning of the labels; shape of a decoded sample; stored tensors.
@@ -125,7 +135,7 @@ def _checksum(folder: Path, entry: Json, manifest: Json) -> str | None:
         return entry["sha256"] if _is_intact(folder, entry) else None
     try:
         checksum = sha256(folder / entry["file"])
-        read_shard(folder, {**entry, "sha256": checksum}, manifest)
+        check_shard("it", _read_tensors(folder, entry, manifest), manifest["recipe"], entry)
     except FileNotFoundError:
         return None
     except UserError as error:
@@ -222,6 +232,14 @@ def _check_recipe(recipe: Json, shards: Any) -> None:
 
 def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
     """Return the tensors of one shard, checked."""
+    tensors, path = _read_tensors(folder, entry, manifest), folder / entry["file"]
+    if not _is_intact(folder, entry):
+        raise UserError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
+    return check_shard(f"shard {path}", tensors, manifest["recipe"], entry)
+
+
+def _read_tensors(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
+    """Return the tensors of a file that is large enough for its entry and of the manifest's recipe."""
     path = folder / entry["file"]
     count, shape = entry["count"], manifest["recipe"]["shape"]
     try:
@@ -236,9 +254,7 @@ def read_shard(folder: Path, entry: Json, manifest: Json) -> dict[str, Tensor]:
         raise UserError(f"shard {path} is missing, truncated or damaged ({reason}); {AGAIN}") from error
     if metadata.get("recipe") != manifest["recipe_sha256"]:
         raise UserError(f"shard {path} is foreign, from a folder of other settings; {AGAIN}")
-    if not _is_intact(folder, entry):
-        raise UserError(f"shard {path} is damaged: its checksum is not the manifest's; {AGAIN}")
-    return check_shard(f"shard {path}", tensors, manifest["recipe"], entry)
+    return tensors
 
 
 def _is_intact(folder: Path, entry: Json) -> bool:

@@ -128,9 +128,8 @@ def _share(model: Model, table: Table, folder: Path, recipe: Json) -> Iterator[P
         if finished:
             return
         with _full_disk(done, total), leases.claim(absent or [MANIFEST]) as lease:
-            if lease is None or (
-                absent and (folder / lease.name).exists()
-            ):  # written since the folder was listed
+            # A shard may have been written since the folder was listed.
+            if lease is None or (absent and (folder / lease.name).exists()):
                 continue
             if not absent:
                 finished = finish_folder(folder, manifest)
