@@ -51,8 +51,15 @@ _BLOCKS: dict[str, tuple[Branch, ...]] = {
     "Mixed_7b": _last("avg"),
     "Mixed_7c": _last("max"),
 }
-_STEM: Branch = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "down")
-_STEM += ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "down")
+_STEM: Branch = (
+    "Conv2d_1a_3x3",
+    "Conv2d_2a_3x3",
+    "Conv2d_2b_3x3",
+    "down",
+    "Conv2d_3b_1x1",
+    "Conv2d_4a_3x3",
+    "down",
+)
 _DOWN = (
     "Conv2d_1a_3x3",
     "Mixed_6a.branch3x3",

@@ -31,17 +31,21 @@ __all__ = ["PipelineModel", "from_pipeline"]
 
 # Arguments of a pipeline's call that the library sets itself.
 _RESERVED = {
-    *(
-        "prompt",
-        "negative_prompt",
-        "latents",
-        "class_labels",
-        "batch_size",
-        "generator",
-        "num_inference_steps",
-    ),
-    *("timesteps", "sigmas", "true_cfg_scale", "output_type", "return_dict", "num_images_per_prompt"),
-    *("num_videos_per_prompt", "callback_on_step_end"),
+    "prompt",
+    "negative_prompt",
+    "latents",
+    "class_labels",
+    "batch_size",
+    "generator",
+    "num_inference_steps",
+    "timesteps",
+    "sigmas",
+    "true_cfg_scale",
+    "output_type",
+    "return_dict",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "callback_on_step_end",
 }
 
 
