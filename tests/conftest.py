@@ -29,7 +29,7 @@ def quick_gauss_newton():
         yield
 
 
-_FEW = {"ddim", "dpmpp-3m", "ipndm-3", "unipc-3-bh2"}, ["log_snr", "time_quadratic"]
+_FEW_SOLVERS, _FEW_GRIDS = ["ddim", "dpmpp-3m", "ipndm-3", "unipc-3-bh2"], ["log_snr", "time_quadratic"]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def few_classical_solvers():
     """Eight of the 75 classical solvers to rank: for modules where the best of any will do."""
 
     def few(*args, solvers=(), grids=(), **more):
-        chosen = [name for name in solvers if name in _FEW[0]] or solvers or sorted(_FEW[0])
-        return candidates(*args, solvers=chosen, grids=grids or _FEW[1], **more)
+        chosen = [name for name in solvers if name in _FEW_SOLVERS] or solvers or _FEW_SOLVERS
+        return candidates(*args, solvers=chosen, grids=grids or _FEW_GRIDS, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("distillation", "initialization", "ranking"):

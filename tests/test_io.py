@@ -1,11 +1,11 @@
 """Foreign files: what is read, under which budget, and that damage never passes for content."""
 
-import io as _io
 import json
 import os
 import random
 import socket
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -350,7 +350,7 @@ def test_a_file_that_becomes_a_pipe_as_it_is_opened_is_refused_without_waiting(t
     ("dtype", "shape"), [("<U0", (10**15,)), ("<f8", (10**9, 10**3)), ("|V0", (10**15,))]
 )
 def test_an_array_that_claims_more_than_its_bytes_is_refused_before_it_is_made(tmp_path, dtype, shape):
-    header = _io.BytesIO()
+    header = BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
         for name in ("mu", "sigma"):
