@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import gas
 from gas.cli import screen
 from gas.cli.app import app, main
-from gas.display import csv_cell, markdown, markdown_table, plain, quoted_string, significant
+from gas.display import csv_cell, markdown, markdown_table, plain, quoted_string, significant, with_interval
 from gas.evaluation.evaluator import SolverMetrics
 from gas.experiments.report import Report
 from gas.experiments.store import MethodResult
@@ -284,9 +284,28 @@ def test_no_loss_is_shown_as_zero(value):
     from gas.cli.evaluate import _cells
 
     row = SolverMetrics("gs", 4, value, value / 10, value, 30.0, value, None, None, 8)
-    cells = [_cells(row)[column] for column in ("MSE to teacher", "L1")]
-    shown = [float(part) for cell in cells for part in cell.split(" ± ")]
-    np.testing.assert_allclose(shown, [value, value / 10, value], rtol=0.05)
+    row = replace(row, mse_median=value, mse_median_interval=(value / 2, value * 2))
+    cells = [_cells(row)[column] for column in ("MSE to teacher", "median")]
+    shown = [float(part) for cell in cells for part in numbers_in(cell)]
+    np.testing.assert_allclose(shown, [value, value / 10, value, value / 2, value * 2], rtol=0.05)
+
+
+def numbers_in(cell: str) -> list[float]:
+    """The numbers of a cell such as ``1.50 ± 0.10``, ``1.5 [1.0, 2.0]`` or ``(3.20 ± 0.10)e-07``."""
+    mantissas, _, exponent = cell.rpartition(")e") if ")e" in cell else (cell, "", "0")
+    return [float(x) * 10.0 ** int(exponent) for x in re.findall(r"-?\d[\d.]*(?:e[-+]\d+)?", mantissas)]
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-12, 1e9), st.floats(1e-12, 1e9))
+def test_a_number_and_its_interval_keep_two_digits_of_the_interval(value, below, above):
+    low, high = value - below, value + above
+    numbers = numbers_in(with_interval(value, low, high))
+    half_width = (high - low) / 2
+    fine = (
+        5.1e-4 * abs(value) if half_width < 1e-3 * abs(value) else 0
+    )  # four digits of the number are enough
+    shown = [value] if len(numbers) == 1 else [value, half_width] if len(numbers) == 2 else [value, low, high]
+    assert numbers == pytest.approx(shown, abs=max(fine, 0.0501 * half_width) + 1e-15, rel=5.1e-4)
 
 
 def test_a_command_warns_in_one_line(monkeypatch):
@@ -302,5 +321,5 @@ def test_no_measure_of_a_report_is_shown_as_zero(value):
     from gas.experiments.tables import MEASURES
 
     for measure in MEASURES.values():
-        assert float(measure.format(value)) == pytest.approx(measure.scale * value, rel=0.01)
-        assert float(measure.format(0.0)) == 0
+        numbers = numbers_in(replace(measure, read=lambda _: value, interval=lambda _: None).text(None))
+        assert numbers == pytest.approx([measure.scale * value], rel=0.01)

@@ -18,6 +18,7 @@ __all__ = [
     "plain",
     "quoted_string",
     "significant",
+    "with_interval",
 ]
 
 # First characters of a cell that make a spreadsheet compute it.
@@ -91,6 +92,39 @@ def significant(value: float, digits: int = 4) -> str:
     if not -4 <= exponent < 6:
         return text
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def with_interval(value: float, low: float, high: float, *, sign: str = "") -> str:
+    """Format a number and its interval to the place of the second significant digit of half the interval's width.
+
+    An interval around the number is written with ``±``, any other with brackets. ``sign="+"`` also marks numbers
+    that are not negative.
+
+    >>> with_interval(0.0036749, 0.0031149, 0.0042349), with_interval(2.0, 1.49, 2.02), with_interval(32.1, 30.7, 33.5)
+    ('0.00367 ± 0.00056', '2.00 [1.49, 2.02]', '32.1 ± 1.4')
+    >>> with_interval(3.2e-7, 3.1e-7, 3.3e-7), with_interval(1.5, 1.5, 1.5), with_interval(0.2, 0.1, 0.3, sign="+")
+    ('(3.20 ± 0.10)e-07', '1.500', '+0.20 ± 0.10')
+    """
+    half_width = (high - low) / 2
+    marked = sign if value >= 0 else ""
+    if not math.isfinite(value) or not math.isfinite(half_width) or half_width <= 0:
+        return f"{marked}{significant(value)}"
+    exponent, numbers = 0, (value, half_width, low, high)
+    if half_width < 1e-3 * abs(value):
+        number, half, *ends = (
+            significant(value),
+            significant(half_width, 2),
+            significant(low),
+            significant(high),
+        )
+    else:
+        exponent = int(f"{max(abs(value), half_width):e}".partition("e")[2])
+        exponent = 0 if -5 < exponent < 6 else exponent
+        digits = max(0, 1 + exponent - int(f"{half_width:.1e}".partition("e")[2]))
+        number, half, *ends = (f"{each / 10.0**exponent:.{digits}f}" for each in numbers)
+    centered = abs((high - value) - (value - low)) < 1e-9 * max(abs(value), half_width)
+    text = f"{marked}{number} " + (f"± {half}" if centered else f"[{', '.join(ends)}]")
+    return f"({text})e{exponent:+03d}" if exponent else text
 
 
 class _Brief(reprlib.Repr):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.distances import distribution, frechet_interval
 from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from gas.metrics.intervals import jackknife, mean_interval, seed_interval
+from gas.metrics.intervals import jackknife, mean_interval, median_interval, seed_interval
 from gas.metrics.kernel import kernel_distance
 
 
@@ -359,6 +359,21 @@ def test_seed_interval_is_student_s(count, level):
         level, count - 1, loc=float(values.mean()), scale=float(values.std()) / math.sqrt(count)
     )
     assert (mean - half_width, mean + half_width) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.6, 0.95, 0.999])
+@pytest.mark.parametrize("count", [2, 5, 6, 7, 30, 101, 1000])
+def test_median_interval_is_that_of_the_sign_test(count, level):
+    values = normal(count, count).exp()
+    median, interval = median_interval(values, level)
+    assert median == pytest.approx(float(np.median(values)))
+    low, high = scipy.stats.quantile_test(values, q=1.0).confidence_interval(level)
+    assert interval == (None if math.isnan(low) or math.isnan(high) else (low, high))
+
+
+def test_median_interval_covers_heavy_tails():
+    samples = normal(7, 2000, 25).mul(3).exp()
+    assert 0.95 <= share_inside([median_interval(row)[1] for row in samples], 1.0) < 0.97
 
 
 def test_seed_interval_tends_to_normal_theory_and_shows_nan():

@@ -12,7 +12,7 @@ from gas.cli import options
 from gas.cli.app import command
 from gas.cli.checks import FILE, NFE, option, split_names
 from gas.cli.screen import bar, note, print_json, print_table, tracked
-from gas.display import significant
+from gas.display import with_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +280,7 @@ def _cells(row: gas.evaluation.SolverMetrics) -> dict[str, object]:
     """The measurements of a solver by column; the teacher has no errors."""
     errors = {
         "MSE to teacher": _number(row.mse, row.mse_half_width),
-        "median": _number(row.mse_median),
-        "L1": _number(row.l1),
+        "median": _bracketed(row.mse_median, row.mse_median_interval),
         "PSNR dB": None if row.psnr is None else f"{row.psnr:.1f}",
     }
     return {
@@ -295,14 +294,10 @@ def _cells(row: gas.evaluation.SolverMetrics) -> dict[str, object]:
     }
 
 
-def _number(value: float | None, half_width: float | None = None) -> str:
-    if value is None:
-        return ""
-    return significant(value) + ("" if half_width is None else f" ± {significant(half_width, 2)}")
+def _number(value: float | None, half_width: float = 0.0) -> str:
+    return "" if value is None else with_interval(value, value - half_width, value + half_width)
 
 
 def _bracketed(value: float | None, interval: tuple[float, float] | None) -> str:
-    """A bias-corrected estimate with its interval; empty below the least number of samples."""
-    if value is None or interval is None:
-        return ""
-    return f"{significant(value)} [{significant(interval[0])}, {significant(interval[1])}]"
+    """An estimate with its interval; empty below the least number of samples."""
+    return "" if value is None or interval is None else with_interval(value, *interval)

@@ -14,7 +14,7 @@ from gas.features.per_sample import SampleMetric
 from gas.metrics import paired
 from gas.metrics.distances import Distribution, distribution, frechet_interval
 from gas.metrics.frechet import feature_statistics, frechet_distance
-from gas.metrics.intervals import mean_interval
+from gas.metrics.intervals import mean_interval, median_interval
 from gas.metrics.statistics import extract_all
 from gas.models.protocol import Model, data_range_of
 from gas.pairs.dataset import Pairs
@@ -45,6 +45,7 @@ class SolverMetrics:
         to_data: distances to real images, where they were given; their statistics alone give ``frechet_data`` only.
         more: per-sample metrics by name: mean over samples, and half the width of its 95% interval.
         mse_median: median over samples of their squared errors, which the few worst samples do not decide.
+        mse_median_interval: its 95% interval; ``None`` below 6 samples.
         frechet_data_corrected: ``frechet_data`` without its bias in the number of samples; ``None`` below 4 samples.
     """
 
@@ -61,6 +62,7 @@ class SolverMetrics:
     to_data: Distribution | None = None
     more: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     mse_median: float | None = None
+    mse_median_interval: tuple[float, float] | None = None
     frechet_data_corrected: float | None = None
     forward_passes: int | None = None
 
@@ -112,6 +114,7 @@ class Evaluator:
         pairs, space = self.pairs, self.space
         errors = paired.mse(samples, pairs.target)
         mse, mse_half_width = mean_interval(errors)
+        mse_median, mse_median_interval = median_interval(errors)
         distance, corrected, interval, to_teacher, to_data = None, None, None, None, None
         features, teacher_features = self._features_of(samples), self._teacher_features
         if features is not None and teacher_features is not None:
@@ -134,7 +137,8 @@ class Evaluator:
             samples=len(pairs),
             to_data=to_data,
             more={each.name: mean_interval(each.function(samples, pairs)) for each in self.sample_metrics},
-            mse_median=float(errors.median()),
+            mse_median=mse_median,
+            mse_median_interval=mse_median_interval,
             frechet_data_corrected=corrected,
             forward_passes=forward_passes,
         )

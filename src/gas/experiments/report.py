@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gas.display import markdown, markdown_table, plain
+from gas.display import markdown, markdown_table, plain, significant
 from gas.experiments.store import MethodResult
 from gas.experiments.tables import MEASURES, Entry, PivotTable, csv_text, difference_table, pivot_table
 from gas.io import write_text
@@ -73,8 +73,8 @@ class Report:
             ours = None if result.metrics is None else measure.read(result.metrics)
             if ours is not None and key in reported.figures:
                 paper = reported.figures[key]
-                difference = f"{measure.scale * ours - paper:+.{measure.digits}f}"
-                entries[key] = Entry(f"{paper:g} / {measure.format(ours)} / {difference}")
+                ours *= measure.scale
+                entries[key] = Entry(f"{paper:g} / {significant(ours, 3)} / {ours - paper:+.3f}")
         title = f"{measure.title}: {reported.source} / ours / difference"
         return PivotTable.of(title, entries) if entries else None
 

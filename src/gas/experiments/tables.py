@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from gas.display import csv_cell, significant
+from gas.display import csv_cell, significant, with_interval
 from gas.evaluation.evaluator import SolverMetrics
 from gas.experiments.store import MethodResult
 from gas.metrics.distances import BRACKETS
@@ -36,7 +36,6 @@ class Measure:
         better: which direction is better, if either.
         target: what samples are compared with; the teacher's own number is of interest for ``"data"`` only.
         scale: factor in reports.
-        digits: after the decimal point.
         losses: squared errors ``(S,)`` -> loss of each sample by this measure. Solvers that ran from the same seeds are
             then compared pair by pair.
         chance: an interval of what other samples would give, for comparisons without pairs.
@@ -48,30 +47,15 @@ class Measure:
     better: Better = "smaller"
     target: Target = "teacher"
     scale: float = 1.0
-    digits: int = 3
     losses: Callable[[Tensor], Tensor] | None = None
     chance: Callable[[SolverMetrics], Interval | None] = lambda metrics: None
 
     def text(self, metrics: SolverMetrics) -> str:
-        """Return number and interval for reports: ``2.86 ± 1.10`` or ``2.01 [1.49, 2.02]``."""
+        """Return number and interval for reports: ``2.9 ± 1.1`` or ``2.01 [1.49, 2.02]``; three digits without one."""
         value, interval = self.read(metrics), self.interval(metrics)
-        if value is None:
-            return ""
-        if interval is None:
-            return self.format(value)
-        low, high = interval
-        if abs((high - value) - (value - low)) < 1e-9 * max(abs(value), 1e-12):
-            return f"{self.format(value)} ± {self.format((high - low) / 2, value)}"
-        return f"{self.format(value)} [{self.format(low, value)}, {self.format(high, value)}]"
-
-    def format(self, value: float, beside: float | None = None) -> str:
-        """Return a number with its digits after the decimal point, or three significant ones if it is small.
-
-        The ends of an interval are formatted like the number ``beside`` them.
-        """
-        scaled, other = self.scale * value, self.scale * (value if beside is None else beside)
-        small = 0 < abs(other) < 10.0 ** (2 - self.digits)
-        return significant(scaled, 3) if small else f"{scaled:.{self.digits}f}"
+        if value is None or interval is None:
+            return "" if value is None else significant(self.scale * value, 3)
+        return with_interval(self.scale * value, *(self.scale * end for end in interval))
 
 
 def _at(path: str) -> Callable[[SolverMetrics], Any]:
@@ -144,15 +128,13 @@ def _share(title: str, path: str, better: Better, target: Target) -> Measure:
     return Measure(title, read, better=better, target=target, chance=chance)
 
 
-def _per_sample(name: str, title: str, better: Better, digits: int) -> Measure:
+def _per_sample(name: str, title: str, better: Better) -> Measure:
     """A mean over samples of a per-sample metric."""
 
     def interval(metrics: SolverMetrics) -> Interval | None:
         return _around(*metrics.more.get(name, (None, 0.0)))
 
-    return Measure(
-        title, lambda m: m.more.get(name, (None, 0.0))[0], interval, better, digits=digits, chance=interval
-    )
+    return Measure(title, lambda m: m.more.get(name, (None, 0.0))[0], interval, better, chance=interval)
 
 
 MEASURES: dict[str, Measure] = {
@@ -166,6 +148,7 @@ MEASURES: dict[str, Measure] = {
     "mse-median": Measure(
         "Median over seeds of the squared error to the teacher, x 1000",
         lambda m: m.mse_median,
+        lambda m: m.mse_median_interval,
         scale=1e3,
         losses=Tensor.log10,  # a mean that, like a median, a few bad samples do not decide
     ),
@@ -176,11 +159,10 @@ MEASURES: dict[str, Measure] = {
         "PSNR to the teacher, mean over seeds, dB",
         lambda m: m.psnr,
         better="larger",
-        digits=2,
         losses=Tensor.log10,
     ),
-    "lpips": _per_sample("lpips", "LPIPS to the teacher", "smaller", 4),
-    "clip-score": _per_sample("clip-score", "CLIP score of the prompts", "larger", 2),
+    "lpips": _per_sample("lpips", "LPIPS to the teacher", "smaller"),
+    "clip-score": _per_sample("clip-score", "CLIP score of the prompts", "larger"),
     **_frechet(
         "frechet-data",
         "Frechet distance to the data's statistics",
@@ -262,9 +244,8 @@ def difference_table(results: Sequence[MethodResult], spec: str, measure: Measur
         if result.category == "teacher" or result.spec == spec or other is None or result.metrics is None:
             continue
         mean, half_width = mean_interval(result.errors.double() - other.errors.double())
-        sign = "+" if mean >= 0 else ""
-        text = f"{sign}{measure.format(mean)} ± {measure.format(half_width, mean)}"
-        entries[result.label, result.nfe] = Entry(text)
+        ends = (measure.scale * (mean + side * half_width) for side in (-1, 1))
+        entries[result.label, result.nfe] = Entry(with_interval(measure.scale * mean, *ends, sign="+"))
     if not entries:
         return None
     label = next(iter(base.values())).label

@@ -1,4 +1,4 @@
-"""Confidence intervals: of a mean (normal theory, Student's t) and of a biased statistic (jackknife)."""
+"""Confidence intervals: of a mean (normal theory, Student's t), a median, and a biased statistic (jackknife)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
+import numpy as np
 import torch
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["jackknife", "mean_interval", "seed_interval"]
+__all__ = ["jackknife", "mean_interval", "median_interval", "seed_interval"]
 
 # A statistic of fewer rows than this cannot be told from its noise.
 _LEAST = 4
@@ -88,13 +89,39 @@ def mean_interval(values: Tensor | Sequence[float], level: float = 0.95) -> tupl
     return _interval(values, level, lambda _, p: NormalDist().inv_cdf(p))
 
 
+def median_interval(
+    values: Tensor | Sequence[float], level: float = 0.95
+) -> tuple[float, tuple[float, float] | None]:
+    """Return a median and its confidence interval, which holds for every continuous distribution.
+
+    The interval lies between the k-th smallest and the k-th largest of n independent values, with the largest k for
+    which ``P(Binomial(n, 1/2) < k) <= (1 - level) / 2`` (David and Nagaraja, Order Statistics, 2003, section 7.1). Too
+    few values have none: 0.95 needs six.
+
+    >>> median_interval([float(x) for x in range(1, 11)])
+    (5.5, (2.0, 9.0))
+    >>> median_interval([1.0, 2.0, 4.0])
+    (2.0, None)
+    """
+    numbers = _numbers(values, level).sort().values
+    count = len(numbers)
+    median = float(numbers[(count - 1) // 2] + numbers[count // 2]) / 2
+    k = int((bdtr(np.arange(count // 2), count, 0.5) <= (1 - level) / 2).sum())
+    return median, (float(numbers[k - 1]), float(numbers[-k])) if k else None
+
+
 def _interval(
     values: Tensor | Sequence[float], level: float, quantile: Callable[[int, float], float]
 ) -> tuple[float, float]:
+    numbers = _numbers(values, level)
+    z = quantile(len(numbers), (1 + level) / 2)
+    return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))
+
+
+def _numbers(values: Tensor | Sequence[float], level: float) -> Tensor:
     numbers = torch.as_tensor(values, dtype=torch.float64).detach()
     if numbers.ndim != 1 or len(numbers) < 2:
         raise UserError(f"values must be a vector of at least two numbers, got shape {tuple(numbers.shape)}")
     if not 0 < level < 1:
         raise UserError(f"level must lie within (0, 1), for instance 0.95, got {level}")
-    z = quantile(len(numbers), (1 + level) / 2)
-    return float(numbers.mean()), z * float(numbers.std()) / math.sqrt(len(numbers))
+    return numbers
