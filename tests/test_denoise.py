@@ -14,6 +14,7 @@ from gas.denoise import (
     EDMDenoiser,
     FlowDenoiser,
     NoiseDenoiser,
+    ScoreDenoiser,
     StaticThreshold,
     VelocityDenoiser,
 )
@@ -51,10 +52,10 @@ def told_one_time(network):
     return told
 
 
-def noise_network(model):
-    """The best estimate of the noise given x and t, by automatic differentiation of the log-density."""
+def score_network(model):
+    """The score, by automatic differentiation of the log-density."""
 
-    def eps(x, t):
+    def score(x, t):
         alpha, sigma = model.schedule(t)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -62,10 +63,15 @@ def noise_network(model):
             log_density = torch.logsumexp(
                 -offset.square().sum(2) / (2 * (alpha**2 * model.std**2 + sigma**2)), 1
             )
-            (score,) = torch.autograd.grad(log_density.sum(), x)
-        return -sigma * score
+            return torch.autograd.grad(log_density.sum(), x)[0]
 
-    return told_one_time(eps)
+    return told_one_time(score)
+
+
+def noise_network(model):
+    """The best estimate of the noise given x and t."""
+    score = score_network(model)
+    return lambda x, t: -model.schedule(t[0])[1] * score(x, t)
 
 
 def velocity_network(model):
@@ -102,11 +108,12 @@ def edm_network(model):
 
 @pytest.mark.parametrize("t", TIMES)
 @pytest.mark.parametrize("schedule", VP.values(), ids=VP)
-@pytest.mark.parametrize("kind", ["noise", "velocity", "edm"])
+@pytest.mark.parametrize("kind", ["noise", "score", "velocity", "edm"])
 def test_the_exact_network_gives_the_exact_estimate(kind, schedule, t):
     model, t = Mixture(schedule), f64(t)
     wrapped = {
         "noise": NoiseDenoiser(noise_network(model), schedule),
+        "score": ScoreDenoiser(score_network(model), schedule),
         "velocity": VelocityDenoiser(velocity_network(model), schedule),
         "edm": EDMDenoiser(edm_network(model), schedule),
     }[kind]
@@ -381,6 +388,7 @@ DISCRETE = SCHEDULES["vp_discrete"]
 WRAPPERS = {
     "noise": NoiseDenoiser(half, VPLinear()),
     "noise of flow": NoiseDenoiser(half, Flow()),
+    "score": ScoreDenoiser(half, VPLinear()),
     "velocity": VelocityDenoiser(half, EDMasVP()),
     "flow": FlowDenoiser(half),
     "edm": EDMDenoiser(half, EDMasVP()),
@@ -413,7 +421,7 @@ def test_gradients_flow_into_x(wrapper):
     assert gradient.any()
 
 
-@pytest.mark.parametrize("name", ["noise", "velocity", "flow", "edm", "discrete"])
+@pytest.mark.parametrize("name", ["noise", "score", "velocity", "flow", "edm", "discrete"])
 def test_gradients_flow_into_the_time(name):
     """Learned times need them: through the schedule and through what the network is told."""
     x = normal(3, 2)
@@ -423,6 +431,7 @@ def test_gradients_flow_into_the_time(name):
 
     wrapper = {
         "noise": NoiseDenoiser(network, VPLinear()),
+        "score": ScoreDenoiser(network, VPLinear()),
         "velocity": VelocityDenoiser(network, VPLinear()),
         "flow": FlowDenoiser(network),
         "edm": EDMDenoiser(network, VPLinear()),
@@ -451,6 +460,7 @@ def test_a_discrete_network_is_never_asked_outside_its_steps():
 ALPHAS = VPDiscrete((1 - torch.linspace(1e-3, 0.2, 20, dtype=torch.float64)).cumprod(0))
 PASSING = {
     "noise": lambda f: NoiseDenoiser(f, ALPHAS),
+    "score": lambda f: ScoreDenoiser(f, ALPHAS),
     "velocity": lambda f: VelocityDenoiser(f, ALPHAS),
     "flow": FlowDenoiser,
     "edm": lambda f: EDMDenoiser(f, ALPHAS),

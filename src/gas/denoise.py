@@ -23,6 +23,7 @@ __all__ = [
     "EDMDenoiser",
     "FlowDenoiser",
     "NoiseDenoiser",
+    "ScoreDenoiser",
     "StaticThreshold",
     "VelocityDenoiser",
     "branches_of",
@@ -75,6 +76,22 @@ class NoiseDenoiser:
     def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         alpha, sigma = self.schedule(t)
         return (x - sigma * call_preserving(self.network, x, _per_sample(t, x), *condition)) / alpha
+
+
+@dataclass(frozen=True)
+class ScoreDenoiser:
+    """For a network that predicts the score, ``s = grad_x log p_t(x)``: ``x_0 = (x + sigma_t^2 s(x, t)) / alpha_t``.
+
+    References:
+        Song et al., arXiv 2011.13456; Tweedie's formula: Efron, JASA 106 (2011).
+    """
+
+    network: Network
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return (x + sigma**2 * call_preserving(self.network, x, _per_sample(t, x), *condition)) / alpha
 
 
 @dataclass(frozen=True)

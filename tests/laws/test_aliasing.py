@@ -289,9 +289,9 @@ def test_k_diffusion_form_with_models_and_callbacks_that_write_in_place(table, x
 def wrapped(network):
     """Every wrapper of a network, which needs the state after it has asked."""
     process = gas.GASScheduler(num_train_timesteps=100).process
-    kinds = [gas.denoise.NoiseDenoiser, gas.denoise.VelocityDenoiser, gas.denoise.EDMDenoiser]
+    kinds = ("NoiseDenoiser", "ScoreDenoiser", "VelocityDenoiser", "EDMDenoiser")
     return [
-        *(kind(network, SCHEDULE) for kind in kinds),
+        *(getattr(gas.denoise, kind)(network, SCHEDULE) for kind in kinds),
         gas.denoise.FlowDenoiser(network),
         process.denoiser(network),
         gas.denoise.ClassifierFreeGuidance(
