@@ -3,20 +3,28 @@
 The numpy and JavaScript samplers are tested against torch in test_solver_file.py and integrations/test_javascript.py.
 """
 
+import io
+import json
+import math
 import os
 import re
 import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 import gas
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+GOLDEN = Path(__file__).parent / "golden"
 NEEDS = {"diffusers_pipeline": "diffusers", "onnx_network": "onnxruntime"}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
@@ -37,7 +45,15 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_every_example_has_its_test():
-    assert SCRIPTS == ["diffusers_pipeline", "flow_model", "numpy_sampler", "onnx_network", "own_network"]
+    examples = [
+        "diffusers_pipeline",
+        "flow_model",
+        "galaxies",
+        "numpy_sampler",
+        "onnx_network",
+        "own_network",
+    ]
+    assert examples == SCRIPTS
     for name in SCRIPTS:
         paths = set(re.findall(r"gas\.(\w+)", (EXAMPLES / f"{name}.py").read_text())) - {"save"}
         assert paths <= set(gas.__all__), (name, paths)
@@ -86,3 +102,53 @@ def test_a_pipeline(run, tmp_path):
 def test_numpy(run, tmp_path):
     gas.save(tmp_path / "s.json", gas.Classical("ipndm-2", "log_snr", 3, 1e-3).table(gas.VPLinear()))
     assert re.fullmatch(r"NFE 3: .* by \d\.\de-\d+\n", run("numpy_sampler", tmp_path / "s.json"))
+
+
+# --- galaxies ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def galaxies():
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "galaxies.py")))
+
+
+def test_the_network_of_galaxies_is_that_of_its_authors(galaxies, tmp_path):
+    """Golden numbers of their network in JAX, with random parameters; Equinox writes one array after another."""
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    for parameter in galaxies.ScoreNet(32).parameters():
+        shape = (
+            parameter.shape
+            if parameter.ndim != 4
+            else [(64, 2, 4, 4), (1, 64, 4, 4)][parameter.shape[1] == 1]
+        )
+        np.save(file, rng.normal(size=shape, scale=0.1).astype("float32"))
+    with zipfile.ZipFile(tmp_path / "wheel", "w") as archive:
+        archive.writestr(galaxies.FILE.format(32), file.getvalue())
+    x, t = torch.from_numpy(rng.normal(size=(2, 1, 32, 32)).astype("float32")), torch.tensor([0.02, 7.0]) / 10
+    model = galaxies.galaxies(tmp_path / "wheel", 32)
+    golden = json.loads((GOLDEN / "galaxies.json").read_text())["score"]
+    np.testing.assert_allclose(model.weights(x, t)[:, 0, ::8, ::8], golden, rtol=0, atol=1e-5)
+    # Their process: dx = -(x + score) / 2 over t in [0, 10], a variance of 1 - exp(-t).
+    alpha, sigma = model.schedule(torch.tensor(0.3, dtype=torch.float64))
+    assert (float(alpha), float(sigma)) == pytest.approx((math.exp(-1.5), math.sqrt(1 - math.exp(-3))))
+
+
+def test_statistics_of_galaxies_are_those_of_known_profiles(galaxies):
+    place = torch.arange(64, dtype=torch.float64) - 31.5
+    flux = [torch.exp(-(place[:, None] ** 2 / a**2 + place**2 / b**2) / 2) for a, b in ((6, 6), (8, 4))]
+    samples = 10 * torch.log1p(torch.stack(flux)[:, None])
+    found = galaxies.statistics(samples)
+    assert found["flux"].tolist() == pytest.approx([2 * math.pi * 36, 2 * math.pi * 32], rel=1e-3)
+    assert float(found["radius"][0]) == pytest.approx(6 * math.sqrt(2 * math.log(2)), abs=0.25)
+    assert found["ellipticity"].tolist() == pytest.approx([0, (64 - 16) / (64 + 16)], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_galaxies(run):
+    """With the real networks: ``GALAXYGRAD=galaxygrad-0.2.1-py3-none-any.whl``, from ``pip download``."""
+    if "GALAXYGRAD" not in os.environ:
+        pytest.skip("GALAXYGRAD does not name the wheel of galaxygrad 0.2.1")
+    *classical, learned = re.findall(
+        r"mean ([\d.]+)", run("galaxies", os.environ["GALAXYGRAD"], "--pairs", 48)
+    )
+    assert 2 * float(learned) < min(map(float, classical))

@@ -23,6 +23,7 @@ from .frechet import (
 from .intervals import (
     jackknife as jackknife,
     mean_interval as mean_interval,
+    median_interval as median_interval,
     seed_interval as seed_interval,
 )
 from .kernel import KernelDistance as KernelDistance, kernel_distance as kernel_distance
