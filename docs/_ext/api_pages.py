@@ -8,6 +8,7 @@ stands on no page.
 import importlib
 import inspect
 import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def public(path: str) -> dict[str, object]:
     """Return the public objects of a package or module by name; submodules and hidden names are left out."""
     module = importlib.import_module(path)
     values = {name: getattr(module, name) for name in module.__all__ if name not in HIDDEN}
-    return {name: value for name, value in values.items() if not isinstance(value, types.ModuleType)}
+    # An alias of a tuple has the documentation of tuples; signatures write it out.
+    aliases = {name for name, value in values.items() if typing.get_origin(value) is tuple}
+    return {n: value for n, value in values.items() if n not in aliases and not isinstance(value, types.ModuleType)}
 
 
 def shortest_paths() -> dict[int, str]:

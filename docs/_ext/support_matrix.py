@@ -75,22 +75,22 @@ def pipelines() -> str:
     rows = [
         [
             f"`{row['pipeline']}`",
-            f"`{family}`",
-            ", ".join(f"`{name}`" for name in row["networks"]),
-            predictions[row["predicts"]],
-            "x".join(map(str, row["sample_shape"])),
-            f"`{row['guidance']}`" if row["guidance"] else "",
             "yes",
             "yes",
             "to the bit" if row["exact"] else "to 1e-5",
+            predictions[row["predicts"]],
+            "x".join(map(str, row["sample_shape"])),
+            ", ".join(row["networks"]),
+            row["guidance"] or "",
+            family,
             shipped.get(family, ""),
         ]
         for family, row in sorted(
             json.loads(PIPELINES.read_text()).items(), key=lambda item: item[1]["pipeline"]
         )
     ]
-    header = ["pipeline", "test", "networks", "predicts", "state", "guidance", "teacher", "student"]
-    return _table([*header, "served as `gas.sample`", "trained weights"], rows)
+    header = ["pipeline", "teacher", "student", "served as `gas.sample`", "predicts", "state", "networks"]
+    return _table([*header, "guidance", "test", "trained weights"], rows)
 
 
 def runtimes() -> str:
