@@ -52,7 +52,11 @@ def public(path: str) -> dict[str, object]:
     values = {name: getattr(module, name) for name in module.__all__ if name not in HIDDEN}
     # An alias of a tuple has the documentation of tuples; signatures write it out.
     aliases = {name for name, value in values.items() if typing.get_origin(value) is tuple}
-    return {n: value for n, value in values.items() if n not in aliases and not isinstance(value, types.ModuleType)}
+    return {
+        n: value
+        for n, value in values.items()
+        if n not in aliases and not isinstance(value, types.ModuleType)
+    }
 
 
 def shortest_paths() -> dict[int, str]:
