@@ -1,19 +1,20 @@
 """Solvers learned for quantized copies of a model from its float32 pairs: ``python benchmarks/students.py --help``.
 
-For every copy, on the same unseen seeds, errors to the float32 teacher: of the teacher's solver with the copy, which
-is what quantization alone changes; of the best classical solver; of the table learned for float32; of the copy's own.
+A solver of the float32 model is trained further for every copy, and for the float32 model itself, which has the same
+budget then. Errors are to the float32 teacher, on the same unseen seeds.
 """
 
 import argparse
 import time
 import warnings
+from pathlib import Path
 
 import torch
 
 import gas
 from gas.losses import l2
+from gas.metrics.intervals import seed_interval
 from gas.models.protocol import network_of
-from gas.training.validation import evaluate
 
 # Products of linear layers by torch's int8 kernels, which scale a whole batch's inputs alike; others are simulated.
 KERNELS = "int8, torch's kernels"
@@ -25,31 +26,67 @@ def main() -> None:
     parser.add_argument("--model", default="mnist")
     parser.add_argument("--copies", nargs="+", default=["int8", "int4"])
     parser.add_argument("--nfe", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=320, help="A fifth of them to choose by.")
+    parser.add_argument("--pairs", type=int, default=512, help="A quarter of them to choose by.")
     parser.add_argument("--unseen", type=int, default=256)
-    parser.add_argument("--budget", type=int, default=16_000, help="Network evaluations of each training.")
+    parser.add_argument("--budget", type=int, default=8_000, help="Network evaluations of each training.")
+    parser.add_argument(
+        "--folder", type=Path, default="runs", help="For the teacher's pairs, which are kept."
+    )
+    parser.add_argument("--original", type=Path, help="Solver file of the float32 model; default: learn one.")
     options = parser.parse_args()
     original = gas.zoo.load(options.model)
     grid = "time_uniform" if isinstance(original.schedule, gas.Flow) else "log_snr"
     teacher = gas.Classical("unipc-3-bh2", grid, 20, original.t_end)
-    pairs = gas.evaluation.teacher_pairs(original, teacher, range(options.pairs))
-    unseen = gas.evaluation.teacher_pairs(original, teacher, range(50_000, 50_000 + options.unseen))
-    print("MSE to the float32 teacher x 1000, mean (median)\n", flush=True)
-    print("| copy | its teacher | best classical | float32's table | own table | own / float32's own |")
-    print("|---|---|---|---|---|---|", flush=True)
-    table, reference, shared = None, 0.0, pairs.split(options.pairs // 5)
+    seeds, more = range(options.pairs), range(50_000, 50_000 + options.unseen)
+    sets = stored_pairs(original, teacher, seeds, options.folder / f"{options.model}-train")
+    sets = sets.split(options.pairs // 4)
+    unseen = stored_pairs(original, teacher, more, options.folder / f"{options.model}-unseen")
+    if options.original:
+        file = gas.load(options.original)
+    else:
+        *_, result = gas.distill(original, *sets, options.nfe, budget=2 * options.budget)
+        file = gas.save(None, result, model=original)
+    table, reference = file.table(options.nfe), 0.0
+    unmoved = samples(original, unseen, table)
+    print("Squared error x 1000: mean [95 % interval] (median)\n", flush=True)
+    print("| copy | float32's table | of that, moved by the copy | own table | own / float32's |")
+    print("|---|---|---|---|---|", flush=True)
     for name in ["float32", *options.copies]:
         start, model = time.perf_counter(), copy_of(options.model, name)
-        *_, result = gas.distill(model, *shared, options.nfe, budget=options.budget)
-        table = result.table() if table is None else table
-        solvers = [teacher, result.best_classical, table, result.table()]
-        losses = [evaluate(model, unseen, solver, l2) for solver in solvers]
-        own = float(losses[-1].mean())
-        reference = reference or own
-        cells = [f"{1000 * x.mean():.3g} ({1000 * x.median():.3g})" for x in losses]
-        print("| " + " | ".join([name, *cells, f"{own / reference:.3f}"]) + " |", flush=True)
+        search = gas.training.StartSearch(file)
+        *_, result = gas.distill(model, *sets, options.nfe, search=search, budget=options.budget)
+        moved = samples(model, unseen, table)
+        learned = l2(samples(model, unseen, result.table()), unseen.target)
+        reference = reference or float(learned.mean())
+        cells = [cell(x) for x in (l2(moved, unseen.target), l2(moved, unmoved), learned)]
+        print(
+            "| " + " | ".join([name, *cells, f"{float(learned.mean()) / reference:.3f}"]) + " |", flush=True
+        )
         seconds = time.perf_counter() - start
-        print(f"<!-- {result.start}, {result.evaluations:,} evaluations, {seconds:.0f} s -->", flush=True)
+        print(f"<!-- {result.evaluations:,} evaluations, {seconds:.0f} s -->", flush=True)
+
+
+def stored_pairs(model: gas.models.Model, teacher: gas.Classical, seeds: range, folder: Path) -> gas.Pairs:
+    """Return the teacher's pairs of seeds, which a folder keeps."""
+    for _ in gas.write_pairs(model, teacher, folder, gas.PairsSpec(seeds, shard=64)):
+        pass
+    return gas.read_pairs(folder)
+
+
+@torch.no_grad()
+def samples(model: gas.models.Model, pairs: gas.Pairs, table: gas.Table) -> torch.Tensor:
+    """Return samples from the noise of all pairs ``(S, *)``."""
+    folded = table.folded()
+    parts = (
+        gas.sample(model.bind(part.labels, pairs.guidance), part.noise, folded) for part in pairs.batches()
+    )
+    return torch.cat(list(parts))
+
+
+def cell(errors: torch.Tensor) -> str:
+    """Format the mean of errors ``(S,)`` with its interval and their median."""
+    mean, half = (1000 * value for value in seed_interval(errors))
+    return f"{mean:.3g} [{mean - half:.3g}, {mean + half:.3g}] ({1000 * errors.median():.3g})"
 
 
 def copy_of(model: str, name: str) -> gas.models.Model:

@@ -16,8 +16,8 @@ __all__ = ["differences", "model_differences"]
 
 # Facts of a model that do not decide its numbers: a solver learned at one precision serves at another.
 _RUNTIME_FACTS = ("precision", "compiled")
-# Facts that identify a network among those that one solver may serve.
-_IDENTITY_FACTS = ("name", "sha256")
+# Facts that identify a network, or a copy of it, among those that one solver may serve.
+_IDENTITY_FACTS = ("name", "sha256", "quantize")
 
 
 def model_differences(document: Document, model: Model, guidance: float, *, transfer: bool) -> list[str]:

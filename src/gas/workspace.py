@@ -119,7 +119,8 @@ def hold(output: str | Path, work: str, *, folder: bool = False, shared: bool = 
         output: file or folder to be written.
         work: description of the work, shown to a process that is refused.
         folder: whether a new output will be a folder. A folder's lock lies in it, a file's beside it.
-        shared: whether processes that also share it may hold it at the same time. The last leaves the lock file.
+        shared: whether processes that also share it may hold it at the same time. They leave the lock file, but for
+            a new folder that has nothing else.
     """
     target = Path(os.path.realpath(output))
     if target in _held:
@@ -147,12 +148,21 @@ def hold(output: str | Path, work: str, *, folder: bool = False, shared: bool = 
     finally:
         _held.discard(target)
         if handle is not None:
-            if not shared:
+            if not shared or (absent and _is_alone(handle, path)):
                 path.unlink(missing_ok=True)  # while still locked, so that a waiting process opens a new file
             os.close(handle)
         for created in absent:  # a refused command leaves no empty folders behind
             with contextlib.suppress(OSError):
                 created.rmdir()
+
+
+def _is_alone(handle: int, path: Path) -> bool:
+    """Return whether a shared lock is all that a folder holds, and now exclusive: as after a refused command."""
+    with contextlib.suppress(OSError):
+        if fcntl is not None and os.listdir(path.parent) == [path.name]:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.listdir(path.parent) == [path.name]
+    return False
 
 
 def _locked(path: Path, output: str | Path, shared: bool) -> int | None:

@@ -59,7 +59,8 @@ LINES = {
         --loss x; --loss L2; --loss ''; --loss l2,l1
         --method x; --method ''; --method ADAM; --method gauss-newton --loss l1
         --start x; --start ddim/x; --start ''; --start unipc; --start heun --nfe 3; --start heun --solver s4s
-        --start ddim/1,2; --start ddim/1,x
+        --start ddim/1,2; --start ddim/1,x; --start nowhere.json; --start {solver} --nfe 4; --start {mnist}
+        --start {solver} --solver ld3
         --solver x; --solver GS; --solver ''; --solver ld3 --no-theory; --solver bns --no-theory
         --iterations -1; --iterations 1e20; --iterations 100000000000000000000; --iterations x; --iterations nan
         --iterations 1.5; --iterations 1000001

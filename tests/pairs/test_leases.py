@@ -116,6 +116,18 @@ def test_they_share_the_lock_that_one_process_has_alone(tmp_path):
     os.close(alone)
 
 
+def test_a_refused_process_leaves_no_folder_unless_another_is_at_work_there(tmp_path):
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(UserError), workspace.hold(folder, "pairs", folder=True, shared=True):
+        raise UserError("refused")
+    assert not os.listdir(tmp_path)
+    with workspace.hold(folder, "pairs", folder=True, shared=True):
+        other = workspace._locked(folder / workspace.LOCK, folder, True)
+    assert os.listdir(folder) == [workspace.LOCK]
+    os.close(other)
+
+
 # --- leases ---------------------------------------------------------------------------------------------
 
 
@@ -290,6 +302,68 @@ def test_a_shard_that_fails_to_be_read_once_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "read_safetensors", read)
     assert [step.done for step in steps] == [10]
     assert len(calls) == 4
+    assert contents(tmp_path) == reference()
+
+
+def complete(folder):
+    """Write all shards, and list none."""
+    write(folder)
+    manifest = shards.read_manifest(folder)
+    for entry in manifest["shards"]:
+        entry["sha256"] = None
+    shards.write_manifest(folder, manifest)
+
+
+def test_a_worker_that_is_stopped_at_the_end_leaves_the_rest_to_read(tmp_path, monkeypatch):
+    complete(tmp_path)
+    monkeypatch.setattr(shards, "_LISTING", -1.0)
+    real, read = shards.sha256, []
+
+    def stop(path):
+        read.append(path.name)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(shards, "sha256", stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(share(tmp_path))
+    assert read == SHARDS and not leases.has_leases(tmp_path)
+    assert [step.done for step in share(tmp_path)] == [10]
+    assert read[3:] == SHARDS[2:]
+    assert contents(tmp_path) == reference()
+
+
+def test_a_worker_that_joins_reads_no_listed_shard(tmp_path, monkeypatch):
+    list(itertools.islice(write_pairs(Mixture(), TABLE, tmp_path, SPEC, batch=3), 2))
+    read = []
+    monkeypatch.setattr(shards, "sha256", read.append)
+    assert next(share(tmp_path)) == PairsProgress(4, 10, 4)
+    assert not read
+
+
+@pytest.mark.parametrize("successor", ["at work", "gone"])
+def test_a_suspended_worker_deletes_and_lists_nothing_that_is_its_successors(
+    tmp_path, monkeypatch, successor
+):
+    complete(tmp_path)
+    real = shards._checksum
+
+    def suspended(folder, entry, manifest):
+        if entry["first_seed"] == SPEC.seeds[0]:
+            file(folder / ".manifest.json.lease-2")
+            if successor == "gone":
+                leases.discard_leases(folder)
+        monkeypatch.setattr(shards, "_checksum", real)
+        return None  # damaged at that time
+
+    before, lease = contents(tmp_path), Lease(tmp_path, "manifest.json", 1)
+    monkeypatch.setattr(shards, "_checksum", suspended)
+    assert not shards.finish_folder(tmp_path, {}, lease)
+    lease.release()
+    leases.discard_leases(tmp_path)
+    assert contents(tmp_path) == before
+    list(share(tmp_path))
     assert contents(tmp_path) == reference()
 
 

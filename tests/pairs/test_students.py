@@ -5,12 +5,14 @@ import torch
 
 import gas
 from gas.classical.registry import Classical
+from gas.losses import l2
 from gas.models.custom import OwnModel
 from gas.models.runtime import precise
 from gas.pairs.dataset import check_conditions, read_pairs, teacher_of
 from gas.pairs.fingerprint import PairsSpec
 from gas.pairs.teacher import teach, write_pairs
 from gas.solver_file import parse_document
+from gas.training.validation import evaluate
 from support import commands
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
@@ -96,6 +98,75 @@ def test_the_file_names_both_models_and_serves_the_student_alone(folder, tmp_pat
         parse_document(damaged, "a file")
 
 
+def few(start):
+    return {
+        "search": gas.training.StartSearch(start),
+        "config": gas.GaussNewton(iterations=2, validate_every=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def original(folder):
+    pairs = read_pairs(folder, model=own())
+    *_, result = gas.distill(own(), *pairs.split(8), 3, **few("ddim/log_snr"))
+    return gas.save(None, result, model=own())
+
+
+def test_a_training_goes_on_from_the_solver_of_the_original(folder, original):
+    student = precise(own(), quantize="int4")
+    sets = read_pairs(folder, model=student, student=True).split(8)
+    *records, result = gas.distill(student, *sets, 3, **few(original))
+    fits = [record for record in records if isinstance(record, gas.FitRecord)]
+    at_start = evaluate(student, sets[1], original.table(3), l2).mean()
+    assert fits[0].validation_loss == pytest.approx(float(at_start))
+    assert result.loss == min(record.validation_loss for record in fits) < at_start
+    assert result.start == "ddim/log_snr"
+
+
+@pytest.mark.parametrize("kind", ["gs", "gs-free", "bns"])
+def test_a_training_is_never_worse_than_the_table_that_it_goes_on_from(folder, original, kind, monkeypatch):
+    """No step is taken, and the classical solver is not surely worse: the table is the result all the same."""
+    monkeypatch.setattr("gas.training.distillation.surely_positive", lambda gains: False)
+    sets = read_pairs(folder, model=own()).split(8)
+    options = few(original) | {"config": gas.GaussNewton(iterations=0), "solver": kind}
+    *_, result = gas.distill(own(), *sets, 3, **options)
+    torch.testing.assert_close(result.table().folded().outputs, original.table(3).folded().outputs)
+    assert result.loss < result.best_classical_loss
+
+
+@pytest.mark.parametrize(
+    ("nfe", "change", "named"),
+    [
+        (4, {}, "this solver has no table for NFE 4; it has NFE 3"),
+        (3, {"schedule": gas.Flow().config()}, "schedule flow with other noise levels"),
+        (3, {"guidance": 2.0}, "guidance 2 "),
+        (3, {"model": {"sample_shape": [1, 4, 4]}}, "sample shape"),
+    ],
+)
+def test_a_solver_file_of_another_use_is_no_start(folder, original, nfe, change, named):
+    start = gas.solver_file.Artefact(original.document.model_copy(update=change), "this solver")
+    with pytest.raises(gas.UserError, match=named):
+        next(gas.distill(own(), *read_pairs(folder, model=own()).split(8), nfe, **few(start)))
+
+
+def test_ld3_does_not_start_at_a_learned_table(folder, original):
+    with pytest.raises(gas.UserError, match="ld3 has a classical solver's formula"):
+        next(gas.distill(own(), *read_pairs(folder, model=own()).split(8), 3, solver="ld3", **few(original)))
+
+
+def test_an_interrupted_training_goes_on_from_the_same_solver_only(folder, original, tmp_path):
+    sets = read_pairs(folder, model=own()).split(8)
+    *_, whole = gas.distill(own(), *sets, 3, **few(original))
+    running = gas.distill(own(), *sets, 3, **few(original), state=tmp_path)
+    next(record for record in running if isinstance(record, gas.FitRecord))
+    running.close()
+    *_, rest = gas.distill(own(), *sets, 3, **few(original), state=tmp_path)
+    assert torch.equal(rest.table().outputs, whole.table().outputs)
+    other = gas.save(None, gas.Classical("ddim", "karras", 3, 1e-3), model=own())
+    with pytest.raises(gas.UserError, match="it is of another run: start was"):
+        next(gas.distill(own(), *sets, 3, **few(other), state=tmp_path))
+
+
 def test_the_command_learns_for_a_student(tmp_path):
     network, start = ["--model", "digits"], ["--start", "ddim/log_snr", "--iterations", 1, "--nfe", 2]
     commands.run("pairs", *network, "--seeds", 24, "--nfe", 3, "--out", tmp_path / "pairs")
@@ -103,6 +174,9 @@ def test_the_command_learns_for_a_student(tmp_path):
     assert "--student" in commands.refused(*train, "--quantize", "int8")
     assert "must be" not in commands.refused("train", "--model", "mnist", *train[3:], "--student")
     commands.run(*train, "--quantize", "int8", "--student")
+    further = ["--start", tmp_path / "s.json", *start[2:], "--out", tmp_path / "t.json", "--student"]
+    commands.run(*train[:5], *further, "--quantize", "int4")
+    assert gas.load(tmp_path / "t.json").document.solvers[0].start == "ddim/log_snr"
     made = gas.load(tmp_path / "s.json").document
     assert made.model["quantize"] == "int8" and made.teacher["model"] == gas.zoo.load("digits").fingerprint()
     sample = ["sample", *network, "--solver", tmp_path / "s.json", "--seeds", 2, "--out", tmp_path / "x.npz"]

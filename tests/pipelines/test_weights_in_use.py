@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
 
+from gas.pipelines.loading import place_pipeline  # noqa: E402
 from gas.pipelines.model import from_pipeline  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
 from support.serving import PROMPTS, assert_same, perturbed, sampled, scheduler, served  # noqa: E402
@@ -129,11 +130,12 @@ def test_a_fused_copy_is_a_student_of_its_original(tmp_path):
         gas.read_pairs(tmp_path, model=other, student=True)
 
 
-def test_parts_that_are_moved_in_and_out(sd):
-    """Offloading by accelerate's hooks: whole parts in turn, as enable_model_cpu_offload has it."""
+@pytest.mark.parametrize(("offload", "hook"), [("model", "_hf_hook"), ("group", "_diffusers_hook")])
+def test_parts_that_are_moved_in_and_out(sd, offload, hook):
+    """Offloading: whole parts in turn by accelerate's hooks, or layer after layer by diffusers'."""
     model = from_pipeline(pipelines.build("sd1"), PROMPTS)
-    sd.enable_model_cpu_offload(device="cpu")
-    assert hasattr(sd.unet, "_hf_hook")
+    place_pipeline(sd, "cpu", offload)
+    assert any(hasattr(layer, hook) for layer in sd.unet.modules())
     offloaded = from_pipeline(sd, PROMPTS)
     assert offloaded.fingerprint()["sha256"] == model.fingerprint()["sha256"]
     noise = model.noise(range(2))

@@ -191,7 +191,9 @@ class OptimizerOptions:
     method: Annotated[str, option("auto (gauss-newton for l2, else adam), gauss-newton, adam or paper.")] = (
         "auto"
     )
-    start: Annotated[str, option("Start: best (a search), uniform (the paper's), or SOLVER/GRID.")] = "best"
+    start: Annotated[
+        str, option("Start: best (a search), uniform (the paper's), SOLVER/GRID, or for train a solver file.")
+    ] = "best"
     iterations: Annotated[
         int | None, option("Steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS)
     ] = None
@@ -202,11 +204,15 @@ class OptimizerOptions:
     ] = None
     seed: Seed = 0
 
+    def search(self) -> gas.training.StartSearch:
+        """Return how the start is chosen; a solver file is read."""
+        return gas.training.StartSearch(gas.load(self.start) if self.start.endswith(".json") else self.start)
+
     def config(
         self, checkpointing: gas.training.activation_checkpointing.Checkpointing = "auto"
     ) -> gas.Adam | gas.GaussNewton:
         """Return the method's settings, with those that were given."""
-        gas.training.initialization.check_start(self.start)
+        search = self.search()
         squares = gas.losses.is_sum_of_squares(gas.losses.loss_by_name(self.loss))
         method = choice("method", self.method, METHODS)
         if method == "auto":
@@ -223,7 +229,7 @@ class OptimizerOptions:
                     f"gauss-newton needs --loss l2, a sum of squares, got {self.loss}: choose --method adam"
                 )
             given["largest"] = None if self.batch is None else max(self.batch, gas.GaussNewton().largest)
-            base = gas.training.plan.FINISH if self.start == "best" else gas.GaussNewton()
+            base = gas.training.plan.steps_after(search)
         else:
             given["checkpointing"] = checkpointing
             base = gas.PAPER if method == "paper" else gas.Adam()

@@ -72,9 +72,9 @@ def train(
     budgets = options.parse_nfes(forwards) if forwards is not None else []
     nfes = options.parse_nfes(nfe) if not budgets or options.was_given(context, "nfe") else []
     stored, gas_settings = options.parse_checkpointing(checkpointing), discriminator.settings()
-    config = optimizer.config(stored)
+    config, search = optimizer.config(stored), optimizer.search()
     alone = gas_settings is None and options.was_given(context, "checkpointing")
-    _check_combination(solver, theory, optimizer.start, nfes, config if alone else None)
+    _check_combination(solver, theory, search.start, nfes, config if alone else None)
     model = network.load(pairs)
     data = gas.read_pairs(pairs, model=model, student=student, hold=False)
     free_text_encoders(network.model, model, data.guidance)
@@ -88,7 +88,7 @@ def train(
     progress = gas.training.BestSoFar(model)
     saved = _saved_if_interrupted(out, progress) if replaces and first else nullcontext()
     with owned, resumable(f"State is in {state}"), saved:
-        settings: dict[str, Any] = {"config": config, "search": gas.training.StartSearch(optimizer.start)}
+        settings: dict[str, Any] = {"config": config, "search": search}
         settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
         family = {"adversary": adversary, "budget": budget, **settings}
         starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
@@ -161,11 +161,15 @@ def _unfinished(out: Path) -> bool:
 
 
 def _check_combination(
-    solver: str, theory: bool, start: str, nfes: list[int], checkpointed: gas.Adam | gas.GaussNewton | None
+    solver: str,
+    theory: bool,
+    start: str | gas.solver_file.Artefact,
+    nfes: list[int],
+    checkpointed: gas.Adam | gas.GaussNewton | None,
 ) -> None:
     """Refuse options that do not go together; ``checkpointed`` is the optimizer that ``--checkpointing`` is for."""
     kind = gas.learned.kind_by_name(solver, theory=theory)
-    for n in nfes if start != "best" else ():
+    for n in nfes if isinstance(start, str) and start != "best" else ():
         if not kind.starts_at(gas.training.initialization.named_start(start, n, 0.0)):
             raise gas.UserError(f"--solver {solver} cannot start at {start}: its times repeat, name another")
     if isinstance(checkpointed, gas.GaussNewton):

@@ -17,12 +17,13 @@ from gas.learned.ld3 import LD3
 from gas.learned.s4s import S4S
 from gas.registry import named
 from gas.schedule import Schedule
+from gas.table import Table
 
 if TYPE_CHECKING:
     from gas.training.adam import Adam
     from gas.training.gauss_newton import GaussNewton
 
-__all__ = ["SOLVERS", "Kind", "kind_by_name"]
+__all__ = ["SOLVERS", "Kind", "LearnedStart", "kind_by_name"]
 
 Config = TypeVar("Config", bound="Adam | GaussNewton")
 
@@ -31,11 +32,23 @@ _TURNS = 6
 
 
 @dataclass(frozen=True)
+class LearnedStart:
+    """A learned table to start at, in place of a classical solver."""
+
+    learned: Table
+    t_end: float
+
+    def table(self, schedule: Schedule) -> Table:
+        """Return the table."""
+        return self.learned
+
+
+@dataclass(frozen=True)
 class Kind:
-    """A parameterization of a learned solver: ``build`` makes the module that starts at a classical one."""
+    """A parameterization of a learned solver: ``build`` makes the module that starts at a classical or learned one."""
 
     title: str  # for reports
-    build: Callable[[Schedule, Classical], nn.Module]
+    build: Callable[[Schedule, Classical | LearnedStart], nn.Module]
     repeats: bool = True  # whether it can start at a solver with repeated times, as Heun's
     alternates: bool = False  # whether times and coefficients are learned in turns
     lasting: bool = False  # whether it keeps the formula of the classical solver, on learned times
@@ -51,18 +64,24 @@ class Kind:
         return replace(config, alternate=max(1, config.iterations // _TURNS))
 
 
-def _gs(schedule: Schedule, start: Classical, *, theory: bool) -> nn.Module:
+def _gs(schedule: Schedule, start: Classical | LearnedStart, *, theory: bool) -> nn.Module:
     # The start of every new solver: corrections are exactly zero, not rounding errors.
-    if start.spec == "dpmpp-3m/time_uniform":
+    if isinstance(start, Classical) and start.spec == "dpmpp-3m/time_uniform":
         return GeneralizedSolver(schedule, start.nfe, start.t_end, theory=theory)
     return GeneralizedSolver.from_table(schedule, start.table(schedule), start.t_end, theory=theory)
 
 
-def _ld3(schedule: Schedule, start: Classical) -> nn.Module:
+def _ld3(schedule: Schedule, start: Classical | LearnedStart) -> nn.Module:
+    if isinstance(start, LearnedStart):
+        raise UserError(
+            "ld3 has a classical solver's formula and cannot start at a learned table: start at SOLVER/GRID"
+        )
     return LD3(schedule, start.nfe, start.t_end, base=start.solver, grid=start.grid)
 
 
-def _of_table(kind: type[S4S | BNS], schedule: Schedule, start: Classical, **options: bool) -> nn.Module:
+def _of_table(
+    kind: type[S4S | BNS], schedule: Schedule, start: Classical | LearnedStart, **options: bool
+) -> nn.Module:
     return kind.from_table(schedule, start.table(schedule), start.t_end, **options)
 
 

@@ -50,8 +50,10 @@ class Lease:
         threading.Thread(target=self._renew, daemon=True).start()
 
     def is_superseded(self) -> bool:
-        """Return whether another worker took this lease as dead and has the next one."""
-        return os.path.lexists(self._folder / f".{self.name}.lease-{self.generation + 1}")
+        """Return whether another worker took this lease as dead, and has the next one or has released it."""
+        return not self._is_ours() or os.path.lexists(
+            self._folder / f".{self.name}.lease-{self.generation + 1}"
+        )
 
     def release(self) -> None:
         """Delete the lease and the dead ones before it."""

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import reprlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from gas.io import (
     write_text,
 )
 from gas.models.seeds import labels_of_seeds
-from gas.pairs.leases import discard_leases
+from gas.pairs.leases import Lease, discard_leases
 
 __all__ = [
     "MANIFEST",
@@ -66,6 +67,8 @@ _OPTIONAL = ("conditions", "decoded", STORED)
 AGAIN = "run `gas pairs` again with the same settings"
 _VERSION = 1
 _MAX_SAMPLE = 1 << 30  # numbers of one sample: 4 GB
+# Seconds between two listings of a shared folder's shards while they are read: what a stop may cost.
+_LISTING = 10.0
 
 
 def open_folder(folder: Path, recipe: Json, *, shared: bool = False) -> tuple[dict[str, Any], list[int]]:
@@ -88,45 +91,73 @@ def open_folder(folder: Path, recipe: Json, *, shared: bool = False) -> tuple[di
         except FileExistsError:  # of another worker, a moment ago
             return open_folder(folder, recipe, shared=shared)
     if shared:
-        return manifest, [i for i, entry in enumerate(manifest["shards"]) if not _is_intact(folder, entry)]
+        # Bytes are read where all are listed only: else each of many workers would read what others listed.
+        is_there = _is_intact if _is_listed(manifest) else _is_named
+        return manifest, [i for i, entry in enumerate(manifest["shards"]) if not is_there(folder, entry)]
     _sweep(folder)
     return manifest, _check_shards(folder, manifest)
 
 
-def finish_folder(folder: Path, opened: Json) -> bool:
+def finish_folder(folder: Path, opened: Json, lease: Lease) -> bool:
     """List the shards of a shared folder in its manifest, and delete what killed workers left.
 
     Args:
-        folder: of which this worker holds the manifest's lease, with every shard there.
+        folder: with every shard there.
         opened: the manifest as this worker read it first.
+        lease: of the manifest.
 
     Returns:
-        Whether the folder is finished; if not, damaged shards were deleted.
+        Whether the folder is finished; if not, damaged shards were deleted, or another worker took the lease.
     """
     manifest = read_manifest(folder)
-    if manifest != opened and all(entry["sha256"] for entry in manifest["shards"]):
+    if manifest != opened and _is_listed(manifest):
         return True  # another worker has checked every byte
-    missing = _check_shards(folder, manifest)
-    if not missing:
-        _sweep(folder)
-    return not missing
+    missing = _check_shards(folder, manifest, lease)
+    if missing or _is_lost(lease):
+        return False
+    _sweep(folder)
+    return True
 
 
-def _check_shards(folder: Path, manifest: dict[str, Any]) -> list[int]:
-    """List the whole shards in the manifest, delete damaged ones, and return which are missing."""
-    entries = manifest["shards"]
-    # Twice before a shard counts as damaged: torch turns an interrupt within its reader into an error of the file.
-    checksums = [
-        _checksum(folder, entry, manifest) or _checksum(folder, entry, manifest) for entry in entries
-    ]
-    if checksums != [entry["sha256"] for entry in entries]:
-        pairs = zip(entries, checksums, strict=True)
-        manifest["shards"] = [{**entry, "sha256": checksum} for entry, checksum in pairs]
+def _check_shards(folder: Path, manifest: dict[str, Any], lease: Lease | None = None) -> list[int]:
+    """List the whole shards in the manifest, delete damaged ones, and return which are missing.
+
+    With the lease of a shared folder's manifest, what a worker that was stopped here has listed is not read again,
+    and nothing is written or deleted once another worker took the lease.
+    """
+    entries, skips = manifest["shards"], lease is not None and not _is_listed(manifest)
+    before, written = list(entries), time.monotonic()
+    for i, entry in enumerate(before):
+        if skips and _is_named(folder, entry):
+            continue
+        # Twice before a shard counts as damaged: torch turns an interrupt within its reader into an error of the file.
+        checksum = _checksum(folder, entry, manifest) or _checksum(folder, entry, manifest)
+        entries[i] = {**entry, "sha256": checksum}
+        if skips and time.monotonic() > written + _LISTING:
+            if _is_lost(lease):
+                return []
+            write_manifest(folder, manifest)
+            written = time.monotonic()
+    if _is_lost(lease):
+        return []
+    if entries != before:
         write_manifest(folder, manifest)
-    missing = [i for i, checksum in enumerate(checksums) if checksum is None]
+    missing = [i for i, entry in enumerate(entries) if entry["sha256"] is None]
     for i in missing:
         (folder / entries[i]["file"]).unlink(missing_ok=True)
     return missing
+
+
+def _is_lost(lease: Lease | None) -> bool:
+    return lease is not None and lease.is_superseded()
+
+
+def _is_listed(manifest: Json) -> bool:
+    return all(entry["sha256"] for entry in manifest["shards"])
+
+
+def _is_named(folder: Path, entry: Json) -> bool:
+    return entry["sha256"] is not None and (folder / entry["file"]).is_file()
 
 
 def _checksum(folder: Path, entry: Json, manifest: Json) -> str | None:

@@ -132,7 +132,7 @@ def _share(model: Model, table: Table, folder: Path, recipe: Json) -> Iterator[P
             if lease is None or (absent and (folder / lease.name).exists()):
                 continue
             if not absent:
-                finished = finish_folder(folder, manifest)
+                finished = finish_folder(folder, manifest, lease)
             elif tensors := _leased(model, table, recipe, entries[lease.name], lease):
                 has_warned = has_warned or _warn_of_scale(tensors["target"])
                 write_shard(folder, manifest, entries[lease.name], tensors, shared=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gas.classical.registry import Classical, candidates
 from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
-from gas.learned.registry import Kind, kind_by_name
+from gas.learned.registry import kind_by_name
 from gas.losses import is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, teacher_of
@@ -26,7 +26,7 @@ from gas.training.adversarial.setup import Adversary, fit_adversarial
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import ROUNDING, CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
-from gas.training.plan import FINISH, TrainingPlan
+from gas.training.plan import FINISH, TrainingPlan, steps_after
 from gas.training.ranking import RankedSolver
 from gas.training.successive_halving import SHORT_RUN
 from gas.training.validation import evaluate, surely_positive
@@ -204,8 +204,10 @@ def distill(
         warm = None if budget is None else choice.state
         if warm is not None and isinstance(config, GaussNewton):
             config = replace(short_runs, iterations=config.iterations + warm["iteration"])
+        learned, sure = search.solver(choice, model.schedule, kind), not search.continues
+        file = _file(state, nfe)
         result = yield from _learn(
-            result, choice, kind, model, pairs, validation, loss, config, _file(state, nfe), remaining, warm
+            result, learned, sure, model, pairs, validation, loss, config, file, remaining, warm
         )
         if adversary is not None and adversarial:
             result = yield from _refine(
@@ -265,8 +267,8 @@ def _file(state: Path | None, nfe: int, stage: str = "") -> Path | None:
 
 def _learn(
     result: Distilled,
-    choice: StartChoice,
-    kind: Kind,
+    solver: nn.Module,
+    sure: bool,
     model: Model,
     pairs: Pairs,
     validation: Pairs,
@@ -276,8 +278,10 @@ def _learn(
     budget: float,
     warm: Mapping[str, Any] | None,
 ) -> Generator[FitRecord, None, Distilled]:
-    """Train a solver; return the result with it if it validates surely better than the classical table."""
-    solver = choice.solver(model.schedule, kind)
+    """Train a solver; return the result with it if it validates (surely) better than the classical table.
+
+    Not ``sure`` for a learned table that is trained further: the result is then never worse than that.
+    """
     for record in fit(
         solver,
         model,
@@ -290,15 +294,17 @@ def _learn(
         warm=warm,
     ):
         yield record
-    better = _with_record(result, record)
+    better = _with_record(result, record, sure=sure)
     return better if better.solver is result.solver else replace(better, solver=solver)
 
 
-def _with_record(result: Distilled, record: FitRecord) -> Distilled:
-    """Return the classical result with the best table of a training, if that surely validates better."""
+def _with_record(result: Distilled, record: FitRecord, *, sure: bool = True) -> Distilled:
+    """Return the classical result with the best table of a training, if that validates (surely) better."""
     result = replace(result, evaluations=result.evaluations + record.evaluations)
     classical, losses, table = result.losses, record.best_losses, record.best_table
-    if classical is None or losses is None or table is None or not surely_positive(classical - losses):
+    if classical is None or losses is None or table is None:
+        return result
+    if not (surely_positive(classical - losses) if sure else record.best_loss < result.loss):
         return result
     return replace(result, solver=table, loss=record.best_loss, losses=losses)
 
@@ -348,7 +354,7 @@ def _provenance(
 def _default_config(search: StartSearch, loss: str) -> Adam | GaussNewton:
     if not is_sum_of_squares(loss_by_name(loss)):
         return Adam()
-    return FINISH if search.start == "best" else GaussNewton()
+    return steps_after(search)
 
 
 # With the grid of the next smaller NFE, the two best classical grids are enough.

@@ -18,11 +18,12 @@ from gas.classical.registry import Classical, candidates, parse_times
 from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.grids.analytic import as_grid
-from gas.learned.registry import Kind, kind_by_name
+from gas.learned.registry import Kind, LearnedStart, kind_by_name
 from gas.losses import Loss, l2, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.schedule import Schedule
+from gas.solver_file import Artefact
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.successive_halving import Candidate, halve
@@ -39,6 +40,9 @@ __all__ = [
 
 # A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
 ROUNDING = 1e-11
+
+# A learned table that is trained further is several times better than any classical solver: a rough ranking says so.
+_ROUGH_ROUNDS = (None, 2), (4, 16), (1, None)
 
 # Further rounds for kinds that keep the formula of their start (LD3): which formula has the better minimum shows late.
 _EXTRA_ROUNDS = 2
@@ -69,13 +73,6 @@ class StartChoice:
         """Mean loss of the best classical solver."""
         return float(torch.tensor(self.losses, dtype=torch.float64).mean())
 
-    def solver(self, schedule: Schedule, kind: Kind) -> nn.Module:
-        """Return the solver to train, at its start."""
-        solver = kind.build(schedule, named_start(self.start, self.best.nfe, self.best.t_end))
-        if self.state is not None:
-            solver.load_state_dict(self.state["solver"])
-        return solver
-
 
 @dataclass(frozen=True)
 class CandidateRound:
@@ -98,8 +95,9 @@ class StartSearch:
     reached depends on the grid; the classical solver with the least loss need not lead to the best one.
 
     Args:
-        start: ``"best"``, ``"uniform"`` (the paper's: DPM-Solver++(3M) on the time-uniform grid), or
-            ``"SOLVER/GRID"``.
+        start: ``"best"``, ``"uniform"`` (the paper's: DPM-Solver++(3M) on the time-uniform grid),
+            ``"SOLVER/GRID"``, or a solver file as :func:`gas.load` reads it, of another copy of the model: its table
+            is trained further, and the result validates no worse than it.
         screening_pairs: validation pairs that every classical solver is ranked on.
         shortlist: solvers of the second round. The losses of the best few differ by less than the screening resolves.
         validation_pairs: validation pairs that the second round and the short runs are compared on.
@@ -112,7 +110,7 @@ class StartSearch:
         ValueError: names the setting that is unknown or out of range.
     """
 
-    start: str = "best"
+    start: str | Artefact = "best"
     screening_pairs: int = 16
     shortlist: int = 16
     validation_pairs: int = 64
@@ -122,14 +120,22 @@ class StartSearch:
     extra_grid: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_start(self.start)
+        if not isinstance(self.start, Artefact):
+            check_start(self.start)
         for field in fields(self):
             if field.type == "int":
                 integer(field.name, getattr(self, field.name), 1, MAX_SEEDS)
 
     @property
+    def continues(self) -> bool:
+        """Whether the training starts at learned tables."""
+        return isinstance(self.start, Artefact)
+
+    @property
     def rounds(self) -> tuple[tuple[int | None, int | None], ...]:
         """The rounds of :func:`gas.rank_classical`."""
+        if self.continues:
+            return _ROUGH_ROUNDS
         return (None, self.screening_pairs), (self.shortlist, self.validation_pairs), (self.finalists, None)
 
     def first_steps(self, config: GaussNewton) -> GaussNewton:
@@ -164,10 +170,15 @@ class StartSearch:
             ValueError: for unknown names, or a state of another run.
         """
         kind = kind_by_name(solver, theory=theory)
-        if self.start != "best":  # refuse an impossible start before the long ranking
-            kind.build(model.schedule, named_start(self.start, nfe, model.t_end))
+        start: Any = self.start
+        if isinstance(start, Artefact):
+            start.check(model, pairs.guidance, transfer=True)
+            start = start.entry(nfe).model_dump()
+        if start != "best":  # refuse an impossible start before the long ranking
+            self._named(model.schedule, kind, nfe, model.t_end)
         fingerprint = {
-            **{name: value for name, value in vars(self).items() if name != "extra_grid"},
+            **vars(self),
+            "start": start,
             "extra_grid": None if self.extra_grid is None else self.extra_grid.tolist(),
             "config": config.config() if self.start == "best" else None,
             "limit": limit,
@@ -189,6 +200,27 @@ class StartSearch:
             write_checkpoint(path, {"choice": values, "fingerprint": fingerprint})
         return choice
 
+    def solver(self, choice: StartChoice, schedule: Schedule, kind: Kind) -> nn.Module:
+        """Return the solver to train, at the start that was chosen."""
+        nfe, t_end = choice.best.nfe, choice.best.t_end
+        if self.start != "best":
+            return self._named(schedule, kind, nfe, t_end)
+        solver = kind.build(schedule, named_start(choice.start, nfe, t_end))
+        if choice.state is not None:
+            solver.load_state_dict(choice.state["solver"])
+        return solver
+
+    def _label(self, best: Classical) -> str:
+        """Return the classical solver that the training starts at; of learned tables, where theirs did."""
+        if isinstance(self.start, Artefact):
+            return self.start.entry(best.nfe).start or best.spec
+        return best.spec if self.start == "best" else self.start
+
+    def _named(self, schedule: Schedule, kind: Kind, nfe: int, t_end: float) -> nn.Module:
+        if isinstance(self.start, Artefact):
+            return kind.build(schedule, LearnedStart(self.start.table(nfe), t_end))
+        return kind.build(schedule, named_start(self.start, nfe, t_end))
+
     def _choose(
         self,
         model: Model,
@@ -209,7 +241,7 @@ class StartSearch:
         choice = StartChoice(
             best=best.classical,
             losses=tuple(best.losses.tolist()),
-            start=best.classical.spec if self.start == "best" else self.start,
+            start=self._label(best.classical),
             evaluations=sum(solver.evaluations for solver in ranked),
         )
         if self.start != "best" or best.loss < ROUNDING:
