@@ -169,8 +169,9 @@ def _check_combination(
 ) -> None:
     """Refuse options that do not go together; ``checkpointed`` is the optimizer that ``--checkpointing`` is for."""
     kind = gas.learned.kind_by_name(solver, theory=theory)
-    for n in nfes if isinstance(start, str) and start != "best" else ():
-        if not kind.starts_at(gas.training.initialization.named_start(start, n, 0.0)):
+    named = start if isinstance(start, str) and start != "best" else ""
+    for n in nfes if named else ():
+        if not kind.starts_at(gas.training.initialization.named_start(named, n, 0.0)):
             raise gas.UserError(f"--solver {solver} cannot start at {start}: its times repeat, name another")
     if isinstance(checkpointed, gas.GaussNewton):
         raise gas.UserError(
