@@ -1,18 +1,15 @@
-// A solver file needs no library: this samples from one in plain JavaScript.
+// A solver file needs no library: this samples from one in plain JavaScript, in Node.js and in browsers.
 //
-// `node sampler.mjs digits.json` runs every solver of a file of gas.save. To use it elsewhere, import `sample` and
-// hand it your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length. A solver with
-// branches calls `denoise(x, t, branch)`, one forward pass.
-import { readFileSync } from "node:fs";
-import { pathToFileURL } from "node:url";
+// `node sampler.mjs digits.json` runs every solver of a file of gas.save. To use it elsewhere, import `entry` and
+// `sample` and hand over your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length. A
+// solver with branches calls `denoise(x, t, branch)`, one forward pass.
 
-/** Read a solver file and return the entry of one NFE, or of as many forward passes if `branched`: its times, and its
+/** Return the entry of one NFE of a parsed solver file, or of as many forward passes if `branched`: its times, and its
  * weights of past states and predictions. */
-export function entry(path, nfe, branched = false) {
-  const file = JSON.parse(readFileSync(path, "utf8"));
-  if (file.format !== "gas-solver" || file.version !== 1) throw new Error(`${path} is not a solver file of version 1`);
+export function entry(file, nfe, branched = false) {
+  if (file?.format !== "gas-solver" || file.version !== 1) throw new Error("not a solver file of version 1");
   const table = file.solvers.find((solver) => solver.nfe === nfe && "branches" in solver === branched);
-  if (!table) throw new Error(`${path} has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
+  if (!table) throw new Error(`the solver file has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
   return table;
 }
 
@@ -38,11 +35,12 @@ export async function sample(denoise, x, solver) {
 }
 
 // Run as a program: with a denoiser of one picture, which every solver must reach.
-if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
-  const path = process.argv[2];
+const program = globalThis.process?.argv[1];
+if (program && import.meta.url === (await import("node:url")).pathToFileURL(program).href) {
+  const file = JSON.parse((await import("node:fs")).readFileSync(process.argv[2], "utf8"));
   const picture = Float64Array.of(-1, -0.5, 0, 0.5, 1), noise = Float64Array.of(0.3, -1.2, 0.8, 2.1, -0.4);
-  for (const { nfe, branches } of JSON.parse(readFileSync(path, "utf8")).solvers) {
-    const x = await sample(() => picture, noise, entry(path, nfe, Boolean(branches)));
+  for (const { nfe, branches } of file.solvers) {
+    const x = await sample(() => picture, noise, entry(file, nfe, Boolean(branches)));
     const farthest = Math.max(...x.map((value, i) => Math.abs(value - picture[i])));
     console.log(`NFE ${nfe}: farthest from the picture by ${farthest.toExponential(1)}`);
   }
