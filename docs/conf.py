@@ -23,6 +23,7 @@ extensions = [
     "sphinx_design",
     "sphinx_copybutton",
     "api_pages",
+    "browser",
     "cli_page",
     "support_matrix",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import gas
-from gas.integrations.onnx import TOLERANCE, Step, Unrolled, export, largest_difference
+from gas.integrations.onnx import TOLERANCE, DenoiserModule, Step, Unrolled, export, largest_difference
 from support.commands import run
 
 onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed", exc_type=Exception)
@@ -47,6 +47,20 @@ def test_the_whole_guided_sampler_from_the_command_line(tmp_path, file, model, t
     # The network is asked three times and its weights stand there once.
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     assert weights < report["bytes"] < 1.5 * weights
+
+
+@pytest.mark.slow
+def test_a_denoiser_at_any_time_and_batch(tmp_path, model):
+    out, x, labels = tmp_path / "network.onnx", model.noise(range(5)), torch.arange(5)
+    module = DenoiserModule(model.conditional, model.network)
+    inputs = {"x": x[:3], "t": torch.tensor([0.5], dtype=torch.float64), "label": labels[:3]}
+    assert export(out, module, inputs, batch={"x": 0, "label": 0}) < TOLERANCE
+    for t in (1.0, 0.3, 1e-3):
+        given = {"x": x, "t": torch.tensor([t], dtype=torch.float64), "label": labels}
+        expected = model.bind(labels)(x, torch.tensor(t, dtype=torch.float64))
+        assert largest_difference(out.read_bytes(), given, expected) < TOLERANCE * max(
+            1, expected.abs().max()
+        )
 
 
 @pytest.mark.slow

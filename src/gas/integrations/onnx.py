@@ -1,4 +1,4 @@
-"""A table as ONNX: one of its steps, or the whole sampler with its network, for any runtime."""
+"""ONNX for any runtime: one step of a table, a denoiser, or the whole sampler with its network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gas.io import write_bytes
 from gas.sampling import Stepper
 from gas.table import Table, refuse_branches
 
-__all__ = ["TOLERANCE", "Step", "Unrolled", "export", "largest_difference"]
+__all__ = ["TOLERANCE", "DenoiserModule", "Step", "Unrolled", "export", "largest_difference"]
 
 # Largest difference of an exported graph to torch, relative to the largest number where that is above 1.
 TOLERANCE = 1e-5
@@ -45,6 +45,26 @@ class Step(nn.Module):
                 if weight:
                     state = torch.add(state, history[j], alpha=weight)
         return state
+
+
+class DenoiserModule(nn.Module):
+    """A denoiser as a module, ``denoise(x, t, condition)``, for a sampler in another language.
+
+    Args:
+        denoise: ``denoise(x, t)``, or with conditions ``denoise(x, t, condition)``.
+        network: the module inside it, whose weights become part of the graph.
+    """
+
+    def __init__(self, denoise: Denoiser | ConditionalDenoiser, network: nn.Module) -> None:
+        super().__init__()
+        self.denoise: Any = denoise
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
+        """Predict x_0 of ``x`` ``(B, *)`` at the time ``t`` ``(1,)``, for a condition ``(B, *)`` if it takes one."""
+        with _FourDimensions():
+            prediction: Tensor = self.denoise(x, t[0], *condition)
+        return prediction
 
 
 class Unrolled(nn.Module):
@@ -85,6 +105,9 @@ class _FourDimensions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_OUTPUTS: Mapping[type, str] = {Unrolled: "sample", DenoiserModule: "prediction"}
+
+
 def export(
     path: str | Path, module: nn.Module, inputs: Mapping[str, Tensor], *, batch: Mapping[str, int]
 ) -> float:
@@ -122,8 +145,9 @@ def export(
 def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[str, int]) -> bytes:
     size = torch.export.Dim("batch")
     shapes = [{batch[name]: size} if name in batch else {} for name in inputs]
-    if isinstance(module, Unrolled):  # its forward takes x, and the rest as one tuple
-        shapes = [shapes[0], tuple(shapes[1:])]  # type: ignore[list-item]
+    if isinstance(module, (DenoiserModule, Unrolled)):  # what is not named in forward is one tuple there
+        named = 1 if isinstance(module, Unrolled) else 2
+        shapes = [*shapes[:named], tuple(shapes[named:])]  # type: ignore[list-item]
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -131,7 +155,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[st
                 tuple(inputs.values()),
                 dynamo=True,
                 input_names=list(inputs),
-                output_names=["sample" if isinstance(module, Unrolled) else "state"],
+                output_names=[_OUTPUTS.get(type(module), "state")],
                 dynamic_shapes=tuple(shapes),
                 verbose=False,
             )

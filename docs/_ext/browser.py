@@ -1,0 +1,89 @@
+"""What the page "In your browser" needs: its network as ONNX, solver files, noise, and onnxruntime-web.
+
+onnxruntime-web comes from the npm registry, once, into ``build/onnxruntime-web``; where that cannot be had the site is
+built without it, and the page says so.
+"""
+
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import torch
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+import gas
+from gas.integrations.onnx import DenoiserModule, export
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "build" / "onnxruntime-web"
+VERSION = "1.30.0"
+FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
+SOLVER = ROOT / "docs" / "results" / "mnist-gs.json"
+FIRST_SEED = 50000
+# By the mean error on README's unseen seeds (docs/results/mnist.json), each on its best grid.
+CLASSICAL = {
+    "DPM-Solver++(3M)": ("dpmpp-3m", "log_snr"),
+    "UniPC-3": ("unipc-3-bh2", "time_uniform"),
+    "iPNDM-3": ("ipndm-3", "time_uniform"),
+}
+
+
+def runtime() -> Path | None:
+    """Return the folder with onnxruntime-web's files, fetched if it is not there; ``None`` where it cannot be."""
+    if all((RUNTIME / name).exists() for name in FILES):
+        return RUNTIME
+    RUNTIME.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"]
+    try:
+        subprocess.run(command, cwd=RUNTIME, check=True, capture_output=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("no onnxruntime-web, so no sampling in the browser: %s", error)
+        return None
+    archive = RUNTIME / f"onnxruntime-web-{VERSION}.tgz"
+    with tarfile.open(archive) as package:
+        for name in FILES:
+            member = package.extractfile(f"package/dist/{name}")
+            (RUNTIME / name).write_bytes(member.read())
+    archive.unlink()
+    return RUNTIME
+
+
+def write(folder: Path, onnxruntime: Path) -> None:
+    """Write everything that page.mjs fetches."""
+    model = gas.zoo.load("mnist")
+    labels = torch.arange(10)
+    noise = model.noise(range(FIRST_SEED, FIRST_SEED + 10))
+    module = DenoiserModule(model.conditional, model.network)
+    inputs = {"x": noise[:3], "t": torch.tensor([0.5], dtype=torch.float64), "label": labels[:3]}
+    export(folder / "network.onnx", module, inputs, batch={"x": 0, "label": 0})
+    learned = gas.load(SOLVER)
+    artefacts = {
+        name: gas.save(None, [gas.Classical(*start, nfe, model.t_end) for nfe in learned.nfes], model=model)
+        for name, start in CLASSICAL.items()
+    }
+    teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, model.t_end)
+    artefacts |= {"GS": learned, "Teacher": gas.save(None, teacher, model=model)}
+    rows = {
+        name: each.document.model_dump(mode="json", exclude_none=True) for name, each in artefacts.items()
+    }
+    setup = {"model": model.name, "side": model.sample_shape[-1], "labels": labels.tolist(), "rows": rows}
+    setup["noise"] = [round(value, 6) for value in noise.flatten().tolist()]
+    (folder / "solvers.json").write_text(json.dumps(setup))
+    for path in (*(onnxruntime / name for name in FILES), ROOT / "examples" / "sampler.mjs"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _build_finished(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None and app.builder.name == "html" and (found := runtime()) is not None:
+        write(Path(app.outdir) / "_static" / "browser", found)
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the step after the build."""
+    app.connect("build-finished", _build_finished)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

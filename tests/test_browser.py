@@ -1,0 +1,181 @@
+"""The page "In your browser", clicked through in a headless Chromium: samples are those of gas.sample.
+
+Needs ``pip install 'gas-solver[browser]'``, Chromium, and onnxruntime-web in ``build`` or npm to fetch it.
+"""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gas
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The page as ``make docs`` puts it beside what it fetches, without the rest of the site."""
+    pytest.importorskip("sphinx")
+    pytest.importorskip("onnxruntime", exc_type=Exception)
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+    try:
+        import browser
+    finally:
+        sys.path.pop(0)
+    runtime = browser.runtime()
+    if runtime is None:
+        pytest.skip("onnxruntime-web is not in build/onnxruntime-web, and npm cannot fetch it")
+    folder = tmp_path_factory.mktemp("site")
+    assets = folder / "_static" / "browser"
+    shutil.copytree(ROOT / "docs" / "_static" / "browser", assets)
+    browser.write(assets, runtime)
+    (block,) = re.findall(r"```\{raw\} html\n(.*?)```", (ROOT / "docs" / "browser.md").read_text(), re.DOTALL)
+    (folder / "index.html").write_text(f"<!doctype html><meta charset=utf-8><title>page</title>{block}")
+    return folder
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playwright.sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.requested = []
+        page.on("request", lambda request: page.requested.append(request.url))
+        page.address = f"http://127.0.0.1:{server.server_port}/"
+        page.goto(page.address)
+        finished(page)
+        yield page
+        browser.close()
+    server.shutdown()
+    server.server_close()
+
+
+def status(page):
+    return page.inner_text("#sampler [role=status]")
+
+
+def finished(page):
+    page.wait_for_selector("#sampler button[name=run]:enabled")
+    page.wait_for_function(
+        "() => document.querySelector('#sampler [role=status]').textContent.startsWith('The same')"
+    )
+
+
+def samples(page):
+    rows = page.evaluate("() => document.getElementById('sampler').samples")
+    return {name: np.float32(values).reshape(10, 1, 32, 32) for name, values in rows.items()}
+
+
+def expected(table):
+    model, labels = gas.zoo.load("mnist"), torch.arange(10)
+    with torch.no_grad():
+        return gas.sample(model.bind(labels), model.noise(range(50000, 50010)), table).numpy()
+
+
+def upload(page, name, content):
+    page.set_input_files(
+        "#sampler input[type=file]", {"name": name, "mimeType": "application/json", "buffer": content}
+    )
+
+
+def test_samples_are_those_of_the_library(page):
+    model, made = gas.zoo.load("mnist"), samples(page)
+    learned = gas.load(ROOT / "docs" / "results" / "mnist-gs.json")
+    tables = {
+        "GS": learned.table(nfe=4),
+        "iPNDM-3": gas.Classical("ipndm-3", "time_uniform", 4, model.t_end).table(model.schedule),
+        "Teacher": gas.Classical("unipc-3-bh2", "log_snr", 20, model.t_end).table(model.schedule),
+    }
+    assert set(tables) < set(made)
+    for name, table in tables.items():
+        np.testing.assert_allclose(made[name], expected(table), rtol=0, atol=1e-4, err_msg=name)
+
+
+def test_everything_comes_from_the_same_place(page):
+    assert page.requested
+    assert all(url.startswith((page.address, "blob:", "data:")) for url in page.requested)
+
+
+def test_choices_are_followed(page):
+    for name in ("UniPC-3", "iPNDM-3"):
+        page.uncheck(f"#sampler input[value='{name}']")
+    page.fill("#sampler input[name=nfe]", "6")
+    assert page.inner_text("#sampler output") == "6"
+    page.click("#sampler button[name=run]")
+    finished(page)
+    names = page.eval_on_selector_all("#sampler tr", "rows => rows.map((row) => row.dataset.solver)")
+    assert names == ["DPM-Solver++(3M)", "GS", "Teacher"]
+    table = gas.load(ROOT / "docs" / "results" / "mnist-gs.json").table(nfe=6)
+    np.testing.assert_allclose(samples(page)["GS"], expected(table), rtol=0, atol=1e-4)
+    assert re.search(r"[\d.]+ ms a sample", page.inner_text("#sampler .facts"))
+    before = samples(page)["Teacher"]
+    page.click("#sampler button[name=noise]")
+    finished(page)
+    after = samples(page)["Teacher"]
+    assert np.abs(after - before).mean() > 0.1 and np.abs(after).max() < 1.5
+
+
+def test_a_solver_file_of_ones_own(page, tmp_path):
+    model, digits = gas.zoo.load("mnist"), gas.zoo.load("digits")
+    six = gas.Classical("ddim", "time_uniform", 6, model.t_end)
+    gas.save(tmp_path / "mine.json", six, model=model)
+    gas.save(tmp_path / "digits.json", six, model=digits)
+    gas.save(tmp_path / "nine.json", gas.Classical("ddim", "time_uniform", 9, model.t_end), model=model)
+    page.fill("#sampler input[name=nfe]", "6")
+    for name, content, message in [
+        ("hostile.json", b"<script>document.title = 'owned'</script>", "hostile.json: "),
+        ("list.json", b"[]", "not a solver file of version 1"),
+        ("digits.json", (tmp_path / "digits.json").read_bytes(), "of model digits, not mnist"),
+        ("nine.json", (tmp_path / "nine.json").read_bytes(), "no table for NFE 6; it has 9"),
+    ]:
+        upload(page, name, content)
+        page.wait_for_function(
+            "text => document.querySelector('#sampler [role=status]').textContent.includes(text)", arg=message
+        )
+    assert page.title() == "page"
+    upload(page, "<b>mine</b>.json", (tmp_path / "mine.json").read_bytes())
+    finished(page)
+    page.wait_for_selector("#sampler tr[data-solver='<b>mine</b>.json']")
+    assert page.inner_text("#sampler fieldset").count("<b>mine</b>.json") == 1
+
+
+def test_a_missing_network_is_named(page, folder):
+    network = folder / "_static" / "browser" / "network.onnx"
+    network.rename(network.with_suffix(".away"))
+    try:
+        page.goto(page.address)
+        page.wait_for_function(
+            "() => document.querySelector('#sampler [role=status]').textContent.includes('network.onnx is missing')"
+        )
+    finally:
+        network.with_suffix(".away").rename(network)
+
+
+def test_the_file_of_the_page_is_whole():
+    learned = gas.load(ROOT / "docs" / "results" / "mnist-gs.json")
+    assert learned.nfes == [3, 4, 5, 6]
+    assert json.loads((ROOT / "docs" / "results" / "mnist-gs.json").read_text())["model"]["name"] == "mnist"
