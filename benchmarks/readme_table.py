@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import math
 from pathlib import Path
+
+from gas.display import significant
 
 NAMES = {"dpmpp-3m": "DPM-Solver++(3M)", "unipc-3-bh2": "UniPC-3", "ipndm-3": "iPNDM-3", "GS": "**GS**"}
 
 
 def main() -> None:
-    """Print one Markdown table a model: mean squared error to the teacher over NFE."""
+    """Print one Markdown table a model: mean (and median) squared error to the teacher over NFE."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reports", type=Path, nargs="+")
     for path in parser.parse_args().reports:
@@ -33,17 +34,15 @@ def main() -> None:
         print(f"\nThe teacher is {teacher['name'].removesuffix(' (teacher)')}, {teacher['nfe']} calls.\n")
 
 
-def significant(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if not value:
-        return "0"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+def scaled(value: float) -> str:
+    """The thousandfold with three significant digits."""
+    return significant(1000 * value, 3)
 
 
 def line(name: str, cells: list[dict | None], bold: bool = False) -> str:
     """One row of the table."""
     mark = "**" if bold else ""
-    shown = [f"{mark}{significant(1000 * c['mse'])}{mark}" if c else "" for c in cells]
+    shown = [f"{mark}{scaled(c['mse'])}{mark} ({scaled(c['mse_median'])})" if c else "" for c in cells]
     return f"| {name} | " + " | ".join(shown) + " |"
 
 
