@@ -132,7 +132,7 @@ class Support(SphinxDirective):
 
 def schema() -> str:
     """Return the JSON Schema of a solver file, from the model that validates it."""
-    from gas.solver_file import Document
+    from gas.solver_schema import Document
 
     content = Document.model_json_schema()
     content = {

@@ -29,6 +29,7 @@ from . import (
     sampling as sampling,
     schedule as schedule,
     solver_file as solver_file,
+    solver_schema as solver_schema,
     table as table,
     training as training,
     unpickle as unpickle,

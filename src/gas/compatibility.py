@@ -10,7 +10,7 @@ from gas.schedule import Schedule, same_schedule, schedule_from_config
 
 if TYPE_CHECKING:
     from gas.models.protocol import Model
-    from gas.solver_file import Document
+    from gas.solver_schema import Document
 
 __all__ = ["differences", "model_differences"]
 
@@ -54,8 +54,9 @@ def differences(
     stated = None if document.schedule is None else schedule_from_config(document.schedule)
     if schedule is not None and stated is not None and not same_schedule(stated, schedule):
         differing.append(f"schedule {stated.config()['kind']} with other noise levels than {user}'s")
-    if guidance is not None and abs(guidance - document.guidance) > 1e-6:
-        differing.append(f"guidance {document.guidance:g} ({user}: {guidance:g})")
+    first, last = document.scales
+    if guidance is not None and not first - 1e-6 <= guidance <= last + 1e-6:
+        differing.append(f"guidance {document.served} ({user}: {guidance:g})")
     return differing
 
 

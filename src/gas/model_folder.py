@@ -11,7 +11,7 @@ from typing import Any
 from gas.display import error_text
 from gas.errors import UserError
 from gas.io import JSON_BYTES, open_regular, parse_json, read_bytes, read_header
-from gas.solver_file import parse_document
+from gas.solver_schema import parse_document
 
 __all__ = ["check_model_folder", "read_json"]
 

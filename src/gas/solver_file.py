@@ -1,4 +1,4 @@
-"""Solver files: the JSON schema of learned tables, saving and loading."""
+"""Solver files: saving and loading families of tables."""
 
 from __future__ import annotations
 
@@ -7,156 +7,27 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 import gas
-from gas.arguments import MAX_NFE, integer, number, of_type, shape
 from gas.compatibility import model_differences
 from gas.display import brief
 from gas.errors import UserError
-from gas.grids.analytic import as_grid
-from gas.io import CHECKSUM, add_checksum, read_json, verify_checksum, write_text
+from gas.io import add_checksum, read_json, verify_checksum, write_text
 from gas.learned.generalized import GeneralizedSolver
+from gas.learned.guidance import GuidanceBNS
 from gas.learned.interpolation import interpolated
 from gas.models.protocol import Model
-from gas.schedule import Schedule, check_t_end, schedule_from_config
+from gas.schedule import Schedule, schedule_from_config
+from gas.solver_schema import Document, Entry, Term, parse_document
 from gas.table import Table, TableMaker, table_of, table_on
 
-__all__ = ["Artefact", "Document", "Entry", "load", "parse_document", "save"]
+__all__ = ["Artefact", "load", "save"]
 
 Solver = Table | nn.Module
-
-
-# Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
-_FailFast = Field(fail_fast=True)
-Numbers = Annotated[list[float], _FailFast]
-_NAMES = 1000  # most entries of an object with free names
-
-
-class _Strict(BaseModel):
-    """Refuses unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bounded(cls, content: Any) -> Any:
-        """Refuse objects of very many names before each name is validated."""
-        if isinstance(content, Mapping):
-            objects = [content, *(content.get(name) for name in ("measured", "versions"))]
-            if any(isinstance(x, Mapping) and len(x) > _NAMES for x in objects):
-                raise UserError(f"an object has more than {_NAMES} names")
-        return content
-
-
-class Entry(_Strict):
-    """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
-
-    nfe: int = Field(ge=1, le=MAX_NFE)
-    kind: str
-    times: Numbers
-    states: Annotated[list[Numbers], _FailFast]
-    outputs: Annotated[list[Numbers], _FailFast]
-    branches: Annotated[list[str], _FailFast] | None = None
-    """The branch of the denoiser that each row evaluates, in a table whose rows are forward passes."""
-    theory: bool = True
-    """Whether a Generalized Solver's coefficients follow its times."""
-    nominal: Numbers | None = None
-    """The N + 1 nominal times of a Generalized Solver; with the table they determine its parameters."""
-    start: str | None = None
-    measured: dict[str, float] = {}
-
-    @model_validator(mode="after")
-    def _shapes(self) -> Entry:
-        n = self.nfe
-        if len(self.times) != n:
-            raise UserError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
-        if min(self.times) < 0:
-            raise UserError(f"times of NFE {n} must not be negative, got {min(self.times):g}")
-        for name in ("states", "outputs"):
-            lengths = [len(row) for row in getattr(self, name)]
-            if lengths != list(range(1, n + 1)):
-                raise UserError(
-                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
-                )
-        if self.branches is not None and (len(self.branches) != n or not all(self.branches)):
-            raise UserError(f"branches of NFE {n} must be {n} names, got {brief(self.branches)}")
-        if self.nominal is not None:
-            if len(self.nominal) != n + 1:
-                raise UserError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
-            as_grid(self.nominal)
-        return self
-
-
-class Document(_Strict):
-    """The whole file, version 1."""
-
-    format: Literal["gas-solver"] = "gas-solver"
-    version: Literal[1] = 1
-    schedule: dict[str, Any] | None = None
-    t_end: float | None = Field(default=None, ge=0, lt=1)
-    model: dict[str, Any] | None = None
-    guidance: float = 1.0
-    teacher: dict[str, Any] | None = None
-    loss: str | None = None
-    training: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    solvers: Annotated[list[Entry], _FailFast] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Document:
-        for branched, name in ((False, "NFE"), (True, "number of forward passes")):
-            counts = [entry.nfe for entry in self.solvers if (entry.branches is not None) == branched]
-            if len(set(counts)) != len(counts):
-                raise UserError(f"each {name} may have one table, got {name} {brief(sorted(counts))}")
-        if self.schedule is not None:
-            schedule = schedule_from_config(self.schedule)
-            if self.t_end is not None:
-                check_t_end(schedule, self.t_end)
-            first, last = schedule.t_min, schedule.t_max
-            if outside := [t for x in self.solvers for t in x.times if not first <= t <= last]:
-                limits = f"[{first:.6g}, {last:g}]"
-                raise UserError(
-                    f"times on schedule {self.schedule['kind']} lie in {limits}, got {outside[0]:g}"
-                )
-        _check_descriptions(self.model or {}, self.teacher or {})
-        seeds = self.training.get("seeds", [0, 0])
-        if not (isinstance(seeds, list) and len(seeds) == 2 and all(type(seed) is int for seed in seeds)):
-            raise UserError("training.seeds must be two integers, first and last")
-        json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
-        return self
-
-
-def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
-    """Check the types and ranges of those entries of a model and a teacher that the library reads."""
-    original = teacher.get("model", {})
-    of_type("teacher.model", original, Mapping, "an object")
-    for facts, prefix in ((model, "model"), (original, "teacher.model")):
-        for name in {"name", "sha256", "prediction", "quantize"} & facts.keys():
-            of_type(f"{prefix}.{name}", facts[name], str, "text")
-    for name in {"solver", "grid"} & teacher.keys():
-        of_type(f"teacher.{name}", teacher[name], str, "text")
-    if "sample_shape" in model:
-        shape("model.sample_shape", model["sample_shape"])
-    if "nfe" in teacher:
-        integer("teacher.nfe", teacher["nfe"], 1, MAX_NFE)
-    if "t_end" in teacher:
-        number("teacher.t_end", teacher["t_end"], "[0, 1)")
-
-
-def parse_document(content: Mapping[str, Any], name: str) -> Document:
-    """Validate the content of a solver file, with or without its checksum, which is not verified."""
-    try:
-        return Document.model_validate({key: value for key, value in content.items() if key != CHECKSUM})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
-        problem = " ".join(f"{place}: {first['msg']}"[:200].split())
-        raise UserError(f"{name}: {problem}") from error
 
 
 @dataclass(frozen=True)
@@ -216,22 +87,46 @@ class Artefact:
         raise UserError(f"{self.source} has no table for {wanted}; it has {' and '.join(has)}")
 
     def table(
-        self, nfe: int | None = None, *, forwards: int | None = None, interpolate: bool = False
+        self,
+        nfe: int | None = None,
+        *,
+        forwards: int | None = None,
+        guidance: float | None = None,
+        interpolate: bool = False,
     ) -> Table:
         """Return the table of one NFE, or the table with branches of so many forward passes.
 
         Args:
             nfe: network evaluations.
             forwards: forward passes of the network, in place of ``nfe``.
+            guidance: guidance scale, in the range of a file that has one; default the file's ``guidance``.
             interpolate: where the file has no such NFE, interpolate its neighbors (:mod:`gas.learned.interpolation`).
+
+        Raises:
+            UserError: when the file has no such table, or it does not serve the guidance scale.
         """
+        self._check_guidance(guidance)
         if interpolate and nfe is not None and (around := self.neighbours(nfe)):
             schedule, t_end = self._process()
-            return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
+            below, above = (self.table(n, guidance=guidance) for n in around)
+            return interpolated(schedule, below, above, nfe, t_end)
         entry = self.entry(nfe, forwards=forwards)
-        times = torch.tensor(entry.times, dtype=torch.float64)
-        branches = None if entry.branches is None else tuple(entry.branches)
-        return Table(times, _square(entry.states), _square(entry.outputs), branches)
+        table = entry.table(entry.branches)
+        if guidance in (None, self.document.guidance) or entry.terms is None:
+            return table
+        (schedule, t_end), terms = self._process(), [term.table() for term in entry.terms]
+        scales, reference = self.document.scales, self.document.guidance
+        solver = GuidanceBNS(schedule, [table, *terms], t_end, scales=scales, reference=reference)
+        return table_of(solver, guidance)
+
+    def _check_guidance(self, guidance: float | None) -> None:
+        """Refuse a guidance scale that the tables do not serve."""
+        first, last = self.document.scales
+        if guidance is not None and not first <= guidance <= last:
+            served = self.document.served
+            raise UserError(
+                f"{self.source} serves guidance {served}, got {guidance:g}: train it for that scale"
+            )
 
     def neighbours(self, nfe: int) -> tuple[int, int] | None:
         """Return the nearest NFE with a table below and above one without, ``None`` for an NFE with a table.
@@ -270,7 +165,8 @@ class Artefact:
         if differences := model_differences(self.document, model, guidance, transfer=transfer):
             raise UserError(f"{self.source} was made for another model or use: {'; '.join(differences)}")
         for entry in self.document.solvers:
-            largest = max((weight for row in (*entry.states, *entry.outputs) for weight in row), key=abs)
+            rows = [row for part in (entry, *(entry.terms or ())) for row in (*part.states, *part.outputs)]
+            largest = max((weight for row in rows for weight in row), key=abs)
             if abs(largest) > torch.finfo(torch.float32).max:
                 raise UserError(
                     f"{self.source}: NFE {entry.nfe} has a weight that float32 does not hold, {largest:g}"
@@ -299,13 +195,6 @@ def load(path: str | Path) -> Artefact:
     document = parse_document(content, f"solver file {path}")
     verify_checksum(content, f"solver file {path}")
     return Artefact(document, str(path))
-
-
-def _square(rows: list[list[float]]) -> Tensor:
-    square = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for n, row in enumerate(rows):
-        square[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
-    return square
 
 
 @runtime_checkable
@@ -357,6 +246,7 @@ def save(
             t_end, learned solvers were made in different ways, or a value is not finite.
     """
     family = _family(solvers, model)
+    scales, guidance = _common_scales([solver for solver, _, _ in family], guidance)
     provenance = _common_provenance([report.provenance for _, _, report in family if report is not None])
     schedule, t_end = _common_process([solver for solver, _, _ in family], model)
     document = Document(
@@ -364,6 +254,7 @@ def save(
         t_end=t_end,
         model=dict(model.fingerprint()) if model else None,
         guidance=provenance.get("guidance", 1.0) if guidance is None else guidance,
+        guidance_range=scales,
         teacher=dict(teacher or provenance.get("teacher") or {}) or None,
         loss=provenance.get("loss") if loss is None else loss,
         training=dict(provenance.get("training", {}) if training is None else training),
@@ -432,6 +323,28 @@ def _common_process(family: Sequence[Solver], model: Model | None) -> tuple[Sche
     return processes[0] if processes else (None, None)
 
 
+def _common_scales(
+    family: Sequence[Solver], guidance: float | None
+) -> tuple[list[float] | None, float | None]:
+    """Return the range of guidance scales that all solvers share, if one has any, and their reference scale."""
+    ranges = {
+        (each.first, each.last, each.reference) if isinstance(each, GuidanceBNS) else None for each in family
+    }
+    if len(ranges) > 1:
+        raise UserError("the solvers of one file serve the same guidance scales: save one a file")
+    if (common := ranges.pop()) is None:
+        return None, guidance
+    return [common[0], common[1]], common[2]
+
+
+def _rows(table: Table) -> dict[str, Any]:
+    """Return the numbers of a table as :class:`Term` has them."""
+    states, outputs = (
+        [row[: n + 1] for n, row in enumerate(matrix.tolist())] for matrix in (table.states, table.outputs)
+    )
+    return {"times": table.times.tolist(), "states": states, "outputs": outputs}
+
+
 def _entry(
     solver: Solver,
     table: Table,
@@ -441,15 +354,12 @@ def _entry(
 ) -> Entry:
     if table.branches is not None:  # NFE are of the others
         starts, measured = {}, {}
-    states, outputs = (
-        [row[: n + 1] for n, row in enumerate(matrix.tolist())] for matrix in (table.states, table.outputs)
-    )
+    terms = [Term(**_rows(q)) for q in solver.coefficients()[1:]] if isinstance(solver, GuidanceBNS) else None
     return Entry(
         nfe=table.nfe,
         kind="table" if isinstance(solver, Table) else type(solver).__name__,
-        times=table.times.tolist(),
-        states=states,
-        outputs=outputs,
+        **_rows(table),
+        terms=terms,
         branches=None if table.branches is None else list(table.branches),
         theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,

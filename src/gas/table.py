@@ -201,8 +201,8 @@ def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
     return solver.table(schedule).detach()
 
 
-def table_of(solver: Table | nn.Module) -> Table:
-    """Return the table of a solver, without gradient: a table itself, or the result of a module's ``forward()``."""
+def table_of(solver: Table | nn.Module, *arguments: float) -> Table:
+    """Return the table of a solver, without gradient: a table itself, or the result of a module's ``forward``."""
     with torch.no_grad():
-        table: Table = solver if isinstance(solver, Table) else solver()
+        table: Table = solver if isinstance(solver, Table) else solver(*arguments)
     return table.detach()

@@ -11,7 +11,7 @@ from gas.models.runtime import precise
 from gas.pairs.dataset import check_conditions, read_pairs, teacher_of
 from gas.pairs.fingerprint import PairsSpec
 from gas.pairs.teacher import teach, write_pairs
-from gas.solver_file import parse_document
+from gas.solver_schema import parse_document
 from gas.training.validation import evaluate
 from support import commands
 

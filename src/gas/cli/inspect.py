@@ -82,7 +82,7 @@ def _weights(model: Mapping[str, Any]) -> str:
     return f"{str(model.get('sha256', 'any'))[:16]} {model.get('quantize', '')}".strip()
 
 
-def _size(entry: gas.solver_file.Entry) -> str:
+def _size(entry: gas.solver_schema.Entry) -> str:
     return f"NFE {entry.nfe}" if entry.branches is None else f"{entry.nfe} forward passes"
 
 

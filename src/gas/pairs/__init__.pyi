@@ -5,6 +5,7 @@ from .dataset import (
     check_conditions as check_conditions,
     check_pairs as check_pairs,
     join_pairs as join_pairs,
+    join_scales as join_scales,
     read_pairs as read_pairs,
 )
 from .fingerprint import PairsSpec as PairsSpec

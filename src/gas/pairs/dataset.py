@@ -39,9 +39,14 @@ __all__ = [
     "check_conditions",
     "check_pairs",
     "join_pairs",
+    "join_scales",
     "read_pairs",
     "teacher_of",
 ]
+
+
+# Fields of pairs with a row for each.
+_ROWS = ("seeds", "noise", "target", "labels", "decoded", "scales")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,7 @@ class Pairs:
         labels: ``(S,)`` int64, or ``None`` for samples without a class.
         manifest: of the folder; default that of a teacher without guidance.
         decoded: ``(S, *)`` float16, the decoded targets, if stored and requested.
+        scales: ``(S,)`` float64, the guidance scale of each pair where they have several (:func:`join_scales`).
     """
 
     seeds: Tensor
@@ -63,6 +69,7 @@ class Pairs:
     labels: Tensor | None = None
     manifest: Mapping[str, Any] = field(default_factory=lambda: {"recipe": {"guidance": 1.0, "teacher": {}}})
     decoded: Tensor | None = None
+    scales: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -77,7 +84,11 @@ class Pairs:
 
     @property
     def guidance(self) -> float:
-        """Scale of the teacher's classifier-free guidance."""
+        """Scale of the teacher's classifier-free guidance; pairs of several scales have none (:meth:`by_scale`)."""
+        if self.scales is not None:
+            raise UserError(
+                "pairs of several guidance scales train a GuidanceBNS: take one scale, by_scale()[0]"
+            )
         return number("guidance of the pairs", self.manifest["recipe"]["guidance"], "(-inf, inf)")
 
     @property
@@ -103,12 +114,23 @@ class Pairs:
 
     def view(self, index: slice | Tensor) -> Self:
         """Return the rows of a slice, a boolean mask ``(S,)`` or a vector of positions, where they are."""
-        parts = {name: getattr(self, name) for name in ("seeds", "noise", "target", "labels", "decoded")}
+        parts = {name: getattr(self, name) for name in _ROWS}
         return replace(self, **{name: part[index] for name, part in parts.items() if part is not None})
 
     def subset(self, index: slice | Tensor) -> Pairs:
         """Return the rows of :meth:`view` in memory."""
         return self.view(index).load()
+
+    def by_scale(self) -> list[Pairs]:
+        """Return the pairs of each guidance scale, ascending."""
+        if self.scales is None:
+            return [self]
+        parts = []
+        for scale in self.scales.unique().tolist():
+            recipe = {**self.manifest["recipe"], "guidance": scale}
+            part = self.view(self.scales == scale)
+            parts.append(replace(part, scales=None, manifest={**self.manifest, "recipe": recipe}))
+        return parts
 
     def batches(self, size: int = 256) -> Iterator[Pairs]:
         """Yield all pairs in order, ``size`` in memory at a time."""
@@ -279,6 +301,26 @@ def teacher_of(pairs: Pairs, model: Model) -> dict[str, Any]:
     if stored is None or stored == comparable(stored, model_fingerprint(model)["model"]):
         return dict(pairs.teacher)
     return {**pairs.teacher, "model": stored}
+
+
+def join_scales(parts: Sequence[Pairs]) -> Pairs:
+    """Return pairs of one teacher at several guidance scales as one set in memory.
+
+    Raises:
+        UserError: when two parts have one scale, or differ in more than that.
+    """
+    parts = sorted(parts, key=lambda part: part.guidance)
+    scales = [part.guidance for part in parts]
+    if len(set(scales)) != len(scales):
+        raise UserError(
+            f"pairs of one guidance scale each, got those of {', '.join(f'{w:g}' for w in scales)}"
+        )
+    first, *others = ({**part.manifest["recipe"], "guidance": None, "seeds": None} for part in parts)
+    for other in others:
+        if wrong := differences(first, other):
+            raise UserError(f"pairs of several guidance scales must differ in nothing else ({wrong})")
+    column = torch.cat([torch.full((len(part),), part.guidance, dtype=torch.float64) for part in parts])
+    return replace(join_pairs(parts), scales=column)
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:

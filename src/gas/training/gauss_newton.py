@@ -16,6 +16,7 @@ from gas import distributed
 from gas.arguments import MAX_BATCH, MAX_SEED, integer, number
 from gas.denoise import Denoiser
 from gas.errors import Diverged, UserError
+from gas.learned.guidance import GuidanceBNS
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.models.protocol import Model
 from gas.models.runtime import full_precision, without_tf32
@@ -30,6 +31,7 @@ from gas.training.linearization import (
     Normal,
     evaluations_of,
     evaluations_of_measurement,
+    joined,
     measure_differences,
     normal_equations,
     numbers,
@@ -175,6 +177,7 @@ class GaussNewtonSteps:
             loss,
             config,
         )
+        self.scales = [part.guidance for part in pairs.by_scale()]
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
         self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)
@@ -206,19 +209,18 @@ class GaussNewtonSteps:
         Raises:
             Diverged: when the samples or their derivatives are not finite.
         """
-        table = self._table(self._parameters()).detach()
         differences = self._measured()
         cost = self._pair_cost()
         before = sum(self.config.pairs_of(i, len(self.pairs), cost - self.nfe) for i in range(self.iteration))
         count = self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
         # Central differences may turn out to be needed when a limit has room for forward ones.
         count = int(min(count, max(1, (limit - self.evaluations) / cost)))
-        batch = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed))
         # Read once: pairs on disk read their shards at every access.
-        x, target = batch.noise.to(self.model.device), batch.target
-        bind = partial(self._bind, batch.labels)
+        parts = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed)).by_scale()
+        p = self._parameters()
         with without_tf32():
-            normal = normal_equations(bind, x, target, table, differences, self.features, self.config.outlier)
+            normals = {part.guidance: self._normal(p, part, differences) for part in parts}
+        normal = joined(normals, self.scales) if len(self.scales) > 1 else normals[self.scales[0]]
         loss = float(normal.losses.mean())
         if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
             raise Diverged(
@@ -226,15 +228,19 @@ class GaussNewtonSteps:
                 "start from another solver"
             )
         self.evaluations += normal.evaluations
-        q, fade = numbers(table), self.config.forgetting
+        q, fade = self._numbers(p), self.config.forgetting
         self.curvature = fade * self.curvature + count * normal.curvature
         self.gradient = fade * self.gradient + count * (normal.gradient - normal.curvature @ q)
         self.weight = fade * self.weight + count
-        self._move(
-            q, normal, lambda p: self._loss_at(p, batch, x, target, normal.weights), limit - count * self.nfe
-        )
+        self._move(q, normal, lambda p: self._loss_at(p, parts, normal.weights), limit - count * self.nfe)
         self.iteration += 1
         return loss
+
+    def _normal(self, p: Tensor, part: Pairs, differences: Differences) -> Normal:
+        """Return the normal equations of pairs of one guidance scale at parameters ``p``."""
+        table, x = self._table(p, part.guidance).detach(), part.noise.to(self.model.device)
+        bind, outlier = partial(self._bind, part), self.config.outlier
+        return normal_equations(bind, x, part.target, table, differences, self.features, outlier)
 
     def _pair_cost(self) -> int:
         """Return the network evaluations of a pair in a step's Jacobian and one trial."""
@@ -244,9 +250,11 @@ class GaussNewtonSteps:
     def _measured(self) -> Differences:
         """Return the steps of all differences, chosen on the first few pairs before the first step."""
         if self.differences is None:
-            table = self._table(self._parameters()).detach()
-            few = self.pairs.subset(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
-            denoise, x = self._bind(few.labels, slice(None)), few.noise.to(self.model.device)
+            few = self.pairs.subset(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed)).by_scale()[
+                0
+            ]
+            table = self._table(self._parameters(), few.guidance).detach()
+            denoise, x = self._bind(few, slice(None)), few.noise.to(self.model.device)
             with without_tf32():
                 # In one process: rounding, which differs among machines, is what is measured.
                 self.differences = distributed.broadcast(
@@ -317,42 +325,48 @@ class GaussNewtonSteps:
         for name in self._STATE:
             setattr(self, name, state[name])
 
-    def _bind(self, labels: Tensor | None, part: slice) -> Denoiser:
-        return self.model.bind(None if labels is None else labels[part], self.pairs.guidance)
+    def _bind(self, pairs: Pairs, part: slice) -> Denoiser:
+        return self.model.bind(None if pairs.labels is None else pairs.labels[part], pairs.guidance)
 
     @torch.no_grad()
-    def _loss_at(self, p: Tensor, batch: Pairs, x: Tensor, target: Tensor, weights: Tensor) -> float:
+    def _loss_at(self, p: Tensor, parts: Sequence[Pairs], weights: Tensor) -> float:
         """Return the weighted mean loss of a step's pairs at parameters ``p``; infinite where it is not finite."""
         try:
-            table = self._table(p)
+            tables = [self._table(p, batch.guidance).folded() for batch in parts]
         except ValueError:  # no table has these numbers
             return math.inf
-        folded = table.folded()
+        losses = [self._losses(batch, table) for batch, table in zip(parts, tables, strict=True)]
+        mean = float((weights * torch.cat(losses)).mean())
+        return mean if math.isfinite(mean) else math.inf
+
+    def _losses(self, batch: Pairs, folded: Table) -> Tensor:
+        """Return the losses of pairs of one guidance scale; processes share them."""
+        x = batch.noise.to(self.model.device)
 
         @torch.no_grad()
         def losses(part: slice) -> Tensor:
-            samples = sample(self._bind(batch.labels, part), x[part], folded)
-            return self.loss(samples, target[part].to(samples))
+            samples = sample(self._bind(batch, part), x[part], folded)
+            return self.loss(samples, batch.target[part].to(samples))
 
-        self.evaluations += len(batch) * table.nfe
+        self.evaluations += len(batch) * folded.nfe
         parts = (
             distributed.shard_slices(len(batch)) if len(batch) >= distributed.world_size() else [slice(None)]
         )
-        values = torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
-        mean = float((weights * values).mean())
-        return mean if math.isfinite(mean) else math.inf
+        return torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
 
     def _parameters(self) -> Tensor:
         return nn.utils.parameters_to_vector(self.learned.values()).detach()
 
-    def _table(self, p: Tensor) -> Table:
-        """Return the solver's table at parameters ``p``, differentiable in them."""
+    def _table(self, p: Tensor, scale: float) -> Table:
+        """Return the solver's table at parameters ``p`` and a guidance scale, differentiable in the parameters."""
         parts = p.split([parameter.numel() for parameter in self.learned.values()])
         parameters = {
             name: part.view_as(old) for (name, old), part in zip(self.learned.items(), parts, strict=True)
         }
-        table: Table = functional_call(self.solver, parameters, ())
+        arguments = (scale,) if isinstance(self.solver, GuidanceBNS) else ()
+        table: Table = functional_call(self.solver, parameters, arguments)
         return table
 
     def _numbers(self, p: Tensor) -> Tensor:
-        return numbers(self._table(p))
+        """Return the numbers of the tables of all guidance scales, one after another."""
+        return torch.cat([numbers(self._table(p, scale)) for scale in self.scales])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -23,6 +23,7 @@ __all__ = [
     "Normal",
     "evaluations_of",
     "evaluations_of_measurement",
+    "joined",
     "linearize",
     "measure_differences",
     "normal_equations",
@@ -264,6 +265,34 @@ def normal_equations(
     }
     # All processes share the same derivatives, but their products may round differently: take those of the first.
     return Normal(**distributed.broadcast(lambda: parts), evaluations=evaluations)
+
+
+def joined(normals: Mapping[float, Normal], scales: Sequence[float]) -> Normal:
+    """Return the normal equations of several guidance scales as one, in the numbers of all their tables.
+
+    No scale has a say in another's numbers: the curvature is block diagonal. Errors grow with the scale, so pairs are
+    weighted by the inverse of their scale's loss: a share of each counts alike.
+
+    Args:
+        normals: by scale; scales without any have blocks of zeros.
+        scales: of the blocks.
+    """
+    losses = torch.tensor([normal.loss for normal in normals.values()], dtype=torch.float64)
+    shares = len(losses) * torch.softmax(-losses.log(), 0)
+    count, size = sum(len(n.losses) for n in normals.values()), len(next(iter(normals.values())).gradient)
+    gradient = torch.zeros(len(scales), size, dtype=torch.float64)
+    curvature = torch.zeros(len(scales), size, len(scales), size, dtype=torch.float64)
+    for (scale, normal), share in zip(normals.items(), shares, strict=True):
+        block, weight = scales.index(scale), share * len(normal.losses) / count
+        gradient[block] = weight * normal.gradient
+        curvature[block, :, block] = weight * normal.curvature
+    return Normal(
+        losses=torch.cat([normal.losses for normal in normals.values()]),
+        weights=torch.cat([w * n.weights for n, w in zip(normals.values(), shares, strict=True)]),
+        gradient=gradient.flatten(),
+        curvature=curvature.reshape(len(scales) * size, -1),
+        evaluations=sum(normal.evaluations for normal in normals.values()),
+    )
 
 
 def _residual(samples: Tensor, tangents: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -393,7 +393,7 @@ def _fingerprint(
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
         "schedule": steps.model.schedule.config(),
         "model": dict(steps.model.fingerprint()),
-        "guidance": pairs.guidance,
+        "guidance": pairs.guidance if pairs.scales is None else pairs.scales.tolist(),
     }
     if (branches := getattr(solver, "branches", None)) is not None:
         settings["branches"] = branches

@@ -12,7 +12,8 @@ from urllib.parse import quote
 from gas.display import markdown, markdown_table, quoted_string, significant
 from gas.io import read_text
 from gas.pipelines.process import Process
-from gas.solver_file import Artefact, Entry
+from gas.solver_file import Artefact
+from gas.solver_schema import Entry
 
 __all__ = ["may_overwrite", "model_card", "stand_in"]
 

@@ -18,7 +18,8 @@ from gas.io import CHECKSUM, read_json, verify_checksum, write_bytes, write_text
 from gas.pipelines.process import PREDICTIONS, Process, alpha_ratios
 from gas.pipelines.scheduler_config import DEFAULTS, config_of, model_keys
 from gas.schedule import Flow, VPDiscrete
-from gas.solver_file import Artefact, load, parse_document, save
+from gas.solver_file import Artefact, load, save
+from gas.solver_schema import parse_document
 
 __all__ = ["SavedScheduler", "SchedulerMixin", "SolverFile", "solver_file"]
 

@@ -1,0 +1,106 @@
+"""GuidanceBNS: one solver for every guidance scale of a range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gas.arguments import number
+from gas.errors import UserError
+from gas.schedule import Schedule, earliest_time
+from gas.table import Table
+
+__all__ = ["GuidanceBNS"]
+
+
+class GuidanceBNS(nn.Module):
+    """A :class:`gas.BNS` whose numbers are polynomials in the guidance scale w::
+
+        q(w) = q_0 + u q_1 + .. + u^K q_K        u = (w - reference) / (last - first)
+
+    q are the times and weights of a folded table, so that times and weights of every scale are a table of their own.
+
+    Args:
+        schedule: the forward process; it bounds the times.
+        coefficients: ``q_0``, the table at the reference scale, to ``q_K``. With branches, every scale evaluates those
+            of ``q_0``.
+        t_end: time that sampling ends at.
+        scales: first and last scale of the range.
+        reference: the scale at which ``u = 0``, in the range: that of a call without a scale.
+
+    Attributes:
+        times: ``(K + 1, N)`` given to the network, clamped as those of :class:`gas.BNS`.
+        alpha: ``(K + 1, N)`` weights of ``x_T``.
+        beta: ``(K + 1, N, N)`` weights of predictions, of no effect above the diagonal.
+
+    Raises:
+        UserError: when the range is empty, or the reference lies outside of it.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        coefficients: Sequence[Table],
+        t_end: float,
+        *,
+        scales: tuple[float, float],
+        reference: float,
+    ) -> None:
+        super().__init__()
+        self.first, self.last = (number("a guidance scale", scale, "(-inf, inf)") for scale in scales)
+        if not self.first < self.last:
+            raise UserError(f"guidance scales must be a range, got {self.first:g} to {self.last:g}")
+        self.reference = number("the reference scale", reference, f"[{self.first}, {self.last}]")
+        self.schedule, self.t_end = schedule, float(t_end)
+        folded = [table.detach().folded() for table in coefficients]
+        self.times = nn.Parameter(torch.stack([table.times for table in folded]))
+        self.alpha = nn.Parameter(torch.stack([table.states[:, 0] for table in folded]))
+        self.beta = nn.Parameter(torch.stack([table.outputs for table in folded]))
+        self.branches = coefficients[0].branches
+
+    @classmethod
+    def from_table(
+        cls,
+        schedule: Schedule,
+        table: Table,
+        t_end: float,
+        *,
+        scales: tuple[float, float],
+        reference: float,
+        degree: int = 1,
+    ) -> GuidanceBNS:
+        """Build the solver of a degree K that starts as one table for every scale: ``q_1 = .. = q_K = 0``."""
+        zero = torch.zeros(table.nfe, table.nfe)
+        rest = [Table(zero[0], zero, zero)] * degree
+        return cls(schedule, [table, *rest], t_end, scales=scales, reference=reference)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations N."""
+        return self.times.shape[1]
+
+    def coefficients(self) -> list[Table]:
+        """Return ``q_0, .., q_K``, without gradient."""
+        parts = zip(self.times.detach(), self.alpha.detach(), self.beta.detach(), strict=True)
+        return [self._table(*part) for part in parts]
+
+    def forward(self, guidance: float | None = None) -> Table:
+        """Return the table of a guidance scale, by default the reference.
+
+        Raises:
+            UserError: when the scale lies outside of the range.
+        """
+        scale = self.reference if guidance is None else guidance
+        if not self.first <= scale <= self.last:
+            raise UserError(f"guidance must lie in {self.first:g} to {self.last:g}, got {scale:g}")
+        u = (scale - self.reference) / (self.last - self.first)
+        powers = u ** torch.arange(len(self.times), dtype=torch.float64)
+        times, alpha, beta = (torch.tensordot(powers, q, 1) for q in (self.times, self.alpha, self.beta))
+        low, high = earliest_time(self.schedule, self.t_end), self.schedule.t_max
+        return self._table(times.clamp(min=low, max=high), alpha, beta)
+
+    def _table(self, times: Tensor, alpha: Tensor, beta: Tensor) -> Table:
+        states = nn.functional.pad(alpha[:, None], (0, self.nfe - 1))
+        return Table(times, states, beta.tril(), self.branches)

@@ -1,0 +1,201 @@
+"""The JSON schema of solver files: what they may hold, and in which bounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from gas.arguments import MAX_NFE, integer, number, of_type, shape
+from gas.display import brief
+from gas.errors import UserError
+from gas.grids.analytic import as_grid
+from gas.io import CHECKSUM
+from gas.schedule import check_t_end, schedule_from_config
+from gas.table import Table
+
+__all__ = ["Document", "Entry", "Term", "parse_document"]
+
+# Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
+_FailFast = Field(fail_fast=True)
+Numbers = Annotated[list[float], _FailFast]
+_NAMES = 1000  # most entries of an object with free names
+_DEGREE = 8  # most terms of a table in the guidance scale: two are learned
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, content: Any) -> Any:
+        """Refuse objects of very many names before each name is validated."""
+        if isinstance(content, Mapping):
+            objects = [content, *(content.get(name) for name in ("measured", "versions"))]
+            if any(isinstance(x, Mapping) and len(x) > _NAMES for x in objects):
+                raise UserError(f"an object has more than {_NAMES} names")
+        return content
+
+
+class Term(_Strict):
+    """The coefficients of one power of the guidance scale's coordinate; rows as in :class:`Entry`."""
+
+    times: Numbers
+    states: Annotated[list[Numbers], _FailFast]
+    outputs: Annotated[list[Numbers], _FailFast]
+
+    def table(self, branches: Sequence[str] | None = None) -> Table:
+        """Return the numbers as a table."""
+        times = torch.tensor(self.times, dtype=torch.float64)
+        names = None if branches is None else tuple(branches)
+        return Table(times, _square(self.states), _square(self.outputs), names)
+
+    def check_shapes(self, n: int) -> None:
+        """Refuse anything but N times and triangular rows."""
+        if len(self.times) != n:
+            raise UserError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
+        for name in ("states", "outputs"):
+            lengths = [len(row) for row in getattr(self, name)]
+            if lengths != list(range(1, n + 1)):
+                raise UserError(
+                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
+                )
+
+
+class Entry(Term):
+    """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
+
+    nfe: int = Field(ge=1, le=MAX_NFE)
+    kind: str
+    branches: Annotated[list[str], _FailFast] | None = None
+    """The branch of the denoiser that each row evaluates, in a table whose rows are forward passes."""
+    theory: bool = True
+    """Whether a Generalized Solver's coefficients follow its times."""
+    nominal: Numbers | None = None
+    """The N + 1 nominal times of a Generalized Solver; with the table they determine its parameters."""
+    start: str | None = None
+    measured: dict[str, float] = {}
+    terms: Annotated[list[Term], _FailFast, Field(min_length=1, max_length=_DEGREE)] | None = None
+    """With ``guidance_range``: the terms of u, u^2, .. of the table, u = (guidance - document's) / (last - first)."""
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Entry:
+        n = self.nfe
+        for part in (self, *(self.terms or ())):
+            part.check_shapes(n)
+        if min(self.times) < 0:
+            raise UserError(f"times of NFE {n} must not be negative, got {min(self.times):g}")
+        if self.branches is not None and (len(self.branches) != n or not all(self.branches)):
+            raise UserError(f"branches of NFE {n} must be {n} names, got {brief(self.branches)}")
+        if self.nominal is not None:
+            if len(self.nominal) != n + 1:
+                raise UserError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
+            as_grid(self.nominal)
+        return self
+
+
+class Document(_Strict):
+    """The whole file, version 1."""
+
+    format: Literal["gas-solver"] = "gas-solver"
+    version: Literal[1] = 1
+    schedule: dict[str, Any] | None = None
+    t_end: float | None = Field(default=None, ge=0, lt=1)
+    model: dict[str, Any] | None = None
+    guidance: float = 1.0
+    guidance_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """First and last guidance scale of tables with ``terms``."""
+    teacher: dict[str, Any] | None = None
+    loss: str | None = None
+    training: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    solvers: Annotated[list[Entry], _FailFast] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Document:
+        for branched, name in ((False, "NFE"), (True, "number of forward passes")):
+            counts = [entry.nfe for entry in self.solvers if (entry.branches is not None) == branched]
+            if len(set(counts)) != len(counts):
+                raise UserError(f"each {name} may have one table, got {name} {brief(sorted(counts))}")
+        if self.schedule is not None:
+            schedule = schedule_from_config(self.schedule)
+            if self.t_end is not None:
+                check_t_end(schedule, self.t_end)
+            first, last = schedule.t_min, schedule.t_max
+            if outside := [t for x in self.solvers for t in x.times if not first <= t <= last]:
+                limits = f"[{first:.6g}, {last:g}]"
+                raise UserError(
+                    f"times on schedule {self.schedule['kind']} lie in {limits}, got {outside[0]:g}"
+                )
+        self._check_range()
+        _check_descriptions(self.model or {}, self.teacher or {})
+        seeds = self.training.get("seeds", [0, 0])
+        if not (isinstance(seeds, list) and len(seeds) == 2 and all(type(seed) is int for seed in seeds)):
+            raise UserError("training.seeds must be two integers, first and last")
+        json.dumps([self.model, self.teacher, self.training], default=str, allow_nan=False)
+        return self
+
+    def _check_range(self) -> None:
+        """Refuse a range of guidance scales without their terms, terms without a range, or an impossible range."""
+        if any((entry.terms is None) != (self.guidance_range is None) for entry in self.solvers):
+            raise UserError("guidance_range and the terms of every table need each other")
+        if self.guidance_range is not None:
+            first, last = self.guidance_range
+            if not first < last or not first <= self.guidance <= last:
+                raise UserError(
+                    f"guidance must lie in a range, got {self.guidance:g} in {first:g} to {last:g}"
+                )
+            if self.schedule is None or self.t_end is None:
+                raise UserError("guidance_range needs the schedule and t_end, which bound the times")
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """First and last guidance scale that the tables serve."""
+        first, last = self.guidance_range or (self.guidance, self.guidance)
+        return first, last
+
+    @property
+    def served(self) -> str:
+        """The guidance scales for messages: ``2``, or ``1 to 8``."""
+        return " to ".join(f"{scale:g}" for scale in dict.fromkeys(self.scales))
+
+
+def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+    """Check the types and ranges of those entries of a model and a teacher that the library reads."""
+    original = teacher.get("model", {})
+    of_type("teacher.model", original, Mapping, "an object")
+    for facts, prefix in ((model, "model"), (original, "teacher.model")):
+        for name in {"name", "sha256", "prediction", "quantize"} & facts.keys():
+            of_type(f"{prefix}.{name}", facts[name], str, "text")
+    for name in {"solver", "grid"} & teacher.keys():
+        of_type(f"teacher.{name}", teacher[name], str, "text")
+    if "sample_shape" in model:
+        shape("model.sample_shape", model["sample_shape"])
+    if "nfe" in teacher:
+        integer("teacher.nfe", teacher["nfe"], 1, MAX_NFE)
+    if "t_end" in teacher:
+        number("teacher.t_end", teacher["t_end"], "[0, 1)")
+
+
+def parse_document(content: Mapping[str, Any], name: str) -> Document:
+    """Validate the content of a solver file, with or without its checksum, which is not verified."""
+    try:
+        return Document.model_validate({key: value for key, value in content.items() if key != CHECKSUM})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
+        problem = " ".join(f"{place}: {first['msg']}"[:200].split())
+        raise UserError(f"{name}: {problem}") from error
+
+
+def _square(rows: list[list[float]]) -> Tensor:
+    square = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for n, row in enumerate(rows):
+        square[n, : n + 1] = torch.tensor(row, dtype=torch.float64)
+    return square
