@@ -54,8 +54,7 @@ def differences(
     stated = None if document.schedule is None else schedule_from_config(document.schedule)
     if schedule is not None and stated is not None and not same_schedule(stated, schedule):
         differing.append(f"schedule {stated.config()['kind']} with other noise levels than {user}'s")
-    first, last = document.scales
-    if guidance is not None and not first - 1e-6 <= guidance <= last + 1e-6:
+    if guidance is not None and not document.serves(guidance):
         differing.append(f"guidance {document.served} ({user}: {guidance:g})")
     return differing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,46 +87,48 @@ class Artefact:
         raise UserError(f"{self.source} has no table for {wanted}; it has {' and '.join(has)}")
 
     def table(
-        self,
-        nfe: int | None = None,
-        *,
-        forwards: int | None = None,
-        guidance: float | None = None,
-        interpolate: bool = False,
+        self, nfe: int | None = None, *, forwards: int | None = None, interpolate: bool = False
     ) -> Table:
         """Return the table of one NFE, or the table with branches of so many forward passes.
 
         Args:
             nfe: network evaluations.
             forwards: forward passes of the network, in place of ``nfe``.
-            guidance: guidance scale, in the range of a file that has one; default the file's ``guidance``.
             interpolate: where the file has no such NFE, interpolate its neighbors (:mod:`gas.learned.interpolation`).
-
-        Raises:
-            UserError: when the file has no such table, or it does not serve the guidance scale.
         """
-        self._check_guidance(guidance)
         if interpolate and nfe is not None and (around := self.neighbours(nfe)):
             schedule, t_end = self._process()
-            below, above = (self.table(n, guidance=guidance) for n in around)
-            return interpolated(schedule, below, above, nfe, t_end)
+            return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
         entry = self.entry(nfe, forwards=forwards)
-        table = entry.table(entry.branches)
-        if guidance in (None, self.document.guidance) or entry.terms is None:
-            return table
-        (schedule, t_end), terms = self._process(), [term.table() for term in entry.terms]
-        scales, reference = self.document.scales, self.document.guidance
-        solver = GuidanceBNS(schedule, [table, *terms], t_end, scales=scales, reference=reference)
-        return table_of(solver, guidance)
+        return entry.table(entry.branches)
 
-    def _check_guidance(self, guidance: float | None) -> None:
-        """Refuse a guidance scale that the tables do not serve."""
-        first, last = self.document.scales
-        if guidance is not None and not first <= guidance <= last:
-            served = self.document.served
+    def at(self, guidance: float) -> Artefact:
+        """Return the solvers of one guidance scale, as a file for that scale alone has them.
+
+        Args:
+            guidance: a scale that the file serves; a file without a range serves one.
+
+        Raises:
+            UserError: when the file does not serve the scale.
+        """
+        document = self.document
+        if not document.serves(guidance):
             raise UserError(
-                f"{self.source} serves guidance {served}, got {guidance:g}: train it for that scale"
+                f"{self.source} serves guidance {document.served}, got {guidance:g}: train it for that"
             )
+        if document.guidance_range is None or guidance == document.guidance:
+            return self
+        schedule, t_end = self._process()
+        entries = []
+        for entry in document.solvers:
+            coefficients = [entry.table(entry.branches), *(term.table() for term in entry.terms or ())]
+            solver = GuidanceBNS(
+                schedule, coefficients, t_end, scales=document.scales, reference=document.guidance
+            )
+            numbers = Term.of(table_of(solver, guidance)).model_dump()
+            entries.append(entry.model_copy(update={**numbers, "terms": None, "measured": {}}))
+        changes = {"guidance": guidance, "guidance_range": None, "solvers": entries}
+        return replace(self, document=document.model_copy(update=changes))
 
     def neighbours(self, nfe: int) -> tuple[int, int] | None:
         """Return the nearest NFE with a table below and above one without, ``None`` for an NFE with a table.
@@ -337,14 +339,6 @@ def _common_scales(
     return [common[0], common[1]], common[2]
 
 
-def _rows(table: Table) -> dict[str, Any]:
-    """Return the numbers of a table as :class:`Term` has them."""
-    states, outputs = (
-        [row[: n + 1] for n, row in enumerate(matrix.tolist())] for matrix in (table.states, table.outputs)
-    )
-    return {"times": table.times.tolist(), "states": states, "outputs": outputs}
-
-
 def _entry(
     solver: Solver,
     table: Table,
@@ -354,12 +348,12 @@ def _entry(
 ) -> Entry:
     if table.branches is not None:  # NFE are of the others
         starts, measured = {}, {}
-    terms = [Term(**_rows(q)) for q in solver.coefficients()[1:]] if isinstance(solver, GuidanceBNS) else None
+    coefficients = solver.coefficients()[1:] if isinstance(solver, GuidanceBNS) else ()
     return Entry(
         nfe=table.nfe,
         kind="table" if isinstance(solver, Table) else type(solver).__name__,
-        **_rows(table),
-        terms=terms,
+        **Term.of(table).model_dump(),
+        terms=[Term.of(q) for q in coefficients] or None,
         branches=None if table.branches is None else list(table.branches),
         theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,

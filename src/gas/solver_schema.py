@@ -50,6 +50,15 @@ class Term(_Strict):
     states: Annotated[list[Numbers], _FailFast]
     outputs: Annotated[list[Numbers], _FailFast]
 
+    @classmethod
+    def of(cls, table: Table) -> Term:
+        """Return the numbers of a table."""
+        states, outputs = (
+            [row[: n + 1] for n, row in enumerate(matrix.tolist())]
+            for matrix in (table.states, table.outputs)
+        )
+        return Term(times=table.times.tolist(), states=states, outputs=outputs)
+
     def table(self, branches: Sequence[str] | None = None) -> Table:
         """Return the numbers as a table."""
         times = torch.tensor(self.times, dtype=torch.float64)
@@ -159,6 +168,17 @@ class Document(_Strict):
         """First and last guidance scale that the tables serve."""
         first, last = self.guidance_range or (self.guidance, self.guidance)
         return first, last
+
+    def forward_passes(self, entry: Entry) -> int | None:
+        """Return the forward passes a sample of a table, ``None`` without guidance: every evaluation is one."""
+        if entry.branches is not None:
+            return entry.nfe
+        return None if self.scales == (1.0, 1.0) else 2 * entry.nfe
+
+    def serves(self, guidance: float) -> bool:
+        """Return whether the tables are for a guidance scale; scales of pipelines are float32."""
+        first, last = self.scales
+        return first - 1e-6 <= guidance <= last + 1e-6
 
     @property
     def served(self) -> str:

@@ -26,6 +26,7 @@ class EvaluationOptions:
     ]
     nfe: Annotated[str, option("NFE, as 4 or 3-6,8,10; default: all in the files.", options.parse_nfes)] = ""
     seeds: Annotated[str, option("Unseen seeds, as N or FIRST:LAST.", options.measured_seeds)] = "50000:50512"
+    guidance: options.GuidanceScale = None
     baselines: Annotated[
         str, option("Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.")
     ] = "dpmpp-3m/log_snr,unipc-3-bh2,ipndm-3"
@@ -102,7 +103,7 @@ def evaluate_files(
     of an NFE.
     """
     artefacts = gas.evaluation.solver_files.load_solver_files(
-        evaluation.solver, model, transfer=evaluation.transfer
+        evaluation.solver, model, transfer=evaluation.transfer, guidance=evaluation.guidance
     )
     first = next(iter(artefacts.values()))
     nfes = sorted({nfe for artefact in artefacts.values() for nfe in artefact.nfes})
@@ -133,8 +134,7 @@ def evaluate_files(
     rows = _measure(evaluator, model, entries)
     if evaluation.picture is not None and gas.distributed.is_first():
         _draw(evaluation.picture, entries, rows, model.name)
-    passes = _passes(teacher.table(model.schedule), pairs.guidance)
-    rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe, passes))
+    rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe))
     document = {"model": model.name, "seeds": [seeds.start, seeds.stop], **space.fingerprint}
     for metric in metrics:
         document |= metric.fingerprint
@@ -195,11 +195,12 @@ def _measure(
     evaluator: gas.Evaluator, model: gas.models.Model, entries: Sequence[_Entry]
 ) -> list[gas.evaluation.SolverMetrics]:
     """Measure every entry; warn of an interpolated one that another of its NFE beats."""
-    rows, guidance = [], evaluator.pairs.guidance
+    rows = []
     with bar("solvers", len(entries)) as progress:
         for done, entry in enumerate(entries, start=1):
             samples = gas.evaluation.sample_pairs(model, evaluator.pairs, entry.table)
-            rows.append(evaluator.measure(entry.name, samples, entry.nfe, _passes(entry.table, guidance)))
+            branched = entry.table.branches is not None
+            rows.append(evaluator.measure(entry.name, samples, entry.nfe, branched=branched))
             progress.at(done, f"NFE {entry.nfe}: {entry.name}")
     for entry, row in zip(entries, rows, strict=True):
         best = min((other for other in rows if other.nfe == row.nfe), key=lambda other: other.mse)
@@ -209,11 +210,6 @@ def _measure(
                 label="warning: ",
             )
     return rows
-
-
-def _passes(table: gas.Table, guidance: float) -> int | None:
-    """Forward passes a sample, where guidance is on."""
-    return None if guidance == 1.0 else table.forward_passes(guidance)
 
 
 def _draw(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import gas
 from gas.cli.app import command
 from gas.cli.checks import FILE, NFE, argument, option
-from gas.cli.options import Json, Picture, interpolation
+from gas.cli.options import GuidanceScale, Json, Picture, interpolation, load_solver
 from gas.cli.screen import note, print_facts, print_json, print_table
 from gas.display import significant
 
@@ -19,11 +19,12 @@ def inspect(
     file: Annotated[Path, argument("Solver file.", **FILE)],
     nfe: Annotated[int | None, option("Print the table of this NFE.", **NFE)] = None,
     forwards: Annotated[int | None, option("Print the table of so many forward passes.", **NFE)] = None,
+    guidance: GuidanceScale = None,
     picture: Picture = None,
     json: Json = False,
 ) -> None:
     """Check a solver file and print its model, its provenance and its measurements."""
-    artefact = gas.load(file)
+    artefact = load_solver(file, guidance)
     document, schedule = artefact.document, artefact.schedule
     around = None if nfe is None else artefact.neighbours(nfe)
     if nfe is not None and forwards is not None:
@@ -54,7 +55,7 @@ def _print_summary(artefact: gas.Artefact, file: Path) -> None:
         "weights": _weights(model),
         "shape": "x".join(map(str, model.get("sample_shape", []))) or "any",
         "schedule": (document.schedule or {}).get("kind", "any"),
-        "guidance": f"{document.guidance:g}",
+        "guidance": document.served,
         "teacher": ", ".join(f"{k} {v}" for k, v in teacher.items()) or "not said",
     }
     if original is not None:
@@ -67,7 +68,8 @@ def _print_summary(artefact: gas.Artefact, file: Path) -> None:
     print_facts(f"{file} ({file.stat().st_size / 1000:.1f} kB)", facts)
     rows = [
         {
-            "NFE": _size(entry).removeprefix("NFE "),
+            "NFE": entry.nfe if entry.branches is None else None,
+            "forward passes": document.forward_passes(entry),
             "kind": entry.kind,
             "started from": entry.start and gas.training.initialization.start_label(entry.start),
             "measured": ", ".join(f"{name} {_number(value)}" for name, value in entry.measured.items()),

@@ -83,10 +83,10 @@ def _call_arguments(prompts: Path | None, call: str, pairs: Path | None) -> dict
     return arguments
 
 
-def free_text_encoders(name: str, model: gas.models.Model, guidance: float) -> None:
+def free_text_encoders(name: str, model: gas.models.Model, *scales: float) -> None:
     """Encode the prompts of a ``diffusers:`` model and let go of its text encoders."""
     if name.startswith("diffusers:"):
-        cast("gas.pipelines.PipelineModel", model).free_text_encoders(guidance)
+        cast("gas.pipelines.PipelineModel", model).free_text_encoders(*scales)
 
 
 def _picture(path: Path) -> Any:

@@ -16,7 +16,7 @@ import typer
 
 import gas
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_NFE, MAX_ORDER_SEED, MAX_SEED, MAX_SEEDS, choice
-from gas.cli.checks import FILE, FOLDER, option, output_file, parse_duration
+from gas.cli.checks import FILE, FOLDER, GUIDANCE, option, output_file, parse_duration
 from gas.cli.loading import load_model
 from gas.cli.screen import tracked
 
@@ -63,6 +63,9 @@ Validation = Annotated[
     option("Last pairs, to validate on; default: 256, or a quarter of fewer than 512.", min=2, max=MAX_SEEDS),
 ]
 Seed = Annotated[int, option("Seed of the order of pairs and the discriminator.", min=0, max=MAX_ORDER_SEED)]
+GuidanceScale = Annotated[
+    float | None, option("Guidance scale, of a file that serves several; default: the file's.", **GUIDANCE)
+]
 PairsFolder = option("Folder of teacher pairs, as gas pairs writes it.", **FOLDER)
 Picture = Annotated[Path | None, option("Draw a .png of the times, or of errors.", output_file(".png"))]
 SolverFile = Annotated[Path, option("Solver file, as gas train writes it.", names=("--solver", "-s"), **FILE)]
@@ -311,6 +314,12 @@ def adam_against(iterations: int | None, **settings: Any) -> gas.Adam:
 
 
 # ---------------------------------------------------------------- readers
+
+
+def load_solver(path: Path, guidance: float | None) -> gas.Artefact:
+    """Load a solver file, for one guidance scale if that was given."""
+    artefact = gas.load(path)
+    return artefact if guidance is None else artefact.at(guidance)
 
 
 def was_given(context: typer.Context, *names: str) -> bool:

@@ -42,26 +42,33 @@ def plan(
         cost = gas.training.measure_calls(model, n, guidance=guidance)
         if not rows:
             price = gas.training.price.pairs_price(model, cost, seeds, teacher)
-            rows.append(_row("pairs", None, None, price))
+            rows.append(_row("pairs", None, None, price, guidance))
         full = gas.training.distillation.plan_of(model, seeds - chosen, chosen, n)
         for share in _SHARES:
             cut = full if share == 1 else full.within(int(share * full.total.evaluations))
-            rows.append(_row("training", n, cut, gas.training.price.training_price(cut, cost)))
+            rows.append(_row("training", n, cut, gas.training.price.training_price(cut, cost), guidance))
     if json:
         print_json(rows)
         return
     title = f"{model.name}: {seeds:,} pairs, {chosen:,} of them to choose by"
+    if guidance != 1.0:
+        title += f"; with guidance {guidance:g}, an evaluation is two forward passes"
     print_table(title, [_cells(row) for row in rows])
     note("for each NFE the full training, then smaller budgets: gas train --budget EVALUATIONS")
 
 
 def _row(
-    work: str, nfe: int | None, plan: gas.training.TrainingPlan | None, price: gas.training.Price
+    work: str,
+    nfe: int | None,
+    plan: gas.training.TrainingPlan | None,
+    price: gas.training.Price,
+    guidance: float,
 ) -> dict[str, Any]:
     sizes: dict[str, Any] = {"steps": None, "pairs": None, "validation": None}
     if plan is not None:
         sizes = {"steps": plan.steps, "pairs": list(plan.step_pairs), "validation": plan.validation}
-    return {"work": work, "nfe": nfe, **asdict(price), **sizes}
+    passes = {} if guidance == 1.0 else {"forward_passes": 2 * price.evaluations}
+    return {"work": work, "nfe": nfe, **asdict(price), **passes, **sizes}
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:
@@ -69,6 +76,7 @@ def _cells(row: dict[str, Any]) -> dict[str, object]:
         "": row["work"],
         "NFE": row["nfe"],
         "network evaluations": f"{row['evaluations']:,}",
+        "forward passes": f"{row['forward_passes']:,}" if "forward_passes" in row else None,
         "time": str(timedelta(seconds=round(row["seconds"]))),
         "peak memory": f"{row['memory'] / 2**20:,.0f} MB" if row["memory"] else None,
         "disk": f"{row['disk'] / 2**20:,.1f} MB" if row["disk"] else None,

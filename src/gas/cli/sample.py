@@ -10,7 +10,16 @@ from gas.arguments import MAX_SEED
 from gas.cli.app import command
 from gas.cli.checks import NFE, option, output_file
 from gas.cli.evaluate import warn_of_provenance
-from gas.cli.options import Json, NetworkOptions, SamplesBatch, SolverFile, interpolation, parse_seeds
+from gas.cli.options import (
+    GuidanceScale,
+    Json,
+    NetworkOptions,
+    SamplesBatch,
+    SolverFile,
+    interpolation,
+    load_solver,
+    parse_seeds,
+)
 from gas.cli.screen import note, print_json, tracked
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ def sample(
     forwards: Annotated[
         int | None, option("Take the table of so many forward passes instead.", **NFE)
     ] = None,
+    guidance: GuidanceScale = None,
     seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "24",
     label: Annotated[int | None, option("Class; default: seed mod classes.", min=0, max=MAX_SEED)] = None,
     batch: SamplesBatch = 64,
@@ -42,7 +52,7 @@ def sample(
 ) -> None:
     """Sample a model with a learned solver; the noise of a seed does not depend on its batch."""
     loaded = network.load()
-    artefact, chosen = gas.load(solver), parse_seeds(seeds)
+    artefact, chosen = load_solver(solver, guidance), parse_seeds(seeds)
     artefact.check(loaded, artefact.document.guidance)
     warn_of_provenance(artefact, loaded)
     if forwards is not None and nfe is not None:
@@ -71,7 +81,7 @@ def sample(
     if json:
         count = {"nfe": nfe} if forwards is None else {"forwards": forwards}
         result = {"out": str(out), "model": loaded.name, **count, "seeds": [chosen.start, chosen.stop]}
-        print_json({**result, "interpolated_from": around})
+        print_json({**result, "guidance": artefact.document.guidance, "interpolated_from": around})
 
 
 def _check_picture(model: gas.models.Model, count: int) -> None:

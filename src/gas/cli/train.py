@@ -14,11 +14,14 @@ import gas
 from gas.arguments import MAX_SEED
 from gas.cli import options
 from gas.cli.app import command, resumable
-from gas.cli.checks import option, output_file
+from gas.cli.checks import FOLDER, option, output_file
 from gas.cli.follow import show
 from gas.cli.loading import free_text_encoders
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
+
+# Pairs to train on, and to validate on.
+Sets = tuple[gas.Pairs, gas.Pairs]
 
 
 @command(
@@ -28,7 +31,14 @@ from gas.display import significant
 )
 def train(
     context: typer.Context,
-    pairs: Annotated[Path, options.PairsFolder],
+    pairs: Annotated[
+        list[Path],
+        option(
+            "Folder of teacher pairs, as gas pairs writes it; several of other guidance scales give one solver for "
+            "all between.",
+            **FOLDER,
+        ),
+    ],
     out: Annotated[Path, option("Solver file to write.", output_file())],
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", options.parse_nfes)] = "4",
     forwards: Annotated[
@@ -57,7 +67,8 @@ def train(
 ) -> None:
     """Learn one solver for each NFE, from the best classical start, or with --objective gas against a discriminator.
 
-    With --forwards also, or only, one for each number of forward passes: which calls to guide is learned.
+    With --forwards also, or only, one for each number of forward passes: which calls to guide is learned. With --pairs
+    of several guidance scales, each solver serves every scale from the least to the largest.
 
     Resumable: an interrupt leaves the best solver so far in --out, and the same command goes on where it stopped. The
     solver that is written is the best on the validation pairs. For gs, that is the paired loss, never worse there than
@@ -75,10 +86,14 @@ def train(
     config, search = optimizer.config(stored), optimizer.search()
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, search.start, nfes, config if alone else None)
-    model = network.load(pairs)
-    data = gas.read_pairs(pairs, model=model, student=student, hold=False)
-    free_text_encoders(network.model, model, data.guidance)
-    sets = options.split_pairs(data, validation)
+    if len(pairs) > 1 and (budgets or budget is not None or gas_settings or isinstance(config, gas.Adam)):
+        raise gas.UserError(
+            "--pairs of several guidance scales go with gauss-newton and --nfe alone: leave out --forwards, --budget, "
+            "--objective and --method"
+        )
+    model = network.load(pairs[0])
+    ranges, sets = _read(pairs, model, student, validation)
+    free_text_encoders(network.model, model, *(part.guidance for part, _ in ranges))
     adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision)
     if budgets:
         gas.training.elimination.check_branches(model, sets[0])
@@ -93,6 +108,10 @@ def train(
         family = {"adversary": adversary, "budget": budget, **settings}
         starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
         results = _learn(model, sets, starts, family, solver.upper(), progress)
+        if len(ranges) > 1:
+            results = _widen(
+                model, ranges, results, {"config": config, "loss": optimizer.loss, "state": state}
+            )
         passes = gas.training.distill_forwards(model, *sets, budgets, members=results, **settings)
         for count in sorted(budgets, reverse=True):
             results.append(show(passes, model, count, "BNS", "forward passes"))
@@ -104,9 +123,31 @@ def train(
     note(f"wrote {out}")
 
 
+def _read(
+    folders: list[Path], model: gas.models.Model, student: bool, validation: int | None
+) -> tuple[list[Sets], Sets]:
+    """Return the sets of each guidance scale, to train and to validate on, and those of the middle scale."""
+    data = [gas.read_pairs(folder, model=model, student=student, hold=False) for folder in folders]
+    sets = [options.split_pairs(each, validation) for each in data]
+    if len(sets) == 1:
+        return sets, sets[0]
+    middle = gas.training.scales.reference_scale([each.guidance for each in data])
+    return sets, next(each for each in sets if each[0].guidance == middle)
+
+
+def _widen(
+    model: gas.models.Model, ranges: list[Sets], members: list[gas.Distilled], settings: dict[str, Any]
+) -> list[gas.Distilled]:
+    """Learn the solvers of every guidance scale from those of the middle one."""
+    pairs, validation = zip(*ranges, strict=True)
+    nfes = [member.nfe for member in members]
+    reports = gas.training.distill_scales(model, pairs, validation, nfes, members=members, **settings)
+    return [show(reports, model, nfe, "guidance scales") for nfe in nfes]
+
+
 def _learn(
     model: gas.models.Model,
-    sets: tuple[gas.Pairs, gas.Pairs],
+    sets: Sets,
     nfes: list[int],
     family: dict[str, Any],
     title: str,

@@ -104,12 +104,10 @@ class Evaluator:
         features = self.space.features
         return None if features is None else extract_all(features, samples.split(_BATCH))
 
-    def measure(
-        self, name: str, samples: Tensor, nfe: int, forward_passes: int | None = None
-    ) -> SolverMetrics:
+    def measure(self, name: str, samples: Tensor, nfe: int, *, branched: bool = False) -> SolverMetrics:
         """Measure samples ``(S, *)`` from the noise of the pairs, pair by pair and as a distribution.
 
-        ``name``, ``nfe`` and ``forward_passes`` are recorded as they are.
+        ``name`` and ``nfe`` are recorded as they are; ``branched`` says that each evaluation was one forward pass.
         """
         pairs, space = self.pairs, self.space
         errors = paired.mse(samples, pairs.target)
@@ -140,7 +138,7 @@ class Evaluator:
             mse_median=mse_median,
             mse_median_interval=mse_median_interval,
             frechet_data_corrected=corrected,
-            forward_passes=forward_passes,
+            forward_passes=None if pairs.guidance == 1.0 else nfe if branched else 2 * nfe,
         )
 
 

@@ -13,10 +13,13 @@ from gas.solver_file import Artefact, load
 __all__ = ["default_nfe", "load_solver_files", "provenance_warnings"]
 
 
-def load_solver_files(paths: Sequence[Path], model: Model, *, transfer: bool = False) -> dict[str, Artefact]:
+def load_solver_files(
+    paths: Sequence[Path], model: Model, *, transfer: bool = False, guidance: float | None = None
+) -> dict[str, Artefact]:
     """Load solver files of a model by their method's name (GS, GAS, ...), with the file's name where that is ambiguous.
 
-    ``transfer`` also accepts solvers of another network; their names say of which.
+    ``transfer`` also accepts solvers of another network; their names say of which. ``guidance`` takes those of one
+    guidance scale from files that serve several.
 
     Raises:
         UserError: for a solver of another model, a path given twice, or two solvers of one name.
@@ -25,7 +28,7 @@ def load_solver_files(paths: Sequence[Path], model: Model, *, transfer: bool = F
     for index, path in enumerate(paths):
         if path in paths[:index]:
             raise UserError(f"--solver {path} is given twice: once is enough")
-        artefact = load(path)
+        artefact = load(path) if guidance is None else load(path).at(guidance)
         _check(artefact, model, transfer)
         name = _display_name(artefact, model)
         name = f"{name} ({path.stem})" if name in artefacts else name

@@ -50,6 +50,11 @@ class Report:
     reported: ReportedResults | None = None
     pictures: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def guided(self) -> bool:
+        """Whether guidance is on, and an evaluation is two forward passes of the network."""
+        return any(r.metrics is not None and r.metrics.forward_passes for r in self.results)
+
     def tables(self) -> list[PivotTable]:
         """Return the tables, first that with a paper's results; squared errors are also compared with GS's."""
         tables = [None if self.reported is None else self._reported_table(self.reported)]
@@ -92,11 +97,19 @@ def markdown_text(report: Report) -> str:
         rows = [[label, *((entry.text, marks[entry.mark]) for entry in row)] for label, row in table.rows]
         parts += [f"## {markdown(table.title)}", markdown_table(["solver", *table.nfes], rows)]
         parts += map(markdown, table.notes)
-    columns = ["solver", "NFE", "grid, or start", "calls to learn", "stopped"]
+    columns = [
+        "solver",
+        "NFE",
+        *(["forward passes"] if report.guided else []),
+        "grid, or start",
+        "calls to learn",
+        "stopped",
+    ]
     results = []
     for r in report.results:
         calls = "" if r.evaluations is None else f"{r.evaluations:,}"
-        results.append([r.label, r.nfe, r.origin, calls, r.stopped])
+        passes = [r.metrics and r.metrics.forward_passes] if report.guided else []
+        results.append([r.label, r.nfe, *passes, r.origin, calls, r.stopped])
     return "\n\n".join([*parts, "## Every cell", markdown_table(columns, results)]) + "\n"
 
 

@@ -290,10 +290,11 @@ def csv_text(results: Sequence[MethodResult]) -> str:
     columns = [column for name in MEASURES for column in (name, f"{name} low", f"{name} high")]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*keys, "samples", *columns, "command"])
+    writer.writerow([*keys, "forward passes", "samples", *columns, "command"])
     for result in results:
         metrics = result.metrics
-        row = [getattr(result, key) for key in keys] + ["" if metrics is None else metrics.samples]
+        row = [getattr(result, key) for key in keys]
+        row += ["", ""] if metrics is None else [metrics.forward_passes, metrics.samples]
         for measure in MEASURES.values():
             interval = None if metrics is None else measure.interval(metrics)
             row += [_value(result, measure), *(interval or ("", ""))]

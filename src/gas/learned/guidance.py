@@ -93,7 +93,7 @@ class GuidanceBNS(nn.Module):
             UserError: when the scale lies outside of the range.
         """
         scale = self.reference if guidance is None else guidance
-        if not self.first <= scale <= self.last:
+        if not self.first - 1e-6 <= scale <= self.last + 1e-6:
             raise UserError(f"guidance must lie in {self.first:g} to {self.last:g}, got {scale:g}")
         u = (scale - self.reference) / (self.last - self.first)
         powers = u ** torch.arange(len(self.times), dtype=torch.float64)

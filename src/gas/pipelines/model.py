@@ -237,15 +237,15 @@ class PipelineModel:
         self.pipe.to(device)
         return self
 
-    def free_text_encoders(self, guidance: float = 1.0) -> None:
+    def free_text_encoders(self, *scales: float) -> None:
         """Encode every prompt, then remove the text encoders from the pipeline, in place.
 
-        The encodings stay on the CPU. Other prompts are refused from then on, as are scales but this and 1.
+        The encodings stay on the CPU. Other prompts are refused from then on, as are guidance scales but these and 1.
         """
         if not self.takes_prompts or not hasattr(type(self.pipe), "encode_prompt"):
             return
         self.controlled.first_step(self._condition(None, 1))
-        for scale in {1.0, guidance}:
+        for scale in {1.0, *scales}:
             for label in range(len(self.prompts)):
                 self.controlled.first_step(self._condition(torch.tensor([label]), 1, scale))
             if self.prompts and self.takes_batches:  # once, to see how encodings form a batch

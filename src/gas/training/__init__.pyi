@@ -13,6 +13,7 @@ from . import (
     plan as plan,
     price as price,
     ranking as ranking,
+    scales as scales,
     trajectory_grid as trajectory_grid,
     validation as validation,
 )
@@ -30,5 +31,6 @@ from .loop import FitRecord as FitRecord, fit as fit
 from .plan import TrainingPlan as TrainingPlan
 from .price import Price as Price, measure_calls as measure_calls
 from .ranking import best_classical as best_classical, rank_classical as rank_classical
+from .scales import distill_scales as distill_scales
 from .trajectory_grid import gits as gits
 from .validation import evaluate as evaluate

@@ -34,7 +34,7 @@ from gas.training.validation import evaluate, surely_positive
 __all__ = ["STATE", "BestSoFar", "Distilled", "Report", "distill", "distill_family", "neighbor_grid"]
 
 # The files of a resumable state, as a regular expression: the choice of the start, and the trainings' checkpoints.
-STATE = r"nfe-\d+(\.start|-gas)?\.pt|forwards-\d+\.pt|\.(nfe|forwards)-\d+.*\.tmp"
+STATE = r"nfe-\d+(\.start|-gas)?\.pt|(forwards|scales)-\d+\.pt|\.(nfe|forwards|scales)-\d+.*\.tmp"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Distilled:
         criterion: of an adversary, before its training and at the best after; equal where nothing came nearer.
         losses: ``(S,)``, of each validation pair it was compared on.
         provenance: guidance, teacher, loss and training, which :func:`gas.save` records.
+        measures: further measurements to record.
     """
 
     nfe: int
@@ -67,6 +68,7 @@ class Distilled:
     criterion: tuple[float, float] | None = None
     losses: Tensor | None = field(default=None, compare=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    measures: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def compared(self) -> int:
@@ -88,6 +90,7 @@ class Distilled:
             "validation_loss": self.loss,
             "best_classical_loss": self.best_classical_loss,
             "evaluations": float(self.evaluations),
+            **self.measures,
         }
 
 

@@ -239,7 +239,8 @@ def _distill_rows(
     ):
         yield record
     # The best classical solver that such a budget allows: its second round runs on all pairs, best first.
-    ranked = rank_classical(model, validation, max(1, forwards // 2), distance)
+    ranked = list(rank_classical(model, validation, max(1, forwards // 2), distance))
+    ranking = 2 * sum(solver.evaluations for solver in ranked)  # guided ones are two forward passes
     best = next(solver for solver in ranked if solver.round == 1)
     return replace(
         start,
@@ -249,5 +250,5 @@ def _distill_rows(
         losses=record.best_losses,
         best_classical=best.classical,
         best_classical_loss=best.finite_loss,
-        evaluations=spent + record.evaluations,
+        evaluations=spent + record.evaluations + ranking,
     )

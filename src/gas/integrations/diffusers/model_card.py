@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from gas.display import markdown, markdown_table, quoted_string, significant
 from gas.io import read_text
 from gas.pipelines.process import Process
 from gas.solver_file import Artefact
-from gas.solver_schema import Entry
+from gas.solver_schema import Document
 
 __all__ = ["may_overwrite", "model_card", "stand_in"]
 
@@ -64,7 +64,7 @@ def model_card(
         rows = _provenance_rows(document.model_dump(mode="json"))
         parts.append("## How it was made\n\n" + markdown_table(["", ""], rows))
         if any(entry.measured for entry in document.solvers):
-            parts.append("## Measured\n\n" + _measurements(document.solvers))
+            parts.append("## Measured\n\n" + _measurements(document))
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,10 +111,10 @@ def _model_rows(process: Process, artefact: Artefact | None, model: Mapping[str,
     rows = [["process", process.kind], ["prediction", process.prediction]]
     if artefact:
         rows.append(["network evaluations (NFE)", ", ".join(map(str, artefact.nfes))])
-        guidance = artefact.document.guidance
-        rows.append(["guidance scale", f"{guidance:g}"])
-        if guidance != 1.0:
-            rows.append(["forward passes", ", ".join(str(2 * nfe) for nfe in artefact.nfes)])
+        document = artefact.document
+        rows.append(["guidance scale", document.served])
+        passes = [document.forward_passes(artefact.entry(nfe)) for nfe in artefact.nfes]
+        rows += [["forward passes", ", ".join(map(str, passes))]] if all(passes) else []
     rest = {key: value for key, value in model.items() if key not in ("name", "prediction")}
     return rows + [[_words(key), _short(value)] for key, value in rest.items()]
 
@@ -128,17 +128,20 @@ def _provenance_rows(document: Mapping[str, Any]) -> list[list[str]]:
     return rows + [[f"started from, NFE {nfe}", start] for nfe, start in starts.items()]
 
 
-def _measurements(entries: Sequence[Entry]) -> str:
+def _measurements(document: Document) -> str:
+    entries = document.solvers
     names = sorted({name for entry in entries for name in entry.measured})
+    guided = document.scales != (1.0, 1.0)
     rows = [
         [
             str(entry.nfe),
+            *([str(document.forward_passes(entry))] if guided else []),
             *(significant(entry.measured[name]) if name in entry.measured else "" for name in names),
         ]
         for entry in sorted(entries, key=lambda entry: entry.nfe)
         if entry.branches is None
     ]
-    return markdown_table(["NFE", *map(_words, names)], rows)
+    return markdown_table(["NFE", *(["forward passes"] if guided else []), *map(_words, names)], rows)
 
 
 def _words(key: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,8 +55,8 @@ class GASScheduler(SavedScheduler):
         schedule: ``"learned"`` uses only the number of ``sigmas`` or ``timesteps`` that a pipeline passes,
             ``"pipeline"`` runs ``base`` at exactly those.
         timestep_dtype: dtype that the network's times are rounded to: that of a pipeline that casts them.
-        guidance_scale: of the network in a sampling loop of your own, to be compared with the solver's; the scale of a
-            pipeline's call is detected.
+        guidance_scale: of the network in a sampling loop of your own, to be compared with the solver's, or to choose
+            among those of several scales; the scale of a pipeline's call is detected.
         strict: refuse a pipeline that the solver was not made for, instead of warning.
 
     Raises:
@@ -162,10 +162,11 @@ class GASScheduler(SavedScheduler):
             mu: a flow's, for this resolution, as pipelines compute it.
 
         Raises:
-            ValueError: when no number of steps is given, two things disagree on it, or there is no table for it and
-                ``missing_nfe="error"``.
+            ValueError: when no number of steps is given, two things disagree on it, there is no table for it and
+                ``missing_nfe="error"``, or a solver of several guidance scales does not serve that of the call.
         """
-        self._plan = self._planner.plan(num_inference_steps, timesteps, sigmas, mu)
+        planner = replace(self._planner, artefact=self._artefact_of_call())
+        self._plan = planner.plan(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = self._plan.table.nfe
         self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
@@ -277,13 +278,31 @@ class GASScheduler(SavedScheduler):
         self._run = Run(plan, self.process)
         return n
 
+    def _guidance(self) -> float | None:
+        """The guidance scale of the running call or of the config, where one is known."""
+        called = guidance_of_call(self)
+        scale: float | None = self.config["guidance_scale"] if called is None else called
+        return scale
+
+    def _artefact_of_call(self) -> Artefact | None:
+        """The artefact for the guidance scale of the running call, of one that serves several."""
+        artefact = self.artefact
+        if artefact is None or artefact.document.guidance_range is None:
+            return artefact
+        if (guidance := self._guidance()) is None:
+            guidance = artefact.document.guidance
+            self._warn(
+                f"{artefact.source} serves guidance {artefact.document.served}, and that of this call is not known: "
+                f"running the solver of {guidance:g}; guidance_scale=... names another"
+            )
+        return artefact.at(guidance)
+
     def _check_use(self, sample: Tensor) -> None:
         """Warn, or refuse, when the solver was made for another pipeline or use; once for each use."""
         guidance, shape, artefact = self.config["guidance_scale"], sample.shape[1:], self.artefact
         if artefact is not None and artefact.document.model is not None:
             # A table without a model does not record the guidance that it was learned at.
-            called = guidance_of_call(self)
-            guidance = guidance if called is None else called
+            guidance = self._guidance()
         use = (shape, sample.dtype, self._shift, self.num_inference_steps, guidance)
         if use in self._checked_uses:
             return

@@ -1,0 +1,150 @@
+"""Scales: one solver for every guidance scale of a range, learned from pairs at several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gas.errors import UserError
+from gas.learned.guidance import GuidanceBNS
+from gas.losses import Loss, loss_by_name
+from gas.models.protocol import Model
+from gas.pairs.dataset import Pairs, join_scales
+from gas.table import Table, table_of
+from gas.training.distillation import Distilled, Report, distill_family
+from gas.training.gauss_newton import GaussNewton
+from gas.training.loop import fit
+from gas.training.plan import FINISH
+from gas.training.validation import evaluate
+
+__all__ = ["distill_scales", "reference_scale"]
+
+
+def reference_scale(scales: Sequence[float]) -> float:
+    """Return the scale of the solver that training starts from: the middle one, of two the smaller."""
+    if len(set(scales)) != len(scales) or len(scales) < 2:
+        raise UserError(
+            f"pairs of at least two guidance scales, one set each, got {', '.join(f'{w:g}' for w in scales)}"
+        )
+    return sorted(scales)[(len(scales) - 1) // 2]
+
+
+def distill_scales(
+    model: Model,
+    pairs: Sequence[Pairs],
+    validation: Sequence[Pairs],
+    nfes: Sequence[int],
+    *,
+    members: Sequence[Distilled] = (),
+    degree: int = 1,
+    loss: str = "l2",
+    config: GaussNewton | None = None,
+    state: Path | None = None,
+    **options: Any,
+) -> Generator[Report, None, list[Distilled]]:
+    """Learn a solver of each NFE for every guidance scale from the least to the largest of the pairs.
+
+    Each starts at the solver of the middle scale, and is trained on all pairs as a :class:`gas.learned.GuidanceBNS`.
+    A relative gain at one scale counts as much as at another. The best solver is the one of the least geometric mean
+    of the scales' losses.
+
+    Args:
+        model: whose denoiser to call.
+        pairs: teacher pairs to train on, a set for each scale.
+        validation: teacher pairs of other seeds to choose by, a set for each of the same scales.
+        nfes: network evaluations of each solver.
+        members: solvers of the middle scale (:func:`reference_scale`) to start from; missing ones are learned first.
+        degree: of the polynomials in the scale.
+        loss: a name of :data:`gas.losses.LOSSES` that is a sum of squares.
+        config: settings of the training.
+        state: folder of the resumable state.
+        options: further ones of :func:`gas.distill`, for the starts.
+
+    Yields:
+        The records of the missing starts, as :func:`gas.distill_family`; FitRecord of each solver, and its Distilled,
+        whose loss is that of the middle scale.
+
+    Raises:
+        UserError: when two sets have one scale, or differ in more than that.
+    """
+    scales = [part.guidance for part in pairs]
+    reference = reference_scale(scales)
+    joint, chosen = join_scales(pairs), join_scales(validation)
+    starts = {member.nfe: member for member in members}
+    if missing := set(nfes) - starts.keys():
+        middle = [next(x for x in sets if x.guidance == reference) for sets in (pairs, validation)]
+        learned = yield from distill_family(
+            model, *middle, sorted(missing), config=config, loss=loss, state=state, **options
+        )
+        starts |= {member.nfe: member for member in learned}
+    results = []
+    for nfe in sorted(set(nfes)):
+        solver = GuidanceBNS.from_table(
+            model.schedule,
+            starts[nfe].table(),
+            model.t_end,
+            scales=(min(scales), max(scales)),
+            reference=reference,
+            degree=degree,
+        )
+        checkpoint = None if state is None else state / f"scales-{nfe}.pt"
+        criterion = _GeometricMean(solver, model, chosen.by_scale(), loss_by_name(loss))
+        for record in fit(
+            solver,
+            model,
+            joint,
+            validation=chosen,
+            loss=loss,
+            config=config or FINISH,
+            checkpoint=checkpoint,
+            criterion=criterion,
+        ):
+            yield record
+        results.append(_result(starts[nfe], solver, criterion.losses(), record.evaluations))
+        yield results[-1]
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class _GeometricMean:
+    """The criterion: ``exp mean_w log loss(w)``, of the solver as it is now."""
+
+    solver: GuidanceBNS
+    model: Model
+    sets: Sequence[Pairs]
+    loss: Loss
+
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self.sets))
+
+    def losses(self) -> dict[float, torch.Tensor]:
+        """Return the losses of the pairs of each scale."""
+        tables = [table_of(self.solver, part.guidance) for part in self.sets]
+        losses = [evaluate(self.model, *each, self.loss) for each in zip(self.sets, tables, strict=True)]
+        return {part.guidance: values for part, values in zip(self.sets, losses, strict=True)}
+
+    def __call__(self, table: Table) -> float:
+        means = torch.stack([values.mean() for values in self.losses().values()])
+        return float(means.log().mean().exp())
+
+
+def _result(
+    start: Distilled, solver: GuidanceBNS, losses: Mapping[float, torch.Tensor], evaluations: int
+) -> Distilled:
+    """Return the result of a range: the start's, with the new solver and its losses."""
+    spent = evaluations + solver.nfe * sum(map(len, losses.values()))
+    training = {**start.provenance["training"], "scales": list(losses)}
+    return replace(
+        start,
+        solver=solver,
+        loss=float(losses[solver.reference].mean()),
+        losses=losses[solver.reference],
+        evaluations=start.evaluations + spent,
+        provenance={**start.provenance, "training": training},
+        measures={f"validation_loss_guidance_{w:g}": float(x.mean()) for w, x in losses.items()},
+    )
