@@ -126,12 +126,9 @@ def _budget(
 
 def _print(report: gas.experiments.Report) -> None:
     for table in report.headline():
+        columns = [_column(nfe, report.guided) for nfe in table.nfes]
         rows = [
-            {"solver": label}
-            | {
-                _column(nfe, report.guided): entry.text
-                for nfe, entry in zip(table.nfes, entries, strict=True)
-            }
+            {"solver": label} | {column: entry.text for column, entry in zip(columns, entries, strict=True)}
             for label, entries in table.rows
         ]
         print_table(table.title, rows, strong="GAS")

@@ -97,18 +97,12 @@ def markdown_text(report: Report) -> str:
         rows = [[label, *((entry.text, marks[entry.mark]) for entry in row)] for label, row in table.rows]
         parts += [f"## {markdown(table.title)}", markdown_table(["solver", *table.nfes], rows)]
         parts += map(markdown, table.notes)
-    columns = [
-        "solver",
-        "NFE",
-        *(["forward passes"] if report.guided else []),
-        "grid, or start",
-        "calls to learn",
-        "stopped",
-    ]
+    guided = ["forward passes"] if report.guided else []
+    columns = ["solver", "NFE", *guided, "grid, or start", "calls to learn", "stopped"]
     results = []
     for r in report.results:
         calls = "" if r.evaluations is None else f"{r.evaluations:,}"
-        passes = [r.metrics and r.metrics.forward_passes] if report.guided else []
+        passes = [r.metrics and r.metrics.forward_passes] if guided else []
         results.append([r.label, r.nfe, *passes, r.origin, calls, r.stopped])
     return "\n\n".join([*parts, "## Every cell", markdown_table(columns, results)]) + "\n"
 
