@@ -22,7 +22,7 @@ from gas.learned.guidance import GuidanceBNS
 from gas.learned.interpolation import interpolated
 from gas.models.protocol import Model
 from gas.schedule import Schedule, schedule_from_config
-from gas.solver_schema import Document, Entry, Term, parse_document
+from gas.solver_schema import Document, Entry, Term, parse_document, table_of_entry
 from gas.table import Table, TableMaker, table_of, table_on
 
 __all__ = ["Artefact", "load", "save"]
@@ -100,7 +100,7 @@ class Artefact:
             schedule, t_end = self._process()
             return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
         entry = self.entry(nfe, forwards=forwards)
-        return entry.table(entry.branches)
+        return table_of_entry(entry)
 
     def at(self, guidance: float) -> Artefact:
         """Return the solvers of one guidance scale, as a file for that scale alone has them.
@@ -121,7 +121,7 @@ class Artefact:
         schedule, t_end = self._process()
         entries = []
         for entry in document.solvers:
-            coefficients = [entry.table(entry.branches), *(term.table() for term in entry.terms or ())]
+            coefficients = [table_of_entry(part) for part in (entry, *(entry.terms or ()))]
             solver = GuidanceBNS(
                 schedule, coefficients, t_end, scales=document.scales, reference=document.guidance
             )

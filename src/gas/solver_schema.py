@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from gas.io import CHECKSUM
 from gas.schedule import check_t_end, schedule_from_config
 from gas.table import Table
 
-__all__ = ["Document", "Entry", "Term", "parse_document"]
+__all__ = ["Document", "Entry", "Term", "parse_document", "table_of_entry"]
 
 # Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
 _FailFast = Field(fail_fast=True)
@@ -57,31 +57,17 @@ class Term(_Strict):
             [row[: n + 1] for n, row in enumerate(matrix.tolist())]
             for matrix in (table.states, table.outputs)
         )
-        return Term(times=table.times.tolist(), states=states, outputs=outputs)
-
-    def table(self, branches: Sequence[str] | None = None) -> Table:
-        """Return the numbers as a table."""
-        times = torch.tensor(self.times, dtype=torch.float64)
-        names = None if branches is None else tuple(branches)
-        return Table(times, _square(self.states), _square(self.outputs), names)
-
-    def check_shapes(self, n: int) -> None:
-        """Refuse anything but N times and triangular rows."""
-        if len(self.times) != n:
-            raise UserError(f"times of NFE {n} must be {n} numbers, got {len(self.times)}")
-        for name in ("states", "outputs"):
-            lengths = [len(row) for row in getattr(self, name)]
-            if lengths != list(range(1, n + 1)):
-                raise UserError(
-                    f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
-                )
+        return cls(times=table.times.tolist(), states=states, outputs=outputs)
 
 
-class Entry(Term):
+class Entry(_Strict):
     """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
 
     nfe: int = Field(ge=1, le=MAX_NFE)
     kind: str
+    times: Numbers
+    states: Annotated[list[Numbers], _FailFast]
+    outputs: Annotated[list[Numbers], _FailFast]
     branches: Annotated[list[str], _FailFast] | None = None
     """The branch of the denoiser that each row evaluates, in a table whose rows are forward passes."""
     theory: bool = True
@@ -97,7 +83,7 @@ class Entry(Term):
     def _shapes(self) -> Entry:
         n = self.nfe
         for part in (self, *(self.terms or ())):
-            part.check_shapes(n)
+            _check_shapes(part, n)
         if min(self.times) < 0:
             raise UserError(f"times of NFE {n} must not be negative, got {min(self.times):g}")
         if self.branches is not None and (len(self.branches) != n or not all(self.branches)):
@@ -212,6 +198,24 @@ def parse_document(content: Mapping[str, Any], name: str) -> Document:
         place = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"
         problem = " ".join(f"{place}: {first['msg']}"[:200].split())
         raise UserError(f"{name}: {problem}") from error
+
+
+def table_of_entry(part: Entry | Term) -> Table:
+    """Return the numbers of an entry, or of one of its terms, as a table."""
+    times, branches = torch.tensor(part.times, dtype=torch.float64), getattr(part, "branches", None)
+    return Table(times, _square(part.states), _square(part.outputs), branches and tuple(branches))
+
+
+def _check_shapes(part: Entry | Term, n: int) -> None:
+    """Refuse anything but N times and triangular rows."""
+    if len(part.times) != n:
+        raise UserError(f"times of NFE {n} must be {n} numbers, got {len(part.times)}")
+    for name in ("states", "outputs"):
+        lengths = [len(row) for row in getattr(part, name)]
+        if lengths != list(range(1, n + 1)):
+            raise UserError(
+                f"{name} of NFE {n} must have rows of 1 to {n} numbers, got rows of {brief(lengths)}"
+            )
 
 
 def _square(rows: list[list[float]]) -> Tensor:

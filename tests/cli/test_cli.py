@@ -364,7 +364,10 @@ def test_forward_passes_are_learned_evaluated_and_sampled(tmp_path):
     expected = gas.sample(model.bind(labels, 2.0), model.noise(range(5000, 5004)), artefact.table(forwards=3))
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
     assert "unconditional" in run("inspect", file, "--forwards", 3).stdout
-    assert "3 forward passes" in run("inspect", file).stdout
+    shown = run("inspect", file).stdout
+    assert re.search(r"NFE +forward passes", shown)
+    assert re.search(r"^ *1 +2 ", shown, re.MULTILINE)  # one guided prediction
+    assert re.search(r"^ +3 +BNS", shown, re.MULTILINE)
 
 
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):
