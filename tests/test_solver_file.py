@@ -23,12 +23,13 @@ import gas
 from gas.classical.registry import SOLVERS, Classical
 from gas.io import JSON_DEPTH, add_checksum
 from gas.learned.generalized import GeneralizedSolver
+from gas.learned.guidance import GuidanceBNS
 from gas.learned.s4s import S4S
 from gas.paper.environment import environment
 from gas.sampling import sample
 from gas.schedule import EDMasVP, Flow, VPLinear
 from gas.solver_file import load, save
-from gas.table import Table
+from gas.table import Table, table_of
 from support.covering import covering
 from support.doubles import Mixture
 from support.solvers import GRIDS, NAMES, SCHEDULES
@@ -424,6 +425,91 @@ WRONG = {
 def test_a_wrong_field_is_named(tmp_path, case):
     change, message = WRONG[case]
     refused(edited(tmp_path / "f.json", change), message)
+
+
+def ranged(nfe=3, degree=2, branched=False):
+    """A solver of guidance 1 to 8 with all its numbers moved."""
+    table = learned(VPLinear(), nfe)().detach()
+    table = table.guided(2.0) if branched else table
+    solver = GuidanceBNS.from_table(VPLinear(), table, 1e-3, scales=(1.0, 8.0), reference=2.0, degree=degree)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in solver.parameters():
+            parameter += 0.05 * torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+    return solver
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_a_solver_of_a_range_of_guidance_comes_back_at_every_scale(tmp_path, degree):
+    solvers, path = [ranged(3, degree), ranged(2, degree, branched=True)], tmp_path / "t.json"
+    save(path, solvers, model=Mixture())
+    artefact = load(path)
+    assert artefact.document.scales == (1.0, 8.0)
+    for scale in (1.0, 2.0, 3.7, 8.0):
+        single = artefact.at(scale)
+        assert single.document.guidance == scale
+        assert bits(single.table(3)) == bits(table_of(solvers[0], scale))
+        assert bits(single.table(forwards=4)) == bits(table_of(solvers[1], scale))
+        assert single.table(forwards=4).branches == solvers[1].branches
+    assert bits(artefact.table(3)) == bits(table_of(solvers[0]))
+    artefact.write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+    # A file of one scale is a file like any other.
+    artefact.at(3.7).write(tmp_path / "single.json")
+    assert load(tmp_path / "single.json").document.guidance_range is None
+    assert bits(load(tmp_path / "single.json").table(3)) == bits(table_of(solvers[0], 3.7))
+
+
+def test_a_scale_that_a_file_does_not_serve_is_refused(tmp_path):
+    path = tmp_path / "t.json"
+    save(path, ranged(), model=Mixture())
+    with pytest.raises(gas.UserError, match=r"t\.json serves guidance 1 to 8, got 9: train it for that$"):
+        load(path).at(9)
+    load(path).check(Mixture(), 7.5)
+    with pytest.raises(gas.UserError, match=r"guidance 1 to 8 \(this model: 0\.5\)$"):
+        load(path).check(Mixture(), 0.5)
+    with pytest.raises(gas.UserError, match=r"the solvers of one file serve the same guidance scales"):
+        save(path, [ranged(), learned(VPLinear(), 4)])
+    save(path, learned(VPLinear()), guidance=2.0)
+    assert load(path).at(2.0) == load(path)
+    with pytest.raises(gas.UserError, match=r"t\.json serves guidance 2, got 3"):
+        load(path).at(3)
+
+
+PAIRED = "guidance_range and the terms of every table need each other"
+RANGES = {
+    "no terms": (lambda c: c["solvers"][0].pop("terms"), PAIRED),
+    "no range": (lambda c: c.pop("guidance_range"), PAIRED),
+    "one end": (put([1.0], "guidance_range"), "guidance_range: List should have at least 2 items"),
+    "downwards": (put([8.0, 1.0], "guidance_range"), "guidance must lie in a range, got 2 in 8 to 1"),
+    "outside": (put(9.0, "guidance"), "guidance must lie in a range, got 9 in 1 to 8"),
+    "no schedule": (lambda c: c.pop("schedule"), "guidance_range needs the schedule and t_end"),
+    "no t_end": (lambda c: c.pop("t_end"), "guidance_range needs the schedule and t_end"),
+    "no term": (put([], "solvers", 0, "terms"), r"terms: List should have at least 1 item"),
+    "many terms": (
+        lambda c: c["solvers"][0].update(terms=9 * c["solvers"][0]["terms"][:1]),
+        r"terms: List should have at most 8 items",
+    ),
+    "short term": (
+        put([1.0, 0.5], "solvers", 0, "terms", 1, "times"),
+        "times of NFE 3 must be 3 numbers, got 2",
+    ),
+    "square term": (
+        put([1.0, 1.0], "solvers", 0, "terms", 0, "outputs", 0),
+        r"outputs of NFE 3 must have rows of 1 to 3 numbers, got rows of \[2, 2, 3\]",
+    ),
+    "unknown": (put(1, "solvers", 0, "terms", 0, "u"), r"terms\.0\.u: Extra inputs"),
+}
+
+
+@pytest.mark.parametrize("case", RANGES)
+def test_a_damaged_range_is_named(tmp_path, case):
+    change, message = RANGES[case]
+    save(tmp_path / "f.json", ranged(), model=Mixture())
+    content = json.loads((tmp_path / "f.json").read_text())
+    change(content)
+    (tmp_path / "f.json").write_text(json.dumps(add_checksum(content)))
+    refused(tmp_path / "f.json", message)
 
 
 PLACES = [

@@ -106,6 +106,62 @@ def test_a_pipeline_that_guides_by_its_true_scale_alone(embeds, negative, scale)
     assert Qwen()(negative_prompt=negative) == scale
 
 
+def ranged_solver(model):
+    """A solver of guidance 2 to 8 whose tables differ from scale to scale."""
+    table = gas.GeneralizedSolver(model.schedule, 2, model.t_end)().detach()
+    options = {"scales": (2.0, 8.0), "reference": 3.0}
+    solver = gas.learned.GuidanceBNS.from_table(model.schedule, table, model.t_end, **options)
+    with torch.no_grad():
+        solver.times[1, 1], solver.beta[1] = 0.1, 0.05 * torch.ones(2, 2)
+    return gas.save(None, solver, model=model)
+
+
+def sampled(models, artefact, called, **keys):
+    """The latents of a call with a guidance scale, and what it warns of guidance."""
+    model = models["sd1"]
+    pipe, original = model.pipe, model.pipe.scheduler
+    pipe.scheduler = gas.GASScheduler.from_config(original.config, solver=artefact, **keys)
+    try:
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            generator = torch.Generator().manual_seed(0)
+            options = {"guidance_scale": called, "num_inference_steps": 2, "generator": generator}
+            latents = pipe(**CALLS["sd1"], **options).images
+    finally:
+        pipe.scheduler = original
+    return latents, [str(w.message) for w in caught if "guidance" in str(w.message)]
+
+
+def test_a_solver_of_a_range_runs_at_the_scale_of_the_call(models):
+    artefact = ranged_solver(models["sd1"])
+    for scale in (2.0, 3.0, 7.5):
+        latents, said = sampled(models, artefact, scale)
+        expected, _ = sampled(models, artefact.at(scale), scale, strict=True)
+        assert torch.equal(latents, expected)
+        assert not said
+    other, _ = sampled(models, artefact.at(3.0).at(3.0), 7.5)
+    assert not torch.equal(latents, other)
+    for scale in (9.0, 1.0):
+        with pytest.raises(gas.UserError, match=rf"serves guidance 2 to 8, got {scale:g}: train it for that"):
+            sampled(models, artefact, scale)
+
+
+def test_a_range_in_a_loop_of_ones_own(models):
+    artefact = ranged_solver(models["sd1"])
+    config = models["sd1"].pipe.scheduler.config
+    chosen = gas.GASScheduler.from_config(config, solver=artefact, guidance_scale=7.5)
+    chosen.set_timesteps(2)
+    single = gas.GASScheduler.from_config(config, solver=artefact.at(7.5))
+    single.set_timesteps(2)
+    assert torch.equal(chosen.timesteps, single.timesteps)
+    unknown = gas.GASScheduler.from_config(config, solver=artefact)
+    with pytest.warns(
+        UserWarning, match=r"serves guidance 2 to 8, and that of this call is not known: running"
+    ):
+        unknown.set_timesteps(2)
+    assert not torch.equal(unknown.timesteps, chosen.timesteps)
+
+
 def test_strict_refuses_it(models):
     with pytest.raises(ValueError, match=r"guidance 2 \(this pipeline: 7.5\)"):
         mentions(models, "sd1", 2.0, 7.5, strict=True)

@@ -258,9 +258,10 @@ def test_model_card(tmp_path):
         "| teacher: solver | unipc-3-bh2 |",
         "| training: pairs | 640 |",
         "| started from, NFE 4 | deis-3/karras |",
-        "| NFE | fid \\| all | mse |",
-        "| 4 | 5.500 | 0.001230 |",
-        "| 6 |  | 0.0007000 |",
+        "| forward passes | 8, 12 |",
+        "| NFE | forward passes | fid \\| all | mse |",
+        "| 4 | 8 | 5.500 | 0.001230 |",
+        "| 6 | 12 |  | 0.0007000 |",
         "![Samples](samples.png)",
     ):
         assert line in text, line

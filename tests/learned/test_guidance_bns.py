@@ -7,7 +7,7 @@ import gas
 from gas.learned.guidance import GuidanceBNS
 from gas.schedule import Flow, VPLinear, earliest_time
 from gas.training.linearization import numbers
-from support.solvers import NAMES, table_named
+from support.solvers import table_named
 
 
 def moved(degree=2, *, schedule=None, table=None, reference=2.0, size=0.1):
@@ -28,7 +28,7 @@ def moved(degree=2, *, schedule=None, table=None, reference=2.0, size=0.1):
     return solver
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["ddim", "unipc-3-bh2", "heun"])
 @pytest.mark.parametrize("branched", [False, True])
 def test_it_starts_as_one_table_for_every_scale(name, branched):
     table = table_named(name, 4).detach()
@@ -56,7 +56,7 @@ def test_its_times_stay_where_the_network_was_trained(schedule):
     with torch.no_grad():
         solver.times[1] = torch.tensor([3.0, -3.0, 3.0, -3.0])
     for scale in (1.0, 5.0):
-        times = solver(scale).times
+        times = solver(scale).detach().times
         assert float(times.min()) >= earliest_time(schedule, 1e-3)
         assert float(times.max()) <= schedule.t_max
 

@@ -22,6 +22,8 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
+import gas
+from gas.classical.registry import Classical
 from gas.io import add_checksum, sha256
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.dataset import read_pairs
@@ -30,7 +32,7 @@ from gas.pairs.teacher import PairsProgress, write_pairs
 from gas.sampling import sample
 from gas.schedule import VPLinear
 from gas.table import Table
-from support.doubles import Mixture
+from support.doubles import Mixture, guided_mixture
 
 SPEC = PairsSpec(range(3, 13), {"solver": "ddim", "nfe": 4}, shard=4)
 SHARDS = [f"shard-0000{i}.safetensors" for i in range(3)]
@@ -194,6 +196,26 @@ def test_teaching_spends_no_memory_on_gradients(tmp_path):
     assert len(modes) == 5 * 4
     assert not any(modes)
     assert contents(tmp_path) == reference()
+
+
+def test_pairs_of_several_guidance_scales_are_those_of_each():
+    model = guided_mixture()
+    teacher = Classical("ddim", "log_snr", 4, model.t_end)
+    parts = [gas.pairs.teach(model, teacher, range(5), guidance=scale) for scale in (3.0, 1.0)]
+    joint = gas.pairs.join_scales(parts)
+    assert joint.scales.tolist() == [1.0] * 5 + [3.0] * 5
+    for part, expected in zip(joint.by_scale(), reversed(parts), strict=True):
+        assert part.guidance == expected.guidance and part.teacher == expected.teacher
+        assert torch.equal(part.target, expected.target) and torch.equal(part.labels, expected.labels)
+    mixed = joint.subset(torch.tensor([7, 2, 5]))
+    assert [(part.guidance, part.seeds.tolist()) for part in mixed.by_scale()] == [(1.0, [2]), (3.0, [2, 0])]
+    assert parts[0].by_scale() == [parts[0]]
+    with pytest.raises(
+        gas.UserError, match=r"pairs have the guidance scales 1, 3: take one, by_scale\(\)\[0\]"
+    ):
+        _ = joint.guidance
+    with pytest.raises(gas.UserError, match=r"one guidance scale each, got those of 3, 3"):
+        gas.pairs.join_scales([parts[0], parts[0]])
 
 
 def test_subset_and_split(folder):

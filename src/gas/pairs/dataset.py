@@ -86,9 +86,8 @@ class Pairs:
     def guidance(self) -> float:
         """Scale of the teacher's classifier-free guidance; pairs of several scales have none (:meth:`by_scale`)."""
         if self.scales is not None:
-            raise UserError(
-                "pairs of several guidance scales train a GuidanceBNS: take one scale, by_scale()[0]"
-            )
+            scales = ", ".join(f"{scale:g}" for scale in self.scales.unique().tolist())
+            raise UserError(f"pairs have the guidance scales {scales}: take one, by_scale()[0]")
         return number("guidance of the pairs", self.manifest["recipe"]["guidance"], "(-inf, inf)")
 
     @property
