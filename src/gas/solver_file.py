@@ -116,7 +116,7 @@ class Artefact:
             raise UserError(
                 f"{self.source} serves guidance {document.served}, got {guidance:g}: train it for that"
             )
-        if document.guidance_range is None or guidance == document.guidance:
+        if document.guidance_range is None:
             return self
         schedule, t_end = self._process()
         entries = []

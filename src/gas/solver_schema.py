@@ -156,10 +156,11 @@ class Document(_Strict):
         return first, last
 
     def forward_passes(self, entry: Entry) -> int | None:
-        """Return the forward passes a sample of a table, ``None`` without guidance: every evaluation is one."""
+        """Return the forward passes a sample of a table, ``None`` where every evaluation is one."""
         if entry.branches is not None:
             return entry.nfe
-        return None if self.scales == (1.0, 1.0) else 2 * entry.nfe
+        is_input = (self.model or {}).get("guidance") == "input"
+        return None if is_input or self.scales == (1.0, 1.0) else 2 * entry.nfe
 
     def serves(self, guidance: float) -> bool:
         """Return whether the tables are for a guidance scale; scales of pipelines are float32."""

@@ -69,6 +69,8 @@ LINES = {
         --learning-rate inf --method adam; --learning-rate x; --learning-rate 1e-3; --learning-rate 1e9 --method adam
         --relax nan --method adam; --relax -1 --method adam; --relax 0.1; --relax x; --relax inf --method adam
         --forwards x; --forwards 0; --forwards 6-5; --forwards 4; --forwards 99999999
+        --pairs {pairs}; --pairs {pairs} --forwards 4; --pairs {pairs} --budget 9999; --pairs {pairs} --method adam
+        --pairs {pairs} --objective gas
         --objective x; --objective GS; --objective ''
         --weight 1; --weight nan --objective gas; --weight -1 --objective gas; --weight inf --objective gas
         --weight 1 --balance 1 --objective gas; --weight x
@@ -95,6 +97,7 @@ LINES = {
         --out {text}/x.npz; --out {folder}; --out {long}.npz; --out [red].jpg
         --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --nfe -1; --nfe 1; --nfe 2.5
         --forwards 4; --forwards 0; --forwards x
+        --guidance 3; --guidance x; --guidance nan; --guidance 1e30; --guidance ''
         --seeds 0; --seeds x; --seeds 3:1; --seeds 1e23; --seeds 1,2; --seeds 99999999999; --seeds 2000 --out new.png
         --label 10; --label -1; --label x; --label 1.5; --label 99999999999999999999999
         --batch 0; --batch -5; --batch x; --batch 1e3; --batch 99999999999999999999
@@ -106,6 +109,7 @@ LINES = {
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver {mnist}; --solver {damaged}
         --solver {solver}; --solver {badseeds}; --solver {badteacher}; --solver {badshape}; --solver {hugeteacher}
         --nfe x; --nfe 0; --nfe 99999999; --nfe 9; --nfe 3-2
+        --guidance 3; --guidance x; --guidance inf; --guidance ''
         --seeds 1; --seeds x; --seeds 5:6; --seeds 0; --seeds 1e23; --seeds 9999999999
         --teacher x; --teacher ''; --grid x; --grid 1,x; --grid 1,0.5 ; --teacher-nfe 0; --teacher-nfe 99999999
         --teacher-nfe x; --teacher heun --teacher-nfe 7; --teacher-nfe 1e9

@@ -370,6 +370,35 @@ def test_forward_passes_are_learned_evaluated_and_sampled(tmp_path):
     assert re.search(r"^ +3 +BNS", shown, re.MULTILINE)
 
 
+def test_one_file_serves_a_range_of_guidance_scales(tmp_path):
+    folders, file = [tmp_path / "one", tmp_path / "three"], tmp_path / "s.json"
+    for folder, scale in zip(folders, (1, 3), strict=True):
+        run("pairs", *SMALL, "--guidance", scale, "--seeds", 24, "--out", folder, "--nfe", 4)
+    words = ["--pairs", folders[0], "--pairs", folders[1], "--validation", 8, "--start", "ddim/log_snr"]
+    run("train", *SMALL, *words, "--iterations", 1, "--batch", 8, "--nfe", 2, "--out", file)
+    artefact = gas.load(file)
+    assert artefact.document.scales == (1.0, 3.0)
+    assert {"validation_loss_guidance_1", "validation_loss_guidance_3"} <= artefact.entry(2).measured.keys()
+    assert re.search(r"guidance +1 to 3", run("inspect", file).stdout)
+    shown = [run("inspect", file, "--nfe", 2, "--guidance", scale).stdout for scale in (1, 2.5)]
+    assert shown[0] != shown[1]
+    words = ["--solver", file, "--seeds", "5000:5004", "--guidance", 2.5]
+    run("sample", *SMALL, *words, "--nfe", 2, "--out", tmp_path / "x.safetensors")
+    model, labels = gas.zoo.load("digits"), torch.arange(5000, 5004) % 10
+    denoise, noise = model.bind(labels, 2.5), model.noise(range(5000, 5004))
+    expected = gas.sample(denoise, noise, artefact.at(2.5).table(2))
+    x = load_file(tmp_path / "x.safetensors")["samples"]
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+    told = run("evaluate", *SMALL, *words, "--baselines", "ddim", "--json").stdout
+    error = next(row["mse"] for row in json.loads(told)["rows"] if row["name"] == "GS")
+    teacher = gas.Classical("unipc-3-bh2", "log_snr", 4, model.t_end)
+    target = gas.pairs.teach(model, teacher, range(5000, 5004), guidance=2.5).target
+    assert error == pytest.approx(float((x - target).square().mean()), rel=1e-4)
+    assert "serves guidance 1 to 3, got 4" in refused(
+        "sample", *SMALL, *words[:-1], 4, "--out", tmp_path / "y.npz"
+    )
+
+
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):
     assert json.loads(run("inspect", work / "digits.json", "--json").stdout)["format"] == "gas-solver"
     shown = run("inspect", work / "digits.json").stdout

@@ -139,7 +139,7 @@ def test_a_solver_of_a_range_runs_at_the_scale_of_the_call(models):
         expected, _ = sampled(models, artefact.at(scale), scale, strict=True)
         assert torch.equal(latents, expected)
         assert not said
-    other, _ = sampled(models, artefact.at(3.0).at(3.0), 7.5)
+    other, _ = sampled(models, artefact.at(3.0), 7.5)
     assert not torch.equal(latents, other)
     for scale in (9.0, 1.0):
         with pytest.raises(gas.UserError, match=rf"serves guidance 2 to 8, got {scale:g}: train it for that"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gas
-from gas.models.protocol import Model
+from gas.models.protocol import Model, passes_of
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
@@ -23,6 +23,7 @@ pytestmark = [
 from gas.pipelines.loading import open_pipeline  # noqa: E402
 from gas.pipelines.model import from_pipeline  # noqa: E402
 from gas.pipelines.prompts import read_prompts  # noqa: E402
+from gas.training.elimination import check_branches  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
 from support.commands import refused, run  # noqa: E402
 
@@ -74,12 +75,39 @@ def test_answers_are_differentiable_in_state_and_time():
     assert slope == pytest.approx(float(along[0] - along[1]) / 2e-2, rel=1e-2)
 
 
+def guided_pairs(model, guidance):
+    noise = model.noise([0]).cpu()
+    manifest = {"recipe": {"guidance": guidance, "teacher": {}}}
+    return gas.Pairs(torch.tensor([0]), noise, noise, torch.tensor([0]), manifest)
+
+
 def test_guidance_is_an_input_of_a_distilled_network():
     model = from_pipeline(pipelines.build("flux"), PROMPTS, height=16, width=16)
     noise, before = model.noise(range(3)), model.controlled.evaluated
     outputs = [model.bind(LABELS, guidance)(noise, TIME) for guidance in (1.0, 3.5)]
     assert model.controlled.evaluated == before + 2 * 3  # not twice for a guided one
     assert float((outputs[0] - outputs[1]).abs().max()) > 1e-4
+    assert model.fingerprint()["guidance"] == "input"
+    assert passes_of(model, 3.5) == 1
+    pairs = guided_pairs(model, 3.5)
+    with pytest.raises(
+        gas.UserError, match=r"guidance is an input of the network of .*: a prediction is one forward"
+    ):
+        check_branches(model, pairs)
+    artefact = gas.save(
+        None, gas.GeneralizedSolver(model.schedule, 2, model.t_end), model=model, guidance=3.5
+    )
+    assert artefact.document.forward_passes(artefact.entry(2)) is None
+
+
+def test_a_pipeline_that_evaluates_both_branches_in_a_batch_leaves_out_no_pass(sd):
+    """Its call mixes the two halves of each batch: there is no row of one branch to run in it."""
+    pairs = guided_pairs(sd, 2.0)
+    assert passes_of(sd, 2.0) == 2
+    with pytest.raises(
+        gas.UserError, match=r"gives guided predictions only, not their branches: learn NFE in place"
+    ):
+        check_branches(sd, pairs)
 
 
 def test_a_prompt_is_encoded_once():

@@ -221,13 +221,14 @@ def _lines(
     teacher = f"{config.get('solver', 'unknown')} / {config.get('grid', '')}, {config.get('nfe', '?')} calls"
     adversarial = f"GAS continues from GS for {budget.gas.iterations} steps of Adam against a discriminator."
     files = {key: text for metric in evaluator.sample_metrics for key, text in metric.fingerprint.items()}
+    passes = gas.models.protocol.passes_of(experiment.model, train.guidance)
     guided = f"With guidance {train.guidance:g}, an evaluation (NFE) is two forward passes of the network."
     return [
         f"Measured on {len(seeds)} unseen seeds, {int(seeds[0])} to {int(seeds[-1])}; the teacher is {teacher}.",
         f"Trained on {len(train)} pairs, the best chosen on {len(experiment.validation)} others; classical solvers "
         f"and grids are ranked on {budget.rank} of these. Learned solvers have one start, unless their name sets "
         f"another, and one optimizer, {optimizer}: {settings}.",
-        *([guided] if train.guidance != 1.0 else []),
+        *([guided] if passes > 1 else []),
         *([adversarial] if any(method.base is not None for method in methods) else []),
         " ".join([evaluator.space.description, *(f"{key}: {text}." for key, text in files.items())]),
     ]

@@ -34,6 +34,7 @@ def plan(
     train keeps to a number of them with --budget.
     """
     model, nfes = network.load(), options.parse_nfes(nfe)
+    passes = gas.models.protocol.passes_of(model, guidance)
     chosen = options.default_validation(seeds) if validation is None else validation
     if chosen >= seeds:
         raise gas.UserError(f"--validation must be below the {seeds} pairs, got {chosen}")
@@ -42,16 +43,16 @@ def plan(
         cost = gas.training.measure_calls(model, n, guidance=guidance)
         if not rows:
             price = gas.training.price.pairs_price(model, cost, seeds, teacher)
-            rows.append(_row("pairs", None, None, price, guidance))
+            rows.append(_row("pairs", None, None, price, passes))
         full = gas.training.distillation.plan_of(model, seeds - chosen, chosen, n)
         for share in _SHARES:
             cut = full if share == 1 else full.within(int(share * full.total.evaluations))
-            rows.append(_row("training", n, cut, gas.training.price.training_price(cut, cost), guidance))
+            rows.append(_row("training", n, cut, gas.training.price.training_price(cut, cost), passes))
     if json:
         print_json(rows)
         return
     title = f"{model.name}: {seeds:,} pairs, {chosen:,} of them to choose by"
-    if guidance != 1.0:
+    if passes > 1:
         title += f"; with guidance {guidance:g}, an evaluation is two forward passes"
     print_table(title, [_cells(row) for row in rows])
     note("for each NFE the full training, then smaller budgets: gas train --budget EVALUATIONS")
@@ -62,13 +63,13 @@ def _row(
     nfe: int | None,
     plan: gas.training.TrainingPlan | None,
     price: gas.training.Price,
-    guidance: float,
+    passes: int,
 ) -> dict[str, Any]:
     sizes: dict[str, Any] = {"steps": None, "pairs": None, "validation": None}
     if plan is not None:
         sizes = {"steps": plan.steps, "pairs": list(plan.step_pairs), "validation": plan.validation}
-    passes = {} if guidance == 1.0 else {"forward_passes": 2 * price.evaluations}
-    return {"work": work, "nfe": nfe, **asdict(price), **passes, **sizes}
+    forward = {} if passes == 1 else {"forward_passes": passes * price.evaluations}
+    return {"work": work, "nfe": nfe, **asdict(price), **forward, **sizes}
 
 
 def _cells(row: dict[str, Any]) -> dict[str, object]:

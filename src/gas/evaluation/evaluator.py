@@ -16,7 +16,7 @@ from gas.metrics.distances import Distribution, distribution, frechet_interval
 from gas.metrics.frechet import feature_statistics, frechet_distance
 from gas.metrics.intervals import mean_interval, median_interval
 from gas.metrics.statistics import extract_all
-from gas.models.protocol import Model, data_range_of
+from gas.models.protocol import Model, data_range_of, passes_of
 from gas.pairs.dataset import Pairs
 
 __all__ = ["Evaluator", "SolverMetrics", "selection_fingerprint"]
@@ -76,12 +76,14 @@ class Evaluator:
         space: the features in which distributions are compared; by default they are not.
         sample_metrics: metrics of each sample, reported as means.
         data_range: largest minus smallest value of the data, for PSNR (:func:`gas.models.data_range_of`).
+        passes: forward passes of the network in one guided prediction.
     """
 
     pairs: Pairs
     space: FeatureSpace = field(default_factory=FeatureSpace)
     sample_metrics: Sequence[SampleMetric] = ()
     data_range: float | None = None
+    passes: int = 2
 
     @classmethod
     def for_model(
@@ -89,7 +91,8 @@ class Evaluator:
     ) -> Evaluator:
         """Return an evaluator with the model's data range and, by default, in the model's own features."""
         space = feature_space(model) if space is None else space
-        return cls(pairs, space, data_range=data_range_of(model), **kwargs)
+        passes = passes_of(model, pairs.guidance)
+        return cls(pairs, space, data_range=data_range_of(model), passes=passes, **kwargs)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides a measurement besides the samples, in plain JSON."""
@@ -110,6 +113,7 @@ class Evaluator:
         ``name`` and ``nfe`` are recorded as they are; ``branched`` says that each evaluation was one forward pass.
         """
         pairs, space = self.pairs, self.space
+        guided = pairs.guidance != 1.0 and self.passes > 1
         errors = paired.mse(samples, pairs.target)
         mse, mse_half_width = mean_interval(errors)
         mse_median, mse_median_interval = median_interval(errors)
@@ -138,7 +142,7 @@ class Evaluator:
             mse_median=mse_median,
             mse_median_interval=mse_median_interval,
             frechet_data_corrected=corrected,
-            forward_passes=None if pairs.guidance == 1.0 else nfe if branched else 2 * nfe,
+            forward_passes=nfe * (1 if branched else self.passes) if guided else None,
         )
 
 

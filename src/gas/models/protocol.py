@@ -110,6 +110,11 @@ def precision_of(model: Model) -> str:
     return getattr(model, "precision", "float32")
 
 
+def passes_of(model: Model, guidance: float) -> int:
+    """Return the forward passes of the network in one prediction: guidance mixes two, or is an input of the network."""
+    return 1 if guidance == 1.0 or model.fingerprint().get("guidance") == "input" else 2
+
+
 def network_of(model: Model) -> nn.Module | None:
     """Return ``network``, the denoising network, which :class:`gas.OwnModel` calls ``weights``."""
     network = getattr(model, "network", getattr(model, "weights", None))

@@ -158,13 +158,18 @@ class PipelineModel:
         return tuple(self._start.sample.shape[1:])
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return name, hash of the weights that run in every step, prediction type, shape, and a flow's shift."""
+        """Return name, hash of the weights that run in every step, prediction type, shape, and a flow's shift.
+
+        ``guidance`` is ``"input"`` where the scale is an input of the network, not a mixture of two forward passes.
+        """
         fingerprint: dict[str, Any] = {
             "name": self.name,
             "sha256": self._sha256,
             "prediction": self.process.prediction,
             "sample_shape": list(self.sample_shape),
         }
+        if self.guidance_argument == "guidance_scale" and self._embeds_guidance:
+            fingerprint["guidance"] = "input"
         if isinstance(self.schedule, Flow):
             config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
             # That of Flux 2 depends on the number of steps.

@@ -14,7 +14,7 @@ from gas.denoise import branches_of
 from gas.errors import UserError
 from gas.learned.bns import BNS
 from gas.losses import Loss, is_sum_of_squares, l2, loss_by_name
-from gas.models.protocol import Model
+from gas.models.protocol import Model, passes_of
 from gas.pairs.dataset import Pairs
 from gas.table import Table, table_of
 from gas.training.adam import Adam
@@ -209,6 +209,11 @@ def check_branches(model: Model, pairs: Pairs) -> None:
     if pairs.guidance == 1.0:
         raise UserError(
             "forward passes are learned with guidance, and the pairs have none: make pairs with guidance"
+        )
+    if passes_of(model, pairs.guidance) == 1:
+        raise UserError(
+            f"guidance is an input of the network of {model.name}: a prediction is one forward pass, and none can be "
+            "left out: learn NFE in place of forwards"
         )
     labels = None if pairs.labels is None else pairs.labels[:1]
     if _BRANCH not in branches_of(model.bind(labels, pairs.guidance)):
