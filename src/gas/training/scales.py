@@ -40,7 +40,7 @@ def distill_scales(
     nfes: Sequence[int],
     *,
     members: Sequence[Distilled] = (),
-    degree: int = 1,
+    degree: int = 2,
     loss: str = "l2",
     config: GaussNewton | None = None,
     state: Path | None = None,
@@ -58,7 +58,8 @@ def distill_scales(
         validation: teacher pairs of other seeds to choose by, a set for each of the same scales.
         nfes: network evaluations of each solver.
         members: solvers of the middle scale (:func:`reference_scale`) to start from; missing ones are learned first.
-        degree: of the polynomials in the scale.
+        degree: of the polynomials in the scale. On digits, scales 1 to 8, NFE 4, errors at 1 and 1.5 are 1.15 and 1.23
+            times a dedicated solver's with 1, and 1.02 and 1.13 with 2; at 2 and above they are alike.
         loss: a name of :data:`gas.losses.LOSSES` that is a sum of squares.
         config: settings of the training.
         state: folder of the resumable state.
