@@ -77,9 +77,11 @@ def distill_scales(
     joint, chosen = join_scales(pairs), join_scales(validation)
     starts = {member.nfe: member for member in members}
     if missing := set(nfes) - starts.keys():
-        middle = [next(x for x in sets if x.guidance == reference) for sets in (pairs, validation)]
+        middle, chosen_on = (
+            next(part for part in sets if part.guidance == reference) for sets in (pairs, validation)
+        )
         learned = yield from distill_family(
-            model, *middle, sorted(missing), config=config, loss=loss, state=state, **options
+            model, middle, chosen_on, sorted(missing), config=config, loss=loss, state=state, **options
         )
         starts |= {member.nfe: member for member in learned}
     results = []
