@@ -86,11 +86,8 @@ def train(
     config, search = optimizer.config(stored), optimizer.search()
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, search.start, nfes, config if alone else None)
-    if len(pairs) > 1 and (budgets or budget is not None or gas_settings or isinstance(config, gas.Adam)):
-        raise gas.UserError(
-            "--pairs of several guidance scales go with gauss-newton and --nfe alone: leave out --forwards, --budget, "
-            "--objective and --method"
-        )
+    if len(pairs) > 1:
+        _check_range(config, bool(budgets or budget is not None or gas_settings))
     model = network.load(pairs[0])
     ranges, sets = _read(pairs, model, student, validation)
     free_text_encoders(network.model, model, *(part.guidance for part, _ in ranges))
@@ -109,9 +106,7 @@ def train(
         starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
         results = _learn(model, sets, starts, family, solver.upper(), progress)
         if len(ranges) > 1:
-            results = _widen(
-                model, ranges, results, {"config": config, "loss": optimizer.loss, "state": state}
-            )
+            results = _widen(model, ranges, results, config=config, loss=optimizer.loss, state=state)
         passes = gas.training.distill_forwards(model, *sets, budgets, members=results, **settings)
         for count in sorted(budgets, reverse=True):
             results.append(show(passes, model, count, "BNS", "forward passes"))
@@ -121,6 +116,15 @@ def train(
     title = "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(sets[1]), title, json)
     note(f"wrote {out}")
+
+
+def _check_range(config: gas.Adam | gas.GaussNewton, more: bool) -> None:
+    """Refuse options that do not go with pairs of several guidance scales."""
+    if more or isinstance(config, gas.Adam):
+        raise gas.UserError(
+            "--pairs of several guidance scales go with gauss-newton and --nfe alone: leave out --forwards, --budget, "
+            "--objective and --method"
+        )
 
 
 def _read(
@@ -136,7 +140,7 @@ def _read(
 
 
 def _widen(
-    model: gas.models.Model, ranges: list[Sets], members: list[gas.Distilled], settings: dict[str, Any]
+    model: gas.models.Model, ranges: list[Sets], members: list[gas.Distilled], **settings: Any
 ) -> list[gas.Distilled]:
     """Learn the solvers of every guidance scale from those of the middle one."""
     pairs, validation = zip(*ranges, strict=True)
