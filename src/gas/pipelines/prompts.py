@@ -52,13 +52,15 @@ class PromptCache:
             return self._encode(**arguments)
         size = max(map(len, texts.values()))
         rows = [self._row(arguments, _pick(texts, n, size)) for n in range(size)]
-        if size == 1:
-            return rows[0]
-        parts = list(map(_join, self._layout(arguments, texts), zip(*map(_parts, rows), strict=True)))
-        return tuple(parts) if isinstance(rows[0], tuple) else parts[0]
+        encoding = rows[0]
+        if size > 1:
+            parts = tuple(map(_join, self._layout(arguments, texts), zip(*map(_parts, rows), strict=True)))
+            encoding = parts if isinstance(encoding, tuple) else parts[0]
+        device = self._pipe._execution_device  # diffusers looks through all modules for it: milliseconds
+        return tree_map_only(Tensor, lambda x: x.to(device), encoding)
 
     def _row(self, arguments: Mapping[str, Any], texts: Mapping[str, Sequence[str]]) -> Any:
-        """The encoding of one prompt, on the pipeline's device."""
+        """The encoding of one prompt, on the CPU."""
         call = {**arguments, **{name: list(value) for name, value in texts.items()}}
         key = _key(call)
         if key not in self._encodings:
@@ -68,8 +70,8 @@ class PromptCache:
                 )
             with torch.no_grad():
                 encoding = self._encode(**call)
-            self._encodings[key] = tree_map_only(Tensor, lambda x: x.cpu(), encoding)
-        return tree_map_only(Tensor, lambda x: x.to(self._pipe._execution_device), self._encodings[key])
+            self._encodings[key] = _on_cpu(encoding)
+        return self._encodings[key]
 
     def _layout(self, arguments: Mapping[str, Any], texts: Mapping[str, Sequence[str]]) -> list[str]:
         """How each return value of a batch follows from those of its rows."""
@@ -78,7 +80,7 @@ class PromptCache:
             probes = {name: list(_PROBES) for name in texts}
             rows = [_parts(self._row(arguments, _pick(probes, n, 2))) for n in range(2)]
             with torch.no_grad():
-                batch = _parts(self._encode(**{**arguments, **probes}))
+                batch = _parts(_on_cpu(self._encode(**{**arguments, **probes})))
             self._layouts[key] = list(map(_kind, batch, zip(*rows, strict=True)))
         return self._layouts[key]
 
@@ -93,6 +95,10 @@ def _pick(texts: Mapping[str, Sequence[str]], n: int, size: int) -> dict[str, Se
 
 def _key(call: Mapping[str, Any]) -> str:
     return repr({name: value for name, value in call.items() if name != "self"})
+
+
+def _on_cpu(encoding: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.cpu, encoding)
 
 
 def _parts(encoding: Any) -> Sequence[Any]:
