@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from gas.training.ranking import rank_classical
 from gas.training.validation import evaluate
 from support import shared_work
 from support.doubles import MIXTURE, taught
+from support.forks import fork
 
 pytestmark = pytest.mark.slow
 
@@ -169,14 +169,11 @@ def in_two(function):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context, running = multiprocessing.get_context("fork"), []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # threads that wait are no reason not to fork
-        for rank in range(2):
-            answer, asked = context.Pipe(duplex=False)
-            running.append((context.Process(target=_forked, args=(rank, port, function, asked)), answer))
-            running[-1][0].start()
-            asked.close()
+    running = []
+    for rank in range(2):
+        answer, asked = multiprocessing.Pipe(duplex=False)
+        running.append((fork(_forked, rank, port, function, asked), answer))
+        asked.close()
     told = []
     for process, answer in running:
         process.join(60)

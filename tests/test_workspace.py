@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from gas.cli.app import app
 from gas.experiments.store import claim_folders
 from gas.training.distillation import STATE
 from gas.workspace import LOCK, MARKER, claim, discard, hold, scratch
-from support.commands import refused, run
+from support.commands import ForkedCommand, refused, run
+from support.forks import fork
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
@@ -224,12 +223,11 @@ def _hold_until(path, folder, end):
 @pytest.fixture
 def other():
     """Hold an output in another process; ends it, politely or not."""
-    context, started = multiprocessing.get_context("fork"), []
+    started = []
 
     def start(path, folder=False):
-        end, theirs = context.Pipe()
-        process = context.Process(target=_hold_until, args=(path, folder, theirs))
-        process.start()
+        end, theirs = multiprocessing.Pipe()
+        process = fork(_hold_until, path, folder, theirs)
         started.append((process, end))
         assert end.poll(60) and end.recv() == "ready"
         return process, end
@@ -349,13 +347,13 @@ def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path, other, na
 @pytest.mark.slow
 def test_two_commands_at_once_make_one_set_of_pairs(tmp_path):
     words = ["pairs", "--model", "digits", "--seeds", "64", "--nfe", "4", "--out", str(tmp_path / "p")]
-    first = subprocess.Popen([sys.executable, "-m", "gas", *words], stderr=subprocess.PIPE, text=True)
+    first = ForkedCommand(*words)
     try:
         waited = time.monotonic() + 120
         while not (tmp_path / "p" / LOCK).exists() and time.monotonic() < waited:
             time.sleep(0.01)
         assert f"gas pairs (process {first.pid}, since" in refused(*words)
     finally:
-        _, stderr = first.communicate(timeout=300)
-    assert first.returncode == 0, stderr
+        code, stderr = first.ended(300)
+    assert code == 0, stderr
     assert listing(tmp_path / "p") == ["manifest.json", "shard-00000.safetensors"]

@@ -29,7 +29,7 @@ from gas.metrics.distances import distribution
 from gas.metrics.frechet import extract
 from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
 from gas.zoo import data
-from support.commands import refused, run
+from support.commands import ForkedCommand, refused, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")]
 
@@ -579,17 +579,6 @@ def test_errors_show_their_traceback_on_request(work, tmp_path):
     assert isinstance(result.exception, ValueError)
 
 
-def gas_command(*words, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", "from gas.cli import main; main()", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **options,
-    )
-
-
 @pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     import resource
@@ -599,9 +588,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     words = ["pairs", *SMALL, "--seeds", 128, "--nfe", 2, "--out", tmp_path / "p"]
-    process = gas_command(*words, preexec_fn=limit)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 2, stderr
+    code, stderr = ForkedCommand(*words, before=limit).ended(120)
+    assert code == 2, stderr
     assert "error: " in stderr
     assert "make room" in stderr
     assert [p.name for p in (tmp_path / "p").iterdir()] == ["manifest.json"]
@@ -629,14 +617,14 @@ def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, wor
     def interruptible():  # a shell's background job, and so its children, may be born deaf to SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    process = gas_command(*words, "--iterations", 100_000, preexec_fn=interruptible)
+    process = ForkedCommand(*words, "--iterations", 100_000, before=interruptible)
     state = tmp_path / "d.json.state" / "nfe-2.pt"
     waited = time.monotonic() + 120
     while not state.exists() and time.monotonic() < waited:
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(stop)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + stop, stderr
+    code, stderr = process.ended(60)
+    assert code == 128 + stop, stderr
     assert f"State is in {state.parent}; the same command goes on from there." in " ".join(stderr.split())
     best_so_far = gas.load(tmp_path / "d.json")
     assert best_so_far.document.training["unfinished"]
@@ -650,14 +638,14 @@ def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, wor
 @pytest.mark.parametrize(("stop", "words"), [(signal.SIGTERM, []), (None, ["--max-time", "1h"])])
 def test_a_shared_command_gives_its_shard_back_in_time(tmp_path, stop, words):
     words = ["pairs", *SMALL, "--seeds", 10**6, "--shard", 512, "--nfe", 9, "--out", tmp_path / "p", *words]
-    process = gas_command(*words, "--shared")
+    process = ForkedCommand(*words, "--shared")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("p/.shard-*.lease-1")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     assert "is at work on" in refused(*words)  # alone
     process.send_signal(stop or signal.SIGALRM)  # as after an hour
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == (143 if stop else 75), stderr
+    code, stderr = process.ended(60)
+    assert code == (143 if stop else 75), stderr
     reason = "interrupted" if stop else "time is up"
     assert f"{reason}. Whole shards are kept in {tmp_path / 'p'}; the same command goes on" in " ".join(
         stderr.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -9,12 +10,15 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,7 @@ from gas.sampling import sample
 from gas.schedule import VPLinear
 from gas.table import Table
 from support.doubles import Mixture, guided_mixture
+from support.forks import fork
 
 SPEC = PairsSpec(range(3, 13), {"solver": "ddim", "nfe": 4}, shard=4)
 SHARDS = [f"shard-0000{i}.safetensors" for i in range(3)]
@@ -337,41 +342,45 @@ def test_a_damaged_shard_is_made_again_by_the_writer(folder, harm):
 
 TALL = dataclasses.replace(SPEC, seeds=range(500), shard=200)
 
-SCRIPT = """
-import os, resource, sys, time
-sys.path[:0] = {path!r}
-import test_pairs as t
-real, left = os.{call}, [{hang}]
-def hanging(*args):
-    left[0] -= 1
-    if left[0] == 0:
-        print("now", flush=True)
-        time.sleep(600)
-    return real(*args)
-os.{call} = hanging
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-try:
-    list(t.write_pairs(t.MODEL, t.TABLE, {folder!r}, t.{spec}, batch=3))
-except OSError as error:
-    print(error, flush=True)
-    sys.exit(7)
-"""
+
+def _write_or_hang(say, folder, call, hang, limit, spec):
+    real, left = getattr(os, call), hang
+
+    def hanging(*args):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            say.send("now")
+            time.sleep(600)
+        return real(*args)
+
+    setattr(os, call, hanging)  # in this process alone
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        list(write_pairs(MODEL, TABLE, folder, spec, batch=3))
+    except OSError as error:
+        say.send(str(error))
+        sys.exit(7)
 
 
-def start(folder, *, call="fsync", hang=0, limit=-1, spec="SPEC"):
+@contextlib.contextmanager
+def writer(folder, *, call="fsync", hang=0, limit=-1, spec=SPEC):
     """A writer in a process of its own, that says "now" and hangs at the given system call."""
-    script = SCRIPT.format(path=sys.path, call=call, hang=hang, limit=limit, folder=str(folder), spec=spec)
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    answer, say = multiprocessing.Pipe(duplex=False)
+    with say, answer:
+        process = fork(_write_or_hang, say, folder, call, hang, limit, spec)
+        yield process, answer
+        process.join(60)
 
 
 @pytest.mark.slow
 def test_killed_for_real_in_the_middle_of_a_write_it_ends_with_the_same_bytes(tmp_path):
     """SIGKILL before a shard is flushed; then between a shard and the manifest that lists it."""
     for call, hang, left in [("fsync", 3, set()), ("replace", 2, {SHARDS[0]})]:
-        with start(tmp_path, call=call, hang=hang) as writer:
-            assert writer.stdout.readline() == "now\n"
-            writer.send_signal(signal.SIGKILL)
-        assert writer.returncode == -signal.SIGKILL
+        with writer(tmp_path, call=call, hang=hang) as (process, answer):
+            assert answer.recv() == "now"
+            process.kill()
+        assert process.exitcode == -signal.SIGKILL
         assert len(list(tmp_path.glob(".*.tmp"))) == 1
         files = {name: data for name, data in contents(tmp_path).items() if name.startswith("shard")}
         assert set(files) == left
@@ -385,9 +394,9 @@ def test_killed_for_real_in_the_middle_of_a_write_it_ends_with_the_same_bytes(tm
 @pytest.mark.slow
 def test_a_write_that_the_system_cuts_short_leaves_nothing_half_written(tmp_path):
     """RLIMIT_FSIZE fails the write of a shard half way with EFBIG, as a full disk does with ENOSPC."""
-    with start(tmp_path / "cut", limit=4096, spec="TALL") as writer:
-        message = writer.stdout.read()
-    assert writer.returncode == 7
+    with writer(tmp_path / "cut", limit=4096, spec=TALL) as (process, answer):
+        message = answer.recv()
+    assert process.exitcode == 7
     assert "File too large, with 0 of 500 pairs safe: make room" in message
     assert set(contents(tmp_path / "cut")) == {"manifest.json"}
     write(tmp_path / "cut", spec=TALL)

@@ -15,7 +15,7 @@ from gas.solver_schema import parse_document
 from gas.training.validation import evaluate
 from support import commands
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 TEACHER = Classical("unipc-3-bh2", "log_snr", 6, 1e-3)
 

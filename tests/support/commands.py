@@ -1,10 +1,15 @@
-"""The ``gas`` command, called as its users do, in this process."""
+"""The ``gas`` command, called as its users do, in this process or in a fork of it."""
 
+import os
+import sys
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from typer.testing import CliRunner
 
-from gas.cli import app
+from gas.cli import app, main
+from support.forks import fork
 
 
 def run(*words: object, code: int = 0) -> Any:
@@ -20,3 +25,39 @@ def refused(*words: object) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in result.output, result.output
     return str(lines[0])
+
+
+class ForkedCommand:
+    """A command in a process of its own.
+
+    Args:
+        *words: of the command line.
+        before: called in the process first.
+    """
+
+    def __init__(self, *words: object, before: Callable[[], object] = lambda: None) -> None:
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the process has ended)
+        self._process = fork(self._run, list(map(str, words)), before)
+
+    def _run(self, words: list[str], before: Callable[[], object]) -> None:
+        sys.argv = ["gas", *words]
+        before()
+        with open(os.devnull, "w") as sys.stdout, open(self._stderr.fileno(), "w") as sys.stderr:
+            main()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, number)
+
+    def ended(self, timeout: float) -> tuple[int, str]:
+        """Wait for the end; return the exit code and what is on stderr."""
+        self._process.join(timeout)
+        assert not self._process.is_alive()
+        with self._stderr as stderr:
+            stderr.seek(0)
+            return self._process.exitcode, stderr.read()

@@ -23,15 +23,17 @@ from gas.training.validation import evaluate
 from support.doubles import MIXTURE, guided_mixture
 from support.solvers import GRIDS, NAMES
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+
 GUIDANCE = 3.0
 MODEL = guided_mixture()
 TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
-FEW = GaussNewton(iterations=6, batch=24, validate_every=3)
+FEW = GaussNewton(iterations=4, batch=16, validate_every=2)
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return teach(MODEL, TEACHER, range(160), guidance=GUIDANCE)
+    return teach(MODEL, TEACHER, range(96), guidance=GUIDANCE)
 
 
 @pytest.fixture(scope="module")

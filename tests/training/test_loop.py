@@ -25,7 +25,7 @@ from gas.training.validation import evaluate
 from support.covering import covering, thinned
 from support.doubles import MIXTURE as MODEL, taught
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 NFE = 4
 
@@ -211,7 +211,8 @@ def test_settings_of_gauss_newton_out_of_range_are_refused(setting, value):
 
 
 @pytest.mark.slow
-def test_the_ranking_is_what_running_each_one_gives(validation):
+def test_the_ranking_is_what_running_each_one_gives(validation, monkeypatch):
+    monkeypatch.setattr("gas.training.ranking.candidates", candidates)  # all of them
     ranked = list(rank_classical(MODEL, validation, NFE, l2, rounds=((None, 16), (5, None)), batch=24))
     finalists = ranked[-5:]
     assert [m.loss for m in finalists] == sorted(m.loss for m in finalists)

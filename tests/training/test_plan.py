@@ -1,5 +1,6 @@
 """Budgets: every evaluation is counted, none is exceeded, and what is planned is what a training takes."""
 
+import functools
 import itertools
 
 import pytest
@@ -19,7 +20,7 @@ from gas.training.validation import evaluate
 from support.covering import thinned
 from support.doubles import MIXTURE, taught
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 NFE = 3
 
@@ -55,32 +56,43 @@ def validation():
     return taught(range(1000, 1064))
 
 
+@pytest.fixture(scope="module")
+def reports(pairs, validation):
+    """The reports of a training within a budget, each with the samples that had passed through the network."""
+
+    @functools.cache
+    def train(budget):
+        Counting.rows = 0
+        running = distill(Counting(MIXTURE), pairs, validation, NFE, budget=budget)
+        return [(report, Counting.rows) for report in running]
+
+    return train
+
+
 @pytest.mark.parametrize("budget", thinned([700, 1777, 6000], 3))
-def test_a_budget_is_kept_and_every_report_counts_what_has_passed_the_network(
-    model, pairs, validation, budget
-):
+def test_a_budget_is_kept_and_every_report_counts_what_has_passed_the_network(reports, budget):
     passed = trained = 0
-    for report in distill(model, pairs, validation, NFE, budget=budget):
+    for report, rows in reports(budget):
         if isinstance(report, (RankedSolver, CandidateRound)):
             passed += report.evaluations
         elif isinstance(report, StartChoice):
-            assert report.evaluations == passed == Counting.rows
+            assert report.evaluations == passed == rows
         elif isinstance(report, FitRecord):
             trained = report.evaluations
-            assert passed + trained == Counting.rows
+            assert passed + trained == rows
     assert isinstance(report, Distilled)
-    assert report.evaluations == passed + trained == Counting.rows <= budget
+    assert report.evaluations == passed + trained == rows <= budget
     assert report.loss <= report.best_classical_loss
     assert budget - report.evaluations < 0.35 * budget + 200  # nor is much of it left
 
 
 @pytest.mark.slow
-def test_a_larger_budget_teaches_more(model, pairs, validation):
+def test_a_larger_budget_teaches_more(reports):
     """Of the unseen loss: that on the pairs chosen by differs in their number."""
-    losses = {}
+    losses, unseen = {}, taught(range(5000, 5128))
     for budget in (700, 6000):
-        *_, result = distill(model, pairs, validation, NFE, budget=budget)
-        losses[budget] = float(evaluate(MIXTURE, taught(range(5000, 5128)), result.table(), l2).mean())
+        *_, (result, _) = reports(budget)
+        losses[budget] = float(evaluate(MIXTURE, unseen, result.table(), l2).mean())
     assert losses[6000] < 0.7 * losses[700]
 
 

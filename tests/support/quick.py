@@ -1,0 +1,32 @@
+"""Shortcuts for tests in which any classical solver and any step down will do."""
+
+import contextlib
+
+import pytest
+
+from gas.classical.registry import candidates
+
+# As many grids as there are candidates for the start, of which each is the best of a grid.
+_SOLVERS, _GRIDS = ["ddim", "ipndm-3", "unipc-3-bh2"], ["log_snr", "time_quadratic", "time_uniform"]
+
+
+@contextlib.contextmanager
+def quick_gauss_newton():
+    """Gauss-Newton that stops short of its model's minimum."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gas.training.inner_solve._STEPS", 4)
+        yield
+
+
+def _few(*args, solvers=(), grids=(), **more):
+    chosen = [name for name in solvers if name in _SOLVERS] or solvers or _SOLVERS
+    return candidates(*args, solvers=chosen, grids=grids or _GRIDS, **more)
+
+
+@contextlib.contextmanager
+def few_classical_solvers():
+    """Nine of the 75 classical solvers to rank."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("distillation", "initialization", "ranking"):
+            patch.setattr(f"gas.training.{module}.candidates", _few)
+        yield
