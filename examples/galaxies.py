@@ -115,6 +115,12 @@ def statistics(samples):
     }
 
 
+def against(fine, samples):
+    """p-values of Kolmogorov-Smirnov tests against the teacher's statistics from other seeds."""
+    tests = {name: ks_2samp(x, fine[name]).pvalue for name, x in statistics(samples).items()}
+    return "p of " + ", ".join(f"{name} {p:.2g}" for name, p in tests.items())
+
+
 def best_classical(model, nfe, unseen):
     """The best of all classical solvers on the unseen pairs, by mean and by median: the worst case for ours."""
     few, losses = unseen.subset(range(64)), {}
@@ -155,6 +161,7 @@ def main():
     pairs = gas.pairs.teach(model, teacher, range(options.pairs))
     unseen = gas.pairs.teach(model, teacher, range(50000, 50000 + options.unseen))
     fine = statistics(pairs.target)
+    print(f"teacher  {against(fine, unseen.target)}", flush=True)
     rows = []
     for nfe in options.nfe:
         *_, result = gas.distill(model, *pairs.split(options.pairs // 3), nfe=nfe)
@@ -166,11 +173,10 @@ def main():
             samples = gas.sample(model.bind(None), unseen.noise, table)
             losses = gas.losses.l2(samples, unseen.target)
             mean, median = gas.metrics.mean_interval(losses), gas.metrics.median_interval(losses)
-            tests = {key: ks_2samp(x, fine[key]).pvalue for key, x in statistics(samples).items()}
             print(
                 f"NFE {nfe}  {name:28}  mean {1e3 * mean[0]:.4g} +- {1e3 * mean[1]:.2g}  "
                 f"median {1e3 * median[0]:.4g} [{1e3 * median[1][0]:.4g}, {1e3 * median[1][1]:.4g}]  "
-                f"(x 1000)  p of {', '.join(f'{key} {p:.2g}' for key, p in tests.items())}",
+                f"(x 1000)  {against(fine, samples)}",
                 flush=True,
             )
             if nfe == options.nfe[0]:
