@@ -98,7 +98,8 @@ def main() -> None:
     options = parser.parse_args()
     benchmark = Benchmark(options.folder, options.model)
     ranged = [benchmark.ranged(seed) for seed in range(options.seeds)]
-    print("| guidance | one file | its own solver | ratio | guidance 2's |\n|---|---|---|---|---|")
+    print("| guidance | one file | its own solver | ratio of means | guidance 2's solver |")
+    print("|---|---|---|---|---|")
     for scale in sorted(TRAINED + UNSEEN):
         several = [benchmark.errors(scale, each.at(scale).table(NFE)) for each in ranged]
         alone = benchmark.errors(scale, benchmark.dedicated(scale, 0))
