@@ -118,7 +118,8 @@ def shorten(monkeypatch):
     teach, split, distill, fit = gas.pairs.teach, gas.Pairs.split, gas.distill, gas.fit
 
     def few_pairs(model, table, seeds, **more):
-        count = OF_A_PIPELINE if isinstance(model, gas.pipelines.PipelineModel) else PAIRS
+        network = model.model if isinstance(model, gas.models.WrappedModel) else model
+        count = OF_A_PIPELINE if isinstance(network, gas.pipelines.PipelineModel) else PAIRS
         return teach(model, table, seeds[:count], **more)
 
     monkeypatch.setattr(gas.pairs, "teach", few_pairs)
