@@ -86,8 +86,7 @@ def train(
     config, search = optimizer.config(stored), optimizer.search()
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, search.start, nfes, config if alone else None)
-    if len(pairs) > 1:
-        _check_range(config, bool(budgets or budget is not None or gas_settings))
+    _check_scales(len(pairs), config, bool(budgets or budget is not None or gas_settings))
     model = network.load(pairs[0])
     ranges, sets = _read(pairs, model, student, validation)
     free_text_encoders(network.model, model, *(part.guidance for part, _ in ranges))
@@ -118,9 +117,9 @@ def train(
     note(f"wrote {out}")
 
 
-def _check_range(config: gas.Adam | gas.GaussNewton, more: bool) -> None:
+def _check_scales(count: int, config: gas.Adam | gas.GaussNewton, more: bool) -> None:
     """Refuse options that do not go with pairs of several guidance scales."""
-    if more or isinstance(config, gas.Adam):
+    if count > 1 and (more or isinstance(config, gas.Adam)):
         raise gas.UserError(
             "--pairs of several guidance scales go with gauss-newton and --nfe alone: leave out --forwards, --budget, "
             "--objective and --method"
