@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from gas.display import significant
 from gas.experiments.store import MethodResult
-from gas.experiments.tables import MEASURES
 from gas.models.protocol import Model, images_of
 from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
@@ -82,7 +82,7 @@ def _draw_samples(
     for result in (*results, *teacher):
         if result.pictures is None or result.metrics is None:
             continue
-        error = f"MSE x 1000: {MEASURES['mse'].format(result.metrics.mse)}"
+        error = f"MSE x 1000: {significant(1000 * result.metrics.mse, 3)}"
         detail = f"{result.origin}, {result.nfe} calls" if result.category == "teacher" else error
         rows.append((f"{result.label}\n{detail}", result.pictures.float()))
     return sample_grid(
