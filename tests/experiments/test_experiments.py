@@ -409,10 +409,10 @@ def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path)
     rows = list(csv.DictReader(io.StringIO(flat)))
     assert [float(row["mse"]) for row in rows] == [c.metrics.mse for c in shown]
     assert rows[0]["command"] == "make best <4>"
-    assert "| &lt;near&gt; | *550.000 ±" in markdown
+    assert "| &lt;near&gt; | *550 ±" in markdown
     assert "**" not in markdown  # the best is not surely better than the one beside it
-    assert "0.25 / 500.000 / +250.000" not in markdown  # the paper's figure is in the measure's own scale
-    assert "0.25 / 500.000 / +499.750" in markdown
+    assert "0.25 / 500 / +250.000" not in markdown  # the paper's figure is in the measure's own scale
+    assert "0.25 / 500 / +499.750" in markdown
     assert "make best &lt;4&gt;" in page
     assert "<near>" not in page
     assert page.count("data:image/png;base64,") == 5  # errors, and samples and times at two NFE
