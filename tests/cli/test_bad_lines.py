@@ -158,6 +158,7 @@ LINES = {
         more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}
         --picture {folder}/x.pdf; --json=1; --nosuch; --picture {text}/x.png
         --forwards x; --forwards 7; --forwards 0; --nfe 2 --forwards 2
+        --guidance x; --guidance nan; --guidance 2000; --guidance 5
     """,
     "inspect": """
         ''; nowhere; .; {text}; {pairs}; {damaged}; {badseeds}; {badteacher}; {badshape}; {hugeteacher}; /dev/null
@@ -201,7 +202,7 @@ LINES = {
     "paper evaluate cifar10 --preset-weights {folder} --solver {solver}": """
         ; --teacher ddim; --nfe x; --model digits; --seeds x; --solver nowhere; --baselines x; --metrics x
         --metric-weights nowhere; --picture x; --features x; --weights nowhere; --reference nowhere; --real nowhere
-        --set x=1; --prompts nowhere; --device meta; --precision x
+        --set x=1; --prompts nowhere; --device meta; --precision x; --guidance x; --guidance nan
     """,
     "paper convert {text} new.json": """
         ; --schedule x; --t-end nan; --t-end 0; --t-end 1; --t-end -1; --t-end x; --guidance nan; --guidance x

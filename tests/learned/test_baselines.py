@@ -310,7 +310,7 @@ def test_a_start_has_the_best_numbers_of_all_its_rounds(pairs, validation, name,
     started = next(r for r in reports if isinstance(r, StartChoice))
     raced = [r for r in reports if isinstance(r, CandidateRound)]
     assert len(raced) == (4 if name == "gs" else 8)
-    table = started.solver(MODEL.schedule, SOLVERS[name])().detach()
+    table = search.solver(started, MODEL.schedule, SOLVERS[name])().detach()
     loss = float(evaluate(MODEL, validation.subset(slice(0, 16)), table, l2).mean())
     assert loss == pytest.approx(min(r.loss for r in raced), rel=1e-9)
 

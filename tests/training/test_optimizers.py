@@ -306,7 +306,7 @@ def test_numbers_that_are_no_table_are_as_bad_as_can_be(pairs):
     solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
     steps = GaussNewtonSteps(solver, MODEL, pairs, FeatureLoss(lambda x: x), GaussNewton())
     p = torch.full_like(steps._parameters(), float("nan"))
-    assert steps._loss_at(p, pairs, pairs.noise, pairs.target, torch.ones(len(pairs))) == float("inf")
+    assert steps._loss_at(p, [pairs], torch.ones(len(pairs))) == float("inf")
 
 
 @pytest.mark.parametrize("count", [1, 7, 30])

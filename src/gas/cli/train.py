@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,8 +20,9 @@ from gas.cli.loading import free_text_encoders
 from gas.cli.screen import note, print_json, print_table
 from gas.display import significant
 
-# Pairs to train on, and to validate on.
-Sets = tuple[gas.Pairs, gas.Pairs]
+if TYPE_CHECKING:
+    # Pairs to train on, and to validate on.
+    Sets = tuple[gas.Pairs, gas.Pairs]
 
 
 @command(
