@@ -6,7 +6,7 @@ They are in the package galaxygrad 0.2.1 (Matt Sampson, Princeton), of which not
     pip download --no-deps galaxygrad==0.2.1
     python galaxies.py galaxygrad-0.2.1-py3-none-any.whl --size 32 --nfe 3 4 6
 
-``--jax`` leaves the network in JAX, which needs ``pip install jax equinox einops``: training asks for predictions only.
+``--jax`` leaves the network in JAX, which needs ``pip install jax equinox einops``: training needs predictions only.
 """
 
 import argparse
@@ -156,6 +156,8 @@ def main():
     parser.add_argument("--jax", action="store_true", help="leave the network in JAX")
     parser.add_argument("--picture", help="PNG file of a few galaxies at the first NFE")
     options = parser.parse_args()
+    if options.unseen < 64:  # classical solvers are ranked on so many
+        parser.error(f"--unseen must be at least 64, got {options.unseen}")
     model = galaxies(options.wheel, options.size, jax=options.jax)
     teacher = gas.Classical("unipc-3-bh2", "time_quadratic", nfe=20, t_end=model.t_end)
     pairs = gas.pairs.teach(model, teacher, range(options.pairs))

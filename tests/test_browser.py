@@ -50,6 +50,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def end_headers(self):
+        self.send_header("Cache-Control", "no-store")  # tests take files away
+        super().end_headers()
+
 
 @pytest.fixture(scope="module")
 def page(folder):
@@ -79,15 +83,17 @@ def status(page):
 
 
 def finished(page):
-    page.wait_for_selector("#sampler button[name=run]:enabled")
+    page.wait_for_selector("#sampler .controls:enabled")
     page.wait_for_function(
         "() => document.querySelector('#sampler [role=status]').textContent.startsWith('The same')"
     )
 
 
 def samples(page):
-    rows = page.evaluate("() => document.getElementById('sampler').samples")
-    return {name: np.float32(values).reshape(10, 1, 32, 32) for name, values in rows.items()}
+    rows = page.evaluate(
+        "() => [...document.getElementById('sampler').samples].map(([n, x]) => [n, Array.from(x)])"
+    )
+    return {name: np.float32(values).reshape(10, 1, 32, 32) for name, values in rows}
 
 
 def expected(table):
@@ -139,40 +145,69 @@ def test_choices_are_followed(page):
     assert np.abs(after - before).mean() > 0.1 and np.abs(after).max() < 1.5
 
 
-def test_a_solver_file_of_ones_own(page, tmp_path):
+def says(page, text):
+    page.wait_for_function(
+        "text => document.querySelector('#sampler [role=status]').textContent.includes(text)", arg=text
+    )
+
+
+def test_a_solver_file_of_a_visitor(page, tmp_path):
     model, digits = gas.zoo.load("mnist"), gas.zoo.load("digits")
-    six = gas.Classical("ddim", "time_uniform", 6, model.t_end)
-    gas.save(tmp_path / "mine.json", six, model=model)
-    gas.save(tmp_path / "digits.json", six, model=digits)
-    gas.save(tmp_path / "nine.json", gas.Classical("ddim", "time_uniform", 9, model.t_end), model=model)
+
+    def content(nfe, model=model, **options):
+        gas.save(
+            tmp_path / "s.json",
+            gas.Classical("ddim", "time_uniform", nfe, model.t_end),
+            model=model,
+            **options,
+        )
+        return (tmp_path / "s.json").read_bytes()
+
     page.fill("#sampler input[name=nfe]", "6")
-    for name, content, message in [
+    for name, refused, message in [
         ("hostile.json", b"<script>document.title = 'owned'</script>", "hostile.json: "),
         ("list.json", b"[]", "not a solver file of version 1"),
-        ("digits.json", (tmp_path / "digits.json").read_bytes(), "of model digits, not mnist"),
-        ("nine.json", (tmp_path / "nine.json").read_bytes(), "no table for NFE 6; it has 9"),
+        ("digits.json", content(6, digits), "of model digits, not mnist"),
+        ("guided.json", content(6, guidance=2.0), "for guided predictions"),
+        ("nine.json", content(9), "no table for NFE 6; it has 9"),
     ]:
-        upload(page, name, content)
-        page.wait_for_function(
-            "text => document.querySelector('#sampler [role=status]').textContent.includes(text)", arg=message
-        )
+        upload(page, name, refused)
+        says(page, message)
     assert page.title() == "page"
-    upload(page, "<b>mine</b>.json", (tmp_path / "mine.json").read_bytes())
+    for name in ("<b>mine</b>.json", "__proto__", "GS"):
+        upload(page, name, content(6))
+        page.wait_for_selector(f"#sampler tr[data-solver='your {name}']")
+        finished(page)
+        assert page.inner_text("#sampler .solvers").count(f"your {name}") == 1
+    # At an NFE that the files lack the other rows are sampled all the same.
+    page.fill("#sampler input[name=nfe]", "5")
+    page.click("#sampler button[name=run]")
     finished(page)
-    page.wait_for_selector("#sampler tr[data-solver='<b>mine</b>.json']")
-    assert page.inner_text("#sampler fieldset").count("<b>mine</b>.json") == 1
+    assert "no table for NFE 5; it has 6" in page.inner_text("#sampler tr[data-solver='your GS'] small")
+    assert {"GS", "Teacher"} <= samples(page).keys()
 
 
-def test_a_missing_network_is_named(page, folder):
-    network = folder / "_static" / "browser" / "network.onnx"
-    network.rename(network.with_suffix(".away"))
+def test_nothing_starts_while_the_page_samples(page):
+    waits = """() => {
+        document.querySelector('#sampler [name=noise]').click();
+        return [...document.querySelectorAll('#sampler button, #sampler input')].every((e) => e.matches(':disabled'));
+    }"""
+    assert page.evaluate(waits)
+    finished(page)
+    names = page.eval_on_selector_all("#sampler tr", "rows => rows.map((row) => row.dataset.solver)")
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", ["network.onnx", "ort.wasm.min.mjs"])
+def test_a_missing_part_is_named(page, folder, name):
+    part = folder / "_static" / "browser" / name
+    part.rename(part.with_suffix(".away"))
     try:
         page.goto(page.address)
-        page.wait_for_function(
-            "() => document.querySelector('#sampler [role=status]').textContent.includes('network.onnx is missing')"
-        )
+        says(page, "This page cannot compute")
+        assert name in status(page)
     finally:
-        network.with_suffix(".away").rename(network)
+        part.with_suffix(".away").rename(part)
 
 
 def test_the_file_of_the_page_is_whole():

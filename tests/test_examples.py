@@ -137,10 +137,10 @@ def test_statistics_of_galaxies_are_those_of_known_profiles(galaxies):
     place = torch.arange(64, dtype=torch.float64) - 31.5
     flux = [torch.exp(-(place[:, None] ** 2 / a**2 + place**2 / b**2) / 2) for a, b in ((6, 6), (8, 4))]
     samples = 10 * torch.log1p(torch.stack(flux)[:, None])
-    found = galaxies.statistics(samples)
-    assert found["flux"].tolist() == pytest.approx([2 * math.pi * 36, 2 * math.pi * 32], rel=1e-3)
-    assert float(found["radius"][0]) == pytest.approx(6 * math.sqrt(2 * math.log(2)), abs=0.25)
-    assert found["ellipticity"].tolist() == pytest.approx([0, (64 - 16) / (64 + 16)], abs=1e-3)
+    measures = galaxies.statistics(samples)
+    assert measures["flux"].tolist() == pytest.approx([2 * math.pi * 36, 2 * math.pi * 32], rel=1e-3)
+    assert float(measures["radius"][0]) == pytest.approx(6 * math.sqrt(2 * math.log(2)), abs=0.25)
+    assert measures["ellipticity"].tolist() == pytest.approx([0, (64 - 16) / (64 + 16)], abs=1e-3)
 
 
 @pytest.mark.slow

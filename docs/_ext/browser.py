@@ -4,10 +4,12 @@ onnxruntime-web comes from the npm registry, once, into ``build/onnxruntime-web`
 built without it, and the page says so.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import torch
@@ -22,6 +24,10 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "onnxruntime-web"
 VERSION = "1.30.0"
+SHA512 = (
+    "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
+    "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
+)
 FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
 SOLVER = ROOT / "docs" / "results" / "mnist-gs.json"
 FIRST_SEED = 50000
@@ -35,21 +41,31 @@ CLASSICAL = {
 
 def runtime() -> Path | None:
     """Return the folder with onnxruntime-web's files, fetched if it is not there; ``None`` where it cannot be."""
-    if all((RUNTIME / name).exists() for name in FILES):
+    if RUNTIME.exists():
         return RUNTIME
-    RUNTIME.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"]
-    try:
-        subprocess.run(command, cwd=RUNTIME, check=True, capture_output=True, timeout=300)
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("no onnxruntime-web, so no sampling in the browser: %s", error)
+    npm = shutil.which("npm")
+    if npm is None:
+        logger.info("no npm, so no sampling in the browser")
         return None
-    archive = RUNTIME / f"onnxruntime-web-{VERSION}.tgz"
-    with tarfile.open(archive) as package:
-        for name in FILES:
-            member = package.extractfile(f"package/dist/{name}")
-            (RUNTIME / name).write_bytes(member.read())
-    archive.unlink()
+    RUNTIME.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNTIME.parent) as folder:
+        unpacked = Path(folder) / "runtime"
+        unpacked.mkdir()
+        command = [npm, "pack", "--silent", f"onnxruntime-web@{VERSION}"]
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+        except (OSError, subprocess.SubprocessError) as error:
+            logger.info("no onnxruntime-web, so no sampling in the browser: %s", error)
+            return None
+        archive = Path(folder) / f"onnxruntime-web-{VERSION}.tgz"
+        if hashlib.sha512(archive.read_bytes()).hexdigest() != SHA512:
+            raise RuntimeError(
+                f"onnxruntime-web {VERSION} from npm is not the one that this page was made for"
+            )
+        with tarfile.open(archive) as package:
+            for name in FILES:
+                (unpacked / name).write_bytes(package.extractfile(f"package/dist/{name}").read())
+        unpacked.rename(RUNTIME)
     return RUNTIME
 
 
@@ -71,16 +87,16 @@ def write(folder: Path, onnxruntime: Path) -> None:
     rows = {
         name: each.document.model_dump(mode="json", exclude_none=True) for name, each in artefacts.items()
     }
-    setup = {"model": model.name, "side": model.sample_shape[-1], "labels": labels.tolist(), "rows": rows}
-    setup["noise"] = [round(value, 6) for value in noise.flatten().tolist()]
-    (folder / "solvers.json").write_text(json.dumps(setup))
+    settings = {"model": model.name, "side": model.sample_shape[-1], "labels": labels.tolist(), "rows": rows}
+    settings["noise"] = [round(value, 6) for value in noise.flatten().tolist()]
+    (folder / "solvers.json").write_text(json.dumps(settings))
     for path in (*(onnxruntime / name for name in FILES), ROOT / "examples" / "sampler.mjs"):
         shutil.copyfile(path, folder / path.name)
 
 
 def _build_finished(app: Sphinx, exception: Exception | None) -> None:
-    if exception is None and app.builder.name == "html" and (found := runtime()) is not None:
-        write(Path(app.outdir) / "_static" / "browser", found)
+    if exception is None and app.builder.name == "html" and (onnxruntime := runtime()) is not None:
+        write(Path(app.outdir) / "_static" / "browser", onnxruntime)
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,19 +1,17 @@
 // The page "In your browser": one network, the same noise through every solver. Beside this file lie network.onnx,
-// solvers.json (names, files, noise) and onnxruntime-web, which docs/_ext/browser.py writes.
-import * as ort from "./ort.wasm.min.mjs";
-import { entry, sample } from "./sampler.mjs";
+// solvers.json (solver files by name, noise), sampler.mjs and onnxruntime-web, which docs/_ext/browser.py writes.
 
 const TEACHER = "Teacher";
 const root = document.getElementById("sampler"), form = root.querySelector("form");
 const status = root.querySelector("[role=status]"), body = root.querySelector("tbody");
-const facts = root.querySelector(".facts");
-const here = new URL("./", import.meta.url);
+const controls = root.querySelector("fieldset.controls"), offered = root.querySelector("fieldset.solvers");
+const base = new URL("./", import.meta.url);
 
-const fetched = async (name) => {
-  const response = await fetch(new URL(name, here));
+async function load(name) {
+  const response = await fetch(new URL(name, base));
   if (!response.ok) throw new Error(`${name} is missing (${response.status})`);
   return response;
-};
+}
 
 /** Standard normal numbers, by Box and Muller. */
 function normal(count) {
@@ -21,7 +19,7 @@ function normal(count) {
   return Float32Array.from({ length: count }, () => radius() * Math.cos(angle()));
 }
 
-/** Draw images (K, side, side) in [-1, 1] beside each other, each pixel enlarged. */
+/** Draw images (K, side, side) in [-1, 1] beside each other. */
 function draw(images, side, count) {
   const canvas = document.createElement("canvas"), gap = 2;
   canvas.width = count * (side + gap) - gap;
@@ -40,71 +38,90 @@ function draw(images, side, count) {
 
 const mse = (a, b) => a.reduce((sum, value, i) => sum + (value - b[i]) ** 2, 0) / a.length;
 
+/** Add a solver to the choices. */
+function offer(name) {
+  const label = document.createElement("label"), box = document.createElement("input");
+  Object.assign(box, { type: "checkbox", name: "solver", value: name, checked: true });
+  label.append(box, ` ${name}`);
+  offered.append(label);
+}
+
+/** Add a row of the table; returns what its heading and its cell are filled by. */
+function addRow(name) {
+  const row = body.insertRow(), heading = document.createElement("th");
+  const title = document.createElement("strong"), detail = document.createElement("small");
+  row.dataset.solver = title.textContent = name;
+  row.classList.toggle("learned", name === "GS");
+  heading.scope = "row";
+  heading.append(title, detail);
+  row.append(heading);
+  return { detail, cell: row.insertCell() };
+}
+
 async function main() {
-  ort.env.wasm.wasmPaths = here.href;
+  const ort = await import(new URL("ort.wasm.min.mjs", base));
+  const { entry, sample } = await import(new URL("sampler.mjs", base));
+  ort.env.wasm.wasmPaths = base.href;
   ort.env.wasm.numThreads = 1; // more need a server that isolates the page
-  const setup = await (await fetched("solvers.json")).json();
-  const network = await (await fetched("network.onnx")).arrayBuffer(), size = network.byteLength;
+  const settings = await (await load("solvers.json")).json();
+  const network = await (await load("network.onnx")).arrayBuffer(), size = network.byteLength;
   const session = await ort.InferenceSession.create(network);
-  const { side, labels, rows } = setup, count = labels.length;
+  const { side, labels, model } = settings, count = labels.length, files = new Map(Object.entries(settings.rows));
   const label = new ort.Tensor("int64", BigInt64Array.from(labels, BigInt));
-  let noise = Float32Array.from(setup.noise);
+  let noise = Float32Array.from(settings.noise);
 
   async function denoise(x, t) {
-    const inputs = { x: new ort.Tensor("float32", x, [count, 1, side, side]) };
-    const answers = await session.run({ ...inputs, t: new ort.Tensor("float64", [t], [1]), label });
-    return Object.values(answers)[0].data;
+    const inputs = { x: new ort.Tensor("float32", x, [count, 1, side, side]), label };
+    const predictions = await session.run({ ...inputs, t: new ort.Tensor("float64", [t], [1]) });
+    return Object.values(predictions)[0].data;
   }
 
-  const fieldset = form.querySelector("fieldset");
-  function offer(name) {
-    const box = document.createElement("label");
-    box.innerHTML = `<input type="checkbox" name="solver" checked> <span></span>`;
-    box.firstChild.value = name;
-    box.lastChild.textContent = name;
-    fieldset.append(box);
-  }
-  Object.keys(rows).filter((name) => name !== TEACHER).forEach(offer);
-
-  /** Sample one row and show it; returns the images. */
+  /** Sample by one solver and show it; returns images and seconds, or nothing where the file has no such table. */
   async function show(name, nfe, target) {
-    const start = performance.now();
-    const images = await sample(denoise, noise.slice(), entry(rows[name], nfe));
-    const seconds = (performance.now() - start) / 1000, line = body.insertRow();
-    line.dataset.solver = name;
-    line.className = name === "GS" ? "learned" : "";
-    const error = target ? `, MSE ${mse(images, target).toPrecision(3)}` : "";
-    line.innerHTML = "<th scope=row><strong></strong><small></small></th><td></td>";
-    line.querySelector("strong").textContent = name;
-    line.querySelector("small").textContent = `${nfe} calls, ${seconds.toFixed(2)} s${error}`;
-    line.querySelector("td").append(draw(images, side, count));
-    root.samples = { ...root.samples, [name]: Array.from(images) };
-    return { images, seconds };
+    const { detail, cell } = addRow(name), start = performance.now();
+    try {
+      const images = await sample(denoise, noise.slice(), entry(files.get(name), nfe));
+      const seconds = (performance.now() - start) / 1000;
+      const error = target ? `, MSE ${mse(images, target).toPrecision(3)}` : "";
+      detail.textContent = `${nfe} calls, ${seconds.toFixed(2)} s${error}`;
+      cell.append(draw(images, side, count));
+      root.samples.set(name, images);
+      return { images, seconds };
+    } catch (error) {
+      detail.textContent = error.message;
+      return undefined;
+    }
   }
 
   async function run() {
-    const nfe = Number(form.nfe.value), chosen = [...form.querySelectorAll("[name=solver]:checked")];
+    const nfe = Number(form.nfe.value), calls = files.get(TEACHER).solvers[0].nfe;
+    const chosen = [...form.querySelectorAll("[name=solver]:checked")].map((box) => box.value);
     body.replaceChildren();
-    root.samples = {};
-    form.run.disabled = true;
-    try {
-      status.textContent = `${TEACHER} ...`;
-      const teacher = await show(TEACHER, rows[TEACHER].solvers[0].nfe, null);
-      for (const { value } of chosen) {
-        status.textContent = `${value} ...`;
-        await new Promise((resolve) => setTimeout(resolve)); // lets the row before appear
-        await show(value, nfe, teacher.images);
-      }
-      body.append(body.firstChild);
-      const each = (1000 * teacher.seconds) / count / rows[TEACHER].solvers[0].nfe;
-      const learned = JSON.stringify(rows.GS ?? {}).length;
-      facts.textContent = `One call of the network takes ${each.toFixed(1)} ms a sample here. The network has ` +
-        `${(size / 1e6).toFixed(1)} MB, the file of GS ${(learned / 1e3).toFixed(0)} kB.`;
-      status.textContent = "The same noise in every row; MSE is to the teacher.";
-    } catch (error) {
-      status.textContent = error.message;
+    root.samples = new Map();
+    controls.disabled = true;
+    status.textContent = "Sampling ...";
+    const teacher = await show(TEACHER, calls, null);
+    for (const name of chosen) {
+      await new Promise((resolve) => setTimeout(resolve)); // lets the row before appear
+      await show(name, nfe, teacher?.images);
     }
-    form.run.disabled = false;
+    body.append(body.firstChild);
+    const each = (1000 * teacher?.seconds) / count / calls, learned = JSON.stringify(files.get("GS")).length;
+    root.querySelector(".facts").textContent =
+      `One call of the network takes ${each.toFixed(1)} ms a sample in this browser. The network has ` +
+      `${(size / 1e6).toFixed(1)} MB, the file of GS ${(learned / 1e3).toFixed(0)} kB.`;
+    status.textContent = "The same noise in every row; MSE is to the teacher.";
+    controls.disabled = false;
+  }
+
+  /** Read a solver file of the visitor's: refuse what this network cannot run. */
+  async function read(file) {
+    if (file.size > 1 << 24) throw new Error("more than 16 MB are no solver file");
+    const content = JSON.parse(await file.text());
+    entry(content, Number(form.nfe.value));
+    if (content.model?.name !== model) throw new Error(`the file is of model ${content.model?.name}, not ${model}`);
+    if (content.guidance !== 1) throw new Error("the file is for guided predictions; this page has none");
+    return content;
   }
 
   form.nfe.addEventListener("input", () => (form.calls.value = form.nfe.value));
@@ -114,18 +131,19 @@ async function main() {
     const [file] = form.file.files;
     if (!file) return;
     try {
-      if (file.size > 1 << 24) throw new Error("more than 16 MB are no solver file");
-      const read = JSON.parse(await file.text());
-      entry(read, Number(form.nfe.value));
-      if (read.model?.name !== setup.model) throw new Error(`the file is of model ${read.model?.name}, not ${setup.model}`);
-      if (!(file.name in rows)) offer(file.name);
-      rows[file.name] = read;
-      await run();
+      const content = await read(file), name = `your ${file.name}`;
+      if (!files.has(name)) offer(name);
+      files.set(name, content);
     } catch (error) {
       status.textContent = `${file.name}: ${error.message}`;
+      return;
     }
+    await run();
   });
+  [...files.keys()].filter((name) => name !== TEACHER).forEach(offer);
   await run();
 }
 
-main().catch((error) => (status.textContent = `This page cannot compute here: ${error.message}`));
+main().catch((error) => {
+  status.textContent = `This page cannot compute (${error.message}): it needs onnxruntime-web, which make docs takes from npm.`;
+});
