@@ -470,6 +470,10 @@ def test_a_scale_that_a_file_does_not_serve_is_refused(tmp_path):
         load(path).check(Mixture(), 0.5)
     with pytest.raises(gas.UserError, match=r"the solvers of one file serve the same guidance scales"):
         save(path, [ranged(), learned(VPLinear(), 4)])
+    with pytest.raises(gas.UserError, match=r"reference scale, 2, got 5: leave it out"):
+        save(path, ranged(), guidance=5.0)
+    save(path, ranged(), guidance=2.0)
+    assert load(path).document.guidance == 2.0
     save(path, learned(VPLinear()), guidance=2.0)
     assert load(path).at(2.0) == load(path)
     with pytest.raises(gas.UserError, match=r"t\.json serves guidance 2, got 3"):

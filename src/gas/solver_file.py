@@ -236,7 +236,7 @@ def save(
             ``model`` is written), or several of different NFE; or results of :func:`gas.distill`, which also supply
             the guidance, teacher, loss, training, start and measurements that are not given.
         model: the model they are for; the file will refuse others.
-        guidance: the guidance scale they are for; 1, by default, is none.
+        guidance: the guidance scale they are for; 1, by default, is none. Solvers of a range have their reference.
         teacher: description of the teacher in plain JSON.
         loss: name of the training loss.
         training: settings of the training in plain JSON.
@@ -336,6 +336,11 @@ def _common_scales(
         raise UserError("the solvers of one file serve the same guidance scales: save one a file")
     if (common := ranges.pop()) is None:
         return None, guidance
+    if guidance is not None and guidance != common[2]:
+        raise UserError(
+            f"guidance of a range's file is its reference scale, {common[2]:g}, got {guidance:g}: leave it out; "
+            f"at({guidance:g}) of the file is for that scale alone"
+        )
     return [common[0], common[1]], common[2]
 
 

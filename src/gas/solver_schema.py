@@ -15,6 +15,7 @@ from gas.display import brief
 from gas.errors import UserError
 from gas.grids.analytic import as_grid
 from gas.io import CHECKSUM
+from gas.learned.guidance import MAX_DEGREE, in_scales
 from gas.schedule import check_t_end, schedule_from_config
 from gas.table import Table
 
@@ -24,7 +25,6 @@ __all__ = ["Document", "Entry", "Term", "parse_document", "table_of_entry"]
 _FailFast = Field(fail_fast=True)
 Numbers = Annotated[list[float], _FailFast]
 _NAMES = 1000  # most entries of an object with free names
-_DEGREE = 8  # most terms of a table in the guidance scale: two are learned
 
 
 class _Strict(BaseModel):
@@ -76,7 +76,7 @@ class Entry(_Strict):
     """The N + 1 nominal times of a Generalized Solver; with the table they determine its parameters."""
     start: str | None = None
     measured: dict[str, float] = {}
-    terms: Annotated[list[Term], _FailFast, Field(min_length=1, max_length=_DEGREE)] | None = None
+    terms: Annotated[list[Term], _FailFast, Field(min_length=1, max_length=MAX_DEGREE)] | None = None
     """With ``guidance_range``: the terms of u, u^2, .. of the table, u = (guidance - document's) / (last - first)."""
 
     @model_validator(mode="after")
@@ -163,9 +163,8 @@ class Document(_Strict):
         return None if is_input or self.scales == (1.0, 1.0) else 2 * entry.nfe
 
     def serves(self, guidance: float) -> bool:
-        """Return whether the tables are for a guidance scale; scales of pipelines are float32."""
-        first, last = self.scales
-        return first - 1e-6 <= guidance <= last + 1e-6
+        """Return whether the tables are for a guidance scale."""
+        return in_scales(guidance, self.scales)
 
     @property
     def served(self) -> str:

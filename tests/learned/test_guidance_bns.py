@@ -67,6 +67,31 @@ def test_a_scale_outside_of_the_range_is_refused(scale):
         moved()(scale)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e9])
+def test_the_ends_of_a_range_are_in_it_to_the_rounding_of_float32(size):
+    first, last = 0.7 * size, 1.3 * size
+    table = table_named("ddim", 2)
+    solver = GuidanceBNS.from_table(VPLinear(), table, 1e-3, scales=(first, last), reference=size)
+    for scale in map(float, torch.tensor([first, last])):
+        assert torch.equal(solver(scale).detach().times, table.times)
+    for scale in (0.999 * first, 1.001 * last):
+        with pytest.raises(gas.UserError, match=r"^guidance must lie in "):
+            solver(scale)
+
+
+@pytest.mark.parametrize("degree", [0, -1, 9, 1.5, True])
+def test_a_degree_that_no_file_holds_is_refused(degree):
+    with pytest.raises(gas.UserError, match=r"^degree must be "):
+        moved(degree)
+
+
+@pytest.mark.parametrize("nfes", [(2, 3), ()])
+def test_coefficients_of_several_nfe_are_refused(nfes):
+    tables = [table_named("ddim", nfe) for nfe in nfes]
+    with pytest.raises(gas.UserError, match=r"^coefficients must be tables of one NFE, got NFE "):
+        GuidanceBNS(VPLinear(), tables, 1e-3, scales=(1, 5), reference=2)
+
+
 @pytest.mark.parametrize(
     ("scales", "reference", "message"),
     [

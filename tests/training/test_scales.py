@@ -18,9 +18,9 @@ from gas.table import table_of
 from gas.training.distillation import Distilled
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.initialization import StartSearch
-from gas.training.linearization import joined
+from gas.training.linearization import Normal, joined
 from gas.training.loop import FitRecord
-from gas.training.scales import distill_scales, reference_scale
+from gas.training.scales import _GeometricMean, distill_scales, reference_scale
 from gas.training.validation import evaluate
 from support.doubles import guided_mixture
 
@@ -135,7 +135,10 @@ def test_the_result_states_the_losses_of_all_scales_and_the_file_serves_them(lea
         loss = float(evaluate(MODEL, part, table_of(result.solver, part.guidance), l2).mean())
         assert result.measured()[f"validation_loss_guidance_{part.guidance:g}"] == pytest.approx(loss)
     assert result.loss == result.measures["validation_loss_guidance_2"]
-    assert result.provenance["training"]["scales"] == list(SCALES)
+    training = result.provenance["training"]
+    assert (training["scales"], training["degree"]) == (list(SCALES), 2)
+    assert (training["pairs"], training["validation"], training["seeds"]) == (288, 144, [0, 1048])
+    assert (training["solver"], training["iterations"]) == ("gs", FEW.iterations)
     save(tmp_path / "s.json", result, model=MODEL)
     artefact = load(tmp_path / "s.json")
     assert artefact.document.scales == (1.5, 2.5)
@@ -180,3 +183,50 @@ def test_what_is_no_range_is_refused(pairs, validation):
         GaussNewton().optimizer(
             solver=moved_solver(), model=MODEL, pairs=join_scales(pairs), loss=gas.losses.l1
         )
+
+
+def test_what_does_not_fit_is_refused_before_any_training(pairs, validation):
+    for sets, chosen, degree, message in (
+        (
+            pairs,
+            validation[:2],
+            2,
+            r"^validation must have the scales of the pairs, 1.5, 2, 2.5, got 1.5, 2: ",
+        ),
+        (pairs, [], 2, r"^validation must have the scales of the pairs, 1.5, 2, 2.5, got none"),
+        (pairs, pairs, 2, r"^training and validation pairs share seeds"),
+        (pairs, validation, 0, r"^degree must be from 1 to 8, got 0"),
+        (pairs, validation, 1.5, r"^degree must be an integer, got 1.5"),
+    ):
+        with pytest.raises(gas.UserError, match=message):
+            next(distill_scales(MODEL, sets, chosen, [2], degree=degree))
+
+
+def test_two_scales_are_learned_with_lines_from_a_start_without_provenance(pairs, validation):
+    """Two scales determine no more than a line; the seeds of the file are those of both sets."""
+    start = Classical("unipc-2-bh2", "log_snr", 2, MODEL.t_end)
+    member = Distilled(2, start.table(MODEL.schedule), start.spec, start, 0.0, 0.0, 0)
+    sets = [pairs[0].subset(slice(0, 12)), pairs[2].subset(slice(50, 62))]
+    config = GaussNewton(iterations=1, batch=12)
+    *_, result = distill_scales(MODEL, sets, validation[::2], [2], members=[member], config=config)
+    assert len(result.solver.coefficients()) == 2
+    assert result.provenance["training"]["degree"] == 1
+    assert result.provenance["training"]["seeds"] == [0, 1048]
+
+
+def test_a_scale_without_any_loss_makes_nothing_infinite(pairs, validation):
+    """A start that is the teacher at a scale has loss 0 there: its pairs weigh as those of float32's rounding."""
+    solver = moved_solver()
+    exact = [
+        replace(
+            part, target=sample(MODEL.bind(part.labels, part.guidance), part.noise, solver(part.guidance))
+        )
+        for part in (each.subset(slice(0, 4)) for each in validation)
+    ]
+    mean = _GeometricMean(solver, MODEL, [exact[0], *validation[1:]], l2)
+    assert 0 < mean(solver()) < math.inf
+    zero = Normal(torch.zeros(2), torch.ones(2), torch.zeros(3), torch.eye(3), 0)
+    one = replace(zero, losses=torch.ones(2))
+    for normals in ({1.0: zero, 2.0: one}, {1.0: zero, 2.0: zero}):
+        normal = joined(normals, (1.0, 2.0))
+        assert normal.curvature.isfinite().all() and math.isfinite(normal.loss)

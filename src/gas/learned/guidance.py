@@ -7,12 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gas.arguments import number
+from gas.arguments import integer, number
+from gas.display import brief
 from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
 from gas.table import Table
 
-__all__ = ["GuidanceBNS"]
+__all__ = ["MAX_DEGREE", "GuidanceBNS", "in_scales"]
+
+MAX_DEGREE = 8  # of the polynomials: 2 is learned
+
+
+def in_scales(guidance: float, scales: tuple[float, float]) -> bool:
+    """Return whether a guidance scale lies between the first and the last, to the rounding of pipelines' float32."""
+    first, last = scales
+    rounding = 1e-6 * max(abs(first), abs(last))
+    return first - rounding <= guidance <= last + rounding
 
 
 class GuidanceBNS(nn.Module):
@@ -36,7 +46,7 @@ class GuidanceBNS(nn.Module):
         beta: ``(K + 1, N, N)`` weights of predictions, of no effect above the diagonal.
 
     Raises:
-        UserError: when the range is empty, or the reference lies outside of it.
+        UserError: when the range is empty, the reference lies outside of it, or the coefficients differ in NFE.
     """
 
     def __init__(
@@ -54,6 +64,8 @@ class GuidanceBNS(nn.Module):
             raise UserError(f"guidance scales must be a range, got {self.first:g} to {self.last:g}")
         self.reference = number("the reference scale", reference, f"[{self.first}, {self.last}]")
         self.schedule, self.t_end = schedule, float(t_end)
+        if len(nfes := {table.nfe for table in coefficients}) != 1:
+            raise UserError(f"coefficients must be tables of one NFE, got NFE {brief(sorted(nfes))}")
         folded = [table.detach().folded() for table in coefficients]
         self.times = nn.Parameter(torch.stack([table.times for table in folded]))
         self.alpha = nn.Parameter(torch.stack([table.states[:, 0] for table in folded]))
@@ -71,9 +83,9 @@ class GuidanceBNS(nn.Module):
         reference: float,
         degree: int = 1,
     ) -> GuidanceBNS:
-        """Build the solver of a degree K that starts as one table for every scale: ``q_1 = .. = q_K = 0``."""
+        """Build the solver of a degree K, 1 to 8, that starts as one table for every scale: ``q_1 = .. = q_K = 0``."""
         zero = torch.zeros(table.nfe, table.nfe)
-        rest = [Table(zero[0], zero, zero)] * degree
+        rest = [Table(zero[0], zero, zero)] * integer("degree", degree, 1, MAX_DEGREE)
         return cls(schedule, [table, *rest], t_end, scales=scales, reference=reference)
 
     @property
@@ -93,7 +105,7 @@ class GuidanceBNS(nn.Module):
             UserError: when the scale lies outside of the range.
         """
         scale = self.reference if guidance is None else guidance
-        if not self.first - 1e-6 <= scale <= self.last + 1e-6:
+        if not in_scales(scale, (self.first, self.last)):
             raise UserError(f"guidance must lie in {self.first:g} to {self.last:g}, got {scale:g}")
         u = (scale - self.reference) / (self.last - self.first)
         powers = u ** torch.arange(len(self.times), dtype=torch.float64)

@@ -38,6 +38,7 @@ __all__ = [
     "StoredPairs",
     "check_conditions",
     "check_pairs",
+    "check_scales",
     "join_pairs",
     "join_scales",
     "read_pairs",
@@ -302,13 +303,8 @@ def teacher_of(pairs: Pairs, model: Model) -> dict[str, Any]:
     return {**pairs.teacher, "model": stored}
 
 
-def join_scales(parts: Sequence[Pairs]) -> Pairs:
-    """Return pairs of one teacher at several guidance scales as one set in memory.
-
-    Raises:
-        UserError: when two parts have one scale, or differ in more than that.
-    """
-    parts = sorted(parts, key=lambda part: part.guidance)
+def check_scales(parts: Sequence[Pairs]) -> None:
+    """Refuse pairs of which two have one guidance scale, or differ in more than that and their seeds."""
     scales = [part.guidance for part in parts]
     if len(set(scales)) != len(scales):
         raise UserError(
@@ -318,6 +314,16 @@ def join_scales(parts: Sequence[Pairs]) -> Pairs:
     for other in others:
         if wrong := differences(first, other):
             raise UserError(f"pairs of several guidance scales must differ in nothing else ({wrong})")
+
+
+def join_scales(parts: Sequence[Pairs]) -> Pairs:
+    """Return pairs of one teacher at several guidance scales as one set in memory, ascending.
+
+    Raises:
+        UserError: when two parts have one scale, or differ in more than that.
+    """
+    check_scales(parts)
+    parts = sorted(parts, key=lambda part: part.guidance)
     column = torch.cat([torch.full((len(part),), part.guidance, dtype=torch.float64) for part in parts])
     return replace(join_pairs(parts), scales=column)
 

@@ -185,6 +185,14 @@ def fit(
         warnings.warn(problem, UserWarning, stacklevel=2)
 
 
+def check_seeds(pairs: Pairs, validation: Pairs) -> None:
+    """Refuse validation pairs of seeds that are trained on."""
+    if bool(torch.isin(pairs.seeds, validation.seeds).any()):
+        raise UserError(
+            "training and validation pairs share seeds: validate on seeds that were not trained on"
+        )
+
+
 def _checked_pairs(
     solver: nn.Module, model: Model, pairs: Pairs, validation: Pairs | None
 ) -> tuple[Pairs, Pairs]:
@@ -197,10 +205,7 @@ def _checked_pairs(
         raise UserError(
             f"fit needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"
         )
-    if bool(torch.isin(pairs.seeds, validation.seeds).any()):
-        raise UserError(
-            "training and validation pairs share seeds: validate on seeds that were not trained on"
-        )
+    check_seeds(pairs, validation)
     schedule = getattr(solver, "schedule", model.schedule)
     if schedule.config() != model.schedule.config():
         raise UserError(

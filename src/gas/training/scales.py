@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
+from gas.arguments import integer
 from gas.errors import UserError
-from gas.learned.guidance import GuidanceBNS
+from gas.learned.guidance import MAX_DEGREE, GuidanceBNS
 from gas.losses import Loss, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, join_scales
 from gas.table import Table, table_of
 from gas.training.distillation import Distilled, Report, distill_family
 from gas.training.gauss_newton import GaussNewton
-from gas.training.loop import fit
+from gas.training.initialization import ROUNDING
+from gas.training.loop import check_seeds, fit
 from gas.training.plan import FINISH
 from gas.training.validation import evaluate
 
@@ -27,9 +29,7 @@ __all__ = ["distill_scales", "reference_scale"]
 def reference_scale(scales: Sequence[float]) -> float:
     """Return the scale of the solver that training starts from: the middle one, of two the smaller."""
     if len(set(scales)) != len(scales) or len(scales) < 2:
-        raise UserError(
-            f"pairs of at least two guidance scales, one set each, got {', '.join(f'{w:g}' for w in scales)}"
-        )
+        raise UserError(f"pairs of at least two guidance scales, one set each, got {_named(scales)}")
     return sorted(scales)[(len(scales) - 1) // 2]
 
 
@@ -58,8 +58,7 @@ def distill_scales(
         validation: teacher pairs of other seeds to choose by, a set for each of the same scales.
         nfes: network evaluations of each solver.
         members: solvers of the middle scale (:func:`reference_scale`) to start from; missing ones are learned first.
-        degree: of the polynomials in the scale. On digits, scales 1 to 8, NFE 4, errors at 1 and 1.5 are 1.15 and 1.23
-            times a dedicated solver's with 1, and 1.02 and 1.13 with 2; at 2 and above they are alike.
+        degree: of the polynomials in the scale, 1 to 8. K + 1 scales determine a degree K; fewer lower it.
         loss: a name of :data:`gas.losses.LOSSES` that is a sum of squares.
         config: settings of the training.
         state: folder of the resumable state.
@@ -70,11 +69,14 @@ def distill_scales(
         whose loss is that of the middle scale.
 
     Raises:
-        UserError: when two sets have one scale, or differ in more than that.
+        UserError: before any training: when two sets have one scale, or differ in more than that; when validation has
+            other scales, or seeds of the pairs; when the degree is out of range.
     """
     scales = [part.guidance for part in pairs]
     reference = reference_scale(scales)
-    joint, chosen = join_scales(pairs), join_scales(validation)
+    degree = min(integer("degree", degree, 1, MAX_DEGREE), len(scales) - 1)
+    joint, chosen = _joined(pairs, validation)
+    training = {**_counts(joint, chosen), **(config or FINISH).config(), "degree": degree}
     starts = {member.nfe: member for member in members}
     if missing := set(nfes) - starts.keys():
         middle, chosen_on = (
@@ -96,20 +98,30 @@ def distill_scales(
         )
         checkpoint = None if state is None else state / f"scales-{nfe}.pt"
         criterion = _GeometricMean(solver, model, chosen.by_scale(), loss_by_name(loss))
-        for record in fit(
-            solver,
-            model,
-            joint,
-            validation=chosen,
-            loss=loss,
-            config=config or FINISH,
-            checkpoint=checkpoint,
-            criterion=criterion,
-        ):
+        fitting: dict[str, Any] = {"validation": chosen, "config": config or FINISH, "checkpoint": checkpoint}
+        for record in fit(solver, model, joint, loss=loss, criterion=criterion, **fitting):
             yield record
-        results.append(_result(starts[nfe], solver, criterion.losses(), record.evaluations))
+        results.append(_result(starts[nfe], solver, criterion.losses(), record.evaluations, training))
         yield results[-1]
     return results
+
+
+def _joined(pairs: Sequence[Pairs], validation: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
+    """Return the pairs of all scales to train and to validate on, once they fit each other."""
+    scales, chosen = (sorted(part.guidance for part in parts) for parts in (pairs, validation))
+    joint = join_scales(pairs)
+    if scales != chosen:
+        raise UserError(
+            f"validation must have the scales of the pairs, {_named(scales)}, got {_named(chosen)}: "
+            "give a set of other seeds for each"
+        )
+    joint_validation = join_scales(validation)
+    check_seeds(joint, joint_validation)
+    return joint, joint_validation
+
+
+def _named(scales: Sequence[float]) -> str:
+    return ", ".join(f"{scale:g}" for scale in scales) or "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,22 +144,36 @@ class _GeometricMean:
         return {part.guidance: values for part, values in zip(self.sets, losses, strict=True)}
 
     def __call__(self, table: Table) -> float:
+        # The table given is that of the reference scale: the tables of all scales come from the solver.
         means = torch.stack([values.mean() for values in self.losses().values()])
-        return float(means.log().mean().exp())
+        return float(means.clamp(min=ROUNDING).log().mean().exp())
 
 
 def _result(
-    start: Distilled, solver: GuidanceBNS, losses: Mapping[float, torch.Tensor], evaluations: int
+    start: Distilled,
+    solver: GuidanceBNS,
+    losses: Mapping[float, torch.Tensor],
+    evaluations: int,
+    training: Mapping[str, Any],
 ) -> Distilled:
-    """Return the result of a range: the start's, with the new solver and its losses."""
+    """Return the result of a range: the start's, with the new solver, its losses and its training."""
     spent = evaluations + solver.nfe * sum(map(len, losses.values()))
-    training = {**start.provenance["training"], "scales": list(losses)}
+    begun = start.provenance.get("training", {})
+    seeds = [*training["seeds"], *begun.get("seeds", [])]
+    training = {**begun, **training, "seeds": [min(seeds), max(seeds)], "scales": list(losses)}
     return replace(
         start,
         solver=solver,
         loss=float(losses[solver.reference].mean()),
         losses=losses[solver.reference],
         evaluations=start.evaluations + spent,
-        provenance={**start.provenance, "training": training},
+        provenance={"guidance": solver.reference, **start.provenance, "training": training},
         measures={f"validation_loss_guidance_{w:g}": float(x.mean()) for w, x in losses.items()},
     )
+
+
+def _counts(pairs: Pairs, validation: Pairs) -> dict[str, Any]:
+    """Return the numbers of pairs of all scales, and the range of their seeds, first and last plus one."""
+    seeds = torch.cat([pairs.seeds, validation.seeds])
+    ends = [int(seeds.min()), int(seeds.max()) + 1]
+    return {"pairs": len(pairs), "validation": len(validation), "seeds": ends}
