@@ -70,7 +70,8 @@ LINES = {
         --relax nan --method adam; --relax -1 --method adam; --relax 0.1; --relax x; --relax inf --method adam
         --forwards x; --forwards 0; --forwards 6-5; --forwards 4; --forwards 99999999
         --pairs {pairs}; --pairs {pairs} --forwards 4; --pairs {pairs} --budget 9999; --pairs {pairs} --method adam
-        --pairs {pairs} --objective gas
+        --pairs {pairs} --objective gas; --pairs {pairs} --loss l1; --pairs {pairs} --solver bns
+        --pairs {pairs} --no-theory
         --objective x; --objective GS; --objective ''
         --weight 1; --weight nan --objective gas; --weight -1 --objective gas; --weight inf --objective gas
         --weight 1 --balance 1 --objective gas; --weight x

@@ -378,6 +378,9 @@ def test_one_file_serves_a_range_of_guidance_scales(tmp_path):
     run("train", *SMALL, *words, "--iterations", 1, "--batch", 8, "--nfe", 2, "--out", file)
     artefact = gas.load(file)
     assert artefact.document.scales == (1.0, 3.0)
+    training = artefact.document.training
+    assert (training["pairs"], training["validation"], training["degree"]) == (32, 16, 1)
+    assert training["seeds"] == [0, 24]
     assert {"validation_loss_guidance_1", "validation_loss_guidance_3"} <= artefact.entry(2).measured.keys()
     assert re.search(r"guidance +1 to 3", run("inspect", file).stdout)
     shown = [run("inspect", file, "--nfe", 2, "--guidance", scale).stdout for scale in (1, 2.5)]
@@ -397,6 +400,46 @@ def test_one_file_serves_a_range_of_guidance_scales(tmp_path):
     assert "serves guidance 1 to 3, got 4" in refused(
         "sample", *SMALL, *words[:-1], 4, "--out", tmp_path / "y.npz"
     )
+
+
+def test_folders_that_make_no_range_are_refused_before_any_training(tmp_path):
+    """Their last seeds are to validate on: of folders with other seeds, others may train on them."""
+    model = gas.zoo.load("digits")
+    folders = {
+        "one": (range(24), 1.0, 2),
+        "three": (range(24), 3.0, 2),
+        "fewer": (range(16), 3.0, 2),
+        "later": (range(8, 32), 3.0, 2),
+        "finer": (range(24), 3.0, 3),
+    }
+    for name, (seeds, scale, nfe) in folders.items():
+        teacher = gas.Classical("ddim", "log_snr", nfe, model.t_end)
+        list(gas.write_pairs(model, teacher, tmp_path / name, gas.PairsSpec(seeds, guidance=scale)))
+    words = [
+        "train",
+        *SMALL,
+        "--nfe",
+        2,
+        "--out",
+        tmp_path / "s.json",
+        "--pairs",
+        tmp_path / "one",
+        "--pairs",
+    ]
+    same = "--pairs: make every folder with the same --seeds; got 0:24, "
+    assert f"{same}0:16" in refused(*words, tmp_path / "fewer")
+    assert f"{same}8:32" in refused(*words, tmp_path / "later")
+    assert "must differ in nothing else" in refused(*words, tmp_path / "finer")
+    assert "one set each, got 1, 1" in refused(*words, tmp_path / "one")
+    for given, named in (
+        (["--loss", "l1"], "--loss"),
+        (["--method", "paper", "--solver", "ld3"], "--method, --solver"),
+        (["--forwards", 3, "--no-theory"], "--forwards, --no-theory"),
+        (["--budget", 9000], "--budget"),
+        (["--objective", "gas"], "--objective"),
+    ):
+        assert refused(*words, tmp_path / "three", *given).endswith(f"alone: leave out {named}")
+    assert not (tmp_path / "s.json.state").exists()
 
 
 def test_inspect_shows_what_is_in_the_file(work, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -74,7 +74,8 @@ def train(
     Resumable: an interrupt leaves the best solver so far in --out, and the same command goes on where it stopped. The
     solver that is written is the best on the validation pairs. For gs, that is the paired loss, never worse there than
     the best classical solver's. For gas, it is the Frechet distance to the teacher's samples, and the paired loss may
-    be larger.
+    be larger. For several guidance scales, it is the geometric mean of their paired losses: at one of them a classical
+    solver may be better.
     """
     replaces = not out.exists() or _unfinished(out)
     if not (replaces or overwrite):
@@ -87,7 +88,7 @@ def train(
     config, search = optimizer.config(stored), optimizer.search()
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, search.start, nfes, config if alone else None)
-    _check_scales(len(pairs), config, bool(budgets or budget is not None or gas_settings))
+    _check_scales(context.params, len(pairs))
     model = network.load(pairs[0])
     ranges, sets = _read(pairs, model, student, validation)
     free_text_encoders(network.model, model, *(part.guidance for part, _ in ranges))
@@ -118,24 +119,44 @@ def train(
     note(f"wrote {out}")
 
 
-def _check_scales(count: int, config: gas.Adam | gas.GaussNewton, more: bool) -> None:
-    """Refuse options that do not go with pairs of several guidance scales."""
-    if count > 1 and (more or isinstance(config, gas.Adam)):
+# What --pairs of several guidance scales go with: the values of these options.
+_OF_SCALES = {
+    "forwards": (None,),
+    "budget": (None,),
+    "objective": ("gs",),
+    "method": ("auto", "gauss-newton"),
+    "loss": ("l2",),
+    "solver": ("gs",),
+    "theory": (True,),
+}
+
+
+def _check_scales(given: Mapping[str, Any], count: int) -> None:
+    """Refuse options that do not go with pairs of several guidance scales, and name those that were given."""
+    wrong = [name for name, allowed in _OF_SCALES.items() if given[name] not in allowed]
+    if count > 1 and wrong:
+        names = ", ".join(f"--{name}" for name in wrong).replace("--theory", "--no-theory")
         raise gas.UserError(
-            "--pairs of several guidance scales go with gauss-newton and --nfe alone: leave out --forwards, --budget, "
-            "--objective and --method"
+            f"--pairs of several guidance scales go with gauss-newton and --nfe alone: leave out {names}"
         )
 
 
 def _read(
     folders: list[Path], model: gas.models.Model, student: bool, validation: int | None
 ) -> tuple[list[Sets], Sets]:
-    """Return the sets of each guidance scale, to train and to validate on, and those of the middle scale."""
+    """Return the sets of each guidance scale, to train and to validate on, and those of the middle scale.
+
+    The last rows of each set are to validate on, and none of any set may be trained on: sets have the same seeds.
+    """
     data = [gas.read_pairs(folder, model=model, student=student, hold=False) for folder in folders]
+    seeds = dict.fromkeys("{}:{}".format(*each.manifest["recipe"]["seeds"]) for each in data)
+    if len(seeds) > 1:
+        raise gas.UserError(f"--pairs: make every folder with the same --seeds; got {', '.join(seeds)}"[:299])
     sets = [options.split_pairs(each, validation) for each in data]
     if len(sets) == 1:
         return sets, sets[0]
     middle = gas.training.scales.reference_scale([each.guidance for each in data])
+    gas.pairs.dataset.check_scales(data)
     return sets, next(each for each in sets if each[0].guidance == middle)
 
 
@@ -242,6 +263,7 @@ def _report(
     document, rows = [], []
     for result in results:
         measures, best = _validation(result, loss, model), result.best_classical_loss
+        ranged = isinstance(result.solver, gas.learned.GuidanceBNS)
         document.append(
             {
                 "forwards" if result.branched else "nfe": result.nfe,
@@ -260,7 +282,7 @@ def _report(
                 "its loss": significant(best),
                 "started from": gas.training.initialization.start_label(result.start),
                 name: significant(result.loss),
-                "better by": f"{best / result.loss:.1f}x" if result.loss < best else "is kept",
+                "better by": f"{best / result.loss:.1f}x" if result.loss < best or ranged else "is kept",
                 f"{name}, median": None if median is None else significant(median),
                 "PSNR dB": None if psnr is None else f"{psnr:.1f}",
                 "network evaluations": f"{result.evaluations:,}",
