@@ -151,6 +151,17 @@ def test_the_result_states_the_losses_of_all_scales_and_the_file_serves_them(lea
         assert torch.equal(sample(denoise, x, artefact.at(scale).table(2)), expected)
 
 
+def test_a_training_goes_on_from_the_table_of_its_own_scale(pairs, validation):
+    """A solver of several scales as the start of pairs of another scale than its reference."""
+    artefact = save(None, moved_solver(), model=MODEL)
+    options = {"config": replace(FEW, iterations=0), "search": StartSearch(artefact, finalists=1)}
+    records = list(gas.distill(MODEL, pairs[2], validation[2], 2, **options))
+    first = next(record for record in records if isinstance(record, FitRecord))
+    losses = [float(evaluate(MODEL, validation[2], artefact.at(w).table(2), l2).mean()) for w in (2.5, 2.0)]
+    assert first.validation_loss == pytest.approx(losses[0])
+    assert losses[0] != pytest.approx(losses[1], rel=0.01)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(pairs, validation, learned, tmp_path):
     run = distill_scales(MODEL, pairs, validation, [2], state=tmp_path, **OPTIONS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -207,6 +208,7 @@ class OptimizerOptions:
     ] = None
     seed: Seed = 0
 
+    @cached_property
     def search(self) -> gas.training.StartSearch:
         """Return how the start is chosen; a solver file is read."""
         return gas.training.StartSearch(gas.load(self.start) if self.start.endswith(".json") else self.start)
@@ -215,7 +217,6 @@ class OptimizerOptions:
         self, checkpointing: gas.training.activation_checkpointing.Checkpointing = "auto"
     ) -> gas.Adam | gas.GaussNewton:
         """Return the method's settings, with those that were given."""
-        search = self.search()
         squares = gas.losses.is_sum_of_squares(gas.losses.loss_by_name(self.loss))
         method = choice("method", self.method, METHODS)
         if method == "auto":
@@ -232,7 +233,7 @@ class OptimizerOptions:
                     f"gauss-newton needs --loss l2, a sum of squares, got {self.loss}: choose --method adam"
                 )
             given["largest"] = None if self.batch is None else max(self.batch, gas.GaussNewton().largest)
-            base = gas.training.plan.steps_after(search)
+            base = gas.training.plan.steps_after(self.search)
         else:
             given["checkpointing"] = checkpointing
             base = gas.PAPER if method == "paper" else gas.Adam()

@@ -85,7 +85,7 @@ def train(
     budgets = options.parse_nfes(forwards) if forwards is not None else []
     nfes = options.parse_nfes(nfe) if not budgets or options.was_given(context, "nfe") else []
     stored, gas_settings = options.parse_checkpointing(checkpointing), discriminator.settings()
-    config, search = optimizer.config(stored), optimizer.search()
+    config, search = optimizer.config(stored), optimizer.search
     alone = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, search.start, nfes, config if alone else None)
     _check_scales(context.params, len(pairs))

@@ -175,7 +175,7 @@ def distill(
     Raises:
         ValueError: for unknown names, settings out of range, or a state of another run.
     """
-    search, kind = StartSearch() if search is None else search, kind_by_name(solver, theory=theory)
+    search, kind = (search or StartSearch()).at(model, pairs.guidance), kind_by_name(solver, theory=theory)
     if len(pairs) == 0 or len(validation) == 0:
         raise UserError(
             f"distill needs pairs to train and to validate on, got {len(pairs)} and {len(validation)}"

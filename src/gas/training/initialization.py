@@ -138,6 +138,17 @@ class StartSearch:
             return _ROUGH_ROUNDS
         return (None, self.screening_pairs), (self.shortlist, self.validation_pairs), (self.finalists, None)
 
+    def at(self, model: Model, guidance: float) -> StartSearch:
+        """Return the search for pairs of one guidance scale, with a solver file's tables of that scale.
+
+        Raises:
+            UserError: for a solver file of another use.
+        """
+        if not isinstance(self.start, Artefact):
+            return self
+        self.start.check(model, guidance, transfer=True)
+        return replace(self, start=self.start.at(guidance))
+
     def first_steps(self, config: GaussNewton) -> GaussNewton:
         """Return the settings of a training from the short runs on: their batches grow to the first of ``config``."""
         if self.start != "best":
@@ -172,7 +183,6 @@ class StartSearch:
         kind = kind_by_name(solver, theory=theory)
         start: Any = self.start
         if isinstance(start, Artefact):
-            start.check(model, pairs.guidance, transfer=True)
             start = start.entry(nfe).model_dump()
         if start != "best":  # refuse an impossible start before the long ranking
             self._named(model.schedule, kind, nfe, model.t_end)
