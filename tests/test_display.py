@@ -290,6 +290,14 @@ def test_no_loss_is_shown_as_zero(value):
     np.testing.assert_allclose(shown, [value, value / 10, value, value / 2, value * 2], rtol=0.05)
 
 
+def test_a_median_of_few_samples_is_shown_without_an_interval():
+    from gas.cli.evaluate import _cells
+
+    row = SolverMetrics("gs", 4, 0.5, 0.1, None, None, 0.5, None, None, 5, mse_median=0.25)
+    assert _cells(row)["median"] == significant(0.25)
+    assert not _cells(replace(row, mse_median=None))["median"]
+
+
 def numbers_in(cell: str) -> list[float]:
     """The numbers of a cell such as ``1.50 ± 0.10``, ``1.5 [1.0, 2.0]`` or ``(3.20 ± 0.10)e-07``."""
     mantissas, _, exponent = cell.rpartition(")e") if ")e" in cell else (cell, "", "0")

@@ -21,6 +21,7 @@ from hypothesis import example, given, settings, strategies as st
 
 import gas
 from gas.classical.registry import SOLVERS, Classical
+from gas.evaluation.solver_files import load_solver_files
 from gas.io import JSON_DEPTH, add_checksum
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.guidance import GuidanceBNS
@@ -30,6 +31,7 @@ from gas.sampling import sample
 from gas.schedule import EDMasVP, Flow, VPLinear
 from gas.solver_file import load, save
 from gas.table import Table, table_of
+from gas.training.plan import steps_after
 from support.covering import covering
 from support.doubles import Mixture
 from support.solvers import GRIDS, NAMES, SCHEDULES
@@ -478,6 +480,33 @@ def test_a_scale_that_a_file_does_not_serve_is_refused(tmp_path):
     assert load(path).at(2.0) == load(path)
     with pytest.raises(gas.UserError, match=r"t\.json serves guidance 2, got 3"):
         load(path).at(3)
+
+
+def test_the_file_of_a_start_is_read_once(tmp_path):
+    from gas.cli.options import OptimizerOptions
+
+    path = tmp_path / "start.json"
+    save(path, learned(VPLinear()))
+    optimizer = OptimizerOptions(start=str(path))
+    search = optimizer.search
+    path.unlink()
+    assert optimizer.config() == steps_after(search)
+
+
+def test_files_are_compared_at_one_guidance(tmp_path):
+    paths = wide, single = tmp_path / "range.json", tmp_path / "single.json"
+    save(wide, ranged(), model=Mixture())
+    save(single, learned(VPLinear(), 3), model=Mixture(), guidance=4.0)
+    for files, guidance in (((single, wide), None), (paths, 4.0)):
+        found = load_solver_files(files, Mixture(), guidance=guidance)
+        tables = [artefact.table(3) for artefact in found.values()]
+        expected = {wide: table_of(ranged(), 4.0), single: load(single).table(3)}
+        assert [bits(table) for table in tables] == [bits(expected[file]) for file in files]
+        assert {artefact.document.guidance for artefact in found.values()} == {4.0}
+    message = r"single\.json serves guidance 4, and .*range\.json is measured at 2: measure files of other"
+    for transfer in (False, True):
+        with pytest.raises(gas.UserError, match=message):
+            load_solver_files(paths, Mixture(), transfer=transfer)
 
 
 PAIRED = "guidance_range and the terms of every table need each other"

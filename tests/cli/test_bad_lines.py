@@ -108,6 +108,7 @@ LINES = {
     "evaluate --model digits --solver {solver} --nfe 2 --seeds 50:54": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver {mnist}; --solver {damaged}
+        --solver {guided}
         --solver {solver}; --solver {badseeds}; --solver {badteacher}; --solver {badshape}; --solver {hugeteacher}
         --nfe x; --nfe 0; --nfe 99999999; --nfe 9; --nfe 3-2
         --guidance 3; --guidance x; --guidance inf; --guidance ''
@@ -138,6 +139,7 @@ LINES = {
         --seeds x; --seeds 1; --seeds 1e23; --seeds 9:9
         --validation 0; --validation 24; --validation 1e9; --validation x
         --rank 0; --rank x; --rank 99999999999999999; --guides 0; --guides x; --guides 1e30
+        --start {solver}; --start nowhere.json
         --start x; --start ''; --start ddim/x; --start best/x; --loss x; --method x; --method gauss-newton --loss l1
         --iterations -1; --iterations x; --iterations 1e20; --iterations 100000000000; --batch 0; --batch x
         --learning-rate nan; --learning-rate 1; --relax nan; --relax 1; --relax x
@@ -269,6 +271,7 @@ def files(tmp_path_factory):
     gas.save(folder / "solver.json", tables, **told)
     gas.save(folder / "mnist.json", tables, model=gas.zoo.load("mnist"))
     gas.save(folder / "nometa.json", tables)
+    gas.save(folder / "guided.json", tables, guidance=2.0, **told)
     text = (folder / "solver.json").read_text()
     for name, old, new in (
         ("badseeds", '"seeds": [0, 24]', '"seeds": "x"'),
@@ -381,6 +384,7 @@ def test_a_bad_line_is_refused_in_a_process_of_its_own(line, variables, files, t
         ("paper reproduce table2a --only x", "--only must be one of cifar10-gas-10, cifar10-gas-4"),
         ("train --validation abc", "got 'abc'"),
         ("inspect nowhere", "'nowhere' does not exist"),
+        ("compare --pairs . --out new --start x.json", "a start for gas train only"),
     ],
 )
 def test_what_a_message_says(line, told, tmp_path, monkeypatch):

@@ -73,9 +73,7 @@ def compare(
         raise gas.UserError("--seeds and --unseen are two sets of noise to measure on: leave one out")
     if unseen is None and options.was_given(context, "count"):
         raise gas.UserError("--count is for --unseen: --seeds sets the number of samples without it")
-    methods = [gas.experiments.method_by_name(name, optimizer.start) for name in split_names(solvers)]
-    if not methods:
-        raise gas.UserError("--solvers names nothing to compare")
+    methods = _methods(solvers, optimizer.start)
     measures, nfes = split_names(metrics), options.parse_nfes(nfe)
     for name in measures:
         gas.registry.named("metric", name, gas.experiments.MEASURES)
@@ -109,6 +107,18 @@ def compare(
         print_json([result.row() for result in results])
     else:
         _print(report)
+
+
+def _methods(solvers: str, start: str) -> list[gas.experiments.Method]:
+    """Return the rows of ``--solvers``; a solver file is no start for them."""
+    if start.endswith(".json"):
+        raise gas.UserError(
+            f"--start {start} is a solver file, a start for gas train only: name a SOLVER/GRID"
+        )
+    methods = [gas.experiments.method_by_name(name, start) for name in split_names(solvers)]
+    if not methods:
+        raise gas.UserError("--solvers names nothing to compare")
+    return methods
 
 
 def _budget(

@@ -276,7 +276,7 @@ def _cells(row: gas.evaluation.SolverMetrics) -> dict[str, object]:
     """The measurements of a solver by column; the teacher has no errors."""
     errors = {
         "MSE to teacher": _number(row.mse, row.mse_half_width),
-        "median": _bracketed(row.mse_median, row.mse_median_interval),
+        "median": _bracketed(row.mse_median, row.mse_median_interval) or _number(row.mse_median),
         "PSNR dB": None if row.psnr is None else f"{row.psnr:.1f}",
     }
     return {

@@ -18,17 +18,25 @@ def load_solver_files(
 ) -> dict[str, Artefact]:
     """Load solver files of a model by their method's name (GS, GAS, ...), with the file's name where that is ambiguous.
 
-    ``transfer`` also accepts solvers of another network; their names say of which. ``guidance`` takes those of one
-    guidance scale from files that serve several.
+    ``transfer`` also accepts solvers of another network; their names say of which. All are for one guidance
+    scale, by default the first file's; files that serve several give their tables there.
 
     Raises:
-        UserError: for a solver of another model, a path given twice, or two solvers of one name.
+        UserError: for a solver of another model or guidance, a path given twice, or two solvers of one name.
     """
     artefacts: dict[str, Artefact] = {}
     for index, path in enumerate(paths):
         if path in paths[:index]:
             raise UserError(f"--solver {path} is given twice: once is enough")
-        artefact = load(path) if guidance is None else load(path).at(guidance)
+        artefact = load(path)
+        if guidance is None:
+            guidance = artefact.document.guidance
+        if index > 0 and not artefact.document.serves(guidance):
+            raise UserError(
+                f"--solver {path} serves guidance {artefact.document.served}, and {paths[0]} is measured at "
+                f"{guidance:g}: measure files of other guidance apart"
+            )
+        artefact = artefact.at(guidance)
         _check(artefact, model, transfer)
         name = _display_name(artefact, model)
         name = f"{name} ({path.stem})" if name in artefacts else name
