@@ -151,7 +151,7 @@ def _read(
     data = [gas.read_pairs(folder, model=model, student=student, hold=False) for folder in folders]
     seeds = dict.fromkeys("{}:{}".format(*each.manifest["recipe"]["seeds"]) for each in data)
     if len(seeds) > 1:
-        raise gas.UserError(f"--pairs: make every folder with the same --seeds; got {', '.join(seeds)}"[:299])
+        raise gas.UserError(f"--pairs: make every folder with the same --seeds; got {', '.join(seeds)}")
     sets = [options.split_pairs(each, validation) for each in data]
     if len(sets) == 1:
         return sets, sets[0]
