@@ -13,7 +13,20 @@ from torch.utils.checkpoint import checkpoint
 from gas.arguments import number
 from gas.registry import named
 
-__all__ = ["LOSSES", "FeatureLoss", "Loss", "PseudoHuber", "is_sum_of_squares", "l1", "l2", "loss_by_name"]
+__all__ = [
+    "LOSSES",
+    "ROUNDING",
+    "FeatureLoss",
+    "Loss",
+    "PseudoHuber",
+    "is_sum_of_squares",
+    "l1",
+    "l2",
+    "loss_by_name",
+]
+
+# A squared error below which there is nothing to learn: the sample is the teacher's, to float32's rounding.
+ROUNDING = 1e-11
 
 
 class Loss(Protocol):

@@ -9,7 +9,7 @@ import torch
 import gas
 from gas.classical.registry import Classical
 from gas.learned.guidance import GuidanceBNS
-from gas.losses import l2
+from gas.losses import ROUNDING, l2
 from gas.pairs.dataset import join_scales
 from gas.pairs.teacher import teach
 from gas.sampling import sample
@@ -17,7 +17,7 @@ from gas.solver_file import load, save
 from gas.table import table_of
 from gas.training.distillation import Distilled
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.initialization import ROUNDING, StartSearch
+from gas.training.initialization import StartSearch
 from gas.training.linearization import Normal, joined
 from gas.training.loop import FitRecord
 from gas.training.scales import _GeometricMean, distill_scales, reference_scale

@@ -16,7 +16,7 @@ from gas.classical.registry import Classical, candidates
 from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import kind_by_name
-from gas.losses import is_sum_of_squares, loss_by_name
+from gas.losses import ROUNDING, is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, teacher_of
 from gas.schedule import Schedule
@@ -24,7 +24,7 @@ from gas.table import Table, table_of
 from gas.training.adam import Adam
 from gas.training.adversarial.setup import Adversary, fit_adversarial
 from gas.training.gauss_newton import GaussNewton
-from gas.training.initialization import ROUNDING, CandidateRound, StartChoice, StartSearch
+from gas.training.initialization import CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
 from gas.training.plan import FINISH, TrainingPlan, steps_after
 from gas.training.ranking import RankedSolver

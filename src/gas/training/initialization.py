@@ -19,7 +19,7 @@ from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.grids.analytic import as_grid
 from gas.learned.registry import Kind, LearnedStart, kind_by_name
-from gas.losses import Loss, l2, loss_by_name
+from gas.losses import ROUNDING, Loss, l2, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
 from gas.schedule import Schedule
@@ -29,7 +29,6 @@ from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.successive_halving import Candidate, halve
 
 __all__ = [
-    "ROUNDING",
     "CandidateRound",
     "StartChoice",
     "StartSearch",
@@ -37,9 +36,6 @@ __all__ = [
     "named_start",
     "start_label",
 ]
-
-# A loss of the best classical solver below which there is nothing to learn: it is the teacher, to float32's rounding.
-ROUNDING = 1e-11
 
 # A learned table that is trained further is several times better than any classical solver: a rough ranking says so.
 _ROUGH_ROUNDS = (None, 2), (4, 16), (1, None)

@@ -12,10 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-import gas
 from gas import distributed
 from gas.denoise import Denoiser, call_preserving, select_branches
 from gas.errors import UserError
+from gas.losses import ROUNDING
 from gas.table import Table
 from gas.training.finite_differences import Line, ladder, measure_line
 
@@ -279,9 +279,7 @@ def joined(normals: Mapping[float, Normal], scales: Sequence[float]) -> Normal:
         scales: of the blocks.
     """
     losses = torch.tensor([normal.loss for normal in normals.values()], dtype=torch.float64)
-    # Not imported above: the choice of the start imports this module.
-    rounding = gas.training.initialization.ROUNDING
-    shares = len(losses) * torch.softmax(-losses.clamp(min=rounding).log(), 0)
+    shares = len(losses) * torch.softmax(-losses.clamp(min=ROUNDING).log(), 0)
     count, size = sum(len(n.losses) for n in normals.values()), len(next(iter(normals.values())).gradient)
     gradient = torch.zeros(len(scales), size, dtype=torch.float64)
     curvature = torch.zeros(len(scales), size, len(scales), size, dtype=torch.float64)

@@ -12,13 +12,12 @@ import torch
 from gas.arguments import integer
 from gas.errors import UserError
 from gas.learned.guidance import MAX_DEGREE, GuidanceBNS
-from gas.losses import Loss, loss_by_name
+from gas.losses import ROUNDING, Loss, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, join_scales
 from gas.table import Table, table_of
 from gas.training.distillation import Distilled, Report, distill_family
 from gas.training.gauss_newton import GaussNewton
-from gas.training.initialization import ROUNDING
 from gas.training.loop import check_seeds, fit
 from gas.training.plan import FINISH
 from gas.training.validation import evaluate
