@@ -411,8 +411,8 @@ def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path)
     assert rows[0]["command"] == "make best <4>"
     assert "| &lt;near&gt; | *550 ±" in markdown
     assert "**" not in markdown  # the best is not surely better than the one beside it
-    assert "0.25 / 500 / +250.000" not in markdown  # the paper's figure is in the measure's own scale
-    assert "0.25 / 500 / +499.750" in markdown
+    assert "0.25 / 500.0 / +250.000" not in markdown  # the paper's figure is in the measure's own scale
+    assert "0.25 / 500.0 / +499.750" in markdown
     assert "make best &lt;4&gt;" in page
     assert "<near>" not in page
     assert page.count("data:image/png;base64,") == 5  # errors, and samples and times at two NFE

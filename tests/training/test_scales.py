@@ -238,8 +238,9 @@ def test_a_scale_without_any_loss_makes_nothing_infinite(pairs, validation):
     exactly, *others = (float(values.mean()) for values in mean.losses().values())
     assert exactly < ROUNDING
     assert mean(solver()) == pytest.approx((ROUNDING * math.prod(others)) ** (1 / 3), rel=1e-9)
-    zero = Normal(torch.zeros(2), torch.ones(2), torch.zeros(3), torch.eye(3), 0)
-    one = replace(zero, losses=torch.ones(2))
+    ones = torch.ones(2, dtype=torch.float64)
+    zero = Normal(0 * ones, ones, torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64), 0)
+    one = replace(zero, losses=ones)
     for normals in ({1.0: zero, 2.0: one}, {1.0: zero, 2.0: zero}):
         normal = joined(normals, (1.0, 2.0))
         assert normal.curvature.isfinite().all() and math.isfinite(normal.loss)

@@ -79,7 +79,7 @@ class Report:
             if ours is not None and key in reported.figures:
                 paper = reported.figures[key]
                 ours *= measure.scale
-                entries[key] = Entry(f"{paper:g} / {significant(ours, 3)} / {ours - paper:+.3f}")
+                entries[key] = Entry(f"{paper:g} / {significant(ours)} / {ours - paper:+.3f}")
         title = f"{measure.title}: {reported.source} / ours / difference"
         return PivotTable.of(title, entries) if entries else None
 
