@@ -20,6 +20,7 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 import gas
+from gas.display import with_interval
 
 FILE = "galaxygrad/eqx_hsc_ScoreNet{}.eqx"
 
@@ -174,15 +175,15 @@ def main():
             table = solver.table(model.schedule) if solver in classical else solver
             samples = gas.sample(model.bind(None), unseen.noise, table)
             losses = gas.losses.l2(samples, unseen.target)
-            mean, median = gas.metrics.mean_interval(losses), gas.metrics.median_interval(losses)
+            mean, half_width = gas.metrics.mean_interval(1e3 * losses)
+            median, interval = gas.metrics.median_interval(1e3 * losses)
             print(
-                f"NFE {nfe}  {name:28}  mean {1e3 * mean[0]:.4g} +- {1e3 * mean[1]:.2g}  "
-                f"median {1e3 * median[0]:.4g} [{1e3 * median[1][0]:.4g}, {1e3 * median[1][1]:.4g}]  "
-                f"(x 1000)  {against(fine, samples)}",
+                f"NFE {nfe}  {name:28}  mean {with_interval(mean, mean - half_width, mean + half_width)}  "
+                f"median {with_interval(median, *interval)}  (x 1000)  {against(fine, samples)}",
                 flush=True,
             )
             if nfe == options.nfe[0]:
-                rows.append((f"{name}\n{nfe} calls, MSE {mean[0]:.2g}", stretch(samples[:8])))
+                rows.append((f"{name}\n{nfe} calls, MSE {1e-3 * mean:.2g}", stretch(samples[:8])))
     if options.picture:
         rows.append(("teacher\n20 calls", stretch(unseen.target[:8])))
         title = f"Galaxies of one network ({options.size}x{options.size}), the same noise in every row"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -216,7 +216,7 @@ class GaussNewtonSteps:
         # Central differences may turn out to be needed when a limit has room for forward ones.
         count = int(min(count, max(1, (limit - self.evaluations) / cost)))
         # Read once: pairs on disk read their shards at every access.
-        parts = self.pairs.subset(visited(len(self.pairs), before, count, self.config.seed)).by_scale()
+        parts = self._parts(visited(len(self.pairs), before, count, self.config.seed))
         p = self._parameters()
         with without_tf32():
             normals = {part.guidance: self._normal(p, part, differences) for part in parts}
@@ -236,11 +236,16 @@ class GaussNewtonSteps:
         self.iteration += 1
         return loss
 
+    def _parts(self, index: Tensor) -> list[Pairs]:
+        """Return pairs by guidance scale, their noise where the model is: every trial of a step starts from it."""
+        parts = self.pairs.subset(index).by_scale()
+        return [replace(part, noise=part.noise.to(self.model.device)) for part in parts]
+
     def _normal(self, p: Tensor, part: Pairs, differences: Differences) -> Normal:
         """Return the normal equations of pairs of one guidance scale at parameters ``p``."""
-        table, x = self._table(p, part.guidance).detach(), part.noise.to(self.model.device)
+        table = self._table(p, part.guidance).detach()
         bind, outlier = partial(self._bind, part), self.config.outlier
-        return normal_equations(bind, x, part.target, table, differences, self.features, outlier)
+        return normal_equations(bind, part.noise, part.target, table, differences, self.features, outlier)
 
     def _pair_cost(self) -> int:
         """Return the network evaluations of a pair in a step's Jacobian and one trial."""
@@ -250,11 +255,9 @@ class GaussNewtonSteps:
     def _measured(self) -> Differences:
         """Return the steps of all differences, chosen on the first few pairs before the first step."""
         if self.differences is None:
-            few = self.pairs.subset(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed)).by_scale()[
-                0
-            ]
+            few, *_ = self._parts(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
             table = self._table(self._parameters(), few.guidance).detach()
-            denoise, x = self._bind(few, slice(None)), few.noise.to(self.model.device)
+            denoise, x = self._bind(few, slice(None)), few.noise
             with without_tf32():
                 # In one process: rounding, which differs among machines, is what is measured.
                 self.differences = distributed.broadcast(
@@ -341,11 +344,10 @@ class GaussNewtonSteps:
 
     def _losses(self, batch: Pairs, folded: Table) -> Tensor:
         """Return the losses of pairs of one guidance scale; processes share them."""
-        x = batch.noise.to(self.model.device)
 
         @torch.no_grad()
         def losses(part: slice) -> Tensor:
-            samples = sample(self._bind(batch, part), x[part], folded)
+            samples = sample(self._bind(batch, part), batch.noise[part], folded)
             return self.loss(samples, batch.target[part].to(samples))
 
         self.evaluations += len(batch) * folded.nfe

@@ -75,7 +75,8 @@ def distill_scales(
     reference = reference_scale(scales)
     degree = min(integer("degree", degree, 1, MAX_DEGREE), len(scales) - 1)
     joint, chosen = _joined(pairs, validation)
-    training = {**_counts(joint, chosen), **(config or FINISH).config(), "degree": degree}
+    settings = config or FINISH
+    training = {**_counts(joint, chosen), **settings.config(), "degree": degree}
     starts = {member.nfe: member for member in members}
     if missing := set(nfes) - starts.keys():
         middle, chosen_on = (
@@ -97,7 +98,7 @@ def distill_scales(
         )
         checkpoint = None if state is None else state / f"scales-{nfe}.pt"
         criterion = _GeometricMean(solver, model, chosen.by_scale(), loss_by_name(loss))
-        fitting: dict[str, Any] = {"validation": chosen, "config": config or FINISH, "checkpoint": checkpoint}
+        fitting: dict[str, Any] = {"validation": chosen, "config": settings, "checkpoint": checkpoint}
         for record in fit(solver, model, joint, loss=loss, criterion=criterion, **fitting):
             yield record
         results.append(_result(starts[nfe], solver, criterion.losses(), record.evaluations, training))
