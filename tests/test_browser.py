@@ -109,16 +109,16 @@ def upload(page, name, content):
 
 
 def test_samples_are_those_of_the_library(page):
-    model, made = gas.zoo.load("mnist"), samples(page)
+    model, in_page = gas.zoo.load("mnist"), samples(page)
     learned = gas.load(ROOT / "docs" / "results" / "mnist-gs.json")
     tables = {
         "GS": learned.table(nfe=4),
         "iPNDM-3": gas.Classical("ipndm-3", "time_uniform", 4, model.t_end).table(model.schedule),
         "Teacher": gas.Classical("unipc-3-bh2", "log_snr", 20, model.t_end).table(model.schedule),
     }
-    assert set(tables) < set(made)
+    assert set(tables) < set(in_page)
     for name, table in tables.items():
-        np.testing.assert_allclose(made[name], expected(table), rtol=0, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(in_page[name], expected(table), rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_everything_comes_from_the_same_place(page):

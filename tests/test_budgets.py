@@ -139,21 +139,21 @@ def measured(read, path):
 def offenders(form, cases, folder):
     """Return the cases whose refusal is long, slow or large, each with what was measured."""
     read, name, *_ = READERS[form]
-    found = {}
+    findings = {}
     for number, (case, write) in enumerate(cases.items()):
         path = folder / f"{form} {number}" / name
         path.parent.mkdir()
         write(path)
         line, seconds, size = measured(read, path)
         path.unlink()
-        told = len(line) - line.count(str(path)) * len(str(path))
-        if "\n" in line or told > 300 or seconds > SECONDS or size > BYTES:
-            found[case] = (line[:300], told, round(seconds, 2), size >> 20)
-    return found
+        width = len(line) - line.count(str(path)) * len(str(path))
+        if "\n" in line or width > 300 or seconds > SECONDS or size > BYTES:
+            findings[case] = (line[:300], width, round(seconds, 2), size >> 20)
+    return findings
 
 
 def test_the_corpus_is_as_large_as_it_says():
-    names = {(form, name) for form, (_, _, own, _) in READERS.items() for name in own}
+    names = {(form, name) for form, (_, _, required, _) in READERS.items() for name in required}
     assert len(names) > 150
 
 
@@ -170,11 +170,11 @@ if __name__ == "__main__":
     import tempfile
     from pathlib import Path
 
-    for form, (_, _, own, others) in READERS.items():
+    for form, (_, _, required, others) in READERS.items():
         with tempfile.TemporaryDirectory() as folder:
             count, bad = (
-                len(bombs.ANY | own | others),
-                offenders(form, bombs.ANY | own | others, Path(folder)),
+                len(bombs.ANY | required | others),
+                offenders(form, bombs.ANY | required | others, Path(folder)),
             )
             sys.stdout.write(
                 f"{form}: {count} files, {len(bad)} beyond {SECONDS} s or {BYTES >> 20} MB {bad or ''}\n"

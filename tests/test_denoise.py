@@ -40,16 +40,16 @@ def normal(*shape, seed=0, dtype=torch.float64):
 # other prediction. The double's denoiser, written from the other side, is what the wrappers must recover.
 
 
-def told_one_time(network):
+def expects_one_time(network):
     """A network is told one time a sample, beside x; here they are all the same, and the formulas take one."""
 
-    def told(x, t):
+    def times_seen(x, t):
         assert t.shape == (len(x),)
         assert t.dtype == x.dtype
         assert bool((t == t[0]).all())
         return network(x, t[0])
 
-    return told
+    return times_seen
 
 
 def score_network(model):
@@ -65,7 +65,7 @@ def score_network(model):
             )
             return torch.autograd.grad(log_density.sum(), x)[0]
 
-    return told_one_time(score)
+    return expects_one_time(score)
 
 
 def noise_network(model):
@@ -81,7 +81,7 @@ def velocity_network(model):
         alpha, sigma = model.schedule(t)
         return (noise_network(model)(x, t.expand(len(x))) - sigma * x) / alpha
 
-    return told_one_time(v)
+    return expects_one_time(v)
 
 
 def flow_network(model):
@@ -91,7 +91,7 @@ def flow_network(model):
         eps = noise_network(model)(x, t.expand(len(x)))
         return eps - (x - t * eps) / (1 - t)
 
-    return told_one_time(v)
+    return expects_one_time(v)
 
 
 def edm_network(model):
@@ -103,7 +103,7 @@ def edm_network(model):
         weight = torch.softmax(-offset.square().sum(2) / (2 * total), 1)
         return (weight[..., None] * (modes + model.std**2 / total * offset)).sum(1)
 
-    return told_one_time(network)
+    return expects_one_time(network)
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -146,11 +146,11 @@ def test_what_made_the_state_is_recovered(t):
     for schedule in VP.values():
         alpha, sigma = schedule(t)
         x = alpha * clean + sigma * eps
-        made = [
+        predictions = [
             NoiseDenoiser(lambda x, t: eps, schedule)(x, t),
             VelocityDenoiser(lambda x, t, a=alpha, s=sigma: a * eps - s * clean, schedule)(x, t),
         ]
-        for estimate in made:
+        for estimate in predictions:
             torch.testing.assert_close(estimate, clean, rtol=0, atol=1e-12)
     x = (1 - t) * clean + t * eps
     torch.testing.assert_close(FlowDenoiser(lambda x, t: eps - clean)(x, t), clean, rtol=0, atol=1e-12)
@@ -158,13 +158,13 @@ def test_what_made_the_state_is_recovered(t):
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_an_edm_network_is_asked_in_its_own_variables(schedule):
-    asked = []
+    calls = []
     x, t = normal(2, 3), f64(0.3)
-    EDMDenoiser(lambda y, sigma: asked.append((y, sigma)) or y, schedule)(x, t)
+    EDMDenoiser(lambda y, sigma: calls.append((y, sigma)) or y, schedule)(x, t)
     alpha, sigma = schedule(t)
-    assert torch.equal(asked[0][0], x / alpha)
-    assert torch.equal(asked[0][1], (sigma / alpha).expand(2))
-    assert float((-schedule.half_log_snr(t)).exp()) == pytest.approx(float(asked[0][1][0]), rel=1e-12)
+    assert torch.equal(calls[0][0], x / alpha)
+    assert torch.equal(calls[0][1], (sigma / alpha).expand(2))
+    assert float((-schedule.half_log_snr(t)).exp()) == pytest.approx(float(calls[0][1][0]), rel=1e-12)
 
 
 @pytest.mark.parametrize("wrap", [NoiseDenoiser, VelocityDenoiser])
@@ -172,15 +172,15 @@ def test_an_edm_network_is_asked_in_its_own_variables(schedule):
     ("dtype", "told"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
-def test_the_network_is_told_x_as_it_is_and_one_time_a_sample(wrap, dtype, told):
-    asked = []
+def test_the_network_is_told_x_as_it_is_and_one_time_a_sample(wrap, dtype, times):
+    calls = []
     x, t = normal(2, 3, dtype=dtype), f64(0.3)
-    wrap(lambda *args: asked.append(args) or args[0], VPLinear())(x, t)
-    FlowDenoiser(lambda *args: asked.append(args) or args[0])(x, t)
+    wrap(lambda *args: calls.append(args) or args[0], VPLinear())(x, t)
+    FlowDenoiser(lambda *args: calls.append(args) or args[0])(x, t)
     assert all(
-        torch.equal(a, x) and b.tolist() == [float(t.to(told))] * 2 and b.dtype == told for a, b in asked
+        torch.equal(a, x) and b.tolist() == [float(t.to(times))] * 2 and b.dtype == times for a, b in calls
     )
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
 # --- discrete time ----------------------------------------------------------------------------------------
@@ -189,17 +189,17 @@ def test_the_network_is_told_x_as_it_is_and_one_time_a_sample(wrap, dtype, told)
 @pytest.mark.parametrize("steps", [2, 10, 1000])
 def test_a_discrete_network_is_told_its_training_step_as_a_float(steps):
     schedule = VPDiscrete(torch.linspace(0.99, 0.01, steps, dtype=torch.float64))
-    told = []
-    network = DiscreteTime(lambda x, t: told.append(t) or 2 * x, schedule)
+    conditions_called = []
+    network = DiscreteTime(lambda x, t: conditions_called.append(t) or 2 * x, schedule)
     x = normal(2, 3)
     for t in [1.0, 1 / steps, 0.5, 0.123, (steps - 1) / steps]:
         assert torch.equal(network(x, f64(t)), 2 * x)
-    values = [float(t) for t in told]
+    values = [float(t) for t in conditions_called]
     assert values == pytest.approx(
         [steps - 1, 0, steps / 2 - 1, max(0.0, 0.123 * steps - 1), steps - 2], abs=1e-12 * steps
     )
     assert values[1] == 0
-    assert all(t.dtype == torch.float64 and t.shape == () for t in told)
+    assert all(t.dtype == torch.float64 and t.shape == () for t in conditions_called)
 
 
 def test_a_discrete_network_is_asked_where_its_own_table_of_noise_is():
@@ -246,8 +246,8 @@ def test_scale_1_is_the_conditional_model_and_0_the_unconditional_one():
         (0, NULL.expand(3, 4)),
         (0.0, NULL.expand(3, 4)),
     ]:
-        made = ClassifierFreeGuidance(network, CONDITION, NULL, scale)(X, HALF)
-        assert torch.equal(made, network(X, HALF, condition))
+        actual = ClassifierFreeGuidance(network, CONDITION, NULL, scale)(X, HALF)
+        assert torch.equal(actual, network(X, HALF, condition))
 
 
 @settings(max_examples=30, deadline=None)
@@ -266,9 +266,9 @@ def test_any_scale_is_the_usual_rule_on_noise_predictions(scale, t, schedule):
 
     w = scale - 1
     guided = NoiseDenoiser(lambda x, t: (1 + w) * eps(CONDITION) - w * eps(NULL), schedule)
-    made = ClassifierFreeGuidance(network, CONDITION, NULL, scale)(X, t)
+    actual = ClassifierFreeGuidance(network, CONDITION, NULL, scale)(X, t)
     size = 1 + abs(scale) / float(alpha)
-    torch.testing.assert_close(made, guided(X, t), rtol=0, atol=1e-12 * size)
+    torch.testing.assert_close(actual, guided(X, t), rtol=0, atol=1e-12 * size)
 
 
 def test_guidance_is_one_batched_call():
@@ -283,9 +283,9 @@ def test_guidance_is_one_batched_call():
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 4), (1, 1), ()])
 def test_what_stands_for_no_condition_broadcasts(shape):
     null = normal(*shape) if shape else f64(0.7)
-    made = ClassifierFreeGuidance(Conditional(), CONDITION, null, 2.0)(X, HALF)
+    actual = ClassifierFreeGuidance(Conditional(), CONDITION, null, 2.0)(X, HALF)
     expected = ClassifierFreeGuidance(Conditional(), CONDITION, null.expand(3, 4).clone(), 2.0)(X, HALF)
-    assert torch.equal(made, expected)
+    assert torch.equal(actual, expected)
 
 
 def test_classes_are_conditions_too():
@@ -296,9 +296,9 @@ def test_classes_are_conditions_too():
     def classes(x, t, label):
         return network(x, t, table[label])
 
-    made = ClassifierFreeGuidance(classes, labels, torch.tensor(5), 2.0)(X, HALF)
+    actual = ClassifierFreeGuidance(classes, labels, torch.tensor(5), 2.0)(X, HALF)
     expected = 2 * network(X, HALF, table[labels]) - network(X, HALF, table[5])
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
 
 
 # --- thresholds -------------------------------------------------------------------------------------------
@@ -312,8 +312,8 @@ def answer(value):
 @pytest.mark.parametrize("limit", [0.5, 1.0, 2])
 def test_the_static_threshold_clips(limit):
     d = 3 * normal(2, 3, 4)
-    made = StaticThreshold(answer(d), limit)(d, HALF)
-    assert torch.equal(made, torch.where(d.abs() > limit, d.sign() * limit, d))
+    actual = StaticThreshold(answer(d), limit)(d, HALF)
+    assert torch.equal(actual, torch.where(d.abs() > limit, d.sign() * limit, d))
     assert (d.abs() > limit).any() and (d.abs() < limit).any()
 
 
@@ -326,8 +326,8 @@ def test_the_static_threshold_clips(limit):
 )
 def test_the_dynamic_threshold_clips_each_sample_at_its_own_quantile(quantile, limit, size, seed):
     d = size * normal(3, 2, 5, seed=seed)
-    made = DynamicThreshold(answer(d), quantile, limit)(d, HALF)
-    for sample, out in zip(d, made, strict=True):
+    actual = DynamicThreshold(answer(d), quantile, limit)(d, HALF)
+    for sample, out in zip(d, actual, strict=True):
         ordered = sample.abs().flatten().sort().values  # linear interpolation between the order statistics
         place = quantile * (len(ordered) - 1)
         low = min(int(place), len(ordered) - 2)
@@ -340,9 +340,9 @@ def test_the_dynamic_threshold_clips_each_sample_at_its_own_quantile(quantile, l
 
 def test_a_sample_within_the_limit_is_unchanged():
     within, beyond = normal(1, 8).clamp(-0.9, 0.9), 5 * normal(1, 8, seed=1)
-    made = DynamicThreshold(answer(torch.cat([within, beyond])))(X, HALF)
-    assert torch.equal(made[:1], within)
-    assert float(made[1:].abs().max()) == pytest.approx(1)
+    actual = DynamicThreshold(answer(torch.cat([within, beyond])))(X, HALF)
+    assert torch.equal(actual[:1], within)
+    assert float(actual[1:].abs().max()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("wrap", [StaticThreshold, DynamicThreshold])
@@ -405,12 +405,12 @@ WRAPPERS = {
 def test_shape_and_dtype_follow_x(wrapper, dtype):
     for shape in [(3, 2), (3, 2, 4, 5)]:
         x = normal(*shape, dtype=dtype)
-        made = wrapper(x, HALF)
-        assert (made.shape, made.dtype) == (x.shape, dtype)
-        assert torch.isfinite(made).all()
+        actual = wrapper(x, HALF)
+        assert (actual.shape, actual.dtype) == (x.shape, dtype)
+        assert torch.isfinite(actual).all()
         exact = wrapper(x.double(), HALF)
         error = 16 * torch.finfo(dtype).eps * float(exact.abs().max() + x.double().abs().max() * 20)
-        torch.testing.assert_close(made.double(), exact, rtol=0, atol=max(error, 1e-6))
+        torch.testing.assert_close(actual.double(), exact, rtol=0, atol=max(error, 1e-6))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
@@ -450,11 +450,11 @@ def test_gradients_flow_into_the_condition():
 
 
 def test_a_discrete_network_is_never_asked_outside_its_steps():
-    schedule, asked = VPDiscrete(torch.linspace(0.9999, 0.005, 100, dtype=torch.float64)), []
-    network = DiscreteTime(lambda x, t: asked.append(t) or x, schedule)
+    schedule, steps = VPDiscrete(torch.linspace(0.9999, 0.005, 100, dtype=torch.float64)), []
+    network = DiscreteTime(lambda x, t: steps.append(t) or x, schedule)
     for t in (1.3, 1.0, 0.5, 0.001):
         network(torch.zeros(2, 3), torch.full((2,), t))
-    assert [float(t[0]) for t in asked] == pytest.approx([99.0, 99.0, 49.0, 0.0], abs=1e-4)
+    assert [float(t[0]) for t in steps] == pytest.approx([99.0, 99.0, 49.0, 0.0], abs=1e-4)
 
 
 ALPHAS = VPDiscrete((1 - torch.linspace(1e-3, 0.2, 20, dtype=torch.float64)).cumprod(0))
@@ -478,23 +478,23 @@ def test_wrappers_pass_a_condition_on(wrapper):
     def network(x, t, condition):
         return condition["scale"] * torch.sin(x) + condition["shift"]
 
-    made = wrapper(network)(x, t, condition)
-    torch.testing.assert_close(made, wrapper(lambda x, t: network(x, t, condition))(x, t))
+    actual = wrapper(network)(x, t, condition)
+    torch.testing.assert_close(actual, wrapper(lambda x, t: network(x, t, condition))(x, t))
 
 
 @pytest.mark.parametrize("t", [0.05, 0.0501, 0.074, 0.076, 0.5, 0.9999, 1.0, 1.2])
 def test_rounded_steps_are_the_nearest_that_an_embedding_has(t):
     table = torch.nn.Embedding(20, 2)
-    seen = []
+    devices = []
 
     def network(x, step):
-        seen.append(step)
+        devices.append(step)
         return table(step)
 
     x, t = torch.randn(3, 2), torch.tensor(t, dtype=torch.float64)
     NoiseDenoiser(DiscreteTime(network, ALPHAS, rounded=True), ALPHAS)(x, t)
     expected = min(range(20), key=lambda step: abs((step + 1) / 20 - float(t)))
-    assert (seen[0].dtype, seen[0].tolist()) == (torch.int64, [expected] * 3)
+    assert (devices[0].dtype, devices[0].tolist()) == (torch.int64, [expected] * 3)
 
 
 def test_a_network_of_rounded_steps_is_learned_from():

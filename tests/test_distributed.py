@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The same work done by one process and by two that torchrun started, and how torchrun ended."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    folder_alone, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     program = [str(Path(shared_work.__file__)), str(two)]
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # More threads a process would round otherwise.
@@ -49,23 +49,23 @@ def folders(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        shared_work.work(one)
+        shared_work.work(folder_alone)
     finally:
         torch.set_num_threads(threads)
-    said, _ = done.communicate(timeout=300)
-    assert (two / "trouble.out").exists(), said
-    return one, two, done.returncode
+    printed_text, _ = done.communicate(timeout=300)
+    assert (two / "trouble.out").exists(), printed_text
+    return folder_alone, two, done.returncode
 
 
 def same(folders, name):
-    one, two, _ = folders
-    return (one / name).read_bytes() == (two / name).read_bytes()
+    folder_alone, two, _ = folders
+    return (folder_alone / name).read_bytes() == (two / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_pairs_are_the_same_bytes(folders):
-    one, two, _ = folders
-    files = {path.name for path in (one / "pairs").iterdir()}
+    folder_alone, two, _ = folders
+    files = {path.name for path in (folder_alone / "pairs").iterdir()}
     assert (
         files
         == {path.name for path in (two / "pairs").iterdir()}
@@ -83,10 +83,10 @@ def test_the_trained_solver_is_the_same_file_whatever_was_raced(folders):
 
 @pytest.mark.parametrize(("name", "tolerance"), [("features", 0.0), ("adam", 1e-6)])
 def test_solvers_trained_by_both_optimisers_are_the_same_in_all_processes(folders, name, tolerance):
-    one, two, _ = folders
+    folder_alone, two, _ = folders
     alone, first, second = (
         torch.load(folder / f"{name}-{rank}.pt", weights_only=True)
-        for folder, rank in ((one, 0), (two, 0), (two, 1))
+        for folder, rank in ((folder_alone, 0), (two, 0), (two, 1))
     )
     assert all(torch.equal(value, second["solver"][key]) for key, value in first["solver"].items())
     assert first["losses"] == second["losses"]
@@ -100,10 +100,10 @@ def test_solvers_trained_by_both_optimisers_are_the_same_in_all_processes(folder
 @pytest.mark.parametrize("pairing", ["independent", "paired"])
 def test_a_solver_trained_against_a_discriminator_is_the_same_in_all_processes(folders, pairing):
     """And within a stated tolerance that of one process: relativistic losses compare fakes and reals row by row."""
-    one, two, _ = folders
+    folder_alone, two, _ = folders
     alone, first, second = (
         torch.load(folder / f"{pairing}-{rank}.pt", weights_only=True)
-        for folder, rank in ((one, 0), (two, 0), (two, 1))
+        for folder, rank in ((folder_alone, 0), (two, 0), (two, 1))
     )
     for part in (lambda run: run["solver"], lambda run: run["critics"][0]):
         assert all(torch.equal(value, part(second)[key]) for key, value in part(first).items())
@@ -116,10 +116,10 @@ def test_a_solver_trained_against_a_discriminator_is_the_same_in_all_processes(f
 
 
 def test_a_preset_is_taught_and_trained_alike(folders):
-    one, two, _ = folders
-    files = {path.name for path in (one / "preset-pairs").iterdir()}
+    folder_alone, two, _ = folders
+    files = {path.name for path in (folder_alone / "preset-pairs").iterdir()}
     assert "manifest.json" in files and all(same(folders, f"preset-pairs/{name}") for name in files)
-    tables = [gas.load(folder / "preset.json").table(3) for folder in (one, two)]
+    tables = [gas.load(folder / "preset.json").table(3) for folder in (folder_alone, two)]
     for part in ("times", "states", "outputs"):
         first, second = (getattr(table, part) for table in tables)
         torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
@@ -158,10 +158,10 @@ def _forked(rank, port, function, answer):
     os.environ |= {name: str(value) for name, value in given.items()}
     try:
         with distributed.process_group():
-            told = function()
+            outcome = function()
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-    answer.send(told)
+        outcome = f"{type(error).__name__}: {error}"
+    answer.send(outcome)
 
 
 def in_two(function):
@@ -171,24 +171,24 @@ def in_two(function):
         port = free.getsockname()[1]
     running = []
     for rank in range(2):
-        answer, asked = multiprocessing.Pipe(duplex=False)
-        running.append((fork(_forked, rank, port, function, asked), answer))
-        asked.close()
-    told = []
+        answer, question = multiprocessing.Pipe(duplex=False)
+        running.append((fork(_forked, rank, port, function, question), answer))
+        question.close()
+    replies = []
     for process, answer in running:
         process.join(60)
         assert not process.is_alive()
         try:
-            told.append(answer.recv())
+            replies.append(answer.recv())
         except EOFError:
-            told.append(None)
-    return told
+            replies.append(None)
+    return replies
 
 
 def test_alone_all_of_it_is_nothing_at_all():
     items = iter(range(3))
-    made = distributed.map_sharded(lambda i: -i, items)
-    assert next(made) == 0
+    mapped = distributed.map_sharded(lambda i: -i, items)
+    assert next(mapped) == 0
     assert next(items) == 1  # nothing was asked for in advance
     assert distributed.broadcast(lambda: "x") == "x"
     assert distributed.all_gather(3) == [3]
@@ -212,23 +212,23 @@ def test_answers_come_in_order_and_whole_to_all():
     ]
 
     def work():
-        made = list(
+        results = list(
             distributed.map_sharded(
                 lambda x: x, [*values, {"a": values[0].T, "b": values[2]}, {"a": [1.5, None]}]
             )
         )
-        whole = all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(made, values, strict=False))
-        whole = whole and torch.equal(made[3]["b"], values[2]) and made[4] == {"a": [1.5, None]}
+        whole = all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(results, values, strict=False))
+        whole = whole and torch.equal(results[3]["b"], values[2]) and results[4] == {"a": [1.5, None]}
         who = list(distributed.map_sharded(lambda _: os.getpid(), range(5)))
         return [whole, who, distributed.all_gather(os.getpid()), distributed.broadcast(os.getpid)]
 
     first, second = in_two(work)
     assert first == second
     assert first[0]
-    one, two = first[2]
-    assert one != two
-    assert first[1] == [one, two, one, two, one]
-    assert first[3] == one
+    folder_alone, two = first[2]
+    assert folder_alone != two
+    assert first[1] == [folder_alone, two, folder_alone, two, folder_alone]
+    assert first[3] == folder_alone
 
 
 def test_sums_and_shares_are_the_same_for_all():
@@ -254,8 +254,8 @@ def test_work_within_work_is_ones_own():
     def inner(i):
         return [*distributed.map_sharded(lambda j: 10 * i + j, range(3)), distributed.world_size()]
 
-    told = in_two(lambda: list(distributed.map_sharded(inner, range(3))))
-    assert told == [[[10 * i, 10 * i + 1, 10 * i + 2, 1] for i in range(3)]] * 2
+    outcomes = in_two(lambda: list(distributed.map_sharded(inner, range(3))))
+    assert outcomes == [[[10 * i, 10 * i + 1, 10 * i + 2, 1] for i in range(3)]] * 2
 
 
 def test_samples_losses_and_statistics_are_those_of_one():
@@ -264,9 +264,9 @@ def test_samples_losses_and_statistics_are_those_of_one():
 
     def work():
         pairs = teacher_pairs(MIXTURE, teacher, range(7, 157))
-        found = accumulate(lambda x: x, (part.target for part in pairs.batches(32)))
-        made = [pairs.seeds, pairs.noise, pairs.target, pairs.labels, found.mean, found.cov]
-        made += [
+        summed = accumulate(lambda x: x, (part.target for part in pairs.batches(32)))
+        results = [pairs.seeds, pairs.noise, pairs.target, pairs.labels, summed.mean, summed.cov]
+        results += [
             sample_pairs(MIXTURE, pairs, table),
             sample_seeds(MIXTURE, table, range(100)),
             evaluate(MIXTURE, pairs, table, l2),
@@ -274,7 +274,7 @@ def test_samples_losses_and_statistics_are_those_of_one():
         entries = candidates(MIXTURE.schedule, 2, MIXTURE.t_end, solvers=["ddim", "ipndm-2"])
         measured = rank_classical(MIXTURE, pairs, 2, l2, entries=entries, rounds=((None, 64), (3, None)))
         ranked = [(m.classical.label, m.loss) for m in measured]
-        return [*(x.tolist() for x in made), *map(list, ranked)]
+        return [*(x.tolist() for x in results), *map(list, ranked)]
 
     assert in_two(work) == [work()] * 2
 
@@ -283,16 +283,16 @@ def test_features_of_what_is_measured_are_taken_once_among_all():
     pairs = taught(range(600))
 
     def work():
-        asked = []
-        space = FeatureSpace(lambda x: asked.append(len(x)) or x.sin())
-        told = Evaluator(pairs, space).measure("its own", pairs.target.flip(0), 4).to_teacher
-        return asked, [told.frechet, told.kernel, told.prdc.coverage]
+        ranges = []
+        space = FeatureSpace(lambda x: ranges.append(len(x)) or x.sin())
+        measures = Evaluator(pairs, space).measure("its own", pairs.target.flip(0), 4).to_teacher
+        return ranges, [measures.frechet, measures.kernel, measures.prdc.coverage]
 
-    (first, found), (second, other) = in_two(work)
+    (first, fit_a), (second, other) = in_two(work)
     alone, expected = work()
     assert alone == 2 * [256, 256, 88]
     assert sorted(first + second) == sorted(alone) and first and second
-    assert found == other == expected
+    assert fit_a == other == expected
 
 
 TABLE = Classical("ddim", "log_snr", 3, MIXTURE.t_end).table(MIXTURE.schedule)
@@ -310,23 +310,25 @@ def contents(folder):
 
 
 def test_pairs_are_those_of_one_resumed_and_damaged_ones_too(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert write(one) == [0, 8, 16, 21]
+    folder_alone, two = tmp_path / "one", tmp_path / "two"
+    assert write(folder_alone) == [0, 8, 16, 21]
     assert in_two(lambda: write(two)) == [[0, 8, 16, 21]] * 2
-    assert contents(two) == contents(one)
+    assert contents(two) == contents(folder_alone)
     (two / "shard-00001.safetensors").unlink()
     (two / "shard-00002.safetensors").write_bytes(b"not a shard")
     assert in_two(lambda: write(two, batch=5)) == [[8, 16, 21]] * 2  # in the first run's batches
-    assert contents(two) == contents(one)
+    assert contents(two) == contents(folder_alone)
     other = in_two(lambda: list(write_pairs(MIXTURE, TABLE.detach(), two, PairsSpec(range(9), {}))))
     assert "holds pairs of other settings" in other[0]
     assert other[1].startswith("UserError: process 0: ")
-    assert contents(two) == contents(one)
+    assert contents(two) == contents(folder_alone)
 
 
 def test_none_has_made_pairs_before_all_are_written(tmp_path, monkeypatch):
     real = gas.io.write_bytes
-    monkeypatch.setattr(gas.pairs.shards, "write_bytes", lambda *told: (time.sleep(0.2), real(*told)))
+    monkeypatch.setattr(
+        gas.pairs.shards, "write_bytes", lambda *arguments: (time.sleep(0.2), real(*arguments))
+    )
     assert in_two(lambda: [write(tmp_path)[-1], len(gas.read_pairs(tmp_path))]) == [[21, 21]] * 2
 
 
@@ -339,9 +341,9 @@ def test_a_full_disk_of_the_first_process_stops_all_and_room_lets_them_go_on(tmp
         return real(path, data)
 
     monkeypatch.setattr(gas.pairs.shards, "write_bytes", full)
-    told = in_two(lambda: write(folder))
-    assert all("8 of 21 pairs safe: make room" in text for text in told)
-    assert told[1].startswith("OSError: process 0: ")
+    outcomes = in_two(lambda: write(folder))
+    assert all("8 of 21 pairs safe: make room" in text for text in outcomes)
+    assert outcomes[1].startswith("OSError: process 0: ")
     assert set(contents(folder)) == {"manifest.json", "shard-00000.safetensors"}
     monkeypatch.undo()
     assert in_two(lambda: write(folder)) == [[8, 16, 21]] * 2

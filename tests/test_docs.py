@@ -33,7 +33,7 @@ NAMED = re.compile(r"(?<![\w/.-])gas(?:\.(?!png\b)[A-Za-z_]\w*)+")
 
 
 def python_blocks(path):
-    return [(found["code"], found["why"]) for found in BLOCK.finditer(path.read_text())]
+    return [(match["code"], match["why"]) for match in BLOCK.finditer(path.read_text())]
 
 
 def digits():
@@ -184,7 +184,7 @@ def published(path):
 
 def test_every_path_that_text_names_works_after_import_gas():
     pytest.importorskip("diffusers")
-    paths = {found for _, text in texts() for found in NAMED.findall(text)}
+    paths = {match for _, text in texts() for match in NAMED.findall(text)}
     assert len(paths) > 80
     assert [path for path in sorted(paths) if not published(path)] == []
     assert not published("gas.classical.dpmpp.dpmpp")

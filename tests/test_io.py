@@ -38,7 +38,7 @@ def refusal(read, *args):
 @pytest.fixture
 def solver_file(tmp_path):
     model = Mixture(EDMasVP(1e-3))
-    told = {
+    manifest_content = {
         "teacher": {"solver": "unipc-3-bh2", "nfe": 40},
         "training": {"rates": [1.0, 2e-3], "seeds": [0, 1]},
     }
@@ -46,7 +46,7 @@ def solver_file(tmp_path):
         tmp_path / "s.json",
         [gas.GeneralizedSolver(model.schedule, n, 1e-3) for n in (1, 3)],
         model=model,
-        **told,
+        **manifest_content,
     )
     return tmp_path / "s.json"
 
@@ -193,14 +193,14 @@ def test_only_regular_files_are_opened_and_nothing_waits(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(tmp_path / "socket"))
-    for name, what in {
+    for name, damage in {
         "pipe": "named pipe",
         "folder": "folder",
         "link": "named pipe",
         "socket": "socket",
     }.items():
-        assert f"is a {what}, not a file" in refusal(io.read_bytes, tmp_path / name, 100)
-        assert f"is a {what}, not a file" in refusal(gas.load, tmp_path / name)
+        assert f"is a {damage}, not a file" in refusal(io.read_bytes, tmp_path / name, 100)
+        assert f"is a {damage}, not a file" in refusal(gas.load, tmp_path / name)
     assert "is a device, not a file" in refusal(io.read_bytes, "/dev/zero", 100)
     listening.close()
     (tmp_path / "link").unlink()
@@ -238,17 +238,17 @@ def statistics():
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 @pytest.mark.filterwarnings("ignore:.*has no checksum")
 def test_no_damaged_statistics_pass_for_others(kind, statistics, tmp_path):
-    told = {"features": "inception", "weights_sha256": "0123456789abcdef" * 4}
-    path = save_statistics(tmp_path / f"s.{kind}", statistics, told)
-    data, passed, whole = path.read_bytes(), 0, read_statistics(path, told)
+    description = {"features": "inception", "weights_sha256": "0123456789abcdef" * 4}
+    path = save_statistics(tmp_path / f"s.{kind}", statistics, description)
+    data, passed, whole = path.read_bytes(), 0, read_statistics(path, description)
     for changed in damaged(data, 1, range(len(data))):
         path.write_bytes(changed)
         try:
-            found = read_statistics(path, told)
+            read_back = read_statistics(path, description)
         except ValueError:
             continue
-        assert torch.equal(found.mean, whole.mean) and torch.equal(found.cov, whole.cov)
-        assert found.count == whole.count
+        assert torch.equal(read_back.mean, whole.mean) and torch.equal(read_back.cov, whole.cov)
+        assert read_back.count == whole.count
         passed += 1
     assert passed < 800 / 3  # of a zip archive, in fields that nobody reads
 

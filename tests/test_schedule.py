@@ -394,23 +394,23 @@ def pair(*shape):
 @pytest.mark.parametrize("shape", [(3, 1), (3, 7), (2, 3, 4, 5), (2, 2, 2, 2, 2)])
 def test_a_loss_is_the_mean_of_its_formula_over_each_sample(loss, formula, shape):
     student, teacher = pair(*shape)
-    made = loss(student, teacher)
+    loss_value = loss(student, teacher)
     expected = [
         sum(map(formula, sample.flatten().tolist())) / sample.numel()
         for sample in (student - teacher).unbind()
     ]
-    close(made, f64(expected))
-    close(loss(teacher, student), made)
+    close(loss_value, f64(expected))
+    close(loss(teacher, student), loss_value)
 
 
 @each_loss
 def test_a_loss_is_zero_exactly_for_equals_and_its_gradient_is_finite_there(loss, formula):
     student, teacher = pair(3, 4)
     teacher[1] = student[1]
-    made = loss(student.requires_grad_(), teacher)
-    assert (made == 0).tolist() == [False, True, False]
-    assert bool((made >= 0).all())
-    made.sum().backward()
+    loss_value = loss(student.requires_grad_(), teacher)
+    assert (loss_value == 0).tolist() == [False, True, False]
+    assert bool((loss_value >= 0).all())
+    loss_value.sum().backward()
     assert torch.isfinite(student.grad).all()
     assert not student.grad[1].any()
 
@@ -447,8 +447,8 @@ def test_c_of_pseudo_huber_must_be_positive(c):
 
 def test_a_feature_loss_is_l2_of_any_features_of_both():
     student, teacher = pair(3, 4)
-    made = FeatureLoss(square_feature)(student, teacher)
-    close(made, (l2(student, teacher) + l2(student**2, teacher**2)) / 2)
+    loss_value = FeatureLoss(square_feature)(student, teacher)
+    close(loss_value, (l2(student, teacher) + l2(student**2, teacher**2)) / 2)
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def test_a_learned_solver_comes_back(tmp_path, nfe, schedule):
         assert bits(artefact.table(nfe)) == bits(solver())
         again = artefact.solver(nfe)
         for name in FIELDS:
-            made, saved = getattr(again(), name), getattr(artefact.table(nfe), name)
-            torch.testing.assert_close(made, saved, rtol=1e-12, atol=1e-12)
+            rebuilt, saved = getattr(again(), name), getattr(artefact.table(nfe), name)
+            torch.testing.assert_close(rebuilt, saved, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(again.t, solver.t, rtol=0, atol=1e-14)
         assert artefact.schedule == schedule
         assert artefact.entry(nfe).kind == "GeneralizedSolver"
@@ -204,17 +204,19 @@ def test_a_family_with_all_it_can_say_is_small(tmp_path, schedule):
         entry = artefact.entry(nfe)
         assert (entry.start, entry.measured) == (METADATA["starts"][nfe], METADATA["measured"][nfe])
         assert entry.nominal == solver.t.tolist()
-    said = artefact.document
-    assert said.model == model.fingerprint()
-    assert (said.t_end, said.guidance, said.loss) == (1e-3, 1.5, "pseudo_huber")
-    assert (said.teacher, said.training) == (METADATA["teacher"], METADATA["training"])
-    assert set(said.versions) == {"gas-solver", "torch"}
+    fields = artefact.document
+    assert fields.model == model.fingerprint()
+    assert (fields.t_end, fields.guidance, fields.loss) == (1e-3, 1.5, "pseudo_huber")
+    assert (fields.teacher, fields.training) == (METADATA["teacher"], METADATA["training"])
+    assert set(fields.versions) == {"gas-solver", "torch"}
 
 
 def test_a_family_is_a_mapping_a_list_or_one(tmp_path):
-    one, two = learned(VPLinear(), 3), S4S(VPLinear(), 2, 1e-3)
+    first_solver, two = learned(VPLinear(), 3), S4S(VPLinear(), 2, 1e-3)
     paths = [tmp_path / f"{i}.json" for i in range(3)]
-    for path, family in zip(paths, [[one, two], {3: one, 2: two}, one], strict=True):
+    for path, family in zip(
+        paths, [[first_solver, two], {3: first_solver, 2: two}, first_solver], strict=True
+    ):
         save(path, family)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert [e.kind for e in load(paths[0]).document.solvers] == ["S4S", "GeneralizedSolver"]
@@ -226,16 +228,16 @@ def test_a_solver_by_name_is_saved_as_its_table_on_the_schedule_of_the_model(tmp
     named = {n: Classical("ddim", "log_snr", n, model.t_end) for n in (2, 3)}
     for solvers in (named[2], list(named.values()), named, [named[2], named[3].table(model.schedule)]):
         save(tmp_path / "x.json", solvers, model=model)
-        found = load(tmp_path / "x.json")
-        for nfe in found.nfes:
-            table, expected = found.table(nfe), named[nfe].table(model.schedule)
+        loaded = load(tmp_path / "x.json")
+        for nfe in loaded.nfes:
+            table, expected = loaded.table(nfe), named[nfe].table(model.schedule)
             for part in ("times", "states", "outputs"):
                 assert torch.equal(getattr(table, part), getattr(expected, part))
             assert table.branches == expected.branches
     for solvers in (named[2], [named[2]], named):
         with pytest.raises(ValueError, match=r"Classical depends on a schedule: give model="):
             save(tmp_path / "none.json", solvers)
-    for wrong in (None, 3, "ddim", Path("ddim"), found, [None], {2: "ddim"}):
+    for wrong in (None, 3, "ddim", Path("ddim"), loaded, [None], {2: "ddim"}):
         with pytest.raises(ValueError, match=r"solvers must be a gas\.Table, gas\.Classical.* got \w+$"):
             save(tmp_path / "none.json", wrong, model=model)
     assert not (tmp_path / "none.json").exists()
@@ -289,8 +291,8 @@ def test_ten_lines_of_numpy_sample_the_same(tmp_path, numpy_sampler, schedule):
 
     for solver in json.loads(path.read_text())["solvers"]:
         expected = sample(model.denoise, start, load(path).table(solver["nfe"]))
-        made = torch.from_numpy(numpy_sampler.sample(denoise, start.numpy(), solver))
-        torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+        samples = torch.from_numpy(numpy_sampler.sample(denoise, start.numpy(), solver))
+        torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_ten_lines_of_numpy_sample_branches(tmp_path, numpy_sampler):
@@ -299,7 +301,7 @@ def test_ten_lines_of_numpy_sample_branches(tmp_path, numpy_sampler):
     start = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
     shifts = {"conditional": 0.5, "unconditional": -0.2}
     solvers = {len(each["times"]): each for each in json.loads(path.read_text())["solvers"]}
-    made = numpy_sampler.sample(
+    samples = numpy_sampler.sample(
         lambda x, t, branch: np.tanh(x + t + shifts[branch]), start.numpy(), solvers[6]
     )
 
@@ -308,7 +310,7 @@ def test_ten_lines_of_numpy_sample_branches(tmp_path, numpy_sampler):
         return 2 * c - u
 
     expected = sample(guided, start, load(path).table(3))
-    torch.testing.assert_close(torch.from_numpy(made), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.from_numpy(samples), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_ten_lines_of_numpy_with_denoisers_that_write_in_place(numpy_sampler):
@@ -498,11 +500,11 @@ def test_files_are_compared_at_one_guidance(tmp_path):
     save(wide, ranged(), model=Mixture())
     save(single, learned(VPLinear(), 3), model=Mixture(), guidance=4.0)
     for files, guidance in (((single, wide), None), (paths, 4.0)):
-        found = load_solver_files(files, Mixture(), guidance=guidance)
-        tables = [artefact.table(3) for artefact in found.values()]
+        files_loaded = load_solver_files(files, Mixture(), guidance=guidance)
+        tables = [artefact.table(3) for artefact in files_loaded.values()]
         expected = {wide: table_of(ranged(), 4.0), single: load(single).table(3)}
         assert [bits(table) for table in tables] == [bits(expected[file]) for file in files]
-        assert {artefact.document.guidance for artefact in found.values()} == {4.0}
+        assert {artefact.document.guidance for artefact in files_loaded.values()} == {4.0}
     message = r"single\.json serves guidance 4, and .*range\.json is measured at 2: measure files of other"
     for transfer in (False, True):
         with pytest.raises(gas.UserError, match=message):
@@ -655,46 +657,54 @@ def test_the_model_it_was_made_for_passes(tmp_path):
     load(tmp_path / "f.json").check(Other(Flow(), name="any"))
 
 
-MADE_FOR = Other()
+MODEL_OF_FILE = Other()
 OTHERS = {
-    "model": (replace(MADE_FOR, name="rings"), 1.0, r"name mixture \(this model: rings\)"),
+    "model": (replace(MODEL_OF_FILE, name="rings"), 1.0, r"name mixture \(this model: rings\)"),
     "weights": (
-        replace(MADE_FOR, changed={"sha256": "1" * 64}),
+        replace(MODEL_OF_FILE, changed={"sha256": "1" * 64}),
         1.0,
         r"sha256 000000000000\.\.\. \(this model: 111111111111\.\.\.\)",
     ),
-    "shape": (replace(MADE_FOR, sample_shape=(3, 4)), 1.0, r"sample shape \(2,\) \(this model: \(3, 4\)\)"),
-    "prediction": (replace(MADE_FOR, changed={"prediction": "v"}), 1.0, r"prediction x0 \(this model: v\)"),
+    "shape": (
+        replace(MODEL_OF_FILE, sample_shape=(3, 4)),
+        1.0,
+        r"sample shape \(2,\) \(this model: \(3, 4\)\)",
+    ),
+    "prediction": (
+        replace(MODEL_OF_FILE, changed={"prediction": "v"}),
+        1.0,
+        r"prediction x0 \(this model: v\)",
+    ),
     "schedule": (
-        replace(MADE_FOR, schedule=VPLinear(0.2, 20.0)),
+        replace(MODEL_OF_FILE, schedule=VPLinear(0.2, 20.0)),
         1.0,
         "schedule vp_linear with other noise levels",
     ),
-    "schedule kind": (replace(MADE_FOR, schedule=Flow()), 1.0, "schedule vp_linear"),
-    "guidance": (MADE_FOR, 2.5, r"guidance 1 \(this model: 2\.5\)"),
+    "schedule kind": (replace(MODEL_OF_FILE, schedule=Flow()), 1.0, "schedule vp_linear"),
+    "guidance": (MODEL_OF_FILE, 2.5, r"guidance 1 \(this model: 2\.5\)"),
 }
 
 
 @pytest.fixture
-def made(tmp_path):
-    save(tmp_path / "f.json", learned(VPLinear()), model=MADE_FOR)
+def artefact_of_model(tmp_path):
+    save(tmp_path / "f.json", learned(VPLinear()), model=MODEL_OF_FILE)
     return load(tmp_path / "f.json")
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_model_or_use_is_refused(made, other):
+def test_another_model_or_use_is_refused(artefact_of_model, other):
     model, guidance, message = OTHERS[other]
-    made.check(MADE_FOR)
+    artefact_of_model.check(MODEL_OF_FILE)
     with pytest.raises(ValueError, match=f"f.json was made for another model or use: {message}") as caught:
-        made.check(model, guidance)
+        artefact_of_model.check(model, guidance)
     assert "; " not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_all_that_differs_is_named_at_once(made):
+def test_all_that_differs_is_named_at_once(artefact_of_model):
     other = Other(Flow(), name="rings", sample_shape=(3,), changed={"sha256": "1" * 64})
     with pytest.raises(ValueError, match=r"name .*; sha256 .*; sample shape .*; schedule .*; guidance "):
-        made.check(other, 3.0)
+        artefact_of_model.check(other, 3.0)
 
 
 # --- writing --------------------------------------------------------------------------------------------

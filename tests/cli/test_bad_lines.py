@@ -267,11 +267,11 @@ def files(tmp_path_factory):
     other = gas.OwnModel(lambda x, t: 0 * x, model.schedule, (1, 8, 8))
     list(gas.write_pairs(other, table, folder / "other", spec))
     tables = {n: Classical("ddim", "log_snr", n, 1e-3).table(model.schedule) for n in (2, 3)}
-    told = {"model": model, "teacher": teacher.config(), "training": {"seeds": [0, 24]}}
-    gas.save(folder / "solver.json", tables, **told)
+    document = {"model": model, "teacher": teacher.config(), "training": {"seeds": [0, 24]}}
+    gas.save(folder / "solver.json", tables, **document)
     gas.save(folder / "mnist.json", tables, model=gas.zoo.load("mnist"))
     gas.save(folder / "nometa.json", tables)
-    gas.save(folder / "guided.json", tables, guidance=2.0, **told)
+    gas.save(folder / "guided.json", tables, guidance=2.0, **document)
     text = (folder / "solver.json").read_text()
     for name, old, new in (
         ("badseeds", '"seeds": [0, 24]', '"seeds": "x"'),
@@ -304,8 +304,8 @@ def _imported():
 
 def listing(*folders):
     """Every file with its size and time of change, and every folder (a probe for writing changes its time)."""
-    found = (path for folder in folders for path in folder.rglob("*"))
-    return {path: path.is_dir() or (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+    paths = (path for folder in folders for path in folder.rglob("*"))
+    return {path: path.is_dir() or (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 def check(status, stdout, stderr, line):
@@ -387,9 +387,9 @@ def test_a_bad_line_is_refused_in_a_process_of_its_own(line, variables, files, t
         ("compare --pairs . --out new --start x.json", "a start for gas train only"),
     ],
 )
-def test_what_a_message_says(line, told, tmp_path, monkeypatch):
+def test_what_a_message_says(line, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert told in CliRunner().invoke(app, shlex.split(line)).stderr
+    assert message in CliRunner().invoke(app, shlex.split(line)).stderr
 
 
 def test_a_long_message_is_cut_and_shown_whole_on_request(tmp_path, monkeypatch):

@@ -64,9 +64,9 @@ def test_a_kind_of_solver_trains_samples_and_is_told(work, tmp_path, solver):
     words = ["--pairs", work / "pairs", "--validation", 32, "--nfe", 2, "--out", tmp_path / "s.json"]
     start = ["--start", "ipndm-2/dmn", "--iterations", 2]
     run("train", *SMALL, *words, *start, "--solver", solver)
-    told = run("inspect", tmp_path / "s.json").output
-    assert "learned" in told
-    assert solver in told
+    printed = run("inspect", tmp_path / "s.json").output
+    assert "learned" in printed
+    assert solver in printed
     entry = gas.load(tmp_path / "s.json").entry(2)
     # A solver that did not validate surely better is not shipped, but the classical table that it started from.
     shipped = gas.load(tmp_path / "s.json").document.training["solver"]
@@ -138,9 +138,9 @@ def test_sample_is_gas_sample_in_every_format(work, tmp_path):
     labels = torch.tensor([s % 10 for s in seeds])
     with torch.no_grad():
         expected = gas.sample(model.bind(labels), model.noise(seeds), gas.load(work / "digits.json").table(3))
-    made = torch.from_numpy(np.load(tmp_path / "s.npz")["samples"])
-    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(load_file(tmp_path / "s.safetensors")["samples"], made)
+    samples = torch.from_numpy(np.load(tmp_path / "s.npz")["samples"])
+    torch.testing.assert_close(samples, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(load_file(tmp_path / "s.safetensors")["samples"], samples)
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -219,8 +219,8 @@ def test_settings_that_would_fail_late_are_refused_at_once(work, tmp_path):
     cases["refused the name 'posix.system'"] = [*gas, "--critic-weights", tmp_path / "hostile.pkl"]
     cases["--critic-steps is a setting of --objective gas"] = ["--critic-steps", 2]
     cases["'--weight'"] = [*gas, "--weight", -1]
-    for told, more in cases.items():
-        assert told in refused(*words, *more)
+    for problem, more in cases.items():
+        assert problem in refused(*words, *more)
     assert not marker.exists()
 
 
@@ -245,16 +245,16 @@ def test_a_table_for_people(work, tmp_path):
     # What people read are the numbers that programs get.
     rows = json.loads(run(*words, "--json").stdout)["rows"]
     (gs,) = [row for row in rows if row["name"] == "GS"]
-    errors, told = [cells for cells in table_rows(shown) if cells[0] == "GS"]
+    errors, median_cells = [cells for cells in table_rows(shown) if cells[0] == "GS"]
     assert errors[1] == "3" and float(errors[2].split(" ± ")[0]) == pytest.approx(gs["mse"], rel=0.1)
     median = map(float, re.findall(r"[\d.]+", errors[3]))
     assert [*median] == pytest.approx([gs["mse_median"], *gs["mse_median_interval"]], rel=0.1)
     assert float(errors[4]) == pytest.approx(gs["psnr"], abs=0.06)
     assert float(errors[5]) == pytest.approx(gs["frechet_data"], abs=0.006)
-    value, low, high = map(float, re.findall(r"[\d.]+", told[2]))
+    value, low, high = map(float, re.findall(r"[\d.]+", median_cells[2]))
     assert low <= value <= high
     assert value == pytest.approx(gs["frechet_data_corrected"], abs=0.006)
-    assert float(told[6]) == pytest.approx(gs["to_teacher"]["prdc"]["recall"], abs=6e-4)
+    assert float(median_cells[6]) == pytest.approx(gs["to_teacher"]["prdc"]["recall"], abs=6e-4)
     assert (tmp_path / "e.png").exists()
 
 
@@ -266,14 +266,14 @@ def test_evaluate_compares_several_files(work, tmp_path):
     words = ["evaluate", *SMALL, "--seeds", "500:692", "--teacher-nfe", 8, "--baselines", "ddim/log_snr"]
     files = ["--solver", path, "--solver", tmp_path / "digits.json"]
     rows = json.loads(run(*words, *files, "--json").stdout)["rows"]
-    found = {(row["name"], row["nfe"]): row for row in rows}
-    assert {key for key in found if key[0] in ("GS", "GAS")} == {("GS", 2), ("GS", 3), ("GAS", 2)}
-    assert found["GS", 2]["to_teacher"] == found["GAS", 2]["to_teacher"]
-    shares = found["GS", 2]["to_teacher"]["prdc"]
+    reported = {(row["name"], row["nfe"]): row for row in rows}
+    assert {key for key in reported if key[0] in ("GS", "GAS")} == {("GS", 2), ("GS", 3), ("GAS", 2)}
+    assert reported["GS", 2]["to_teacher"] == reported["GAS", 2]["to_teacher"]
+    shares = reported["GS", 2]["to_teacher"]["prdc"]
     assert set(shares) == {"precision", "recall", "density", "coverage"}
-    low, high = found["GS", 2]["to_teacher"]["frechet_interval"]
+    low, high = reported["GS", 2]["to_teacher"]["frechet_interval"]
     assert 0 <= low <= high
-    assert found["GS", 2]["to_teacher"]["frechet"] > 0
+    assert reported["GS", 2]["to_teacher"]["frechet"] > 0
     assert "NFE 3" in refused(*words, *files, "--nfe", 3)
     assert "is given twice" in refused(*words, *[w for _ in range(3) for w in ("--solver", path)])
 
@@ -324,15 +324,15 @@ def test_evaluate_against_real_images(work, tmp_path):
     report = json.loads(run("evaluate", *words, "--json").stdout)
     held, _ = data.mnist(tmp_path).test
     with torch.no_grad():
-        made = gas.sample(
+        samples = gas.sample(
             model.bind(torch.arange(500, 508) % 10),
             model.noise(range(500, 508)),
             gas.load(tmp_path / "ddim.json").table(1),
         )
-    expected = distribution(extract(model.features, made), extract(model.features, held))
-    found = report["rows"][0]["to_data"]
-    assert found["kernel"] == pytest.approx(expected.kernel, rel=1e-3)
-    assert found["frechet"] == pytest.approx(expected.frechet, rel=1e-3)
+    expected = distribution(extract(model.features, samples), extract(model.features, held))
+    reported = report["rows"][0]["to_data"]
+    assert reported["kernel"] == pytest.approx(expected.kernel, rel=1e-3)
+    assert reported["frechet"] == pytest.approx(expected.frechet, rel=1e-3)
     assert report["rows"][-1]["to_data"]["frechet"] > 0  # the teacher's own distance to data is worth knowing
     assert "against real images" in run("evaluate", *words).stdout
     small = ["evaluate", *SMALL, "--solver", work / "digits.json", "--seeds", "500:508"]
@@ -346,8 +346,8 @@ def test_forward_passes_are_learned_evaluated_and_sampled(tmp_path):
     guided, file = tmp_path / "pairs", tmp_path / "s.json"
     run("pairs", *SMALL, "--guidance", 2, "--seeds", 48, "--out", guided, "--nfe", 6)
     words = ["--pairs", guided, "--validation", 16, "--start", "ddim/log_snr", "--iterations", 1]
-    told = run("train", *SMALL, *words, "--nfe", 1, "--forwards", 3, "--out", file, "--json").stdout
-    assert [set(row) & {"nfe", "forwards"} for row in json.loads(told)] == [{"nfe"}, {"forwards"}]
+    printed = run("train", *SMALL, *words, "--nfe", 1, "--forwards", 3, "--out", file, "--json").stdout
+    assert [set(row) & {"nfe", "forwards"} for row in json.loads(printed)] == [{"nfe"}, {"forwards"}]
     artefact = gas.load(file)
     assert (artefact.nfes, artefact.forwards) == ([1], [3])
     assert artefact.table(forwards=3).branches.count("unconditional") == 1
@@ -392,8 +392,8 @@ def test_one_file_serves_a_range_of_guidance_scales(tmp_path):
     expected = gas.sample(denoise, noise, artefact.at(2.5).table(2))
     x = load_file(tmp_path / "x.safetensors")["samples"]
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
-    told = run("evaluate", *SMALL, *words, "--baselines", "ddim", "--json").stdout
-    error = next(row["mse"] for row in json.loads(told)["rows"] if row["name"] == "GS")
+    printed = run("evaluate", *SMALL, *words, "--baselines", "ddim", "--json").stdout
+    error = next(row["mse"] for row in json.loads(printed)["rows"] if row["name"] == "GS")
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 4, model.t_end)
     target = gas.pairs.teach(model, teacher, range(5000, 5004), guidance=2.5).target
     assert error == pytest.approx(float((x - target).square().mean()), rel=1e-4)
@@ -450,11 +450,11 @@ def test_inspect_shows_what_is_in_the_file(work, tmp_path):
     assert facts["teacher"] == "solver unipc-3-bh2, grid log_snr, nfe 8, t_end 0.001"
     measured = gas.load(work / "digits.json").entry(3).measured
     (line,) = [cells[-1] for cells in table_rows(shown) if cells[0] == "3"]
-    told = dict(part.split(" ") for part in line.split(", "))
-    assert {name: float(value.replace(",", "")) for name, value in told.items()} == pytest.approx(
+    numbers = dict(part.split(" ") for part in line.split(", "))
+    assert {name: float(value.replace(",", "")) for name, value in numbers.items()} == pytest.approx(
         measured, rel=1e-3
     )
-    assert {"validation_loss", "validation_median", "validation_psnr"} <= told.keys()
+    assert {"validation_loss", "validation_median", "validation_psnr"} <= numbers.keys()
     table = run("inspect", work / "digits.json", "--nfe", 2, "--picture", tmp_path / "t.png").stdout
     assert "sum_j states[n, j] x_j" in table
     assert significant(float(gas.load(work / "digits.json").table(2).outputs[1, 1])) in table
@@ -562,10 +562,10 @@ def test_names_numbers_and_lists_out_of_range(tmp_path, work):
 
 
 def test_a_file_that_does_not_say_its_model_is_taken_on_trust_and_says_so(work, tmp_path):
-    told = json.loads((work / "digits.json").read_text())
+    solver_content = json.loads((work / "digits.json").read_text())
     bare = tmp_path / "bare.json"
     bare.write_text(
-        json.dumps(add_checksum({"format": "gas-solver", "version": 1, "solvers": told["solvers"]}))
+        json.dumps(add_checksum({"format": "gas-solver", "version": 1, "solvers": solver_content["solvers"]}))
     )
     words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
     assert "does not say what model it is for: digits is taken on trust" in " ".join(
@@ -577,13 +577,13 @@ def test_a_file_that_does_not_say_its_model_is_taken_on_trust_and_says_so(work, 
 @pytest.mark.parametrize(
     ("weight", "told"), [(1e38, "are not finite"), (-1e308, "float32 does not hold, -1e+308")]
 )
-def test_a_weight_that_leads_nowhere_is_one_clear_line(work, tmp_path, weight, told):
+def test_a_weight_that_leads_nowhere_is_one_clear_line(work, tmp_path, weight, problem):
     changed = json.loads((work / "digits.json").read_text())
     changed["solvers"][1]["outputs"][0] = [weight]
     changed["solvers"][1].pop("nominal")
     (tmp_path / "large.json").write_text(json.dumps(add_checksum(changed)))
     words = ["sample", *SMALL, "--nfe", 3, "--seeds", 2, "--out", tmp_path / "x.npz", "--solver"]
-    assert told in refused(*words, tmp_path / "large.json")
+    assert problem in refused(*words, tmp_path / "large.json")
     assert not (tmp_path / "x.npz").exists()
 
 
@@ -599,11 +599,11 @@ def test_files_and_folders_in_each_others_place_are_named(tmp_path):
 @pytest.mark.slow
 def test_a_training_says_what_it_learns_from_and_chooses_on(work, tmp_path):
     words = ["train", *SMALL, "--pairs", work / "pairs", "--nfe", 2, "--iterations", 1, "--start", "ddim"]
-    told = run(*words, "--validation", 32, "--out", tmp_path / "a.json").stderr
-    assert "64 pairs to learn from, the last 32 to choose on\n" in told
-    told = run(*words, "--validation", 90, "--out", tmp_path / "b.json").stderr
-    assert "6 pairs to learn from, the last 90 to choose on; few to learn from: make more, or say" in told
-    assert "--validation 24" in told
+    printed = run(*words, "--validation", 32, "--out", tmp_path / "a.json").stderr
+    assert "64 pairs to learn from, the last 32 to choose on\n" in printed
+    printed = run(*words, "--validation", 90, "--out", tmp_path / "b.json").stderr
+    assert "6 pairs to learn from, the last 90 to choose on; few to learn from: make more, or say" in printed
+    assert "--validation 24" in printed
 
 
 def test_errors_show_their_traceback_on_request(work, tmp_path):

@@ -35,10 +35,10 @@ def test_a_comparison_is_one_command_and_every_cell_another(work, tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "4 solvers at NFE 2" in page
-    (told,) = [
+    (command,) = [
         line for line in (out / "report.md").read_text().splitlines() if line.startswith("    gas compare")
     ]
-    assert all(part in told for part in ("--solvers ddim,gits,gs-free,gas", "--nfe 2", "--rank 8"))
+    assert all(part in command for part in ("--solvers ddim,gits,gs-free,gas", "--nfe 2", "--rank 8"))
     text = (out / "report.md").read_text()
     assert "GAS continues from GS for 2 steps" in text
     digest = weights_hash(gas.zoo.load("digits").classifier)
@@ -87,19 +87,19 @@ def test_what_would_fail_late_is_refused_at_once(work, tmp_path):
 def test_a_comparison_that_is_told_again_has_the_same_bytes(work, tmp_path):
     """What is read from cells draws and tells what the run did that made them, but for seconds."""
     _, words, _ = work
-    told = [*words[:-1], tmp_path / "out", "--solvers", "ddim,gs", "--nfe", 2]
+    command = [*words[:-1], tmp_path / "out", "--solvers", "ddim,gs", "--nfe", 2]
 
     def files():
         names = [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()]
         return {str(name): (tmp_path / name).read_bytes() for name in names}
 
-    run("compare", *told)
+    run("compare", *command)
     before = files()
     assert any(name.endswith(".png") for name in before)
-    run("compare", *told)
+    run("compare", *command)
     after = files()
     assert {name for name in before if before[name] != after.get(name)} == set()
     (tmp_path / "out" / "cells" / "gs-2.json").unlink()  # killed before this cell was written
-    run("compare", *told)
+    run("compare", *command)
     timed = {"out/report.csv", "out/report.html", "out/cells/gs-2.json"}  # which state seconds
     assert {name for name in before if before[name] != files().get(name)} <= timed

@@ -18,11 +18,11 @@ from support import commands, pipelines  # noqa: E402 (after the library it need
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("commands")
-    pipelines.build("sd1").save_pretrained(made / "sd")
-    pipelines.build("ddpm").save_pretrained(made / "ddpm")
-    (made / "prompts.txt").write_text("a cat\na dog\n")
-    return made
+    outputs = tmp_path_factory.mktemp("commands")
+    pipelines.build("sd1").save_pretrained(outputs / "sd")
+    pipelines.build("ddpm").save_pretrained(outputs / "ddpm")
+    (outputs / "prompts.txt").write_text("a cat\na dog\n")
+    return outputs
 
 
 def run(*words, code=0):
@@ -37,22 +37,22 @@ def pairs(folder, out, *more, model="sd", code=0):
 @pytest.mark.slow
 def test_pairs_are_guided_as_the_pipelines_call_is(folder, tmp_path):
     prompts = ["--prompts", folder / "prompts.txt"]
-    told = pairs(folder, tmp_path / "usual", *prompts)
-    assert "guidance 7.5: the default of StableDiffusionPipeline's call; --guidance changes it" in told
+    printed = pairs(folder, tmp_path / "usual", *prompts)
+    assert "guidance 7.5: the default of StableDiffusionPipeline's call; --guidance changes it" in printed
     assert read_manifest(tmp_path / "usual")["recipe"]["guidance"] == 7.5
-    told = pairs(folder, tmp_path / "two", *prompts, "--guidance", 2)
-    assert "guidance" not in told and read_manifest(tmp_path / "two")["recipe"]["guidance"] == 2
-    told = pairs(folder, tmp_path / "ddpm", model="ddpm")
-    assert "guidance" not in told and read_manifest(tmp_path / "ddpm")["recipe"]["guidance"] == 1
+    printed = pairs(folder, tmp_path / "two", *prompts, "--guidance", 2)
+    assert "guidance" not in printed and read_manifest(tmp_path / "two")["recipe"]["guidance"] == 2
+    printed = pairs(folder, tmp_path / "ddpm", model="ddpm")
+    assert "guidance" not in printed and read_manifest(tmp_path / "ddpm")["recipe"]["guidance"] == 1
 
 
 @pytest.mark.slow
 def test_pairs_without_prompts_are_not_silent(folder, tmp_path):
-    told = pairs(folder, tmp_path / "none", code=2)
-    assert "error: --prompts is needed: StableDiffusionPipeline makes what a prompt says" in told
+    printed = pairs(folder, tmp_path / "none", code=2)
+    assert "error: --prompts is needed: StableDiffusionPipeline makes what a prompt says" in printed
     assert not (tmp_path / "none").exists()
-    told = pairs(folder, tmp_path / "empty", "--guidance", 1)
-    assert "no --prompts: every pair is of the empty prompt" in told
+    printed = pairs(folder, tmp_path / "empty", "--guidance", 1)
+    assert "no --prompts: every pair is of the empty prompt" in printed
     assert read_manifest(tmp_path / "empty")["recipe"]["guidance"] == 1
     assert "needs prompts" in pairs(folder, tmp_path / "two", "--guidance", 2, code=2)
 
@@ -60,16 +60,16 @@ def test_pairs_without_prompts_are_not_silent(folder, tmp_path):
 @pytest.mark.parametrize("name", ["{folder}/sd", "someone/sd"])
 def test_a_pipeline_by_its_bare_name_is_pointed_to_its_prefix(name, folder, tmp_path):
     name = name.format(folder=folder)
-    told = run("pairs", "--model", name, "--out", tmp_path / "x", code=2)
-    assert f"--model diffusers:{name[-80:]}" in told and "did you mean" not in told
+    printed = run("pairs", "--model", name, "--out", tmp_path / "x", code=2)
+    assert f"--model diffusers:{name[-80:]}" in printed and "did you mean" not in printed
 
 
 def test_commands_of_zoo_models_do_not_offer_pipelines(folder, tmp_path):
     for command in ("export", "demo"):
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         assert "Zoo model of images" in shown and "diffusers:" not in shown
-    told = run("demo", "--model", f"diffusers:{folder / 'sd'}", "--out", tmp_path / "x", code=2)
-    assert "this command takes zoo models of images" in told
+    printed = run("demo", "--model", f"diffusers:{folder / 'sd'}", "--out", tmp_path / "x", code=2)
+    assert "this command takes zoo models of images" in printed
 
 
 @pytest.mark.slow
@@ -79,13 +79,13 @@ def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch
 
     import gas
 
-    seen = []
+    calls = []
     free = gas.pipelines.PipelineModel.free_text_encoders
 
     def freeing(self, guidance):
         free(self, guidance)
         weights = {weight.dtype for weight in self.network.parameters()}
-        seen.append(
+        calls.append(
             (self.pipe.text_encoder, hasattr(self.pipe.unet, "_hf_hook"), torch.float8_e4m3fn in weights)
         )
 
@@ -96,11 +96,11 @@ def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch
     train = ["train", "--model", f"diffusers:{folder / 'sd'}", "--pairs", tmp_path / "pairs", "--nfe", 2]
     train += ["--validation", 2, "--iterations", 2, "--start", "ddim/time_uniform"]
     run(*train, *options, "--out", tmp_path / "s.json")
-    assert seen == [(None, True, True)] * 2
-    told = run(*train, *options, "--loss", "l1", "--out", tmp_path / "t.json", code=2)
-    assert "stores its weights in fp8, which have no gradients: learn by Gauss-Newton" in told
-    told = run(*train, "--out", tmp_path / "t.json", code=2)
-    assert "sha256" in told  # the pairs are of other weights
+    assert calls == [(None, True, True)] * 2
+    printed = run(*train, *options, "--loss", "l1", "--out", tmp_path / "t.json", code=2)
+    assert "stores its weights in fp8, which have no gradients: learn by Gauss-Newton" in printed
+    printed = run(*train, "--out", tmp_path / "t.json", code=2)
+    assert "sha256" in printed  # the pairs are of other weights
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch
     ],
 )
 def test_what_cannot_be_loaded_so_is_one_line(options, message, folder, tmp_path):
-    told = pairs(folder, tmp_path / "none", "--prompts", folder / "prompts.txt", *options, code=2)
-    assert message in told
+    printed = pairs(folder, tmp_path / "none", "--prompts", folder / "prompts.txt", *options, code=2)
+    assert message in printed
 
 
 def test_a_picture_is_an_argument_of_the_call(folder, tmp_path):
@@ -131,5 +131,5 @@ def test_a_picture_is_an_argument_of_the_call(folder, tmp_path):
     pairs(folder, tmp_path / "pairs", *more, "--call", call, model=model)
     assert "sha256" in str(read_manifest(tmp_path / "pairs")["recipe"]["conditions"]["arguments"]["image"])
     train = ["train", "--model", f"diffusers:{model}", "--pairs", tmp_path / "pairs", "--nfe", 2]
-    told = run(*train, "--out", tmp_path / "s.json", code=2)
-    assert "record an image by its hash: pass --call image=FILE again" in told
+    printed = run(*train, "--out", tmp_path / "s.json", code=2)
+    assert "record an image by its hash: pass --call image=FILE again" in printed

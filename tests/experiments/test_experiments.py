@@ -68,8 +68,8 @@ def test_a_grid_has_every_cell_and_each_is_what_its_table_makes(pairs, tmp_path)
     cells, _ = run_all(experiment_of(pairs, tmp_path), evaluator_of(pairs), specs, [2, 3], tmp_path)
     assert [(c.spec, c.nfe) for c in cells] == [("teacher", 0), *((s, n) for n in (2, 3) for s in specs)]
     for cell in cells[1:]:
-        made = sample_pairs(MODEL, pairs[2], cell.table)
-        errors = paired.mse(made, pairs[2].target)
+        samples = sample_pairs(MODEL, pairs[2], cell.table)
+        errors = paired.mse(samples, pairs[2].target)
         torch.testing.assert_close(cell.errors.double(), errors, rtol=1e-5, atol=1e-10)
         assert cell.metrics.mse == pytest.approx(float(errors.mean()))
         assert cell.command == f"make {cell.spec} {cell.nfe}"
@@ -134,24 +134,24 @@ def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, 
     clock = itertools.count()
     monkeypatch.setattr(runner.time, "perf_counter", lambda: float(next(clock)))
     first, _ = run_all(experiment, evaluator, specs, [2], tmp_path)
-    made, measured = counted(monkeypatch)
+    trained, measured = counted(monkeypatch)
     again, _ = run_all(experiment, evaluator, specs, [2], tmp_path)
-    assert (made, measured) == ([], [])
+    assert (trained, measured) == ([], [])
     for a, b in zip(first, again, strict=True):
         assert a.row() == b.row()
         assert torch.equal(a.errors.float(), b.errors)
     # Whatever is measured now took no time.
     monkeypatch.setattr(runner.time, "perf_counter", lambda: 0.0)
     others, _ = run_all(experiment, evaluator_of(pairs, {"features": "others"}), specs, [2], tmp_path)
-    assert made == []
+    assert trained == []
     assert [c.seconds for c in others[1:]] == [c.seconds for c in first[1:]]  # of making them
     assert min(c.seconds for c in first[1:]) > 0
     assert [name for name, _ in measured] == ["teacher", "DDIM = DPM-Solver++(1M)", "GS"]
     longer = replace(BUDGET, config=replace(BUDGET.config, iterations=5))
     run_all(experiment_of(pairs, tmp_path, longer), evaluator, specs, [2], tmp_path)
-    assert made == [("gs", 2)]  # classical solvers cost no training
+    assert trained == [("gs", 2)]  # classical solvers cost no training
     run_all(experiment_of(pairs, tmp_path, longer), evaluator, [*specs, "dmn"], [2], tmp_path)
-    assert made == [("gs", 2), ("dmn", 2)]
+    assert trained == [("gs", 2), ("dmn", 2)]
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_a_damaged_cell_is_made_anew(pairs, tmp_path, monkeypatch, broken, how):
     path = tmp_path / broken.format("ddim+karras-2")
     data = path.read_bytes()
     path.unlink() if how == "gone" else path.write_bytes(data[:-9] if how == "cut" else b"[1, 2]")
-    made, _ = counted(monkeypatch)
+    trained, _ = counted(monkeypatch)
     again, _ = run_all(experiment, evaluator, ["ddim/karras"], [2], tmp_path)
-    assert made == [("ddim/karras", 2)]
+    assert trained == [("ddim/karras", 2)]
     assert again[1].metrics == first[1].metrics
 
 
@@ -184,9 +184,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(pairs, tmp_path, monkeypatch):
             break
     running.close()
     assert len(list((folder / "state").glob("*.pt"))) == 1
-    made, _ = counted(monkeypatch)
+    trained, _ = counted(monkeypatch)
     cells, reports = run_all(experiment, evaluator, ["ddim", "gs"], [2], folder)
-    assert made == [("gs", 2)]
+    assert trained == [("gs", 2)]
     assert (
         min(r.record.iteration for r in reports if isinstance(r, TrainingReport)) == 4
     )  # not from the start
@@ -336,8 +336,8 @@ def test_only_what_is_surely_better_than_every_other_is_the_best():
 def test_distances_are_told_apart_by_their_intervals(name, far, marks):
     def known(corrected):
         ends = (corrected - 0.3, corrected + 0.3)
-        found = metrics(1.0, frechet_data_corrected=corrected)
-        return replace(found, frechet_data=corrected + 1.0, frechet_data_interval=ends)
+        metrics_row = metrics(1.0, frechet_data_corrected=corrected)
+        return replace(metrics_row, frechet_data=corrected + 1.0, frechet_data_interval=ends)
 
     cells = [replace(cell(n, 4, NEAR), metrics=known(x)) for n, x in (("a", 1.6), ("b", far))]
     table = pivot_table(cells, MEASURES[name])
@@ -347,17 +347,21 @@ def test_distances_are_told_apart_by_their_intervals(name, far, marks):
 
 def test_every_measure_with_a_better_end_can_tell_solvers_apart():
     """A measure that marked the best without a test would crown it by chance."""
-    told = distribution(torch.randn(40, 3), torch.randn(40, 3))
-    both = {"to_teacher": told, "to_data": told, "more": {"lpips": (0.1, 0.01), "clip-score": (0.3, 0.01)}}
-    found = replace(metrics(1.0), frechet_data=1.0, frechet_data_interval=(0.5, 1.5), **both)
-    found = replace(found, frechet_data_corrected=0.9, mse_median=0.7)
+    measures = distribution(torch.randn(40, 3), torch.randn(40, 3))
+    both = {
+        "to_teacher": measures,
+        "to_data": measures,
+        "more": {"lpips": (0.1, 0.01), "clip-score": (0.3, 0.01)},
+    }
+    metrics_row = replace(metrics(1.0), frechet_data=1.0, frechet_data_interval=(0.5, 1.5), **both)
+    metrics_row = replace(metrics_row, frechet_data_corrected=0.9, mse_median=0.7)
     for name, measure in MEASURES.items():
-        value = measure.read(found)
+        value = measure.read(metrics_row)
         assert value is not None, name
-        ends = [measure.interval(found), measure.chance(found)]
+        ends = [measure.interval(metrics_row), measure.chance(metrics_row)]
         assert all(low <= value <= high for low, high in filter(None, ends)), name
         if measure.better:
-            assert measure.losses is not None or measure.chance(found) is not None, name
+            assert measure.losses is not None or measure.chance(metrics_row) is not None, name
 
 
 def test_people_get_the_median_and_the_psnr_beside_the_mean():
@@ -382,16 +386,16 @@ class Outside(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.fetched = []
 
     def handle_starttag(self, tag, attrs):
-        told = dict(attrs)
+        attributes = dict(attrs)
         if tag in ("script", "link", "iframe", "object", "embed"):
-            self.found.append(tag)
+            self.fetched.append(tag)
         for name in ("src", "href"):
-            value = told.get(name) or ""
+            value = attributes.get(name) or ""
             if value and not value.startswith(("data:", "#")):
-                self.found.append(value)
+                self.fetched.append(value)
 
 
 @pytest.mark.slow
@@ -418,7 +422,7 @@ def test_reports_say_the_same_and_the_page_needs_nothing_beside_itself(tmp_path)
     assert page.count("data:image/png;base64,") == 5  # errors, and samples and times at two NFE
     outside = Outside()
     outside.feed(page)
-    assert outside.found == []
+    assert outside.fetched == []
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 

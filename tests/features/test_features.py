@@ -42,12 +42,12 @@ def noise(*shape, seed=1):
 
 def test_inception_is_torch_fidelitys():
     golden = json.loads(GOLDEN.read_text())
-    found = Inception(inception.weights())(noise(2, 3, 40, 52))
-    assert found.shape == (2, 2048)
+    outputs = Inception(inception.weights())(noise(2, 3, 40, 52))
+    assert outputs.shape == (2, 2048)
     for name, value in (
-        ("first", found[:, :8]),
-        ("norm", found.norm(dim=1)),
-        ("mean", found.mean(dim=1)),
+        ("first", outputs[:, :8]),
+        ("norm", outputs.norm(dim=1)),
+        ("mean", outputs.mean(dim=1)),
     ):
         torch.testing.assert_close(value, torch.tensor(golden[name]), rtol=1e-4, atol=0.5)
 
@@ -219,9 +219,9 @@ def test_clip_scores_are_the_cosines_of_clip(clip):
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
     network = CLIPModel.from_pretrained(clip).eval()
-    told = score.tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    tokens = score.tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
     with torch.no_grad():
-        answer = network(pixel_values=(images / 255 - mean) / std, **told)
+        answer = network(pixel_values=(images / 255 - mean) / std, **tokens)
     cosines = answer.logits_per_image.diag() / network.logit_scale.exp()
     torch.testing.assert_close(score(images / 127.5 - 1, texts), 100 * cosines.detach().clamp(min=0))
     torch.testing.assert_close(
@@ -243,8 +243,8 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     model = load_backbone(preset, folder)
     table = gas.Classical("ddim", "log_snr", 2, preset.t_end).table(model.schedule)
     master = gas.Classical("ddim", "log_snr", 3, preset.t_end)
-    told = {"guidance": preset.guidance, "teacher": master.config()}
-    gas.save(tmp_path / "x.json", table, model=model, **told)
+    row_measures = {"guidance": preset.guidance, "teacher": master.config()}
+    gas.save(tmp_path / "x.json", table, model=model, **row_measures)
     words = ["paper", "evaluate", "coco", "--solver", tmp_path / "x.json", "--preset-weights", folder]
     words += ["--seeds", "50:53", "--baselines", "", "--metrics", "lpips,clip-score"]
     assert f"lpips needs vgg16-397923af.pth: put it at {folder}/vgg16" in run(*words, code=2).stderr
@@ -253,15 +253,16 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
     report = json.loads(run(*words, "--json").stdout)
     denoise, noise = model.bind(torch.arange(50, 53) % 3, preset.guidance), model.noise(range(50, 53))
     with torch.no_grad():
-        made, taught = (
-            model.decode(gas.sample(denoise, noise, one)) for one in (table, master.table(model.schedule))
+        samples, taught = (
+            model.decode(gas.sample(denoise, noise, solver_table))
+            for solver_table in (table, master.table(model.schedule))
         )
     files = folder / "vgg16-397923af.pth", folder / "lpips-vgg.pth"
-    found, teacher = report["rows"][0]["more"], report["rows"][-1]["more"]
-    expected = LPIPS.read(*files).distance(made, taught)
-    assert found["lpips"][0] == pytest.approx(float(expected.mean()), rel=1e-3) and teacher["lpips"][0] == 0
+    row, teacher = report["rows"][0]["more"], report["rows"][-1]["more"]
+    expected = LPIPS.read(*files).distance(samples, taught)
+    assert row["lpips"][0] == pytest.approx(float(expected.mean()), rel=1e-3) and teacher["lpips"][0] == 0
     texts = [model.prompts[seed % 3] for seed in range(50, 53)]
-    assert found["clip-score"][0] == pytest.approx(float(ClipScore(clip)(made, texts).mean()), rel=1e-3)
+    assert row["clip-score"][0] == pytest.approx(float(ClipScore(clip)(samples, texts).mean()), rel=1e-3)
     assert report["lpips_sha256"] == ",".join(map(sha256, files))
     assert report["clip_sha256"] == sha256(clip / "model.safetensors")
     monkeypatch.setenv("GAS_WEIGHTS", str(folder))
@@ -279,12 +280,14 @@ def test_evaluate_has_lpips_and_clip_score(clip, tmp_path, monkeypatch):
         1,
     ]
     words += ["--seeds", "50:53", "--solvers", "ddim/log_snr", "--nfe", 2, "--out", tmp_path / "out"]
-    (told,) = [
+    (row_measures,) = [
         row["metrics"]["more"]
         for row in json.loads(run(*words, "--metrics", "mse,lpips,clip-score", "--json").stdout)
         if row["spec"] == "ddim/log_snr"
     ]
-    assert told == pytest.approx({name: pytest.approx(value, rel=1e-3) for name, value in found.items()})
+    assert row_measures == pytest.approx(
+        {name: pytest.approx(value, rel=1e-3) for name, value in row.items()}
+    )
     text = (tmp_path / "out" / "report.md").read_text()
     assert "LPIPS to the teacher" in text and "CLIP score of the prompts" in text and "lpips_sha256: " in text
     with pytest.raises(ValueError, match="unknown metric 'lpipps': did you mean 'lpips'"):
@@ -301,10 +304,10 @@ def test_statistics_in_batches_are_those_of_all_and_come_back(tmp_path):
     whole, parts = feature_statistics(x), accumulate(lambda f: f, x.split(4))
     torch.testing.assert_close(parts.cov, whole.cov, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-12, atol=1e-12)
-    told = {"features": "inception", "weights_sha256": "a" * 64}
+    description = {"features": "inception", "weights_sha256": "a" * 64}
     for name in ("s.npz", "s.safetensors"):
-        path = save_statistics(tmp_path / name, whole, told)
-        again = read_statistics(path, told)
+        path = save_statistics(tmp_path / name, whole, description)
+        again = read_statistics(path, description)
         assert torch.equal(again.mean, whole.mean)
         torch.testing.assert_close(again.cov, whole.cov, rtol=0, atol=1e-15)
         assert again.count == 37
@@ -325,8 +328,8 @@ def test_published_references_are_read_and_nothing_in_them_runs(tmp_path):
     expected = feature_statistics(torch.from_numpy(x))
     for name in ("edm.npz", "adm.npz"):
         assert frechet_distance(read_statistics(tmp_path / name), expected) < 1e-12
-    found = read_images(tmp_path / "adm.npz")
-    assert torch.equal(found, torch.from_numpy(images).permute(0, 3, 1, 2))
+    images_read = read_images(tmp_path / "adm.npz")
+    assert torch.equal(images_read, torch.from_numpy(images).permute(0, 3, 1, 2))
     np.savez(tmp_path / "evil.npz", mu=np.array([Evil()], dtype=object), sigma=sigma)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "edm.npz").read_bytes()[:-30])
     np.savez(tmp_path / "images.npz", arr_0=images)
@@ -353,8 +356,8 @@ def test_real_images_of_a_file_and_of_a_folder_are_one(tmp_path):
     (folder / "notes.txt").write_text("no picture")
     batch, pictures = RealImages(tmp_path / "adm.npz"), RealImages(folder)
     assert len(batch) == len(pictures) == 5
-    for one, two in zip(batch.batches(2), pictures.batches(2), strict=True):
-        assert torch.equal(one, two)
+    for alone, two in zip(batch.batches(2), pictures.batches(2), strict=True):
+        assert torch.equal(alone, two)
     assert torch.equal(next(batch.batches(9)), torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
     before = pictures.sha256()
     Image.fromarray(images[0, :5]).save(folder / "4.png")
@@ -388,11 +391,11 @@ def test_a_models_own_features_say_whose_they_are(tmp_path):
         assert fingerprint["features_of"] == "digits"
         with pytest.raises(ValueError, match=r"features_of digits, not mnist.*gas statistics --model"):
             feature_space(other, reference=tmp_path / name)
-    found = read_statistics(tmp_path / "s.npz")
-    save_statistics(tmp_path / "old.npz", found, {"features": "model"})
+    statistics_read = read_statistics(tmp_path / "s.npz")
+    save_statistics(tmp_path / "old.npz", statistics_read, {"features": "model"})
     with pytest.raises(ValueError, match="does not say whose: make them again with gas statistics --model d"):
         feature_space(model, reference=tmp_path / "old.npz")
-    save_statistics(tmp_path / "edm.npz", found)  # as papers publish them
+    save_statistics(tmp_path / "edm.npz", statistics_read)  # as papers publish them
     feature_space(model, reference=tmp_path / "edm.npz")
 
 
@@ -406,9 +409,9 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
     run("pairs", "--model", "digits", "--seeds", "50:56", "--nfe", 4, "--out", tmp_path / "pairs")
     table = gas.Classical("ddim", "log_snr", 2, 1e-3).table(model.schedule)
     gas.save(tmp_path / "ddim.json", table, model=model)
-    told, digest = ["--features", "inception", "--weights", weights], sha256(weights)
+    options, digest = ["--features", "inception", "--weights", weights], sha256(weights)
     where = ["--model", "digits", "--pairs", tmp_path / "pairs"]
-    shown = run("statistics", *where, *told, "--out", tmp_path / "s.npz", "--json")
+    shown = run("statistics", *where, *options, "--out", tmp_path / "s.npz", "--json")
     assert json.loads(shown.stdout)["weights_sha256"] == digest
     pairs, network = gas.read_pairs(tmp_path / "pairs"), extractor_by_name("inception", weights)
     reference = feature_statistics(extract(network, pairs.target))
@@ -416,44 +419,50 @@ def test_commands_measure_in_a_published_space_and_say_whose_weights(tmp_path):
         reference.cov.trace()
     )
     words = ["--model", "digits", "--solver", tmp_path / "ddim.json", "--seeds", "50:56", "--baselines", ""]
-    words += [*told, "--reference", tmp_path / "s.npz", "--teacher-nfe", 4, "--json"]
+    words += [*options, "--reference", tmp_path / "s.npz", "--teacher-nfe", 4, "--json"]
     report = json.loads(run("evaluate", *words).stdout)
     assert report["weights_sha256"] == digest
     assert report["reference_sha256"] == sha256(tmp_path / "s.npz")
-    made = gas.sample(model.bind(torch.arange(50, 56) % 10), model.noise(range(50, 56)), table)
-    expected = frechet_distance(feature_statistics(extract(network, made)), reference)
+    samples = gas.sample(model.bind(torch.arange(50, 56) % 10), model.noise(range(50, 56)), table)
+    expected = frechet_distance(feature_statistics(extract(network, samples)), reference)
     assert report["rows"][0]["frechet_data"] == pytest.approx(expected, rel=1e-3)
     cell = ["--solvers", "ddim/log_snr", "--nfe", 2, "--seeds", "70:74", "--validation", 2]
-    run("compare", *where, *cell, *told, "--out", tmp_path / "out")
-    kept = json.loads((tmp_path / "out" / "cells" / "ddim+log_snr-2.json").read_text())
-    assert kept["measured"]["weights_sha256"] == digest
-    said = (tmp_path / "out" / "report.md").read_text()
+    run("compare", *where, *cell, *options, "--out", tmp_path / "out")
+    cell_content = json.loads((tmp_path / "out" / "cells" / "ddim+log_snr-2.json").read_text())
+    assert cell_content["measured"]["weights_sha256"] == digest
+    report_text = (tmp_path / "out" / "report.md").read_text()
     assert (
         f"compared in features inception (weights' SHA-256 {digest}); there are no statistics of data."
-        in said
+        in report_text
     )
     refusals = {
         ("--features", "inception"): "needs --weights: nothing is downloaded",
         ("--weights", weights): "name it with --features",
         ("--real", tmp_path / "s.npz"): "pictures need a published network",
-        (*told, "--real", tmp_path / "s.npz"): "need those of ADM's reference batch or a folder of pictures",
+        (
+            *options,
+            "--real",
+            tmp_path / "s.npz",
+        ): "need those of ADM's reference batch or a folder of pictures",
     }
     for option, text in refusals.items():
         assert text in run("evaluate", *words[:8], *option, code=2).stderr
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
     np.savez(tmp_path / "adm.npz", arr_0=images)
     out = tmp_path / "adm.safetensors"
-    run("statistics", "--images", tmp_path / "adm.npz", *told, "--out", out)
+    run("statistics", "--images", tmp_path / "adm.npz", *options, "--out", out)
     assert read_statistics(out).count == 3
     assert "either --pairs or --images" in run("statistics", "--out", out, code=2).stderr
 
 
 def test_the_same_statistics_are_the_same_bytes(tmp_path):
     """safetensors writes several notes in an order of chance."""
-    made = accumulate(lambda x: x, [torch.arange(12.0).reshape(6, 2)])
-    told = {name: f"{name}'s é" for name in ("features", "features_of", "weights_sha256", "a", "b", "c")}
-    files = {save_statistics(tmp_path / "s.safetensors", made, told).read_bytes() for _ in range(8)}
+    summed = accumulate(lambda x: x, [torch.arange(12.0).reshape(6, 2)])
+    description = {
+        name: f"{name}'s é" for name in ("features", "features_of", "weights_sha256", "a", "b", "c")
+    }
+    files = {save_statistics(tmp_path / "s.safetensors", summed, description).read_bytes() for _ in range(8)}
     assert len(files) == 1
-    read = read_statistics(tmp_path / "s.safetensors", told)
-    assert torch.equal(read.cov, made.cov)
-    assert torch.equal(read.mean, made.mean)
+    read = read_statistics(tmp_path / "s.safetensors", description)
+    assert torch.equal(read.cov, summed.cov)
+    assert torch.equal(read.mean, summed.mean)

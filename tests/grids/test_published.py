@@ -38,8 +38,8 @@ def test_published_levels_are_where_the_grid_asks(name):
     for nfe, listed in levels.lists.items():
         t = Classical("ddim", name, nfe, 1e-3).times(schedule)
         alpha, sigma = schedule(t)
-        found = sigma if levels.flow else sigma / alpha
-        assert found[1:-1].tolist() == pytest.approx(list(listed[1:]), rel=1e-6)
+        levels_of_grid = sigma if levels.flow else sigma / alpha
+        assert levels_of_grid[1:-1].tolist() == pytest.approx(list(listed[1:]), rel=1e-6)
         assert (float(t[0]), float(t[-1]), len(t)) == (1.0, 1e-3, nfe + 1)
 
 
@@ -51,19 +51,19 @@ def test_other_numbers_are_read_off_between_the_levels(name, nfe):
     assert len(t) == nfe + 1
     if nfe == 5:  # every second one of ten is a level itself; of twenty, every fourth
         alpha, sigma = schedule(t)
-        found = sigma if levels.flow else sigma / alpha
+        levels_of_grid = sigma if levels.flow else sigma / alpha
         (listed,) = levels.lists.values()
-        assert found[1:-1].tolist() == pytest.approx(list(listed[:: len(listed) // 5][1:]), rel=1e-6)
+        assert levels_of_grid[1:-1].tolist() == pytest.approx(list(listed[:: len(listed) // 5][1:]), rel=1e-6)
 
 
 def test_align_your_steps_is_what_diffusers_prints():
     schedules = pytest.importorskip("diffusers.schedulers").AysSchedules
-    for name, told in (
+    for name, prefix in (
         ("ays-sd15", "StableDiffusion"),
         ("ays-sdxl", "StableDiffusionXL"),
         ("ays-svd", "StableDiffusionVideo"),
     ):
-        assert [*PUBLISHED[name].lists[10], 0.0] == schedules[f"{told}Sigmas"]
+        assert [*PUBLISHED[name].lists[10], 0.0] == schedules[f"{prefix}Sigmas"]
     # The same grid as steps of a network of 1000, printed beside it: times agree to the rounding of levels.
     t = NAMED_GRIDS["ays-sd15"](stable_diffusion(), 10, 1e-3)
     steps = schedules["StableDiffusionTimesteps"]
@@ -140,7 +140,7 @@ def test_dmn_is_as_good_as_the_authors_constrained_optimiser(schedule, nfe):
     gaps = np.eye(nfe, nfe - 1) - np.eye(nfe, nfe - 1, -1)
     low = np.zeros(nfe)
     low[0], low[-1] = float(start[0]), -float(start[-1])
-    found = minimize(
+    optimum = minimize(
         bound,
         start[1:-1].numpy(),
         jac=True,
@@ -149,7 +149,7 @@ def test_dmn_is_as_good_as_the_authors_constrained_optimiser(schedule, nfe):
         options={"maxiter": 300},
     )
     ours = schedule.half_log_snr(dmn(schedule, nfe, 1e-3))
-    assert float(error_bound(ours).log()) <= found.fun + 0.02
+    assert float(error_bound(ours).log()) <= optimum.fun + 0.02
     assert float(error_bound(ours)) < float(error_bound(start))
 
 

@@ -135,10 +135,10 @@ def sampled(models, artefact, called, **keys):
 def test_a_solver_of_a_range_runs_at_the_scale_of_the_call(models):
     artefact = ranged_solver(models["sd1"])
     for scale in (2.0, 3.0, 7.5):
-        latents, said = sampled(models, artefact, scale)
+        latents, warnings_of_run = sampled(models, artefact, scale)
         expected, _ = sampled(models, artefact.at(scale), scale, strict=True)
         assert torch.equal(latents, expected)
-        assert not said
+        assert not warnings_of_run
     other, _ = sampled(models, artefact.at(3.0), 7.5)
     assert not torch.equal(latents, other)
     for scale in (9.0, 1.0):

@@ -117,8 +117,8 @@ def test_javascript_samples_branches(tmp_path):
         return 3 * torch.sin(2 * x + t + 0.5) - 2 * torch.sin(2 * x + t - 0.2)
 
     expected = sample(guided, torch.tensor([-1.5, 0.2, 1.1], dtype=torch.float64), table)
-    made = torch.tensor(json.loads(result.stdout), dtype=torch.float64)
-    torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+    samples = torch.tensor(json.loads(result.stdout), dtype=torch.float64)
+    torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
     assert node(SAMPLER, path).stdout.count("NFE 4") == 2
 
 

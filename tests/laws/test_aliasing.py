@@ -108,8 +108,8 @@ EDITS = {
 
 
 def edited(edit, x):
-    made = EDITS[edit](x)
-    return made if edit == "another" else x
+    edited_state = EDITS[edit](x)
+    return edited_state if edit == "another" else x
 
 
 @pytest.fixture(params=ALL)
@@ -159,14 +159,16 @@ def by_hand(kind, table, denoise, x, edit=None):
 
 
 def by_k_diffusion(table, denoise, x, edit=None):
-    told = dict(zip(sigmas_of(table, schedule=SCHEDULE).tolist(), table.times.clone().unbind(), strict=False))
+    time_of_sigma = dict(
+        zip(sigmas_of(table, schedule=SCHEDULE).tolist(), table.times.clone().unbind(), strict=False)
+    )
 
     def edits(step):
         if edit is not None:
             edited(edit, step["x"])
 
     def model(x, sigma):
-        return denoise(x, told[float(sigma[0].float())])
+        return denoise(x, time_of_sigma[float(sigma[0].float())])
 
     return sample_gas(
         model,
@@ -198,8 +200,8 @@ def test_what_is_done_to_a_trajectory_changes_it_not(table, x):
         for state, right in zip(trajectory(pure, start, table), expected, strict=True):
             assert torch.equal(state, right)
             edited(edit, state)
-    kept = list(trajectory(in_place, x, table))
-    assert all(torch.equal(state, right) for state, right in zip(kept, expected, strict=True))
+    yielded = list(trajectory(in_place, x, table))
+    assert all(torch.equal(state, right) for state, right in zip(yielded, expected, strict=True))
 
 
 @covering(kind=BY_HAND, table=ALL, indirect=["table"])
@@ -325,17 +327,17 @@ def test_training_asks_a_network_that_writes_over_its_answers(denoise):
         table = table_named("generalized", NFE)
         denoise = model.bind(None)
         steps = measure_differences(denoise, pairs.noise, table)
-        made, columns, _ = linearize(denoise, pairs.noise, table, steps)
+        computed, columns, _ = linearize(denoise, pairs.noise, table, steps)
         ranked = rank_classical(model, pairs, NFE, lambda a, b: (a - b).square().mean(1), entries=entries)
-        return [made, columns, *(measured.loss for measured in ranked), gits(model, pairs, NFE, steps=8)]
+        return [computed, columns, *(measured.loss for measured in ranked), gits(model, pairs, NFE, steps=8)]
 
     table = table_named("unipc-2-bh2", 8)
     entries = [
         (gas.Classical(name, "log_snr", NFE, 1e-3), table_named(name, NFE)) for name in ("ddim", "ipndm-3")
     ]
     pairs = gas.pairs.teach(model(pure), table, range(2))
-    for right, found in zip(results(model(pure)), results(model(denoise)), strict=True):
-        assert torch.equal(torch.as_tensor(found), torch.as_tensor(right))
+    for right, actual in zip(results(model(pure)), results(model(denoise)), strict=True):
+        assert torch.equal(torch.as_tensor(actual), torch.as_tensor(right))
 
 
 @pytest.mark.parametrize("name", ["unipc-2-bh2", "ipndm-3", "generalized"])
@@ -347,15 +349,15 @@ def test_gradients_are_right_or_refused(name, learned, x):
     wanted = [start, table.states, table.outputs] if learned else [start]
 
     def gradients(denoise):
-        made = sample(denoise, start, table)
-        return torch.autograd.grad(made.sum(), wanted)
+        computed = sample(denoise, start, table)
+        return torch.autograd.grad(computed.sum(), wanted)
 
     def moves_input(x, t):
         return torch.tanh(x.add_(t)) * 0.9
 
     expected = gradients(pure)
-    found = gradients(lambda x, t: moves_input(x * 1, t))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    actual = gradients(lambda x, t: moves_input(x * 1, t))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     start = start * 1  # a leaf refuses by itself
     with pytest.raises(
         ValueError, match="the network changed its input in place, which gradients flow through"
@@ -381,8 +383,8 @@ def test_answers_written_over_have_the_gradients_of_the_table_all_the_same(x):
 
     expected = gradient(frozen(pure))
     for denoise in (Reused(x.clone()), ReusedArray(x)):
-        found = gradient(frozen(denoise))
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        actual = gradient(frozen(denoise))
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_a_scheduler_says_that_two_runs_share_it(table, x):

@@ -73,9 +73,9 @@ def test_all_branches_with_the_weights_of_a_scale_are_the_guided_solver(table, s
     bound *= 1 + float(table.unrolled().abs().max())
     for form in (*folds(table.guided(scale)), table.folded().guided(scale)):
         # The denoiser's own scale does not matter: the table's weights mix its branches.
-        made = list(trajectory(guided_denoiser(7.0), START, form))
+        actual = list(trajectory(guided_denoiser(7.0), START, form))
         for n, expected in enumerate(states):
-            torch.testing.assert_close(made[2 * n], expected, rtol=0, atol=bound)
+            torch.testing.assert_close(actual[2 * n], expected, rtol=0, atol=bound)
         torch.testing.assert_close(sample(guided_denoiser(), START, form), states[-1], rtol=0, atol=bound)
 
 
@@ -86,9 +86,11 @@ def test_a_batch_of_branches_is_the_rows_one_by_one(table, scale):
     for form in folds(table.guided(scale)):
         batched = list(trajectory(guided_denoiser(), START, form))
         for fold in (False, True):
-            for made, expected in zip(batched, one_by_one(guided_denoiser(), START, form, fold), strict=True):
+            for actual, expected in zip(
+                batched, one_by_one(guided_denoiser(), START, form, fold), strict=True
+            ):
                 size = (1 + float(expected.abs().max())) * (1 + float(form.unrolled().abs().max()))
-                torch.testing.assert_close(made, expected, rtol=0, atol=1e-13 * size)
+                torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13 * size)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -124,10 +126,10 @@ def test_rows_that_move_the_state_are_evaluated_alone():
     names = ("unconditional", "conditional", "conditional", "unconditional")
     table = Table(torch.tensor([1.0, 1.0, 0.5, 0.2]), states, outputs, names)
     denoise = guided_denoiser()
-    made = sample(denoise, START, table)
+    actual = sample(denoise, START, table)
     assert denoise.denoise.labels == [[3, 3, 3, 0, 2, 1], [0, 2, 1], [3, 3, 3]]
     assert Stepper(table).calls == [range(2), range(2, 3), range(3, 4)]
-    torch.testing.assert_close(made, one_by_one(guided_denoiser(), START, table)[-1], rtol=0, atol=1e-14)
+    torch.testing.assert_close(actual, one_by_one(guided_denoiser(), START, table)[-1], rtol=0, atol=1e-14)
     later = Table(
         torch.tensor([1.0, 0.9, 0.5, 0.2]), states, outputs, names
     )  # the same state at another time
@@ -145,9 +147,9 @@ def test_a_table_without_branches_calls_the_denoiser_itself():
 
 def test_further_branches_have_names():
     table = table_named("ddim", 3).guided(4.0, unconditional="negative")
-    made = sample(guided_denoiser(negative=torch.tensor([1])), START, table)
+    actual = sample(guided_denoiser(negative=torch.tensor([1])), START, table)
     negative = ClassifierFreeGuidance(Network(), LABELS, torch.tensor([1]), 4.0)
-    torch.testing.assert_close(made, sample(negative, START, table_named("ddim", 3)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual, sample(negative, START, table_named("ddim", 3)), rtol=0, atol=1e-12)
 
 
 def test_gradients_are_those_of_the_guided_solver():
@@ -158,8 +160,8 @@ def test_gradients_are_those_of_the_guided_solver():
         table = solver().guided(2.5) if branched else solver()
         loss = sample(guided_denoiser(2.5), start, table).square().sum()
         gradients.append(torch.autograd.grad(loss, [start, *solver.parameters()]))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    for first, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("wrap", [lambda d: Autocast(d, torch.float32), Checkpointed], ids=["cast", "check"])

@@ -48,8 +48,8 @@ def row_error(table, model, z, t, row):
     """Error of one row that is fed exact states and exact answers."""
     states = torch.stack([model.state(z, time) for time in t])
     answers = torch.stack([model.denoise(x, time) for x, time in zip(states, t, strict=True)])
-    made = table.states[row] @ states[:-1] + table.outputs[row] @ answers[:-1]
-    return float((made - states[row + 1]).abs().max())
+    actual = table.states[row] @ states[:-1] + table.outputs[row] @ answers[:-1]
+    return float((actual - states[row + 1]).abs().max())
 
 
 def slope(build):
@@ -79,8 +79,8 @@ def test_local_order_of_heun():
 
     def error(h):
         t = schedule.inverse_half_log_snr(torch.tensor([-0.5, -0.5 + h], dtype=torch.float64))
-        made = sample(model.denoise, model.state(z, t[0]), classical.heun(schedule, t))
-        return float((made - model.state(z, t[1])).abs().max())
+        actual = sample(model.denoise, model.state(z, t[0]), classical.heun(schedule, t))
+        return float((actual - model.state(z, t[1])).abs().max())
 
     assert math.log(error(0.04) / error(0.02), 2) == pytest.approx(3, abs=0.3)
 

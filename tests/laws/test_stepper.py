@@ -37,10 +37,10 @@ def written_out(denoise, x, table):
     xs, ds = [x], []
     for n in range(table.nfe):
         ds.append(denoise(xs[n], table.times[n]))
-        made = torch.zeros_like(x)
+        summed = torch.zeros_like(x)
         for j in range(n + 1):
-            made = made + float(table.states[n, j]) * xs[j] + float(table.outputs[n, j]) * ds[j]
-        xs.append(made)
+            summed = summed + float(table.states[n, j]) * xs[j] + float(table.outputs[n, j]) * ds[j]
+        xs.append(summed)
     return xs
 
 
@@ -84,9 +84,9 @@ def test_every_table_runs_as_written_out(table, fold, graph):
 def test_classical_and_learned_solvers_agree_with_the_definition(name, nfe):
     table, start = table_named(name, nfe), torch.linspace(-2, 2, 9, dtype=torch.float64)
     expected = written_out(nonlinear, start, table)
-    for made, state in zip(trajectory(nonlinear, start, table), expected, strict=True):
+    for actual, state in zip(trajectory(nonlinear, start, table), expected, strict=True):
         largest = float(torch.stack([table.states, table.outputs]).abs().max())
-        torch.testing.assert_close(made, state, rtol=1e-14, atol=1e-14 * max(1, largest))
+        torch.testing.assert_close(actual, state, rtol=1e-14, atol=1e-14 * max(1, largest))
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -164,11 +164,11 @@ def test_what_has_weight_zero_is_not_looked_at(broken, graph):
     states, outputs = table.states.clone(), table.outputs.clone()
     (states if broken == "state" else outputs)[:, 2] = 0
     clean = Table(table.times, states, outputs)
-    seen = []
+    states_called = []
 
     def denoise(x, t):
-        seen.append(x)
-        return torch.full_like(x, torch.nan if broken == "output" and len(seen) == 3 else 0.5)
+        states_called.append(x)
+        return torch.full_like(x, torch.nan if broken == "output" and len(states_called) == 3 else 0.5)
 
     stepper, x = Stepper(clean, fold=False), torch.ones(4)
     with torch.set_grad_enabled(graph):
@@ -182,30 +182,30 @@ def test_what_has_weight_zero_is_not_looked_at(broken, graph):
 @pytest.mark.parametrize("graph", [False, True])
 def test_nothing_handed_in_or_out_changes(name, graph):
     table, start = table_named(name, 6), torch.linspace(-1, 1, 5)
-    kept = []
+    returned = []
 
     def denoise(x, t):
-        answer = x if len(kept) % 2 else torch.tanh(x)  # its input as its own answer, too
-        kept.extend((tensor, copy.deepcopy(tensor)) for tensor in (x, answer, t))
+        answer = x if len(returned) % 2 else torch.tanh(x)  # its input as its own answer, too
+        returned.extend((tensor, copy.deepcopy(tensor)) for tensor in (x, answer, t))
         return answer
 
     with torch.set_grad_enabled(graph):
         states = list(trajectory(denoise, start, table))
     assert states[0] is start
-    kept.append((start, torch.linspace(-1, 1, 5)))
-    for tensor, before in kept:
+    returned.append((start, torch.linspace(-1, 1, 5)))
+    for tensor, before in returned:
         assert torch.equal(tensor, before)
 
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "generalized", "s4s"])
 def test_no_state_and_no_answer_is_held(name, graph):
-    table, made, alive = table_named(name, 6), [], []
+    table, references, alive = table_named(name, 6), [], []
 
     def denoise(x, t):
-        alive.append([key for key, ref in enumerate(made) if ref() is not None])
-        made.append(weakref.ref(x))
-        made.append(weakref.ref(answer := x / 2))
+        alive.append([key for key, ref in enumerate(references) if ref() is not None])
+        references.append(weakref.ref(x))
+        references.append(weakref.ref(answer := x / 2))
         return answer
 
     with torch.set_grad_enabled(graph):
@@ -314,9 +314,9 @@ def test_a_finished_stepper_says_so():
 
 def test_a_row_of_zeros_gives_zeros_of_the_right_kind():
     zero = torch.zeros(2, 2, dtype=torch.float64)
-    made = sample(nonlinear, torch.ones(2, 3, dtype=torch.bfloat16), Table(torch.ones(2), zero, zero))
-    assert made.dtype == torch.bfloat16
-    assert torch.equal(made, torch.zeros_like(made))
+    actual = sample(nonlinear, torch.ones(2, 3, dtype=torch.bfloat16), Table(torch.ones(2), zero, zero))
+    assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, torch.zeros_like(actual))
 
 
 def bad_answers():
@@ -379,10 +379,10 @@ def test_what_is_no_state_is_refused_in_one_line(x, kind):
 @pytest.mark.parametrize("wide", [torch.float64, torch.float32, torch.bfloat16])
 def test_answers_of_another_precision_are_weighed_as_they_are(wide):
     table, x = table_named("unipc-2-bh2", 4), torch.linspace(-1, 1, 8)
-    made = sample(lambda x, t: nonlinear(x, t).to(wide), x, table)
-    assert made.dtype == x.dtype
+    actual = sample(lambda x, t: nonlinear(x, t).to(wide), x, table)
+    assert actual.dtype == x.dtype
     expected = written_out(lambda x, t: nonlinear(x, t).to(wide).double(), x.double(), table)[-1]
-    torch.testing.assert_close(made.double(), expected, rtol=0, atol=2e-2 if wide.itemsize == 2 else 2e-6)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-2 if wide.itemsize == 2 else 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -395,8 +395,8 @@ def test_weights_beyond_the_dtype_of_sums_are_refused(dtype, part):
         ValueError, match=r"the table has a weight of 1e\+39, beyond the 3.4e\+38 of torch.float32"
     ):
         sample(nonlinear, x.to(dtype), table)
-    made = sample(nonlinear, x.double(), table)
-    torch.testing.assert_close(made, written_out(nonlinear, x.double(), table)[-1])
+    actual = sample(nonlinear, x.double(), table)
+    torch.testing.assert_close(actual, written_out(nonlinear, x.double(), table)[-1])
 
 
 def test_a_table_too_large_to_be_folded_runs_as_written():

@@ -24,17 +24,17 @@ def spread(shares):
 def probed(table):
     """Read a table's matrix from outside: the network's n-th answer is the n-th unit vector."""
     n = table.nfe
-    asked = []
+    evaluated = []
 
     def denoise(x, t):
-        asked.append(float(t))
+        evaluated.append(float(t))
         answer = torch.zeros_like(x)
-        answer[:, len(asked)] = 1
+        answer[:, len(evaluated)] = 1
         return answer
 
     start = torch.zeros(1, n + 1, dtype=torch.float64)
     start[0, 0] = 1
-    return torch.cat(list(trajectory(denoise, start, table))), asked
+    return torch.cat(list(trajectory(denoise, start, table))), evaluated
 
 
 @covering(name=NAMES, grid=GRIDS.keys(), schedule=SCHEDULES)
@@ -66,9 +66,9 @@ def test_moments_hold_on_any_grid(name, shares):
 def test_probing_reads_the_table(name):
     schedule = VPLinear()
     table = SOLVERS[name](schedule, GRIDS["log_snr"](schedule, 5, 1e-3))
-    matrix, asked = probed(table)
+    matrix, evaluated = probed(table)
     torch.testing.assert_close(matrix, table.unrolled(), rtol=1e-12, atol=1e-12)
-    assert asked == table.times.tolist()
+    assert evaluated == table.times.tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,8 +123,8 @@ def test_all_solvers_converge_to_the_exact_flow(name, schedule):
 
     def error(steps):
         t = GRIDS["time_uniform"](schedule, steps, 1e-2)
-        made = sample(model.denoise, model.state(z, t[0]), SOLVERS[name](schedule, t))
-        return float((made - model.state(z, t[-1])).abs().max())
+        actual = sample(model.denoise, model.state(z, t[0]), SOLVERS[name](schedule, t))
+        return float((actual - model.state(z, t[-1])).abs().max())
 
     coarse, fine = error(40), error(160)
     assert fine < 2e-2

@@ -69,12 +69,12 @@ def test_each_starts_exactly_at_its_base(start, schedule, grid):
     family, start = start[0], Classical(start[1], grid, 6, 1e-3)
     table = start.table(schedule)
     if family is LD3:
-        made = LD3(schedule, 6, 1e-3, base=start.solver, grid=start.grid)()
-        torch.testing.assert_close(made.states, table.states, rtol=1e-9, atol=1e-10)
+        again = LD3(schedule, 6, 1e-3, base=start.solver, grid=start.grid)()
+        torch.testing.assert_close(again.states, table.states, rtol=1e-9, atol=1e-10)
     else:
-        made = family.from_table(schedule, table, 1e-3)()
-    torch.testing.assert_close(made.detach().times, table.times, rtol=0, atol=1e-14)
-    torch.testing.assert_close(made.detach().unrolled(), table.unrolled(), rtol=1e-9, atol=1e-10)
+        again = family.from_table(schedule, table, 1e-3)()
+    torch.testing.assert_close(again.detach().times, table.times, rtol=0, atol=1e-14)
+    torch.testing.assert_close(again.detach().unrolled(), table.unrolled(), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", [LD3, BNS, S4S])
@@ -89,9 +89,9 @@ def test_a_new_one_is_dpmpp_on_the_uniform_grid(family, nfe):
 def test_with_corrector_s4s_starts_with_the_bases_weights_of_answers(name):
     """The noise of x_T is passed on twice as often as any classical solver does, which no weight can mend."""
     table = Classical(name, "log_snr", 5, 1e-3).table(VPLinear())
-    made = S4S.from_table(VPLinear(), table, 1e-3, corrector=True)().detach().unrolled()
-    torch.testing.assert_close(made[:, 1:], table.unrolled()[:, 1:], rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(made[:, 0], table.unrolled()[:, 0] ** 2, rtol=1e-9, atol=1e-12)
+    weights = S4S.from_table(VPLinear(), table, 1e-3, corrector=True)().detach().unrolled()
+    torch.testing.assert_close(weights[:, 1:], table.unrolled()[:, 1:], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(weights[:, 0], table.unrolled()[:, 0] ** 2, rtol=1e-9, atol=1e-12)
 
 
 def shifted_estimate(schedule, model, x, t, tau):
@@ -121,15 +121,15 @@ def test_ld3_takes_its_bases_step_on_its_own_times(schedule, base):
     solver = randomised(LD3(schedule, 5, 1e-2, base=base))
     model, t, table = Gaussian(schedule), solver.t.detach(), solver().detach()
     x = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    made, m, e = sample(model.denoise, x, table), [], []
+    actual, m, e = sample(model.denoise, x, table), [], []
     for n in range(5):
         alpha, sigma = schedule(t[n])
         m.append(shifted_estimate(schedule, model, x, t[n], table.times[n]))
         e.append((x - alpha * m[-1]) / sigma)
         x = step_of(base, schedule, t, n, x, m, e)
-    torch.testing.assert_close(made, x, rtol=1e-9, atol=1e-9)
-    told = (t[:-1] + solver.xi.detach())[1:]
-    torch.testing.assert_close(table.times[1:], told.clamp(min=5e-3, max=schedule.t_max))
+    torch.testing.assert_close(actual, x, rtol=1e-9, atol=1e-9)
+    expected_times = (t[:-1] + solver.xi.detach())[1:]
+    torch.testing.assert_close(table.times[1:], expected_times.clamp(min=5e-3, max=schedule.t_max))
 
 
 @pytest.mark.parametrize("corrector", [False, True])
@@ -138,14 +138,14 @@ def test_s4s_takes_its_papers_step(schedule, corrector):
     solver = randomised(S4S(schedule, 5, 1e-2, corrector=corrector))
     model, t, table = Gaussian(schedule), solver.t.detach(), solver().detach()
     x = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    made, m = sample(model.denoise, x, table), []
+    actual, m = sample(model.denoise, x, table), []
     for n in range(5):
         m.append(shifted_estimate(schedule, model, x, t[n], table.times[n]))
         sigma, (alpha_next, sigma_next) = schedule(t[n])[1], schedule(t[n + 1])
         gain = -alpha_next * torch.expm1(schedule.half_log_snr(t[n]) - schedule.half_log_snr(t[n + 1]))
         for weights in [solver.predictor, solver.correction] if corrector else [solver.predictor]:
             x = sigma_next / sigma * x + gain * sum(weights[n - j, n].detach() * m[j] for j in range(n + 1))
-    torch.testing.assert_close(made, x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual, x, rtol=1e-9, atol=1e-9)
 
 
 def test_bns_is_its_numbers():
@@ -164,12 +164,12 @@ def test_gs_without_theory_keeps_its_coefficients_wherever_the_times_go():
     with torch.no_grad():
         solver.theta += 0.4
         solver.outputs[1, 2] += 0.25
-    made = solver.nominal().detach()
-    assert float((made.times - base.times).abs().max()) > 0.01
+    nominal = solver.nominal().detach()
+    assert float((nominal.times - base.times).abs().max()) > 0.01
     expected = base.outputs.clone()
     expected[2, 1] += 0.25
-    torch.testing.assert_close(made.outputs, expected, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(made.states, base.states, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(nominal.outputs, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(nominal.states, base.states, rtol=1e-9, atol=1e-10)
 
 
 @gradcheck_modes
@@ -188,8 +188,8 @@ def test_gradients_of_every_parameter(build, schedule, fast_mode):
     names = [name for name, _ in solver.named_parameters()]
 
     def table(*values):
-        made = torch.func.functional_call(solver, dict(zip(names, values, strict=True)))
-        return made.times, made.states, made.outputs
+        table = torch.func.functional_call(solver, dict(zip(names, values, strict=True)))
+        return table.times, table.states, table.outputs
 
     values = [p.detach().clone().requires_grad_() for p in solver.parameters()]
     if isinstance(solver, BNS):  # away from the ends that times are kept between
@@ -212,10 +212,12 @@ def test_each_kind_comes_back_from_its_file(name, tmp_path):
     solver = randomised(SOLVERS[name].build(MODEL.schedule, START), size=0.01)
     table = solver().detach()
     solver_file.save(tmp_path / "s.json", solver, model=MODEL)
-    found = solver_file.load(tmp_path / "s.json")
-    assert found.entry(4).kind == type(solver).__name__
-    again = found.table(4)
-    torch.testing.assert_close(found.solver(4)().detach().unrolled(), table.unrolled(), rtol=1e-8, atol=1e-8)
+    artefact = solver_file.load(tmp_path / "s.json")
+    assert artefact.entry(4).kind == type(solver).__name__
+    again = artefact.table(4)
+    torch.testing.assert_close(
+        artefact.solver(4)().detach().unrolled(), table.unrolled(), rtol=1e-8, atol=1e-8
+    )
     for part in ("times", "states", "outputs"):
         assert torch.equal(getattr(again, part), getattr(table, part))
     other = replace(MODEL, t_end=1e-2)

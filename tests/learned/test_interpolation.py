@@ -67,8 +67,8 @@ def test_between_two_of_a_kind_is_nearly_that_kind():
     schedule = MODEL.schedule
     below, above, between = (classical(schedule, nfe) for nfe in (6, 10, 8))
     pairs = taught(range(64))
-    made = interpolated(schedule, below, above, 8, 1e-3)
-    losses = [float(evaluate(MODEL, pairs, table, l2).mean()) for table in (below, made, between)]
+    actual = interpolated(schedule, below, above, 8, 1e-3)
+    losses = [float(evaluate(MODEL, pairs, table, l2).mean()) for table in (below, actual, between)]
     assert losses[1] < 0.8 * losses[0], losses
     assert losses[1] < 2.5 * losses[2], losses
 
@@ -116,22 +116,22 @@ def test_better_by_chance_is_not_surely_better():
     assert not surely_better(MODEL, pairs, bad, good, l2)
     assert not surely_better(MODEL, pairs, good, good, l2)
     close = Table(good.times, good.states, good.outputs * (1 + 1e-4))
-    told = [
+    reports = [
         surely_better(MODEL, pairs.subset(slice(0, 6)), *pair, l2) for pair in ((close, good), (good, close))
     ]
-    assert told != [True, True]
+    assert reports != [True, True]
 
 
 def test_a_gain_on_every_pair_is_sure_however_large_it_is_on_one_and_a_loss_as_large_is_not_hidden():
     noise = torch.randn(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     small = 0.01 + 0.002 * noise
-    one = torch.zeros(256, dtype=torch.float64)
-    one[7] = 100.0
+    ones = torch.zeros(256, dtype=torch.float64)
+    ones[7] = 100.0
     assert float(small.mean()) > 0 and surely_positive(small)
-    assert surely_positive(small + one) and not surely_positive(small - one)
+    assert surely_positive(small + ones) and not surely_positive(small - ones)
     assert not surely_positive(noise - noise.mean() + 0.05) and surely_positive(noise - noise.mean() + 0.2)
     assert not surely_positive(0 * noise) and not surely_positive(torch.full_like(noise, math.nan))
-    diverged = torch.where(one > 0, math.inf, small)
+    diverged = torch.where(ones > 0, math.inf, small)
     assert surely_positive(diverged) and not surely_positive(-diverged)
     assert not surely_positive(small[:1]) and not surely_positive(small[:0])
 

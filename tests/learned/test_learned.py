@@ -76,8 +76,8 @@ def test_gradients_of_every_parameter(family, schedule, fast_mode):
     names = [name for name, _ in solver.named_parameters()]
 
     def table(*values):
-        made = torch.func.functional_call(solver, dict(zip(names, values, strict=True)))
-        return made.times, made.states, made.outputs
+        actual = torch.func.functional_call(solver, dict(zip(names, values, strict=True)))
+        return actual.times, actual.states, actual.outputs
 
     values = [p.detach().clone().requires_grad_() for p in solver.parameters()]
     assert torch.autograd.gradcheck(table, values, atol=1e-6, rtol=1e-4, fast_mode=fast_mode)

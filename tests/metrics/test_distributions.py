@@ -385,11 +385,11 @@ def test_seed_interval_tends_to_normal_theory_and_shows_nan():
 
 def test_a_comparison_of_distributions_is_its_parts():
     fake, real = normal(1, 60, 3) + 0.4, normal(2, 80, 3)
-    found, reference = distribution(fake, real), feature_statistics(real)
-    assert found.frechet == frechet_distance(feature_statistics(fake), reference)
-    assert (found.frechet_corrected, found.frechet_interval) == frechet_interval(fake, reference)
-    assert found.kernel == pytest.approx(kid(fake, real))
-    assert found.prdc == prdc(fake, real[:60])  # which depends on both counts: equal ones
+    estimate, reference = distribution(fake, real), feature_statistics(real)
+    assert estimate.frechet == frechet_distance(feature_statistics(fake), reference)
+    assert (estimate.frechet_corrected, estimate.frechet_interval) == frechet_interval(fake, reference)
+    assert estimate.kernel == pytest.approx(kid(fake, real))
+    assert estimate.prdc == prdc(fake, real[:60])  # which depends on both counts: equal ones
     assert distribution(fake[:5], real).prdc is None  # a ball to the fifth neighbour needs a sixth sample
 
 
@@ -402,10 +402,12 @@ def test_the_standard_error_of_a_kernel_distance_is_its_spread_over_independent_
     # upper one.
     monkeypatch.setattr("gas.metrics.distances._SUBSET", subset)
     count = 120
-    found = [distribution(normal(2 * s, count, 3) + shift, normal(2 * s + 1, count, 3)) for s in range(24)]
-    spread = float(torch.tensor([each.kernel for each in found]).std())
-    told = float(torch.tensor([each.kernel_std for each in found]).mean())
-    assert 0.7 * spread < told < (1.5 if shift else 2.5) * spread
+    estimates = [
+        distribution(normal(2 * s, count, 3) + shift, normal(2 * s + 1, count, 3)) for s in range(24)
+    ]
+    spread = float(torch.tensor([each.kernel for each in estimates]).std())
+    mean_std = float(torch.tensor([each.kernel_std for each in estimates]).mean())
+    assert 0.7 * spread < mean_std < (1.5 if shift else 2.5) * spread
 
 
 @pytest.mark.slow
@@ -416,13 +418,13 @@ def test_an_estimate_of_a_frechet_distance_and_its_interval_belong_together(shif
     reference = FeatureStatistics(torch.zeros(size), torch.eye(size), 10**9)
     truth = size * shift**2  # the covariances agree
     samples = [normal(s, count, size) + shift for s in range(draws)]
-    found = [frechet_interval(each, reference) for each in samples]
+    intervals = [frechet_interval(each, reference) for each in samples]
     plain = [frechet_distance(feature_statistics(each), reference) for each in samples]
     assert np.mean(plain) > truth + 0.1
-    assert np.mean([value for value, _ in found]) == pytest.approx(truth, abs=0.05)
-    assert all(low <= value <= high for value, (low, high) in found)
+    assert np.mean([value for value, _ in intervals]) == pytest.approx(truth, abs=0.05)
+    assert all(low <= value <= high for value, (low, high) in intervals)
     # 95% of 60, less two standard errors and a half.
-    assert share_inside([ends for _, ends in found], truth) >= 0.88
+    assert share_inside([ends for _, ends in intervals], truth) >= 0.88
 
 
 @pytest.mark.slow
@@ -430,18 +432,20 @@ def test_the_interval_between_pairs_is_of_pairs():
     """Samples of one noise move together: as independent ones, their distance would lie far from its own interval."""
     size, count, draws, error = 4, 80, 40, 0.1
     truth = size * ((1 + error**2) ** 0.5 - 1) ** 2 + size * error**2
-    found = []
+    estimates = []
     for s in range(draws):
         teacher = normal(2 * s, count, size)
-        made = teacher + error * normal(2 * s + 1, count, size) + error
-        found.append(distribution(made, teacher, paired=True))
-    ends = [each.frechet_interval for each in found]
-    assert all(low <= each.frechet_corrected <= high for each, (low, high) in zip(found, ends, strict=True))
+        fakes = teacher + error * normal(2 * s + 1, count, size) + error
+        estimates.append(distribution(fakes, teacher, paired=True))
+    ends = [each.frechet_interval for each in estimates]
+    assert all(
+        low <= each.frechet_corrected <= high for each, (low, high) in zip(estimates, ends, strict=True)
+    )
     assert share_inside(ends, truth) >= 0.85
     # Resampling one side alone makes it several times that.
     assert np.mean([high - low for low, high in ends]) < truth
     with pytest.raises(ValueError, match="must be as many, row by row, got 80 and 79"):
-        distribution(made, teacher[1:], paired=True)
+        distribution(fakes, teacher[1:], paired=True)
 
 
 def test_too_few_samples_have_no_jackknife_and_all_others_an_interval_around_the_estimate():

@@ -79,11 +79,11 @@ def test_symmetric_nonnegative_and_blind_to_rotation(a, b, size):
     p, q = gaussian(a, size), gaussian(b, size)
     g = torch.Generator().manual_seed(a ^ b)
     turn, _ = torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64))
-    there = frechet_distance(p, q)
+    distance = frechet_distance(p, q)
     turned = [FeatureStatistics(turn @ s.mean, turn @ s.cov @ turn.T, s.count) for s in (p, q)]
-    assert there >= 0
-    assert frechet_distance(q, p) == pytest.approx(there, rel=1e-9, abs=1e-9)
-    assert frechet_distance(*turned) == pytest.approx(there, rel=1e-9, abs=1e-9)
+    assert distance >= 0
+    assert frechet_distance(q, p) == pytest.approx(distance, rel=1e-9, abs=1e-9)
+    assert frechet_distance(*turned) == pytest.approx(distance, rel=1e-9, abs=1e-9)
 
 
 @quick

@@ -225,8 +225,8 @@ def test_what_cannot_be_is_refused(digits):
 def layer_of(kind, width=96):
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        made = torch.nn.Linear(width, 32) if kind == "linear" else torch.nn.Conv2d(6, 32, 4)
-    return made.requires_grad_(False)
+        layer = torch.nn.Linear(width, 32) if kind == "linear" else torch.nn.Conv2d(6, 32, 4)
+    return layer.requires_grad_(False)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])

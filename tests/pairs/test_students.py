@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solver
 TEACHER = Classical("unipc-3-bh2", "log_snr", 6, 1e-3)
 
 
-def own(schedule=None, size=8, **more):
+def digits_like(schedule=None, size=8, **more):
     """A network of one layer on images; each has the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -40,27 +40,31 @@ def own(schedule=None, size=8, **more):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
-    for _ in write_pairs(own(), TEACHER, root, PairsSpec(range(40))):
+    for _ in write_pairs(digits_like(), TEACHER, root, PairsSpec(range(40))):
         pass
     return root
 
 
 def test_only_a_student_takes_the_pairs_of_another_model(folder):
-    student = precise(own(), quantize="int8")
+    student = precise(digits_like(), quantize="int8")
     with pytest.raises(ValueError, match=r"learn for a copy of it add --student"):
         read_pairs(folder, model=student)
     pairs = read_pairs(folder, model=student, student=True)
-    assert teacher_of(pairs, student)["model"] == own().fingerprint()
-    assert teacher_of(pairs, own()) == TEACHER.config() == teacher_of(pairs, precise(own(), "bf16"))
+    assert teacher_of(pairs, student)["model"] == digits_like().fingerprint()
+    assert (
+        teacher_of(pairs, digits_like())
+        == TEACHER.config()
+        == teacher_of(pairs, precise(digits_like(), "bf16"))
+    )
 
 
 @pytest.mark.parametrize(
     ("student", "named"),
     [
-        (lambda: own(size=4), r"shape: \[1, 8, 8\] stored, \[1, 4, 4\] expected"),
-        (lambda: own(gas.VPLinear(0.1, 10.0)), r"schedule.beta_1: 20.0 stored, 10.0 expected"),
-        (lambda: own(gas.Flow()), r"schedule.kind: 'vp_linear' stored, 'flow' expected"),
-        (lambda: own(conditions=torch.zeros(3, 2), null=None), "conditions: 'nothing' stored"),
+        (lambda: digits_like(size=4), r"shape: \[1, 8, 8\] stored, \[1, 4, 4\] expected"),
+        (lambda: digits_like(gas.VPLinear(0.1, 10.0)), r"schedule.beta_1: 20.0 stored, 10.0 expected"),
+        (lambda: digits_like(gas.Flow()), r"schedule.kind: 'vp_linear' stored, 'flow' expected"),
+        (lambda: digits_like(conditions=torch.zeros(3, 2), null=None), "conditions: 'nothing' stored"),
     ],
 )
 def test_a_student_of_other_samples_is_refused(student, named, folder):
@@ -69,7 +73,7 @@ def test_a_student_of_other_samples_is_refused(student, named, folder):
 
 
 def test_pairs_in_memory_are_refused_to_a_student_of_another_schedule():
-    pairs, student = teach(own(), TEACHER, range(12)), own(gas.Flow())
+    pairs, student = teach(digits_like(), TEACHER, range(12)), digits_like(gas.Flow())
     solver = gas.GeneralizedSolver(student.schedule, 2, student.t_end)
     with pytest.raises(
         ValueError, match="made on schedule vp_linear, of other noise than the schedule of own"
@@ -78,17 +82,17 @@ def test_pairs_in_memory_are_refused_to_a_student_of_another_schedule():
 
 
 def test_the_file_names_both_models_and_serves_the_student_alone(folder, tmp_path):
-    student = precise(own(), quantize="int4")
+    student = precise(digits_like(), quantize="int4")
     pairs = read_pairs(folder, model=student, student=True)
     search = gas.training.StartSearch("ddim/log_snr")
     *_, result = gas.distill(student, *pairs.split(8), 2, search=search, config=gas.GaussNewton(iterations=2))
     document = gas.save(tmp_path / "s.json", result, model=student).document
-    assert document.teacher == {**TEACHER.config(), "model": own().fingerprint()}
+    assert document.teacher == {**TEACHER.config(), "model": digits_like().fingerprint()}
     assert document.model == {**student.fingerprint(), "quantize": "int4"}
     artefact = gas.load(tmp_path / "s.json")
     artefact.check(student)
     with pytest.raises(ValueError, match="sha256"):
-        artefact.check(own())
+        artefact.check(digits_like())
     assert "samples of another model" in gas.evaluation.solver_files.provenance_warnings(artefact, student)[0]
     shown = commands.run("inspect", tmp_path / "s.json").stdout
     assert f"{document.model['sha256'][:16]} int4" in shown
@@ -107,13 +111,13 @@ def few(start):
 
 @pytest.fixture(scope="module")
 def original(folder):
-    pairs = read_pairs(folder, model=own())
-    *_, result = gas.distill(own(), *pairs.split(8), 3, **few("ddim/log_snr"))
-    return gas.save(None, result, model=own())
+    pairs = read_pairs(folder, model=digits_like())
+    *_, result = gas.distill(digits_like(), *pairs.split(8), 3, **few("ddim/log_snr"))
+    return gas.save(None, result, model=digits_like())
 
 
 def test_a_training_goes_on_from_the_solver_of_the_original(folder, original):
-    student = precise(own(), quantize="int4")
+    student = precise(digits_like(), quantize="int4")
     sets = read_pairs(folder, model=student, student=True).split(8)
     *records, result = gas.distill(student, *sets, 3, **few(original))
     fits = [record for record in records if isinstance(record, gas.FitRecord)]
@@ -127,9 +131,9 @@ def test_a_training_goes_on_from_the_solver_of_the_original(folder, original):
 def test_a_training_is_never_worse_than_the_table_that_it_goes_on_from(folder, original, kind, monkeypatch):
     """No step is taken, and the classical solver is not surely worse: the table is the result all the same."""
     monkeypatch.setattr("gas.training.distillation.surely_positive", lambda gains: False)
-    sets = read_pairs(folder, model=own()).split(8)
+    sets = read_pairs(folder, model=digits_like()).split(8)
     options = few(original) | {"config": gas.GaussNewton(iterations=0), "solver": kind}
-    *_, result = gas.distill(own(), *sets, 3, **options)
+    *_, result = gas.distill(digits_like(), *sets, 3, **options)
     torch.testing.assert_close(result.table().folded().outputs, original.table(3).folded().outputs)
     assert result.loss < result.best_classical_loss
 
@@ -146,25 +150,33 @@ def test_a_training_is_never_worse_than_the_table_that_it_goes_on_from(folder, o
 def test_a_solver_file_of_another_use_is_no_start(folder, original, nfe, change, named):
     start = gas.solver_file.Artefact(original.document.model_copy(update=change), "this solver")
     with pytest.raises(gas.UserError, match=named):
-        next(gas.distill(own(), *read_pairs(folder, model=own()).split(8), nfe, **few(start)))
+        next(gas.distill(digits_like(), *read_pairs(folder, model=digits_like()).split(8), nfe, **few(start)))
 
 
 def test_ld3_does_not_start_at_a_learned_table(folder, original):
     with pytest.raises(gas.UserError, match="ld3 has a classical solver's formula"):
-        next(gas.distill(own(), *read_pairs(folder, model=own()).split(8), 3, solver="ld3", **few(original)))
+        next(
+            gas.distill(
+                digits_like(),
+                *read_pairs(folder, model=digits_like()).split(8),
+                3,
+                solver="ld3",
+                **few(original),
+            )
+        )
 
 
 def test_an_interrupted_training_goes_on_from_the_same_solver_only(folder, original, tmp_path):
-    sets = read_pairs(folder, model=own()).split(8)
-    *_, whole = gas.distill(own(), *sets, 3, **few(original))
-    running = gas.distill(own(), *sets, 3, **few(original), state=tmp_path)
+    sets = read_pairs(folder, model=digits_like()).split(8)
+    *_, whole = gas.distill(digits_like(), *sets, 3, **few(original))
+    running = gas.distill(digits_like(), *sets, 3, **few(original), state=tmp_path)
     next(record for record in running if isinstance(record, gas.FitRecord))
     running.close()
-    *_, rest = gas.distill(own(), *sets, 3, **few(original), state=tmp_path)
+    *_, rest = gas.distill(digits_like(), *sets, 3, **few(original), state=tmp_path)
     assert torch.equal(rest.table().outputs, whole.table().outputs)
-    other = gas.save(None, gas.Classical("ddim", "karras", 3, 1e-3), model=own())
+    other = gas.save(None, gas.Classical("ddim", "karras", 3, 1e-3), model=digits_like())
     with pytest.raises(gas.UserError, match="it is of another run: start was"):
-        next(gas.distill(own(), *sets, 3, **few(other), state=tmp_path))
+        next(gas.distill(digits_like(), *sets, 3, **few(other), state=tmp_path))
 
 
 def test_the_command_learns_for_a_student(tmp_path):
@@ -177,15 +189,18 @@ def test_the_command_learns_for_a_student(tmp_path):
     further = ["--start", tmp_path / "s.json", *start[2:], "--out", tmp_path / "t.json", "--student"]
     commands.run(*train[:5], *further, "--quantize", "int4")
     assert gas.load(tmp_path / "t.json").document.solvers[0].start == "ddim/log_snr"
-    made = gas.load(tmp_path / "s.json").document
-    assert made.model["quantize"] == "int8" and made.teacher["model"] == gas.zoo.load("digits").fingerprint()
+    file_content = gas.load(tmp_path / "s.json").document
+    assert (
+        file_content.model["quantize"] == "int8"
+        and file_content.teacher["model"] == gas.zoo.load("digits").fingerprint()
+    )
     sample = ["sample", *network, "--solver", tmp_path / "s.json", "--seeds", 2, "--out", tmp_path / "x.npz"]
     assert "sha256" in commands.refused(*sample)
     commands.run(*sample, "--quantize", "int8")
-    told = commands.run(
+    output = commands.run(
         "evaluate", *network, "--quantize", "int8", "--solver", tmp_path / "s.json", "--seeds", 4
     )
-    assert "learned from samples of another model" in " ".join(told.stderr.split())
+    assert "learned from samples of another model" in " ".join(output.stderr.split())
 
 
 def test_pairs_on_a_users_own_schedule_are_trained_on():

@@ -179,26 +179,26 @@ def test_large_tensors_of_a_pickle_stay_on_disk(tmp_path: Path) -> None:
 def test_latents_classes_and_prompts(tmp_path: Path) -> None:
     latents, labels = torch.randn(7, 4, 4, 4), torch.tensor([2, 0, 1, 1, 2, 2, 0])
     given = {"noise": torch.randn(7, 4, 4, 4), "latents": latents, "images": torch.zeros(7, 3, 32, 32)}
-    told = read_teacher_set(pickled(teachers(**given, condition=labels), tmp_path / "a.pkl"))
-    assert [p.done for p in import_pairs(told, tmp_path / "a", shard=3, guidance=2.0)] == [0, 3, 6, 7]
+    converted = read_teacher_set(pickled(teachers(**given, condition=labels), tmp_path / "a.pkl"))
+    assert [p.done for p in import_pairs(converted, tmp_path / "a", shard=3, guidance=2.0)] == [0, 3, 6, 7]
     pairs = gas.read_pairs(tmp_path / "a")
     assert torch.equal(pairs.target, latents) and torch.equal(pairs.labels, labels)
     assert pairs.seeds[0] == 0 and pairs.guidance == 2.0
     prompts = [f"a photograph of {i}" for i in range(7)]
-    told = read_teacher_set(pickled(teachers(**given, condition=prompts), tmp_path / "b.pkl"))
-    list(import_pairs(told, tmp_path / "b"))
+    converted = read_teacher_set(pickled(teachers(**given, condition=prompts), tmp_path / "b.pkl"))
+    list(import_pairs(converted, tmp_path / "b"))
     assert json.loads((tmp_path / "b" / PROMPTS).read_text()) == prompts
     assert gas.read_pairs(tmp_path / "b").labels is None
 
 
 def test_an_import_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    told = read_teacher_set(pickled(teachers(10), tmp_path / "dataset.pkl"))
-    running = import_pairs(told, tmp_path / "pairs", shard=3)
+    converted = read_teacher_set(pickled(teachers(10), tmp_path / "dataset.pkl"))
+    running = import_pairs(converted, tmp_path / "pairs", shard=3)
     next(running), next(running), next(running)
     running.close()
     with pytest.raises(ValueError, match="is unfinished, 6 of 10 pairs"):
         gas.read_pairs(tmp_path / "pairs")
-    assert [p.done for p in import_pairs(told, tmp_path / "pairs", shard=3)] == [6, 9, 10]
+    assert [p.done for p in import_pairs(converted, tmp_path / "pairs", shard=3)] == [6, 9, 10]
     assert len(gas.read_pairs(tmp_path / "pairs")) == 10
     manifest = json.loads((tmp_path / "pairs" / MANIFEST).read_text())
     manifest["recipe"]["stored"] = []

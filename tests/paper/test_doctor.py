@@ -90,7 +90,7 @@ def test_what_a_preset_is_measured_by_is_listed(name: str, tmp_path: Path) -> No
 def test_files_of_other_kinds(name: str, words: str, tmp_path: Path) -> None:
     network, *rest = find_files(PRESETS[name], standins.write_weights(PRESETS[name], tmp_path))
     assert describe_file(network).startswith(words)
-    assert [describe_file(found) for found in rest] == (["3 prompts"] if name == "coco" else [])
+    assert [describe_file(path) for path in rest] == (["3 prompts"] if name == "coco" else [])
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:

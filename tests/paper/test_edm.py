@@ -167,8 +167,12 @@ def test_attention_is_a_softmax(heads: int) -> None:
     qkv, width = torch.randn(2, 24, 3, 5, dtype=torch.float64), 8 // heads
     answer = attention(qkv, heads).flatten(2)
     for batch, head in itertools.product(range(2), range(heads)):
-        own = qkv[batch].flatten(1)[3 * width * head : 3 * width * (head + 1)]
-        q, k, v = own[0::3], own[1::3], own[2::3]  # interleaved, channel by channel
+        head_weights = qkv[batch].flatten(1)[3 * width * head : 3 * width * (head + 1)]
+        q, k, v = (
+            head_weights[0::3],
+            head_weights[1::3],
+            head_weights[2::3],
+        )  # interleaved, channel by channel
         weights = torch.softmax(q.T @ k / math.sqrt(width), dim=1)
         assert close(answer[batch, width * head : width * (head + 1)], v @ weights.T)
 
@@ -248,8 +252,8 @@ def test_preconditioning_keeps_the_variance() -> None:
 def test_a_vp_network_is_told_its_own_time() -> None:
     t = torch.tensor([1e-5, 0.3, 1.0], dtype=torch.float64)
     alpha, sigma = gas.VPLinear(0.1, 20.0)(t)
-    *_, told = network("VP baseline").precondition(sigma / alpha)
-    assert close(told, 999 * t, 1e-9)
+    *_, labels_of_network = network("VP baseline").precondition(sigma / alpha)
+    assert close(labels_of_network, 999 * t, 1e-9)
     net = network("VP baseline")
     assert (net.sigma_min, net.sigma_max) == pytest.approx((1.0005e-3, 152.2), rel=1e-3)
 

@@ -18,7 +18,9 @@ from support.published import close
 
 
 @pytest.fixture(scope="module", params=[0, 5], ids=["lsun", "imagenet"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, State, Path]:
+def converted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, State, Path]:
     state = checkpoint(request.param)
     return request.param, state, saved(state, tmp_path_factory.mktemp("ldm") / "model.ckpt")
 
@@ -31,8 +33,8 @@ def noise_of(state: State, classes: int) -> Callable[[Tensor, Tensor, Tensor | N
     return network
 
 
-def test_the_network_answers_as_under_its_own_names(made: tuple[int, State, Path]) -> None:
-    classes, state, path = made
+def test_the_network_answers_as_under_its_own_names(converted: tuple[int, State, Path]) -> None:
+    classes, state, path = converted
     model = ldm.load(path, latent_size=8)
     labels = torch.tensor([4, classes]) if classes else None
     assert model.weights is not None
@@ -40,8 +42,8 @@ def test_the_network_answers_as_under_its_own_names(made: tuple[int, State, Path
     assert close(answer, noise_of(state, classes)(X, STEPS, labels), 1e-6)  # weights are kept in float32
 
 
-def test_the_first_stage_answers_as_under_its_own_names(made: tuple[int, State, Path]) -> None:
-    _, state, path = made
+def test_the_first_stage_answers_as_under_its_own_names(converted: tuple[int, State, Path]) -> None:
+    _, state, path = converted
     first = ldm.load_first_stage(path).double()
     z = compvis.encode(state, X, "first_stage_model.", **FIRST, width=3)
     assert close(first.encode(X).latents, z, 1e-6)
@@ -50,18 +52,22 @@ def test_the_first_stage_answers_as_under_its_own_names(made: tuple[int, State, 
     )
 
 
-def test_every_weight_goes_somewhere_once(made: tuple[int, State, Path]) -> None:
+def test_every_weight_goes_somewhere_once(converted: tuple[int, State, Path]) -> None:
     """Numbers in equal numbers out: of both networks, the table of classes and the noise levels."""
-    _, state, path = made
+    _, state, path = converted
     read = ldm.read(path).tensors
-    for there, here in (("model.diffusion_model.", "unet."), ("first_stage_model.", "first."), ("", "")):
-        before = torch.cat([v.float().flatten() for k, v in state.items() if k.startswith(there)])
-        after = torch.cat([v.float().flatten() for k, v in read.items() if k.startswith(here)])
+    for source_prefix, target_prefix in (
+        ("model.diffusion_model.", "unet."),
+        ("first_stage_model.", "first."),
+        ("", ""),
+    ):
+        before = torch.cat([v.float().flatten() for k, v in state.items() if k.startswith(source_prefix)])
+        after = torch.cat([v.float().flatten() for k, v in read.items() if k.startswith(target_prefix)])
         assert torch.equal(before.sort().values, after.sort().values)
 
 
-def test_a_model_to_sample(made: tuple[int, State, Path]) -> None:
-    classes, state, path = made
+def test_a_model_to_sample(converted: tuple[int, State, Path]) -> None:
+    classes, state, path = converted
     model = ldm.load(path, latent_size=8, name="tiny")
     assert isinstance(model, gas.models.Model)
     assert (model.sample_shape, model.classes, model.name) == ((3, 8, 8), classes, "tiny")
@@ -76,8 +82,8 @@ def test_a_model_to_sample(made: tuple[int, State, Path]) -> None:
         assert close(both, 2 * model.bind(labels)(X, t) - model.denoise(X, t), 1e-5)
 
 
-def test_converted_files_answer_alike(made: tuple[int, State, Path], tmp_path: Path) -> None:
-    _, _, path = made
+def test_converted_files_answer_alike(converted: tuple[int, State, Path], tmp_path: Path) -> None:
+    _, _, path = converted
     file = tmp_path / "model.safetensors"
     ldm.write(ldm.read(path), file, path)
     assert ldm.load(file).fingerprint() | {"name": ""} == ldm.load(path).fingerprint() | {"name": ""}

@@ -98,7 +98,7 @@ def test_settings_that_make_no_sense(setting: str, words: str) -> None:
 
 def test_the_papers_numbers() -> None:
     """Of each setup, a few that differ: method.md's table read once more, by hand."""
-    told = {
+    training_settings = {
         name: (
             p.t_end,
             p.batch,
@@ -112,7 +112,7 @@ def test_the_papers_numbers() -> None:
         )
         for name, p in PRESETS.items()
     }
-    assert told == {
+    assert training_settings == {
         "cifar10": (1e-3, 24, 10_000, 10_000, 1400, 1400, 1000, 0.1, 1.0),
         "ffhq": (1e-4, 24, 10_000, 10_000, 1400, 5000, 1000, 1.0, 1.0),
         "afhqv2": (1e-4, 24, 10_000, 10_000, 1400, 5000, 1000, 1.0, 1.0),
@@ -166,14 +166,14 @@ def test_a_network_of_another_size(weights: dict[str, Path]) -> None:
 def test_converted_files_are_found(weights: dict[str, Path], tmp_path: Path) -> None:
     source = written("cifar10", weights)
     preset = PRESETS["cifar10"].changed(["size=8"])
-    for found in (one for one in find_files(preset, source) if not one.role.startswith("loss")):
-        assert found.path is not None
-        run("paper", "convert", found.path, tmp_path / "cifar10" / f"{found.path.stem}.safetensors")
-    places = [found.path for found in find_files(preset, tmp_path)][:2]
+    for file in (original for original in find_files(preset, source) if not original.role.startswith("loss")):
+        assert file.path is not None
+        run("paper", "convert", file.path, tmp_path / "cifar10" / f"{file.path.stem}.safetensors")
+    places = [file.path for file in find_files(preset, tmp_path)][:2]
     assert all(place is not None and place.suffix == ".safetensors" for place in places)
     x = torch.randn(1, 3, 8, 8)
-    one, two = (load_backbone(preset, folder) for folder in (source, tmp_path))
-    torch.testing.assert_close(one.denoise(x, torch.tensor(0.5)), two.denoise(x, torch.tensor(0.5)))
+    original, two = (load_backbone(preset, folder) for folder in (source, tmp_path))
+    torch.testing.assert_close(original.denoise(x, torch.tensor(0.5)), two.denoise(x, torch.tensor(0.5)))
 
 
 def test_the_critic_is_the_published_one_or_drawn_anew(weights: dict[str, Path], tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_the_critic_is_the_published_one_or_drawn_anew(weights: dict[str, Path],
     preset = PRESETS["cifar10"].changed(["size=8", "weight=0.3", *sizes])
     model = load_backbone(preset, folder)
     critic = critic_for(preset, model, folder)
-    (found,) = (one.path for one in find_files(preset, folder) if one.role == "critic")
-    assert found is not None and critic.weight == 0.3
-    for name, value in load_discriminator(found).state_dict().items():
+    (file,) = (each.path for each in find_files(preset, folder) if each.role == "critic")
+    assert file is not None and critic.weight == 0.3
+    for name, value in load_discriminator(file).state_dict().items():
         assert torch.equal(value, critic.network.state_dict()[name])
     with pytest.raises(FileNotFoundError, match=r"preset cifar10 needs \S*R3GAN-CIFAR10\.pkl"):
         critic_for(preset, model, tmp_path)
@@ -216,11 +216,11 @@ def test_a_preset_runs_from_its_files_to_a_report(
     monkeypatch.setenv("GAS_WEIGHTS", str(written(name, weights)))
     monkeypatch.chdir(tmp_path)
     nfe, words = preset.nfes[1], [name, *standins.small(preset)]
-    made = json.loads(
+    results = json.loads(
         run("paper", "pairs", *words, *(["--nfe", nfe] if name == "coco" else []), "--json").stdout
     )
-    assert made["seeds"] == [0, 6] and made["t_end"] == preset.teacher_t_end
-    assert made["nfe"] == (nfe + 1 if name == "coco" else preset.teacher_nfe)
+    assert results["seeds"] == [0, 6] and results["t_end"] == preset.teacher_t_end
+    assert results["nfe"] == (nfe + 1 if name == "coco" else preset.teacher_nfe)
     for objective in ("gs", "gas"):
         result = run("paper", "train", *words, "--nfe", nfe, "--objective", objective, "--json")
         (row,) = json.loads(result.stdout)
@@ -245,11 +245,11 @@ def test_a_preset_runs_from_its_files_to_a_report(
     assert report["preset"] == name and report["rows"][0]["name"] == "GAS"
     Path("results.json").write_text(printed)
     (table,) = [
-        key for key, one in TABLES.items() if key.startswith("table2") and one.figures[0].preset == name
+        key for key, each in TABLES.items() if key.startswith("table2") and each.figures[0].preset == name
     ]
     other = [*standins.small(preset), "--markdown", "report.md", "--json"]
-    told = json.loads(run("paper", "reproduce", table, "--results", ".", *other).stdout)["cells"]
-    states = {row["state"] for row in told if row["solver"] == "GAS" and row["nfe"] == nfe}
+    cells_reported = json.loads(run("paper", "reproduce", table, "--results", ".", *other).stdout)["cells"]
+    states = {row["state"] for row in cells_reported if row["solver"] == "GAS" and row["nfe"] == nfe}
     measured = {"results.json: no FID in it (--features inception and a reference)"}
     assert states == measured
     assert f"{name}-gas-{nfe}" in Path("report.md").read_text()
@@ -294,8 +294,8 @@ def test_the_authors_own_files(
     run(
         "sample", "--model", "preset:lsun", "--solver", "student.json", "--seeds", 1, "--out", "x.safetensors"
     )
-    made = load_file("x.safetensors")  # latents, and what its first stage makes of them
-    assert (made["samples"].shape, made["decoded"].shape) == ((1, 3, 8, 8), (1, 3, 16, 16))
+    content = load_file("x.safetensors")  # latents, and what its first stage makes of them
+    assert (content["samples"].shape, content["decoded"].shape) == ((1, 3, 8, 8), (1, 3, 16, 16))
     pickled(teachers(8), Path("dataset.pkl"))
     run(
         "paper",
@@ -343,7 +343,7 @@ def test_pixels_learn_by_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("nfe", ["4", "4,6"])
 def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = run(
+    printed = run(
         "paper",
         "train",
         "coco",
@@ -355,9 +355,10 @@ def test_a_dry_run_says_what_would_be_done(nfe: str, tmp_path: Path, monkeypatch
         tmp_path,
         "--dry-run",
     ).stderr
-    assert "guidance              7.5" in told and "missing, put it at" in told
-    assert "pairs of seeds 0 to 5127 in runs/coco/pairs-nfe4-5128, then runs/coco/gas-4.json" in told.replace(
-        "\n", " "
+    assert "guidance              7.5" in printed and "missing, put it at" in printed
+    assert (
+        "pairs of seeds 0 to 5127 in runs/coco/pairs-nfe4-5128, then runs/coco/gas-4.json"
+        in printed.replace("\n", " ")
     )
     assert not list(tmp_path.iterdir())
 

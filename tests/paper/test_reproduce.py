@@ -36,14 +36,14 @@ METHOD = {  # method.md, section 6, once more: teacher, and the last figure of G
 
 def evaluated(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
     """A file as gas evaluate writes it."""
-    told = {"frechet_data": None, "to_data": None, "samples": 50_000}
+    values = {"frechet_data": None, "to_data": None, "samples": 50_000}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"model": "cifar10", "rows": [{**told, **row} for row in rows], **more}))
+    path.write_text(json.dumps({"model": "cifar10", "rows": [{**values, **row} for row in rows], **more}))
 
 
 def cells(table: str, results: Path, *words: object) -> dict[tuple[str, int], dict[str, Any]]:
-    told = json.loads(run("paper", "reproduce", table, "--results", results, "--json", *words).stdout)
-    return {(row["solver"], row["nfe"]): row for row in told["cells"]}
+    printed = json.loads(run("paper", "reproduce", table, "--results", results, "--json", *words).stdout)
+    return {(row["solver"], row["nfe"]): row for row in printed["cells"]}
 
 
 @pytest.mark.parametrize("name", thinned(list(TABLES), 3))
@@ -57,13 +57,20 @@ def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path)
     rows = json.loads(run("paper", "reproduce", name, "--results", tmp_path, "--json").stdout)["cells"]
     for row, figure in zip(rows, table.figures, strict=True):
         assert row["ours"] is None and row["state"].startswith("missing; needs ")
-        one = run_for(figure, tmp_path)
-        assert row["run"] == one.name
+        command = run_for(figure, tmp_path)
+        assert row["run"] == command.name
         if row["solver"] not in checked:
             words = [word for setting in figure.settings for word in ("--set", setting)]
-            words += ["--nfe", str(one.nfe), "--objective", one.objective, "--out", str(one.solver)]
+            words += [
+                "--nfe",
+                str(command.nfe),
+                "--objective",
+                command.objective,
+                "--out",
+                str(command.solver),
+            ]
             shown = run("paper", "train", figure.trained_on, *words, "--dry-run").stderr
-            assert f"then {one.solver}" in shown.replace("\n", " ")
+            assert f"then {command.solver}" in shown.replace("\n", " ")
         checked.add(row["solver"])
 
 
@@ -71,14 +78,14 @@ def test_tables_are_of_presets_and_solvers_that_exist(name: str, tmp_path: Path)
 def test_a_run_measures_what_its_cell_shows(name: str, given: bool, tmp_path: Path) -> None:
     """By default in Inception's features against the preset's real data, from its published files."""
     for figure in TABLES[name].figures:
-        one = run_for(figure, tmp_path)
-        features = _published_features(one, tmp_path / "w")
+        command = run_for(figure, tmp_path)
+        features = _published_features(command, tmp_path / "w")
         assert features.features == "inception" and features.reference is not None
         assert features.weights == tmp_path / "w" / "pt_inception-2015-12-05-6726825d.pth"
         assert features.reference.parent == tmp_path / "w" and features.reference.suffix == ".npz"
         if figure.metric != "FID":
             assert features.real == features.reference and features.real.name.startswith("VIRTUAL_")
-        missing = set(one.missing(tmp_path / "w", measuring=not given))
+        missing = set(command.missing(tmp_path / "w", measuring=not given))
         assert missing.isdisjoint({features.weights.name, features.reference.name}) == given
 
 
@@ -98,15 +105,19 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
         features="inception",
     )
     (tmp_path / "other.json").write_text('{"format": "gas-solver"}')
-    found = cells("table2a", tmp_path)
-    assert found["GS", 4]["ours"] == 4.5 and found["GS", 4]["difference"] == pytest.approx(0.09)
-    assert found["DPM++(3M)", 4]["ours"] == 46.5 and found["UniPC", 4]["ours"] == 44.0
-    assert found["teacher", None]["ours"] == 2.05
+    cell_values = cells("table2a", tmp_path)
+    assert cell_values["GS", 4]["ours"] == 4.5 and cell_values["GS", 4]["difference"] == pytest.approx(0.09)
+    assert cell_values["DPM++(3M)", 4]["ours"] == 46.5 and cell_values["UniPC", 4]["ours"] == 44.0
+    assert cell_values["teacher", None]["ours"] == 2.05
     assert (
-        found["GAS", 4]["ours"] is None and "no FID in it (--features inception" in found["GAS", 4]["state"]
+        cell_values["GAS", 4]["ours"] is None
+        and "no FID in it (--features inception" in cell_values["GAS", 4]["state"]
     )
-    assert "1,000 samples, the paper 50,000" in found["GS", 6]["state"] and found["GS", 8]["ours"] is None
-    assert found["GAS", 6]["state"] == (
+    assert (
+        "1,000 samples, the paper 50,000" in cell_values["GS", 6]["state"]
+        and cell_values["GS", 8]["ours"] is None
+    )
+    assert cell_values["GAS", 6]["state"] == (
         "missing; needs edm-cifar10-32x32-uncond-vp.pkl, R3GAN-CIFAR10.pkl, vgg16-397923af.pth, lpips-vgg.pth, "
         "pt_inception-2015-12-05-6726825d.pth, cifar10-32x32.npz"
     )
@@ -117,9 +128,9 @@ def test_results_stand_beside_the_papers(tmp_path: Path) -> None:
         f"| GS | 4 | FID | 4.41 | 4.50 | +0.09 | cifar10-gs-4 | {tmp_path}/a.json: 50,000 samples |" in lines
     )
     # A run measures a column of classical solvers, and the teacher, with GS: beside it are three more and GAS.
-    runs = {row["run"] for row in found.values()}
+    runs = {row["run"] for row in cell_values.values()}
     assert len(runs) == 4 * 4
-    assert {solver for (solver, _), row in found.items() if row["run"] == "cifar10-gs-10"} == {
+    assert {solver for (solver, _), row in cell_values.items() if row["run"] == "cifar10-gs-10"} == {
         *("DPM++(3M)", "UniPC", "iPNDM", "GS", "teacher"),
     }
 
@@ -136,8 +147,8 @@ def test_results_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: py
     assert cells("theory", tmp_path)["GS without theory", 4]["ours"] == 5.0
 
     def files(*changes: str) -> tuple[str, str]:
-        one = run_for(TABLES["theory"].figures[0], Path("r"), changes)
-        return str(one.solver), str(one.result)
+        command = run_for(TABLES["theory"].figures[0], Path("r"), changes)
+        return str(command.solver), str(command.result)
 
     usual = ("runs/ffhq/gs-4.json", "r/ffhq-gs-4.json")
     assert files() == files("batch=24") == usual  # the published one
@@ -148,9 +159,9 @@ def test_results_of_other_settings_are_not_taken(tmp_path: Path, monkeypatch: py
 
     schedule = gas.EDMasVP(1e-4, 0.002, 80.0)
     table = gas.Classical("ddim", "log_snr", 4, 1e-4).table(schedule)
-    told = {**PRESETS["ffhq"].changed(["batch=8"]).settings(), "objective": "gs"}
+    settings_of_gs = {**PRESETS["ffhq"].changed(["batch=8"]).settings(), "objective": "gs"}
     Path("runs/ffhq").mkdir(parents=True)
-    gas.save("runs/ffhq/gs-4.json", table, training=told)
+    gas.save("runs/ffhq/gs-4.json", table, training=settings_of_gs)
     monkeypatch.setattr("gas.paper.reproduction.MeasuringRun.missing", lambda *_, **__: [])
     line = refused("paper", "reproduce", "theory", "--results", "r", "--run")
     assert (
@@ -163,25 +174,27 @@ def test_rows_of_one_name_are_not_taken_for_another(tmp_path: Path) -> None:
     row = {"name": "GAS", "nfe": 4, "frechet_data": 6.0}
     classic = {**row, "name": "GAS, classic"}
     evaluated(tmp_path / "any.json", [classic], preset="imagenet", features="inception")
-    found = cells("table6", tmp_path)
-    assert found["GAS, classic", 4]["ours"] == 6.0 and found["GAS", 4]["ours"] is None
+    cells_by_name = cells("table6", tmp_path)
+    assert cells_by_name["GAS, classic", 4]["ours"] == 6.0 and cells_by_name["GAS", 4]["ours"] is None
     evaluated(tmp_path / "afhqv2-gas-4.json", [row], preset="afhqv2", features="inception")
-    found = cells("transfer", tmp_path)
-    assert found["GAS", 4]["ours"] == 6.0 and found["GAS of FFHQ", 4]["ours"] is None
+    cells_by_name = cells("transfer", tmp_path)
+    assert cells_by_name["GAS", 4]["ours"] == 6.0 and cells_by_name["GAS of FFHQ", 4]["ours"] is None
 
 
 def test_recall_and_cells_of_gas_compare(tmp_path: Path) -> None:
     to_data = {"prdc": {"precision": 0.5, "recall": 0.7, "density": 1.0, "coverage": 0.9}}
     metrics = {"frechet_data": 5.0, "to_data": to_data, "samples": 50_000, "name": "GAS", "nfe": 4}
     cell = {"spec": "gas", "label": "GAS", "category": "learned", "nfe": 4, "metrics": metrics}
-    told = {
+    metric_values = {
         "format": "gas-comparison-cell",
         "model": "imagenet",
         "cell": cell,
         "measured": {"features": "inception"},
     }
-    (tmp_path / "gas-4.json").write_text(json.dumps(told))
-    (tmp_path / "gas-5.json").write_text(json.dumps({**told, "cell": {**cell, "nfe": 5, "metrics": None}}))
+    (tmp_path / "gas-4.json").write_text(json.dumps(metric_values))
+    (tmp_path / "gas-5.json").write_text(
+        json.dumps({**metric_values, "cell": {**cell, "nfe": 5, "metrics": None}})
+    )
     rows = json.loads(run("paper", "reproduce", "coverage", "--results", tmp_path, "--json").stdout)["cells"]
     assert [row["ours"] for row in rows] == [None, 0.7, None, 0.9]
 
@@ -218,7 +231,7 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "--set",
         "evaluation_seeds=50,54",
     ]
-    found = cells("theory", tmp_path / "results", *words)
+    cells_by_name = cells("theory", tmp_path / "results", *words)
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert {re.sub("-set-[0-9a-f]{8}", "", name) for name in names} == {
         "ffhq-gs-4.json",
@@ -231,7 +244,9 @@ def test_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if "GS" in r["name"]
     ]
     assert free["name"] == "GS without theory" and free["samples"] == 4
-    assert all("no FID in it" in row["state"] for row in found.values())  # of stand-ins, in no features
+    assert all(
+        "no FID in it" in row["state"] for row in cells_by_name.values()
+    )  # of stand-ins, in no features
     (weights / preset.critic_file).unlink()
     result = run("paper", "reproduce", "transfer", "--results", tmp_path / "results", *words)
     assert (
@@ -251,9 +266,9 @@ def test_a_solver_of_another_setup_is_measured(tmp_path: Path, monkeypatch: pyte
     measure = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
     small = [*standins.small(PRESETS["ffhq"]), "--set", "evaluation_seeds=50,54"]
     words = ["--run", *measure, "--preset-weights", tmp_path / "weights", *small]
-    found = cells("transfer", tmp_path / "results", *words)
-    own, other = found["GAS", 4], found["GAS of FFHQ", 4]
-    assert own["ours"] > 0 and other["ours"] > 0
+    cells_by_name = cells("transfer", tmp_path / "results", *words)
+    gas_row, other = cells_by_name["GAS", 4], cells_by_name["GAS of FFHQ", 4]
+    assert gas_row["ours"] > 0 and other["ours"] > 0
     assert other["run"] == "afhqv2-from-ffhq-gas-4"
     (solver,) = tmp_path.glob("runs/ffhq/gas-4*.json")
     words = [
@@ -290,19 +305,19 @@ def test_coverage_is_measured_against_real_images(tmp_path: Path, monkeypatch: p
     measure += ["--reference", "batch.npz", "--real", "folder"]
     words = ["--run", "--preset-weights", weights, *standins.small(PRESETS["imagenet"])]
     words += ["--set", "evaluation_seeds=50,57", *measure]
-    told = json.loads(run("paper", "reproduce", "coverage", "--results", "results", "--json", *words).stdout)[
-        "cells"
-    ]
-    assert all(0 <= row["ours"] <= 1 for row in told)
+    cells_printed = json.loads(
+        run("paper", "reproduce", "coverage", "--results", "results", "--json", *words).stdout
+    )["cells"]
+    assert all(0 <= row["ours"] <= 1 for row in cells_printed)
     (path,) = Path("results").glob("imagenet-gs-4*.json")
     report = json.loads(path.read_text())
     network = extractor_by_name("inception", "inception.pth")
-    seen = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    network_features = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
     model = load_backbone(PRESETS["imagenet"].changed(["size=16"]), weights)
     (solver,) = Path("runs/imagenet").glob("gs-4*.json")
     denoise = model.bind(torch.arange(50, 57) % model.classes, 2.0)
-    made = gas.sample(denoise, model.noise(range(50, 57)), gas.load(solver).table(4))
-    expected = distribution(network.of(model)(made), seen)
+    samples = gas.sample(denoise, model.noise(range(50, 57)), gas.load(solver).table(4))
+    expected = distribution(network.of(model)(samples), network_features)
     assert report["rows"][0]["to_data"]["kernel"] == pytest.approx(expected.kernel, rel=1e-3)
     assert report["real_sha256"] == RealImages(Path("folder")).sha256()
 
@@ -345,7 +360,9 @@ def test_fid_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.savez("real.npz", mu=np.zeros(128), sigma=np.eye(128))
     measure = ["--features", "inception", "--weights", "inception.pth", "--reference", "real.npz"]
     words = ["--run", *measure, "--preset-weights", weights, *standins.small(preset)]
-    found = cells("theory", tmp_path / "results", *words, "--set", "evaluation_seeds=50,54")
-    ours = [found[solver, 4]["ours"] for solver in ("GS", "GS without theory")]
-    assert all(value > 0 for value in ours) and "4 samples, the paper 50,000" in found["GS", 4]["state"]
-    assert found["GS", 4]["difference"] == pytest.approx(ours[0] - 10.70)
+    cells_by_name = cells("theory", tmp_path / "results", *words, "--set", "evaluation_seeds=50,54")
+    ours = [cells_by_name[solver, 4]["ours"] for solver in ("GS", "GS without theory")]
+    assert (
+        all(value > 0 for value in ours) and "4 samples, the paper 50,000" in cells_by_name["GS", 4]["state"]
+    )
+    assert cells_by_name["GS", 4]["difference"] == pytest.approx(ours[0] - 10.70)

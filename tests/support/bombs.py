@@ -493,12 +493,12 @@ def manifest(recipe: Mapping[str, Any] | None = None, shards: Any = None) -> Bom
         "seeds": [0, 4], "shard": 4, "batch": 4, **(recipe or {}),
     }  # fmt: skip
     mark = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()
-    one = {"file": "shard-00000.safetensors", "first_seed": 0, "count": 4, "sha256": "0" * 64}
+    shard = {"file": "shard-00000.safetensors", "first_seed": 0, "count": 4, "sha256": "0" * 64}
     content = {
         "version": 1,
         "recipe": base,
         "recipe_sha256": mark,
-        "shards": [one] if shards is None else shards,
+        "shards": [shard] if shards is None else shards,
     }
     return lambda path: path.write_text(json.dumps(add_checksum(content)))
 

@@ -123,10 +123,10 @@ def _transformer(s: State, p: str, x: Tensor, context: Tensor) -> Tensor:
     h = s.conv(f"{p}.proj_in", s.norm(f"{p}.norm", x, 1e-6), width, 1).flatten(2).transpose(1, 2)
     for number in (1, 2):
         n = s.layer_norm(f"{block}.norm{number}", h)
-        told = n if number == 1 else context
+        condition = n if number == 1 else context
         q = s.linear(f"{block}.attn{number}.to_q", n, width, bias=False)
-        k = s.linear(f"{block}.attn{number}.to_k", told, width, bias=False)
-        v = s.linear(f"{block}.attn{number}.to_v", told, width, bias=False)
+        k = s.linear(f"{block}.attn{number}.to_k", condition, width, bias=False)
+        v = s.linear(f"{block}.attn{number}.to_v", condition, width, bias=False)
         weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(width), dim=2)
         h = h + s.linear(f"{block}.attn{number}.to_out.0", weights @ v, width)
     value, gate = s.linear(f"{block}.ff.net.0.proj", s.layer_norm(f"{block}.norm3", h), 8 * width).chunk(

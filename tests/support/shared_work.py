@@ -27,17 +27,17 @@ WHERE = ["--model", "digits"]
 
 def gas_command(*words):
     """Run ``python -m gas`` in this process; return its exit code and what it printed."""
-    printed, said = io.StringIO(), io.StringIO()
+    printed, errors = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["gas", *map(str, words)]),
         contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(said),
+        contextlib.redirect_stderr(errors),
     ):
         try:
             runpy.run_module("gas", run_name="__main__")
         except SystemExit as end:
-            return end.code or 0, printed.getvalue(), said.getvalue()
-    return 0, printed.getvalue(), said.getvalue()
+            return end.code or 0, printed.getvalue(), errors.getvalue()
+    return 0, printed.getvalue(), errors.getvalue()
 
 
 def learned(folder, name, loss, config, **more):
@@ -75,13 +75,13 @@ def work(folder):
     ]
     for line in commands:
         words = line.split()
-        code, printed, said = gas_command(*words, *WHERE)
+        code, printed, errors = gas_command(*words, *WHERE)
         if code:
-            raise RuntimeError(f"gas {words[0]} ended with {code}: {said}")
+            raise RuntimeError(f"gas {words[0]} ended with {code}: {errors}")
         if distributed.is_first():
             (folder / f"{words[0]}.out").write_text(printed.replace(str(folder), "FOLDER"))
-        elif printed or said:
-            raise RuntimeError(f"gas {words[0]} speaks in process {distributed.rank()}: {printed}{said}")
+        elif printed or errors:
+            raise RuntimeError(f"gas {words[0]} speaks in process {distributed.rank()}: {printed}{errors}")
     preset(folder)
     learned(folder, "features", FeatureLoss(lambda x: x.sin()), GaussNewton(iterations=4))
     learned(folder, "adam", l1, Adam(iterations=16, batch=13, relax=0.1, validate_every=8))
@@ -95,20 +95,20 @@ def preset(folder):
     weights, setup = folder / "weights", PRESETS["cifar10"]
     distributed.broadcast(lambda: str(standins.write_weights(setup, weights)))
     words = [setup.name, "--preset-weights", weights, *standins.small(setup)]
-    made = folder / "preset-pairs"
+    pairs_folder = folder / "preset-pairs"
     for more in (
-        ["pairs", "--out", made],
-        ["train", "--nfe", 3, "--pairs", made, "--out", folder / "preset.json"],
+        ["pairs", "--out", pairs_folder],
+        ["train", "--nfe", 3, "--pairs", pairs_folder, "--out", folder / "preset.json"],
     ):
-        code, _, said = gas_command("paper", more[0], *words, *more[1:])
+        code, _, errors = gas_command("paper", more[0], *words, *more[1:])
         if code:
-            raise RuntimeError(f"gas paper {more[0]} ended with {code}: {said}")
+            raise RuntimeError(f"gas paper {more[0]} ended with {code}: {errors}")
 
 
 def trouble(folder):
     """What cannot be shared, and a teacher that fails in the second process alone."""
     few = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --batch 1 --out {folder / 'few.json'}"
-    told = [gas_command(*few.split(), *WHERE), gas_command("zoo")]
+    outcomes = [gas_command(*few.split(), *WHERE), gas_command("zoo")]
     real = teacher._run
 
     def failing(*args, **kwargs):
@@ -117,10 +117,14 @@ def trouble(folder):
         return real(*args, **kwargs)
 
     with mock.patch.object(teacher, "_run", failing):
-        told.append(gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed"))
+        outcomes.append(
+            gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed")
+        )
     if distributed.is_first():
-        (folder / "trouble.out").write_text("\n\n".join(f"{code} {said.strip()}" for code, _, said in told))
-    raise SystemExit(told[-1][0])
+        (folder / "trouble.out").write_text(
+            "\n\n".join(f"{code} {errors.strip()}" for code, _, errors in outcomes)
+        )
+    raise SystemExit(outcomes[-1][0])
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ def nominal_times(name, schedule, t):
     """The time each state of a table stands for, ending with the last: Heun's stages repeat the end of a step."""
     if name != "heun":
         return t
-    asked = [t[0]]
+    evaluated = [t[0]]
     for start, end in pairwise(t):
         euler = bool(torch.isinf(schedule.half_log_snr(torch.stack([start, end]))).any())
-        asked += [end] if euler else [end, end]
-    return torch.stack(asked)
+        evaluated += [end] if euler else [end, end]
+    return torch.stack(evaluated)
 
 
 LEARNED = {

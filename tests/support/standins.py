@@ -17,7 +17,7 @@ EDM |= {"channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
 SMALL = ["pairs=4", "pairs_gas=4", "validation=2", "batch=2", "iterations=2", "iterations_gas=2"]
 # One report only: a critic that two reports of two pairs each find winning is mere chance here.
 SMALL += ["validate_every=2", "critic_widths=8,8", "critic_groups=2,2", "critic_blocks=1,1"]
-OWN = {
+NETWORKS = {
     "edm": ["size=8", "loss=l1"],
     "ldm": ["size=16"],
     "sd": ["size=16"],
@@ -26,7 +26,7 @@ OWN = {
 
 def small(preset: Preset) -> list[str]:
     """The words of a command line that make a preset fit its stand-in."""
-    return [word for setting in (*SMALL, *OWN[preset.kind]) for word in ("--set", setting)]
+    return [word for setting in (*SMALL, *NETWORKS[preset.kind]) for word in ("--set", setting)]
 
 
 def write_weights(preset: Preset, folder: Path) -> Path:

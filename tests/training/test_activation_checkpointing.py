@@ -26,25 +26,25 @@ def pairs(digits):
     return teach(digits, Classical("unipc-3-bh2", "log_snr", 8, 1e-3).table(digits.schedule), range(16))
 
 
-def kept_bytes(denoise, x, nfe, model):
+def stored_bytes(denoise, x, nfe, model):
     """Bytes of different storages that a run of a learned solver keeps for its backward pass."""
-    kept = {}
+    saved = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
         return tensor
 
     solver = GeneralizedSolver(model.schedule, nfe, model.t_end)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sample(denoise, x, solver().folded())
-    return sum(size for size, _ in kept.values())
+    return sum(size for size, _ in saved.values())
 
 
 def gradients(denoise, pairs, nfe, model):
     solver = GeneralizedSolver(model.schedule, nfe, model.t_end)
-    made = sample(denoise, pairs.noise, solver().folded())
-    (made - pairs.target).square().mean().backward()
+    actual = sample(denoise, pairs.noise, solver().folded())
+    (actual - pairs.target).square().mean().backward()
     return torch.cat([p.grad.flatten() for p in solver.parameters()])
 
 
@@ -75,113 +75,115 @@ def test_answers_that_do_not_depend_on_what_is_learned_have_its_gradients_too(di
 
 
 def test_a_call_is_made_again_under_the_autocast_it_was_made_under(digits, pairs):
-    seen, network = [], digits.bind(pairs.labels)
+    batches, network = [], digits.bind(pairs.labels)
 
     def denoise(x, t):
-        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        batches.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
         return network(x, t)
 
     for enabled in (True, False):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            made = Checkpointed(denoise)(
+            actual = Checkpointed(denoise)(
                 pairs.noise.clone().requires_grad_(), torch.tensor(0.5, dtype=torch.float64)
             )
-        made.sum().backward()
-    assert [each[0] for each in seen] == [True, True, False, False]
-    assert len({each[1] for each in seen}) == 1
+        actual.sum().backward()
+    assert [each[0] for each in batches] == [True, True, False, False]
+    assert len({each[1] for each in batches}) == 1
 
 
 def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
     denoise = digits.bind(pairs.labels)
-    flat = [kept_bytes(Checkpointed(denoise), pairs.noise, nfe, digits) for nfe in (4, 10)]
-    fast = [kept_bytes(denoise, pairs.noise, nfe, digits) for nfe in (4, 10)]
+    flat = [stored_bytes(Checkpointed(denoise), pairs.noise, nfe, digits) for nfe in (4, 10)]
+    fast = [stored_bytes(denoise, pairs.noise, nfe, digits) for nfe in (4, 10)]
     weights = sum(p.numel() * p.element_size() for p in digits.network.parameters())
     assert flat[1] < 0.05 * fast[1]
     # What the whole of training holds: the weights, one call's activations, and the rest of the graph.
-    one = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
-    assert weights + one + flat[1] < 1.15 * (weights + one + flat[0])
+    bytes_a_call = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
+    assert weights + bytes_a_call + flat[1] < 1.15 * (weights + bytes_a_call + flat[0])
     assert fast[1] - weights > 2 * (fast[0] - weights)
     # And a call's own share has no weights in it.
-    assert one == pytest.approx((fast[1] - weights) / 10, rel=0.1)
+    assert bytes_a_call == pytest.approx((fast[1] - weights) / 10, rel=0.1)
 
 
 def test_the_calls_kept_are_the_last_ones(digits, pairs):
     denoise = digits.bind(pairs.labels)
-    one = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
+    bytes_a_call = saved_bytes(denoise, pairs.noise, torch.tensor(0.5, dtype=torch.float64))
     weights = sum(p.numel() * p.element_size() for p in digits.network.parameters())
-    some = [kept_bytes(Checkpointed(denoise, nfe - 3), pairs.noise, nfe, digits) - weights for nfe in (4, 10)]
-    assert some == pytest.approx([3 * one, 3 * one], rel=0.1)
-    asked = []
+    some = [
+        stored_bytes(Checkpointed(denoise, nfe - 3), pairs.noise, nfe, digits) - weights for nfe in (4, 10)
+    ]
+    assert some == pytest.approx([3 * bytes_a_call, 3 * bytes_a_call], rel=0.1)
+    calls = []
 
     def counted(x, t):
-        asked.append(float(t.detach()))
+        calls.append(float(t.detach()))
         return denoise(x, t)
 
     gradients(Checkpointed(counted, 2), pairs, 4, digits)
-    assert asked[4:] == [asked[1], asked[0]]
+    assert calls[4:] == [calls[1], calls[0]]
 
 
 def test_states_are_kept_in_the_dtype_they_are_computed_in(digits, pairs):
-    kept = []
+    saved = []
 
     def pack(tensor):
-        kept.append(tensor)
+        saved.append(tensor)
         return tensor
 
     solver = GeneralizedSolver(digits.schedule, 6, digits.t_end)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sample(lambda x, t: x / 2, pairs.noise, solver().folded())
     # Coefficients are float64 and learned; nothing of a state's size is.
-    assert {tensor.dtype for tensor in kept if tensor.numel() >= pairs.noise.numel()} == {torch.float32}
+    assert {tensor.dtype for tensor in saved if tensor.numel() >= pairs.noise.numel()} == {torch.float32}
 
 
 def test_training_makes_no_second_network(digits, pairs):
     def networks():
         return sum(type(thing) is EDMUNet for thing in gc.get_objects())
 
-    before, kept = networks(), pairs.split(4)
+    before, training = networks(), pairs.split(4)
     solver = GeneralizedSolver(digits.schedule, 2, digits.t_end)
     config = Adam(iterations=1, validate_every=1, batch=4, checkpointing=1)
-    for _ in fit(solver, digits, kept[0], validation=kept[1], loss="l1", config=config):
+    for _ in fit(solver, digits, training[0], validation=training[1], loss="l1", config=config):
         assert networks() == before > 0
 
 
 def test_a_denoiser_is_asked_plainly_without_gradients(digits, pairs):
-    asked = []
+    calls = []
 
     def denoise(x, t):
-        asked.append(torch.is_grad_enabled())
+        calls.append(torch.is_grad_enabled())
         return x * t.float()
 
     with torch.no_grad():
         Checkpointed(denoise)(pairs.noise, torch.tensor(0.5))
-    assert asked == [False]
+    assert calls == [False]
 
 
 def test_a_call_that_is_made_again_builds_its_graph_once(digits, pairs):
     """With what does not ask for a gradient left alone: the first call's state, of a fixed start."""
-    asked = []
+    calls = []
 
     def denoise(x, t):
-        asked.append((torch.is_grad_enabled(), x.requires_grad, t.requires_grad))
+        calls.append((torch.is_grad_enabled(), x.requires_grad, t.requires_grad))
         return x * t.float()
 
     t = torch.tensor(0.5, requires_grad=True)
     Checkpointed(denoise)(pairs.noise, t).sum().backward()
-    assert asked == [(False, False, True), (True, False, True)]
+    assert calls == [(False, False, True), (True, False, True)]
     torch.testing.assert_close(t.grad, pairs.noise.sum())
 
 
 def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
     denoise, t = digits.bind(pairs.labels), torch.tensor(0.5, dtype=torch.float64)
-    one = saved_bytes(denoise, pairs.noise, t)
-    assert one > 100 * pairs.noise.numel() * 4
+    bytes_a_call = saved_bytes(denoise, pairs.noise, t)
+    assert bytes_a_call > 100 * pairs.noise.numel() * 4
     assert available_bytes(torch.device("cpu")) > 2**20
     monkeypatch.setattr(
-        "gas.training.activation_checkpointing.available_bytes", lambda device: 2 * one * 5 + 1
+        "gas.training.activation_checkpointing.available_bytes", lambda device: 2 * bytes_a_call * 5 + 1
     )
-    kept = {nfe: stored_calls("auto", denoise, pairs.noise, t, nfe) for nfe in (1, 5, 6, 20)}
-    assert kept == {1: 1, 5: 5, 6: 5, 20: 5}
+    stored_by_nfe = {nfe: stored_calls("auto", denoise, pairs.noise, t, nfe) for nfe in (1, 5, 6, 20)}
+    assert stored_by_nfe == {1: 1, 5: 5, 6: 5, 20: 5}
     monkeypatch.setattr("gas.training.activation_checkpointing.available_bytes", lambda device: 0)
     assert stored_calls("auto", denoise, pairs.noise, t, 8) == 1
     assert [stored_calls(mode, denoise, pairs.noise, t, 8) for mode in ("none", 3, 1)] == [8, 3, 1]
@@ -189,12 +191,12 @@ def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
 
 
 def test_training_ends_with_the_same_solver_and_counts_the_calls_made_again(digits, pairs):
-    kept, held = pairs.split(4)
+    training, held = pairs.split(4)
     ends = {}
     for checkpointing in ("none", 1):
         solver = GeneralizedSolver(digits.schedule, 3, digits.t_end)
         config = Adam(iterations=3, validate_every=3, batch=6, checkpointing=checkpointing)
-        *_, last = fit(solver, digits, kept, validation=held, loss="l1", config=config)
+        *_, last = fit(solver, digits, training, validation=held, loss="l1", config=config)
         ends[checkpointing] = (
             torch.cat([p.detach().flatten() for p in solver.parameters()]),
             last.evaluations,

@@ -141,8 +141,8 @@ def test_without_weight_or_say_it_is_training_without_critics_bit_for_bit(pairs,
         numbers, _ = trained(pairs, validation, [critic])
         assert torch.equal(numbers, plain)
         assert torch.equal(parameters(critic.network), before) == (critic.name == "none")
-    heard, _ = trained(pairs, validation, [Critic("heard", Logit(), weight=10.0)])
-    assert not torch.equal(heard, plain)
+    influenced, _ = trained(pairs, validation, [Critic("heard", Logit(), weight=10.0)])
+    assert not torch.equal(influenced, plain)
 
 
 def test_fakes_and_reals_are_of_different_noise(pairs):
@@ -155,11 +155,11 @@ def test_fakes_and_reals_are_of_different_noise(pairs):
 
 
 def test_the_authors_pairing_lets_the_critic_learn_on_noise_of_no_pair(pairs):
-    seen, model = [], Mixture()
+    batches, model = [], Mixture()
 
     class Spy(Logit):
         def forward(self, x):
-            seen.append(x.detach().clone())
+            batches.append(x.detach().clone())
             return super().forward(x)
 
     steps = AdamSteps(
@@ -173,12 +173,12 @@ def test_the_authors_pairing_lets_the_critic_learn_on_noise_of_no_pair(pairs):
     )
     batch = pairs.subset(steps._indices())
     steps.step()
-    fake, real, of_real, of_fake = seen
+    fake, real, of_real, of_fake = batches
     assert torch.equal(real, batch.target)
     assert torch.equal(of_real, batch.target)
-    made = sample_pairs(MODEL, batch, new()().detach())
-    torch.testing.assert_close(of_fake, made)  # the solver hears of its own batch
-    assert not torch.isin(fake, made).any()  # the critic has learned on other students
+    samples = sample_pairs(MODEL, batch, new()().detach())
+    torch.testing.assert_close(of_fake, samples)  # the solver hears of its own batch
+    assert not torch.isin(fake, samples).any()  # the critic has learned on other students
     with pytest.raises(ValueError, match="pairing must be"):
         AdamSteps(new(), model, pairs, None, Adam(), [], "both")
 
@@ -188,10 +188,10 @@ def test_several_critics_each_with_a_view_and_labels(labelled, validation):
         def __init__(self):
             super().__init__()
             self.table = nn.Embedding(5, 3)
-            self.asked = []
+            self.requests = []
 
         def forward(self, x, labels):
-            self.asked.append(labels)
+            self.requests.append(labels)
             return (x * self.table(labels)).sum(1)
 
     conditional = Conditional()
@@ -206,8 +206,8 @@ def test_several_critics_each_with_a_view_and_labels(labelled, validation):
         ),
     ]
     _, records = trained(labelled, validation, critics)
-    assert len(conditional.asked) == 6 * 4
-    assert all(labels.shape == (16,) for labels in conditional.asked)
+    assert len(conditional.requests) == 6 * 4
+    assert all(labels.shape == (16,) for labels in conditional.requests)
     assert {"plane.generator", "lifted.generator", "lifted.r1"} <= set(records[-1].logs)
     with pytest.raises(ValueError, match="different names"):
         DiscriminatorUpdates([critics[0], critics[0]])
@@ -339,10 +339,10 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
             return super().forward(x) * float("nan")
 
     def nearness(table):
-        seen.append(float((sample_pairs(MODEL, validation, table) - validation.target).square().mean()))
-        return -seen[-1]  # farther is better: what the paired loss would never choose
+        batches.append(float((sample_pairs(MODEL, validation, table) - validation.target).square().mean()))
+        return -batches[-1]  # farther is better: what the paired loss would never choose
 
-    seen = []
+    batches = []
     adversary = Adversary(
         lambda: [Critic("plane", (network or Broken)(), weight=5.0, penalty=0.0)],
         nearness,
@@ -357,7 +357,7 @@ def test_distilling_against_a_critic_goes_on_from_gs_and_keeps_what_is_nearest(p
         assert torch.equal(gas.table().unrolled(), gs.table().unrolled())
     else:
         assert gas.stopped == ""
-        assert gas.loss == pytest.approx(max(seen), rel=1e-4)
+        assert gas.loss == pytest.approx(max(batches), rel=1e-4)
         assert gas.loss >= gs.loss
         validated = 2 * len(validation)  # the paired loss before and after; the criterion says of no samples
         assert gas.evaluations == gs.evaluations + (6 * 16 * 3 + validated) * 3 + 16
@@ -432,19 +432,19 @@ def test_weights_in_units_of_the_paired_loss_do_not_change_with_its_scale(pairs,
 def test_a_critic_may_take_several_steps_for_one_of_the_solver(pairs):
     class Recorder(DiscriminatorUpdates):
         def update(self, fake, real, labels, turn=0, share=1.0):
-            seen.append((fake, real, turn))
+            updates.append((fake, real, turn))
             super().update(fake, real, labels, turn, share)
 
-    seen, critics = [], [Critic("slow", Logit()), Critic("fast", Logit(1), steps=3, learning_rate=1e-3)]
+    updates, critics = [], [Critic("slow", Logit()), Critic("fast", Logit(1), steps=3, learning_rate=1e-3)]
     for pairing in ("independent", "paired"):
-        seen.clear()
+        updates.clear()
         config = Adam(iterations=2, batch=16)
         steps = AdamSteps(new(), MODEL, pairs, F.mse_loss, config, critics, pairing)
         steps.discriminators = Recorder(critics)
         steps.step()
-        assert [turn for *_, turn in seen] == [0, 1, 2]
+        assert [turn for *_, turn in updates] == [0, 1, 2]
         changing = 0 if pairing == "paired" else 1  # fresh fakes, or other reals
-        assert not torch.equal(seen[0][changing], seen[1][changing])
+        assert not torch.equal(updates[0][changing], updates[1][changing])
         taken = [len(steps.discriminators.logs[f"{name}.discriminator"]) for name in ("slow", "fast")]
         assert taken == [1, 3]
     with pytest.raises(ValueError, match="steps of discriminator 'none' must be from 1 to"):

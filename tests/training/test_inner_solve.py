@@ -42,8 +42,8 @@ def test_numbers_that_can_be_anything_end_at_the_minimum_however_they_bend(model
     )
     jacobian = torch.autograd.functional.jacobian(numbers, start)
     linear = start - torch.linalg.pinv(jacobian) @ torch.linalg.solve(model[1], gradient)
-    there = value(numbers, reached, start, gradient, model[1])
-    assert there < 0 and value(numbers, linear, start, gradient, model[1]) > 0.9 * there
+    minimum = value(numbers, reached, start, gradient, model[1])
+    assert minimum < 0 and value(numbers, linear, start, gradient, model[1]) > 0.9 * minimum
 
 
 def test_on_a_curve_it_is_the_lowest_point_of_the_curve(model):

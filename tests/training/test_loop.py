@@ -117,15 +117,15 @@ def test_it_can_hold_the_last_numbers_instead(pairs, validation):
 
 
 def test_averages_of_gradients_decay_as_told(pairs, validation):
-    made = []
+    fit_records = []
     for betas in ((0.9, 0.999), (0.0, 0.5)):
         config, solver = Adam(iterations=5, validate_every=5, betas=betas), new()
         steps = AdamSteps(solver, MODEL, pairs, l2, config)
         assert steps.optimizer.defaults["betas"] == betas
         assert steps.fingerprint()["Adam"]["betas"] == betas
         list(fit(solver, MODEL, pairs, validation=validation, loss="l2", config=config))
-        made.append(solver().detach().outputs)
-    assert not torch.equal(*made)
+        fit_records.append(solver().detach().outputs)
+    assert not torch.equal(*fit_records)
     with pytest.raises(ValueError, match=r"betas must lie in \[0, 1\), got 1"):
         Adam(betas=(0.9, 1))
 
@@ -260,8 +260,10 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
 
 def test_where_a_classical_solver_is_the_teacher_there_is_nothing_to_learn():
     teacher = Classical("unipc-3-bh2", "log_snr", 3, MODEL.t_end)
-    own = [teach(MODEL, teacher.table(MODEL.schedule), seeds) for seeds in (range(32), range(100, 132))]
-    reports = list(distill(MODEL, *own, 3))
+    pairs_of_model = [
+        teach(MODEL, teacher.table(MODEL.schedule), seeds) for seeds in (range(32), range(100, 132))
+    ]
+    reports = list(distill(MODEL, *pairs_of_model, 3))
     assert not any(isinstance(r, (CandidateRound, FitRecord)) for r in reports)
     expected = teacher.table(MODEL.schedule).unrolled()
     torch.testing.assert_close(reports[-1].table().unrolled(), expected, rtol=1e-9, atol=1e-9)
@@ -430,14 +432,14 @@ def test_every_network_evaluation_of_a_family_is_counted(pairs, validation):
 @pytest.mark.parametrize("change", ["loss", "criterion", "critic", "weights", "seed"])
 def test_a_checkpoint_is_of_one_run_only(pairs, validation, tmp_path, change):
     def run(**other):
-        told = {"loss": "l2", "criterion": None, "rate": 1e-3, "init": 0, "seed": 0, **other}
-        torch.manual_seed(told["init"])
+        settings_of_state = {"loss": "l2", "criterion": None, "rate": 1e-3, "init": 0, "seed": 0, **other}
+        torch.manual_seed(settings_of_state["init"])
         network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
-        config = Adam(iterations=1, batch=8, validate_every=1, seed=told["seed"])
-        critic = Critic("plane", network, learning_rate=told["rate"])
+        config = Adam(iterations=1, batch=8, validate_every=1, seed=settings_of_state["seed"])
+        critic = Critic("plane", network, learning_rate=settings_of_state["rate"])
         solver = GeneralizedSolver(MODEL.schedule, 2, MODEL.t_end)
         shared = {"validation": validation, "checkpoint": tmp_path / "state.pt"}
-        kind = {"loss": told["loss"], "criterion": told["criterion"]}
+        kind = {"loss": settings_of_state["loss"], "criterion": settings_of_state["criterion"]}
         return list(fit(solver, MODEL, pairs, config=config, discriminators=[critic], **shared, **kind))
 
     run()

@@ -72,11 +72,11 @@ def test_the_jacobian_is_the_one_of_automatic_differentiation(nfe):
     table = Classical("unipc-3-bh2", "karras", nfe, 1e-3).table(MODEL.schedule)
     x = MODEL.noise(range(6)).double()
     differences = measure_differences(MODEL.denoise, x, table)
-    made, columns, spent = linearize(MODEL.denoise, x, table, differences)
+    actual, columns, spent = linearize(MODEL.denoise, x, table, differences)
     exact = torch.autograd.functional.jacobian(
         lambda z: sample(MODEL.denoise, x, table_of(z, nfe)), numbers(table)
     ).movedim(-1, 0)
-    torch.testing.assert_close(made, sample(MODEL.denoise, x, table))
+    torch.testing.assert_close(actual, sample(MODEL.denoise, x, table))
     for column, true in zip(columns, exact, strict=True):
         assert float((column - true).norm()) <= 2e-5 * float(true.norm()) + 1e-9
     # One call a row, one for its time, and one for every number of the rows before it.
@@ -87,11 +87,11 @@ def test_rows_that_evaluate_branches_are_differentiated_one_forward_pass_each():
     table = Classical("unipc-2-bh2", "karras", 2, 1e-3).table(MODEL.schedule).guided(2.0)
     x, denoise = MODEL.noise(range(6)).double(), guided_mixture().bind(torch.arange(6) % 5)
     differences = measure_differences(denoise, x, table)
-    made, columns, spent = linearize(denoise, x, table, differences)
+    actual, columns, spent = linearize(denoise, x, table, differences)
     exact = torch.autograd.functional.jacobian(
         lambda z: sample(denoise, x, replace(table_of(z, 4), branches=table.branches)), numbers(table)
     ).movedim(-1, 0)
-    torch.testing.assert_close(made, sample(denoise, x, table))
+    torch.testing.assert_close(actual, sample(denoise, x, table))
     for column, true in zip(columns, exact, strict=True):
         assert float((column - true).norm()) <= 2e-5 * float(true.norm()) + 1e-9
     # At x_T both branches have no tangent of the state before them.
@@ -99,10 +99,10 @@ def test_rows_that_evaluate_branches_are_differentiated_one_forward_pass_each():
 
 
 def test_a_flow_is_differentiated_inside_its_times():
-    schedule, asked = Flow(), []
+    schedule, times_called = Flow(), []
 
     def denoise(x, t):
-        asked.append(float(t))
+        times_called.append(float(t))
         return x * (1 - t)
 
     table = Classical("dpmpp-2m", "time_uniform", 3, 0.0).table(schedule)
@@ -110,8 +110,8 @@ def test_a_flow_is_differentiated_inside_its_times():
     differences = measure_differences(denoise, x, table)
     for error in (0.0, 1.0):  # forward, central
         linearize(denoise, x, table, replace(differences, error=error))
-    assert min(asked) > 0
-    assert max(asked) <= 1
+    assert min(times_called) > 0
+    assert max(times_called) <= 1
 
 
 def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
@@ -130,9 +130,9 @@ def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
     featured = normal(doubled)
     monkeypatch.setattr("gas.training.linearization._TANGENT_BYTES", 1000)
     parts = normal()
-    made, columns, _ = linearize(MODEL.denoise, x, table, differences)
-    assert whole.loss == pytest.approx(float((made - target).square().mean()), rel=1e-9)
-    slope = (columns * (made - target)).mean(dim=(1, 2))
+    actual, columns, _ = linearize(MODEL.denoise, x, table, differences)
+    assert whole.loss == pytest.approx(float((actual - target).square().mean()), rel=1e-9)
+    slope = (columns * (actual - target)).mean(dim=(1, 2))
     torch.testing.assert_close(whole.gradient, slope, rtol=1e-6, atol=1e-9)
     for other, rtol in ((parts, 1e-4), (featured, 1e-4)):  # a difference's step depends on its batch
         assert other.loss == pytest.approx(whole.loss, rel=1e-9)
@@ -144,16 +144,16 @@ def test_a_pair_far_from_its_target_counts_in_a_step_as_if_it_were_at_the_limit(
     table = Classical("ipndm-2", "log_snr", 3, 1e-3).table(MODEL.schedule)
     x = MODEL.noise(range(9)).double()
     differences = measure_differences(MODEL.denoise, x, table)
-    made, columns, _ = linearize(MODEL.denoise, x, table, differences)
-    target = made + 0.1
-    target[4] = made[4] + 7
+    actual, columns, _ = linearize(MODEL.denoise, x, table, differences)
+    target = actual + 0.1
+    target[4] = actual[4] + 7
     normal = normal_equations(lambda part: MODEL.denoise, x, target, table, differences, outlier=4.0)
     losses = torch.full((9,), 0.01, dtype=torch.float64)
     losses[4] = 49
     torch.testing.assert_close(normal.losses, losses)
     torch.testing.assert_close(normal.weights * losses, losses.clamp(max=0.04))
     assert normal.loss == pytest.approx((8 * 0.01 + 0.04) / 9)
-    slope = ((columns * (made - target)).mean(2) * normal.weights).mean(1)
+    slope = ((columns * (actual - target)).mean(2) * normal.weights).mean(1)
     torch.testing.assert_close(normal.gradient, slope, rtol=1e-6, atol=1e-9)
 
 

@@ -95,7 +95,7 @@ def test_the_low_pass_keeps_constants_and_stops_the_finest_pattern() -> None:
 
 def test_samples_do_not_mix() -> None:
     network, x = small(), torch.randn(3, 2, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(network(x), torch.cat([network(one[None]) for one in x]))
+    torch.testing.assert_close(network(x), torch.cat([network(image[None]) for image in x]))
 
 
 def test_dtype_follows_the_weights() -> None:

@@ -240,7 +240,7 @@ def test_a_scale_without_any_loss_makes_nothing_infinite(pairs, validation):
     assert mean(solver()) == pytest.approx((ROUNDING * math.prod(others)) ** (1 / 3), rel=1e-9)
     ones = torch.ones(2, dtype=torch.float64)
     zero = Normal(0 * ones, ones, torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64), 0)
-    one = replace(zero, losses=ones)
-    for normals in ({1.0: zero, 2.0: one}, {1.0: zero, 2.0: zero}):
+    unit_losses = replace(zero, losses=ones)
+    for normals in ({1.0: zero, 2.0: unit_losses}, {1.0: zero, 2.0: zero}):
         normal = joined(normals, (1.0, 2.0))
         assert normal.curvature.isfinite().all() and math.isfinite(normal.loss)
