@@ -169,7 +169,7 @@ def test_an_edm_network_is_asked_in_its_own_variables(schedule):
 
 @pytest.mark.parametrize("wrap", [NoiseDenoiser, VelocityDenoiser])
 @pytest.mark.parametrize(
-    ("dtype", "told"),
+    ("dtype", "times"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
 def test_the_network_is_told_x_as_it_is_and_one_time_a_sample(wrap, dtype, times):

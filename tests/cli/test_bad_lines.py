@@ -376,7 +376,7 @@ def test_a_bad_line_is_refused_in_a_process_of_its_own(line, variables, files, t
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("pairs --out new --guidance nan", "got 'nan'"),
         ("pairs --out new --seeds 1e23", "seeds must be like 1024 or 50000:51024"),

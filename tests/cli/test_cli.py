@@ -575,7 +575,7 @@ def test_a_file_that_does_not_say_its_model_is_taken_on_trust_and_says_so(work, 
 
 
 @pytest.mark.parametrize(
-    ("weight", "told"), [(1e38, "are not finite"), (-1e308, "float32 does not hold, -1e+308")]
+    ("weight", "problem"), [(1e38, "are not finite"), (-1e308, "float32 does not hold, -1e+308")]
 )
 def test_a_weight_that_leads_nowhere_is_one_clear_line(work, tmp_path, weight, problem):
     changed = json.loads((work / "digits.json").read_text())

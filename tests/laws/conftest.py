@@ -5,7 +5,8 @@ import pytest
 from support.shapes import check_core
 
 
-@pytest.fixture(autouse=True, scope="package")
+# The scope "package" would end with the session: a folder of tests is no package.
+@pytest.fixture(autouse=True, scope="module")
 def shapes_of_the_core():
     with pytest.MonkeyPatch.context() as patch:
         check_core(patch)
