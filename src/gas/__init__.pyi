@@ -26,6 +26,7 @@ from . import (
     plotting as plotting,
     references as references,
     registry as registry,
+    residual as residual,
     sampling as sampling,
     schedule as schedule,
     solver_file as solver_file,
@@ -53,6 +54,7 @@ from .pairs.dataset import Pairs as Pairs, read_pairs as read_pairs
 from .pairs.fingerprint import PairsSpec as PairsSpec
 from .pairs.teacher import write_pairs as write_pairs
 from .references import citation as citation
+from .residual import Residual as Residual
 from .sampling import Stepper as Stepper, sample as sample, trajectory as trajectory
 from .schedule import (
     EDMasVP as EDMasVP,

@@ -53,12 +53,16 @@ def sample(denoise: Denoiser, x: Tensor, table: Table) -> Tensor:
 def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
     """Yield the N + 1 states ``x_0 = x_T, x_1, .., x_N`` of a solver, each as soon as it is computed.
 
-    ``d_n = denoise(x_n, times[n])``, then ``x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j``.
-    Arguments and errors as in :func:`sample`. Changing a yielded state has no effect on the run; where gradients flow
-    through it, it is refused.
+    ``d_n = denoise(x_n, times[n])``, then ``x_{n+1} = sum_j states[n, j] x_j + sum_j outputs[n, j] d_j``; of a lifted
+    table plus the row's residual, and ``x_0`` plus the start's (:class:`gas.Table`). Arguments and errors as in
+    :func:`sample`. Changing a yielded state has no effect on the run; where gradients flow through it, it is refused.
     """
     states = _states(denoise, _private(x), table)
-    yield x
+    start = next(states)
+    if table.residuals is None or -1 not in table.residuals:
+        yield x
+    else:
+        states = itertools.chain([start], states)
     for state in states:
         version = state._version if is_recorded(state) else None
         yield state.clone() if version is None else state
@@ -75,8 +79,9 @@ def _private(x: Tensor) -> Tensor:
 
 
 def _states(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
-    """Run the rows on a start that nothing else refers to."""
+    """Run the rows on a start that nothing else refers to, and yield it and the state after each."""
     stepper = Stepper(table, fold=None)
+    yield (x := stepper.start(x))
     denoisers = [denoise] * len(stepper.calls)
     if stepper.branches is not None:
         denoisers = [select_branches(denoise, *stepper.branches[r.start : r.stop]) for r in stepper.calls]
@@ -114,16 +119,19 @@ class Stepper:
         for t in stepper.times:
             x = stepper.step(x, denoise(x, t))  # row n: sum_j states[n, j] x_j + sum_j outputs[n, j] d_j
 
+    A table whose residuals correct the start needs ``x = stepper.start(x)`` before the loop.
+
     :meth:`step` adds a state and a prediction to the sums of all rows that weigh them and keeps no reference: between
     calls the caller may overwrite both, and the stepper writes to neither. Pass a network that changes its input in
     place a copy, ``denoise(x.clone(), t)``. What is weighed by exactly zero is not read, unless the table is being
-    learned. A row is summed in float32 at least and rounded once, to the dtype of ``x``.
+    learned. A row is summed in float32 at least and rounded once, to the dtype of ``x``. For residuals
+    it keeps copies of states and predictions, until the last row that has one.
 
     Args:
         table: the solver.
         fold: ``False`` runs the rows as written; states may be changed between them, as inpainting does. ``True`` runs
-            :meth:`gas.Table.folded`, which weighs no state but ``x_T``, so that each must be passed back unchanged,
-            which is checked; ``None`` does so where that has fewer terms.
+            :meth:`gas.Table.folded`, which weighs no state but ``x_T`` and those that residuals correct, so that each
+            must be passed back unchanged, which is checked; ``None`` does so where that has fewer terms.
 
     Attributes:
         times: the times for the network, one float64 scalar for each row.
@@ -140,6 +148,7 @@ class Stepper:
         self.times = table.times.clone().unbind()  # a network may scale its time in place
         self.branches = table.branches
         self._terms = _terms_of(table, fold)
+        self._residuals = table.residuals or {}
         self.calls = _calls(self.times, self._terms.still if self.branches else frozenset())
         self._restart()
 
@@ -151,12 +160,23 @@ class Stepper:
         self._dtype = self._wide = torch.float32
         self._compare, self._version = False, 0
         self._returned: tuple[ReferenceType[Tensor], Tensor] | None = None
+        self._started = -1 not in self._residuals
+        self._inputs: tuple[list[Tensor], list[Tensor]] = [], []
 
     def again(self) -> Stepper:
         """Return a new stepper of the same table at its first row; the table is not read again."""
         stepper = copy(self)
         stepper._restart()
         return stepper
+
+    def start(self, x: Tensor) -> Tensor:
+        """Return the state that the first prediction is of: ``x``, which residuals of row -1 correct."""
+        if -1 in self._residuals:
+            check_state(x)
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = (wide + self._residuals[-1]([x], [])).to(x.dtype)
+        self._started = True
+        return x
 
     def step(self, x: Tensor, d: Tensor) -> Tensor:
         """Return the next state, in the dtype of ``x``, of the newest one ``(B, *)`` and the data prediction at it.
@@ -202,6 +222,10 @@ class Stepper:
         if n == len(self.times):
             raise UserError(f"all {n} rows of the table have been run: start a new Stepper")
         check_state(x, self._shape, self._device)
+        if not self._started:
+            raise UserError(
+                "a residual of this table corrects the start: call x = stepper.start(x) before the loop"
+            )
         self._shape, self._device, self._dtype = x.shape, x.device, x.dtype
         self._wide = x.dtype if torch.finfo(x.dtype).bits > 16 else torch.float32
         if self._terms.largest > (limit := torch.finfo(self._wide).max):
@@ -212,17 +236,29 @@ class Stepper:
         if n in self._terms.empty:
             self._sums[n] = torch.zeros_like(x, dtype=self._wide)
         self._add(2 * n, x)
+        self._keep(n, self._inputs[0], x)
 
     def next_state(self, d: Tensor) -> Tensor:
         """Add the prediction to the rows that weigh it, and return the next state: the second half of :meth:`step`."""
         _check_prediction(d, self._shape, self._device)
         n, self._done = self._done, self._done + 1
         self._add(2 * n + 1, d)
-        state = self._sums.pop(n).to(self._dtype)
+        self._keep(n, self._inputs[1], d)
+        total = self._sums.pop(n)
+        if n in self._residuals:
+            total = total + self._residuals[n](*self._inputs)
+        state = total.to(self._dtype)
         self._version = 0 if state.is_inference() else state._version
         if self._compare and self._done < len(self.times):
             self._returned = ref(state), state.clone()
         return state
+
+    def _keep(self, n: int, copies: list[Tensor], new: Tensor) -> None:
+        """Copy a state or a prediction for the residuals of row n and later ones; after the last, drop the copies."""
+        if any(row >= n for row in self._residuals):
+            copies.append(new.clone())
+        else:
+            copies.clear()
 
     def _add(self, key: int, new: Tensor) -> None:
         """Add a state or a prediction to every row that weighs it, in the order of rows."""
@@ -252,7 +288,7 @@ class _Terms(NamedTuple):
     empty: frozenset[int]  # rows without weights
     still: frozenset[int]  # rows that leave the state as it is
     largest: float  # largest absolute weight that is not being learned
-    folded: bool  # whether the rows weigh no state but x_T
+    folded: bool  # whether the rows weigh no state but those that Table.folded does
     learned: bool  # whether weights are tensors
 
 
@@ -260,6 +296,7 @@ class _Terms(NamedTuple):
 class _CacheKey:
     """A table with equality by its values, since its tensors can be written to."""
 
+    kept: tuple[int, ...]
     states: bytes
     outputs: bytes
     table: Table = field(compare=False)
@@ -273,7 +310,7 @@ def _terms_of(table: Table, fold: bool | None) -> _Terms:
         states, outputs = (part.numpy().tobytes() for part in (table.states, table.outputs))
     except RuntimeError:  # tensors inside transforms of torch.func have no storage
         return _read(table, fold)
-    return _cached_terms(_CacheKey(states, outputs, table), fold)
+    return _cached_terms(_CacheKey(tuple(table.kept), states, outputs, table), fold)
 
 
 @lru_cache(maxsize=_CACHE_SIZE)
@@ -285,14 +322,15 @@ def _read(table: Table, fold: bool | None) -> _Terms:
     """Return the terms in the form that ``fold`` names, or for ``None`` the shorter one that is finite."""
     states, outputs = range(0, 2 * table.nfe, 2), range(1, 2 * table.nfe, 2)
     rows = _rows(torch.cat([table.states, table.outputs], dim=1), [*states, *outputs])
-    if fold is False or not any(key in states[1:] for row in rows for key in row):
-        return _terms(rows, folded=False)
-    folded = _rows(table.steps(), [0, *outputs])
+    kept = table.kept
+    if fold is False or not any(key in states and key // 2 not in kept for row in rows for key in row):
+        return _terms(rows, kept, folded=False)
+    folded = _rows(table.steps(), [*(2 * j for j in kept), *outputs])
     finite = all(isinstance(w, Tensor) or math.isfinite(w) for row in folded for w in row.values())
     if fold and not finite:
         raise UserError("the folded table is not finite, its weights are too large: run it with fold=False")
     shorter = finite and sum(map(len, folded)) < sum(map(len, rows))
-    return _terms(folded, folded=True) if fold or shorter else _terms(rows, folded=False)
+    return _terms(folded, kept, folded=True) if fold or shorter else _terms(rows, kept, folded=False)
 
 
 def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
@@ -305,7 +343,7 @@ def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
     ]
 
 
-def _terms(rows: list[dict[int, Weight]], *, folded: bool) -> _Terms:
+def _terms(rows: list[dict[int, Weight]], kept: list[int], *, folded: bool) -> _Terms:
     columns: dict[int, list[tuple[int, Weight]]] = {}
     for n, row in enumerate(rows):
         for key, weight in row.items():
@@ -313,10 +351,14 @@ def _terms(rows: list[dict[int, Weight]], *, folded: bool) -> _Terms:
     numbers = [abs(w) for row in rows for w in row.values() if not isinstance(w, Tensor)]
     learned = any(isinstance(w, Tensor) for row in rows for w in row.values())
     empty = frozenset(n for n, row in enumerate(rows) if not row)
-    # A row moves nothing if it weighs its state alone, by 1, or has all weights of the row before. Weights that are
-    # being learned are about to change.
+    # A row moves nothing if it weighs its state alone, by 1, or has all weights of the row before, and no residual
+    # corrects its state or that row's. Weights that are being learned are about to change.
     still = frozenset(
-        n for n, row in enumerate(rows) if not learned and (row == {2 * n: 1.0} or (n and row == rows[n - 1]))
+        n
+        for n, row in enumerate(rows)
+        if not learned
+        and n + 1 not in kept
+        and (row == {2 * n: 1.0} or (n and n not in kept and row == rows[n - 1]))
     )
     return _Terms(columns, empty, still, max(numbers, default=0.0), folded, learned)
 

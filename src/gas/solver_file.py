@@ -23,7 +23,7 @@ from gas.learned.interpolation import interpolated
 from gas.models.protocol import Model
 from gas.schedule import Schedule, schedule_from_config
 from gas.solver_schema import Document, Entry, Term, parse_document, table_of_entry
-from gas.table import Table, TableMaker, table_of, table_on
+from gas.table import Table, TableMaker, refuse_residuals, table_of, table_on
 
 __all__ = ["Artefact", "load", "save"]
 
@@ -280,6 +280,8 @@ def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Table, Lear
     reports = [each if isinstance(each, Learned) else None for each in listed]
     bare = [report.solver if report else _solver(x, model) for x, report in zip(listed, reports, strict=True)]
     tables = [table_of(solver) for solver in bare]
+    for table in tables:
+        refuse_residuals(table, "a solver file")
     nfes = [table.nfe for table in tables]
     keys = [(table.branches is not None, table.nfe) for table in tables]
     if len(set(keys)) != len(keys) or not keys:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gas.arguments import number
+from gas.arguments import integer, number
 from gas.errors import UserError
+from gas.residual import Residual
 
-__all__ = ["Row", "Table", "TableMaker", "refuse_branches", "table_of", "table_on"]
+__all__ = [
+    "Row",
+    "Table",
+    "TableMaker",
+    "refuse_branches",
+    "refuse_residuals",
+    "require_plain",
+    "table_of",
+    "table_on",
+]
 
 Row = tuple[Mapping[int, Tensor], Mapping[int, Tensor]]
 
@@ -40,6 +50,10 @@ class Table:
     A guided prediction is a mixture of two forward passes of the network, its branches. With ``branches`` a row is one
     forward pass: ``d_n`` is the prediction of branch ``branches[n]``, and the weights do the mixing (:meth:`guided`).
 
+    A lifted table has ``residuals``: at some rows a small network is added to the sum, ``x_{n+1} += r(x_0, .., x_n,
+    d_0, .., d_n)``, and that is the state that later rows weigh. Row -1 corrects the start, ``x_0 = x_T + r(x_T)``,
+    before the first network evaluation.
+
     The tensors are copies of the arguments, on the CPU, and are read at every run: a table modified in place runs with
     its new numbers.
 
@@ -48,6 +62,7 @@ class Table:
         states: ``(N, N)`` lower triangular, weights of past states.
         outputs: ``(N, N)`` lower triangular, weights of past predictions.
         branches: N names, the branch of the denoiser that each row evaluates; ``None`` evaluates the denoiser itself.
+        residuals: the :class:`gas.Residual` of each row that has one, -1 to N - 1; they are not copied.
 
     References:
         Butcher, "General linear methods", Acta Numerica 15 (2006), for the form.
@@ -57,6 +72,7 @@ class Table:
     states: Tensor
     outputs: Tensor
     branches: tuple[str, ...] | None = None
+    residuals: Mapping[int, Residual] | None = None
 
     def __post_init__(self) -> None:
         for name in ("times", "states", "outputs"):
@@ -78,6 +94,8 @@ class Table:
                 )
         if self.branches is not None:
             object.__setattr__(self, "branches", _branch_names(self.branches, n))
+        if self.residuals is not None:
+            object.__setattr__(self, "residuals", _residuals_by_row(self.residuals, n))
 
     @classmethod
     def from_rows(cls, times: Tensor, rows: Sequence[Row]) -> Table:
@@ -103,23 +121,39 @@ class Table:
     def unrolled(self) -> Tensor:
         """Return the table as one matrix ``(N + 1, N + 1)``: state n is row n times ``(x_T, d_0, .., d_{N-1})``.
 
-        Two tables are the same solver exactly when their times and this matrix agree.
+        Two tables without residuals are the same solver exactly when their times and this matrix agree.
+
+        Raises:
+            UserError: when the table has residuals, whose states are no such sums.
         """
+        refuse_residuals(self, "unrolled")
         return torch.cat([torch.eye(1, self.nfe + 1, dtype=torch.float64), self.steps()])
 
+    @property
+    def kept(self) -> list[int]:
+        """The states j that :meth:`folded` weighs: x_0, and those that are no sums since a residual corrects them."""
+        return [0, *(row + 1 for row in self.residuals or () if 0 <= row < self.nfe - 1)]
+
     def steps(self) -> Tensor:
-        """Return :meth:`unrolled` without its first row, which is ``x_T`` itself: ``(N, N + 1)``."""
-        # States 1 .. N are rows of ``X = E x_T + L X + C d`` with L strictly lower triangular: one substitution.
-        past = torch.eye(self.nfe, dtype=torch.float64) - nn.functional.pad(self.states[:, 1:], (0, 1))
-        known = torch.cat([self.states[:, :1], self.outputs.tril()], dim=1)
+        """Return the rows of :meth:`folded` ``(N, M)``: the weights of the states :attr:`kept`, then of the N d_j."""
+        # States 1 .. N are rows of ``X = K + L X + C d``, with K the sums over states that are kept, and L strictly
+        # lower triangular: one substitution.
+        substituted = torch.ones(self.nfe, dtype=torch.float64)
+        substituted[self.kept] = 0
+        past = nn.functional.pad((self.states * substituted)[:, 1:], (0, 1))
+        known = torch.cat([self.states[:, self.kept], self.outputs.tril()], dim=1)
+        past = torch.eye(self.nfe, dtype=torch.float64) - past
         rows: Tensor = torch.linalg.solve_triangular(past, known, upper=False, unitriangular=True)
         return rows
 
     def folded(self) -> Table:
-        """Return the same solver without past states (arXiv 2403.01329): ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``."""
-        u = self.steps()
-        states = torch.cat([u[:, :1], torch.zeros(self.nfe, self.nfe - 1, dtype=torch.float64)], dim=1)
-        return Table(self.times, states, u[:, 1:], self.branches)
+        """Return the same solver without past states (arXiv 2403.01329): ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``.
+
+        Of a lifted table, the states that residuals correct are weighed too (:attr:`kept`).
+        """
+        states, outputs = self.steps().split([len(self.kept), self.nfe], dim=1)
+        columns = torch.eye(self.nfe, dtype=torch.float64)[self.kept]
+        return replace(self, states=states @ columns, outputs=outputs)
 
     def guided(
         self, scale: float, *, conditional: str = "conditional", unconditional: str = "unconditional"
@@ -141,7 +175,7 @@ class Table:
         >>> table.guided(2.0).branches
         ('unconditional', 'conditional', 'unconditional', 'conditional')
         """
-        refuse_branches(self, "guided")
+        require_plain(self, "guided")
         number("scale", scale, "(-inf, inf)")
         unit = torch.eye(2, dtype=torch.float64)
         stay, move = torch.outer(unit[0], unit[0]), torch.outer(unit[1], unit[0])
@@ -153,8 +187,11 @@ class Table:
         return Table(self.times.repeat_interleave(2), states, outputs, branches)
 
     def detach(self) -> Table:
-        """Return the same numbers without gradient."""
-        return Table(self.times.detach(), self.states.detach(), self.outputs.detach(), self.branches)
+        """Return the same numbers without gradient; residuals are copied."""
+        residuals = {row: residual.frozen() for row, residual in (self.residuals or {}).items()}
+        return Table(
+            self.times.detach(), self.states.detach(), self.outputs.detach(), self.branches, residuals or None
+        )
 
 
 def _private(name: str, values: object) -> Tensor:
@@ -174,6 +211,38 @@ def _branch_names(names: object, rows: int) -> tuple[str, ...]:
     if wrong := [name for name in names if not isinstance(name, str) or not name]:
         raise UserError(f"branches must be names of a branch, got {wrong[0]!r}")
     return tuple(names)
+
+
+def _residuals_by_row(residuals: object, rows: int) -> dict[int, Residual] | None:
+    if not isinstance(residuals, Mapping):
+        raise UserError(
+            f"residuals must be a gas.Residual for each of some rows, got {type(residuals).__name__}"
+        )
+    for row, residual in residuals.items():
+        integer("a row of residuals", row, -1, rows - 1)
+        if not isinstance(residual, Residual):
+            raise UserError(
+                f"the residual of row {row} must be a gas.Residual, got {type(residual).__name__}"
+            )
+        if residual.states > max(row + 1, 1) or residual.outputs > row + 1:
+            raise UserError(
+                f"the residual of row {row} reads {residual.states} states and {residual.outputs} outputs, the row has "
+                f"{max(row + 1, 1)} and {row + 1}"
+            )
+    return dict(sorted(residuals.items())) or None
+
+
+def refuse_residuals(table: Table, use: str) -> None:
+    """Refuse a lifted table where each state has to be a sum of states and predictions."""
+    if table.residuals is not None:
+        rows = ", ".join(map(str, table.residuals))
+        raise UserError(f"{use} takes tables without residuals, got one with residuals at rows {rows}")
+
+
+def require_plain(table: Table, use: str) -> None:
+    """Refuse a table with branches or residuals."""
+    refuse_branches(table, use)
+    refuse_residuals(table, use)
 
 
 def refuse_branches(table: Table, use: str) -> None:

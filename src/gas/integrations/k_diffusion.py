@@ -18,7 +18,7 @@ from gas.registry import named
 from gas.sampling import Stepper
 from gas.schedule import Flow, Schedule
 from gas.solver_file import Artefact, load
-from gas.table import Table
+from gas.table import Table, refuse_residuals
 
 __all__ = ["sample_gas", "sigmas_of"]
 
@@ -61,6 +61,7 @@ def sample_gas(
     """
     opened, schedule = _open(solver, schedule)
     table = _table_at(opened, schedule, torch.as_tensor(sigmas).detach().to("cpu", torch.float64), base)
+    refuse_residuals(table, "k-diffusion")
     levels = _levels(schedule, table.times)
     if not isinstance(schedule, Flow):
         table = sigma_form(table, schedule(table.times)[0])

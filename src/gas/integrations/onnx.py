@@ -19,7 +19,7 @@ from gas.denoise import ConditionalDenoiser, Denoiser
 from gas.errors import UserError, requires
 from gas.io import write_bytes
 from gas.sampling import Stepper
-from gas.table import Table, refuse_branches
+from gas.table import Table, require_plain
 
 __all__ = ["TOLERANCE", "DenoiserModule", "Step", "Unrolled", "export", "largest_difference"]
 
@@ -77,7 +77,7 @@ class Unrolled(nn.Module):
 
     def __init__(self, denoise: Denoiser | ConditionalDenoiser, network: nn.Module, table: Table) -> None:
         super().__init__()
-        refuse_branches(table, "the sampler as ONNX")
+        require_plain(table, "the sampler as ONNX")
         self.denoise: Any = denoise
         self.network = network
         # Reads the coefficients now: they cannot be read while the graph is traced.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gas import grids
 from gas.classical.dpmpp import dpmpp
 from gas.schedule import Schedule, earliest_time
-from gas.table import Table
+from gas.table import Table, refuse_residuals
 
 __all__ = ["BNS"]
 
@@ -44,6 +44,7 @@ class BNS(nn.Module):
     @classmethod
     def from_table(cls, schedule: Schedule, table: Table, t_end: float) -> BNS:
         """Build the solver that starts exactly at a given table: any will do."""
+        refuse_residuals(table, "BNS")
         solver, folded = cls(schedule, table.nfe, t_end), table.detach().folded()
         with torch.no_grad():
             solver.times.copy_(folded.times)

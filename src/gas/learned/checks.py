@@ -93,7 +93,8 @@ def _dependence_problems(solver: nn.Module, learned: dict[str, nn.Parameter]) ->
 
 
 def _flat(table: Table) -> Tensor:
-    return torch.cat([table.times, table.states.flatten(), table.outputs.flatten()])
+    residuals = [part.flatten() for r in (table.residuals or {}).values() for part in r.state_dict().values()]
+    return torch.cat([table.times, table.states.flatten(), table.outputs.flatten(), *residuals])
 
 
 def _equal(first: Table, second: Table) -> bool:

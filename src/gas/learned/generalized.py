@@ -21,7 +21,7 @@ from gas.learned.times import (
     unfold_shifts,
 )
 from gas.schedule import Schedule
-from gas.table import Row, Table, refuse_branches
+from gas.table import Row, Table, require_plain
 
 __all__ = ["GeneralizedSolver"]
 
@@ -117,7 +117,7 @@ class GeneralizedSolver(TimedSolver):
         Shifts make up for differences to ``t``, the N + 1 nominal times: by default the table's own where these fall
         strictly from 1, else (Heun's repeat) the time-uniform ones.
         """
-        refuse_branches(table, "GeneralizedSolver")
+        require_plain(table, "GeneralizedSolver")
         solver = cls(schedule, table.nfe, t_end, theory=theory)
         table = table.detach()
         if t is None:

@@ -11,7 +11,7 @@ from gas.arguments import integer, number
 from gas.display import brief
 from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
-from gas.table import Table
+from gas.table import Table, refuse_residuals
 
 __all__ = ["MAX_DEGREE", "GuidanceBNS", "in_scales"]
 
@@ -66,6 +66,8 @@ class GuidanceBNS(nn.Module):
         self.schedule, self.t_end = schedule, float(t_end)
         if len(nfes := {table.nfe for table in coefficients}) != 1:
             raise UserError(f"coefficients must be tables of one NFE, got NFE {brief(sorted(nfes))}")
+        for table in coefficients:
+            refuse_residuals(table, "a range of guidance scales")
         folded = [table.detach().folded() for table in coefficients]
         self.times = nn.Parameter(torch.stack([table.times for table in folded]))
         self.alpha = nn.Parameter(torch.stack([table.states[:, 0] for table in folded]))

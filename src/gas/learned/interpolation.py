@@ -10,7 +10,7 @@ from torch import Tensor
 from gas.errors import UserError
 from gas.grids.analytic import pinned
 from gas.schedule import Schedule, earliest_time
-from gas.table import Table, refuse_branches
+from gas.table import Table, require_plain
 
 __all__ = ["StepProfile", "interpolated", "profile_of", "table_of_profile"]
 
@@ -39,7 +39,7 @@ def profile_of(schedule: Schedule, table: Table, t_end: float) -> StepProfile:
     The states must go from noise to signal step by step. Two properties of a learned table are dropped: the overall
     scale of its states and the noise that its last step leaves.
     """
-    refuse_branches(table, "interpolation")
+    require_plain(table, "interpolation")
     folded, ends = table.detach().folded(), _levels(schedule, torch.tensor([1.0, t_end], dtype=torch.float64))
     # Noise and signal (N - 1,) of the states between start and sample, for perfect predictions.
     alpha, sigma = schedule(torch.tensor(1.0, dtype=torch.float64))

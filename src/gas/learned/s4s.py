@@ -13,7 +13,7 @@ from gas.classical.rows import Grid, ddim_row
 from gas.errors import UserError
 from gas.learned.times import Numbers, TimedSolver, logits_of_times, set_parameters
 from gas.schedule import Schedule
-from gas.table import Row, Table, refuse_branches
+from gas.table import Row, Table, require_plain
 
 __all__ = ["S4S"]
 
@@ -49,7 +49,7 @@ class S4S(TimedSolver):
         Every classical solver scales the noise of ``x_T`` by ``sigma_n / sigma_T``, and is therefore of this form
         once its past states are substituted. Repeated times (Heun's) and another scale of the noise are refused.
         """
-        refuse_branches(table, "S4S")
+        require_plain(table, "S4S")
         solver, table = cls(schedule, table.nfe, t_end, corrector=corrector), table.detach()
         t = torch.cat([table.times, table.times.new_tensor([t_end])])
         if float(t[0]) != 1.0 or bool((t.diff() >= 0).any()):

@@ -14,7 +14,7 @@ from gas.arguments import MAX_BATCH, MAX_SEEDS, integer, number, of_type
 from gas.errors import UserError
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import noise_of_seeds
-from gas.table import Table, refuse_branches
+from gas.table import Table, require_plain
 
 __all__ = ["PairsSpec", "model_fingerprint", "pairs_fingerprint"]
 
@@ -68,7 +68,7 @@ def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -
         raise UserError(
             f"model.noise({seeds[:1]}) must be gas.models.noise_of_seeds: only the seed is stored"
         )
-    refuse_branches(table, "a teacher of pairs")
+    require_plain(table, "a teacher of pairs")
     arrays = (x.cpu().numpy().astype("<f8").tobytes() for x in (table.times, table.states, table.outputs))
     settings: dict[str, Any] = {
         "shape": shape,

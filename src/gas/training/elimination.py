@@ -16,7 +16,7 @@ from gas.learned.bns import BNS
 from gas.losses import Loss, is_sum_of_squares, l2, loss_by_name
 from gas.models.protocol import Model, passes_of
 from gas.pairs.dataset import Pairs
-from gas.table import Table, table_of
+from gas.table import Table, refuse_residuals, table_of
 from gas.training.adam import Adam
 from gas.training.distillation import Distilled, Report, distill_family
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
@@ -69,6 +69,7 @@ def without_row(table: Table, row: int) -> Table:
         table: with branches.
         row: not the last.
     """
+    refuse_residuals(table, "elimination")
     folded, branches = table.folded(), table.branches or ("",) * table.nfe
     if not 0 <= row < folded.nfe - 1:
         raise UserError(f"row must lie in 0 .. {folded.nfe - 2}, as the last row forms the sample, got {row}")

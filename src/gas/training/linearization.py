@@ -16,7 +16,7 @@ from gas import distributed
 from gas.denoise import Denoiser, call_preserving, select_branches
 from gas.errors import UserError
 from gas.losses import ROUNDING
-from gas.table import Table
+from gas.table import Table, refuse_residuals
 from gas.training.finite_differences import Line, ladder, measure_line
 
 __all__ = [
@@ -48,6 +48,7 @@ def numbers(table: Table) -> Tensor:
 
     The folded table has no state but x_T, so these P = N (N + 5) / 2 numbers are independent.
     """
+    refuse_residuals(table, "Gauss-Newton")
     folded = table.folded()
     rows = range(folded.nfe)
     parts = [(folded.times[n : n + 1], folded.states[n, :1], folded.outputs[n, : n + 1]) for n in rows]
@@ -113,6 +114,7 @@ def measure_differences(
         Diverged: when a prediction is not finite.
         UserError: when predictions ignore t, or their noise exceeds every change.
     """
+    refuse_residuals(table, "Gauss-Newton")
     folded, calls = table.folded(), 0
     history, states, times, noise = [x], [], [], []
     for n, t in enumerate(folded.times):
@@ -181,6 +183,7 @@ def linearize(
     Returns:
         The sample ``(B, *)``, its derivatives ``(P, B, *)``, and the network evaluations of single samples spent.
     """
+    refuse_residuals(table, "Gauss-Newton")
     folded = table.folded()
     history, tangents = [x], [x.new_zeros((0, *x.shape))]
     moved, calls = x.new_zeros((0, *x.shape)), 0

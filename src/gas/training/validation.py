@@ -93,7 +93,7 @@ class PairLosses:
     def _losses_from(self, start: int, table: Table) -> Tensor:
         part = self.pairs.subset(slice(start, start + self.batch))
         denoise = self.model.bind(part.labels, self.pairs.guidance)
-        if table.branches is None:
+        if table.branches is None and -1 not in (table.residuals or ()):
             denoise = self._with_first_prediction(denoise, start)
         samples = sample(denoise, part.noise.to(self.model.device), table)
         return self.loss(samples, part.target.to(samples)).double().cpu()

@@ -23,7 +23,7 @@ from gas.registry import named
 from gas.sampling import Stepper
 from gas.schedule import Flow, Schedule, same_schedule
 from gas.solver_file import Artefact
-from gas.table import Table
+from gas.table import Table, refuse_residuals
 
 __all__ = ["Plan", "Planner", "Run", "UnshiftedTimes", "check_policy"]
 
@@ -142,6 +142,7 @@ class Planner:
 
     def _learned(self, artefact: Artefact, nfe: int) -> Plan:
         """The artefact's own table; on another schedule of the same kind, at the same noise levels."""
+        refuse_residuals(artefact.table(nfe), "GASScheduler")
         schedule = self.process.schedule if artefact.schedule is None else artefact.schedule
         t_end = _table_end(artefact, nfe, schedule)
         if t_end is not None and not same_schedule(schedule, self.process.schedule):
