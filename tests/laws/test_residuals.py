@@ -407,7 +407,7 @@ def test_uses_that_need_sums_refuse_residuals(use):
 
 def test_no_residual_reads_what_a_network_wrote_over():
     """Networks that work in place, or answer in one buffer; residuals at every row."""
-    table, x = lifted(table_named("unipc-2-bh2", NFE), range(-1, NFE)), start()
+    table, x = lifted(table_named("unipc-2-bh2", NFE), range(-1, NFE)).detach(), start()
     expected, buffer = gas.sample(network, x, table), torch.empty_like(x)
 
     def in_place(x, t):
