@@ -7,7 +7,6 @@ from hypothesis import given, settings, strategies as st
 import gas
 from gas.classical.registry import SOLVERS
 from gas.denoise import ClassifierFreeGuidance
-from gas.integrations.diffusers.serialization import solver_file
 from gas.integrations.k_diffusion import sigmas_of
 from gas.integrations.onnx import Unrolled
 from gas.integrations.table_transforms import sigma_form
@@ -217,7 +216,7 @@ def test_a_file_of_branches_alone_is_refused_where_the_denoiser_is_evaluated(tmp
     gas.save(path, table)
     uses = {
         "k-diffusion": lambda: sigmas_of(path, schedule=VPLinear()),
-        "GASScheduler": lambda: solver_file(path),
+        "a pipeline without a BranchGuider": lambda: gas.GASScheduler(solver=path).set_timesteps(4),
         "NFE 4": lambda: gas.load(path).table(4),
     }
     for use, call in uses.items():

@@ -1,5 +1,6 @@
 from . import (
     caller as caller,
+    guider as guider,
     model_card as model_card,
     planning as planning,
     scheduler as scheduler,

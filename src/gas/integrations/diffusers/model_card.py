@@ -88,12 +88,20 @@ def stand_in(process: Process, config: Mapping[str, Any]) -> str:
 
 
 def _usage(name: str, artefact: Artefact | None) -> str:
-    nfe = artefact.nfes[0] if artefact else 8
+    made = f"gas.GASScheduler.from_pretrained({quoted_string(name)})"
+    if artefact and not artefact.nfes:  # in a modular pipeline alone
+        code = (
+            f"from gas.integrations.diffusers.guider import BranchGuider\n\nscheduler = {made}\n"
+            "pipe.update_components(scheduler=scheduler, guider=BranchGuider(scheduler))\n"
+            'image = pipe(prompt=prompt, negative_prompt="", output="images", '
+            f"num_inference_steps={artefact.forwards[0]})[0]"
+        )
+    else:
+        nfe = artefact.nfes[0] if artefact else 8
+        code = f"\npipe.scheduler = {made}\nimage = pipe(prompt, num_inference_steps={nfe}).images[0]"
     return (
         "gas-solver is not on a package index: install it from a checkout of its repository, "
-        "`pip install '.[diffusers]'`.\n\n```python\nimport gas\n\n"
-        f"pipe.scheduler = gas.GASScheduler.from_pretrained({quoted_string(name)})\n"
-        f"image = pipe(prompt, num_inference_steps={nfe}).images[0]\n```"
+        f"`pip install '.[diffusers]'`.\n\n```python\nimport gas\n{code}\n```"
     )
 
 
@@ -110,7 +118,8 @@ def _replacement(cls: str) -> str:
 def _model_rows(process: Process, artefact: Artefact | None, model: Mapping[str, Any]) -> list[list[str]]:
     rows = [["process", process.kind], ["prediction", process.prediction]]
     if artefact:
-        rows.append(["network evaluations (NFE)", ", ".join(map(str, artefact.nfes))])
+        counts = {"network evaluations (NFE)": artefact.nfes, "forward passes, with branches": artefact.forwards}
+        rows += [[name, ", ".join(map(str, several))] for name, several in counts.items() if several]
         document = artefact.document
         rows.append(["guidance scale", document.served])
         passes = [document.forward_passes(artefact.entry(nfe)) for nfe in artefact.nfes]

@@ -75,12 +75,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Chooses the plans of one scheduler."""
+    """Chooses the plans of one scheduler; ``branched`` ones count forward passes."""
 
     process: Process
     artefact: Artefact | None
     config: Mapping[str, Any]
     warn: Callable[[str], None]
+    branched: bool = False
 
     def plan(self, nfe: int | None, timesteps: Times | None, sigmas: Times | None, mu: float | None) -> Plan:
         """Return the plan for the arguments of a pipeline's ``set_timesteps``.
@@ -88,6 +89,8 @@ class Planner:
         Raises:
             ValueError: when nothing gives the number of steps, two arguments disagree on it, or there is no such table.
         """
+        if self.artefact is not None and not self.branched:
+            self.artefact.check_nfes("a pipeline without a BranchGuider")
         if timesteps is not None and sigmas is not None:
             if self.process.kind != "flow":
                 raise UserError("timesteps and sigmas are the same but for flows: pass one of them")
@@ -104,17 +107,21 @@ class Planner:
             nfe, given = count, torch.as_tensor(given[:count], dtype=torch.float64)
         if nfe is None or nfe < 1:
             raise UserError(f"num_inference_steps must be at least 1, got {nfe}")
+        if self.branched:
+            return self._branched(nfe)
         shift, terminal = shift_of(self.config, mu), self.config.get("shift_terminal") or 0.0
         if given is not None and self.config["schedule"] == "pipeline":
             return self._at_given_times(given, timesteps is not None, shift, terminal)
         if given is not None and times_were_passed():
             self._warn_of_ignored("sigmas" if timesteps is None else "timesteps", given)
         if self.artefact is not None and nfe in self.artefact.nfes:
-            return self._learned(self.artefact, nfe)
+            return self._learned(self.artefact, self.artefact.table(nfe), f"NFE {nfe}")
         return self._classical(nfe, shift, terminal)
 
     def from_the_middle(self, plan: Plan, n: int) -> Plan:
         """Return the base solver, started afresh at the n-th time of a plan."""
+        if plan.table.branches is not None:
+            raise UserError(f"a table with branches runs from its first row, got a start at step {n}")
         solver = self._base(len(plan.t)).partition("/")[0]
         self.warn(
             f"this run starts at step {n} of {len(plan.t)}, where {plan.label} lacks its history: "
@@ -140,15 +147,25 @@ class Planner:
                 "(schedule='learned'; schedule='pipeline' runs a classical solver at yours)"
             )
 
-    def _learned(self, artefact: Artefact, nfe: int) -> Plan:
+    def _branched(self, forwards: int) -> Plan:
+        """The artefact's table of so many forward passes."""
+        artefact = self.artefact
+        if artefact is None or forwards not in artefact.forwards:
+            has = "no solver file" if artefact is None else f"{artefact.source}, which has {artefact.forwards}"
+            raise UserError(
+                f"a BranchGuider runs tables with branches, and {forwards} forward passes were asked of {has}"
+            )
+        return self._learned(artefact, artefact.table(forwards=forwards), f"{forwards} forward passes")
+
+    def _learned(self, artefact: Artefact, table: Table, label: str) -> Plan:
         """The artefact's own table; on another schedule of the same kind, at the same noise levels."""
         refuse_residuals(artefact.table(nfe), "GASScheduler")
         schedule = self.process.schedule if artefact.schedule is None else artefact.schedule
-        t_end = _table_end(artefact, nfe, schedule)
+        t_end = _table_end(artefact, table, schedule)
         if t_end is not None and not same_schedule(schedule, self.process.schedule):
             level = schedule.half_log_snr(torch.tensor(t_end, dtype=torch.float64))
             t_end = float(self.process.schedule.inverse_half_log_snr(level))
-        return self._plan(artefact.table(nfe), schedule, t_end, f"the table of NFE {nfe}")
+        return self._plan(table, schedule, t_end, f"the table of {label}")
 
     def _classical(self, nfe: int, shift: float, terminal: float) -> Plan:
         """The base solver, for an NFE without a table."""
@@ -208,7 +225,7 @@ class Planner:
         return Plan(table=table, t=t, t_end=t_end, scale=scale, label=label)
 
 
-def _table_end(artefact: Artefact, nfe: int, schedule: Schedule) -> float | None:
+def _table_end(artefact: Artefact, table: Table, schedule: Schedule) -> float | None:
     """The time that a table ends at: its file's, or that of its remaining noise; ``None`` without any.
 
     With a perfect denoiser every prediction is x_0, and the last state ``c x_T + sum_j b_j x_0`` has noise
@@ -216,7 +233,6 @@ def _table_end(artefact: Artefact, nfe: int, schedule: Schedule) -> float | None
     """
     if artefact.document.t_end is not None:
         return artefact.document.t_end
-    table = artefact.table(nfe)
     first, *outputs = table.unrolled()[-1].tolist()
     alpha, sigma = (float(part) for part in schedule(table.times[0]))
     noise, signal = first * sigma, first * alpha + sum(outputs)

@@ -71,6 +71,8 @@ class GASScheduler(SavedScheduler):
     _begin_index: int | None = None
     _plan: Plan | None = None
     _run: Run | None = None
+    # The BranchGuider of the same modular pipeline, which then runs the file's tables with branches.
+    guider: Any = None
     # The state that the next step should get, and that of an earlier run which was not finished.
     _returned: Tensor | None = None
     _unfinished: Tensor | None = None
@@ -138,6 +140,11 @@ class GASScheduler(SavedScheduler):
     def begin_index(self) -> int | None:
         return self._begin_index
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branch of every step, of a table with branches."""
+        return () if self._plan is None else self._plan.table.branches or ()
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start in the middle, where the pipeline's first state is noised data."""
         self._begin_index = begin_index
@@ -165,9 +172,13 @@ class GASScheduler(SavedScheduler):
             ValueError: when no number of steps is given, two things disagree on it, there is no table for it and
                 ``missing_nfe="error"``, or a solver of several guidance scales does not serve that of the call.
         """
-        planner = replace(self._planner, artefact=self._artefact_of_call())
+        planner = replace(
+            self._planner, artefact=self._artefact_of_call(), branched=self.guider is not None
+        )
         self._plan = planner.plan(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = self._plan.table.nfe
+        if self.guider is not None:
+            self.guider.row = -1  # the first row comes with its state
         self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
         self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
@@ -225,6 +236,11 @@ class GASScheduler(SavedScheduler):
             n = self._begin(timestep, sample, eta)
         elif sample is not self._returned:  # otherwise skipped: reading the time may wait for the device
             self._check_run(n, timestep, sample)
+        if self.branches and self.guider.row != n:
+            raise UserError(
+                f"step {n} evaluates the branch {self.branches[n]!r} alone: run this scheduler in a modular pipeline "
+                "with its BranchGuider, or make one without a guider"
+            )
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half is a learned variance
         run: Run = self._run  # type: ignore[assignment]

@@ -368,7 +368,6 @@ def solver_file(solver: Any) -> SolverFile:
         name.artefact = load(solver)
     else:
         name.artefact = solver if isinstance(solver, Artefact) else save(None, solver)
-    name.artefact.check_nfes("GASScheduler")
     return name
 
 
