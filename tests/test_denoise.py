@@ -13,10 +13,13 @@ from gas.denoise import (
     DynamicThreshold,
     EDMDenoiser,
     FlowDenoiser,
+    GuidedNetwork,
     NoiseDenoiser,
+    Rescale,
     ScoreDenoiser,
     StaticThreshold,
     VelocityDenoiser,
+    ZeroStar,
 )
 from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
 from support.doubles import Gaussian, Mixture
@@ -301,6 +304,40 @@ def test_classes_are_conditions_too():
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
 
 
+# --- guidance by other rules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "guider", "arguments", "step"),
+    [
+        (Rescale(0.0), "ClassifierFreeGuidance", {}, 0),
+        (Rescale(0.7), "ClassifierFreeGuidance", {"guidance_rescale": 0.7}, 0),
+        (Rescale(1.0), "ClassifierFreeGuidance", {"guidance_rescale": 1.0}, 0),
+        (ZeroStar(), "ClassifierFreeZeroStarGuidance", {"zero_init_steps": 0}, 0),
+        (ZeroStar(0.9), "ClassifierFreeZeroStarGuidance", {"zero_init_steps": 1}, 0),
+        (ZeroStar(0.9), "ClassifierFreeZeroStarGuidance", {"zero_init_steps": 1}, 1),
+    ],
+)
+def test_other_rules_are_those_of_diffusers(rule, guider, arguments, step):
+    guiders = pytest.importorskip("diffusers.guiders")
+    theirs = getattr(guiders, guider)(guidance_scale=4.0, **arguments)
+    x, condition, null = normal(3, 2, 5), normal(3, 2, 5, seed=1), normal(2, 5, seed=2)
+    times = f64([0.95, 0.4][step]).expand(3)
+    theirs.set_state(step, 2, times)
+
+    def network(x, t, condition):
+        return torch.sin(x + t.reshape(-1, 1, 1)) + condition
+
+    expected = theirs.forward(network(x, times, condition), network(x, times, null.expand_as(x))).pred
+    made = GuidedNetwork(network, condition, null, 4.0, rule)(x, times)
+    torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)  # theirs has a float32 part
+
+
+def test_a_share_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"phi must lie in \[0, 1\], got 1\.5"):
+        Rescale(1.5)
+
+
 # --- thresholds -------------------------------------------------------------------------------------------
 
 
@@ -393,6 +430,8 @@ WRAPPERS = {
     "flow": FlowDenoiser(half),
     "edm": EDMDenoiser(half, EDMasVP()),
     "discrete": NoiseDenoiser(DiscreteTime(half, DISCRETE), DISCRETE),
+    "rescaled": FlowDenoiser(GuidedNetwork(half, torch.zeros(3, 2), torch.zeros(2), 7.5, Rescale())),
+    "zero star": FlowDenoiser(GuidedNetwork(half, torch.zeros(3, 2), torch.zeros(2), 7.5, ZeroStar())),
     "guidance": ClassifierFreeGuidance(half, torch.zeros(3, 2), torch.zeros(2), 7.5),
     "static": StaticThreshold(half),
     "dynamic": DynamicThreshold(half, 0.7, 0.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,10 +23,13 @@ __all__ = [
     "DynamicThreshold",
     "EDMDenoiser",
     "FlowDenoiser",
+    "GuidedNetwork",
     "NoiseDenoiser",
+    "Rescale",
     "ScoreDenoiser",
     "StaticThreshold",
     "VelocityDenoiser",
+    "ZeroStar",
     "branches_of",
     "call_preserving",
     "is_recorded",
@@ -209,6 +213,72 @@ class ClassifierFreeGuidance:
         both = self.select("conditional", "unconditional")(torch.cat([x, x]), t)
         size = x.shape[0]  # not len: a batch of any size can be traced
         return torch.lerp(both[size:], both[:size], self.scale)
+
+
+@dataclass(frozen=True)
+class GuidedNetwork:
+    """A network guided by a rule on its outputs, such as :class:`Rescale`, for a denoiser of its kind: ``NoiseDenoiser(
+    GuidedNetwork(network, condition, null, scale, Rescale()), schedule)``.
+
+    The rules are not affine in the outputs. So they depend on what the network predicts, and no table can mix them from
+    branches: a call is two forward passes. Arguments as for :class:`ClassifierFreeGuidance`.
+
+    Args:
+        network: ``network(x, t, condition)``.
+        rule: ``(conditional, unconditional, scale, t) -> output``, of outputs ``(B, *)`` and times ``(B,)``.
+    """
+
+    network: Network
+    condition: Tensor
+    null: Tensor
+    scale: float
+    rule: Callable[[Tensor, Tensor, float, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        conditions = torch.cat([self.condition, self.null.expand_as(self.condition)])
+        conditional, unconditional = self.network(torch.cat([x, x]), torch.cat([t, t]), conditions).chunk(2)
+        return self.rule(conditional, unconditional, self.scale, t)
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Rescaled guidance: ``g = u + scale (c - u)``, ``phi g std(c) / std(g) + (1 - phi) g``, std of each sample.
+
+    References:
+        Lin et al., arXiv 2305.08891, section 3.4; 0.7 is theirs.
+    """
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        number("phi", self.phi, "[0, 1]")
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor, scale: float, t: Tensor) -> Tensor:
+        guided, rest = torch.lerp(unconditional, conditional, scale), tuple(range(1, conditional.ndim))
+        ratio = conditional.std(rest, keepdim=True) / guided.std(rest, keepdim=True)
+        return guided * torch.lerp(torch.ones_like(ratio), ratio, self.phi)
+
+
+@dataclass(frozen=True)
+class ZeroStar:
+    """CFG-Zero*: ``s u + scale (c - s u)`` with ``s = <c, u> / |u|^2`` of each sample, and 0 at the first times.
+
+    Args:
+        zero_from: time of the network from which on its output is 0, which a flow starts at; ``inf`` never.
+
+    References:
+        Fan et al., arXiv 2503.18886, section 4, for the velocities of a flow.
+    """
+
+    zero_from: float = math.inf
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor, scale: float, t: Tensor) -> Tensor:
+        shape = [-1] + [1] * (conditional.ndim - 1)
+        dot, square = (
+            (unconditional * other).flatten(1).sum(1).reshape(shape) for other in (conditional, unconditional)
+        )
+        guided = torch.lerp(unconditional * (dot / square), conditional, scale)
+        return torch.where(t.reshape(shape) >= self.zero_from, torch.zeros_like(guided), guided)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -156,7 +157,12 @@ class Table:
         return replace(self, states=states @ columns, outputs=outputs)
 
     def guided(
-        self, scale: float, *, conditional: str = "conditional", unconditional: str = "unconditional"
+        self,
+        scale: float,
+        *,
+        conditional: str = "conditional",
+        unconditional: str = "unconditional",
+        interval: tuple[float, float] = (-math.inf, math.inf),
     ) -> Table:
         """Return the same solver of the guided denoiser, written in forward passes: a table of 2N rows.
 
@@ -168,6 +174,8 @@ class Table:
             scale: guidance scale.
             conditional: branch that guidance leads towards.
             unconditional: branch that guidance leads away from, such as a negative prompt's.
+            interval: times ``(low, high]`` at which predictions are guided (arXiv 2404.07724, section 3). The others
+                are conditional, and have no unconditional row.
 
         >>> import gas
         >>> schedule = gas.VPLinear()
@@ -179,12 +187,23 @@ class Table:
         number("scale", scale, "(-inf, inf)")
         unit = torch.eye(2, dtype=torch.float64)
         stay, move = torch.outer(unit[0], unit[0]), torch.outer(unit[1], unit[0])
-        mixture = torch.outer(unit[1], torch.tensor([1 - scale, scale], dtype=torch.float64))
+        inside = (interval[0] < self.times) & (self.times <= interval[1])
+        scales = torch.ones_like(self.times).masked_fill(inside, scale)
+        mixture = torch.stack([1 - scales, scales], dim=1).flatten()
         eye = torch.eye(self.nfe, dtype=torch.float64)
         states = torch.kron(eye, stay) + torch.kron(self.states.contiguous(), move)
-        outputs = torch.kron(self.outputs.contiguous(), mixture) + 0.0  # no -0.0
+        outputs = torch.kron(self.outputs.contiguous(), torch.outer(unit[1], unit.sum(0))) * mixture
+        # Both rows of a call have the same state: without the first, the second's is the one to weigh.
+        first = (~inside).nonzero()[:, 0] * 2
+        states = states.index_add(1, first + 1, states[:, first]) if len(first) else states
+        rows = torch.stack([inside, torch.ones_like(inside)], dim=1).flatten().nonzero()[:, 0]
         branches = (unconditional, conditional) * self.nfe
-        return Table(self.times.repeat_interleave(2), states, outputs, branches)
+        return Table(
+            self.times.repeat_interleave(2)[rows],
+            states[rows][:, rows],
+            outputs[rows][:, rows] + 0.0,  # no -0.0
+            tuple(branches[n] for n in rows),
+        )
 
     def detach(self) -> Table:
         """Return the same numbers without gradient; residuals are copied."""

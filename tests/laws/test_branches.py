@@ -78,6 +78,23 @@ def test_all_branches_with_the_weights_of_a_scale_are_the_guided_solver(table, s
         torch.testing.assert_close(sample(guided_denoiser(), START, form), states[-1], rtol=0, atol=bound)
 
 
+@settings(max_examples=40, deadline=None)
+@given(table=tables(), ends=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_outside_an_interval_only_the_condition_is_evaluated(table, ends):
+    low, high = min(ends), max(ends)
+
+    def scheduled(x, t):
+        return guided_denoiser(3.0 if low < float(t) <= high else 1.0)(x, t)
+
+    form, denoise = table.guided(3.0, interval=(low, high)), guided_denoiser()
+    inside = int(((low < table.times) & (table.times <= high)).sum())
+    assert form.forward_passes() == table.nfe + inside
+    made, expected = sample(denoise, START, form), list(trajectory(scheduled, START, table))
+    bound = 1e-11 * (1 + max(float(x.abs().max()) for x in expected)) * (1 + float(table.unrolled().abs().max()))
+    torch.testing.assert_close(made, expected[-1], rtol=0, atol=bound)
+    assert sum(denoise.denoise.sizes) == form.nfe * len(START)
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(table=tables(), scale=SCALES)
