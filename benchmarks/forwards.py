@@ -1,51 +1,154 @@
-"""Print the errors of a guided solver file over forward passes: ``python benchmarks/forwards.py runs/guided.json``."""
+"""Print the errors of guided solver files over forward passes: ``python benchmarks/forwards.py runs/guided-*.json``.
+
+The files are of one model and guidance scale, several of other training seeds. Beside GS with guided predictions and
+the tables with branches: GS guided in an interval of times only, the best contiguous one of every NFE on 64 seeds of
+their own, and GS with other rules of guidance. Squared errors are to the guided teacher, times 1000; several files
+have the mean of their means, and the least and the largest.
+"""
 
 import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import gas
 from gas.cli.options import parse_seeds
+from gas.denoise import Denoiser, GuidedNetwork, NoiseDenoiser, Rescale, ZeroStar
 from gas.evaluation import sample_pairs
 from gas.evaluation.sampler import teacher_pairs
-from gas.metrics import paired
+
+RULES = {"GS, rescaled guidance": Rescale(), "GS, CFG-Zero*": ZeroStar()}
+
+# A method, its forward passes, its table, and what binds another denoiser than the model's own.
+Method = tuple[str, int, gas.Table, Callable[[Tensor | None], Denoiser] | None]
+
+
+class Benchmark:
+    """The pairs of one model and scale, and what is measured on them."""
+
+    def __init__(self, solver: gas.Artefact, name: str, seeds: range) -> None:
+        self.model, self.guidance = gas.zoo.load(name), solver.document.guidance
+        solver.check(self.model, self.guidance)
+        described = solver.document.teacher or {}
+        teacher = gas.Classical(**{key: described[key] for key in ("solver", "grid", "nfe", "t_end")})
+        self.unseen, self.validation = (
+            teacher_pairs(self.model, teacher, part, guidance=self.guidance)
+            for part in (seeds, range(100_000, 100_064))
+        )
+        self.evaluator = gas.Evaluator.for_model(self.model, self.unseen)
+
+    def methods(self, solver: gas.Artefact) -> Iterator[Method]:
+        """Everything that a file is compared as."""
+        guided = [solver.table(nfe) for nfe in solver.nfes]
+        for table in guided:
+            yield "GS, guided", 2 * table.nfe, table, None
+            for name, rule in RULES.items():
+                yield name, 2 * table.nfe, table, lambda labels, rule=rule: self.ruled(labels, rule)
+        for forwards in solver.forwards:
+            yield "learned rows", forwards, solver.table(forwards=forwards), None
+            intervals = [each for table in guided for each in self.intervals(table, forwards)]
+            if intervals:
+                yield "GS, guidance interval", forwards, min(intervals, key=self.loss), None
+
+    def intervals(self, table: gas.Table, forwards: int) -> Iterator[gas.Table]:
+        """All tables of so many forward passes that guide some consecutive calls, not all."""
+        count, ends = forwards - table.nfe, [math.inf, *table.times.tolist(), -math.inf]
+        for first in range(1, table.nfe - count + 2) if 0 < count < table.nfe else ():
+            yield table.guided(self.guidance, interval=(ends[first + count], ends[first]))
+
+    def loss(self, table: gas.Table) -> float:
+        """The mean loss on the validation pairs."""
+        return float(gas.evaluate(self.model, self.validation, table, gas.losses.l2).mean())
+
+    def ruled(self, labels: Tensor | None, rule: Callable[..., Tensor]) -> Denoiser:
+        """The denoiser guided by a rule on noise predictions."""
+        model, null = self.model, torch.tensor([self.model.classes])
+
+        def noise(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            alpha, sigma = model.schedule(t[0])
+            return (x - alpha * model.conditional(x, t[0], condition)) / sigma
+
+        return NoiseDenoiser(GuidedNetwork(noise, labels, null, self.guidance, rule), model.schedule)
+
+    @torch.no_grad()
+    def measure(self, method: Method) -> dict[str, Any]:
+        """The figures of one method."""
+        name, passes, table, bind = method
+        if bind is None:
+            samples = sample_pairs(self.model, self.unseen, table)
+        else:
+            parts = self.unseen.batches(64)
+            samples = torch.cat([gas.sample(bind(part.labels), part.noise, table) for part in parts])
+        figures = self.evaluator.measure(name, samples, table.nfe)
+        named = self.model.classifier(samples).argmax(1) == self.unseen.labels
+        return {
+            "method": name,
+            "forward_passes": passes,
+            "rows": rows_of(table, self.guidance),
+            "mse": 1000 * figures.mse,
+            "half_width": 1000 * figures.mse_half_width,
+            "median": 1000 * (figures.mse_median or math.nan),
+            "median_interval": [1000 * end for end in figures.mse_median_interval or ()],
+            "frechet": figures.to_teacher.frechet if figures.to_teacher else math.nan,
+            "named": float(named.double().mean()),
+        }
+
+
+def rows_of(table: gas.Table, guidance: float) -> str:
+    """The branches of the rows by their initials, as ``u c c``; of guided predictions both for every call."""
+    branches = table.branches or table.guided(guidance).branches or ()
+    return " ".join(name[0] for name in branches)
+
+
+def printed(figures: list[dict[str, Any]]) -> str:
+    """A row of the table, of one method and number of forward passes: a file each."""
+    first, means = figures[0], [each["mse"] for each in figures]
+    mean = f"{first['mse']:.2f} ± {first['half_width']:.2f}"
+    median = f"{first['median']:.2f} [{', '.join(f'{end:.2f}' for end in first['median_interval'])}]"
+    if len(figures) > 1:
+        mean = f"{sum(means) / len(means):.2f} ({min(means):.2f} to {max(means):.2f})"
+        median = f"{sum(each['median'] for each in figures) / len(figures):.2f}"
+    frechet, named = (sum(each[key] for each in figures) / len(figures) for key in ("frechet", "named"))
+    rows = " / ".join(dict.fromkeys(each["rows"] for each in figures))
+    cells = [
+        str(first["forward_passes"]),
+        first["method"],
+        rows,
+        mean,
+        median,
+        f"{frechet:.3g}",
+        f"{named:.1%}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Print a Markdown table of squared errors to the guided teacher: the file's NFE, and its tables with branches."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("solver", type=Path)
+    """Print a Markdown table, and write the figures if ``--out`` names a file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("solvers", type=Path, nargs="+")
     parser.add_argument("--model", default="digits")
     parser.add_argument("--seeds", type=parse_seeds, default=range(50_000, 50_512))
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    artefact, model = gas.load(options.solver), gas.zoo.load(options.model)
-    guidance = artefact.document.guidance
-    artefact.check(model, guidance)
-    described = artefact.document.teacher
-    teacher = gas.Classical(**{name: described[name] for name in ("solver", "grid", "nfe", "t_end")})
-    pairs = teacher_pairs(model, teacher, options.seeds, guidance=guidance)
-    tables = [artefact.table(nfe) for nfe in artefact.nfes]
-    tables += [artefact.table(forwards=count) for count in artefact.forwards]
-    print(
-        f"`{model.name}`, guidance {guidance:g}, {len(pairs)} samples, seeds {options.seeds.start} to",
-        end=" ",
-    )
-    print(f"{options.seeds.stop - 1}\n\n| forward passes | rows | mean | median |\n|---|---|---|---|")
-    for table in sorted(tables, key=lambda table: table.forward_passes(guidance)):
-        errors = 1000 * paired.mse(sample_pairs(model, pairs, table), pairs.target)
-        cells = [
-            str(table.forward_passes(guidance)),
-            rows_of(table),
-            f"{errors.mean():.2f}",
-            f"{errors.median():.2f}",
-        ]
-        print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def rows_of(table: gas.Table) -> str:
-    """The branches of the rows by their initials, as ``u c c``, or how many predictions are guided."""
-    if table.branches is None:
-        return f"{table.nfe} guided predictions"
-    return " ".join(name[0] for name in table.branches)
+    solvers = [gas.load(path) for path in options.solvers]
+    benchmark = Benchmark(solvers[0], options.model, options.seeds)
+    figures = [benchmark.measure(method) for solver in solvers for method in benchmark.methods(solver)]
+    print(f"`{options.model}`, guidance {benchmark.guidance:g}, {len(benchmark.unseen)} samples\n")
+    print("| forward passes | method | rows | mean | median | Fréchet distance to the teacher | named as prompted |")
+    print("|---|---|---|---|---|---|---|")
+    for key in sorted({(each["forward_passes"], each["method"]) for each in figures}):
+        print(printed([each for each in figures if (each["forward_passes"], each["method"]) == key]))
+    if options.out:
+        content = {"model": options.model, "guidance": benchmark.guidance, "figures": figures}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 
 import gas
 from gas.denoise import FlowDenoiser
@@ -47,7 +47,9 @@ def encoded(ordinary, family):
             c, u, pooled, unpooled = ordinary.encode_prompt("a cat", None, None, negative_prompt="")
             prompts = ((c, pooled), (u, unpooled))
             keys = ("encoder_hidden_states", "pooled_projections")
-            return {name: dict(zip(keys, each, strict=True)) for name, each in zip(names, prompts, strict=True)}
+            return {
+                name: dict(zip(keys, each, strict=True)) for name, each in zip(names, prompts, strict=True)
+            }
         prompts = ordinary.encode_prompt("a cat", negative_prompt="")
     return {name: {"encoder_hidden_states": each} for name, each in zip(names, prompts, strict=True)}
 
@@ -61,6 +63,8 @@ def family(request):
 
 @pytest.fixture
 def pipe(family):
+    import diffusers
+
     name, ordinary, _ = family
     blocks = getattr(diffusers.modular_pipelines, BLOCKS[name])()
     if name == "wan":
@@ -110,7 +114,9 @@ def test_a_modular_pipeline_is_the_sampler(family, pipe, file, forwards):
 
 
 def called(pipe, **more):
-    return pipe(**{**CALLS["sd3"], "prompt": "a cat", "negative_prompt": "", "num_inference_steps": 4, **more})
+    return pipe(
+        **{**CALLS["sd3"], "prompt": "a cat", "negative_prompt": "", "num_inference_steps": 4, **more}
+    )
 
 
 @pytest.mark.parametrize("family", ["sd3"], indirect=True)
@@ -145,7 +151,9 @@ class TestRefusals:
 
         served(pipe, file)
         pipe.update_components(guider=ClassifierFreeGuidance())
-        with pytest.raises(gas.UserError, match=r"^step 0 evaluates the branch 'conditional' alone: run this"):
+        with pytest.raises(
+            gas.UserError, match=r"^step 0 evaluates the branch 'conditional' alone: run this"
+        ):
             called(pipe)
 
     def test_a_start_in_the_middle(self, pipe, file):

@@ -90,7 +90,9 @@ def test_outside_an_interval_only_the_condition_is_evaluated(table, ends):
     inside = int(((low < table.times) & (table.times <= high)).sum())
     assert form.forward_passes() == table.nfe + inside
     made, expected = sample(denoise, START, form), list(trajectory(scheduled, START, table))
-    bound = 1e-11 * (1 + max(float(x.abs().max()) for x in expected)) * (1 + float(table.unrolled().abs().max()))
+    bound = (
+        1e-11 * (1 + max(float(x.abs().max()) for x in expected)) * (1 + float(table.unrolled().abs().max()))
+    )
     torch.testing.assert_close(made, expected[-1], rtol=0, atol=bound)
     assert sum(denoise.denoise.sizes) == form.nfe * len(START)
 

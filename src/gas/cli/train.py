@@ -104,7 +104,7 @@ def train(
         settings: dict[str, Any] = {"config": config, "search": search}
         settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
         family = {"adversary": adversary, "budget": budget, **settings}
-        starts = sorted({*nfes, *map(gas.training.elimination.guided_calls, budgets)})
+        starts = sorted({*nfes, *gas.training.elimination.guided_starts(budgets)})
         results = _learn(model, sets, starts, family, solver.upper(), progress)
         if len(ranges) > 1:
             results = _widen(model, ranges, results, config=config, loss=optimizer.loss, state=state)

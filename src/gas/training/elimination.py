@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,20 @@ from gas.training.loop import fit
 from gas.training.plan import FINISH
 from gas.training.ranking import rank_classical
 from gas.training.successive_halving import SHORT_RUN, Candidate, halve
+from gas.training.validation import evaluate
 
-__all__ = ["Removal", "check_branches", "distill_forwards", "eliminate", "guided_calls", "without_row"]
+__all__ = [
+    "Removal",
+    "check_branches",
+    "distill_forwards",
+    "eliminate",
+    "guided_calls",
+    "guided_starts",
+    "without_row",
+]
 
-# The branch whose rows may go: without them a prediction is the conditional one, or guided by an earlier call's.
+# The branch that guidance leads away from.
 _BRANCH = "unconditional"
-
-# Validation pairs that trials are told apart on.
-_VALIDATION_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Removal:
     Attributes:
         forwards: rows of the table that is left.
         row: the row of the table before that it lacks.
-        loss: its best mean loss so far on some of the validation pairs.
+        loss: its best mean loss so far on the validation pairs.
         run, runs: of this removal.
         evaluations: forward passes of single samples of this run.
     """
@@ -57,6 +63,12 @@ class Removal:
 def guided_calls(forwards: int) -> int:
     """Return the calls of the guided solver that a budget starts from: about half of them stay guided."""
     return -(-2 * forwards // 3)
+
+
+def guided_starts(budgets: Iterable[int]) -> list[int]:
+    """Return the calls of all guided solvers that budgets need: their starts, and those that cost as much."""
+    equal = {count // 2 for count in budgets if count % 2 == 0}
+    return sorted(equal | {guided_calls(count) for count in budgets})
 
 
 def without_row(table: Table, row: int) -> Table:
@@ -98,12 +110,12 @@ def eliminate(
     loss: Loss = l2,
     config: GaussNewton = SHORT_RUN,
 ) -> Generator[Removal, None, tuple[Table, int]]:
-    """Remove unconditional rows one by one, each time the one without which the retrained solver is best.
+    """Remove rows one by one, each time the one without which the retrained solver is best; the last row stays.
 
     Args:
         model: whose denoiser to call.
         pairs: teacher pairs to train on.
-        validation: teacher pairs to choose by, the first 64 of them.
+        validation: teacher pairs to choose by.
         table: the start, as :meth:`gas.Table.guided` returns it.
         forwards: rows that are left.
         loss: distance to the teacher to choose by; short runs minimize squared errors.
@@ -112,20 +124,11 @@ def eliminate(
     Yields:
         Removal: after each short run. The table that is left is returned, with the forward passes spent.
 
-    Raises:
-        UserError: when the table has too few rows of the branch.
     """
-    validation, spent = validation.subset(slice(0, _VALIDATION_PAIRS)), 0
+    spent = 0
     while table.nfe > forwards:
-        rows = [
-            n for n in range(table.nfe - 1) if table.branches is not None and table.branches[n] == _BRANCH
-        ]
-        if not rows:
-            raise UserError(
-                f"a table of {table.nfe} rows has no {_BRANCH} one to remove, {forwards} are to be left"
-            )
         trials = []
-        for row in rows:
+        for row in range(table.nfe - 1):
             solver = BNS.from_table(model.schedule, without_row(table, row), model.t_end)
             trials.append(Candidate(row, GaussNewtonSteps(solver, model, pairs, l2, config)))
         report = partial(_removal, table.nfe - 1)
@@ -161,7 +164,8 @@ def distill_forwards(
     """Learn a solver for each number of forward passes of a guided model, the largest first.
 
     Each starts at a guided solver of :func:`guided_calls` calls, loses rows (:func:`eliminate`), and is trained as a
-    :class:`gas.BNS` of forward passes. Numbers with the same start share its removals.
+    :class:`gas.BNS` of forward passes. Numbers with the same start share its removals. Where the guided solver of as
+    many forward passes validates better, it is the result, all of its rows.
 
     Args:
         model: whose denoiser to call; it has to have branches.
@@ -183,7 +187,7 @@ def distill_forwards(
     """
     check_branches(model, pairs)
     starts = {member.nfe: member for member in members if not member.branched}
-    if missing := {guided_calls(count) for count in forwards} - starts.keys():
+    if missing := set(guided_starts(forwards)) - starts.keys():
         learned = yield from distill_family(
             model, pairs, validation, sorted(missing), config=config, loss=loss, state=state, **options
         )
@@ -196,9 +200,21 @@ def distill_forwards(
             model, pairs, validation, starts[calls], tables[calls], count, loss, config, state
         )
         tables[calls] = result.table()
+        if count % 2 == 0:
+            result = _no_worse(result, starts[count // 2], model, validation, loss)
         results.append(result)
         yield result
     return results
+
+
+def _no_worse(result: Distilled, equal: Distilled, model: Model, validation: Pairs, loss: str) -> Distilled:
+    """Return a result, or the guided solver of as many forward passes if that has the lower loss."""
+    losses = evaluate(model, validation, equal.table(), loss_by_name(loss))
+    result = replace(result, evaluations=result.evaluations + len(validation) * result.nfe)
+    if losses.mean() >= result.loss:
+        return result
+    table = equal.table().guided(validation.guidance)
+    return replace(result, solver=table, start=equal.start, loss=float(losses.mean()), losses=losses)
 
 
 def check_branches(model: Model, pairs: Pairs) -> None:

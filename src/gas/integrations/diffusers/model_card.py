@@ -118,7 +118,10 @@ def _replacement(cls: str) -> str:
 def _model_rows(process: Process, artefact: Artefact | None, model: Mapping[str, Any]) -> list[list[str]]:
     rows = [["process", process.kind], ["prediction", process.prediction]]
     if artefact:
-        counts = {"network evaluations (NFE)": artefact.nfes, "forward passes, with branches": artefact.forwards}
+        counts = {
+            "network evaluations (NFE)": artefact.nfes,
+            "forward passes, with branches": artefact.forwards,
+        }
         rows += [[name, ", ".join(map(str, several))] for name, several in counts.items() if several]
         document = artefact.document
         rows.append(["guidance scale", document.served])

@@ -151,7 +151,9 @@ class Planner:
         """The artefact's table of so many forward passes."""
         artefact = self.artefact
         if artefact is None or forwards not in artefact.forwards:
-            has = "no solver file" if artefact is None else f"{artefact.source}, which has {artefact.forwards}"
+            has = (
+                "no solver file" if artefact is None else f"{artefact.source}, which has {artefact.forwards}"
+            )
             raise UserError(
                 f"a BranchGuider runs tables with branches, and {forwards} forward passes were asked of {has}"
             )

@@ -172,9 +172,7 @@ class GASScheduler(SavedScheduler):
             ValueError: when no number of steps is given, two things disagree on it, there is no table for it and
                 ``missing_nfe="error"``, or a solver of several guidance scales does not serve that of the call.
         """
-        planner = replace(
-            self._planner, artefact=self._artefact_of_call(), branched=self.guider is not None
-        )
+        planner = replace(self._planner, artefact=self._artefact_of_call(), branched=self.guider is not None)
         self._plan = planner.plan(num_inference_steps, timesteps, sigmas, mu)
         self.num_inference_steps = self._plan.table.nfe
         if self.guider is not None:
