@@ -161,7 +161,7 @@ class Planner:
 
     def _learned(self, artefact: Artefact, table: Table, label: str) -> Plan:
         """The artefact's own table; on another schedule of the same kind, at the same noise levels."""
-        refuse_residuals(artefact.table(nfe), "GASScheduler")
+        refuse_residuals(table, "GASScheduler")
         schedule = self.process.schedule if artefact.schedule is None else artefact.schedule
         t_end = _table_end(artefact, table, schedule)
         if t_end is not None and not same_schedule(schedule, self.process.schedule):
