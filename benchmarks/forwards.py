@@ -141,7 +141,9 @@ def main() -> None:
     benchmark = Benchmark(solvers[0], options.model, options.seeds)
     figures = [benchmark.measure(method) for solver in solvers for method in benchmark.methods(solver)]
     print(f"`{options.model}`, guidance {benchmark.guidance:g}, {len(benchmark.unseen)} samples\n")
-    print("| forward passes | method | rows | mean | median | Fréchet distance to the teacher | named as prompted |")
+    print(
+        "| forward passes | method | rows | mean | median | Fréchet distance to the teacher | named as prompted |"
+    )
     print("|---|---|---|---|---|---|---|")
     for key in sorted({(each["forward_passes"], each["method"]) for each in figures}):
         print(printed([each for each in figures if (each["forward_passes"], each["method"]) == key]))

@@ -164,7 +164,9 @@ def test_no_result_is_worse_than_the_guided_solver_of_as_many_passes(learned, va
     assert result.branched
     assert result.table().branches == ("unconditional", "conditional")
     expected = evaluate(MODEL, validation, calls.table(), l2)
-    torch.testing.assert_close(evaluate(MODEL, validation, result.table(), l2), expected, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(
+        evaluate(MODEL, validation, result.table(), l2), expected, rtol=1e-3, atol=1e-8
+    )
     assert result.loss == pytest.approx(float(expected.mean()))
 
 
