@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +39,12 @@ __all__ = [
 
 # The branch that guidance leads away from.
 _BRANCH = "unconditional"
+
+
+# Removals are ranked untrained, on so many validation pairs, and the best of them trained. digits, guidance 2, 4 calls:
+# the losses (x 1000) are 6.5 to 21 without an unconditional row and 52 to 95 without a conditional one, after a short
+# run 4.4 to 4.5 and 19; of 6 rows, the two that are best untrained are the two that are best trained.
+_RANKING_PAIRS, _TRIALS = 64, 3
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ def eliminate(
 ) -> Generator[Removal, None, tuple[Table, int]]:
     """Remove rows one by one, each time the one without which the retrained solver is best; the last row stays.
 
+    Of the rows without which the solver as it is has the least losses, three are tried.
+
     Args:
         model: whose denoiser to call.
         pairs: teacher pairs to train on.
@@ -125,22 +134,31 @@ def eliminate(
         Removal: after each short run. The table that is left is returned, with the forward passes spent.
 
     """
-    spent = 0
+    some, spent = validation.subset(slice(0, _RANKING_PAIRS)), 0
     while table.nfe > forwards:
+        rest = {row: without_row(table, row) for row in range(table.nfe - 1)}
+        losses = {row: _finite_loss(model, some, left, loss) for row, left in rest.items()}
+        spent += len(some) * len(rest) * (table.nfe - 1)
         trials = []
-        for row in range(table.nfe - 1):
-            solver = BNS.from_table(model.schedule, without_row(table, row), model.t_end)
+        for row in sorted(losses, key=lambda row: losses[row])[:_TRIALS]:
+            solver = BNS.from_table(model.schedule, rest[row], model.t_end)
             trials.append(Candidate(row, GaussNewtonSteps(solver, model, pairs, l2, config)))
         report = partial(_removal, table.nfe - 1)
         winner, cost = yield from halve(
             trials, config.iterations, int(len(trials) > 1), validation, loss, report
         )
         spent += cost
-        table = without_row(table, winner.key)
+        table = rest[winner.key]
         if winner.state is not None:
             winner.steps.restore(winner.state)
             table = table_of(winner.steps.solver)
     return table, spent
+
+
+def _finite_loss(model: Model, pairs: Pairs, table: Table, loss: Loss) -> float:
+    """Return the mean loss of a table; infinite where it is not finite."""
+    mean = float(evaluate(model, pairs, table, loss).mean())
+    return mean if math.isfinite(mean) else math.inf
 
 
 def _removal(forwards: int, trial: Candidate[int], run: int, runs: int, evaluations: int) -> Removal:
