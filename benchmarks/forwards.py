@@ -9,6 +9,8 @@ have the mean of their means, and the least and the largest.
 import argparse
 import json
 import math
+import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from torch import Tensor
 import gas
 from gas.cli.options import parse_seeds
 from gas.denoise import Denoiser, GuidedNetwork, NoiseDenoiser, Rescale, ZeroStar
-from gas.evaluation import sample_pairs
 from gas.evaluation.sampler import teacher_pairs
 
 RULES = {"GS, rescaled guidance": Rescale(), "GS, CFG-Zero*": ZeroStar()}
@@ -79,11 +80,14 @@ class Benchmark:
     def measure(self, method: Method) -> dict[str, Any]:
         """The figures of one method."""
         name, passes, table, bind = method
-        if bind is None:
-            samples = sample_pairs(self.model, self.unseen, table)
-        else:
-            parts = self.unseen.batches(64)
-            samples = torch.cat([gas.sample(bind(part.labels), part.noise, table) for part in parts])
+        bound = bind or (lambda labels: self.model.bind(labels, self.guidance))
+
+        def sampled(part: gas.Pairs) -> Tensor:
+            return gas.sample(bound(part.labels), part.noise, table)
+
+        parts = list(self.unseen.batches(64))
+        samples = torch.cat([sampled(part) for part in parts])
+        seconds = min(timeit.repeat(lambda: sampled(parts[0]), timer=time.process_time, number=1, repeat=3))
         figures = self.evaluator.measure(name, samples, table.nfe)
         named = self.model.classifier(samples).argmax(1) == self.unseen.labels
         return {
@@ -96,6 +100,7 @@ class Benchmark:
             "median_interval": [1000 * end for end in figures.mse_median_interval or ()],
             "frechet": figures.to_teacher.frechet if figures.to_teacher else math.nan,
             "named": float(named.double().mean()),
+            "milliseconds": 1000 * seconds / len(parts[0]),
         }
 
 
@@ -113,7 +118,9 @@ def printed(figures: list[dict[str, Any]]) -> str:
     if len(figures) > 1:
         mean = f"{sum(means) / len(means):.2f} ({min(means):.2f} to {max(means):.2f})"
         median = f"{sum(each['median'] for each in figures) / len(figures):.2f}"
-    frechet, named = (sum(each[key] for each in figures) / len(figures) for key in ("frechet", "named"))
+    frechet, named, ms = (
+        sum(each[key] for each in figures) / len(figures) for key in ("frechet", "named", "milliseconds")
+    )
     rows = " / ".join(dict.fromkeys(each["rows"] for each in figures))
     cells = [
         str(first["forward_passes"]),
@@ -123,6 +130,7 @@ def printed(figures: list[dict[str, Any]]) -> str:
         median,
         f"{frechet:.3g}",
         f"{named:.1%}",
+        f"{ms:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -142,9 +150,9 @@ def main() -> None:
     figures = [benchmark.measure(method) for solver in solvers for method in benchmark.methods(solver)]
     print(f"`{options.model}`, guidance {benchmark.guidance:g}, {len(benchmark.unseen)} samples\n")
     print(
-        "| forward passes | method | rows | mean | median | Fréchet distance to the teacher | named as prompted |"
+        "| forward passes | method | rows | mean | median | Fréchet distance to the teacher | named as prompted | CPU ms a sample |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for key in sorted({(each["forward_passes"], each["method"]) for each in figures}):
         print(printed([each for each in figures if (each["forward_passes"], each["method"]) == key]))
     if options.out:
