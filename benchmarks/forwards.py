@@ -25,6 +25,17 @@ from gas.evaluation.sampler import teacher_pairs
 
 RULES = {"GS, rescaled guidance": Rescale(), "GS, CFG-Zero*": ZeroStar()}
 
+COLUMNS = (
+    "forward passes",
+    "method",
+    "rows",
+    "mean",
+    "median",
+    "Fréchet to the teacher",
+    "named",
+    "CPU ms a sample",
+)
+
 # A method, its forward passes, its table, and what binds another denoiser than the model's own.
 Method = tuple[str, int, gas.Table, Callable[[Tensor | None], Denoiser] | None]
 
@@ -149,10 +160,7 @@ def main() -> None:
     benchmark = Benchmark(solvers[0], options.model, options.seeds)
     figures = [benchmark.measure(method) for solver in solvers for method in benchmark.methods(solver)]
     print(f"`{options.model}`, guidance {benchmark.guidance:g}, {len(benchmark.unseen)} samples\n")
-    print(
-        "| forward passes | method | rows | mean | median | Fréchet distance to the teacher | named as prompted | CPU ms a sample |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for key in sorted({(each["forward_passes"], each["method"]) for each in figures}):
         print(printed([each for each in figures if (each["forward_passes"], each["method"]) == key]))
     if options.out:
