@@ -1,7 +1,8 @@
 """A solver file needs no library: this samples from one with numpy alone.
 
 Run ``python numpy_sampler.py digits.json`` on any file of ``gas.save``. A solver with "branches" calls
-``denoise(x, t, branch)``, one forward pass.
+``denoise(x, t, branch)``, one forward pass. One with "residuals" calls ``correct(row, history)``: the residual of the
+row, as ``gas export --residual`` writes it, of the arrays in ``history``.
 """
 
 import json
@@ -10,14 +11,22 @@ import sys
 import numpy as np
 
 
-def sample(denoise, x, solver):
+def sample(denoise, x, solver, correct=None):
     """Run one entry of the file's "solvers" from noise ``x``; ``denoise(x, t)`` predicts clean data."""
-    xs, ds, branches = [x], [], solver.get("branches") or []
+    residuals = {each["row"]: each["config"] for each in solver.get("residuals", [])}
+
+    def lifted(x, row, xs, ds):
+        if row not in residuals:
+            return x
+        reads = residuals[row]
+        return x + correct(row, xs[: reads["states"]] + ds[len(ds) - reads["outputs"] :])
+
+    xs, ds, branches = [lifted(x, -1, [x], [])], [], solver.get("branches") or []
     for n, t in enumerate(solver["times"]):
         # Copies: the denoiser may overwrite its input, and its next prediction this one.
         ds.append(np.array(denoise(xs[-1].copy(), t, *branches[n : n + 1])))
         terms = zip(solver["states"][n] + solver["outputs"][n], xs + ds, strict=True)
-        xs.append(sum(weight * past for weight, past in terms))
+        xs.append(lifted(sum(weight * past for weight, past in terms), n, xs, ds))
     return xs[-1]
 
 

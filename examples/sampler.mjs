@@ -2,7 +2,8 @@
 //
 // `node sampler.mjs digits.json` runs every solver of a file of gas.save. To use it elsewhere, import `entry` and
 // `sample` and hand over your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length. A
-// solver with branches calls `denoise(x, t, branch)`, one forward pass.
+// solver with branches calls `denoise(x, t, branch)`, one forward pass. One with residuals calls `correct(row, history)`,
+// which returns the residual of the row, as `gas export --residual` writes it, of the arrays in `history`.
 
 /** Return the entry of one NFE of a parsed solver file, or of as many forward passes if `branched`: its times, and its
  * weights of past states and predictions. */
@@ -20,15 +21,26 @@ function accumulate(out, weights, history) {
   });
 }
 
+/** Add the residual of a row, if it has one, of the first states and the newest predictions that it reads. */
+async function lift(next, row, solver, correct, states, outputs) {
+  const residual = solver.residuals?.find((each) => each.row === row)?.config;
+  if (!residual) return;
+  if (!correct) throw new Error("this solver has residuals: pass correct(row, history)");
+  const history = [...states.slice(0, residual.states), ...outputs.slice(outputs.length - residual.outputs)];
+  (await correct(row, history)).forEach((value, i) => (next[i] += value));
+}
+
 /** Run one entry from the start `x`: row n calls the network once and sums all states and predictions so far, in float64. */
-export async function sample(denoise, x, solver) {
-  const states = [x], outputs = [];
+export async function sample(denoise, x, solver, correct) {
+  const states = [x.slice()], outputs = [];
+  await lift(states[0], -1, solver, correct, [x], []);
   for (let n = 0; n < solver.nfe; n++) {
     // Copies: the network may overwrite its input, and its next prediction this one.
     outputs.push(Float64Array.from(await denoise(states[n].slice(), solver.times[n], solver.branches?.[n])));
     const next = new Float64Array(x.length);
     accumulate(next, solver.states[n], states);
     accumulate(next, solver.outputs[n], outputs);
+    await lift(next, n, solver, correct, states, outputs);
     states.push(x.constructor.from(next));
   }
   return states[solver.nfe];

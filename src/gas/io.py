@@ -339,6 +339,11 @@ def _is_damaged_checksum(name: str, text: str) -> bool:
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Write tensors and text metadata with the checksum of both, atomically; equal content gives equal bytes."""
+    return write_bytes(path, safetensors_bytes(tensors, metadata))
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the file that :func:`write_safetensors` writes."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     values = {name: text for name, text in sorted(metadata.items()) if name != CHECKSUM}
     values[CHECKSUM] = _tensor_checksum(tensors, values)
@@ -348,7 +353,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     header = json.loads(data[8 : 8 + length]) | {"__metadata__": values}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return write_bytes(path, len(text).to_bytes(8, "little") + text + data[8 + length :])
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

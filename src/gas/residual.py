@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ __all__ = ["MAX_NUMBERS", "Cost", "Residual"]
 # residual is a second network, and its file and time are no longer small beside one call of the first.
 MAX_NUMBERS = 50_000
 _KERNEL = 3
-_LAYERS = (
+_LAYERS: tuple[Callable[..., Tensor], ...] = (
     functional.linear,
     *(
         partial(convolve, padding=_KERNEL // 2)
@@ -135,7 +136,10 @@ class Residual(nn.Module):
         self._check(inputs[0].shape)
         dtype = reduce(torch.promote_types, (x.dtype for x in inputs), torch.float32)
         scales = self.scales.to(inputs[0].device, dtype).unbind()
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        # Only where it is on: exporters to other runtimes have no autocast.
+        device = inputs[0].device.type
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             scaled = [x.to(dtype) / scale for x, scale in zip(inputs, scales, strict=False)]
             x = _to_patches(torch.cat(scaled, dim=1 if self.dimensions else -1), self.dimensions, self.patch)
             for n, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -169,8 +173,12 @@ class Residual(nn.Module):
         """Return the size: parameters, and multiply-adds for a sample of this shape, without the batch."""
         self._check((1, *sample_shape))
         places = math.prod(sample_shape) // self.channels // self.patch**self.dimensions
-        weights = sum(weight.numel() for weight in self.weights)
-        return Cost(weights + sum(bias.numel() for bias in self.biases), weights * places)
+        return Cost(self.numbers, sum(weight.numel() for weight in self.weights) * places)
+
+    @property
+    def numbers(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def config(self) -> dict[str, Any]:
         """Return plain JSON that :meth:`from_config` builds the same residual from, but for its numbers."""
@@ -191,11 +199,26 @@ class Residual(nn.Module):
         except TypeError as error:
             raise UserError(f"a residual's config {brief(dict(config))} is not one: {error}") from error
 
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Residual:
+        """Build a residual without gradient from its :meth:`config` and copies of the tensors of its ``state_dict``.
+
+        Raises:
+            UserError: when the tensors are of another residual.
+        """
+        residual = cls.from_config(config)
+        shapes, wanted = (
+            {name: tuple(x.shape) for name, x in part.items()} for part in (state, residual.state_dict())
+        )
+        if wrong := sorted(name for name in shapes.keys() | wanted if shapes.get(name) != wanted.get(name)):
+            name = wrong[0]
+            raise UserError(f"{brief(name)} has shape {shapes.get(name)}, its config says {wanted.get(name)}")
+        residual.load_state_dict({name: x.detach().clone() for name, x in state.items()}, assign=True)
+        return residual.requires_grad_(False)
+
     def frozen(self) -> Residual:
         """Return a copy without gradient."""
-        copied = Residual.from_config(self.config()).to(self.weights[0])
-        copied.load_state_dict(self.state_dict())
-        return copied.requires_grad_(False)
+        return Residual.from_state(self.config(), self.state_dict())
 
 
 def _checked_scales(scales: Tensor | Sequence[float], count: int) -> Tensor:
@@ -222,9 +245,8 @@ def _from_patches(x: Tensor, dimensions: int, patch: int) -> Tensor:
     """Undo :func:`_to_patches`."""
     if patch == 1:
         return x
-    split = x.unflatten(1, (-1, *[patch] * dimensions))
-    order = [axis for k in range(dimensions) for axis in (2 + dimensions + k, 2 + k)]
-    x = split.permute(0, 1, *order)
+    split: Tensor = x.unflatten(1, (-1, *[patch] * dimensions))
+    joined = split.permute(0, 1, *(axis for k in range(dimensions) for axis in (2 + dimensions + k, 2 + k)))
     for k in range(dimensions):
-        x = x.flatten(2 + k, 3 + k)
-    return x
+        joined = joined.flatten(2 + k, 3 + k)
+    return joined

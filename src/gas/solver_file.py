@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gas
 from gas.compatibility import model_differences
 from gas.display import brief
-from gas.errors import UserError
-from gas.io import add_checksum, read_json, verify_checksum, write_text
+from gas.errors import UserError, explained
+from gas.io import (
+    add_checksum,
+    read_json,
+    read_safetensors,
+    safetensors_bytes,
+    sha256,
+    verify_checksum,
+    write_bytes,
+    write_text,
+)
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.guidance import GuidanceBNS
 from gas.learned.interpolation import interpolated
 from gas.models.protocol import Model
 from gas.schedule import Schedule, schedule_from_config
-from gas.solver_schema import Document, Entry, Term, parse_document, table_of_entry
-from gas.table import Table, TableMaker, refuse_residuals, table_of, table_on
+from gas.solver_schema import (
+    MAX_WEIGHTS_BYTES,
+    Document,
+    Entry,
+    RowResidual,
+    Term,
+    WeightsFile,
+    parse_document,
+    table_of_entry,
+)
+from gas.table import Table, TableMaker, table_of, table_on
 
 __all__ = ["Artefact", "load", "save"]
 
@@ -37,10 +56,12 @@ class Artefact:
     Attributes:
         document: every field of the file.
         source: path or description of the file, for messages.
+        weights: the tensors of its residuals, by their names in the file beside it.
     """
 
     document: Document
     source: str
+    weights: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         """Return source, NFE and model; the schedule alone may have a thousand numbers."""
@@ -71,8 +92,14 @@ class Artefact:
         return None if self.document.schedule is None else schedule_from_config(self.document.schedule)
 
     def write(self, path: str | Path) -> None:
-        """Write the solver file, atomically."""
-        write_text(path, _dumps(add_checksum(self.document.model_dump(mode="json", exclude_none=True))))
+        """Write the solver file, atomically; before it, its residuals to the ``.safetensors`` file of its name."""
+        document = self.document
+        if document.weights is not None:
+            beside = Path(path).with_suffix(".safetensors")
+            write_bytes(beside, safetensors_bytes(self.weights, {}))
+            weights = document.weights.model_copy(update={"file": beside.name})
+            document = document.model_copy(update={"weights": weights})
+        write_text(path, _dumps(add_checksum(document.model_dump(mode="json", exclude_none=True))))
 
     def entry(self, nfe: int | None = None, *, forwards: int | None = None) -> Entry:
         """Return all fields of the table of one NFE, or of the table with branches of so many forward passes."""
@@ -99,8 +126,7 @@ class Artefact:
         if interpolate and nfe is not None and (around := self.neighbours(nfe)):
             schedule, t_end = self._process()
             return interpolated(schedule, self.table(around[0]), self.table(around[1]), nfe, t_end)
-        entry = self.entry(nfe, forwards=forwards)
-        return table_of_entry(entry)
+        return table_of_entry(self.entry(nfe, forwards=forwards), self.weights)
 
     def at(self, guidance: float) -> Artefact:
         """Return the solvers of one guidance scale, as a file for that scale alone has them.
@@ -162,7 +188,8 @@ class Artefact:
             transfer: accept the tables of another network with the same samples, schedule and guidance.
 
         Raises:
-            UserError: names each difference (:func:`gas.compatibility.differences`), or a weight beyond float32.
+            UserError: names each difference (:func:`gas.compatibility.differences`), a weight beyond float32, or what
+                samples its residuals are for.
         """
         if differences := model_differences(self.document, model, guidance, transfer=transfer):
             raise UserError(f"{self.source} was made for another model or use: {'; '.join(differences)}")
@@ -173,6 +200,7 @@ class Artefact:
                 raise UserError(
                     f"{self.source}: NFE {entry.nfe} has a weight that float32 does not hold, {largest:g}"
                 )
+            _check_residuals(table_of_entry(entry, self.weights), model)
 
 
 def load(path: str | Path) -> Artefact:
@@ -196,7 +224,33 @@ def load(path: str | Path) -> Artefact:
         )
     document = parse_document(content, f"solver file {path}")
     verify_checksum(content, f"solver file {path}")
-    return Artefact(document, str(path))
+    return Artefact(document, str(path), _read_weights(path, document))
+
+
+def _read_weights(path: Path, document: Document) -> dict[str, Tensor]:
+    """Return the tensors of the file beside a solver file, after building every residual of theirs."""
+    if (expected := document.weights) is None:
+        return {}
+    beside = path.with_name(expected.file)
+    if not beside.exists():
+        raise UserError(
+            f"{path} needs {beside.name} beside it, which has its residuals: put both into one folder"
+        )
+    with explained(f"{beside}, the residuals of {path.name}"):
+        if beside.stat().st_size != expected.bytes or sha256(beside) != expected.sha256:
+            raise UserError(
+                "is another file than was written with it: put both into one folder, or save them again"
+            )
+        weights, _ = read_safetensors(beside, MAX_WEIGHTS_BYTES)
+        known = tuple(entry.prefix(part.row) for entry in document.solvers for part in entry.residuals or ())
+        for name, x in weights.items():
+            if not name.startswith(known) or x.dtype not in (torch.float32, torch.float64):
+                raise UserError(f"the tensor {brief(name)} of {x.dtype} is no residual's")
+            if not bool(x.isfinite().all()) or (name.endswith("scales") and not bool((x > 0).all())):
+                raise UserError(f"the tensor {brief(name)} has numbers out of range")
+        for entry in document.solvers:
+            table_of_entry(entry, weights)
+    return weights
 
 
 @runtime_checkable
@@ -251,6 +305,8 @@ def save(
     scales, guidance = _common_scales([solver for solver, _, _ in family], guidance)
     provenance = _common_provenance([report.provenance for _, _, report in family if report is not None])
     schedule, t_end = _common_process([solver for solver, _, _ in family], model)
+    entries = [_entry(*member, starts or {}, measured or {}) for member in family]
+    weights = _weights([table for _, table, _ in family], entries, model)
     document = Document(
         schedule=schedule.config() if schedule else None,
         t_end=t_end,
@@ -261,9 +317,10 @@ def save(
         loss=provenance.get("loss") if loss is None else loss,
         training=dict(provenance.get("training", {}) if training is None else training),
         versions={"gas-solver": gas.__version__, "torch": torch.__version__},
-        solvers=[_entry(*member, starts or {}, measured or {}) for member in family],
+        solvers=entries,
+        weights=_weights_file(weights),
     )
-    artefact = Artefact(document, "this solver" if path is None else str(path))
+    artefact = Artefact(document, "this solver" if path is None else str(path), weights)
     if path is not None:
         artefact.write(path)
     return artefact
@@ -280,8 +337,6 @@ def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Table, Lear
     reports = [each if isinstance(each, Learned) else None for each in listed]
     bare = [report.solver if report else _solver(x, model) for x, report in zip(listed, reports, strict=True)]
     tables = [table_of(solver) for solver in bare]
-    for table in tables:
-        refuse_residuals(table, "a solver file")
     nfes = [table.nfe for table in tables]
     keys = [(table.branches is not None, table.nfe) for table in tables]
     if len(set(keys)) != len(keys) or not keys:
@@ -362,11 +417,36 @@ def _entry(
         **Term.of(table).model_dump(),
         terms=[Term.of(q) for q in coefficients] or None,
         branches=None if table.branches is None else list(table.branches),
+        residuals=[RowResidual(row=row, config=r.config()) for row, r in (table.residuals or {}).items()]
+        or None,
         theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,
         start=starts.get(table.nfe, report.start if report else None),
         measured=dict(measured.get(table.nfe, report.measured() if report else {})),
     )
+
+
+def _check_residuals(table: Table, model: Model) -> None:
+    """Refuse residuals of other samples than a model's."""
+    for residual in (table.residuals or {}).values():
+        residual.cost(model.sample_shape)
+
+
+def _weights(tables: Sequence[Table], entries: Sequence[Entry], model: Model | None) -> dict[str, Tensor]:
+    """Return the tensors of all residuals by their names in a weights file."""
+    weights = {}
+    for table, entry in zip(tables, entries, strict=True):
+        if model is not None:
+            _check_residuals(table, model)
+        for row, residual in (table.residuals or {}).items():
+            weights |= {f"{entry.prefix(row)}{name}": x.cpu() for name, x in residual.state_dict().items()}
+    return weights
+
+
+def _weights_file(weights: Mapping[str, Tensor]) -> WeightsFile | None:
+    data = safetensors_bytes(weights, {})
+    digest = hashlib.sha256(data).hexdigest()
+    return WeightsFile(file="solver.safetensors", bytes=len(data), sha256=digest) if weights else None
 
 
 def _dumps(content: Any) -> str:

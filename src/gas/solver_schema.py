@@ -14,17 +14,29 @@ from gas.arguments import MAX_NFE, integer, number, of_type, shape
 from gas.display import brief
 from gas.errors import UserError
 from gas.grids.analytic import as_grid
-from gas.io import CHECKSUM
+from gas.io import CHECKSUM, strip_prefix
 from gas.learned.guidance import MAX_DEGREE, in_scales
+from gas.residual import Residual
 from gas.schedule import check_t_end, schedule_from_config
 from gas.table import Table
 
-__all__ = ["Document", "Entry", "Term", "parse_document", "table_of_entry"]
+__all__ = [
+    "MAX_WEIGHTS_BYTES",
+    "Document",
+    "Entry",
+    "RowResidual",
+    "Term",
+    "WeightsFile",
+    "parse_document",
+    "table_of_entry",
+]
 
 # Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
 _FailFast = Field(fail_fast=True)
 Numbers = Annotated[list[float], _FailFast]
 _NAMES = 1000  # most entries of an object with free names
+# Of one file: more than a residual at every row of each of 2 to 20 evaluations, and as many numbers in float32 or 64.
+_RESIDUALS, MAX_WEIGHTS_BYTES = 256, 64 << 20
 
 
 class _Strict(BaseModel):
@@ -60,6 +72,22 @@ class Term(_Strict):
         return cls(times=table.times.tolist(), states=states, outputs=outputs)
 
 
+class RowResidual(_Strict):
+    """The residual of one row, -1 for the start. Its numbers are tensors of the weights file (:attr:`Entry.prefix`)."""
+
+    row: int = Field(ge=-1, lt=MAX_NFE)
+    config: dict[str, str | int] = Field(max_length=16)
+    """As :meth:`gas.Residual.config` returns it."""
+
+
+class WeightsFile(_Strict):
+    """The safetensors file beside this one, with the numbers of all residuals."""
+
+    file: str = Field(pattern=r"^[^/\\:\x00]{1,200}\.safetensors$")
+    bytes: int = Field(ge=0, le=MAX_WEIGHTS_BYTES)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class Entry(_Strict):
     """One table. Row n of ``states`` and ``outputs`` has the n + 1 weights of row n of the table."""
 
@@ -78,6 +106,14 @@ class Entry(_Strict):
     measured: dict[str, float] = {}
     terms: Annotated[list[Term], _FailFast, Field(min_length=1, max_length=MAX_DEGREE)] | None = None
     """With ``guidance_range``: the terms of u, u^2, .. of the table, u = (guidance - document's) / (last - first)."""
+    residuals: Annotated[list[RowResidual], _FailFast, Field(min_length=1, max_length=_RESIDUALS)] | None = (
+        None
+    )
+    """Of a lifted table, whose rows they are added to."""
+
+    def prefix(self, row: int) -> str:
+        """Return the beginning of the names that the tensors of a row's residual have in the weights file."""
+        return f"{'nfe' if self.branches is None else 'forwards'}-{self.nfe}.row-{row}."
 
     @model_validator(mode="after")
     def _shapes(self) -> Entry:
@@ -92,6 +128,11 @@ class Entry(_Strict):
             if len(self.nominal) != n + 1:
                 raise UserError(f"nominal times of NFE {n} must be {n + 1} numbers, got {len(self.nominal)}")
             as_grid(self.nominal)
+        rows = [part.row for part in self.residuals or ()]
+        if len(set(rows)) != len(rows) or (rows and self.terms):
+            raise UserError(
+                f"a row of NFE {n} may have one residual, and none with terms, got rows {brief(rows)}"
+            )
         return self
 
 
@@ -111,6 +152,8 @@ class Document(_Strict):
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
     solvers: Annotated[list[Entry], _FailFast] = Field(min_length=1)
+    weights: WeightsFile | None = None
+    """Of the residuals, where tables have some."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Document:
@@ -129,6 +172,11 @@ class Document(_Strict):
                     f"times on schedule {self.schedule['kind']} lie in {limits}, got {outside[0]:g}"
                 )
         self._check_range()
+        residuals = sum(len(entry.residuals or ()) for entry in self.solvers)
+        if residuals > _RESIDUALS or (residuals > 0) != (self.weights is not None):
+            raise UserError(
+                f"residuals, at most {_RESIDUALS}, and weights need each other, got {residuals} residuals"
+            )
         _check_descriptions(self.model or {}, self.teacher or {})
         seeds = self.training.get("seeds", [0, 0])
         if not (isinstance(seeds, list) and len(seeds) == 2 and all(type(seed) is int for seed in seeds)):
@@ -200,10 +248,15 @@ def parse_document(content: Mapping[str, Any], name: str) -> Document:
         raise UserError(f"{name}: {problem}") from error
 
 
-def table_of_entry(part: Entry | Term) -> Table:
-    """Return the numbers of an entry, or of one of its terms, as a table."""
+def table_of_entry(part: Entry | Term, weights: Mapping[str, Tensor] | None = None) -> Table:
+    """Return the numbers of an entry, or of one of its terms, as a table; ``weights`` are those of its residuals."""
     times, branches = torch.tensor(part.times, dtype=torch.float64), getattr(part, "branches", None)
-    return Table(times, _square(part.states), _square(part.outputs), branches and tuple(branches))
+    residuals = {
+        each.row: Residual.from_state(each.config, strip_prefix(weights or {}, part.prefix(each.row)))
+        for each in getattr(part, "residuals", None) or ()
+    }
+    branches = branches and tuple(branches)
+    return Table(times, _square(part.states), _square(part.outputs), branches, residuals or None)
 
 
 def _check_shapes(part: Entry | Term, n: int) -> None:

@@ -12,9 +12,11 @@ import torch
 from gas.classical.registry import SOLVERS
 from gas.grids.analytic import log_snr
 from gas.learned.generalized import GeneralizedSolver
+from gas.residual import Residual
 from gas.sampling import sample
 from gas.schedule import VPLinear
 from gas.solver_file import load, save
+from gas.table import Table
 
 SAMPLER = Path(__file__).parents[2] / "examples" / "sampler.mjs"
 NODE = shutil.which("node")
@@ -47,6 +49,52 @@ def path(tmp_path):
 
 def node(*words):
     return subprocess.run([NODE, *map(str, words)], capture_output=True, text=True, timeout=60)
+
+
+# Prints the sample of a lifted solver whose residuals are sums of all that they read, times the row plus 2.
+LIFTED = """
+const { entry, sample } = await import(process.argv[1]);
+const [path, start] = process.argv.slice(2);
+const file = JSON.parse((await import("node:fs")).readFileSync(path, "utf8"));
+const denoise = (x, t) => x.map((value) => Math.sin(2 * value + t));
+const first = Float64Array.from(JSON.parse(start)), reads = {};
+const correct = (row, history) => {
+  reads[row] = history.length;
+  return history[0].map((_, i) => (row + 2) * history.reduce((sum, array) => sum + array[i], 0));
+};
+const result = Array.from(await sample(denoise, first, entry(file, 3), correct));
+const refused = await sample(denoise, first, entry(file, 3)).catch((error) => error.message);
+console.log(JSON.stringify([result, Array.from(first), reads, refused]));
+"""
+
+
+class Sum(Residual):
+    """A residual that is known in closed form."""
+
+    def forward(self, states, outputs):
+        read = [*states[: self.states], *outputs[len(outputs) - self.outputs :]]
+        return torch.stack(read).sum(0) * self.factor
+
+
+@needs_node
+def test_javascript_adds_residuals_of_the_states_and_predictions_that_they_read(tmp_path):
+    table = SOLVERS["unipc-3-bh2"](VPLinear(), log_snr(VPLinear(), 3, 1e-3))
+    residuals = {row: Sum("token", 1, *reads, 4) for row, reads in {-1: (1, 0), 1: (1, 2), 2: (3, 1)}.items()}
+    lifted = Table(table.times, table.states, table.outputs, residuals=residuals)
+    save(tmp_path / "s.json", lifted)
+    for row, residual in residuals.items():
+        residual.factor = row + 2
+    start = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
+    result = node(
+        "--input-type=module", "-e", LIFTED, SAMPLER.as_uri(), tmp_path / "s.json", start[:, 0].tolist()
+    )
+    assert result.returncode == 0, result.stderr
+    found, first, reads, refused = json.loads(result.stdout)
+    expected = sample(lambda x, t: torch.sin(2 * x + t), start, lifted)[:, 0]
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=1e-12, atol=1e-12)
+    assert first == start[:, 0].tolist()
+    assert reads == {"-1": 1, "1": 3, "2": 4}
+    assert refused == "this solver has residuals: pass correct(row, history)"
 
 
 # Prints, for every NFE, the sample of one denoiser in three ways: with answers of their own, in place, in one buffer.

@@ -383,13 +383,6 @@ CONSUMERS = {
     "a range of guidance scales": lambda table: gas.learned.guidance.GuidanceBNS.from_table(
         SCHEDULE, table, 1e-3, scales=(1.0, 2.0), reference=1.0
     ),
-    "k-diffusion": lambda table: gas.integrations.k_diffusion.sample_gas(
-        lambda x, sigma: x,
-        start(),
-        gas.integrations.k_diffusion.sigmas_of(table, schedule=SCHEDULE),
-        solver=table,
-        schedule=SCHEDULE,
-    ),
     "a teacher of pairs": lambda table: pairs_fingerprint(
         gas.OwnModel(network, SCHEDULE, SHAPE[1:], name="toy"), table, gas.PairsSpec(range(2)), 2
     ),

@@ -77,6 +77,29 @@ def _print_summary(artefact: gas.Artefact, file: Path) -> None:
         for entry in sorted(document.solvers, key=lambda entry: (entry.branches is not None, entry.nfe))
     ]
     print_table("Tables", rows)
+    if document.weights is not None:
+        title = f"Residuals ({document.weights.file}, {document.weights.bytes / 1000:.1f} kB)"
+        print_table(title, [row for entry in document.solvers for row in _residual_rows(artefact, entry)])
+
+
+def _residual_rows(artefact: gas.Artefact, entry: gas.solver_schema.Entry) -> list[dict[str, object]]:
+    """Return the size of each residual of a table; its cost for the samples of the file's model, if it names them."""
+    table = artefact.table(**{"nfe" if entry.branches is None else "forwards": entry.nfe})
+    shape, rows = (artefact.document.model or {}).get("sample_shape"), []
+    for row, residual in (table.residuals or {}).items():
+        layers = f"{residual.layers} x {residual.width}" + f", patch {residual.patch}" * (residual.patch > 1)
+        rows.append(
+            {
+                "table": _size(entry),
+                "corrects": f"x_{row + 1}",
+                "form": residual.form,
+                "reads": f"{residual.states} states, {residual.outputs} predictions",
+                "hidden layers": layers,
+                "numbers": f"{residual.numbers:,}",
+                "multiply-adds": None if shape is None else f"{residual.cost(shape).multiply_adds:,}",
+            }
+        )
+    return rows
 
 
 def _weights(model: Mapping[str, Any]) -> str:

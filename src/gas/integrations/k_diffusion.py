@@ -18,7 +18,7 @@ from gas.registry import named
 from gas.sampling import Stepper
 from gas.schedule import Flow, Schedule
 from gas.solver_file import Artefact, load
-from gas.table import Table, refuse_residuals
+from gas.table import Table
 
 __all__ = ["sample_gas", "sigmas_of"]
 
@@ -61,12 +61,12 @@ def sample_gas(
     """
     opened, schedule = _open(solver, schedule)
     table = _table_at(opened, schedule, torch.as_tensor(sigmas).detach().to("cpu", torch.float64), base)
-    refuse_residuals(table, "k-diffusion")
     levels = _levels(schedule, table.times)
     if not isinstance(schedule, Flow):
         table = sigma_form(table, schedule(table.times)[0])
     # A clone: programs change states in place between steps (inpainting), which must not change the caller's noise.
-    stepper, x = Stepper(table), x.clone()
+    stepper = Stepper(table)
+    x = stepper.start(x.clone())
     levels = levels.to(x.device, torch.promote_types(x.dtype, torch.float32))
     for i in _progress(table.nfe, disable):
         sigma = levels[i]

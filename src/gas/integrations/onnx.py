@@ -18,10 +18,11 @@ from torch.overrides import TorchFunctionMode
 from gas.denoise import ConditionalDenoiser, Denoiser
 from gas.errors import UserError, requires
 from gas.io import write_bytes
+from gas.residual import Residual
 from gas.sampling import Stepper
-from gas.table import Table, require_plain
+from gas.table import Table, refuse_branches, refuse_residuals
 
-__all__ = ["TOLERANCE", "DenoiserModule", "Step", "Unrolled", "export", "largest_difference"]
+__all__ = ["TOLERANCE", "Correction", "DenoiserModule", "Step", "Unrolled", "export", "largest_difference"]
 
 # Largest difference of an exported graph to torch, relative to the largest number where that is above 1.
 TOLERANCE = 1e-5
@@ -34,6 +35,7 @@ class Step(nn.Module):
         super().__init__()
         if not 0 <= row < table.nfe:
             raise UserError(f"row must lie in 0 .. {table.nfe - 1} for a table of NFE {table.nfe}, got {row}")
+        refuse_residuals(table, "a row as ONNX")
         weights = torch.stack([table.states[row, : row + 1], table.outputs[row, : row + 1]])
         self.weights: list[list[float]] = weights.detach().tolist()
 
@@ -67,6 +69,19 @@ class DenoiserModule(nn.Module):
         return prediction
 
 
+class Correction(nn.Module):
+    """A residual as a module: ``r`` of the states and predictions that it reads, in one tensor."""
+
+    def __init__(self, residual: Residual) -> None:
+        super().__init__()
+        self.residual = residual.frozen()
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Return ``r`` ``(B, *)`` of the first states, then the newest predictions, ``(states + outputs, B, *)``."""
+        states = self.residual.states
+        return self.residual(history[:states].unbind(), history[states:].unbind())
+
+
 class Unrolled(nn.Module):
     """The whole sampler as a module, ``x_T -> sample``, with one copy of its network.
 
@@ -77,16 +92,19 @@ class Unrolled(nn.Module):
 
     def __init__(self, denoise: Denoiser | ConditionalDenoiser, network: nn.Module, table: Table) -> None:
         super().__init__()
-        require_plain(table, "the sampler as ONNX")
+        refuse_branches(table, "the sampler as ONNX")
         self.denoise: Any = denoise
         self.network = network
         # Reads the coefficients now: they cannot be read while the graph is traced.
-        self.stepper = Stepper(table.detach(), fold=None)
+        table = table.detach()
+        self.residuals = nn.ModuleList((table.residuals or {}).values())
+        self.stepper = Stepper(table, fold=None)
 
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
         """Sample from the start ``x_T`` ``(B, *)``, for a condition ``(B, *)`` if the denoiser takes one."""
         with _FourDimensions():
-            stepper, x = self.stepper.again(), x.clone()  # the network may work in place
+            stepper = self.stepper.again()
+            x = stepper.start(x.clone())  # the network may work in place
             for t in stepper.times:
                 stepper.add_state(x)
                 x = stepper.next_state(self.denoise(x, t, *condition))
@@ -105,7 +123,7 @@ class _FourDimensions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_OUTPUTS: Mapping[type, str] = {Unrolled: "sample", DenoiserModule: "prediction"}
+_OUTPUTS: Mapping[type, str] = {Unrolled: "sample", DenoiserModule: "prediction", Correction: "correction"}
 
 
 def export(
@@ -147,7 +165,8 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[st
     shapes = [{batch[name]: size} if name in batch else {} for name in inputs]
     if isinstance(module, (DenoiserModule, Unrolled)):  # what is not named in forward is one tuple there
         named = 1 if isinstance(module, Unrolled) else 2
-        shapes = [*shapes[:named], tuple(shapes[named:])]  # type: ignore[list-item]
+        if rest := shapes[named:]:
+            shapes = [*shapes[:named], tuple(rest)]  # type: ignore[list-item]
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

@@ -6,7 +6,7 @@ For each ``set_timesteps`` of a pipeline the :class:`Planner` returns a :class:`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from gas.registry import named
 from gas.sampling import Stepper
 from gas.schedule import Flow, Schedule, same_schedule
 from gas.solver_file import Artefact
-from gas.table import Table, refuse_residuals
+from gas.table import Table
 
 __all__ = ["Plan", "Planner", "Run", "UnshiftedTimes", "check_policy"]
 
@@ -161,7 +161,6 @@ class Planner:
 
     def _learned(self, artefact: Artefact, table: Table, label: str) -> Plan:
         """The artefact's own table; on another schedule of the same kind, at the same noise levels."""
-        refuse_residuals(table, "GASScheduler")
         schedule = self.process.schedule if artefact.schedule is None else artefact.schedule
         t_end = _table_end(artefact, table, schedule)
         if t_end is not None and not same_schedule(schedule, self.process.schedule):
@@ -235,7 +234,7 @@ def _table_end(artefact: Artefact, table: Table, schedule: Schedule) -> float | 
     """
     if artefact.document.t_end is not None:
         return artefact.document.t_end
-    first, *outputs = table.unrolled()[-1].tolist()
+    first, *outputs = replace(table, residuals=None).unrolled()[-1].tolist()
     alpha, sigma = (float(part) for part in schedule(table.times[0]))
     noise, signal = first * sigma, first * alpha + sum(outputs)
     if noise <= 1e-9 * abs(signal):
@@ -285,6 +284,10 @@ class Run:
         p, q = process.conversion(plan.t)
         self._weights = iter(list(zip(p.tolist(), q.tolist(), strict=True)))
         self._stepper = Stepper(plan.table)
+
+    def start(self, y: Tensor) -> Tensor:
+        """Return the first state as a residual of the start corrects it."""
+        return self._stepper.start(y)
 
     def step(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next state and the prediction of x_0 for the network's output at ``y``, in the dtype of ``y``."""

@@ -179,6 +179,7 @@ class GASScheduler(SavedScheduler):
             self.guider.row = -1  # the first row comes with its state
         self._unfinished, self._returned = self._returned, None
         self._run = self._step_index = self._begin_index = None
+        self._start_is_corrected = False
         self._shift = shift_of(self.config, mu) if self.process.kind == "flow" else None
         self._clock = self.process
         if timesteps is not None and sigmas is not None:
@@ -187,11 +188,17 @@ class GASScheduler(SavedScheduler):
         self.init_noise_sigma = self._plan.scale
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """Return the network's input: the state itself, but for EDM."""
-        if self.process.kind != "edm":
+        """Return the network's input: the state itself, but for EDM; the first one as a residual corrects it."""
+        corrects_start = self._plan is not None and -1 in (self._plan.table.residuals or ())
+        if self.process.kind != "edm" and not corrects_start:
             return sample
         n = self._step_index
         n = self._index(timestep) if n is None or n >= len(self._times) else n
+        if corrects_start and n == 0:
+            self._start_is_corrected = True
+            sample = Run(self._plan, self.process).start(sample)  # type: ignore[arg-type]
+        if self.process.kind != "edm":
+            return sample
         return sample * float(self.process.input_scale(self._times[n]))
 
     def step(
@@ -242,6 +249,7 @@ class GASScheduler(SavedScheduler):
         if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half is a learned variance
         run: Run = self._run  # type: ignore[assignment]
+        sample = sample if n else run.start(sample)
         if per_token_timesteps is None:
             state, x0 = run.step(model_output, sample)
         else:
@@ -286,6 +294,11 @@ class GASScheduler(SavedScheduler):
         n = self._index(timestep) if begin is None else begin
         if n:
             plan = self._planner.from_the_middle(plan, n)
+        elif -1 in (plan.table.residuals or ()) and not self._start_is_corrected:
+            raise UserError(
+                "this solver corrects the start in scale_model_input, which this pipeline does not call before its "
+                "network: train one without a residual of the start"
+            )
         self._check_use(sample)
         if eta:
             self._warn(f"eta={eta:g} has no effect: a table adds no noise")

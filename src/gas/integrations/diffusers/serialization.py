@@ -328,7 +328,12 @@ def _download_solver(repo_id: str, subfolder: str | None, **location: Any) -> st
 
     for name in [SOLVER] if subfolder is None else [f"{subfolder}/{SOLVER}", SOLVER]:
         try:
-            return str(huggingface_hub.hf_hub_download(repo_id, name, **location))
+            path = str(huggingface_hub.hf_hub_download(repo_id, name, **location))
+            weights = parse_document(read_json(path), name).weights
+            if weights is not None:
+                beside = (Path(name).parent / weights.file).as_posix()
+                huggingface_hub.hf_hub_download(repo_id, beside, **location)
+            return path
         except Exception:  # no such file, repository or network: the error of the config says which
             continue
     return None
@@ -363,6 +368,10 @@ def solver_file(solver: Any) -> SolverFile:
         if CHECKSUM in solver:  # in a file; a config has none
             verify_checksum(solver, "the scheduler's solver")
         document = parse_document(solver, "the solver in the scheduler's config is damaged")
+        if document.weights is not None:
+            raise UserError(
+                "a solver with residuals has a second file: pass the path of its .json, not its content"
+            )
         name.artefact = Artefact(document, "the scheduler's solver")
     elif isinstance(solver, (str, Path)):
         name.artefact = load(solver)
