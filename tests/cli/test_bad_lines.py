@@ -170,6 +170,7 @@ LINES = {
     "export --solver {solver} --model digits --nfe 2 --onnx new.onnx": """
         --solver nowhere; --solver {text}; --solver .; --onnx new; --onnx new.pt; --onnx /proc/x.onnx; --onnx {folder}
         --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --row 2; --row -1; --row x; --row 99999999; --row 0
+        --residual 0; --residual -2; --residual x; --residual 99999999; --row 0 --residual 0
         --model x; --model mnist; --model mnist-latent; --model diffusers:nowhere; --device cpu
     """,
     "demo --model digits --out new": """
