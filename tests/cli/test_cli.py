@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import gas
 from gas.archives import verify_arrays
 from gas.cli.app import app
+from gas.cli.train import _saved_if_interrupted
 from gas.display import significant
 from gas.io import CHECKSUM, add_checksum, open_safetensors, read_safetensors
 from gas.metrics.distances import distribution
@@ -638,6 +639,31 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     assert [p.name for p in (tmp_path / "p").iterdir()] == ["manifest.json"]
     run(*words)
     assert len(gas.read_pairs(tmp_path / "p")) == 128
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_interrupt_between_two_nfe_leaves_a_file_of_the_guidance(tmp_path, finished):
+    """The first NFE may be learned, while solvers of the second are still ranked."""
+    model = gas.zoo.load("digits")
+    progress = gas.training.BestSoFar(model)
+    for nfe in (2, 3):
+        classical = gas.Classical("ddim", "log_snr", nfe, model.t_end)
+        progress.results[nfe] = gas.Distilled(
+            nfe=nfe,
+            solver=classical.table(model.schedule),
+            start=classical.spec,
+            best_classical=classical,
+            best_classical_loss=1.0,
+            loss=1.0,
+            evaluations=1,
+            provenance={"guidance": 2.0, "loss": "l2"} if finished and nfe == 2 else {},
+        )
+    with pytest.raises(KeyboardInterrupt), _saved_if_interrupted(tmp_path / "s.json", progress, 2.0):
+        raise KeyboardInterrupt
+    artefact = gas.load(tmp_path / "s.json")
+    assert artefact.nfes == [2, 3]
+    assert artefact.document.guidance == 2.0
+    assert artefact.document.loss == ("l2" if finished else None)
 
 
 @pytest.mark.slow

@@ -100,16 +100,6 @@ def test_guidance_is_an_input_of_a_distilled_network():
     assert artefact.document.forward_passes(artefact.entry(2)) is None
 
 
-def test_a_pipeline_that_evaluates_both_branches_in_a_batch_leaves_out_no_pass(sd):
-    """Its call mixes the two halves of each batch: there is no row of one branch to run in it."""
-    pairs = guided_pairs(sd, 2.0)
-    assert passes_of(sd, 2.0) == 2
-    with pytest.raises(
-        gas.UserError, match=r"gives guided predictions only, not their branches: learn NFE in place"
-    ):
-        check_branches(sd, pairs)
-
-
 def test_a_prompt_is_encoded_once():
     model = from_pipeline(pipelines.build("sd1"), PROMPTS)
     model.bind(LABELS, 2.0)(model.noise(range(3)), TIME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +100,7 @@ def train(
     first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
     owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
     progress = gas.training.BestSoFar(model)
-    saved = _saved_if_interrupted(out, progress) if replaces and first else nullcontext()
+    saved = _saved_if_interrupted(out, progress, sets[0].guidance) if replaces and first else nullcontext()
     with owned, resumable(f"State is in {state}"), saved:
         settings: dict[str, Any] = {"config": config, "search": search}
         settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
@@ -207,13 +208,16 @@ def _save(
 
 
 @contextmanager
-def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar) -> Iterator[None]:
+def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar, guidance: float) -> Iterator[None]:
     """Write the best solvers so far when the training is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
         if results := list(progress.results.values()):
-            gas.save(out, results, model=progress.model, training={"unfinished": True})
+            # One that is still being ranked does not say how it is made, as the finished ones do.
+            made = next((result.provenance for result in results if result.provenance), {})
+            results = [replace(result, provenance=made) for result in results]
+            gas.save(out, results, model=progress.model, guidance=guidance, training={"unfinished": True})
             note(f"wrote the best so far to {out}")
         raise
 

@@ -1,4 +1,5 @@
 from . import (
+    branches as branches,
     call as call,
     loading as loading,
     model as model,

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gas.errors import UserError
 from gas.metrics.frechet import FeatureStatistics
 from gas.models.protocol import check_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
+from gas.pipelines.branches import NEGATIVE, PipelineBranches
 from gas.pipelines.call import ControlledPipeline, Start
 from gas.pipelines.process import Process, process_of, shift_of
 from gas.pipelines.prompts import UnequalEncodings
@@ -78,6 +79,7 @@ class PipelineModel:
     feature_extractor: Callable[[Tensor], Tensor] | None = None
     reference: FeatureStatistics | None = None
     _effects: dict[float, bool] = field(default_factory=dict, init=False, repr=False)
+    _mixtures: dict[float, bool] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         name, arguments, parameters = self.name, self.arguments, self._parameters
@@ -168,7 +170,7 @@ class PipelineModel:
             "prediction": self.process.prediction,
             "sample_shape": list(self.sample_shape),
         }
-        if self.guidance_argument == "guidance_scale" and self._embeds_guidance:
+        if self._guidance_is_input:
             fingerprint["guidance"] = "input"
         if isinstance(self.schedule, Flow):
             config, mu = translate(config_of(self.pipe.scheduler)), self._start.mu
@@ -198,6 +200,8 @@ class PipelineModel:
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         """Return the denoiser for these prompts or classes ``(B,)``, with the pipeline's own guidance.
 
+        A guided one is a :class:`gas.pipelines.branches.PipelineBranches`.
+
         Raises:
             ValueError: for a label out of range, or a guidance scale that has no effect on the pipeline.
         """
@@ -205,7 +209,14 @@ class PipelineModel:
             labels = torch.as_tensor(labels, dtype=torch.long)
             check_labels(labels, self.classes, self.name)
         self._check_guidance(labels, guidance)
+        denoise = self._denoiser(labels, guidance)
+        if labels is None or guidance == 1.0 or self._guidance_is_input:
+            return denoise
+        return PipelineBranches(
+            denoise, labels, partial(self._denoiser, guidance=1.0), partial(self._is_mixture, guidance)
+        )
 
+    def _denoiser(self, labels: Tensor | None, guidance: float) -> Denoiser:
         def network(x: Tensor, time: Tensor) -> Tensor:
             return self._predict(labels, guidance, x, time[0]).to(x.dtype)
 
@@ -249,7 +260,8 @@ class PipelineModel:
         """
         if not self.takes_prompts or not hasattr(type(self.pipe), "encode_prompt"):
             return
-        self.controlled.first_step(self._condition(None, 1))
+        for empty in (None, torch.tensor([NEGATIVE])):
+            self.controlled.first_step(self._condition(empty, 1))
         for scale in {1.0, *scales}:
             for label in range(len(self.prompts)):
                 self.controlled.first_step(self._condition(torch.tensor([label]), 1, scale))
@@ -272,6 +284,11 @@ class PipelineModel:
     def _embeds_guidance(self) -> bool:
         """Whether the network takes a guidance scale as an input (guidance distillation)."""
         return bool(self._configured("guidance_embeds"))
+
+    @property
+    def _guidance_is_input(self) -> bool:
+        """Whether the guidance scale of the call is that input."""
+        return self.guidance_argument == "guidance_scale" and self._embeds_guidance
 
     def _configured(self, key: str) -> Any:
         """The value of a key in the config of the pipeline's networks, ``None`` where none has it."""
@@ -331,9 +348,10 @@ class PipelineModel:
             negative = ""  # pipelines of this argument ignore it without any
         rows = [None] * size if labels is None else labels.tolist()
         condition: dict[str, Any] = {"batch_size": size}
-        condition["class_labels"] = [self.classes if row is None else row for row in rows]
+        condition["class_labels"] = [self.classes if row in (None, NEGATIVE) else row for row in rows]
         if self.takes_prompts:
-            condition["prompt"] = ["" if row is None else self.prompts[row] for row in rows]
+            others = {None: "", NEGATIVE: self.negative_prompt or ""}
+            condition["prompt"] = [others[row] if row in others else self.prompts[row] for row in rows]
         if name is not None:
             condition[name] = guidance
         if negative is not None:
@@ -343,8 +361,7 @@ class PipelineModel:
     # --- guidance -------------------------------------------------------------------------------------------
 
     def _check_guidance(self, labels: Tensor | None, guidance: float) -> None:
-        is_input = self.guidance_argument == "guidance_scale" and self._embeds_guidance
-        if guidance == 1.0 or (is_input and guidance >= 0):
+        if guidance == 1.0 or (self._guidance_is_input and guidance >= 0):
             return
         if self.guidance_argument is None:
             raise UserError(f"{self.name} takes no guidance: use 1, got {guidance:g}")
@@ -355,9 +372,24 @@ class PipelineModel:
         if not self._has_effect(guidance):
             raise UserError(f"{self.name} takes no guidance: use 1, {guidance:g} has no effect")
 
+    @torch.no_grad()
+    def _is_mixture(self, guidance: float) -> bool:
+        """Whether a guided output is the mixture of two without guidance; not if it is rescaled, say."""
+        if guidance not in self._mixtures:
+            x, label = self.noise([0]), torch.zeros(1, dtype=torch.long)
+            time = self.process.network_time(torch.tensor(1.0, dtype=torch.float64)).float()
+            conditional, unconditional = (
+                self._predict(each, 1.0, x, time) for each in (label, label + NEGATIVE)
+            )
+            guided = self._predict(label, guidance, x, time)
+            # A hundredth of what guidance changes: weights and encodings may be half precision.
+            error = guided - torch.lerp(unconditional, conditional, guidance)
+            self._mixtures[guidance] = bool(error.norm() <= 0.01 * (guided - conditional).norm())
+        return self._mixtures[guidance]
+
     def _has_effect(self, guidance: float) -> bool:
         """Whether a guidance scale changes what the pipeline's networks compute."""
-        if self.guidance_argument == "guidance_scale" and self._embeds_guidance:
+        if self._guidance_is_input:
             return True
         if guidance not in self._effects:
             labels = torch.zeros(1, dtype=torch.long) if self.classes else None
