@@ -90,6 +90,22 @@ LINES = {
         --overwrite --out {pairs}
         --prompts {text}; --call height=3; --device meta; --precision x; --model mnist; --model x; --theory=3
     """,
+    "train --model digits --judge classifier --nfe 2 --iterations 1 --out new.json": """
+        --judge x; --judge ''; --judge nowhere; --judge {folder}; --judge http://; --judge ftp://a/b; --judge http://a:x
+        --judge http://127.0.0.1:9/; --radius 0; --radius -1; --radius nan; --radius x; --guidance nan; --guidance x
+        --guidance 1e9; --real {folder}; --objective gas; --pairs {pairs} --pairs {pairs}; --pairs {pairs} --guidance 2
+        --pairs {unfinished}; --pairs {other}; --start unipc-3-bh2; --start nowhere.json; --start {mnist}
+        --start {solver} --nfe 4; --forwards 4; --validation 8; --solver bns; --loss l1; --method adam; --relax 1
+        --balance 1; --critic-steps 2; --budget 0; --batch 0; --nfe x; --out {solver}; --iterations -1
+    """,
+    "train --model digits --real {folder} --objective gas --nfe 2 --out new.json": """
+        ; --real nowhere; --real {text}; --real {npz}; --real {pairs}; --pairs {pairs}; --objective gs; --radius 2
+        --weight 1; --balance 1; --pairing paired; --budget 5000; --iterations 5; --loss l1; --guidance x
+        --model mnist-latent; --start ddim; --student
+    """,
+    "train --model digits --nfe 2 --out new.json": """
+        ; --guidance 2; --radius 2; --objective gas
+    """,
     "sample --model digits --solver {solver} --nfe 2 --seeds 4 --out new.npz": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver ''; --solver {damaged}

@@ -10,6 +10,9 @@ import gas
 from gas.cli.screen import bar, note
 from gas.display import significant
 
+# Where GAS starts, and whose samples its criterion compares with, unless it learns from real images alone.
+_TAUGHT = "GS", "the teacher's samples"
+
 
 class _Stages(ExitStack):
     """One progress bar at a time, a new one for each stage."""
@@ -76,11 +79,14 @@ def show(
 def _note_adversarial(result: gas.Distilled, nfe: int) -> None:
     """Note what training against a discriminator changed."""
     if result.stopped:
-        note(f": {result.stopped}", label="adversarial training stopped early")
+        note(f": {result.stopped}", label="training stopped early")
     if result.criterion is not None:
         before, after = (significant(value) for value in result.criterion)
-        unchanged = "" if result.criterion[1] < result.criterion[0] else ": nothing came nearer, GS is kept"
+        start, goal = ("the start", "real images") if result.provenance.get("loss") == "frechet" else _TAUGHT
+        unchanged = (
+            "" if result.criterion[1] < result.criterion[0] else f": nothing came nearer, {start} is kept"
+        )
         note(
-            f"NFE {nfe}: Frechet distance to the teacher's samples {before} by GS, {after} by GAS, on validation "
+            f"NFE {nfe}: Frechet distance to {goal} {before} by {start}, {after} by GAS, on validation "
             f"noise{unchanged}"
         )

@@ -19,6 +19,7 @@ from gas.cli.checks import FOLDER, option, output_file
 from gas.cli.follow import show
 from gas.cli.loading import free_text_encoders
 from gas.cli.screen import note, print_json, print_table
+from gas.cli.teacherless import TeacherlessOptions, report_teacherless
 from gas.display import significant
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
 )
 def train(
     context: typer.Context,
+    out: Annotated[Path, option("Solver file to write.", output_file())],
     pairs: Annotated[
-        list[Path],
+        list[Path] | None,
         option(
             "Folder of teacher pairs, as gas pairs writes it; several of other guidance scales give one solver for "
-            "all between.",
+            "all between. Not needed with --judge or --real.",
             **FOLDER,
         ),
-    ],
-    out: Annotated[Path, option("Solver file to write.", output_file())],
+    ] = None,
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", options.parse_nfes)] = "4",
     forwards: Annotated[
         str | None, option("Forward passes to learn, with guidance; alone, no NFE.", options.parse_nfes)
@@ -64,6 +65,7 @@ def train(
     *,
     optimizer: options.OptimizerOptions,
     discriminator: options.DiscriminatorOptions,
+    teacherless: TeacherlessOptions,
     network: options.NetworkOptions,
     json: options.Json = False,
 ) -> None:
@@ -77,18 +79,27 @@ def train(
     the best classical solver's. For gas, it is the Frechet distance to the teacher's samples, and the paired loss may
     be larger. For several guidance scales, it is the geometric mean of their paired losses: at one of them a classical
     solver may be better.
+
+    Without a teacher: --judge learns from scores of samples, and --real with --objective gas from real images alone.
     """
+    pairs, alone = pairs or [], teacherless.replaces_pairs(context, pairs or [], discriminator)
     replaces = not out.exists() or _unfinished(out)
     if not (replaces or overwrite):
         raise gas.UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
+    if alone:
+        nfes = options.parse_nfes(nfe)
+        _train_teacherless(
+            teacherless, pairs, out, nfes, optimizer, discriminator, network, budget, replaces, json
+        )
+        return
     if forwards is not None and budget is not None:
         raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
     budgets = options.parse_nfes(forwards) if forwards is not None else []
     nfes = options.parse_nfes(nfe) if not budgets or options.was_given(context, "nfe") else []
     stored, gas_settings = options.parse_checkpointing(checkpointing), discriminator.settings()
     config, search = optimizer.config(stored), optimizer.search
-    alone = gas_settings is None and options.was_given(context, "checkpointing")
-    _check_combination(solver, theory, search.start, nfes, config if alone else None)
+    checkpointed = gas_settings is None and options.was_given(context, "checkpointing")
+    _check_combination(solver, theory, search.start, nfes, config if checkpointed else None)
     _check_scales(context.params, len(pairs))
     model = network.load(pairs[0])
     ranges, sets = _read(pairs, model, student, validation)
@@ -117,6 +128,36 @@ def train(
             _save(out, results, model, optimizer.loss, gas_settings)
     title = "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(sets[1]), title, json)
+    note(f"wrote {out}")
+
+
+def _train_teacherless(
+    teacherless: TeacherlessOptions,
+    pairs: list[Path],
+    out: Path,
+    nfes: list[int],
+    optimizer: options.OptimizerOptions,
+    discriminator: options.DiscriminatorOptions,
+    network: options.NetworkOptions,
+    budget: int | None,
+    replaces: bool,
+    json: bool,
+) -> None:
+    """Learn a solver of each NFE from a judge, or from real images alone, and write them."""
+    model = network.load()
+    state = out.with_name(out.name + ".state")
+    train = teacherless.reports(model, pairs, optimizer, discriminator, budget, state, network.precision)
+    first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
+    owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
+    progress, title = gas.training.BestSoFar(model), "judge" if teacherless.judge else "GAS"
+    saved = _saved_if_interrupted(out, progress) if replaces and first else nullcontext()
+    with owned, resumable(f"State is in {state}"), saved:
+        results = [show(progress.watch(train(nfe)), model, nfe, title) for nfe in nfes]
+        if first:
+            settings = discriminator.settings() or {}
+            training = {**results[0].provenance["training"], **settings}
+            gas.save(out, results, model=model, training=training)
+    report_teacherless(results, json)
     note(f"wrote {out}")
 
 

@@ -14,7 +14,7 @@ from gas.features.real import RealImages
 from gas.io import sha256
 from gas.metrics.frechet import FeatureStatistics
 from gas.metrics.statistics import extract_all, read_statistics
-from gas.models.protocol import Model, features_of, reference_of, weights_hash
+from gas.models.protocol import Model, classifier_of, features_of, reference_of, weights_hash
 from gas.zoo.data import mnist
 
 __all__ = ["FeatureSpace", "feature_space"]
@@ -82,7 +82,7 @@ def feature_space(
 def _model_features_fingerprint(model: Model) -> dict[str, str]:
     """The model whose features these are, and the hash of the network that computes them."""
     source = getattr(getattr(model, "feature_extractor", None), "__self__", model)
-    classifier = getattr(source, "classifier", None)
+    classifier = classifier_of(model)
     digest = source.fingerprint()["sha256"] if classifier is None else weights_hash(classifier)
     return {"features": "model", "features_of": source.name, "weights_sha256": digest}
 

@@ -2,6 +2,7 @@ from . import (
     extractor as extractor,
     images as images,
     inception as inception,
+    judges as judges,
     lpips as lpips,
     per_sample as per_sample,
     real as real,

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gas.errors import UserError, requires
+from gas.errors import UserError, explained, requires
 from gas.features.images import as_bytes, rgb
+from gas.io import read_json
 from gas.model_folder import check_model_folder
 
-__all__ = ["ClipImages", "ClipScore", "DinoV2", "folder_weights"]
+__all__ = ["ClipImages", "ClipScore", "DinoV2", "ImageClassifier", "folder_weights"]
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -59,6 +60,28 @@ class ClipImages(nn.Module):
         pooled = self.network.vision_model(pixel_values=pixels).pooler_output
         features: Tensor = self.network.visual_projection(pooled)
         return features
+
+
+class ImageClassifier(nn.Module):
+    """Maps images in [-1, 1] to logits ``(B, classes)``, from a folder of a transformers image classifier.
+
+    Images are normalized as the folder's ``preprocessor_config.json`` says, else as ImageNet's.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.network = _pretrained("AutoModelForImageClassification", folder)
+        path = Path(folder) / "preprocessor_config.json"
+        content = read_json(path) if path.is_file() else {}
+        with explained(str(path)):
+            self.mean = tuple(float(x) for x in content.get("image_mean", _IMAGENET[0]))
+            self.std = tuple(float(x) for x in content.get("image_std", _IMAGENET[1]))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        side = getattr(self.network.config, "image_size", 224)
+        logits: Tensor = self.network(_preprocess(self.network, x, side, self.mean, self.std)).logits
+        return logits
 
 
 class ClipScore:

@@ -80,6 +80,13 @@ def features_of(model: Model) -> Callable[[Tensor], Tensor] | None:
     return getattr(model, "features", None)
 
 
+def classifier_of(model: Model) -> nn.Module | None:
+    """Return ``classifier``, from images ``(B, C, H, W)`` to logits, of a model or of the one that measures it."""
+    measuring = getattr(getattr(model, "feature_extractor", None), "__self__", model)
+    classifier: nn.Module | None = getattr(measuring, "classifier", None)
+    return classifier
+
+
 def reference_of(model: Model) -> FeatureStatistics | None:
     """Return ``reference``, the statistics of real data in the space of :func:`features_of`."""
     return getattr(model, "reference", None)

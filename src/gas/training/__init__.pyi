@@ -8,6 +8,7 @@ from . import (
     gauss_newton as gauss_newton,
     initialization as initialization,
     inner_solve as inner_solve,
+    judge as judge,
     linearization as linearization,
     loop as loop,
     plan as plan,
@@ -27,6 +28,7 @@ from .distillation import (
 from .elimination import Removal as Removal, distill_forwards as distill_forwards
 from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussNewtonSteps
 from .initialization import StartSearch as StartSearch
+from .judge import JudgeAscent as JudgeAscent, distill_judge as distill_judge
 from .loop import FitRecord as FitRecord, fit as fit
 from .plan import TrainingPlan as TrainingPlan
 from .price import Price as Price, measure_calls as measure_calls

@@ -34,7 +34,9 @@ __all__ = [
     "StartSearch",
     "check_start",
     "named_start",
+    "reference_solver",
     "start_label",
+    "start_without_pairs",
 ]
 
 # A learned table that is trained further is several times better than any classical solver: a rough ranking says so.
@@ -277,6 +279,46 @@ class StartSearch:
             running, self.steps, further, some, distance, report, limit=limit - spent
         )
         return replace(choice, start=winner.key.spec, state=winner.state, evaluations=spent + cost)
+
+
+def reference_solver(model: Model, nfe: int = 20) -> Classical:
+    """Return the classical solver whose samples stand for a teacher's: UniPC, on log-SNR where that is finite."""
+    ends = torch.tensor([1.0, model.t_end], dtype=torch.float64)
+    finite = bool(model.schedule.half_log_snr(ends).isfinite().all())
+    return Classical("unipc-3-bh2", "log_snr" if finite else "time_uniform", nfe, model.t_end)
+
+
+def start_without_pairs(
+    model: Model, reference: Pairs, nfe: int, start: Artefact | None
+) -> Generator[RankedSolver, None, tuple[StartChoice, nn.Module]]:
+    """Return the best classical solver on some of a reference, and the solver to train: there, or at a file's table.
+
+    Args:
+        model: whose denoiser to call.
+        reference: noise and samples of a classical solver with more evaluations, or teacher pairs.
+        nfe: network evaluations.
+        start: solver file to start from instead.
+
+    Yields:
+        RankedSolver: of each round.
+    """
+    kind = kind_by_name("gs")
+    search = StartSearch("uniform" if start is None else start).at(model, reference.guidance)
+    rounds = _ROUGH_ROUNDS[:2] if search.continues else ((None, search.screening_pairs), (4, 64))
+    ranked = []
+    for solver in rank_classical(model, reference, nfe, l2, rounds=rounds):
+        ranked.append(solver)
+        yield solver
+    best = next(solver for solver in ranked if solver.round == 1)
+    choice = StartChoice(
+        best=best.classical,
+        losses=tuple(best.losses.tolist()),
+        start=search._label(best.classical) if search.continues else best.classical.spec,
+        evaluations=sum(solver.evaluations for solver in ranked),
+    )
+    if search.continues:
+        return choice, search.solver(choice, model.schedule, kind)
+    return choice, kind.build(model.schedule, best.classical)
 
 
 def check_start(start: str) -> None:

@@ -24,11 +24,14 @@ __all__ = [
     "Normal",
     "evaluations_of",
     "evaluations_of_measurement",
+    "featured",
     "joined",
     "linearize",
     "measure_differences",
     "normal_equations",
     "numbers",
+    "residual_of",
+    "tangent_slices",
 ]
 
 T = TypeVar("T")
@@ -243,17 +246,14 @@ def normal_equations(
         features: f, ``(B, *) -> (B, F...)``; by default the samples themselves.
         outlier: bound of a pair's loss, in medians of the batch's: w weights a larger one down to it, else w is 1.
     """
-    count = len(numbers(table.detach()))
-    size = max(1, _TANGENT_BYTES // (2 * count * x[0].numel() * x.element_size()))
     losses, gradients, curvatures, evaluations = [], [], [], 0
-    for start in range(0, len(x), size):
-        part = slice(start, start + size)
+    for part in tangent_slices(x, table):
         samples, tangents, spent = linearize(bind(part), x[part], table, differences)
         wanted = target[part].to(samples)
         if features is not None:
-            samples, tangents = _featured(features, samples, tangents, differences)
+            samples, tangents = featured(features, samples, tangents, differences)
             wanted = features(wanted)
-        residual, columns = _residual(samples, tangents, wanted)
+        residual, columns = residual_of(samples, tangents, wanted)
         losses.append(residual.square().sum(1).cpu())
         gradients.append((columns @ residual[..., None])[..., 0].cpu())
         curvatures.append((columns @ columns.mT).cpu())
@@ -269,6 +269,13 @@ def normal_equations(
     }
     # All processes share the same derivatives, but their products may round differently: take those of the first.
     return Normal(**distributed.broadcast(lambda: parts), evaluations=evaluations)
+
+
+def tangent_slices(x: Tensor, table: Table) -> list[slice]:
+    """Return the parts of a batch ``(B, *)`` whose tangents are held at once."""
+    count = len(numbers(table.detach()))
+    size = max(1, _TANGENT_BYTES // (2 * count * x[0].numel() * x.element_size()))
+    return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
 def joined(normals: Mapping[float, Normal], scales: Sequence[float]) -> Normal:
@@ -299,14 +306,14 @@ def joined(normals: Mapping[float, Normal], scales: Sequence[float]) -> Normal:
     )
 
 
-def _residual(samples: Tensor, tangents: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def residual_of(samples: Tensor, tangents: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals ``(B, R)`` and derivatives ``(B, P, R)`` in float64, scaled so that a loss is their square."""
     scale = samples[0].numel() ** -0.5
     columns = tangents.double().flatten(2).transpose(0, 1)
     return (samples - target).double().flatten(1) * scale, columns * scale
 
 
-def _featured(
+def featured(
     features: Callable[[Tensor], Tensor], samples: Tensor, tangents: Tensor, differences: Differences
 ) -> tuple[Tensor, Tensor]:
     """Return the features of samples and their derivatives along every tangent."""

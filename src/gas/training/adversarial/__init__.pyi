@@ -1,4 +1,4 @@
-from . import losses as losses, r3gan as r3gan, setup as setup, updates as updates
+from . import losses as losses, r3gan as r3gan, real as real, setup as setup, updates as updates
 from .losses import (
     OBJECTIVES as OBJECTIVES,
     Critic as Critic,
@@ -16,6 +16,7 @@ from .r3gan import (
     load_discriminator as load_discriminator,
     stages as stages,
 )
+from .real import distill_real as distill_real, real_pairs as real_pairs
 from .setup import (
     Adversary as Adversary,
     FixedNoiseCriterion as FixedNoiseCriterion,

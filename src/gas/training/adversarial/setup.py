@@ -15,7 +15,7 @@ from gas import distributed
 from gas.arguments import MAX_ORDER_SEED, MAX_SEEDS, choice, integer, of_type
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_seeds
-from gas.losses import loss_by_name
+from gas.losses import Loss, loss_by_name
 from gas.metrics.frechet import FrechetCriterion, extract, feature_statistics
 from gas.models.protocol import Model, features_of
 from gas.pairs.dataset import Pairs
@@ -138,7 +138,7 @@ def fit_adversarial(
     model: Model,
     pairs: Pairs,
     validation: Pairs,
-    loss: str = "l2",
+    loss: str | Loss = "l2",
     checkpoint: Path | None = None,
 ) -> Generator[FitRecord, None, AdversarialResult]:
     """Train a solver in place against discriminators; if training diverges, the solver stays at its best.
@@ -154,7 +154,8 @@ def fit_adversarial(
     table = table_of(solver)
     spent = len(validation) * table.nfe
     result = AdversarialResult(spent)
-    start = float(evaluate(model, validation, table, loss_by_name(loss)).mean())
+    distance = loss if callable(loss) else loss_by_name(loss)
+    start = float(evaluate(model, validation, table, distance).mean())
     try:
         for record in fit(
             solver,
