@@ -1,6 +1,6 @@
 """Two ways to learn from a judge without its gradient, at equal network evaluations: ``--help`` lists the options.
 
-The library's steps (:class:`gas.training.judge.JudgeSteps`) linearize the network; an antithetic evolution strategy
+The library linearizes the network (:class:`gas.training.judge_steps.JudgeSteps`); an antithetic evolution strategy
 moves all parameters at random, both ways, on common noise. Both start at one classical table, walk through one pool and
 are chosen on the same held noise, within one trust region.
 """
@@ -16,7 +16,7 @@ from gas.evaluation.sampler import teacher_pairs
 from gas.features.judges import judge_by_name, scores_of
 from gas.losses import l2
 from gas.training.initialization import reference_solver
-from gas.training.judge import JudgeAscent, JudgeSteps
+from gas.training.judge_steps import JudgeAscent, JudgeSteps
 
 
 def main() -> None:

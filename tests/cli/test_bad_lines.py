@@ -101,7 +101,7 @@ LINES = {
     "train --model digits --real {folder} --objective gas --nfe 2 --out new.json": """
         ; --real nowhere; --real {text}; --real {npz}; --real {pairs}; --pairs {pairs}; --objective gs; --radius 2
         --weight 1; --balance 1; --pairing paired; --budget 5000; --iterations 5; --loss l1; --guidance x
-        --model mnist-latent; --start ddim; --student
+        --start ddim; --student
     """,
     "train --model digits --nfe 2 --out new.json": """
         ; --guidance 2; --radius 2; --objective gas

@@ -13,7 +13,8 @@ from gas.features.judges import JudgeError, judge_by_name
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
 from gas.training.initialization import StartChoice
-from gas.training.judge import JudgeAscent, JudgeSteps, _Linear, _multiplier, distill_judge, unseen_features
+from gas.training.judge import distill_judge, unseen_features
+from gas.training.judge_steps import JudgeAscent, JudgeSteps, _Linear, _multiplier
 from gas.training.loop import FitRecord
 from support.doubles import MIXTURE, Mixture, taught
 

@@ -19,7 +19,7 @@ from gas.training.adam import Adam
 from gas.training.adversarial.losses import Critic
 from gas.training.adversarial.real import distill_real, real_pairs, unpaired
 from gas.training.adversarial.setup import Adversary, FixedNoiseCriterion, adversary_for
-from support.doubles import MIXTURE
+from support.doubles import MIXTURE, Mixture
 
 pytestmark = pytest.mark.usefixtures("few_classical_solvers")
 
@@ -123,6 +123,18 @@ def test_pictures_are_gray_where_the_model_is(tmp_path):
     assert pairs.sample_shape == (1, 8, 8) and pairs.guidance == 2.0
     assert pairs.labels.tolist() == [(2**43 + i) % 10 for i in range(3)]
     assert float(pairs.target.mean()) == pytest.approx(128 / 127.5 - 1, abs=1e-6)
+
+
+class Latents(Mixture):
+    """A mixture whose samples are latents."""
+
+    def decode(self, x):
+        return x
+
+
+def test_latents_are_not_compared_with_images(tmp_path):
+    with pytest.raises(UserError, match="samples latents"):
+        real_pairs(Latents(), tmp_path)
 
 
 def test_data_of_another_kind_are_one_line(idx, tmp_path):

@@ -9,6 +9,7 @@ from . import (
     initialization as initialization,
     inner_solve as inner_solve,
     judge as judge,
+    judge_steps as judge_steps,
     linearization as linearization,
     loop as loop,
     plan as plan,
@@ -28,7 +29,8 @@ from .distillation import (
 from .elimination import Removal as Removal, distill_forwards as distill_forwards
 from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussNewtonSteps
 from .initialization import StartSearch as StartSearch
-from .judge import JudgeAscent as JudgeAscent, distill_judge as distill_judge
+from .judge import distill_judge as distill_judge
+from .judge_steps import JudgeAscent as JudgeAscent
 from .loop import FitRecord as FitRecord, fit as fit
 from .plan import TrainingPlan as TrainingPlan
 from .price import Price as Price, measure_calls as measure_calls

@@ -32,6 +32,7 @@ __all__ = [
     "CandidateRound",
     "StartChoice",
     "StartSearch",
+    "check_file",
     "check_start",
     "named_start",
     "reference_solver",
@@ -286,6 +287,13 @@ def reference_solver(model: Model, nfe: int = 20) -> Classical:
     ends = torch.tensor([1.0, model.t_end], dtype=torch.float64)
     finite = bool(model.schedule.half_log_snr(ends).isfinite().all())
     return Classical("unipc-3-bh2", "log_snr" if finite else "time_uniform", nfe, model.t_end)
+
+
+def check_file(start: Artefact | None, model: Model, nfe: int, guidance: float) -> None:
+    """Refuse a solver file to start from that is of another use, or has no table of this NFE."""
+    if start is not None:
+        StartSearch(start).at(model, guidance)
+        start.entry(nfe)
 
 
 def start_without_pairs(

@@ -10,61 +10,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from gas import distributed
-from gas.arguments import (
-    MAX_BATCH,
-    MAX_ITERATIONS,
-    MAX_NFE,
-    MAX_ORDER_SEED,
-    MAX_SEED,
-    MAX_SEEDS,
-    integer,
-    number,
-)
-from gas.denoise import Denoiser
 from gas.errors import Diverged
 from gas.evaluation.sampler import sample_pairs, teacher_pairs
 from gas.features.judges import ClassifierJudge, Judge, JudgeError, scores_of
 from gas.metrics.coverage import PRDC, prdc
 from gas.metrics.frechet import extract
 from gas.models.protocol import Model, features_of
-from gas.models.runtime import full_precision, without_tf32
+from gas.models.runtime import full_precision
 from gas.pairs.dataset import Pairs, check_pairs
-from gas.sampling import sample
 from gas.solver_file import Artefact
 from gas.table import Table, table_of
-from gas.training.batching import visited
 from gas.training.distillation import Distilled, Report
-from gas.training.initialization import reference_solver, start_without_pairs
-from gas.training.inner_solve import floored, minimize
-from gas.training.linearization import (
-    Differences,
-    evaluations_of,
-    evaluations_of_measurement,
-    featured,
-    linearize,
-    measure_differences,
-    numbers,
-    residual_of,
-    tangent_slices,
-)
+from gas.training.initialization import check_file, reference_solver, start_without_pairs
+from gas.training.judge_steps import JudgeAscent, JudgeSteps
 from gas.training.loop import FitRecord
 from gas.training.validation import surely_positive
 
-__all__ = ["JudgeAscent", "JudgeSteps", "distill_judge", "unseen_features"]
+__all__ = ["distill_judge", "unseen_features"]
 
 # Seeds of the reference: far from those of pairs, of the criterion of GAS and of its fresh noise.
 _FIRST_SEED = 2**42
-
-# Trials of a step: damping grows fivefold from one to the next, from 1e-3 to 15, where the step is next to none.
-_TRIALS, _DAMPING, _GROWTH = 6, 1e-3, 5.0
-
-# Samples that the curvature of the network and of the judge are measured on; a judge that grades coarsely changes the
-# score of few of them.
-_MEASURED = 8
 
 # Standard errors that recall or coverage may fall by: what two equal solvers differ by in 2 of 100 looks. They are
 # those of two independent shares; samples of one noise differ by less, so that chance hardly ever stops a training.
@@ -78,54 +45,6 @@ _BATCH = 64
 
 # Side of the images that distributions are compared in where the judge sees the model's own features.
 _SIDE = 16
-
-
-@dataclass(frozen=True)
-class JudgeAscent:
-    """Settings of :func:`distill_judge`.
-
-    Args:
-        iterations: steps.
-        batch: noises a step.
-        radius: largest squared distance to the reference, in units of the start's; ``inf`` leaves only the guard.
-        step: most of that distance that one step may add, in the same units.
-        forgetting: weight of earlier steps against the newest, in [0, 1).
-        pool: noises that steps walk through.
-        samples: other noises, that solvers are chosen and guarded on.
-        reference_nfe: network evaluations of the classical solver that makes the reference, where no pairs do.
-        validate_every: steps between two choices.
-        budget: most network evaluations, everything counted.
-        seed: of the order of noises.
-
-    Raises:
-        UserError: names the setting that is out of range.
-    """
-
-    iterations: int = 12
-    batch: int = 64
-    radius: float = 1.5
-    step: float = 0.25
-    forgetting: float = 0.7
-    pool: int = 256
-    samples: int = 256
-    reference_nfe: int = 20
-    validate_every: int = 2
-    budget: int = 100_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        bounds = {"iterations": (0, MAX_ITERATIONS), "batch": (1, MAX_BATCH), "pool": (1, MAX_SEEDS)}
-        bounds |= {
-            "samples": (16, MAX_SEEDS),
-            "reference_nfe": (1, MAX_NFE),
-            "validate_every": (1, MAX_ITERATIONS),
-        }
-        bounds |= {"budget": (1, MAX_SEED), "seed": (0, MAX_ORDER_SEED)}
-        for name, (least, most) in bounds.items():
-            integer(name, getattr(self, name), least, most)
-        number("radius", self.radius, "(0, inf]")
-        number("step", self.step, "(0, inf)")
-        number("forgetting", self.forgetting, "[0, 1)")
 
 
 def distill_judge(
@@ -175,6 +94,7 @@ def distill_judge(
         Schulman et al., "Trust region policy optimization", arXiv 1502.05477, for the step.
     """
     settings, model = settings or JudgeAscent(), full_precision(model)
+    check_file(start, model, nfe, guidance if pairs is None else pairs.guidance)
     pool, held, spent = _reference(model, judge, pairs, settings, guidance)
     choice, solver = yield from start_without_pairs(model, pool, nfe, start)
     spent += choice.evaluations
@@ -374,180 +294,3 @@ class _Run:
             return record
         best = {name: getattr(self.best, f"best_{name}") for name in ("loss", "iteration", "table", "losses")}
         return replace(record, **{f"best_{name}": value for name, value in best.items()})
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """A batch at some numbers: mean score and distance, and their derivatives in the numbers ``(P,)``, ``(P, P)``."""
-
-    score: float
-    slope: Tensor
-    distance: float
-    gradient: Tensor
-    curvature: Tensor
-
-
-class JudgeSteps:
-    """Maximizes a mean score within a mean squared distance to a reference.
-
-    In the numbers q of the folded table, ``score = g . q`` and ``distance = q . C q + 2 b . q + c``, each a mean over
-    batches that fades by ``forgetting``. The step maximizes the score where the distance is at most the bound, and at
-    most a step more than now: ``q = (C + damping)^-1 (g / 2m - b)``, with the multiplier m by bisection. The batch's
-    own scores and distances decide whether it is taken; else damping grows.
-
-    Args:
-        solver: changed in place.
-        model: whose denoiser to call.
-        judge: of the samples.
-        pool: reference pairs.
-        unit: distance of the start.
-        settings: radius and step in that unit, and the rest.
-    """
-
-    def __init__(
-        self, solver: nn.Module, model: Model, judge: Judge, pool: Pairs, unit: float, settings: JudgeAscent
-    ) -> None:
-        self.solver, self.model, self.judge, self.pool, self.settings = solver, model, judge, pool, settings
-        self.unit, self.bound = unit, settings.radius * unit
-        self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
-        self.nfe, self.differences = table_of(solver).nfe, None
-        self.weight, self.mean = 0.0, None
-        self.damping, self.score = _DAMPING, math.nan
-        self.iteration, self.evaluations, self.judged = 0, 0, 0
-
-    differences: Differences | None
-    mean: _Linear | None
-
-    def step_cost(self) -> int:
-        """Return the network evaluations of the next step at most."""
-        count = min(self.settings.batch, len(self.pool))
-        measured = 0 if self.differences else _MEASURED * evaluations_of_measurement(self.nfe)
-        return measured + count * (evaluations_of(self.nfe) + _TRIALS * self.nfe)
-
-    def step(self) -> float:
-        """Take one step; return the mean score of its batch before it."""
-        count = min(self.settings.batch, len(self.pool))
-        index = visited(len(self.pool), self.iteration * count, count, self.settings.seed)
-        batch = self.pool.subset(index)
-        p = nn.utils.parameters_to_vector(self.learned.values()).detach()
-        with without_tf32():
-            newest = self._linearized(p, batch)
-        self._add(newest, self._numbers(p))
-        self._move(p, newest, batch)
-        self.iteration, self.score = self.iteration + 1, newest.score
-        return newest.score
-
-    def _linearized(self, p: Tensor, batch: Pairs) -> _Linear:
-        """Linearize scores and distances of a batch, by differences of the network and of the judge."""
-        table, noise = self._table(p).detach(), batch.noise.to(self.model.device)
-        if self.differences is None:
-            few = slice(0, _MEASURED)
-            denoise, scored = self._bind(batch, few), self._scored(batch, few)
-            self.differences = distributed.broadcast(
-                lambda: measure_differences(denoise, noise[few], table, scored)
-            )
-            self.evaluations += self.differences.evaluations
-        parts = []
-        for part in tangent_slices(noise, table):
-            x, tangents, spent = linearize(self._bind(batch, part), noise[part], table, self.differences)
-            scores, slopes = featured(self._scored(batch, part), x, tangents, self.differences)
-            residual, columns = residual_of(x, tangents, batch.target[part].to(x))
-            self.evaluations += spent
-            gradients = (columns @ residual[..., None])[..., 0]
-            values = (scores, slopes.T, residual.square().sum(1), gradients, columns @ columns.mT)
-            parts.append([value.cpu().double() for value in values])
-        score, slope, distance, gradient, curvature = (
-            torch.cat(each).mean(0) for each in zip(*parts, strict=True)
-        )
-        if not all(bool(value.isfinite().all()) for value in (slope, curvature, distance)):
-            raise Diverged("the samples, or how they or their scores move, are not finite")
-        return _Linear(
-            score=float(score), slope=slope, distance=float(distance), gradient=gradient, curvature=curvature
-        )
-
-    def _add(self, newest: _Linear, q: Tensor) -> None:
-        """Add a batch to the running model, whose distances are of q = 0."""
-        gradient = newest.gradient - newest.curvature @ q
-        distance = newest.distance - 2 * newest.gradient @ q + q @ newest.curvature @ q
-        parts = {**vars(newest), "gradient": gradient, "distance": float(distance)}
-        fade, self.weight = self.settings.forgetting * self.weight, self.settings.forgetting * self.weight + 1
-        if self.mean is not None:
-            parts = {name: (fade * getattr(self.mean, name) + x) / self.weight for name, x in parts.items()}
-        self.mean = _Linear(**parts)
-
-    def _move(self, p: Tensor, newest: _Linear, batch: Pairs) -> None:
-        """Go to the best score of the running model in the trust region, with more damping until the batch agrees."""
-        if self.mean is None:
-            raise RuntimeError("no batch has been added")
-        q, mean = self._numbers(p), self.mean
-        gradient = mean.curvature @ q + mean.gradient
-        now = float(mean.distance + 2 * mean.gradient @ q + q @ mean.curvature @ q)
-        bound = min(self.bound, now + self.settings.step * self.unit)
-        free = torch.arange(len(p))
-        for _ in range(_TRIALS):
-            damped = mean.curvature + self.damping * torch.diag(floored(mean.curvature.diagonal()))
-            pull = gradient - mean.slope / (2 * _multiplier(mean, gradient, damped, bound - now))
-            trial = distributed.broadcast(partial(minimize, self._numbers, p, pull, damped, free))
-            score, distance = self._measured(trial, batch)
-            room = 1.25 * max(bound - now, 0.05 * self.unit)
-            rises = score > newest.score and distance <= newest.distance + room
-            if rises or (now > bound and distance < newest.distance):
-                nn.utils.vector_to_parameters(trial, self.learned.values())
-                self.damping = max(self.damping / _GROWTH, 1e-6)
-                return
-            self.damping *= _GROWTH
-
-    @torch.no_grad()
-    def _measured(self, p: Tensor, batch: Pairs) -> tuple[float, float]:
-        """Return the mean score and distance of a batch at parameters; of samples that are not finite the worst."""
-        try:
-            table = self._table(p).folded()
-        except ValueError:  # no table has these numbers
-            return -math.inf, math.inf
-        self.evaluations += len(batch) * self.nfe
-        whole = slice(0, len(batch))
-        x = sample(self._bind(batch, whole), batch.noise.to(self.model.device), table)
-        if not bool(x.isfinite().all()):
-            return -math.inf, math.inf
-        distance = float((x - batch.target.to(x)).double().square().mean())
-        return float(self._scored(batch, whole)(x).mean()), distance
-
-    def _scored(self, batch: Pairs, part: slice) -> Callable[[Tensor], Tensor]:
-        labels = None if batch.labels is None else batch.labels[part]
-
-        def scored(x: Tensor) -> Tensor:
-            self.judged += len(x)
-            return scores_of(self.judge, x, labels)
-
-        return scored
-
-    def _bind(self, batch: Pairs, part: slice) -> Denoiser:
-        labels = None if batch.labels is None else batch.labels[part]
-        return self.model.bind(labels, self.pool.guidance)
-
-    def _table(self, p: Tensor) -> Table:
-        parts = p.split([parameter.numel() for parameter in self.learned.values()])
-        named = {
-            name: part.view_as(old) for (name, old), part in zip(self.learned.items(), parts, strict=True)
-        }
-        table: Table = functional_call(self.solver, named, ())
-        return table
-
-    def _numbers(self, p: Tensor) -> Tensor:
-        return numbers(self._table(p))
-
-
-def _multiplier(mean: _Linear, gradient: Tensor, damped: Tensor, room: float) -> float:
-    """Return the m at which the step ``damped^-1 (slope / 2m - gradient)`` adds ``room`` to the distance.
-
-    The distance falls with m, to that of the step without a score; if even that adds more, m is the largest.
-    """
-    back = torch.linalg.solve(damped, gradient)
-    ahead = torch.linalg.solve(damped, mean.slope) / 2
-    low, high = -40.0, 40.0  # of log m: whatever the units of a score
-    for _ in range(60):
-        middle = (low + high) / 2
-        step = math.exp(-middle) * ahead - back
-        added = float(2 * gradient @ step + step @ mean.curvature @ step)
-        low, high = (middle, high) if added > room else (low, middle)
-    return math.exp(high)

@@ -19,7 +19,7 @@ from gas.solver_file import Artefact
 from gas.table import table_of
 from gas.training.adversarial.setup import Adversary, fit_adversarial
 from gas.training.distillation import Distilled, Report
-from gas.training.initialization import reference_solver, start_without_pairs
+from gas.training.initialization import check_file, reference_solver, start_without_pairs
 from gas.zoo.data import mnist
 
 __all__ = ["distill_real", "real_pairs", "unpaired"]
@@ -112,6 +112,7 @@ def distill_real(
         raise UserError(
             "an adversary of real data alone needs a weight: there is no paired loss to measure it in"
         )
+    check_file(start, model, nfe, reals.guidance)
     teacher, seeds = reference_solver(model), range(_FIRST_SEED - _RANKED, _FIRST_SEED)
     reference = teacher_pairs(model, teacher, seeds, guidance=reals.guidance)
     choice, solver = yield from start_without_pairs(model, reference, nfe, start)
