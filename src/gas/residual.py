@@ -234,7 +234,7 @@ def _to_patches(x: Tensor, dimensions: int, patch: int) -> Tensor:
     """Turn ``(B, C, *sizes)`` into ``(B, C p^k, *sizes / p)``, for two sizes as ``torch.pixel_unshuffle`` does."""
     if patch == 1:
         return x
-    split = x.unflatten(2, (-1, patch))
+    split: Tensor = x.unflatten(2, (-1, patch))
     for k in range(1, dimensions):
         split = split.unflatten(2 + 2 * k, (-1, patch))
     places = range(2, 2 + 2 * dimensions, 2)
