@@ -149,9 +149,9 @@ def test_a_function_that_returns_no_scores_is_one_line(judge, message):
 
 
 def test_a_judge_cannot_change_the_samples_that_it_scores():
-    kept = X.clone()
+    before = X.clone()
     scores_of(lambda x, y: x.zero_().flatten(1).sum(1), X, LABELS)
-    assert torch.equal(X, kept)
+    assert torch.equal(X, before)
 
 
 @pytest.mark.parametrize("name", ["classifer", "nowhere", ""])

@@ -118,16 +118,16 @@ class Counting(Mixture):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_every_network_evaluation_and_judged_sample_counts(given):
-    Counting.samples, seen = 0, []
+    Counting.samples, sizes = 0, []
 
     def counted(samples, labels):
-        seen.append(len(samples))
+        sizes.append(len(samples))
         return near(samples, labels)
 
     pairs = taught(range(128), labelled=True) if given else None
     result = result_of(distill_judge(Counting(), counted, 2, settings=FEW, pairs=pairs))[1]
     assert result.evaluations == Counting.samples
-    assert result.measures["judged"] == sum(seen)
+    assert result.measures["judged"] == sum(sizes)
 
 
 def test_a_budget_holds():
