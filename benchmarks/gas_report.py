@@ -1,7 +1,7 @@
-"""What ``benchmarks/gas_seeds.py`` measured: ``python benchmarks/gas_report.py [--picture docs/gas.png]``.
+"""What ``benchmarks/gas_seeds.py`` measured: ``python benchmarks/gas_report.py [--picture FILE.png]``.
 
-Prints Markdown: one table a number of calls to the teacher's samples, one to real images. Of several training seeds
-it gives mean ± standard deviation; the brackets hold every seed's 95% interval (over samples, bias taken away).
+Prints Markdown: one table of distances to the teacher's samples, one of those to real images. Of several training seeds
+it gives mean ± standard deviation.
 """
 
 import argparse
@@ -13,18 +13,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gas
-from gas.metrics.frechet import extract
 from gas.plotting.samples import sample_grid
 
 KINDS = {
     "classical": "best classical",
     "gs": "GS",
-    "control": "GS, and GAS's steps without a critic",
-    "gas": "**GAS**",
+    "control": "GS, control",
+    "gas": "GAS",
+    "lifted": "GS, lifted",
+    "lifted_control": "GS, lifted, control",
+    "lifted_gas": "**GS, lifted, critic**",
     "teacher": "teacher",
 }
+SHOWN = ("classical", "gs", "gas", "lifted", "lifted_gas")
 SHARES = ("precision", "recall", "density", "coverage")
-COLUMNS = 7
+COLUMNS = 10
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="mnist")
-    parser.add_argument("--results", type=Path, default=Path("docs/results/gas"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results/few-calls"))
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--unseen", type=Path, default=Path("runs/mnist-unseen"), help="of the picture")
     parser.add_argument("--work", type=Path, default=Path("runs/gas-seeds"), help="of the picture")
@@ -67,13 +70,17 @@ def read(folder: Path, model: str) -> dict[tuple[int, str], list[dict]]:
 def print_table(cells: dict[tuple[int, str], list[dict]], where: str) -> None:
     """Print distances to the teacher's samples or to real images."""
     whom = "the teacher" if where == "to_teacher" else "real images"
-    print(f"| | calls | MSE to the teacher | Frechet to {whom} | kernel distance | {' | '.join(SHARES)} |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| | NFE | MSE x 1000 | median | Frechet to {whom} | kernel distance | {' | '.join(SHARES)} |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for (nfe, kind), runs in sorted(cells.items(), key=lambda c: (c[0][0], list(KINDS).index(c[0][1]))):
         if kind == "teacher" and where == "to_teacher":
             continue
         name = f"{KINDS[kind]} ({runs[0]['name']})" if kind in ("classical", "teacher") else KINDS[kind]
-        error = "" if kind == "teacher" else spread([run["mse"] for run in runs], 4)
+        # Files of an earlier library have no median.
+        errors = [
+            spread([1000 * run[name] for run in runs if name in run], 2) for name in ("mse", "mse_median")
+        ]
+        error = " | " if kind == "teacher" else " | ".join(errors)
         distance = spread([run[where]["frechet"] for run in runs], 3)
         kernel = spread([run[where]["kernel"] for run in runs], 2)
         shares = " | ".join(spread([run[where]["prdc"][share] for run in runs], 3) for share in SHARES)
@@ -81,19 +88,25 @@ def print_table(cells: dict[tuple[int, str], list[dict]], where: str) -> None:
     print()
 
 
+# Each kind with the one that it has to beat.
+COMPARED = (("gas", "gs"), ("lifted", "gs"), ("lifted_gas", "gas"), ("lifted_gas", "lifted_control"))
+
+
 def print_differences(cells: dict[tuple[int, str], list[dict]], nfes: list[int]) -> None:
-    """Print GAS less GS and less its control, seed by seed: all started from the same table on the same noise."""
-    print("GAS less the other, training seed by training seed:\n")
-    print("| calls | less | MSE x 1000 | Frechet to the teacher | Frechet to real images |")
-    print("|---|---|---|---|---|")
-    for nfe, kind in [(nfe, kind) for nfe in nfes for kind in ("gs", "control")]:
-        pairs = list(zip(by_seed(cells, nfe, kind), by_seed(cells, nfe, "gas"), strict=False))
+    """Print one kind less another, seed by seed: all started from the same table on the same noise."""
+    print("Differences, training seed by training seed:\n")
+    print("| NFE | | less | MSE x 1000 | Frechet to the teacher | Frechet to real images |")
+    print("|---|---|---|---|---|---|")
+    for nfe, (kind, other) in [(nfe, both) for nfe in nfes for both in COMPARED]:
+        pairs = list(zip(by_seed(cells, nfe, other), by_seed(cells, nfe, kind), strict=False))
+        if not pairs:
+            continue
         error = ", ".join(f"{1000 * (b['mse'] - a['mse']):+.2f}" for a, b in pairs)
         columns = [
             ", ".join(f"{b[where]['frechet'] - a[where]['frechet']:+.3f}" for a, b in pairs)
             for where in ("to_teacher", "to_data")
         ]
-        print(f"| {nfe} | {KINDS[kind]} | {error} | {' | '.join(columns)} |")
+        print(f"| {nfe} | {KINDS[kind]} | {KINDS[other]} | {error} | {' | '.join(columns)} |")
     print()
 
 
@@ -103,34 +116,31 @@ def by_seed(cells: dict[tuple[int, str], list[dict]], nfe: int, kind: str) -> li
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Return mean ± standard deviation, or the number where there is one."""
+    """Return mean ± standard deviation, or the number where there is one; nothing of none."""
+    if not values:
+        return ""
     mean = f"{fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
 def draw(options: argparse.Namespace, nfes: list[int]) -> None:
-    """Draw GS beside GAS beside the teacher on the seeds where the features of the first two differ most."""
+    """Draw every kind of solver beside the teacher on the first unseen seeds."""
     model = gas.zoo.load(options.model)
     unseen = gas.pairs.read_pairs(options.unseen, model=model)
     rows: list[tuple[str, Tensor]] = []
     for nfe in nfes:
-        samples_by_kind = {
-            kind: load_file(options.work / f"{options.model}-{nfe}-{kind}-0.safetensors")["samples"]
-            for kind in ("gs", "gas")
-        }
-        features = {kind: extract(model.features, samples) for kind, samples in samples_by_kind.items()}
-        most = (features["gs"] - features["gas"]).norm(dim=1).topk(COLUMNS).indices
-        shown = {"GS": samples_by_kind["gs"], "GAS": samples_by_kind["gas"], "Teacher": unseen.target}
-        rows += [
-            (f"{name}\n{nfe if name != 'Teacher' else 20} calls", samples[most].clamp(-1, 1))
-            for name, samples in shown.items()
-        ]
+        for kind in SHOWN:
+            path = options.work / f"{options.model}-{nfe}-{kind}-0.safetensors"
+            path = path if kind != "classical" else path.with_stem(f"{options.model}-{nfe}-{kind}")
+            if path.exists():
+                samples = load_file(path)["samples"]
+                rows.append((f"{KINDS[kind].strip('*')}\nNFE {nfe}", samples[:COLUMNS].clamp(-1, 1)))
+    rows.append(("teacher\nNFE 20", unseen.target[:COLUMNS].clamp(-1, 1)))
     sample_grid(
         options.picture,
         rows,
-        title="Where the critic changes most",
-        note=f"{options.model}: for each number of calls the {COLUMNS} of {len(unseen)} unseen seeds where the "
-        "classifier's features of GS and GAS lie farthest apart; training seed 0. Every three rows are of one noise.",
+        title="Few evaluations of one network",
+        note=f"{options.model}: the first {COLUMNS} unseen seeds; training seed 0. A column is of one noise.",
     )
 
 

@@ -83,6 +83,11 @@ LINES = {
         --critic-weights nowhere --objective gas; --critic-weights {text} --objective gas; --critic-weights {text}
         --critic-weights . --objective gas
         --critic-steps 0 --objective gas; --critic-steps 2; --critic-steps 99999999 --objective gas; --critic-steps x
+        --lift-iterations 5; --lift-width 8; --lift-patch 1; --lift-share 0.1; --lift --lift-iterations 0
+        --lift --lift-width 0 --lift-patch 1; --lift --lift-width 8; --lift --lift-patch 2; --lift --lift-share nan
+        --lift --lift-width 8 --lift-patch 1 --lift-share 0.1; --lift --lift-width x; --lift --lift-share -1
+        --lift --lift-width 9999 --lift-patch 1; --lift --lift-width 8 --lift-patch 3; --lift --lift-share x
+        --lift --forwards 4; --lift --budget 9999; --lift --pairs {pairs}; --lift=3
         --seed -1; --seed x; --seed 1e5; --seed 99999999999999999999999; --seed 1.5
         --checkpointing x; --checkpointing ''; --checkpointing 3; --checkpointing 0 --method adam
         --checkpointing NONE --method adam

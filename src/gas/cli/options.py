@@ -16,7 +16,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import typer
 
 import gas
-from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_NFE, MAX_ORDER_SEED, MAX_SEED, MAX_SEEDS, choice
+from gas.arguments import (
+    MAX_BATCH,
+    MAX_ITERATIONS,
+    MAX_NFE,
+    MAX_ORDER_SEED,
+    MAX_SEED,
+    MAX_SEEDS,
+    choice,
+    number,
+)
 from gas.cli.checks import FILE, FOLDER, GUIDANCE, option, output_file, parse_duration
 from gas.cli.loading import load_model
 from gas.cli.screen import tracked
@@ -259,8 +268,8 @@ class DiscriminatorOptions:
     ] = None
     critic_steps: Annotated[int, option("Discriminator updates a step.", min=1, max=1000)] = 1
 
-    def settings(self) -> dict[str, Any] | None:
-        """Return the settings of GAS as a solver file records them, or ``None`` for GS."""
+    def settings(self, usual: gas.Adam | None = None) -> dict[str, Any] | None:
+        """Return the settings of GAS, by ``usual`` steps, as a solver file records them, or ``None`` for GS."""
         defaults = {field.name: field.default for field in fields(self) if field.name != "objective"}
         settings: dict[str, Any] = {name: getattr(self, name) for name in defaults}
         if parse_objective(self.objective) == "gs":
@@ -274,7 +283,7 @@ class DiscriminatorOptions:
         if self.weight is None and self.balance is None:
             settings["balance"] = gas.training.adversarial.setup.BALANCE
         if self.gas_iterations is None:
-            settings["gas_iterations"] = gas.training.adversarial.setup.GAS.iterations
+            settings["gas_iterations"] = adam_against(None, usual).iterations
         return {**settings, "critic_weights": self.critic_weights and str(self.critic_weights)}
 
     def adversary(
@@ -284,9 +293,10 @@ class DiscriminatorOptions:
         optimizer: OptimizerOptions,
         checkpointing: gas.training.activation_checkpointing.Checkpointing,
         precision: str,
+        usual: gas.Adam | None = None,
     ) -> gas.Adversary | None:
-        """Return the adversarial training that the settings describe, or ``None`` for GS."""
-        settings, path = self.settings(), self.critic_weights
+        """Return the adversarial training that the settings describe, by ``usual`` steps, or ``None`` for GS."""
+        settings, path = self.settings(usual), self.critic_weights
         if settings is None:
             return None
         return gas.adversary_for(
@@ -297,7 +307,11 @@ class DiscriminatorOptions:
             objective=self.critic,
             pairing=self.pairing,
             config=adam_against(
-                self.gas_iterations, seed=optimizer.seed, batch=optimizer.batch, checkpointing=checkpointing
+                self.gas_iterations,
+                usual,
+                seed=optimizer.seed,
+                batch=optimizer.batch,
+                checkpointing=checkpointing,
             ),
             steps=self.critic_steps,
             network=None if path is None else gas.training.adversarial.load_discriminator(path),
@@ -306,9 +320,71 @@ class DiscriminatorOptions:
         )
 
 
-def adam_against(iterations: int | None, **settings: Any) -> gas.Adam:
+@dataclass(frozen=True, kw_only=True)
+class LiftOptions:
+    """A residual network at the last row of every solver; ``None`` is the usual setting."""
+
+    panel: ClassVar[str] = "Lifting (with --lift)"
+
+    lift: Annotated[
+        bool, option("Add a small network to the last row and train it, against a discriminator for gas.")
+    ] = False
+    lift_iterations: Annotated[
+        int | None, option("Steps on the pairs; default: 1500.", min=1, max=MAX_ITERATIONS)
+    ] = None
+    lift_width: Annotated[
+        int | None, option("Channels of its hidden layers; default: by --lift-share.", min=1, max=10_000)
+    ] = None
+    lift_patch: Annotated[
+        int | None, option("Side of its patches of images; default: by --lift-share.", min=1, max=16)
+    ] = None
+    lift_share: Annotated[
+        float | None, option("Most time of it, in network calls; default: 0.03.", min=0, max=100)
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings without --lift, and a share beside the sizes that it decides."""
+        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "lift"}
+        for name, value in settings.items():
+            if value is not None and not self.lift:
+                raise gas.UserError(
+                    f"--{name.replace('_', '-')} is a setting of --lift: add that or leave it out"
+                )
+        if (self.lift_width is None) != (self.lift_patch is None):
+            raise gas.UserError("--lift-width and --lift-patch are the size together: give both or neither")
+        if self.lift_width is not None and self.lift_share is not None:
+            raise gas.UserError("--lift-share chooses --lift-width and --lift-patch: leave it or these out")
+        if self.lift_share is not None:
+            number("lift_share", self.lift_share, "(0, inf)")
+
+    def check(self, model: gas.models.Model, nfes: list[int]) -> None:
+        """Refuse a size that does not fit the model's samples."""
+        if self.lift_width is not None:
+            gas.training.lifting.new_residual(model.sample_shape, max(nfes), self.config(0))
+
+    def recorded(self, seed: int) -> dict[str, Any]:
+        """Return what a solver file records; sizes are those of its residuals."""
+        config = self.config(seed).config()
+        return (
+            {"lift": {name: config[name] for name in ("iterations", "batch", "learning_rate")}}
+            if self.lift
+            else {}
+        )
+
+    def against(self) -> gas.Adam:
+        """Return the usual settings of training against a discriminator."""
+        return gas.training.lifting.GAS_LIFTING if self.lift else gas.training.adversarial.setup.GAS
+
+    def config(self, seed: int) -> gas.training.Lifting:
+        """Return the settings of lifting, but for a size that ``--lift-share`` decides."""
+        names = {"iterations": self.lift_iterations, "width": self.lift_width, "patch": self.lift_patch}
+        given = {name: value for name, value in names.items() if value is not None}
+        return replace(gas.training.Lifting(seed=seed), **given)
+
+
+def adam_against(iterations: int | None, usual: gas.Adam | None = None, **settings: Any) -> gas.Adam:
     """Return the settings of Adam against a discriminator, with those that are not ``None``."""
-    usual = gas.training.adversarial.setup.GAS
+    usual = gas.training.adversarial.setup.GAS if usual is None else usual
     steps = usual.iterations if iterations is None else iterations
     given = {name: value for name, value in settings.items() if value is not None}
     return replace(usual, iterations=steps, **{"validate_every": min(usual.validate_every, steps), **given})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Options of gas train that say something about pairs, their loss or their optimizer.
 _OF_PAIRS = ("forwards", "validation", "solver", "theory", "checkpointing", "student", "loss", "method")
-_OF_PAIRS += ("learning_rate", "relax")
+_OF_PAIRS += ("learning_rate", "relax", "lift")
 # Those that the training of a judge, and of real data alone, has no use for: the weight has no paired loss beside it.
 _UNUSED = {"judge": (), "real": ("budget", "iterations", "weight", "balance", "pairing")}
 

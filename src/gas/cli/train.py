@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,10 +67,13 @@ def train(
     optimizer: options.OptimizerOptions,
     discriminator: options.DiscriminatorOptions,
     teacherless: TeacherlessOptions,
+    lifting: options.LiftOptions,
     network: options.NetworkOptions,
     json: options.Json = False,
 ) -> None:
     """Learn one solver for each NFE, from the best classical start, or with --objective gas against a discriminator.
+
+    With --lift, a small network at the last row goes on where the table's numbers end, which helps at 1 to 3 NFE.
 
     With --forwards also, or only, one for each number of forward passes: which calls to guide is learned. With --pairs
     of several guidance scales, each solver serves every scale from the least to the largest.
@@ -92,19 +96,18 @@ def train(
             teacherless, pairs, out, nfes, optimizer, discriminator, network, budget, replaces, json
         )
         return
-    if forwards is not None and budget is not None:
-        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
-    budgets = options.parse_nfes(forwards) if forwards is not None else []
-    nfes = options.parse_nfes(nfe) if not budgets or options.was_given(context, "nfe") else []
-    stored, gas_settings = options.parse_checkpointing(checkpointing), discriminator.settings()
+    nfes, budgets = _counts(context, nfe, forwards, budget)
+    stored, usual = options.parse_checkpointing(checkpointing), lifting.against()
+    gas_settings = discriminator.settings(usual)
     config, search = optimizer.config(stored), optimizer.search
     checkpointed = gas_settings is None and options.was_given(context, "checkpointing")
     _check_combination(solver, theory, search.start, nfes, config if checkpointed else None)
-    _check_scales(context.params, len(pairs))
+    _check_scales(context.params, len(pairs), lifting.lift)
     model = network.load(pairs[0])
+    lifting.check(model, nfes)
     ranges, sets = _read(pairs, model, student, validation)
     free_text_encoders(network.model, model, *(part.guidance for part, _ in ranges))
-    adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision)
+    adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision, usual)
     if budgets:
         gas.training.elimination.check_branches(model, sets[0])
     state = out.with_name(out.name + ".state")
@@ -115,18 +118,19 @@ def train(
     with owned, resumable(f"State is in {state}"), saved:
         settings: dict[str, Any] = {"config": config, "search": search}
         settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
-        family = {"adversary": adversary, "budget": budget, **settings}
+        family = {"adversary": None if lifting.lift else adversary, "budget": budget, **settings}
         starts = sorted({*nfes, *gas.training.elimination.guided_starts(budgets)})
         results = _learn(model, sets, starts, family, solver.upper(), progress)
-        if len(ranges) > 1:
-            results = _widen(model, ranges, results, config=config, loss=optimizer.loss, state=state)
-        passes = gas.training.distill_forwards(model, *sets, budgets, members=results, **settings)
-        for count in sorted(budgets, reverse=True):
-            results.append(show(passes, model, count, "BNS", "forward passes"))
+        if lifting.lift:
+            results = _lift(
+                model, sets, results, lifting, optimizer, progress, adversary=adversary, state=state
+            )
+        results = _widen(model, ranges, results, config=config, loss=optimizer.loss, state=state)
+        results += _guided(model, sets, budgets, results, settings)
         results = [result for result in results if result.branched or result.nfe in nfes]
         if first:
-            _save(out, results, model, optimizer.loss, gas_settings)
-    title = "GAS" if gas_settings is not None else solver.upper()
+            _save(out, results, model, optimizer.loss, gas_settings, lifting.recorded(optimizer.seed))
+    title = "lifted" if lifting.lift else "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(sets[1]), title, json)
     note(f"wrote {out}")
 
@@ -161,6 +165,16 @@ def _train_teacherless(
     note(f"wrote {out}")
 
 
+def _counts(
+    context: typer.Context, nfe: str, forwards: str | None, budget: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the NFE and the numbers of forward passes to learn."""
+    if forwards is not None and budget is not None:
+        raise gas.UserError("--budget counts network evaluations of --nfe: leave out --forwards or --budget")
+    passes = options.parse_nfes(forwards) if forwards is not None else []
+    return options.parse_nfes(nfe) if not passes or options.was_given(context, "nfe") else [], passes
+
+
 # What --pairs of several guidance scales go with: the values of these options.
 _OF_SCALES = {
     "forwards": (None,),
@@ -173,8 +187,10 @@ _OF_SCALES = {
 }
 
 
-def _check_scales(given: Mapping[str, Any], count: int) -> None:
-    """Refuse options that do not go with pairs of several guidance scales, and name those that were given."""
+def _check_scales(given: Mapping[str, Any], count: int, lift: bool) -> None:
+    """Refuse options that do not go with pairs of several guidance scales or --lift, and name those that were given."""
+    if lift and (count > 1 or given["forwards"] is not None or given["budget"] is not None):
+        raise gas.UserError("--lift goes with one --pairs and --nfe alone: leave out --forwards and --budget")
     wrong = [name for name, allowed in _OF_SCALES.items() if given[name] not in allowed]
     if count > 1 and wrong:
         names = ", ".join(f"--{name}" for name in wrong).replace("--theory", "--no-theory")
@@ -205,11 +221,25 @@ def _read(
 def _widen(
     model: gas.models.Model, ranges: list[Sets], members: list[gas.Distilled], **settings: Any
 ) -> list[gas.Distilled]:
-    """Learn the solvers of every guidance scale from those of the middle one."""
+    """Learn the solvers of every guidance scale from those of the middle one, where there are several."""
+    if len(ranges) == 1:
+        return members
     pairs, validation = zip(*ranges, strict=True)
     nfes = [member.nfe for member in members]
     reports = gas.training.distill_scales(model, pairs, validation, nfes, members=members, **settings)
     return [show(reports, model, nfe, "guidance scales") for nfe in nfes]
+
+
+def _guided(
+    model: gas.models.Model,
+    sets: Sets,
+    budgets: list[int],
+    members: list[gas.Distilled],
+    settings: dict[str, Any],
+) -> list[gas.Distilled]:
+    """Learn a solver of each number of forward passes from those of the NFE."""
+    passes = gas.training.distill_forwards(model, *sets, budgets, members=members, **settings)
+    return [show(passes, model, count, "BNS", "forward passes") for count in sorted(budgets, reverse=True)]
 
 
 def _learn(
@@ -232,15 +262,64 @@ def _learn(
     return [show(watched, model, nfe, title) for nfe in nfes]
 
 
+def _lift(
+    model: gas.models.Model,
+    sets: Sets,
+    members: list[gas.Distilled],
+    lifting: options.LiftOptions,
+    optimizer: options.OptimizerOptions,
+    progress: gas.training.BestSoFar,
+    *,
+    adversary: gas.Adversary | None,
+    state: Path,
+) -> list[gas.Distilled]:
+    """Lift the solver of each NFE."""
+    results = []
+    for member in members:
+        table = member.table()
+        runs = gas.training.lifting.record_runs(model, table, sets[0])
+        config = _size(model, runs, lifting, optimizer.seed, state / f"nfe-{member.nfe}-lift.json")
+        settings: dict[str, Any] = {"loss": optimizer.loss, "config": config, "state": state}
+        reports = gas.training.lift(model, runs, sets[1], member, adversary=adversary, **settings)
+        results.append(show(reports, model, member.nfe, "lifted"))
+        progress.results[member.nfe] = results[-1]
+    return results
+
+
+def _size(
+    model: gas.models.Model,
+    runs: gas.training.RecordedPairs,
+    lifting: options.LiftOptions,
+    seed: int,
+    file: Path,
+) -> gas.training.Lifting:
+    """Return the settings with the size of the residual; a size that was measured is stored, so that it stays."""
+    config = lifting.config(seed)
+    if lifting.lift_width is None:
+        share = gas.training.lifting.SHARE if lifting.lift_share is None else lifting.lift_share
+        if file.exists():
+            config = replace(config, **gas.io.read_json(file))
+        else:
+            config = gas.training.lifting.sized(config, model, runs, share)
+            gas.io.write_text(file, dumps({"width": config.width, "patch": config.patch}))
+    cost = gas.training.lifting.measured_cost(config, model, runs)
+    note(
+        f"NFE {runs.outputs.shape[1]}: a residual of {cost.numbers:,} numbers (width {config.width}, patch "
+        f"{config.patch}), {cost.share:.1%} of a network call"
+    )
+    return config
+
+
 def _save(
     out: Path,
     results: list[gas.Distilled],
     model: gas.models.Model,
     loss: str,
     settings: dict[str, Any] | None,
+    lifting: dict[str, Any],
 ) -> None:
-    """Write the solvers with the settings of GAS and robust measurements beside their own provenance."""
-    training = dict(results[0].provenance["training"])
+    """Write the solvers with the settings of GAS and lifting and robust measurements beside their own provenance."""
+    training = {**results[0].provenance["training"], **lifting}
     if settings is not None:
         training |= {"objective": "gas", **settings}
     plain = [result for result in results if not result.branched]

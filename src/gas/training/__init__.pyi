@@ -10,6 +10,7 @@ from . import (
     inner_solve as inner_solve,
     judge as judge,
     judge_steps as judge_steps,
+    lifting as lifting,
     linearization as linearization,
     loop as loop,
     plan as plan,
@@ -31,6 +32,13 @@ from .gauss_newton import GaussNewton as GaussNewton, GaussNewtonSteps as GaussN
 from .initialization import StartSearch as StartSearch
 from .judge import distill_judge as distill_judge
 from .judge_steps import JudgeAscent as JudgeAscent
+from .lifting import (
+    Lifted as Lifted,
+    Lifting as Lifting,
+    RecordedPairs as RecordedPairs,
+    fit_lifted as fit_lifted,
+    lift as lift,
+)
 from .loop import FitRecord as FitRecord, fit as fit
 from .plan import TrainingPlan as TrainingPlan
 from .price import Price as Price, measure_calls as measure_calls

@@ -34,7 +34,7 @@ from gas.training.validation import evaluate, surely_positive
 __all__ = ["STATE", "BestSoFar", "Distilled", "Report", "distill", "distill_family", "neighbor_grid"]
 
 # The files of a resumable state, as a regular expression: the choice of the start, and the trainings' checkpoints.
-STATE = r"nfe-\d+(\.start|-gas)?\.pt|(forwards|scales)-\d+\.pt|\.(nfe|forwards|scales)-\d+.*\.tmp"
+STATE = r"nfe-\d+(\.start|-gas|-lift(-gas)?)?\.(pt|json)|(forwards|scales)-\d+\.pt|\.(nfe|forwards|scales)-\d+.*\.tmp"
 
 
 @dataclass(frozen=True)

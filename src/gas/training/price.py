@@ -19,7 +19,7 @@ from gas.pairs.dataset import Pairs
 from gas.training.gauss_newton import GaussNewtonSteps
 from gas.training.plan import FINISH, Phase, TrainingPlan
 
-__all__ = ["CallCost", "Price", "measure_calls", "pairs_price", "training_price"]
+__all__ = ["CallCost", "Price", "measure_calls", "pairs_price", "seconds_of", "training_price"]
 
 # Sizes of measured batches: that of validation and of the teacher, and a step's.
 _LARGE, _SMALL = 64, 8
@@ -74,7 +74,7 @@ def measure_calls(model: Model, nfe: int, *, guidance: float = 1.0, repeats: int
     solver = GeneralizedSolver.from_table(model.schedule, start, model.t_end)
     config = replace(FINISH, batch=_SMALL)
     steps = GaussNewtonSteps(solver, model, pairs.subset(slice(0, _SMALL)), l2, config)
-    seconds = _seconds(steps.step, model)
+    seconds = seconds_of(steps.step, model)
     calls = Phase(steps.evaluations // _SMALL, steps.evaluations)
     return replace(cost, step=max(0.0, seconds - cost.seconds(calls)), memory=_peak_memory(model))
 
@@ -111,10 +111,10 @@ def _call_time(model: Model, pairs: Pairs, repeats: int) -> float:
     """Return the median time of a call after one that warms up."""
     denoise, x = model.bind(pairs.labels, pairs.guidance), pairs.noise.to(model.device)
     t = torch.tensor(0.5, dtype=torch.float64)
-    return median([_seconds(lambda: denoise(x.clone(), t), model) for _ in range(repeats + 1)][1:])
+    return median([seconds_of(lambda: denoise(x.clone(), t), model) for _ in range(repeats + 1)][1:])
 
 
-def _seconds(work: Callable[[], object], model: Model) -> float:
+def seconds_of(work: Callable[[], object], model: Model) -> float:
     """Return how long some work takes, with what it leaves running on the device."""
     started = time.perf_counter()
     work()

@@ -73,10 +73,14 @@ class FixedNoiseCriterion:
     guidance: float = 1.0
     labelled: bool = True
 
+    @property
+    def seeds(self) -> range:
+        """Seeds of the noise."""
+        return range(_FIRST_CRITERION_SEED, _FIRST_CRITERION_SEED + self.samples)
+
     def __call__(self, table: Table) -> float:
         """Return the measure of a solver's samples."""
-        seeds = range(_FIRST_CRITERION_SEED, _FIRST_CRITERION_SEED + self.samples)
-        samples = sample_seeds(self.model, table, seeds, guidance=self.guidance, labelled=self.labelled)
+        samples = sample_seeds(self.model, table, self.seeds, guidance=self.guidance, labelled=self.labelled)
         return self.measure(samples)
 
 
