@@ -346,7 +346,7 @@ class PipelineModel:
         name, negative = self.guidance_argument, self.negative_prompt
         if negative is None and name == "true_cfg_scale" and guidance != 1:
             negative = ""  # pipelines of this argument ignore it without any
-        rows = [None] * size if labels is None else labels.tolist()
+        rows: list[Any] = [None] * size if labels is None else labels.tolist()
         condition: dict[str, Any] = {"batch_size": size}
         condition["class_labels"] = [self.classes if row in (None, NEGATIVE) else row for row in rows]
         if self.takes_prompts:
