@@ -5,7 +5,6 @@ Needs ``pip install 'gas-solver[browser]'``, Chromium, and onnxruntime-web in ``
 
 import functools
 import http.server
-import json
 import re
 import shutil
 import sys
@@ -110,7 +109,7 @@ def upload(page, name, content):
 
 def test_samples_are_those_of_the_library(page):
     model, in_page = gas.zoo.load("mnist"), samples(page)
-    learned = gas.load(ROOT / "docs" / "results" / "mnist-gs.json")
+    learned = gas.load(gas.zoo.solver_path("mnist"))
     tables = {
         "GS": learned.table(nfe=4),
         "iPNDM-3": gas.Classical("ipndm-3", "time_uniform", 4, model.t_end).table(model.schedule),
@@ -135,7 +134,7 @@ def test_choices_are_followed(page):
     finished(page)
     names = page.eval_on_selector_all("#sampler tr", "rows => rows.map((row) => row.dataset.solver)")
     assert names == ["DPM-Solver++(3M)", "GS", "Teacher"]
-    table = gas.load(ROOT / "docs" / "results" / "mnist-gs.json").table(nfe=6)
+    table = gas.load(gas.zoo.solver_path("mnist")).table(nfe=6)
     np.testing.assert_allclose(samples(page)["GS"], expected(table), rtol=0, atol=1e-4)
     assert re.search(r"[\d.]+ ms a sample", page.inner_text("#sampler .facts"))
     before = samples(page)["Teacher"]
@@ -211,6 +210,6 @@ def test_a_missing_part_is_named(page, folder, name):
 
 
 def test_the_file_of_the_page_is_whole():
-    learned = gas.load(ROOT / "docs" / "results" / "mnist-gs.json")
+    learned = gas.load(gas.zoo.solver_path("mnist"))
     assert learned.nfes == [3, 4, 5, 6]
-    assert json.loads((ROOT / "docs" / "results" / "mnist-gs.json").read_text())["model"]["name"] == "mnist"
+    assert learned.document.model["name"] == "mnist"

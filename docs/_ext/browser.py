@@ -29,7 +29,6 @@ SHA512 = (
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
 FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
-SOLVER = ROOT / "docs" / "results" / "mnist-gs.json"
 FIRST_SEED = 50000
 # By the mean error on README's unseen seeds (docs/results/mnist.json), each on its best grid.
 CLASSICAL = {
@@ -77,7 +76,7 @@ def write(folder: Path, onnxruntime: Path) -> None:
     module = DenoiserModule(model.conditional, model.network)
     inputs = {"x": noise[:3], "t": torch.tensor([0.5], dtype=torch.float64), "label": labels[:3]}
     export(folder / "network.onnx", module, inputs, batch={"x": 0, "label": 0})
-    learned = gas.load(SOLVER)
+    learned = gas.load(gas.zoo.solver_path("mnist"))
     artefacts = {
         name: gas.save(None, [gas.Classical(*start, nfe, model.t_end) for nfe in learned.nfes], model=model)
         for name, start in CLASSICAL.items()

@@ -31,6 +31,7 @@ from . import (
     schedule as schedule,
     solver_file as solver_file,
     solver_schema as solver_schema,
+    studio as studio,
     table as table,
     training as training,
     unpickle as unpickle,

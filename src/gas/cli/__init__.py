@@ -12,6 +12,7 @@ from gas.cli import (
     plan,
     sample,
     statistics,
+    studio,
     train,
     zoo,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "plan",
     "sample",
     "statistics",
+    "studio",
     "train",
     "zoo",
 ]

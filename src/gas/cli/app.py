@@ -34,7 +34,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # Panels of the help, in the order of the work.
 PANELS = {
     "Learn": ("demo", "plan", "pairs", "train"),
-    "Use": ("sample", "inspect", "zoo"),
+    "Use": ("studio", "sample", "inspect", "zoo"),
     "Measure": ("evaluate", "compare", "statistics"),
     "Publish": ("export",),
     "Reproduce the paper": ("paper",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -77,8 +77,8 @@ def _learn_both(
     """Learn GS in a demo's time, then GAS from it; save both, and return their tables as the files have them."""
     note(f": the Generalized Solver, {nfe} calls a sample", label="2. Student", style="bold")
     train, validation = pairs.split(VALIDATED)
-    config = gas.GaussNewton(iterations=iterations, batch=32, growth=1.2, largest=32, seed=seed)
-    search = gas.training.StartSearch(validation_pairs=16)
+    search, config = gas.training.plan.QUICK_SEARCH, gas.training.plan.QUICK
+    config = replace(config, iterations=iterations, seed=seed)
     state = files["GS"].with_suffix(".state")
     with resumable(f"State is in {state}"), gas.workspace.scratch(state, gas.training.distillation.STATE):
         reports = gas.distill(model, train, validation, nfe, config=config, search=search, state=state)

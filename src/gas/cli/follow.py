@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -37,43 +36,13 @@ def show(
     unit: str = "NFE",
 ) -> gas.Distilled:
     """Follow the training of one NFE: ranking, choice of the start, training, and return its result."""
-    count = sum(1 for _ in gas.classical.candidates(model.schedule, nfe, model.t_end))
-    ranked: list[gas.training.ranking.RankedSolver] = []
-    losses: dict[str, float] = {}
-    learning, spent = solver, 0
     with _Stages(f"{unit} {nfe}") as stages:
-        for report in reports:
-            if isinstance(report, gas.training.ranking.RankedSolver):
-                ranked.append(report)
-                # The best of all is chosen among those that were measured on the most pairs.
-                best = min(ranked, key=lambda m: (-m.pairs, m.finite_loss))
-                detail = f"best {best.classical.label} {significant(best.loss)}"
-                stages.at("classical", min(len(ranked), count), count, detail)
-            elif isinstance(report, gas.training.initialization.CandidateRound):
-                losses[report.classical.label] = report.loss
-                detail = f"tried {report.classical.label} {significant(report.loss)}"
-                stages.at("start", report.run, report.runs, detail)
-            elif isinstance(report, gas.training.initialization.StartChoice):
-                spent, start = report.evaluations, gas.training.initialization.start_label(report.start)
-                if losses:
-                    total = stages.bar.total
-                    detail = f"winner {start} {significant(losses.get(start, math.nan))}"
-                    stages.at("start", total, total, detail)
-            elif isinstance(report, gas.training.elimination.Removal):
-                spent += report.evaluations
-                detail = f"tried without row {report.row} {significant(report.loss)}"
-                stages.at(f"{report.forwards} rows", report.run, report.runs, detail)
-            elif isinstance(report, gas.FitRecord):
-                detail = f"validation {significant(report.validation_loss)}, best {significant(report.best_loss)}, "
-                detail += f"{spent + report.evaluations:,} evaluations"
-                stages.at(learning, report.iteration, report.iterations, detail)
-                if report.iteration == report.iterations and learning == solver:
-                    # A discriminator goes on where the first training ends.
-                    learning, spent = "GAS", spent + report.evaluations
-            else:
-                _note_adversarial(report, nfe)
-                return report
-    raise RuntimeError("the reports ended without a result")
+        for step in gas.training.progress.stages(reports, model, nfe, solver):
+            if isinstance(step.report, gas.Distilled):
+                _note_adversarial(step.report, nfe)
+                return step.report
+            stages.at(step.stage, step.done, step.total, step.detail)
+    raise RuntimeError("the progress of a training ends with its result")
 
 
 def _note_adversarial(result: gas.Distilled, nfe: int) -> None:

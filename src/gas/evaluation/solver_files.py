@@ -10,7 +10,7 @@ from gas.learned.registry import SOLVERS
 from gas.models.protocol import Model
 from gas.solver_file import Artefact, load
 
-__all__ = ["default_nfe", "load_solver_files", "provenance_warnings"]
+__all__ = ["default_nfe", "display_name", "load_solver_files", "provenance_warnings"]
 
 
 def load_solver_files(
@@ -38,7 +38,7 @@ def load_solver_files(
             )
         artefact = artefact.at(guidance)
         _check(artefact, model, transfer)
-        name = _display_name(artefact, model)
+        name = display_name(artefact, model)
         name = f"{name} ({path.stem})" if name in artefacts else name
         if name in artefacts:
             raise UserError(f"two --solver files are called {path.stem!r}: rename one of them")
@@ -82,7 +82,8 @@ def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
         raise UserError(f"{error}; as the shapes agree, --transfer evaluates it all the same") from None
 
 
-def _display_name(artefact: Artefact, model: Model) -> str:
+def display_name(artefact: Artefact, model: Model) -> str:
+    """Return the name of a file's method in tables, ``GS`` or ``GAS`` say, and of its network if that is another."""
     training, source = artefact.document.training, artefact.document.model or {}
     kind = SOLVERS.get(str(training.get("solver")))
     name = "GS" if kind is None else kind.title

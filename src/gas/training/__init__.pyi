@@ -15,6 +15,7 @@ from . import (
     loop as loop,
     plan as plan,
     price as price,
+    progress as progress,
     ranking as ranking,
     scales as scales,
     trajectory_grid as trajectory_grid,

@@ -11,11 +11,17 @@ from gas.training.gauss_newton import MEASURED_PAIRS, GaussNewton
 from gas.training.initialization import StartSearch
 from gas.training.linearization import evaluations_of, evaluations_of_measurement
 
-__all__ = ["FINISH", "Phase", "TrainingPlan", "steps_after"]
+__all__ = ["FINISH", "QUICK", "QUICK_SEARCH", "Phase", "TrainingPlan", "steps_after"]
 
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
 # earlier pairs, and count pairs of larger loss in full.
 FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, forgetting=0.85, validate_every=1, outlier=30.0)
+
+# A training that a person waits for: fewer steps, and a start chosen on few validation pairs.
+QUICK, QUICK_SEARCH = (
+    GaussNewton(iterations=8, batch=32, growth=1.2, largest=32),
+    StartSearch(validation_pairs=16),
+)
 
 # The training of a learned table for a copy of its model: few steps of many pairs, all of which count to the end, as
 # the table is near the minimum of most of them. mnist, NFE 4, int4: 88 pairs take 11.8 to 9.8 (x 1000) on validation.

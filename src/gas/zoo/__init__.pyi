@@ -6,5 +6,11 @@ from . import (
     networks as networks,
     weights_file as weights_file,
 )
-from .loading import card as card, load as load, names as names, pipeline as pipeline
+from .loading import (
+    card as card,
+    load as load,
+    names as names,
+    pipeline as pipeline,
+    solver_path as solver_path,
+)
 from .model import ZooModel as ZooModel

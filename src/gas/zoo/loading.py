@@ -13,8 +13,9 @@ from gas.zoo.weights_file import WEIGHTS, read_card
 if TYPE_CHECKING:
     from gas.pipelines.model import PipelineModel
 
-__all__ = ["card", "load", "names", "pipeline"]
+__all__ = ["card", "load", "names", "pipeline", "solver_path"]
 
+_SOLVERS = Path(__file__).parent / "solvers"
 _COMPONENTS = {"mnist-autoencoder"}  # files that are not models by themselves
 
 
@@ -58,6 +59,12 @@ def pipeline(name: str | Path) -> Any:
     from gas.zoo.latent import read_pipeline
 
     return read_pipeline(path)
+
+
+def solver_path(name: str) -> Path | None:
+    """Return the path of the solver file that ships with a model, ``None`` where there is none."""
+    path = _SOLVERS / f"{name}.json"
+    return path if name in names() and path.is_file() else None
 
 
 def _path(name: str | Path) -> Path:

@@ -1,0 +1,1 @@
+from . import actions as actions, drawing as drawing, learning as learning, page as page

@@ -1,0 +1,421 @@
+"""What the page does, as functions and generators over the library; nothing of it needs gradio or a browser."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gas
+from gas.display import error_text
+from gas.errors import UserError
+from gas.evaluation.sampler import sample_batches, seed_batches
+from gas.evaluation.solver_files import display_name
+from gas.metrics.paired import mean_psnr, mse
+from gas.models.protocol import Model, images_of, passes_of, prompts_of
+from gas.training.activation_checkpointing import available_bytes
+
+__all__ = [
+    "MAX_CALLS",
+    "MAX_SAMPLES",
+    "MISTAKES",
+    "TEACHER",
+    "Choice",
+    "Curves",
+    "Entry",
+    "Facts",
+    "Networks",
+    "NoPrompt",
+    "Row",
+    "check_file",
+    "compare",
+    "entries",
+    "measure_errors",
+    "measured_errors",
+    "pictures",
+    "row_psnr",
+    "sentence",
+    "snippets",
+]
+
+MAX_CALLS = 20  # the teacher's: a student with as many is no shorter
+MAX_SAMPLES = 16  # a row of them is as wide as a screen
+# Samples a network call: few, so that large pictures appear one by one and others can go between.
+_BATCH = 8
+TEACHER = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20}
+# What a person can mend: reported as one sentence.
+MISTAKES = (UserError, OSError, MemoryError, ArithmeticError, ModuleNotFoundError, torch.OutOfMemoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to sample.
+
+    Attributes:
+        model: a zoo model, or the path of its file or of a diffusers folder.
+        prompt: of a pipeline that takes prompts.
+        label: class of all samples; ``None`` takes seed mod classes.
+        guidance: guidance scale.
+        first_seed, count: seeds of the noise.
+        classical: solvers by name, ``SOLVER/GRID``.
+        files: paths of solver files.
+        calls: network evaluations of every solver, or forward passes of the network.
+        by_passes: whether ``calls`` counts forward passes, of which a guided evaluation takes two.
+    """
+
+    model: str = "mnist"
+    prompt: str = ""
+    label: int | None = None
+    guidance: float = 1.0
+    first_seed: int = 50_000
+    count: int = 8
+    classical: Sequence[str] = ()
+    files: Sequence[str] = ()
+    calls: int = 4
+    by_passes: bool = False
+
+    @property
+    def seeds(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A solver of a comparison: its table, or why it has none."""
+
+    name: str
+    detail: str = ""
+    table: gas.Table | None = None
+    learned: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The pictures of one solver.
+
+    Attributes:
+        calls, passes: network evaluations a sample, and forward passes of the network.
+        images: those sampled so far, ``(B, C, H, W)`` in [-1, 1].
+        seconds: spent on them.
+        psnr: mean over samples of the PSNR to the teacher's in dB, when all are there.
+        count: samples there will be.
+        done: whether all are there.
+    """
+
+    name: str
+    detail: str = ""
+    learned: bool = False
+    problem: str = ""
+    calls: int = 0
+    passes: int = 0
+    images: Tensor | None = None
+    seconds: float = 0.0
+    psnr: float | None = None
+    count: int = 0
+    done: bool = False
+
+
+class NoPrompt(UserError):
+    """A pipeline that takes prompts got none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the page shows and asks for a model: a prompt, or one of its classes by name."""
+
+    takes_prompt: bool = False
+    classes: Sequence[str] = ()
+    solver: Path | None = None
+
+
+class Networks:
+    """The network in use: one is in memory, and one thread at a time calls it.
+
+    A pipeline's calls are not thread-safe, and two samplings at a time take as long as one after the other.
+
+    Attributes:
+        lock: held by whoever calls the network.
+        training: held by the training that runs: a second one would take twice as long, and both twice the memory.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device, self.lock, self.training = device, threading.Lock(), threading.Lock()
+        self._name = self._prompt = ""
+        self._make: Callable[[str], Model] | None = None
+        self._model: Model | None = None
+
+    def open(self, name: str, prompt: str = "") -> Model:
+        """Return a model by the name or path of a :class:`Choice`.
+
+        Raises:
+            UserError: for an unknown name, a folder that is no pipeline, weights larger than the free memory, or a
+                pipeline that needs a prompt and gets none.
+        """
+        with self.lock:
+            if self._make is None or name != self._name:
+                self._make = self._model = None  # before the next takes memory
+                self._make, self._name = self._loaded(name), name
+            if self._model is None or prompt != self._prompt:
+                self._model, self._prompt = self._make(prompt), prompt
+            return self._model
+
+    def describe(self, name: str) -> Facts:
+        """Return what to ask for a model, which is loaded for that."""
+        try:
+            model = self.open(name)
+        except NoPrompt:
+            return Facts(takes_prompt=True)
+        names = list(prompts_of(model)) or [str(label) for label in range(model.classes)]
+        return Facts(classes=names, solver=gas.zoo.solver_path(name))
+
+    def _loaded(self, name: str) -> Callable[[str], Model]:
+        """Return a zoo model or a pipeline as a function of the prompt."""
+        folder = Path(name).expanduser()
+        if name in gas.zoo.names() or name.endswith(".safetensors"):
+            model = gas.zoo.load(name).to(self.device)
+            return lambda prompt: model
+        if not name or not folder.is_dir():
+            known = ", ".join(gas.zoo.names())
+            raise UserError(
+                f"there is no model or folder {name[-120:]!r}: choose one of {known}, or a diffusers folder"
+            )
+        _check_memory(folder, self.device)
+        pipe = gas.pipelines.open_pipeline(str(folder.resolve()))
+        gas.pipelines.loading.place_pipeline(pipe, self.device)
+        pipe.set_progress_bar_config(disable=True)
+        return partial(_with_prompt, pipe)
+
+
+def _with_prompt(pipe: Any, prompt: str) -> Model:
+    """Return a pipeline as a model of one prompt, or of its classes."""
+    model = gas.pipelines.from_pipeline(pipe)
+    if not model.takes_prompts:
+        return model
+    if not prompt.strip():
+        raise NoPrompt(f"the prompt is empty: write what {model.name} should draw")
+    return gas.pipelines.from_pipeline(pipe, [prompt.strip()])
+
+
+def _check_memory(folder: Path, device: str) -> None:
+    """Refuse weights larger than the free memory, where the system would end this process."""
+    size = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+    free = available_bytes(torch.device("cpu" if device == "mps" else device))
+    if size > free:
+        raise UserError(
+            f"the weights in {str(folder)[-120:]} take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free: "
+            "choose a smaller model, or end other programs"
+        )
+
+
+def sentence(error: BaseException) -> str:
+    """Return one sentence about an error for the page."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return "The memory is too small for this model at so many samples: choose fewer, or a smaller model."
+    text = error_text(error, 300)
+    if not isinstance(error, MISTAKES):
+        traceback.print_exception(error)
+        text = f"a defect of gas-solver, with its traceback in the terminal ({type(error).__name__}: {text[:200]})"
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def check_file(path: str) -> gas.Artefact:
+    """Return a solver file that a page may use; everything else is refused by :func:`gas.load`."""
+    try:
+        return gas.load(path)
+    except UserError as error:  # the name that it was chosen by, without the folder of uploads
+        raise UserError(str(error).replace(str(path), Path(path).name)) from error
+
+
+def entries(model: Model, choice: Choice) -> list[Entry]:
+    """Return the chosen solvers with their tables for a model; one without a table says why."""
+    passes = passes_of(model, choice.guidance)
+    nfe = choice.calls // passes if choice.by_passes else choice.calls
+    found = [_entry(spec.replace("/", " / "), _classical, model, spec, nfe) for spec in choice.classical]
+    for path in choice.files:
+        found.append(_entry(Path(path).name, _learned, model, path, nfe, choice))
+    return found
+
+
+def _entry(name: str, make: Any, *args: Any) -> Entry:
+    try:
+        entry: Entry = make(name, *args)
+    except MISTAKES as error:
+        return Entry(name=name, learned=make is _learned, problem=sentence(error))
+    return entry
+
+
+def _classical(name: str, model: Model, spec: str, nfe: int) -> Entry:
+    solver, _, grid = spec.partition("/")
+    classical = gas.Classical(solver.strip(), grid.strip() or "log_snr", nfe, model.t_end)
+    return Entry(name=name, table=classical.table(model.schedule))
+
+
+def _learned(name: str, model: Model, path: str, nfe: int, choice: Choice) -> Entry:
+    artefact = check_file(path)
+    artefact.check(model, choice.guidance)
+    artefact = artefact.at(choice.guidance)
+    title = display_name(artefact, model)
+    if choice.by_passes and choice.calls in artefact.forwards:
+        table = artefact.table(forwards=choice.calls)
+        return Entry(name=title, detail=f"{name}, by forward passes", table=table, learned=True)
+    around = artefact.neighbours(nfe)
+    between = f", between its NFE {around[0]} and {around[1]}" if around else ""
+    return Entry(name=title, detail=name + between, table=artefact.table(nfe, interpolate=True), learned=True)
+
+
+def compare(networks: Networks, choice: Choice) -> Iterator[list[Row]]:
+    """Sample the teacher and every chosen solver from the same noise; yield all rows whenever pictures are added.
+
+    A solver that fails has its sentence in its row.
+
+    Raises:
+        UserError: for a model that cannot be opened or makes no images, or settings that it does not take.
+    """
+    model = networks.open(choice.model, choice.prompt)
+    chosen = entries(model, choice)
+    if not chosen:
+        raise UserError("no solver is chosen: choose a classical one or a solver file")
+    teacher = gas.Classical(t_end=model.t_end, **TEACHER)
+    first = Entry(name="Teacher", detail=teacher.label, table=teacher.table(model.schedule))
+    rows = [_row(model, entry, choice) for entry in (first, *chosen)]
+    yield list(rows)
+    for number, entry in enumerate((first, *chosen)):
+        try:
+            for row in _sampled(networks, model, choice, entry, rows[number]):
+                rows[number] = replace(row, psnr=row_psnr(row, rows[0]) if number else None)
+                yield list(rows)
+        except (*MISTAKES, RuntimeError) as error:
+            if number == 0:
+                raise
+            rows[number] = replace(rows[number], problem=sentence(error))
+            yield list(rows)
+
+
+def _row(model: Model, entry: Entry, choice: Choice) -> Row:
+    calls = passes = 0
+    if entry.table is not None:
+        calls = entry.table.nfe
+        passes = calls * (1 if entry.table.branches else passes_of(model, choice.guidance))
+    return Row(
+        name=entry.name,
+        detail=entry.detail,
+        learned=entry.learned,
+        problem=entry.problem,
+        calls=calls,
+        passes=passes,
+        count=choice.count,
+    )
+
+
+def _sampled(networks: Networks, model: Model, choice: Choice, entry: Entry, row: Row) -> Iterator[Row]:
+    """Yield the row of a solver as its batches are sampled."""
+    if entry.table is None:
+        return
+    images: list[Tensor] = []
+    for batch in _batches(model, choice):
+        with networks.lock:
+            began = time.perf_counter()
+            samples = next(sample_batches(model, entry.table, [batch], choice.guidance))
+            seconds = row.seconds + time.perf_counter() - began
+            images.append(pictures(model, samples))
+        made = torch.cat(images)
+        row = replace(row, images=made, seconds=seconds, done=len(made) == choice.count)
+        yield row
+
+
+def _batches(model: Model, choice: Choice) -> Iterator[Any]:
+    labelled = choice.label is None or choice.label >= 0
+    label = choice.label if labelled else None
+    return seed_batches(model, choice.seeds, labelled=labelled, label=label, batch=_BATCH)
+
+
+def pictures(model: Model, samples: Tensor) -> Tensor:
+    """Return samples as images ``(B, C, H, W)`` in [-1, 1] on the CPU."""
+    images = images_of(model, samples).float().cpu()
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(
+            f"the page shows images, and samples of {model.name} have shape {tuple(images.shape[1:])}"
+        )
+    if not bool(images.isfinite().all()):
+        raise UserError("its samples are not finite: the solver diverges on this model")
+    return images.clamp(-1, 1)
+
+
+def row_psnr(row: Row, teacher: Row) -> float | None:
+    """Return the mean PSNR of a row's pictures to the teacher's in dB, when all are there."""
+    if not row.done or row.images is None or teacher.images is None:
+        return None
+    return mean_psnr(mse(row.images, teacher.images), 2.0)
+
+
+# Errors over NFE: curves by name, then NFE.
+Curves = dict[str, dict[int, float]]
+
+
+def measured_errors(path: str) -> Curves:
+    """Return the losses that a solver file records, on the validation pairs of its training."""
+    artefact, curves = check_file(path), defaultdict(dict)
+    names = {"validation_loss": Path(path).name, "best_classical_loss": "best classical"}
+    for entry in artefact.document.solvers:
+        for measure, name in names.items():
+            if entry.branches is None and entry.measured.get(measure, 0) > 0:
+                curves[name][entry.nfe] = entry.measured[measure]
+    if not curves:
+        raise UserError(f"{Path(path).name} records no losses: measure them")
+    return dict(curves)
+
+
+def measure_errors(networks: Networks, choice: Choice, nfes: Sequence[int]) -> Iterator[tuple[str, Curves]]:
+    """Measure the mean squared error to the teacher over NFE, on the samples of ``choice``; yield what is done so far.
+
+    Solvers without a table at an NFE are left out there.
+    """
+    model = networks.open(choice.model, choice.prompt)
+    teacher, curves = gas.Classical(t_end=model.t_end, **TEACHER), defaultdict[str, dict[int, float]](dict)
+    parts = []
+    for start in range(choice.first_seed, choice.seeds.stop, _BATCH):
+        yield f"teacher, {start - choice.first_seed} of {choice.count} samples", {}
+        with networks.lock:
+            seeds = range(start, min(start + _BATCH, choice.seeds.stop))
+            parts.append(gas.pairs.teach(model, teacher, seeds, guidance=choice.guidance))
+    pairs = gas.pairs.dataset.join_pairs(parts)
+    for nfe in nfes:
+        for entry in entries(model, replace(choice, calls=nfe, by_passes=False)):
+            if entry.table is not None:
+                with networks.lock:
+                    loss = float(gas.evaluate(model, pairs, entry.table, gas.losses.l2).mean())
+                if 0 < loss < float("inf"):
+                    curves[entry.name][nfe] = loss
+                yield f"NFE {nfe} of {nfes[-1]}: {entry.name}", curves
+    if not curves:
+        raise UserError(
+            f"none of the chosen solvers has a table for NFE {nfes[0]} to {nfes[-1]}: choose others"
+        )
+
+
+def snippets(path: str) -> dict[str, str]:
+    """Return the lines that use a solver file, by the program that they are for."""
+    artefact = check_file(path)
+    nfe = gas.evaluation.solver_files.default_nfe(artefact)
+    name = Path(path).name
+    return {
+        "diffusers": "import gas\n\n"
+        f"pipe.scheduler = gas.GASScheduler.from_config(pipe.scheduler.config, solver={name!r})\n"
+        f'image = pipe("a cat", num_inference_steps={nfe}).images[0]\n',
+        "ComfyUI": "# A file in custom_nodes; the node GAS solver then loads the solver file.\n"
+        "from gas.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS\n",
+        "Python": "import gas\n\n"
+        f"table = gas.load({name!r}).table(nfe={nfe})\n"
+        "images = gas.sample(model.bind(None), model.noise(range(8)), table)\n",
+    }
