@@ -178,6 +178,10 @@ LINES = {
         --model DIGITS; --model x; --prompts nowhere; --prompts {text}; --call a; --call a=1
         --device x; --device meta; --precision x; --nosuch 3; more
     """,
+    "studio --out new": """
+        --port 0; --port 65536; --port x; --port -1; --host 1.2.3.4; --host ''; --host x..y; --host 127.0.0.1:80
+        --out {text}; --out {text}/x; --device x; --device meta; more; --nosuch; --share
+    """,
     "inspect {solver}": """
         more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}
         --picture {folder}/x.pdf; --json=1; --nosuch; --picture {text}/x.png

@@ -77,7 +77,7 @@ def shots(tmp_path_factory):
 
 def opened(chromium, server, **context):
     page = chromium.new_context(**{"viewport": {"width": 1360, "height": 940}, **context}).new_page()
-    page.set_default_timeout(180_000)
+    page.set_default_timeout(90_000)
     page.requested = []
     page.on("request", lambda request: page.requested.append(request.url))
     page.goto(server.address)

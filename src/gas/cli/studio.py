@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import threading
 from pathlib import Path
@@ -29,8 +30,9 @@ def studio(
     Nothing is loaded from elsewhere and nothing is reported. Ctrl-C ends it.
     """
     _check_address(host, port)
-    if out.exists() and not out.is_dir():
-        raise gas.UserError(f"--out {out} is a file, and a folder is wanted: name another")
+    home = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise gas.UserError(f"--out {out} cannot be a folder to write in ({home}): name another")
     with gas.studio.page.serve(host, port, out, device) as address:
         note(f": {address}", label="gas studio", style="bold")
         if not _is_loopback(host):

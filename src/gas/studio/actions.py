@@ -132,11 +132,10 @@ class NoPrompt(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the page shows and asks for a model: a prompt, or one of its classes by name."""
+    """What the page asks for a model: a prompt, or one of its classes by name."""
 
     takes_prompt: bool = False
     classes: Sequence[str] = ()
-    solver: Path | None = None
 
 
 class Networks:
@@ -177,7 +176,7 @@ class Networks:
         except NoPrompt:
             return Facts(takes_prompt=True)
         names = list(prompts_of(model)) or [str(label) for label in range(model.classes)]
-        return Facts(classes=names, solver=gas.zoo.solver_path(name))
+        return Facts(classes=names)
 
     def _loaded(self, name: str) -> Callable[[str], Model]:
         """Return a zoo model or a pipeline as a function of the prompt."""
@@ -226,7 +225,9 @@ def sentence(error: BaseException) -> str:
     if not isinstance(error, MISTAKES):
         traceback.print_exception(error)
         text = f"a defect of gas-solver, with its traceback in the terminal ({type(error).__name__}: {text[:200]})"
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    if text.partition(" ")[0].isalpha():  # not the name of a file
+        text = text[:1].upper() + text[1:]
+    return text.rstrip(".") + "."
 
 
 def check_file(path: str) -> gas.Artefact:

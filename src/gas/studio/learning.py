@@ -20,6 +20,8 @@ __all__ = ["PREVIEW", "Snapshot", "Training", "TrainingChoice"]
 
 # Pairs to learn from and to choose on: those of gas demo, where more gain little at so few steps.
 PAIRS, VALIDATION = 160, 64
+# What a person may wait for on a processor; gas pairs and gas train take more.
+MAX_PAIRS, MAX_STEPS = 1024, 40
 # Seeds of the pictures that are shown as the solver learns; no pair has them.
 PREVIEW = range(50_000, 50_008)
 # Teacher samples a call, between which a stop is noticed.
@@ -115,7 +117,10 @@ class Training:
         self._thread.start()
         try:
             while not self.snapshot.ended:
-                yield replace(self.snapshot, seconds=time.perf_counter() - self._began)
+                now: dict[str, Any] = {"seconds": time.perf_counter() - self._began}
+                if self._stop.is_set():
+                    now["stage"] = "stopping after the step at work"
+                yield replace(self.snapshot, **now)
                 self._changed.wait(seconds)
                 self._changed.clear()
             yield self.snapshot

@@ -16,7 +16,8 @@ from gas.errors import UserError, requires
 from gas.plotting.style import ACCENT
 from gas.studio import actions, drawing
 from gas.studio.actions import MAX_CALLS, MAX_SAMPLES, Choice, Networks
-from gas.studio.learning import PAIRS, Training, TrainingChoice
+from gas.studio.learning import MAX_PAIRS, MAX_STEPS, PAIRS, Training, TrainingChoice
+from gas.training.plan import QUICK
 
 __all__ = ["build", "serve"]
 
@@ -79,7 +80,11 @@ def _serving(host: str, port: int, folder: Path, device: str) -> Iterator[str]:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build(Networks(device), folder)
         theme = gradio.themes.Default(
-            primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=["ui-monospace", "monospace"]
+            primary_hue="orange",
+            neutral_hue="slate",
+            spacing_size="sm",
+            font=_FONTS,
+            font_mono=["ui-monospace", "monospace"],
         ).set(**_COLORS)
         _, address, _ = page.launch(
             server_name=host,
@@ -279,12 +284,11 @@ def _described(gr: Any, networks: Networks, name: str, paths: list[str]) -> tupl
     """Return what the page asks for a model: a prompt or a class, and the solver files that are for it."""
     facts = networks.describe(name)
     labels = [f"{n} {text}" if text != str(n) else text for n, text in enumerate(facts.classes[:1000])]
-    known = [str(facts.solver)] if facts.solver else []
     fitting = [path for path in paths if _model_of(path) == name]
     return (
         gr.update(visible=facts.takes_prompt),
         gr.update(choices=[_EACH, _NONE, *labels], value=_EACH, visible=bool(labels)),
-        gr.update(choices=_named([*known, *paths]), value=[*known, *fitting]),
+        _offered(gr, name, paths, [str(gas.zoo.solver_path(name)), *fitting]),
     )
 
 
@@ -302,11 +306,9 @@ def _opened(gr: Any, path: str, paths: list[str], learned: list[str], name: str)
     """Add an uploaded solver file, and choose its model and guidance scale where it names a shipped model."""
     document = actions.check_file(path).document
     model = _model_of(path)
-    paths = [*paths, path]
     chosen = model if model in gas.zoo.names() else name
-    known = [str(file) for file in [gas.zoo.solver_path(str(chosen))] if file is not None]
-    values = gr.update(choices=_named([*known, *paths]), value=[*learned, path])
-    return paths, values, gr.skip() if chosen == name else chosen, document.guidance
+    offered = _offered(gr, chosen, [*paths, path], [*learned, path])
+    return [*paths, path], offered, gr.skip() if chosen == name else chosen, document.guidance
 
 
 # ---------------------------------------------------------------- tabs
@@ -395,27 +397,31 @@ def _learn_tab(
 ) -> None:
     with gr.Row():
         nfe = gr.Slider(1, MAX_CALLS, 4, step=1, label="NFE", min_width=140)
-        pairs = gr.Slider(32, 1024, PAIRS, step=32, label="Teacher pairs", min_width=140)
-        steps = gr.Slider(1, 40, 8, step=1, label="Gauss-Newton steps", min_width=140)
+        pairs = gr.Slider(32, MAX_PAIRS, PAIRS, step=32, label="Teacher pairs", min_width=140)
+        steps = gr.Slider(1, MAX_STEPS, QUICK.iterations, step=1, label="Gauss-Newton steps", min_width=140)
     with gr.Row():
         learn = gr.Button("Learn", variant="primary", elem_id="learn")
         stop = gr.Button("Stop and keep", variant="stop", elem_id="stop")
     course = gr.HTML(drawing.empty(*_UNTRAINED), elem_id="course")
 
-    learned = _handler(lambda *values: _learned(gr, networks, folder, *values), 4)
+    kept = gr.State("")
+    learned = _handler(lambda *values: _learned(networks, folder, *values), 3)
 
-    inputs = [files, controls.learned, controls.model, controls.prompt, controls.guidance, nfe, pairs, steps]
-    outputs = [message, course, running, files, controls.learned]
-    learn.click(learned, inputs, outputs, show_progress="hidden", concurrency_limit=4)
+    inputs = [controls.model, controls.prompt, controls.guidance, nfe, pairs, steps]
+    outputs = [message, course, running, kept]
+    event = learn.click(learned, inputs, outputs, show_progress="hidden", concurrency_limit=4)
+    event.then(
+        lambda *values: _joined(gr, *values),
+        [kept, files, controls.learned, controls.model],
+        [files, controls.learned],
+        show_progress="hidden",
+    )
     stop.click(lambda training: training and training.stop(), running, show_progress="hidden")
 
 
 def _learned(
-    gr: Any,
     networks: Networks,
     folder: Path,
-    paths: list[str],
-    chosen: list[str],
     model: str,
     prompt: str,
     guidance: float,
@@ -423,30 +429,41 @@ def _learned(
     pairs: int,
     steps: int,
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the course of a training; at the end its file joins the solvers to compare."""
+    """Yield the course of a training, the training itself, and at the end the path of its file."""
     choice = TrainingChoice(
         model=str(model or "").strip(),
         prompt=str(prompt or ""),
         guidance=number("guidance", guidance, "[-1000, 1000]"),
         nfe=integer("NFE", nfe, 1, MAX_CALLS),
-        pairs=integer("teacher pairs", pairs, 1, 1024),
-        iterations=integer("Gauss-Newton steps", steps, 1, 40),
+        pairs=integer("teacher pairs", pairs, 1, MAX_PAIRS),
+        iterations=integer("Gauss-Newton steps", steps, 1, MAX_STEPS),
     )
     training = Training(networks, choice, folder)
     with contextlib.closing(training.watch()) as snapshots:
         for snapshot in snapshots:
-            yield drawing.training(snapshot), training, gr.skip(), gr.skip()
+            yield drawing.training(snapshot), training, ""
     if snapshot.problem:
         raise UserError(snapshot.problem)
     if snapshot.file is None:
         raise UserError("stopped before any solver was measured, so there is nothing to keep: learn longer")
-    paths = [*paths, str(snapshot.file)]
-    shipped = [str(path) for path in [gas.zoo.solver_path(choice.model)] if path is not None]
-    update = gr.update(choices=_named([*shipped, *paths]), value=[*chosen, str(snapshot.file)])
     text = (
         f"Kept in {snapshot.file}: it is among the learned solvers now, and the tab Use has it for download."
     )
-    yield drawing.notice(text, "hint") + drawing.training(snapshot), None, paths, update
+    yield drawing.notice(text, "hint") + drawing.training(snapshot), None, str(snapshot.file)
+
+
+def _joined(gr: Any, kept: str, paths: list[str], chosen: list[str], model: str) -> tuple[Any, ...]:
+    """Add the file of a training to the solvers to compare."""
+    if not kept:
+        return gr.skip(), gr.skip()
+    return [*paths, kept], _offered(gr, model, [*paths, kept], [*chosen, kept])
+
+
+def _offered(gr: Any, model: str, paths: Sequence[str], chosen: Sequence[str]) -> Any:
+    """Return the learned solvers to choose from: the one that ships with a model, and those of this tab."""
+    shipped = gas.zoo.solver_path(model)
+    known = [*([] if shipped is None else [str(shipped)]), *paths]
+    return gr.update(choices=_named(known), value=[path for path in chosen if path in known])
 
 
 def _use_tab(gr: Any, controls: _Controls, message: Any, tab: Any) -> None:
