@@ -100,7 +100,7 @@ def test_labels_are_chosen(networks):
         (Choice(model="digit"), "no model or folder"),
         (Choice(model="owner/name"), "no model or folder"),  # never from the hub
         (Choice(model=""), "no model or folder"),
-        (Choice(model="digits"), "no solver is chosen"),
+        (Choice(model="digits"), "No solver is chosen"),
         (Choice(model="/proc"), "readable model_index.json"),
         (Choice(model="nowhere.safetensors"), "nowhere"),
     ],
@@ -124,11 +124,11 @@ def test_an_empty_prompt_is_refused_and_words_are_drawn(tmp_path):
     assert rows[1].images.shape == (1, 1, 32, 32) and rows[1].passes == 2
 
 
-def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(tmp_path):
     (tmp_path / "unet").mkdir()
     with (tmp_path / "unet" / "x.safetensors").open("wb") as file:
-        file.truncate(10**15)  # a hole: it takes no room
-    with pytest.raises(UserError, match=r"1000000\.0 GB and .* are free"):
+        file.truncate(10**13)  # a hole: it takes no room
+    with pytest.raises(UserError, match=r"10000\.0 GB and .* are free"):
         Networks().open(str(tmp_path))
     assert "memory is too small" in actions.sentence(MemoryError())
     assert "memory is too small" in actions.sentence(torch.OutOfMemoryError("CUDA out of memory"))

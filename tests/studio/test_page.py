@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import gas
+from gas.io import CHECKSUM
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -209,7 +210,7 @@ def test_wrong_files_end_in_a_sentence(page, shot, tmp_path):
     model = gas.zoo.load("digits")
     gas.save(tmp_path / "s.json", gas.Classical("ddim", "log_snr", 4, model.t_end), model=model)
     other = json.loads((tmp_path / "s.json").read_text())
-    del other["sha256"]
+    del other[CHECKSUM]
     other["model"]["name"] = "someone's"
     upload(page, "someone.json", json.dumps(other).encode())
     page.wait_for_selector("text=someone.json")
@@ -265,7 +266,7 @@ def start_training(page):
 
 def test_a_training_is_stopped_and_kept(page, server, shot):
     start_training(page)
-    page.wait_for_selector("#course polyline")
+    page.wait_for_selector("#course polyline", timeout=300_000)  # after the ranking of 80 solvers
     shot(page, "training")
     page.click("#stop")
     page.wait_for_selector("#course >> text=Kept in")
