@@ -252,7 +252,8 @@ def _entry(name: str, make: Any, *args: Any) -> Entry:
     try:
         entry: Entry = make(name, *args)
     except MISTAKES as error:
-        return Entry(name=name, learned=make is _learned, problem=sentence(error))
+        problem = sentence(error).replace(str(args[1]), name)  # a file by its name, without its folder
+        return Entry(name=name, learned=make is _learned, problem=problem)
     return entry
 
 

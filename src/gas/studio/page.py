@@ -218,7 +218,7 @@ def _controls(gr: Any) -> tuple[_Controls, Any, Any]:
         guidance = gr.Number(1.0, label="Guidance scale", step=0.5, min_width=120)
     with gr.Row():
         first_seed = gr.Number(50_000, label="First seed", precision=0, min_width=120)
-        count = gr.Number(8, label="Samples", precision=0, minimum=1, maximum=MAX_SAMPLES, min_width=100)
+        count = gr.Number(8, label="Samples", precision=0, min_width=100)
     classical = gr.Dropdown(
         specs, value=_DEFAULT, multiselect=True, allow_custom_value=True, label="Classical solvers"
     )
