@@ -94,8 +94,8 @@ class TeacherlessOptions:
         budget: int | None,
         state: Path,
         precision: str,
-    ) -> Callable[[int], Iterator[Report]]:
-        """Return the training of an NFE, once its judge or real images have been read."""
+    ) -> tuple[Callable[[int], Iterator[Report]], float]:
+        """Return the training of an NFE, once its judge or real images have been read, and its guidance scale."""
         start = optimizer.search.start
         if isinstance(start, str) and start != "best":
             raise gas.UserError(f"--start {start} needs --pairs: name a solver file, or leave it out")
@@ -106,23 +106,31 @@ class TeacherlessOptions:
         if self.judge is not None:
             if gas.distributed.world_size() > 1:
                 raise gas.UserError("--judge runs in one process: start it without torchrun")
-            return partial(
+            reference = gas.read_pairs(pairs[0], model=model) if pairs else None
+            guidance = guidance if reference is None else reference.guidance
+            train: Callable[[int], Iterator[Report]] = partial(
                 gas.training.distill_judge,
                 model,
                 gas.features.judges.judge_by_name(self.judge, model),
                 start=artefact,
-                pairs=gas.read_pairs(pairs[0], model=model) if pairs else None,
+                pairs=reference,
                 settings=self._ascent(optimizer, budget),
                 guidance=guidance,
                 name=self.judge,
             )
+            return train, guidance
         reals = gas.training.adversarial.real_pairs(model, Path(str(self.real)), guidance)
         note(f"{len(reals):,} real images to learn from")
         # Without a paired loss the weight changes nothing.
         adversary = replace(discriminator, weight=1.0).adversary(model, reals, optimizer, "auto", precision)
-        return lambda nfe: gas.training.adversarial.distill_real(
-            model, adversary, reals, nfe, start=artefact, checkpoint=state / f"nfe-{nfe}-gas.pt"
-        )
+
+        def against_reals(nfe: int) -> Iterator[Report]:
+            checkpoint = state / f"nfe-{nfe}-gas.pt"
+            return gas.training.adversarial.distill_real(
+                model, adversary, reals, nfe, start=artefact, checkpoint=checkpoint
+            )
+
+        return against_reals, guidance
 
     def _ascent(self, optimizer: options.OptimizerOptions, budget: int | None) -> gas.training.JudgeAscent:
         """Return the settings of a judge's training, with those that were given."""

@@ -150,11 +150,12 @@ def _train_teacherless(
     """Learn a solver of each NFE from a judge, or from real images alone, and write them."""
     model = network.load()
     state = out.with_name(out.name + ".state")
-    train = teacherless.reports(model, pairs, optimizer, discriminator, budget, state, network.precision)
+    arguments = optimizer, discriminator, budget, state, network.precision
+    train, guidance = teacherless.reports(model, pairs, *arguments)
     first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
     owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
     progress, title = gas.training.BestSoFar(model), "judge" if teacherless.judge else "GAS"
-    saved = _saved_if_interrupted(out, progress) if replaces and first else nullcontext()
+    saved = _saved_if_interrupted(out, progress, guidance) if replaces and first else nullcontext()
     with owned, resumable(f"State is in {state}"), saved:
         results = [show(progress.watch(train(nfe)), model, nfe, title) for nfe in nfes]
         if first:
