@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def model(shape=SHAPE):
     return gas.OwnModel(network, SCHEDULE, shape, name="toy")
 
 
+def weights_of(path):
+    """The weights file that a solver file names."""
+    return path.with_name(json.loads(path.read_text())["weights"]["file"])
+
+
 @pytest.fixture
 def path(tmp_path):
     gas.save(tmp_path / "family.json", lifted(), model=model())
@@ -63,7 +69,8 @@ def test_the_same_bits_come_back(tmp_path, double):
                 residual.double()
     saved = gas.save(tmp_path / "family.json", tables, model=model())
     read = gas.load(tmp_path / "family.json")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["family.json", "family.safetensors"]
+    beside = f"family-{read.document.weights.sha256[:12]}.safetensors"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["family.json", beside])
     dtype = torch.float64 if double else torch.float32
     for table in tables:
         for artefact in (saved, read):
@@ -78,7 +85,45 @@ def test_the_same_bits_come_back(tmp_path, double):
     read.write(tmp_path / "other" / "copy.json")
     copied = gas.load(tmp_path / "other" / "copy.json")
     assert copied.document.weights.sha256 == read.document.weights.sha256
-    assert copied.document.weights.file == "copy.safetensors"
+    assert copied.document.weights.file == beside.replace("family", "copy")
+
+
+def test_an_interrupt_between_the_two_writes_leaves_the_solver_before(path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = gas.load(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(gas.solver_file, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            gas.save(path, lifted(seed=9), model=model())
+    assert gas.load(path).document == before.document
+    gas.save(path, lifted(seed=9), model=model())
+    assert gas.load(path).document.weights != before.document.weights
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b.json", "a\\b.json", "s.safetensors", "n" * 230 + ".json", "v.1", "é.json"]
+)
+def test_any_name_of_a_file_has_its_residuals(tmp_path, name):
+    for other in (name, "v.2"):
+        gas.save(tmp_path / other, lifted(seed=len(other)), model=model())
+    assert gas.load(tmp_path / name).table(NFE).residuals
+
+
+def test_weights_of_another_writer_are_written_with_their_hash(path, tmp_path):
+    rewritten(path, lambda tensors: None)
+    gas.load(path).write(tmp_path / "again.json")
+    assert gas.load(tmp_path / "again.json").table(NFE).residuals
+
+
+@pytest.mark.parametrize("change", [lambda r: r.half(), lambda r: r.biases[0].data.fill_(math.nan)])
+def test_numbers_that_no_file_holds_are_not_written(tmp_path, change):
+    table = lifted()
+    change(next(iter(table.residuals.values())))
+    with pytest.raises(gas.UserError, match="the tensor 'nfe-"):
+        gas.save(tmp_path / "s.json", table)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_of_branches_have_residuals_of_their_own(tmp_path):
@@ -108,7 +153,7 @@ def rewritten(path, change):
     """Change the tensors, and have the JSON expect the changed file."""
     import hashlib
 
-    weights = path.with_suffix(".safetensors")
+    weights = weights_of(path)
     tensors = load_file(weights)
     change(tensors)
     save_file(tensors, weights)
@@ -125,7 +170,7 @@ def of_content(path, change):
 
 
 def flip(path):
-    weights = path.with_suffix(".safetensors")
+    weights = weights_of(path)
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
@@ -136,10 +181,10 @@ def too_large(content):
 
 
 FAULTS = {
-    "missing": (lambda p: p.with_suffix(".safetensors").unlink(), "needs family.safetensors beside it"),
+    "missing": (lambda p: weights_of(p).unlink(), "needs family-[0-9a-f]{12}.safetensors beside it"),
     "one bit": (flip, "is another file than was written with it"),
     "cut": (
-        lambda p: shutil.copy(p, p.with_suffix(".safetensors")),
+        lambda p: shutil.copy(p, weights_of(p)),
         "is another file than was written with it",
     ),
     "other name": (
@@ -254,7 +299,7 @@ def test_a_write_that_fails_leaves_the_solver_before_it(path, monkeypatch):
 
 def test_inspect_prints_residuals_with_size_and_cost(path):
     text = run("inspect", path).stdout
-    assert "Residuals (family.safetensors" in text
+    assert "Residuals (family-" in text
     for row, residual in lifted().residuals.items():
         line = next(line for line in text.splitlines() if f"x_{row + 1} " in line and "convolution" in line)
         numbers, multiply_adds = residual.cost(SHAPE)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gas.arguments import MAX_NFE, choice, integer
+from gas.arguments import MAX_NFE, MAX_SEED, choice, integer
 from gas.display import brief
 from gas.errors import UserError
 
@@ -110,7 +110,7 @@ class Residual(nn.Module):
             )
         self.weights = nn.ParameterList(map(torch.zeros, shapes))
         self.biases = nn.ParameterList(torch.zeros(shape[0]) for shape in shapes)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(integer("seed", seed, 0, MAX_SEED))
         for weight in self.weights[:-1]:
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
         count = self.states + self.outputs + 1
@@ -222,7 +222,10 @@ class Residual(nn.Module):
 
 
 def _checked_scales(scales: Tensor | Sequence[float], count: int) -> Tensor:
-    values = torch.as_tensor(scales, dtype=torch.float32).detach().clone()
+    try:
+        values = torch.as_tensor(scales, dtype=torch.float32).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.zeros(0)
     if values.shape != (count,) or not bool((values.isfinite() & (values > 0)).all()):
         raise UserError(
             f"scales must be {count} positive numbers, one for each input and the result, got {brief(scales)}"

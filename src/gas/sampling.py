@@ -236,14 +236,14 @@ class Stepper:
         if n in self._terms.empty:
             self._sums[n] = torch.zeros_like(x, dtype=self._wide)
         self._add(2 * n, x)
-        self._keep(n, self._inputs[0], x)
+        self._copy_input(n, self._inputs[0], x)
 
     def next_state(self, d: Tensor) -> Tensor:
         """Add the prediction to the rows that weigh it, and return the next state: the second half of :meth:`step`."""
         _check_prediction(d, self._shape, self._device)
         n, self._done = self._done, self._done + 1
         self._add(2 * n + 1, d)
-        self._keep(n, self._inputs[1], d)
+        self._copy_input(n, self._inputs[1], d)
         total = self._sums.pop(n)
         if n in self._residuals:
             total = total + self._residuals[n](*self._inputs)
@@ -253,7 +253,7 @@ class Stepper:
             self._returned = ref(state), state.clone()
         return state
 
-    def _keep(self, n: int, copies: list[Tensor], new: Tensor) -> None:
+    def _copy_input(self, n: int, copies: list[Tensor], new: Tensor) -> None:
         """Copy a state or a prediction for the residuals of row n and later ones; after the last, drop the copies."""
         if any(row >= n for row in self._residuals):
             copies.append(new.clone())
@@ -296,7 +296,7 @@ class _Terms(NamedTuple):
 class _CacheKey:
     """A table with equality by its values, since its tensors can be written to."""
 
-    kept: tuple[int, ...]
+    corrected: tuple[int, ...]
     states: bytes
     outputs: bytes
     table: Table = field(compare=False)
@@ -310,7 +310,7 @@ def _terms_of(table: Table, fold: bool | None) -> _Terms:
         states, outputs = (part.numpy().tobytes() for part in (table.states, table.outputs))
     except RuntimeError:  # tensors inside transforms of torch.func have no storage
         return _read(table, fold)
-    return _cached_terms(_CacheKey(tuple(table.kept), states, outputs, table), fold)
+    return _cached_terms(_CacheKey(tuple(table.corrected), states, outputs, table), fold)
 
 
 @lru_cache(maxsize=_CACHE_SIZE)
@@ -322,15 +322,17 @@ def _read(table: Table, fold: bool | None) -> _Terms:
     """Return the terms in the form that ``fold`` names, or for ``None`` the shorter one that is finite."""
     states, outputs = range(0, 2 * table.nfe, 2), range(1, 2 * table.nfe, 2)
     rows = _rows(torch.cat([table.states, table.outputs], dim=1), [*states, *outputs])
-    kept = table.kept
-    if fold is False or not any(key in states and key // 2 not in kept for row in rows for key in row):
-        return _terms(rows, kept, folded=False)
-    folded = _rows(table.steps(), [*(2 * j for j in kept), *outputs])
+    corrected = table.corrected
+    if fold is False or not any(key in states and key // 2 not in corrected for row in rows for key in row):
+        return _terms(rows, corrected, folded=False)
+    folded = _rows(table.steps(), [*(2 * j for j in corrected), *outputs])
     finite = all(isinstance(w, Tensor) or math.isfinite(w) for row in folded for w in row.values())
     if fold and not finite:
         raise UserError("the folded table is not finite, its weights are too large: run it with fold=False")
     shorter = finite and sum(map(len, folded)) < sum(map(len, rows))
-    return _terms(folded, kept, folded=True) if fold or shorter else _terms(rows, kept, folded=False)
+    return (
+        _terms(folded, corrected, folded=True) if fold or shorter else _terms(rows, corrected, folded=False)
+    )
 
 
 def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
@@ -343,7 +345,7 @@ def _rows(weights: Tensor, keys: list[int]) -> list[dict[int, Weight]]:
     ]
 
 
-def _terms(rows: list[dict[int, Weight]], kept: list[int], *, folded: bool) -> _Terms:
+def _terms(rows: list[dict[int, Weight]], corrected: list[int], *, folded: bool) -> _Terms:
     columns: dict[int, list[tuple[int, Weight]]] = {}
     for n, row in enumerate(rows):
         for key, weight in row.items():
@@ -357,8 +359,8 @@ def _terms(rows: list[dict[int, Weight]], kept: list[int], *, folded: bool) -> _
         n
         for n, row in enumerate(rows)
         if not learned
-        and n + 1 not in kept
-        and (row == {2 * n: 1.0} or (n and n not in kept and row == rows[n - 1]))
+        and n + 1 not in corrected
+        and (row == {2 * n: 1.0} or (n and n not in corrected and row == rows[n - 1]))
     )
     return _Terms(columns, empty, still, max(numbers, default=0.0), folded, learned)
 

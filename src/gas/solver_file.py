@@ -92,12 +92,15 @@ class Artefact:
         return None if self.document.schedule is None else schedule_from_config(self.document.schedule)
 
     def write(self, path: str | Path) -> None:
-        """Write the solver file, atomically; before it, its residuals to the ``.safetensors`` file of its name."""
+        """Write the solver file, atomically; before it, its residuals to a ``.safetensors`` file beside it.
+
+        Its name ends with its hash: an interrupt between the two leaves a file that is replaced with its own residuals.
+        """
         document = self.document
         if document.weights is not None:
-            beside = Path(path).with_suffix(".safetensors")
-            write_bytes(beside, safetensors_bytes(self.weights, {}))
-            weights = document.weights.model_copy(update={"file": beside.name})
+            data = safetensors_bytes(self.weights, {})
+            weights = _weights_file(data, Path(path).stem)
+            write_bytes(Path(path).with_name(weights.file), data)
             document = document.model_copy(update={"weights": weights})
         write_text(path, _dumps(add_checksum(document.model_dump(mode="json", exclude_none=True))))
 
@@ -244,13 +247,20 @@ def _read_weights(path: Path, document: Document) -> dict[str, Tensor]:
         weights, _ = read_safetensors(beside, MAX_WEIGHTS_BYTES)
         known = tuple(entry.prefix(part.row) for entry in document.solvers for part in entry.residuals or ())
         for name, x in weights.items():
-            if not name.startswith(known) or x.dtype not in (torch.float32, torch.float64):
+            if not name.startswith(known):
                 raise UserError(f"the tensor {brief(name)} of {x.dtype} is no residual's")
-            if not bool(x.isfinite().all()) or (name.endswith("scales") and not bool((x > 0).all())):
-                raise UserError(f"the tensor {brief(name)} has numbers out of range")
+            _check_numbers(name, x)
         for entry in document.solvers:
             table_of_entry(entry, weights)
     return weights
+
+
+def _check_numbers(name: str, x: Tensor) -> None:
+    """Refuse a tensor of a residual that files do not hold."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"the tensor {brief(name)} of {x.dtype} is no residual's: float32 or float64 is")
+    if not bool(x.isfinite().all()) or (name.endswith("scales") and not bool((x > 0).all())):
+        raise UserError(f"the tensor {brief(name)} has numbers out of range")
 
 
 @runtime_checkable
@@ -318,7 +328,7 @@ def save(
         training=dict(provenance.get("training", {}) if training is None else training),
         versions={"gas-solver": gas.__version__, "torch": torch.__version__},
         solvers=entries,
-        weights=_weights_file(weights),
+        weights=_weights_file(safetensors_bytes(weights, {}), "solver") if weights else None,
     )
     artefact = Artefact(document, "this solver" if path is None else str(path), weights)
     if path is not None:
@@ -440,13 +450,16 @@ def _weights(tables: Sequence[Table], entries: Sequence[Entry], model: Model | N
             _check_residuals(table, model)
         for row, residual in (table.residuals or {}).items():
             weights |= {f"{entry.prefix(row)}{name}": x.cpu() for name, x in residual.state_dict().items()}
+    for name, x in weights.items():
+        _check_numbers(name, x)
     return weights
 
 
-def _weights_file(weights: Mapping[str, Tensor]) -> WeightsFile | None:
-    data = safetensors_bytes(weights, {})
+def _weights_file(data: bytes, stem: str) -> WeightsFile:
+    """Describe a weights file; characters of the stem that some file system refuses are replaced."""
     digest = hashlib.sha256(data).hexdigest()
-    return WeightsFile(file="solver.safetensors", bytes=len(data), sha256=digest) if weights else None
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:100]
+    return WeightsFile(file=f"{name}-{digest[:12]}.safetensors", bytes=len(data), sha256=digest)
 
 
 def _dumps(content: Any) -> str:

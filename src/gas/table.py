@@ -131,18 +131,18 @@ class Table:
         return torch.cat([torch.eye(1, self.nfe + 1, dtype=torch.float64), self.steps()])
 
     @property
-    def kept(self) -> list[int]:
+    def corrected(self) -> list[int]:
         """The states j that :meth:`folded` weighs: x_0, and those that are no sums since a residual corrects them."""
         return [0, *(row + 1 for row in self.residuals or () if 0 <= row < self.nfe - 1)]
 
     def steps(self) -> Tensor:
-        """Return the rows of :meth:`folded` ``(N, M)``: the weights of the states :attr:`kept`, then of the N d_j."""
+        """Return the rows of :meth:`folded` ``(N, M)``: weights of the states :attr:`corrected`, then of the N d_j."""
         # States 1 .. N are rows of ``X = K + L X + C d``, with K the sums over states that are kept, and L strictly
         # lower triangular: one substitution.
         substituted = torch.ones(self.nfe, dtype=torch.float64)
-        substituted[self.kept] = 0
+        substituted[self.corrected] = 0
         past = nn.functional.pad((self.states * substituted)[:, 1:], (0, 1))
-        known = torch.cat([self.states[:, self.kept], self.outputs.tril()], dim=1)
+        known = torch.cat([self.states[:, self.corrected], self.outputs.tril()], dim=1)
         past = torch.eye(self.nfe, dtype=torch.float64) - past
         rows: Tensor = torch.linalg.solve_triangular(past, known, upper=False, unitriangular=True)
         return rows
@@ -150,10 +150,10 @@ class Table:
     def folded(self) -> Table:
         """Return the same solver without past states (arXiv 2403.01329): ``x_{n+1} = a_n x_T + sum_j b_{n,j} d_j``.
 
-        Of a lifted table, the states that residuals correct are weighed too (:attr:`kept`).
+        Of a lifted table, the states that residuals correct are weighed too (:attr:`corrected`).
         """
-        states, outputs = self.steps().split([len(self.kept), self.nfe], dim=1)
-        columns = torch.eye(self.nfe, dtype=torch.float64)[self.kept]
+        states, outputs = self.steps().split([len(self.corrected), self.nfe], dim=1)
+        columns = torch.eye(self.nfe, dtype=torch.float64)[self.corrected]
         return replace(self, states=states @ columns, outputs=outputs)
 
     def guided(

@@ -666,6 +666,15 @@ def test_an_interrupt_between_two_nfe_leaves_a_file_of_the_guidance(tmp_path, fi
     assert artefact.document.loss == ("l2" if finished else None)
 
 
+def test_a_judge_teaches_from_the_command_line(tmp_path, work):
+    words = ["train", *SMALL, "--pairs", work / "pairs", "--judge", "classifier", "--nfe", 2, "--batch", 8]
+    run(*words, "--iterations", 1, "--out", tmp_path / "judge.json")
+    document = gas.load(tmp_path / "judge.json").document
+    assert document.loss == "judge"
+    assert document.training["judge"] == "classifier"
+    assert [p.name for p in tmp_path.iterdir()] == ["judge.json"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, work, stop):

@@ -40,7 +40,8 @@ def test_a_pipeline_gets_what_sample_gives(name, rows, tmp_path):
         agree(pipeline(scheduler, x, 4), expected)
     agree(pipeline(copy.deepcopy(scheduler), x, 4), expected)
     scheduler.save_pretrained(tmp_path)
-    assert {"solver.json", "solver.safetensors"} < {p.name for p in tmp_path.iterdir()}
+    assert (tmp_path / "solver.json").is_file()
+    assert len(list(tmp_path.glob("solver-*.safetensors"))) == 1
     agree(pipeline(gas.GASScheduler.from_pretrained(tmp_path), x, 4), expected)
 
 
@@ -83,8 +84,8 @@ def test_the_content_of_a_file_without_its_residuals_is_refused(tmp_path):
     artefact = gas.save(tmp_path / "s.json", lifted("vp", (1,)))
     with pytest.raises(gas.UserError, match="a solver with residuals has a second file"):
         gas.GASScheduler(solver=artefact.document.model_dump(mode="json", exclude_none=True))
-    (tmp_path / "s.safetensors").unlink()
-    with pytest.raises(gas.UserError, match=r"needs s\.safetensors beside it"):
+    next(tmp_path.glob("s-*.safetensors")).unlink()
+    with pytest.raises(gas.UserError, match=r"needs s-.*\.safetensors beside it"):
         gas.GASScheduler(solver=str(tmp_path / "s.json"))
 
 

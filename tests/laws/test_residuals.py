@@ -128,7 +128,7 @@ def test_a_residual_may_read_less_than_its_row_has():
 
 def test_a_folded_lifted_table_weighs_no_state_but_those_that_are_corrected():
     table = lifted(table_named("generalized", NFE), [-1, 1])
-    assert table.kept == [0, 2]
+    assert table.corrected == [0, 2]
     assert not table.folded().states[:, [1, 3]].any()
     assert table.folded().residuals == table.residuals
     plain = table_named("generalized", NFE)
@@ -433,3 +433,12 @@ def test_copies_for_residuals_are_dropped_after_the_last_of_them():
         x = stepper.step(x, network(x, t))
         held.append([len(part) for part in stepper._inputs])
     assert held == [[1, 1], [2, 2], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"seed": 2**70}, {"seed": 1.5}, {"seed": None}, {"scales": "abc"}, {"scales": {}}, {"scales": [1, 2]}],
+)
+def test_a_wrong_seed_or_scale_is_one_line(wrong):
+    with pytest.raises(gas.UserError, match=next(iter(wrong))):
+        gas.Residual("token", channels=1, states=1, outputs=1, width=4, **wrong)

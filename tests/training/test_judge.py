@@ -200,3 +200,33 @@ def test_pairs_of_another_model_are_refused():
     pairs = Pairs(torch.arange(40), torch.randn(40, 3), torch.randn(40, 3))
     with pytest.raises(UserError, match="have samples of shape"):
         list(distill_judge(MIXTURE, near, 2, settings=FEW, pairs=pairs))
+
+
+def test_a_start_that_is_the_reference_is_refused_in_one_line():
+    with pytest.raises(UserError, match="are those of the reference"):
+        list(distill_judge(MIXTURE, near, FEW.reference_nfe, settings=replace(FEW, iterations=1)))
+
+
+def test_a_budget_below_the_reference_is_refused():
+    with pytest.raises(UserError, match="budget must be more than the 1,300 network evaluations"):
+        next(distill_judge(MIXTURE, near, 3, settings=replace(FEW, budget=5)))
+
+
+def test_a_judge_that_raises_a_user_error_late_leaves_the_best_before():
+    calls = []
+
+    def broken(samples, labels):
+        calls.append(len(samples))
+        labels.zero_()  # a copy
+        if len(calls) > 8:
+            raise UserError("out\nof paper")
+        return -samples.square().sum(1)
+
+    _, result = result_of(distill_judge(MIXTURE, broken, 3, settings=replace(FEW, iterations=2)))
+    assert result.stopped.endswith("out of paper")
+
+
+def test_the_key_of_an_address_is_not_in_the_file():
+    settings = replace(FEW, iterations=0)
+    *_, result = distill_judge(MIXTURE, near, 3, settings=settings, name="http://a/score?key=secret")
+    assert result.provenance["training"]["judge"] == "http://a/score"

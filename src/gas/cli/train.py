@@ -87,13 +87,10 @@ def train(
     Without a teacher: --judge learns from scores of samples, and --real with --objective gas from real images alone.
     """
     pairs, alone = pairs or [], teacherless.replaces_pairs(context, pairs or [], discriminator)
-    replaces = not out.exists() or _unfinished(out)
-    if not (replaces or overwrite):
-        raise gas.UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
+    replaces = _replaces(out, overwrite)
     if alone:
-        nfes = options.parse_nfes(nfe)
         _train_teacherless(
-            teacherless, pairs, out, nfes, optimizer, discriminator, network, budget, replaces, json
+            teacherless, pairs, out, nfe, optimizer, discriminator, network, budget, replaces, json
         )
         return
     nfes, budgets = _counts(context, nfe, forwards, budget)
@@ -110,12 +107,8 @@ def train(
     adversary = discriminator.adversary(model, sets[0], optimizer, stored, network.precision, usual)
     if budgets:
         gas.training.elimination.check_branches(model, sets[0])
-    state = out.with_name(out.name + ".state")
-    first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
-    owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
     progress = gas.training.BestSoFar(model)
-    saved = _saved_if_interrupted(out, progress, sets[0].guidance) if replaces and first else nullcontext()
-    with owned, resumable(f"State is in {state}"), saved:
+    with _state(out, progress if replaces else None, sets[0].guidance) as state:
         settings: dict[str, Any] = {"config": config, "search": search}
         settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
         family = {"adversary": None if lifting.lift else adversary, "budget": budget, **settings}
@@ -128,7 +121,7 @@ def train(
         results = _widen(model, ranges, results, config=config, loss=optimizer.loss, state=state)
         results += _guided(model, sets, budgets, results, settings)
         results = [result for result in results if result.branched or result.nfe in nfes]
-        if first:
+        if gas.distributed.is_first():
             _save(out, results, model, optimizer.loss, gas_settings, lifting.recorded(optimizer.seed))
     title = "lifted" if lifting.lift else "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(sets[1]), title, json)
@@ -139,7 +132,7 @@ def _train_teacherless(
     teacherless: TeacherlessOptions,
     pairs: list[Path],
     out: Path,
-    nfes: list[int],
+    nfe: str,
     optimizer: options.OptimizerOptions,
     discriminator: options.DiscriminatorOptions,
     network: options.NetworkOptions,
@@ -152,13 +145,12 @@ def _train_teacherless(
     state = out.with_name(out.name + ".state")
     arguments = optimizer, discriminator, budget, state, network.precision
     train, guidance = teacherless.reports(model, pairs, *arguments)
-    first, pattern = gas.distributed.is_first(), gas.training.distillation.STATE
-    owned = gas.workspace.scratch(state, pattern) if first else nullcontext()
-    progress, title = gas.training.BestSoFar(model), "judge" if teacherless.judge else "GAS"
-    saved = _saved_if_interrupted(out, progress, guidance) if replaces and first else nullcontext()
-    with owned, resumable(f"State is in {state}"), saved:
-        results = [show(progress.watch(train(nfe)), model, nfe, title) for nfe in nfes]
-        if first:
+    judged, progress = teacherless.judge is not None, gas.training.BestSoFar(model)
+    title = "judge" if judged else "GAS"
+    with _state(out, progress if replaces else None, guidance, resumes=not judged):
+        nfes = options.parse_nfes(nfe)
+        results = [show(progress.watch(train(each)), model, each, title) for each in nfes]
+        if gas.distributed.is_first():
             settings = discriminator.settings() or {}
             training = {**results[0].provenance["training"], **settings}
             gas.save(out, results, model=model, training=training)
@@ -329,6 +321,19 @@ def _save(
 
 
 @contextmanager
+def _state(
+    out: Path, progress: gas.training.BestSoFar | None, guidance: float, *, resumes: bool = True
+) -> Iterator[Path]:
+    """Own the folder of the resumable state of a file; an interrupt writes the progress, if any is to be written."""
+    state, first = out.with_name(out.name + ".state"), gas.distributed.is_first()
+    owned = gas.workspace.scratch(state, gas.training.distillation.STATE) if first else nullcontext()
+    noted = resumable(f"State is in {state}") if resumes else nullcontext()
+    saved = _saved_if_interrupted(out, progress, guidance) if progress and first else nullcontext()
+    with owned, noted, saved:
+        yield state
+
+
+@contextmanager
 def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar, guidance: float) -> Iterator[None]:
     """Write the best solvers so far when the training is interrupted."""
     try:
@@ -336,11 +341,18 @@ def _saved_if_interrupted(out: Path, progress: gas.training.BestSoFar, guidance:
     except KeyboardInterrupt:
         if results := list(progress.results.values()):
             # One that is still being ranked does not say how it is made, as the finished ones do.
-            made = next((result.provenance for result in results if result.provenance), {})
-            results = [replace(result, provenance=made) for result in results]
+            provenance = next((result.provenance for result in results if result.provenance), {})
+            results = [replace(result, provenance=provenance) for result in results]
             gas.save(out, results, model=progress.model, guidance=guidance, training={"unfinished": True})
             note(f"wrote the best so far to {out}")
         raise
+
+
+def _replaces(out: Path, overwrite: bool) -> bool:
+    """Return whether an interrupt may write a file: it is new, or unfinished; without ``overwrite`` refuse others."""
+    if not (new := not out.exists() or _unfinished(out)) and not overwrite:
+        raise gas.UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
+    return new
 
 
 def _unfinished(out: Path) -> bool:

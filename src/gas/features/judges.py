@@ -101,7 +101,9 @@ class HTTPJudge:
         number("timeout", self.timeout, "(0, inf)")
         try:
             parts = urlsplit(self.url)
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            # A name and password would not be sent, and be written to the solver file.
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+            valid = valid and parts.port != 0
         except ValueError:
             valid = False
         if not valid or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
@@ -209,9 +211,15 @@ def scores_of(judge: Judge, samples: Tensor, labels: Tensor | None) -> Tensor:
         JudgeError: when the judge raises, or does not return one finite score a sample.
     """
     try:
-        scores = torch.as_tensor(judge(samples.clone(), labels)).detach().to("cpu", torch.float64)
-    except UserError:
+        given = None if labels is None else labels.clone()
+        scores = torch.as_tensor(judge(samples.clone(), given)).detach()
+        if scores.is_complex():
+            raise JudgeError(f"a judge must return real scores, got {scores.dtype}")
+        scores = scores.to("cpu", torch.float64)
+    except JudgeError:
         raise
+    except UserError as error:
+        raise JudgeError(error_text(error, 280)) from error
     except Exception as error:  # a user's function raises anything
         raise JudgeError(f"the judge failed: {type(error).__name__}: {error_text(error)[:160]}") from error
     if scores.shape != samples.shape[:1]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gas.errors import Diverged
+from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_pairs, teacher_pairs
 from gas.features.judges import ClassifierJudge, Judge, JudgeError, scores_of
 from gas.metrics.coverage import PRDC, prdc
@@ -98,10 +98,16 @@ def distill_judge(
     pool, held, spent = _reference(model, judge, pairs, settings, guidance)
     choice, solver = yield from start_without_pairs(model, pool, nfe, start)
     spent += choice.evaluations
+    _check_budget(settings, spent + 2 * len(held) * nfe)
     validation = _Validation(model, judge, held, features or unseen_features(model, judge))
     classical, _ = validation.measure(choice.best.table(model.schedule))
     scores, first = validation.measure(table_of(solver))
     spent += len(held) * nfe
+    if not validation.distance:
+        raise UserError(
+            "the start's samples are those of the reference, and their distance is the unit of the trust region: learn "
+            "fewer network evaluations, or from pairs of a better teacher"
+        )
     choice = replace(choice, losses=tuple((-scores).tolist()), evaluations=spent)
     yield choice
     steps = JudgeSteps(solver, model, judge, pool, validation.distance, settings)
@@ -152,6 +158,7 @@ def _reference(
     if pairs is None:
         reference = reference_solver(model, settings.reference_nfe)
         seeds = range(_FIRST_SEED, _FIRST_SEED + settings.pool + settings.samples)
+        _check_budget(settings, (len(seeds) + _CHECKED) * reference.nfe)
         make = partial(teacher_pairs, model, reference, guidance=guidance)
         few = make(seeds[:_CHECKED])
         scores_of(judge, few.target.to(model.device), few.labels)
@@ -165,9 +172,19 @@ def _reference(
     return pool, held.load(), spent
 
 
+def _check_budget(settings: JudgeAscent, needed: int) -> None:
+    """Refuse a budget that does not pay for the reference and the first choice."""
+    if needed > settings.budget:
+        raise UserError(
+            f"budget must be more than the {needed:,} network evaluations of the reference and the start, "
+            f"got {settings.budget:,}: raise it"
+        )
+
+
 def _provenance(pool: Pairs, settings: JudgeAscent, name: str) -> dict[str, Any]:
     training = {key: None if value == math.inf else value for key, value in asdict(settings).items()}
-    training |= {"objective": "judge", "judge": name[:200]}
+    # Without what an address asks for, which may be a key.
+    training |= {"objective": "judge", "judge": name.partition("?")[0][:200]}
     return {"guidance": pool.guidance, "loss": "judge", "teacher": dict(pool.teacher), "training": training}
 
 

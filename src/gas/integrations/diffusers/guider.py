@@ -61,7 +61,7 @@ class BranchGuider(BaseGuidance):  # type: ignore[misc]
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
         """Return the inputs of one forward pass, of pairs ``(conditional, unconditional)``."""
-        return self._one(data, lambda place: self._prepare_batch(data, place, self.branch))
+        return self._single(data, lambda place: self._prepare_batch(data, place, self.branch))
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
         named = {
@@ -69,11 +69,11 @@ class BranchGuider(BaseGuidance):  # type: ignore[misc]
             for name, names in input_fields.items()
             if isinstance(names, tuple)
         }
-        return self._one(
+        return self._single(
             named, lambda place: self._prepare_batch_from_block_state(input_fields, data, place, self.branch)
         )
 
-    def _one(self, data: dict[str, Any], prepared: Callable[[int], Any]) -> list[Any]:
+    def _single(self, data: dict[str, Any], prepared: Callable[[int], Any]) -> list[Any]:
         place = _BRANCHES.index(self.branch)
         pairs = [value[place] for value in data.values() if isinstance(value, tuple)]
         if place and not any(value is not None for value in pairs):

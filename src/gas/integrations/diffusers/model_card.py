@@ -88,17 +88,17 @@ def stand_in(process: Process, config: Mapping[str, Any]) -> str:
 
 
 def _usage(name: str, artefact: Artefact | None) -> str:
-    made = f"gas.GASScheduler.from_pretrained({quoted_string(name)})"
+    construction = f"gas.GASScheduler.from_pretrained({quoted_string(name)})"
     if artefact and not artefact.nfes:  # in a modular pipeline alone
         code = (
-            f"from gas.integrations.diffusers.guider import BranchGuider\n\nscheduler = {made}\n"
+            f"from gas.integrations.diffusers.guider import BranchGuider\n\nscheduler = {construction}\n"
             "pipe.update_components(scheduler=scheduler, guider=BranchGuider(scheduler))\n"
             'image = pipe(prompt=prompt, negative_prompt="", output="images", '
             f"num_inference_steps={artefact.forwards[0]})[0]"
         )
     else:
         nfe = artefact.nfes[0] if artefact else 8
-        code = f"\npipe.scheduler = {made}\nimage = pipe(prompt, num_inference_steps={nfe}).images[0]"
+        code = f"\npipe.scheduler = {construction}\nimage = pipe(prompt, num_inference_steps={nfe}).images[0]"
     return (
         "gas-solver is not on a package index: install it from a checkout of its repository, "
         f"`pip install '.[diffusers]'`.\n\n```python\nimport gas\n{code}\n```"
