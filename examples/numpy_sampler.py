@@ -13,7 +13,7 @@ import numpy as np
 
 def sample(denoise, x, solver, correct=None):
     """Run one entry of the file's "solvers" from noise ``x``; ``denoise(x, t)`` predicts clean data."""
-    residuals = {each["row"]: each["config"] for each in solver.get("residuals", [])}
+    residuals = {each["row"]: each["config"] for each in solver.get("residuals") or []}
 
     def lifted(x, row, xs, ds):
         if row not in residuals:

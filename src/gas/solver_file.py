@@ -444,7 +444,7 @@ def _check_residuals(table: Table, model: Model) -> None:
 
 def _weights(tables: Sequence[Table], entries: Sequence[Entry], model: Model | None) -> dict[str, Tensor]:
     """Return the tensors of all residuals by their names in a weights file."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for table, entry in zip(tables, entries, strict=True):
         if model is not None:
             _check_residuals(table, model)

@@ -251,10 +251,11 @@ def parse_document(content: Mapping[str, Any], name: str) -> Document:
 def table_of_entry(part: Entry | Term, weights: Mapping[str, Tensor] | None = None) -> Table:
     """Return the numbers of an entry, or of one of its terms, as a table; ``weights`` are those of its residuals."""
     times, branches = torch.tensor(part.times, dtype=torch.float64), getattr(part, "branches", None)
-    residuals = {
-        each.row: Residual.from_state(each.config, strip_prefix(weights or {}, part.prefix(each.row)))
-        for each in getattr(part, "residuals", None) or ()
-    }
+    residuals = {}
+    if isinstance(part, Entry):
+        for each in part.residuals or ():
+            state = strip_prefix(weights or {}, part.prefix(each.row))
+            residuals[each.row] = Residual.from_state(each.config, state)
     branches = branches and tuple(branches)
     return Table(times, _square(part.states), _square(part.outputs), branches, residuals or None)
 

@@ -368,7 +368,7 @@ def test_what_does_not_go_with_a_preset(tmp_path: Path, weights: dict[str, Path]
     prompts.write_text("a cat\n")
     assert "No such option: --loss" in refused("paper", "train", "lsun", "--loss", "l2")
     assert "No such option: --set" in refused("train", "--set", "batch=8")
-    assert "Missing option '--pairs'" in refused("train", "--model", "digits")
+    assert "--pairs are needed" in refused("train", "--model", "digits", "--out", tmp_path / "x.json")
     assert "Missing option '--out'" in refused("pairs", "--model", "digits")
     assert "--out names one file" in refused("paper", "train", "lsun", "--out", tmp_path / "x.json")
     assert "objective must be 'gs' or 'gas', got 'lpips'" in refused(

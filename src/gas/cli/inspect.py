@@ -84,8 +84,9 @@ def _print_summary(artefact: gas.Artefact, file: Path) -> None:
 
 def _residual_rows(artefact: gas.Artefact, entry: gas.solver_schema.Entry) -> list[dict[str, object]]:
     """Return the size of each residual of a table; its cost for the samples of the file's model, if it names them."""
-    table = artefact.table(**{"nfe" if entry.branches is None else "forwards": entry.nfe})
-    shape, rows = (artefact.document.model or {}).get("sample_shape"), []
+    table = artefact.table(entry.nfe) if entry.branches is None else artefact.table(forwards=entry.nfe)
+    shape = (artefact.document.model or {}).get("sample_shape")
+    rows: list[dict[str, object]] = []
     for row, residual in (table.residuals or {}).items():
         layers = f"{residual.layers} x {residual.width}" + f", patch {residual.patch}" * (residual.patch > 1)
         rows.append(

@@ -378,7 +378,7 @@ class LiftOptions:
     def config(self, seed: int) -> gas.training.Lifting:
         """Return the settings of lifting, but for a size that ``--lift-share`` decides."""
         names = {"iterations": self.lift_iterations, "width": self.lift_width, "patch": self.lift_patch}
-        given = {name: value for name, value in names.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in names.items() if value is not None}
         return replace(gas.training.Lifting(seed=seed), **given)
 
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from gas.training.distillation import Report
 
 # Options of gas train that say something about pairs, their loss or their optimizer.
-_OF_PAIRS = ("forwards", "validation", "solver", "theory", "checkpointing", "student", "loss", "method")
-_OF_PAIRS += ("learning_rate", "relax", "lift")
+_OF_PAIRS = (
+    *("forwards", "validation", "solver", "theory", "checkpointing", "student", "loss", "method"),
+    *("learning_rate", "relax", "lift"),
+)
 # Those that the training of a judge, and of real data alone, has no use for: the weight has no paired loss beside it.
 _UNUSED = {"judge": (), "real": ("budget", "iterations", "weight", "balance", "pairing")}
 
@@ -123,6 +125,7 @@ class TeacherlessOptions:
         note(f"{len(reals):,} real images to learn from")
         # Without a paired loss the weight changes nothing.
         adversary = replace(discriminator, weight=1.0).adversary(model, reals, optimizer, "auto", precision)
+        assert adversary is not None  # --objective is gas
 
         def against_reals(nfe: int) -> Iterator[Report]:
             checkpoint = state / f"nfe-{nfe}-gas.pt"
@@ -134,8 +137,8 @@ class TeacherlessOptions:
 
     def _ascent(self, optimizer: options.OptimizerOptions, budget: int | None) -> gas.training.JudgeAscent:
         """Return the settings of a judge's training, with those that were given."""
-        given = {"iterations": optimizer.iterations, "batch": optimizer.batch, "seed": optimizer.seed}
-        given |= {"radius": self.radius, "budget": budget}
+        given: dict[str, Any] = {"iterations": optimizer.iterations, "batch": optimizer.batch}
+        given |= {"seed": optimizer.seed, "radius": self.radius, "budget": budget}
         return gas.training.JudgeAscent(**{name: x for name, x in given.items() if x is not None})
 
 

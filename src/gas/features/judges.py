@@ -56,7 +56,8 @@ class ClassifierJudge:
         logits = self.classifier(images_of(self.model, samples))
         if logits.shape[1] <= int(labels.max()):
             raise JudgeError(f"the classifier has {logits.shape[1]} classes, a label is {int(labels.max())}")
-        return logits.log_softmax(1).gather(1, labels.to(logits.device)[:, None])[:, 0]
+        chosen: Tensor = logits.log_softmax(1).gather(1, labels.to(logits.device)[:, None])[:, 0]
+        return chosen
 
 
 @dataclass(frozen=True, eq=False)

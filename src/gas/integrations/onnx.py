@@ -79,7 +79,8 @@ class Correction(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         """Return ``r`` ``(B, *)`` of the first states, then the newest predictions, ``(states + outputs, B, *)``."""
         states = self.residual.states
-        return self.residual(history[:states].unbind(), history[states:].unbind())
+        correction: Tensor = self.residual(history[:states].unbind(), history[states:].unbind())
+        return correction
 
 
 class Unrolled(nn.Module):

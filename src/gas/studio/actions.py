@@ -51,7 +51,7 @@ MAX_CALLS = 20  # the teacher's: a student with as many is no shorter
 MAX_SAMPLES = 16  # a row of them is as wide as a screen
 # Samples a network call: few, so that large pictures appear one by one and others can go between.
 _BATCH = 8
-TEACHER = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20}
+TEACHER: dict[str, Any] = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20}
 # What a person can mend: reported as one sentence.
 MISTAKES = (UserError, OSError, MemoryError, ArithmeticError, ModuleNotFoundError, torch.OutOfMemoryError)
 
@@ -367,7 +367,7 @@ Curves = dict[str, dict[int, float]]
 
 def measured_errors(path: str) -> Curves:
     """Return the losses that a solver file records, on the validation pairs of its training."""
-    artefact, curves = check_file(path), defaultdict(dict)
+    artefact, curves = check_file(path), defaultdict[str, dict[int, float]](dict)
     names = {"validation_loss": Path(path).name, "best_classical_loss": "best classical"}
     for entry in artefact.document.solvers:
         for measure, name in names.items():

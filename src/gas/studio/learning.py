@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Training:
         self._began = time.perf_counter()
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
 
-    def watch(self, seconds: float = 1.0) -> Iterator[Snapshot]:
+    def watch(self, seconds: float = 1.0) -> Generator[Snapshot, None, None]:
         """Start, and yield a snapshot at every change and at least every so many seconds, until the training ends.
 
         Closing this iterator stops the training, as :meth:`stop`.
@@ -233,8 +233,8 @@ class Training:
             return None
         training = {**result.provenance.get("training", {}), **({} if finished else {"unfinished": True})}
         teacher = gas.Classical(t_end=best.model.t_end, **TEACHER).config()
-        made_for = {"model": best.model, "guidance": self.choice.guidance, "teacher": teacher, "loss": "l2"}
-        artefact = gas.save(None, result, training=training, **made_for)
+        purpose: dict[str, Any] = {"model": best.model, "guidance": self.choice.guidance}
+        artefact = gas.save(None, result, training=training, teacher=teacher, loss="l2", **purpose)
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = f"{best.model.name.rpartition('/')[2]}-{self.choice.nfe}"
         for number in range(1, 1000):

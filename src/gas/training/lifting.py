@@ -147,7 +147,8 @@ def lifted_samples(residual: Residual, runs: RecordedPairs) -> Tensor:
     device = residual.scales.device
     *states, sums = runs.states.to(device).unbind(1)
     correction = residual(states, runs.outputs.to(device).unbind(1))
-    return (sums.to(correction) + correction).to(sums.dtype)
+    samples: Tensor = (sums.to(correction) + correction).to(sums.dtype)
+    return samples
 
 
 class LiftedSolver(nn.Module):
@@ -195,7 +196,8 @@ class RecordedCriterion:
     @torch.no_grad()
     def __call__(self, table: Table) -> float | Tensor:
         residual = _residual(table)
-        return self.measure(torch.cat([lifted_samples(residual, part).cpu() for part in self.runs.batches()]))
+        parts = (self.runs.view(slice(n, n + _BATCH)) for n in range(0, len(self.runs), _BATCH))
+        return self.measure(torch.cat([lifted_samples(residual, part).cpu() for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -377,7 +379,7 @@ def sized(config: Lifting, model: Model, runs: RecordedPairs, share: float = SHA
 @torch.no_grad()
 def call_seconds(model: Model, runs: RecordedPairs) -> float:
     """Return the time of a network call for a sample."""
-    sample = runs.subset(slice(0, _BATCH))
+    sample = runs.view(slice(0, _BATCH))
     denoise, x = model.bind(sample.labels, runs.guidance), sample.states[:, 0].to(model.device)
     t = torch.tensor(0.5, dtype=torch.float64)
     return _least_seconds(lambda: denoise(x.clone(), t), model) / len(sample)
@@ -394,7 +396,7 @@ def measured_cost(
 ) -> MeasuredCost:
     """Measure a residual of these settings beside a network call, which takes ``call`` seconds for a sample."""
     call = call_seconds(model, runs) if call is None else call
-    sample = runs.subset(slice(0, _BATCH))
+    sample = runs.view(slice(0, _BATCH))
     residual = residual_for(sample, config).to(model.device)
     seconds = _least_seconds(lambda: lifted_samples(residual, sample), model) / len(sample)
     return MeasuredCost(residual.cost(runs.sample_shape).numbers, seconds / call)

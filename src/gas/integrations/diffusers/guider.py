@@ -19,7 +19,7 @@ __all__ = ["BranchGuider"]
 _BRANCHES = ("conditional", "unconditional")
 
 
-class BranchGuider(BaseGuidance):  # type: ignore[misc]
+class BranchGuider(BaseGuidance):
     """Runs tables with branches in a modular pipeline, together with the :class:`gas.GASScheduler` that has them::
 
         pipe.update_components(scheduler=scheduler, guider=BranchGuider(scheduler))
@@ -36,16 +36,16 @@ class BranchGuider(BaseGuidance):  # type: ignore[misc]
             pipeline does not give, or an unconditional row without a negative prompt.
     """
 
-    _input_predictions = list(_BRANCHES)  # noqa: RUF012 (a list, as in diffusers)
+    _input_predictions = list(_BRANCHES)  # type: ignore[assignment] # noqa: RUF012 (a list, as in diffusers)
 
     def __init__(self, scheduler: GASScheduler | None = None) -> None:
         super().__init__()
-        self.register_to_config()  # no arguments: a scheduler has a file of its own
+        self.register_to_config()  # type: ignore[no-untyped-call] # no arguments: a scheduler has a file of its own
         self.scheduler, self.row, self.branch = scheduler, -1, _BRANCHES[0]
         if scheduler is not None:
             scheduler.guider = self
 
-    def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
+    def set_state(self, step: int, num_inference_steps: int, timestep: torch.LongTensor) -> None:
         """Choose the branch of a step's row."""
         super().set_state(step, num_inference_steps, timestep)
         if self.scheduler is None:
@@ -59,7 +59,7 @@ class BranchGuider(BaseGuidance):  # type: ignore[misc]
                 f"{' and '.join(_BRANCHES)}"
             )
 
-    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:  # type: ignore[override]
         """Return the inputs of one forward pass, of pairs ``(conditional, unconditional)``."""
         return self._single(data, lambda place: self._prepare_batch(data, place, self.branch))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -329,13 +330,14 @@ def _download_solver(repo_id: str, subfolder: str | None, **location: Any) -> st
     for name in [SOLVER] if subfolder is None else [f"{subfolder}/{SOLVER}", SOLVER]:
         try:
             path = str(huggingface_hub.hf_hub_download(repo_id, name, **location))
+        except Exception:  # no such file, repository or network: the error of the config says which
+            continue
+        with contextlib.suppress(Exception):  # the reader of the file says what is damaged or missing
             weights = parse_document(read_json(path), name).weights
             if weights is not None:
                 beside = (Path(name).parent / weights.file).as_posix()
                 huggingface_hub.hf_hub_download(repo_id, beside, **location)
-            return path
-        except Exception:  # no such file, repository or network: the error of the config says which
-            continue
+        return path
     return None
 
 
