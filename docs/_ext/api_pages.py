@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Page, title, and what is on it: a package means the names of its stub, a module those of its ``__all__``.
 PAGES = {
-    "sampling": ("Tables and sampling", ["gas.table", "gas.sampling"]),
+    "sampling": ("Tables and sampling", ["gas.table", "gas.residual", "gas.sampling"]),
     "schedules": ("Noise schedules and time grids", ["gas.schedule", "gas.grids"]),
     "denoisers": ("Denoisers", ["gas.denoise"]),
     "models": ("Models", ["gas.models"]),
@@ -35,8 +35,8 @@ PAGES = {
     "solver_file": ("Solver files", ["gas.solver_file", "gas.compatibility"]),
     "integrations": (
         "Schedulers and runtimes",
-        ["gas.integrations.diffusers.scheduler", "gas.integrations.k_diffusion", "gas.integrations.comfyui",
-         "gas.integrations.onnx"],
+        ["gas.integrations.diffusers.scheduler", "gas.integrations.diffusers.guider", "gas.integrations.k_diffusion",
+         "gas.integrations.comfyui", "gas.integrations.onnx"],
     ),
     "zoo": ("Shipped models", ["gas.zoo"]),
     "support": ("Processes, errors, citation", ["gas.distributed", "gas.errors", "gas.references"]),

@@ -124,8 +124,8 @@ class TeacherlessOptions:
         reals = gas.training.adversarial.real_pairs(model, Path(str(self.real)), guidance)
         note(f"{len(reals):,} real images to learn from")
         # Without a paired loss the weight changes nothing.
-        adversary = replace(discriminator, weight=1.0).adversary(model, reals, optimizer, "auto", precision)
-        assert adversary is not None  # --objective is gas
+        weighted = replace(discriminator, weight=1.0)
+        adversary: Any = weighted.adversary(model, reals, optimizer, "auto", precision)
 
         def against_reals(nfe: int) -> Iterator[Report]:
             checkpoint = state / f"nfe-{nfe}-gas.pt"
