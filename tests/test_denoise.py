@@ -329,8 +329,14 @@ def test_other_rules_are_those_of_diffusers(rule, guider, arguments, step):
         return torch.sin(x + t.reshape(-1, 1, 1)) + condition
 
     expected = theirs.forward(network(x, times, condition), network(x, times, null.expand_as(x))).pred
-    made = GuidedNetwork(network, condition, null, 4.0, rule)(x, times)
-    torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)  # theirs has a float32 part
+    actual = GuidedNetwork(network, condition, null, 4.0, rule)(x, times)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)  # theirs has a float32 part
+
+
+@pytest.mark.parametrize("rule", [Rescale(), ZeroStar()])
+def test_predictions_of_zero_stay_zero(rule):
+    zero, times = torch.zeros(2, 3, 4), torch.ones(2)
+    assert torch.equal(rule(zero, zero, 4.0, times), zero)
 
 
 def test_a_share_out_of_range_is_refused():

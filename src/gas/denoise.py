@@ -255,7 +255,8 @@ class Rescale:
 
     def __call__(self, conditional: Tensor, unconditional: Tensor, scale: float, t: Tensor) -> Tensor:
         guided, rest = torch.lerp(unconditional, conditional, scale), tuple(range(1, conditional.ndim))
-        ratio = conditional.std(rest, keepdim=True) / guided.std(rest, keepdim=True)
+        deviation = guided.std(rest, keepdim=True)
+        ratio = conditional.std(rest, keepdim=True) / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
         return guided * torch.lerp(torch.ones_like(ratio), ratio, self.phi)
 
 
@@ -277,7 +278,8 @@ class ZeroStar:
         dot, square = (
             (unconditional * other).flatten(1).sum(1).reshape(shape) for other in (conditional, unconditional)
         )
-        guided = torch.lerp(unconditional * (dot / square), conditional, scale)
+        projection = dot / square.clamp_min(torch.finfo(square.dtype).tiny)
+        guided = torch.lerp(unconditional * projection, conditional, scale)
         return torch.where(t.reshape(shape) >= self.zero_from, torch.zeros_like(guided), guided)
 
 

@@ -242,10 +242,10 @@ def entries(model: Model, choice: Choice) -> list[Entry]:
     """Return the chosen solvers with their tables for a model; one without a table says why."""
     passes = passes_of(model, choice.guidance)
     nfe = choice.calls // passes if choice.by_passes else choice.calls
-    found = [_entry(spec.replace("/", " / "), _classical, model, spec, nfe) for spec in choice.classical]
+    chosen = [_entry(spec.replace("/", " / "), _classical, model, spec, nfe) for spec in choice.classical]
     for path in choice.files:
-        found.append(_entry(Path(path).name, _learned, model, path, nfe, choice))
-    return found
+        chosen.append(_entry(Path(path).name, _learned, model, path, nfe, choice))
+    return chosen
 
 
 def _entry(name: str, make: Any, *args: Any) -> Entry:
@@ -331,8 +331,8 @@ def _sampled(networks: Networks, model: Model, choice: Choice, entry: Entry, row
             samples = next(sample_batches(model, entry.table, [batch], choice.guidance))
             seconds = row.seconds + time.perf_counter() - began
             images.append(pictures(model, samples))
-        made = torch.cat(images)
-        row = replace(row, images=made, seconds=seconds, done=len(made) == choice.count)
+        images_so_far = torch.cat(images)
+        row = replace(row, images=images_so_far, seconds=seconds, done=len(images_so_far) == choice.count)
         yield row
 
 

@@ -264,13 +264,13 @@ def _choices(
     gr: Any, page: Any, networks: Networks, controls: _Controls, upload: Any, files: Any, message: Any
 ) -> None:
     """Connect the model and the solver files that are chosen to what is asked for them."""
-    asked = [message, controls.prompt, controls.label, controls.learned]
+    outputs = [message, controls.prompt, controls.label, controls.learned]
 
     gr.on(
         [page.load, controls.model.change],
         _handler(lambda name, paths: _described(gr, networks, str(name or "").strip(), paths), 3),
         [controls.model, files],
-        asked,
+        outputs,
         show_progress="hidden",
     )
 
@@ -404,15 +404,15 @@ def _learn_tab(
         stop = gr.Button("Stop and keep", variant="stop", elem_id="stop")
     course = gr.HTML(drawing.empty(*_UNTRAINED), elem_id="course")
 
-    kept = gr.State("")
+    saved = gr.State("")
     learned = _handler(lambda *values: _learned(networks, folder, *values), 3)
 
     inputs = [controls.model, controls.prompt, controls.guidance, nfe, pairs, steps]
-    outputs = [message, course, running, kept]
+    outputs = [message, course, running, saved]
     event = learn.click(learned, inputs, outputs, show_progress="hidden", concurrency_limit=4)
     event.then(
         lambda *values: _joined(gr, *values),
-        [kept, files, controls.learned, controls.model],
+        [saved, files, controls.learned, controls.model],
         [files, controls.learned],
         show_progress="hidden",
     )
@@ -452,11 +452,11 @@ def _learned(
     yield drawing.notice(text, "hint") + drawing.training(snapshot), None, str(snapshot.file)
 
 
-def _joined(gr: Any, kept: str, paths: list[str], chosen: list[str], model: str) -> tuple[Any, ...]:
+def _joined(gr: Any, saved: str, paths: list[str], chosen: list[str], model: str) -> tuple[Any, ...]:
     """Add the file of a training to the solvers to compare."""
-    if not kept:
+    if not saved:
         return gr.skip(), gr.skip()
-    return [*paths, kept], _offered(gr, model, [*paths, kept], [*chosen, kept])
+    return [*paths, saved], _offered(gr, model, [*paths, saved], [*chosen, saved])
 
 
 def _offered(gr: Any, model: str, paths: Sequence[str], chosen: Sequence[str]) -> Any:

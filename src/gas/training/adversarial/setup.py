@@ -41,7 +41,7 @@ __all__ = [
 BALANCE = 10.0
 
 # Weight of the gradient penalty: the paper's, for pretrained discriminators, and for one of random weights, which with
-# 0.2 soon separates almost all samples; its gradient then adds noise (docs/benchmarks/critic.md).
+# 0.2 soon separates almost all samples; its gradient then adds noise (docs/explanation/critic.md).
 PAPER_PENALTY, FRESH_PENALTY = 0.2, 2.0
 
 # Samples that solvers are compared on. No teacher runs for them, and their seeds are far from any pair's.
