@@ -236,7 +236,7 @@ def test_a_preset_runs_from_its_files_to_a_report(
     assert not torch.equal(a.outputs, b.outputs)
     solver = ["--solver", folder / f"gas-{nfe}.json"]
     with monkeypatch.context() as patch:
-        patch.setitem(PRESETS, name, preset.changed(standins.OWN[preset.kind]))
+        patch.setitem(PRESETS, name, preset.changed(standins.NETWORKS[preset.kind]))
         run("sample", "--model", f"preset:{name}", *solver, "--seeds", 2, "--out", "x.png")
     printed = run(
         "paper", "evaluate", *words, *solver, "--seeds", "50:52", "--baselines", "", "--json"
