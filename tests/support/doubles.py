@@ -8,6 +8,7 @@ import torch
 
 from gas.classical.registry import Classical
 from gas.models.custom import OwnModel
+from gas.models.runtime import WrappedModel
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.teacher import teach
 from gas.schedule import Schedule, VPLinear
@@ -100,3 +101,18 @@ def taught(seeds, *, labelled=False):
     """Pairs of the mixture's usual teacher."""
     teacher = Classical("unipc-3-bh2", "log_snr", 20, MIXTURE.t_end)
     return teach(MIXTURE, teacher.table(MIXTURE.schedule), seeds, labelled=labelled)
+
+
+class Counting(WrappedModel):
+    """Counts the samples that pass through the network."""
+
+    rows = 0
+
+    def bind(self, labels, guidance=1.0):
+        denoise = self.model.bind(labels, guidance)
+
+        def counted(x, t):
+            Counting.rows += len(x)
+            return denoise(x, t)
+
+        return counted

@@ -10,7 +10,6 @@ from gas.classical.registry import Classical
 from gas.errors import UserError
 from gas.evaluation.sampler import sample_pairs
 from gas.losses import FeatureLoss, l2
-from gas.models.runtime import WrappedModel
 from gas.pairs.teacher import teach
 from gas.training.adam import Adam
 from gas.training.adversarial.losses import Critic
@@ -25,7 +24,7 @@ from gas.training.lifting import (
     sized,
 )
 from gas.training.validation import evaluate
-from support.doubles import MIXTURE as MODEL, taught
+from support.doubles import MIXTURE as MODEL, Counting, taught
 
 CONFIG = Lifting(iterations=40, batch=16, validate_every=20, width=8)
 
@@ -108,21 +107,6 @@ def test_recorded_samples_and_losses_are_those_of_sampling(pairs, nfe):
     )
     part = runs.view(slice(5, 9))
     assert torch.equal(lifted_samples(solver.residual, part), lifted_samples(solver.residual, runs)[5:9])
-
-
-class Counting(WrappedModel):
-    """Counts samples that pass through the network."""
-
-    rows = 0
-
-    def bind(self, labels, guidance=1.0):
-        denoise = self.model.bind(labels, guidance)
-
-        def counted(x, t):
-            Counting.rows += len(x)
-            return denoise(x, t)
-
-        return counted
 
 
 def test_the_network_runs_the_table_once(pairs, validation):

@@ -8,7 +8,6 @@ import torch
 
 from gas.errors import UserError
 from gas.losses import l2
-from gas.models.runtime import WrappedModel
 from gas.training.adam import Adam
 from gas.training.distillation import BestSoFar, Distilled, distill, distill_family, plan_of
 from gas.training.gauss_newton import GaussNewton
@@ -18,26 +17,11 @@ from gas.training.plan import TrainingPlan
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate
 from support.covering import thinned
-from support.doubles import MIXTURE, taught
+from support.doubles import MIXTURE, Counting, taught
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 NFE = 3
-
-
-class Counting(WrappedModel):
-    """Counts the samples that pass through the network."""
-
-    rows = 0
-
-    def bind(self, labels, guidance=1.0):
-        denoise = self.model.bind(labels, guidance)
-
-        def counted(x, t):
-            Counting.rows += len(x)
-            return denoise(x, t)
-
-        return counted
 
 
 @pytest.fixture
