@@ -97,6 +97,6 @@ def is_sum_of_squares(loss: Loss) -> bool:
     return loss is l2 or isinstance(loss, FeatureLoss)
 
 
-def loss_by_name(name: str) -> Loss:
-    """Return a loss of :data:`LOSSES`; for an unknown name, suggest the nearest one."""
-    return named("loss", name, LOSSES)
+def loss_by_name(name: str | Loss) -> Loss:
+    """Return a loss of :data:`LOSSES`, or a callable as it is; for an unknown name, suggest the nearest one."""
+    return name if callable(name) else named("loss", name, LOSSES)

@@ -208,13 +208,13 @@ def distill(
         if warm is not None and isinstance(config, GaussNewton):
             config = replace(short_runs, iterations=config.iterations + warm["iteration"])
         learned, sure = search.solver(choice, model.schedule, kind), not search.continues
-        file = _file(state, nfe)
+        file = checkpoint_file(state, nfe)
         result = yield from _learn(
             result, learned, sure, model, pairs, validation, loss, config, file, remaining, warm
         )
         if adversary is not None and adversarial:
             result = yield from _refine(
-                result, adversary, theory, model, pairs, validation, loss, _file(state, nfe, "-gas")
+                result, adversary, theory, model, pairs, validation, loss, checkpoint_file(state, nfe, "-gas")
             )
     yield result
     return result
@@ -264,7 +264,8 @@ def _classical_result(choice: StartChoice, schedule: Schedule, provenance: Mappi
     )
 
 
-def _file(state: Path | None, nfe: int, stage: str = "") -> Path | None:
+def checkpoint_file(state: Path | None, nfe: int, stage: str = "") -> Path | None:
+    """Return the file of a training in the folder of a resumable state."""
     return None if state is None else state / f"nfe-{nfe}{stage}.pt"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gas import distributed
 from gas.arguments import MAX_BATCH, MAX_SEED, integer, number
@@ -35,6 +34,7 @@ from gas.training.linearization import (
     measure_differences,
     normal_equations,
     numbers,
+    table_at,
 )
 
 __all__ = ["MEASURED_PAIRS", "GaussNewton", "GaussNewtonSteps"]
@@ -361,13 +361,8 @@ class GaussNewtonSteps:
 
     def _table(self, p: Tensor, scale: float) -> Table:
         """Return the solver's table at parameters ``p`` and a guidance scale, differentiable in the parameters."""
-        parts = p.split([parameter.numel() for parameter in self.learned.values()])
-        parameters = {
-            name: part.view_as(old) for (name, old), part in zip(self.learned.items(), parts, strict=True)
-        }
         arguments = (scale,) if isinstance(self.solver, GuidanceBNS) else ()
-        table: Table = functional_call(self.solver, parameters, arguments)
-        return table
+        return table_at(self.solver, self.learned, p, *arguments)
 
     def _numbers(self, p: Tensor) -> Tensor:
         """Return the numbers of the tables of all guidance scales, one after another."""

@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gas import distributed
 from gas.arguments import (
@@ -41,6 +40,7 @@ from gas.training.linearization import (
     measure_differences,
     numbers,
     residual_of,
+    table_at,
     tangent_slices,
 )
 
@@ -252,12 +252,7 @@ class JudgeSteps:
         return self.model.bind(labels, self.pool.guidance)
 
     def _table(self, p: Tensor) -> Table:
-        parts = p.split([parameter.numel() for parameter in self.learned.values()])
-        named = {
-            name: part.view_as(old) for (name, old), part in zip(self.learned.items(), parts, strict=True)
-        }
-        table: Table = functional_call(self.solver, named, ())
-        return table
+        return table_at(self.solver, self.learned, p)
 
     def _numbers(self, p: Tensor) -> Tensor:
         return numbers(self._table(p))

@@ -29,8 +29,8 @@ from gas.sampling import trajectory
 from gas.table import Table, refuse_branches
 from gas.training.adam import Adam, AdamSteps
 from gas.training.adversarial.setup import GAS, Adversary, FixedNoiseCriterion, fit_adversarial
-from gas.training.distillation import Distilled
-from gas.training.loop import Criterion, FitRecord, fit
+from gas.training.distillation import Distilled, checkpoint_file
+from gas.training.loop import Criterion, FitRecord, criterion_evaluations, fit
 from gas.training.price import seconds_of
 from gas.training.validation import surely_positive
 
@@ -257,9 +257,10 @@ def lift(
         FitRecord: during training, twice with an adversary. Distilled: last; ``yield from`` returns it too.
     """
     adversary = adversary if adversary is not None and adversary.has_weight() else None
-    lifted = yield from fit_lifted(model, pairs, validation, result.table(), adversary=adversary, **options)
+    table = result.table()
+    lifted = yield from fit_lifted(model, pairs, validation, table, adversary=adversary, **options)
     result = replace(result, evaluations=result.evaluations + lifted.evaluations)
-    if lifted.table.residuals != result.table().residuals:
+    if lifted.table is not table:
         result = replace(
             result,
             solver=lifted.table,
@@ -303,14 +304,14 @@ def fit_lifted(
         UserError: for a table with branches, a residual that does not fit the samples, or settings out of range.
     """
     config = Lifting() if config is None else config
-    distance = loss if callable(loss) else loss_by_name(loss)
+    distance = loss_by_name(loss)
     runs, held = (recorded(model, table, part) for part in (pairs, validation))
     criterion = RecordedCriterion(held, _PairLoss(distance, held, model.device))
     unlifted = LiftedSolver(table, residual_for(runs, config).to(model.device))
     solver, before = copy.deepcopy(unlifted), torch.as_tensor(criterion(unlifted()))
     result = Lifted(table, before, (len(runs) + len(held)) * table.nfe)
     settings: dict[str, Any] = {"validation": held, "loss": distance}
-    file = _file(state, table.nfe, "lift")
+    file = checkpoint_file(state, table.nfe, "-lift")
     for record in fit(solver, model, runs, config=config, checkpoint=file, criterion=criterion, **settings):
         yield record
     if record.best_losses is not None and surely_positive(before - record.best_losses):
@@ -321,7 +322,7 @@ def fit_lifted(
         return result
     chosen_by = recorded_criterion(adversary.criterion, model, table)
     against = replace(adversary, config=replace(config, **asdict(adversary.config)), criterion=chosen_by)
-    file = _file(state, table.nfe, "lift-gas")
+    file = checkpoint_file(state, table.nfe, "-lift-gas")
     outcome = yield from fit_adversarial(against, solver, model, runs, checkpoint=file, **settings)
     start = float(torch.as_tensor(chosen_by(unlifted())).mean())
     if outcome.criterion is not None and outcome.criterion[1] < start:
@@ -330,7 +331,7 @@ def fit_lifted(
             result, table=solver().detach(), losses=losses, criterion=(start, outcome.criterion[1])
         )
     # The table's own measure is one more run of the criterion's noise.
-    evaluations = outcome.evaluations + int(getattr(adversary.criterion, "samples", 0)) * table.nfe
+    evaluations = outcome.evaluations + criterion_evaluations(adversary.criterion, table.nfe)
     return replace(result, evaluations=result.evaluations + evaluations, stopped=outcome.stopped)
 
 
@@ -443,7 +444,3 @@ def recorded_criterion(criterion: Criterion, model: Model, table: Table) -> Crit
     seeds = torch.tensor(criterion.seeds)
     runs = RecordedPairs(seeds, states[:, 0], states[:, -1], states=states, outputs=outputs)
     return RecordedCriterion(runs, criterion.measure)
-
-
-def _file(state: Path | None, nfe: int, stage: str) -> Path | None:
-    return None if state is None else state / f"nfe-{nfe}-{stage}.pt"

@@ -10,7 +10,8 @@ from statistics import median
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from gas import distributed
 from gas.denoise import Denoiser, call_preserving, select_branches
@@ -31,6 +32,7 @@ __all__ = [
     "normal_equations",
     "numbers",
     "residual_of",
+    "table_at",
     "tangent_slices",
 ]
 
@@ -44,6 +46,14 @@ _TANGENT_BYTES = 2**28
 # model leaves on digits, NFE 4: 0.541 by the exact Jacobian; 0.567 by forward and 0.545 by central differences of fp16
 # predictions, whose forward error is 0.05; 0.679 and 0.566 of bf16 predictions, 0.15.
 _FORWARD_ERROR = 0.02
+
+
+def table_at(solver: nn.Module, learned: Mapping[str, Tensor], p: Tensor, *arguments: float) -> Table:
+    """Return a solver's table at other values ``p`` of its learned parameters, differentiable in them."""
+    parts = p.split([parameter.numel() for parameter in learned.values()])
+    values = {name: part.view_as(old) for (name, old), part in zip(learned.items(), parts, strict=True)}
+    table: Table = functional_call(solver, values, arguments)
+    return table
 
 
 def numbers(table: Table) -> Tensor:

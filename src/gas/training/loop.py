@@ -164,7 +164,7 @@ def fit(
     of_type("solver", solver, nn.Module, "a module whose forward() returns a gas.Table")
     if checkpoint is not None:
         of_type("checkpoint", checkpoint, (str, Path), "the path of a file")
-    distance = loss if callable(loss) else loss_by_name(loss)
+    distance = loss_by_name(loss)
     if config is None:
         config = GaussNewton() if is_sum_of_squares(distance) and not discriminators else Adam()
     of_type("config", config, (Adam, GaussNewton), "a gas.Adam or a gas.GaussNewton")
@@ -183,6 +183,11 @@ def fit(
     paired = criterion is None and not discriminators
     if paired and (problem := _implausible(run.best.loss, validation, distance, model.device)):
         warnings.warn(problem, UserWarning, stacklevel=2)
+
+
+def criterion_evaluations(criterion: Criterion | None, nfe: int) -> int:
+    """Return the network evaluations of a criterion, of those samples that it says it makes."""
+    return int(getattr(criterion, "samples", 0)) * nfe
 
 
 def check_seeds(pairs: Pairs, validation: Pairs) -> None:
@@ -264,7 +269,7 @@ class _Run:
         self.solver, self.steps, self.criterion, self.keep = solver, steps, criterion, keep
         table = table_of(solver)
         self.best, self.start_loss = _Best(_copy(solver), table), math.nan
-        self.validation_cost = int(getattr(criterion, "samples", 0)) * table.nfe
+        self.validation_cost = criterion_evaluations(criterion, table.nfe)
         self.budget, self.validations = budget, 0
         self.record: FitRecord | None = None
         self.losses: list[float] = []

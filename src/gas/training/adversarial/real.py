@@ -20,6 +20,7 @@ from gas.table import table_of
 from gas.training.adversarial.setup import Adversary, fit_adversarial
 from gas.training.distillation import Distilled, Report
 from gas.training.initialization import check_file, reference_solver, start_without_pairs
+from gas.training.loop import criterion_evaluations
 from gas.zoo.data import mnist
 
 __all__ = ["distill_real", "real_pairs", "unpaired"]
@@ -125,7 +126,7 @@ def distill_real(
     classical = before
     if start is not None:
         classical = float(torch.as_tensor(adversary.criterion(choice.best.table(model.schedule))).mean())
-        spent += int(getattr(adversary.criterion, "samples", 0)) * nfe
+        spent += criterion_evaluations(adversary.criterion, nfe)
     training = {**adversary.config.config(), "objective": "gas", "real": len(reals)}
     result = Distilled(
         nfe=nfe,

@@ -158,7 +158,7 @@ def fit_adversarial(
     table = table_of(solver)
     spent = len(validation) * table.nfe
     result = AdversarialResult(spent)
-    distance = loss if callable(loss) else loss_by_name(loss)
+    distance = loss_by_name(loss)
     start = float(evaluate(model, validation, table, distance).mean())
     try:
         for record in fit(
