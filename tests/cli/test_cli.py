@@ -676,6 +676,19 @@ def test_a_judge_teaches_from_the_command_line(tmp_path, work):
 
 
 @pytest.mark.slow
+def test_real_images_teach_from_the_command_line(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=images)
+    words = ["train", *SMALL, "--real", tmp_path / "images.npz", "--objective", "gas", "--gas-iterations", 2]
+    shown = run(*words, "--nfe", 2, "--batch", 8, "--out", tmp_path / "real.json")
+    assert "64 real images" in shown.output
+    artefact = gas.load(tmp_path / "real.json")
+    assert artefact.nfes == [2]
+    assert artefact.document.training["real"] == 64
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images.npz", "real.json"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_the_best_so_far_and_says_how_to_go_on(tmp_path, work, stop):
     words = [
