@@ -43,10 +43,11 @@ Method = tuple[str, int, gas.Table, Callable[[Tensor | None], Denoiser] | None]
 class Benchmark:
     """The pairs of one model and scale, and what is measured on them."""
 
-    def __init__(self, solver: gas.Artefact, name: str, seeds: range) -> None:
-        self.model, self.guidance = gas.zoo.load(name), solver.document.guidance
-        solver.check(self.model, self.guidance)
-        described = solver.document.teacher or {}
+    def __init__(self, solvers: list[gas.Artefact], name: str, seeds: range) -> None:
+        self.model, self.guidance = gas.zoo.load(name), solvers[0].document.guidance
+        for solver in solvers:
+            solver.check(self.model, self.guidance)
+        described = solvers[0].document.teacher or {}
         teacher = gas.Classical(**{key: described[key] for key in ("solver", "grid", "nfe", "t_end")})
         self.unseen, self.validation = (
             teacher_pairs(self.model, teacher, part, guidance=self.guidance)
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     solvers = [gas.load(path) for path in options.solvers]
-    benchmark = Benchmark(solvers[0], options.model, options.seeds)
+    benchmark = Benchmark(solvers, options.model, options.seeds)
     figures = [benchmark.measure(method) for solver in solvers for method in benchmark.methods(solver)]
     print(f"`{options.model}`, guidance {benchmark.guidance:g}, {len(benchmark.unseen)} samples\n")
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
