@@ -46,13 +46,13 @@ def steps_of(judge, nfe=3, **settings):
 
 def test_the_slope_is_that_of_the_mean_score():
     steps = steps_of(near)
-    batch = steps.pool.subset(slice(0, 16))
+    batch = steps.pairs.subset(slice(0, 16))
     p = torch.nn.utils.parameters_to_vector(steps.learned.values()).detach()
     slope = steps._linearized(p, batch).slope
     jacobian = torch.autograd.functional.jacobian(steps._numbers, p)
 
     def mean_score(p):
-        table = steps._table(p).detach().folded()
+        table = steps._table(p, 1.0).detach().folded()
         return float(
             near(sample(MIXTURE.bind(batch.labels), batch.noise.double(), table), batch.labels).mean()
         )

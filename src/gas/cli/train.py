@@ -206,9 +206,9 @@ def _read(
     sets = [options.split_pairs(each, validation) for each in data]
     if len(sets) == 1:
         return sets, sets[0]
-    middle = gas.training.scales.reference_scale([each.guidance for each in data])
+    training, validation = gas.training.scales.middle_sets(*zip(*sets, strict=True))
     gas.pairs.dataset.check_scales(data)
-    return sets, next(each for each in sets if each[0].guidance == middle)
+    return sets, (training, validation)
 
 
 def _widen(

@@ -66,7 +66,8 @@ def check_counts(config: Any) -> None:
         "seed": (0, MAX_ORDER_SEED),
     }
     for name, (least, most) in bounds.items():
-        integer(name, getattr(config, name), least, most)
+        if hasattr(config, name):
+            integer(name, getattr(config, name), least, most)
 
 
 # Names of the parameters that decide the times of the network calls, in all learned solvers.

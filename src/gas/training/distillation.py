@@ -121,12 +121,11 @@ class BestSoFar:
         if isinstance(report, RankedSolver):
             nfe, known = report.table.nfe, self.results.get(report.table.nfe)
             if known is None or (-report.pairs, report.finite_loss) < (-known.compared, known.loss):
-                choice = StartChoice(report.classical, tuple(report.losses.tolist()), report.classical.spec)
-                self.results[nfe] = _classical_result(choice, self.model.schedule, {})
+                choice = replace(StartChoice.of([report]), evaluations=0)
+                self.results[nfe] = _classical_result(choice, self.model.schedule)
         elif isinstance(report, StartChoice):
-            self.classical = self.results[report.best.nfe] = _classical_result(
-                report, self.model.schedule, {}
-            )
+            self.classical = _classical_result(report, self.model.schedule)
+            self.results[report.best.nfe] = self.classical
         elif isinstance(report, FitRecord) and report.best_losses is not None:  # else against a discriminator
             self.results[self.classical.nfe] = _with_record(self.classical, report)
         elif isinstance(report, Distilled):
@@ -199,7 +198,7 @@ def distill(
     yield choice
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
     provenance["teacher"] = teacher_of(pairs, model)
-    result = _classical_result(choice, model.schedule, provenance)
+    result = replace(_classical_result(choice, model.schedule), provenance=provenance)
     if choice.best_loss >= ROUNDING:
         remaining = math.inf if budget is None else budget - choice.evaluations
         # A small budget has no steps to repeat. Else a model of the loss without the first steps' pairs is better:
@@ -207,15 +206,16 @@ def distill(
         warm = None if budget is None else choice.state
         if warm is not None and isinstance(config, GaussNewton):
             config = replace(short_runs, iterations=config.iterations + warm["iteration"])
-        learned, sure = search.solver(choice, model.schedule, kind), not search.continues
-        file = checkpoint_file(state, nfe)
-        result = yield from _learn(
-            result, learned, sure, model, pairs, validation, loss, config, file, remaining, warm
-        )
+        learned = search.solver(choice, model.schedule, kind)
+        data: dict[str, Any] = {"model": model, "pairs": pairs, "validation": validation, "loss": loss}
+        file = checkpoint_file(state, f"nfe-{nfe}")
+        record = yield from fit(learned, **data, config=config, checkpoint=file, budget=remaining, warm=warm)
+        # Of learned tables that are trained further, the result is never worse than they are.
+        better = _with_record(result, record, sure=not search.continues)
+        result = better if better.solver is result.solver else replace(better, solver=learned)
         if adversary is not None and adversarial:
-            result = yield from _refine(
-                result, adversary, theory, model, pairs, validation, loss, checkpoint_file(state, nfe, "-gas")
-            )
+            file = checkpoint_file(state, f"nfe-{nfe}-gas")
+            result = yield from _refine(result, adversary, theory, checkpoint=file, **data)
     yield result
     return result
 
@@ -249,7 +249,7 @@ def plan_of(
     )
 
 
-def _classical_result(choice: StartChoice, schedule: Schedule, provenance: Mapping[str, Any]) -> Distilled:
+def _classical_result(choice: StartChoice, schedule: Schedule) -> Distilled:
     """Return the best classical table as the result."""
     return Distilled(
         nfe=choice.best.nfe,
@@ -260,46 +260,12 @@ def _classical_result(choice: StartChoice, schedule: Schedule, provenance: Mappi
         loss=choice.best_loss,
         evaluations=choice.evaluations,
         losses=torch.tensor(choice.losses, dtype=torch.float64),
-        provenance=provenance,
     )
 
 
-def checkpoint_file(state: Path | None, nfe: int, stage: str = "") -> Path | None:
+def checkpoint_file(state: Path | None, name: str) -> Path | None:
     """Return the file of a training in the folder of a resumable state."""
-    return None if state is None else state / f"nfe-{nfe}{stage}.pt"
-
-
-def _learn(
-    result: Distilled,
-    solver: nn.Module,
-    sure: bool,
-    model: Model,
-    pairs: Pairs,
-    validation: Pairs,
-    loss: str,
-    config: Adam | GaussNewton,
-    checkpoint: Path | None,
-    budget: float,
-    warm: Mapping[str, Any] | None,
-) -> Generator[FitRecord, None, Distilled]:
-    """Train a solver; return the result with it if it validates (surely) better than the classical table.
-
-    Not ``sure`` for a learned table that is trained further: the result is then never worse than that.
-    """
-    for record in fit(
-        solver,
-        model,
-        pairs,
-        validation=validation,
-        loss=loss,
-        config=config,
-        checkpoint=checkpoint,
-        budget=budget,
-        warm=warm,
-    ):
-        yield record
-    better = _with_record(result, record, sure=sure)
-    return better if better.solver is result.solver else replace(better, solver=solver)
+    return None if state is None else state / f"{name}.pt"
 
 
 def _with_record(result: Distilled, record: FitRecord, *, sure: bool = True) -> Distilled:
@@ -314,21 +280,14 @@ def _with_record(result: Distilled, record: FitRecord, *, sure: bool = True) -> 
 
 
 def _refine(
-    result: Distilled,
-    adversary: Adversary,
-    theory: bool,
-    model: Model,
-    pairs: Pairs,
-    validation: Pairs,
-    loss: str,
-    checkpoint: Path | None,
+    result: Distilled, adversary: Adversary, theory: bool, model: Model, validation: Pairs, **fitting: Any
 ) -> Generator[FitRecord, None, Distilled]:
     """Train the solver of a result against discriminators; return the result with it."""
     solver = result.solver
     if isinstance(solver, Table):
         solver = GeneralizedSolver.from_table(model.schedule, solver, model.t_end, theory=theory)
-    outcome = yield from fit_adversarial(adversary, solver, model, pairs, validation, loss, checkpoint)
-    losses = evaluate(model, validation, solver().detach(), loss_by_name(loss))
+    outcome = yield from fit_adversarial(adversary, solver, model, validation=validation, **fitting)
+    losses = evaluate(model, validation, solver().detach(), loss_by_name(fitting["loss"]))
     return replace(
         result,
         solver=solver,

@@ -19,8 +19,9 @@ from gas.models.protocol import Model, passes_of
 from gas.pairs.dataset import Pairs
 from gas.table import Table, refuse_residuals, table_of
 from gas.training.adam import Adam
-from gas.training.distillation import Distilled, Report, distill_family
+from gas.training.distillation import Distilled, Report, checkpoint_file, distill_family
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.initialization import StartChoice
 from gas.training.loop import fit
 from gas.training.plan import FINISH
 from gas.training.ranking import rank_classical
@@ -143,7 +144,7 @@ def eliminate(
         for row in sorted(losses, key=lambda row: losses[row])[:_TRIALS]:
             solver = BNS.from_table(model.schedule, rest[row], model.t_end)
             trials.append(Candidate(row, GaussNewtonSteps(solver, model, pairs, l2, config)))
-        report = partial(_removal, table.nfe - 1)
+        report = partial(Removal, table.nfe - 1)
         winner, cost = yield from halve(
             trials, config.iterations, int(len(trials) > 1), validation, loss, report
         )
@@ -159,12 +160,6 @@ def _finite_loss(model: Model, pairs: Pairs, table: Table, loss: Loss) -> float:
     """Return the mean loss of a table; infinite where it is not finite."""
     mean = float(evaluate(model, pairs, table, loss).mean())
     return mean if math.isfinite(mean) else math.inf
-
-
-def _removal(forwards: int, trial: Candidate[int], run: int, runs: int, evaluations: int) -> Removal:
-    return Removal(
-        forwards=forwards, row=trial.key, loss=trial.loss, run=run, runs=runs, evaluations=evaluations
-    )
 
 
 def distill_forwards(
@@ -273,22 +268,20 @@ def _distill_rows(
     table, spent = yield from eliminate(model, pairs, validation, table, forwards, loss=distance)
     config = config or (FINISH if is_sum_of_squares(distance) else Adam())
     solver = BNS.from_table(model.schedule, table, model.t_end)
-    checkpoint = None if state is None else state / f"forwards-{forwards}.pt"
-    for record in fit(
-        solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=checkpoint
-    ):
-        yield record
-    # The best classical solver that such a budget allows: its second round runs on all pairs, best first.
-    ranked = list(rank_classical(model, validation, max(1, forwards // 2), distance))
-    ranking = 2 * sum(solver.evaluations for solver in ranked)  # guided ones are two forward passes
-    best = next(solver for solver in ranked if solver.round == 1)
+    file = checkpoint_file(state, f"forwards-{forwards}")
+    record = yield from fit(
+        solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=file
+    )
+    # The best classical solver that such a budget allows.
+    best = StartChoice.of(list(rank_classical(model, validation, max(1, forwards // 2), distance)))
+    ranking = 2 * best.evaluations  # guided ones are two forward passes
     return replace(
         start,
         nfe=forwards,
         solver=solver,
         loss=record.best_loss,
         losses=record.best_losses,
-        best_classical=best.classical,
-        best_classical_loss=best.finite_loss,
+        best_classical=best.best,
+        best_classical_loss=best.best_loss,
         evaluations=spent + record.evaluations + ranking,
     )

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.arguments import MAX_BATCH, MAX_SEED, integer, number
-from gas.denoise import Denoiser
 from gas.errors import Diverged, UserError
-from gas.learned.guidance import GuidanceBNS
 from gas.losses import FeatureLoss, Loss, is_sum_of_squares
 from gas.models.protocol import Model
 from gas.models.runtime import full_precision, without_tf32
@@ -24,17 +22,15 @@ from gas.sampling import sample
 from gas.table import Table
 from gas.training.adversarial.losses import Discriminator
 from gas.training.batching import check_counts, check_turns, in_turn, visited
-from gas.training.inner_solve import floored, minimize
+from gas.training.inner_solve import MAX_DAMPING, MIN_DAMPING, floored
 from gas.training.linearization import (
     Differences,
+    LinearizedSteps,
     Normal,
     evaluations_of,
     evaluations_of_measurement,
     joined,
-    measure_differences,
     normal_equations,
-    numbers,
-    table_at,
 )
 
 __all__ = ["MEASURED_PAIRS", "GaussNewton", "GaussNewtonSteps"]
@@ -49,10 +45,6 @@ _MIN_PAIRS = 8
 # Pairs that noise and curvature are measured on: over the hundreds of entries of two samples, root mean squares are
 # right to a tenth, which moves a step by a twentieth.
 MEASURED_PAIRS = 2
-
-# Bounds of the damping in units of the curvature's diagonal, floored at a millionth of its largest entry: beyond them
-# it changes nothing, or leaves no step.
-_MIN_DAMPING, _MAX_DAMPING = 1e-6, 1e6
 
 # The running model is of all pairs so far: a step that is good for them may cost the newest ones a little.
 _TOLERANCE = 1.02
@@ -134,7 +126,7 @@ class GaussNewton:
         return GaussNewtonSteps(config=self, **arguments)
 
 
-class GaussNewtonSteps:
+class GaussNewtonSteps(LinearizedSteps):
     """Minimizes ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
 
     Each step linearizes the samples of its pairs in the numbers q of the folded table, and adds
@@ -161,7 +153,8 @@ class GaussNewtonSteps:
         equations 8 to 12.
     """
 
-    _STATE = ("curvature", "gradient", "weight", "damping", "iteration", "evaluations")
+    config: GaussNewton
+    _STATE = ("curvature", "gradient", *LinearizedSteps._STATE)
 
     def __init__(
         self, solver: nn.Module, model: Model, pairs: Pairs, loss: Loss, config: GaussNewton
@@ -170,28 +163,13 @@ class GaussNewtonSteps:
             raise UserError(
                 f"Gauss-Newton needs a loss that is a sum of squares (l2 or a FeatureLoss), got {loss}"
             )
-        self.solver, self.model, self.pairs, self.loss, self.config = (
-            solver,
-            full_precision(model),
-            pairs,
-            loss,
-            config,
-        )
-        self.scales = [part.guidance for part in pairs.by_scale()]
+        super().__init__(solver, full_precision(model), pairs, config)
+        self.loss, self.damping = loss, config.damping
         self.features = loss.features if isinstance(loss, FeatureLoss) else None
-        self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
         check_turns(self.learned, config.alternate)
         size = len(self._numbers(self._parameters()))
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
         self.gradient = torch.zeros(size, dtype=torch.float64)
-        self.weight, self.damping = 0.0, config.damping
-        self.iteration, self.evaluations = 0, 0
-        self.nfe: int = solver().nfe
-        self.differences: Differences | None = None
-
-    def averaged(self) -> nn.Module:
-        """Return the solver to validate: the running model averages already."""
-        return self.solver
 
     def step_cost(self) -> int:
         """Return the network evaluations of the next step: its Jacobian, one trial, and at first the measurement."""
@@ -209,7 +187,10 @@ class GaussNewtonSteps:
         Raises:
             Diverged: when the samples or their derivatives are not finite.
         """
-        differences = self._measured()
+        differences = self.differences
+        if differences is None:
+            few, *_ = self._parts(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
+            differences = self._measure(few, self.features)
         cost = self._pair_cost()
         before = sum(self.config.pairs_of(i, len(self.pairs), cost - self.nfe) for i in range(self.iteration))
         count = self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
@@ -252,20 +233,6 @@ class GaussNewtonSteps:
         central = self.differences is not None and self.differences.central
         return evaluations_of(self.nfe, central=central) + self.nfe
 
-    def _measured(self) -> Differences:
-        """Return the steps of all differences, chosen on the first few pairs before the first step."""
-        if self.differences is None:
-            few, *_ = self._parts(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
-            table = self._table(self._parameters(), few.guidance).detach()
-            denoise, x = self._bind(few, slice(None)), few.noise
-            with without_tf32():
-                # In one process: rounding, which differs among machines, is what is measured.
-                self.differences = distributed.broadcast(
-                    lambda: measure_differences(denoise, x, table, self.features)
-                )
-            self.evaluations += self.differences.evaluations
-        return self.differences
-
     def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float], limit: float) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
         p, free, loss = self._parameters(), self._free(), newest.loss
@@ -275,20 +242,18 @@ class GaussNewtonSteps:
         for _ in range(_TRIALS):
             if self.evaluations > limit:
                 break
-            damped = curvature + self.damping * metric
-            # In one process: rounding, which differs among machines, decides which of its steps are taken.
-            trial = distributed.broadcast(partial(minimize, self._numbers, p, gradient, damped, free))
+            trial = self._minimum(p, gradient, curvature + self.damping * metric, free)
             trial_loss, move = loss_at(trial), self._numbers(trial) - q
             predicted = -float(2 * newest.gradient @ move + move @ newest.curvature @ move)
             if trial_loss < _TOLERANCE * loss:
                 with torch.no_grad():
                     nn.utils.vector_to_parameters(trial, self.learned.values())
                 if loss - trial_loss > _GOOD_RATIO * predicted:
-                    self.damping = max(self.damping / 5, _MIN_DAMPING)
+                    self.damping = max(self.damping / 5, MIN_DAMPING)
                 elif loss - trial_loss < _POOR_RATIO * predicted:
-                    self.damping = min(self.damping * 2, _MAX_DAMPING)
+                    self.damping = min(self.damping * 2, MAX_DAMPING)
                 return
-            self.damping = min(self.damping * 5, _MAX_DAMPING)
+            self.damping = min(self.damping * 5, MAX_DAMPING)
         # No trial was accepted: the solver stays, and the next step starts from this damping.
 
     def _free(self) -> Tensor:
@@ -309,27 +274,6 @@ class GaussNewtonSteps:
         if measured is not None:
             report |= {"noise": measured.noise, "derivative_error": measured.error}
         return report
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the bits of this training."""
-        return {"GaussNewton": asdict(self.config)}
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that :meth:`restore` needs to go on with the same bits."""
-        differences = None if self.differences is None else asdict(self.differences)
-        state = {name: getattr(self, name) for name in self._STATE}
-        return {"solver": self.solver.state_dict(), "differences": differences, **state}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
-        self.solver.load_state_dict(state["solver"])
-        differences = state["differences"]
-        self.differences = None if differences is None else Differences(**differences)
-        for name in self._STATE:
-            setattr(self, name, state[name])
-
-    def _bind(self, pairs: Pairs, part: slice) -> Denoiser:
-        return self.model.bind(None if pairs.labels is None else pairs.labels[part], pairs.guidance)
 
     @torch.no_grad()
     def _loss_at(self, p: Tensor, parts: Sequence[Pairs], weights: Tensor) -> float:
@@ -355,15 +299,3 @@ class GaussNewtonSteps:
             distributed.shard_slices(len(batch)) if len(batch) >= distributed.world_size() else [slice(None)]
         )
         return torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
-
-    def _parameters(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self.learned.values()).detach()
-
-    def _table(self, p: Tensor, scale: float) -> Table:
-        """Return the solver's table at parameters ``p`` and a guidance scale, differentiable in the parameters."""
-        arguments = (scale,) if isinstance(self.solver, GuidanceBNS) else ()
-        return table_at(self.solver, self.learned, p, *arguments)
-
-    def _numbers(self, p: Tensor) -> Tensor:
-        """Return the numbers of the tables of all guidance scales, one after another."""
-        return torch.cat([numbers(self._table(p, scale)) for scale in self.scales])

@@ -67,6 +67,17 @@ class StartChoice:
     state: Mapping[str, Any] | None = None
     evaluations: int = 0
 
+    @classmethod
+    def of(cls, ranked: Sequence[RankedSolver], start: str = "") -> StartChoice:
+        """Return the choice of the best solver of the last round of a ranking, or of another start than that."""
+        best = next(solver for solver in ranked if solver.round == ranked[-1].round)
+        return cls(
+            best=best.classical,
+            losses=tuple(best.losses.tolist()),
+            start=start or best.classical.spec,
+            evaluations=sum(solver.evaluations for solver in ranked),
+        )
+
     @property
     def best_loss(self) -> float:
         """Mean loss of the best classical solver."""
@@ -219,11 +230,11 @@ class StartSearch:
             solver.load_state_dict(choice.state["solver"])
         return solver
 
-    def _label(self, best: Classical) -> str:
-        """Return the classical solver that the training starts at; of learned tables, where theirs did."""
+    def choice(self, ranked: Sequence[RankedSolver]) -> StartChoice:
+        """Return the best solver of a ranking, and where the training starts; of learned tables, where theirs did."""
         if isinstance(self.start, Artefact):
-            return self.start.entry(best.nfe).start or best.spec
-        return best.spec if self.start == "best" else self.start
+            return StartChoice.of(ranked, self.start.entry(ranked[-1].table.nfe).start or "")
+        return StartChoice.of(ranked, "" if self.start == "best" else self.start)
 
     def _named(self, schedule: Schedule, kind: Kind, nfe: int, t_end: float) -> nn.Module:
         if isinstance(self.start, Artefact):
@@ -242,18 +253,9 @@ class StartSearch:
         limit: float,
     ) -> Generator[RankedSolver | CandidateRound, None, StartChoice]:
         """Rank every classical solver; unless the start is named, train the best of each grid in short runs."""
-        ranked = []
-        for solver in rank_classical(model, validation, nfe, distance, rounds=self.rounds):
-            ranked.append(solver)
-            yield solver
-        best = next(solver for solver in ranked if solver.round == 2)
-        choice = StartChoice(
-            best=best.classical,
-            losses=tuple(best.losses.tolist()),
-            start=self._label(best.classical),
-            evaluations=sum(solver.evaluations for solver in ranked),
-        )
-        if self.start != "best" or best.loss < ROUNDING:
+        ranked = yield from rank_classical(model, validation, nfe, distance, rounds=self.rounds)
+        choice = self.choice(ranked)
+        if self.start != "best" or choice.best_loss < ROUNDING:
             return choice
         starts = _best_starts([solver for solver in ranked if solver.round == 0], self.candidates, kind)
         spent = choice.evaluations
@@ -270,14 +272,8 @@ class StartSearch:
             running.append(Candidate(start, steps))
         some = validation.subset(slice(0, self.validation_pairs))
         further = 0 if len(running) == 1 else 1 + _EXTRA_ROUNDS if kind.lasting else 1
-
-        def report(candidate: Candidate[Classical], run: int, runs: int, evaluations: int) -> CandidateRound:
-            return CandidateRound(
-                classical=candidate.key, loss=candidate.loss, run=run, runs=runs, evaluations=evaluations
-            )
-
         winner, cost = yield from halve(
-            running, self.steps, further, some, distance, report, limit=limit - spent
+            running, self.steps, further, some, distance, CandidateRound, limit=limit - spent
         )
         return replace(choice, start=winner.key.spec, state=winner.state, evaluations=spent + cost)
 
@@ -311,22 +307,10 @@ def start_without_pairs(
         RankedSolver: of each round.
     """
     kind = kind_by_name("gs")
-    search = StartSearch("uniform" if start is None else start).at(model, reference.guidance)
+    search = StartSearch("best" if start is None else start).at(model, reference.guidance)
     rounds = _ROUGH_ROUNDS[:2] if search.continues else ((None, search.screening_pairs), (4, 64))
-    ranked = []
-    for solver in rank_classical(model, reference, nfe, l2, rounds=rounds):
-        ranked.append(solver)
-        yield solver
-    best = next(solver for solver in ranked if solver.round == 1)
-    choice = StartChoice(
-        best=best.classical,
-        losses=tuple(best.losses.tolist()),
-        start=search._label(best.classical) if search.continues else best.classical.spec,
-        evaluations=sum(solver.evaluations for solver in ranked),
-    )
-    if search.continues:
-        return choice, search.solver(choice, model.schedule, kind)
-    return choice, kind.build(model.schedule, best.classical)
+    choice = search.choice((yield from rank_classical(model, reference, nfe, l2, rounds=rounds)))
+    return choice, search.solver(choice, model.schedule, kind)
 
 
 def check_start(start: str) -> None:

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["floored", "minimize"]
+__all__ = ["MAX_DAMPING", "MIN_DAMPING", "floored", "minimize"]
+
+# Bounds of a step's damping in units of the curvature's diagonal, which :func:`floored` bounds from below: beyond them
+# it changes nothing, or leaves no step.
+MIN_DAMPING, MAX_DAMPING = 1e-6, 1e6
 
 # An upper bound: the descent ends when a step gains less than this share of the gain so far.
 _STEPS, _MIN_GAIN = 20, 1e-5

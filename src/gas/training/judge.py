@@ -15,7 +15,7 @@ from torch import Tensor
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_pairs, teacher_pairs
 from gas.features.judges import ClassifierJudge, Judge, JudgeError, scores_of
-from gas.metrics.coverage import PRDC, prdc
+from gas.metrics.coverage import prdc
 from gas.metrics.frechet import extract
 from gas.models.protocol import Model, features_of
 from gas.models.runtime import full_precision
@@ -25,7 +25,7 @@ from gas.table import Table, table_of
 from gas.training.distillation import Distilled, Report
 from gas.training.initialization import check_file, reference_solver, start_without_pairs
 from gas.training.judge_steps import JudgeAscent, JudgeSteps
-from gas.training.loop import FitRecord
+from gas.training.loop import Run
 from gas.training.validation import surely_positive
 
 __all__ = ["distill_judge", "unseen_features"]
@@ -95,41 +95,49 @@ def distill_judge(
     """
     settings, model = settings or JudgeAscent(), full_precision(model)
     check_file(start, model, nfe, guidance if pairs is None else pairs.guidance)
+    features, judge = features or unseen_features(model, judge), _Counted(judge)
     pool, held, spent = _reference(model, judge, pairs, settings, guidance)
     choice, solver = yield from start_without_pairs(model, pool, nfe, start)
     spent += choice.evaluations
     _check_budget(settings, spent + 2 * len(held) * nfe)
-    validation = _Validation(model, judge, held, features or unseen_features(model, judge))
-    classical, _ = validation.measure(choice.best.table(model.schedule))
-    scores, first = validation.measure(table_of(solver))
-    spent += len(held) * nfe
+    validation = _Validation(model, judge, held, features)
+    classical = validation.measure(choice.best.table(model.schedule))
+    table, spent = table_of(solver), spent + len(held) * nfe
+    losses = -validation.measure(table)
     if not validation.distance:
         raise UserError(
             "the start's samples are those of the reference, and their distance is the unit of the trust region: learn "
             "fewer network evaluations, or from pairs of a better teacher"
         )
-    choice = replace(choice, losses=tuple((-scores).tolist()), evaluations=spent)
+    choice = replace(choice, losses=tuple(losses.tolist()), evaluations=spent)
     yield choice
     steps = JudgeSteps(solver, model, judge, pool, validation.distance, settings)
-    steps.judged = (2 * _CHECKED if pairs is None else _CHECKED) + len(held)
-    run = _Run(steps, validation, settings, spent, scores, first)
-    stopped = yield from run.records()
-    losses, table = run.best.best_losses, run.best.best_table
-    logs = run.best.logs
-    if losses is None or table is None or not surely_positive(-scores - losses):
-        losses, table, logs = -scores, run.start.best_table, run.start.logs
+    run = Run(solver, steps, _Guarded(validation, steps, losses), budget=settings.budget - spent)
+    records, stopped = [], ""
+    try:
+        for record in run.records():
+            records.append(record)
+            yield record
+        if record.iteration < settings.iterations:
+            stopped = f"the budget of {settings.budget:,} network evaluations is spent"
+    except (JudgeError, Diverged) as error:
+        stopped = f"step {steps.iteration}: {error}"
+    logs = records[0].logs
+    if run.best.losses is not None and surely_positive(losses - run.best.losses):
+        table, losses = run.best.table, run.best.losses
+        logs = next(record.logs for record in records if record.iteration == run.best.iteration)
     result = Distilled(
         nfe=nfe,
-        solver=run.start_table if table is None else table,
+        solver=table,
         start=choice.start,
         best_classical=choice.best,
         best_classical_loss=float(-classical.mean()),
         loss=float(losses.mean()),
-        evaluations=run.evaluations,
+        evaluations=spent + run.evaluations,
         stopped=stopped,
         losses=losses,
         provenance=_provenance(pool, settings, name),
-        measures={**logs, "judged": float(run.judged), "start_loss": run.start.validation_loss},
+        measures={**logs, "judged": float(judge.samples), "start_loss": records[0].start_loss},
     )
     yield result
     return result
@@ -154,7 +162,7 @@ def _reference(
     model: Model, judge: Judge, pairs: Pairs | None, settings: JudgeAscent, guidance: float
 ) -> tuple[Pairs, Pairs, int]:
     """Return the reference for steps and for choices, and its network evaluations, once the judge has scored two."""
-    spent = 0
+    spent, given = 0, pairs is not None
     if pairs is None:
         reference = reference_solver(model, settings.reference_nfe)
         seeds = range(_FIRST_SEED, _FIRST_SEED + settings.pool + settings.samples)
@@ -167,8 +175,9 @@ def _reference(
         pairs = replace(pairs, manifest={"recipe": recipe})
     check_pairs(pairs, model)
     pool, held = pairs.split(min(settings.samples, len(pairs) // 2))
-    few = held.subset(slice(0, _CHECKED))
-    scores_of(judge, few.target.to(model.device), few.labels)
+    if given:
+        few = held.subset(slice(0, _CHECKED))
+        scores_of(judge, few.target.to(model.device), few.labels)
     return pool, held.load(), spent
 
 
@@ -189,20 +198,31 @@ def _provenance(pool: Pairs, settings: JudgeAscent, name: str) -> dict[str, Any]
 
 
 @dataclass
+class _Counted:
+    """A judge that counts the samples it scores."""
+
+    judge: Judge
+    samples: int = 0
+
+    def __call__(self, samples: Tensor, labels: Tensor | None) -> Tensor:
+        self.samples += len(samples)
+        return self.judge(samples, labels)
+
+
+@dataclass
 class _Validation:
-    """Scores, distance and diversity of solvers on held noise."""
+    """Scores, distance and diversity of solvers on held noise; the last two are those of the last table."""
 
     model: Model
-    judge: Judge
+    judge: _Counted
     held: Pairs
     features: Callable[[Tensor], Tensor]
-    distance: float = 0.0
 
     def __post_init__(self) -> None:
         self.reference = extract(self.features, self.held.target)
 
-    def measure(self, table: Table) -> tuple[Tensor, PRDC]:
-        """Return the scores ``(S,)`` of a table's samples and their diversity; :attr:`distance` is their own."""
+    def measure(self, table: Table) -> Tensor:
+        """Return the scores ``(S,)`` of a table's samples."""
         samples = sample_pairs(self.model, self.held, table)
         if not bool(samples.isfinite().all()):
             raise Diverged("the samples are not finite")
@@ -211,103 +231,60 @@ class _Validation:
         given = self.held.labels
         labels = [None] * len(parts) if given is None else given.split(_BATCH)
         scores = torch.cat([scores_of(self.judge, x, y) for x, y in zip(parts, labels, strict=True)])
-        return scores, prdc(extract(self.features, samples), self.reference)
+        self.diversity = prdc(extract(self.features, samples), self.reference)
+        return scores
 
 
-class _Run:
-    """The loop: steps, choices, and the guard."""
+class _Guarded:
+    """The criterion: negative scores within the trust region, until the diversity of the start falls.
 
-    def __init__(
-        self,
-        steps: JudgeSteps,
-        validation: _Validation,
-        settings: JudgeAscent,
-        spent: int,
-        scores: Tensor,
-        first: PRDC,
-    ) -> None:
-        self.steps, self.validation, self.settings, self.first = steps, validation, settings, first
-        self.start_table, self.count = table_of(steps.solver), len(validation.held)
-        self.spent, self.validations = spent, 1
-        self.start_loss, self.unit = float(-scores.mean()), validation.distance
-        self.start = self.best = self._record(-scores, first, None)
+    Args:
+        validation: as the start's measurement left it.
+        steps: whose region shrinks by what a choice lies outside.
+        losses: of the start ``(S,)``, which is not measured again.
+    """
+
+    def __init__(self, validation: _Validation, steps: JudgeSteps, losses: Tensor) -> None:
+        self.validation, self.steps, self.losses = validation, steps, losses
+        self.first, self.region, self.eligible = validation.diversity, steps.bound, True
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations so far, everything counted."""
-        return self.spent + self.steps.evaluations + self.validations * self.count * self.start_table.nfe
+    def samples(self) -> int:
+        """Samples of a call."""
+        return len(self.validation.held)
 
     @property
-    def judged(self) -> int:
-        """Samples that the judge scored."""
-        return self.steps.judged + self.validations * self.count
+    def logs(self) -> dict[str, float]:
+        """Distance, diversity and samples scored."""
+        diversity = self.validation.diversity
+        return {
+            "distance": self.validation.distance / self.steps.unit,
+            "recall": diversity.recall,
+            "coverage": diversity.coverage,
+            "judged": float(self.validation.judge.samples),
+        }
 
-    def records(self) -> Generator[FitRecord, None, str]:
-        """Train and report; return why it stopped early, or nothing."""
-        yield self.best
-        total, every = self.settings.iterations, self.settings.validate_every
-        try:
-            while self.steps.iteration < total:
-                room = self.settings.budget - self.evaluations - self.count * self.start_table.nfe
-                last = self.steps.step_cost() > room
-                if last and self.steps.iteration % every == 0:
-                    return f"the budget of {self.settings.budget:,} network evaluations is spent"
-                if not last:
-                    self.steps.step()
-                if last or self.steps.iteration % every == 0 or self.steps.iteration == total:
-                    table = table_of(self.steps.solver)
-                    scores, diversity = self.validation.measure(table)
-                    self.validations += 1
-                    if fallen := self._fallen(diversity):
-                        return fallen
-                    # What is within on the noises of the steps may be outside on others: aim for less.
-                    outside = max(1.0, self.validation.distance / (self.settings.radius * self.unit))
-                    self.steps.bound /= outside
-                    record = self._record(-scores, diversity, table, within=outside == 1.0)
-                    self.best = record if record.best_iteration == record.iteration else self.best
-                    yield record
-        except (JudgeError, Diverged) as error:
-            return f"step {self.steps.iteration}: {error}"
-        return ""
+    def __call__(self, table: Table) -> Tensor:
+        """Return the negative scores ``(S,)``; refuse a solver that exploits its judge."""
+        if not self.steps.iteration:
+            return self.losses
+        scores = self.validation.measure(table)
+        self._check_diversity()
+        # What is within on the noises of the steps may be outside on others: aim for less.
+        outside = max(1.0, self.validation.distance / self.region)
+        self.steps.bound /= outside
+        self.eligible = outside == 1.0
+        return -scores
 
-    def _fallen(self, diversity: PRDC) -> str:
-        """Return why to stop when recall or coverage of the reference fell by more than chance."""
+    def _check_diversity(self) -> None:
+        """Stop when recall or coverage of the reference fell by more than chance."""
         for name in ("recall", "coverage"):
-            before, after = getattr(self.first, name), getattr(diversity, name)
-            share = (before * self.count + 1) / (
-                self.count + 2
-            )  # of a share of 1, too, one sample may be lost
-            least = before - _FALL * math.sqrt(2 * share * (1 - share) / self.count)
+            before, after = getattr(self.first, name), getattr(self.validation.diversity, name)
+            # Of a share of 1, too, one sample may be lost.
+            share = (before * self.samples + 1) / (self.samples + 2)
+            least = before - _FALL * math.sqrt(2 * share * (1 - share) / self.samples)
             if after < least:
-                return (
-                    f"step {self.steps.iteration}: {name} of the reference fell from {before:.3f} to {after:.3f}, "
-                    f"below {least:.3f}: the judge is exploited, the solver before is kept"
+                raise Diverged(
+                    f"{name} of the reference fell from {before:.3f} to {after:.3f}, below {least:.3f}: the judge is "
+                    "exploited, the solver before is kept"
                 )
-        return ""
-
-    def _record(
-        self, losses: Tensor, diversity: PRDC, table: Table | None, *, within: bool = True
-    ) -> FitRecord:
-        loss, iteration = float(losses.mean()), self.steps.iteration
-        record = FitRecord(
-            iteration=iteration,
-            iterations=self.settings.iterations,
-            train_loss=-self.steps.score,
-            validation_loss=loss,
-            start_loss=self.start_loss,
-            best_loss=loss,
-            best_iteration=iteration,
-            evaluations=self.evaluations - self.spent,
-            logs={
-                "distance": self.validation.distance / self.unit if self.unit else math.inf,
-                "recall": diversity.recall,
-                "coverage": diversity.coverage,
-                "judged": float(self.judged),
-            },
-            best_table=self.start_table if table is None else table,
-            best_losses=losses,
-        )
-        if table is None or (within and loss < self.best.best_loss):
-            return record
-        best = {name: getattr(self.best, f"best_{name}") for name in ("loss", "iteration", "table", "losses")}
-        return replace(record, **{f"best_{name}": value for name, value in best.items()})

@@ -5,42 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gas import distributed
-from gas.arguments import (
-    MAX_BATCH,
-    MAX_ITERATIONS,
-    MAX_NFE,
-    MAX_ORDER_SEED,
-    MAX_SEED,
-    MAX_SEEDS,
-    integer,
-    number,
-)
-from gas.denoise import Denoiser
+from gas.arguments import MAX_NFE, MAX_SEED, MAX_SEEDS, integer, number
 from gas.errors import Diverged
 from gas.features.judges import Judge, scores_of
 from gas.models.protocol import Model
 from gas.models.runtime import without_tf32
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
-from gas.table import Table, table_of
-from gas.training.batching import visited
-from gas.training.inner_solve import floored, minimize
+from gas.training.batching import check_counts, visited
+from gas.training.inner_solve import MAX_DAMPING, MIN_DAMPING, floored
 from gas.training.linearization import (
-    Differences,
+    LinearizedSteps,
     evaluations_of,
     evaluations_of_measurement,
     featured,
     linearize,
-    measure_differences,
-    numbers,
     residual_of,
-    table_at,
     tangent_slices,
 )
 
@@ -88,15 +73,11 @@ class JudgeAscent:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        bounds = {"iterations": (0, MAX_ITERATIONS), "batch": (1, MAX_BATCH), "pool": (1, MAX_SEEDS)}
-        bounds |= {
-            "samples": (16, MAX_SEEDS),
-            "reference_nfe": (1, MAX_NFE),
-            "validate_every": (1, MAX_ITERATIONS),
-        }
-        bounds |= {"budget": (1, MAX_SEED), "seed": (0, MAX_ORDER_SEED)}
-        for name, (least, most) in bounds.items():
-            integer(name, getattr(self, name), least, most)
+        check_counts(self)
+        integer("pool", self.pool, 1, MAX_SEEDS)
+        integer("samples", self.samples, 16, MAX_SEEDS)
+        integer("reference_nfe", self.reference_nfe, 1, MAX_NFE)
+        integer("budget", self.budget, 1, MAX_SEED)
         number("radius", self.radius, "(0, inf]")
         number("step", self.step, "(0, inf)")
         number("forgetting", self.forgetting, "[0, 1)")
@@ -113,7 +94,7 @@ class _Linear:
     curvature: Tensor
 
 
-class JudgeSteps:
+class JudgeSteps(LinearizedSteps):
     """Maximizes a mean score within a mean squared distance to a reference.
 
     In the numbers q of the folded table, ``score = g . q`` and ``distance = q . C q + 2 b . q + c``, each a mean over
@@ -125,58 +106,57 @@ class JudgeSteps:
         solver: changed in place.
         model: whose denoiser to call.
         judge: of the samples.
-        pool: reference pairs.
+        pairs: the reference.
         unit: distance of the start.
-        settings: radius and step in that unit, and the rest.
+        config: radius and step in that unit, and the rest.
     """
 
-    def __init__(
-        self, solver: nn.Module, model: Model, judge: Judge, pool: Pairs, unit: float, settings: JudgeAscent
-    ) -> None:
-        self.solver, self.model, self.judge, self.pool, self.settings = solver, model, judge, pool, settings
-        self.unit, self.bound = unit, settings.radius * unit
-        self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
-        self.nfe, self.differences = table_of(solver).nfe, None
-        self.weight, self.mean = 0.0, None
-        self.damping, self.score = _DAMPING, math.nan
-        self.iteration, self.evaluations, self.judged = 0, 0, 0
+    config: JudgeAscent
+    _STATE = ("mean", "bound", *LinearizedSteps._STATE)
 
-    differences: Differences | None
-    mean: _Linear | None
+    def __init__(
+        self, solver: nn.Module, model: Model, judge: Judge, pairs: Pairs, unit: float, config: JudgeAscent
+    ) -> None:
+        super().__init__(solver, model, pairs, config)
+        self.judge, self.unit, self.bound, self.damping = judge, unit, config.radius * unit, _DAMPING
+        # The running model, a :class:`_Linear` by name.
+        self.mean: dict[str, Any] = {}
+
+    def report(self) -> dict[str, float]:
+        """Return no logs: those of a choice are its criterion's."""
+        return {}
 
     def step_cost(self) -> int:
         """Return the network evaluations of the next step at most."""
-        count = min(self.settings.batch, len(self.pool))
+        count = min(self.config.batch, len(self.pairs))
         measured = 0 if self.differences else _MEASURED * evaluations_of_measurement(self.nfe)
         return measured + count * (evaluations_of(self.nfe) + _TRIALS * self.nfe)
 
-    def step(self) -> float:
-        """Take one step; return the mean score of its batch before it."""
-        count = min(self.settings.batch, len(self.pool))
-        index = visited(len(self.pool), self.iteration * count, count, self.settings.seed)
-        batch = self.pool.subset(index)
-        p = nn.utils.parameters_to_vector(self.learned.values()).detach()
+    def step(self, limit: float = math.inf) -> float:
+        """Take one step, within any limit that has room for its :meth:`step_cost`; return minus its mean score before.
+
+        Raises:
+            Diverged: when the samples, or derivatives of them or their scores, are not finite.
+            JudgeError: when the judge fails.
+        """
+        count = min(self.config.batch, len(self.pairs))
+        index = visited(len(self.pairs), self.iteration * count, count, self.config.seed)
+        batch, p = self.pairs.subset(index), self._parameters()
         with without_tf32():
             newest = self._linearized(p, batch)
         self._add(newest, self._numbers(p))
         self._move(p, newest, batch)
-        self.iteration, self.score = self.iteration + 1, newest.score
-        return newest.score
+        self.iteration += 1
+        return -newest.score
 
     def _linearized(self, p: Tensor, batch: Pairs) -> _Linear:
         """Linearize scores and distances of a batch, by differences of the network and of the judge."""
-        table, noise = self._table(p).detach(), batch.noise.to(self.model.device)
-        if self.differences is None:
-            few = slice(0, _MEASURED)
-            denoise, scored = self._bind(batch, few), self._scored(batch, few)
-            self.differences = distributed.broadcast(
-                lambda: measure_differences(denoise, noise[few], table, scored)
-            )
-            self.evaluations += self.differences.evaluations
-        parts = []
+        table, noise = self._table(p, batch.guidance).detach(), batch.noise.to(self.model.device)
+        few, parts = batch.view(slice(0, _MEASURED)), []
+        differences = self.differences or self._measure(few, self._scored(few, slice(None)))
         for part in tangent_slices(noise, table):
-            x, tangents, spent = linearize(self._bind(batch, part), noise[part], table, self.differences)
-            scores, slopes = featured(self._scored(batch, part), x, tangents, self.differences)
+            x, tangents, spent = linearize(self._bind(batch, part), noise[part], table, differences)
+            scores, slopes = featured(self._scored(batch, part), x, tangents, differences)
             residual, columns = residual_of(x, tangents, batch.target[part].to(x))
             self.evaluations += spent
             gradients = (columns @ residual[..., None])[..., 0]
@@ -196,38 +176,37 @@ class JudgeSteps:
         gradient = newest.gradient - newest.curvature @ q
         distance = newest.distance - 2 * newest.gradient @ q + q @ newest.curvature @ q
         parts = {**vars(newest), "gradient": gradient, "distance": float(distance)}
-        fade, self.weight = self.settings.forgetting * self.weight, self.settings.forgetting * self.weight + 1
-        if self.mean is not None:
-            parts = {name: (fade * getattr(self.mean, name) + x) / self.weight for name, x in parts.items()}
-        self.mean = _Linear(**parts)
+        fade = self.config.forgetting * self.weight
+        self.weight = fade + 1
+        if self.mean:
+            parts = {name: (fade * self.mean[name] + x) / self.weight for name, x in parts.items()}
+        self.mean = parts
 
     def _move(self, p: Tensor, newest: _Linear, batch: Pairs) -> None:
         """Go to the best score of the running model in the trust region, with more damping until the batch agrees."""
-        if self.mean is None:
-            raise RuntimeError("no batch has been added")
-        q, mean = self._numbers(p), self.mean
+        q, mean = self._numbers(p), _Linear(**self.mean)
         gradient = mean.curvature @ q + mean.gradient
         now = float(mean.distance + 2 * mean.gradient @ q + q @ mean.curvature @ q)
-        bound = min(self.bound, now + self.settings.step * self.unit)
+        bound = min(self.bound, now + self.config.step * self.unit)
         free = torch.arange(len(p))
         for _ in range(_TRIALS):
             damped = mean.curvature + self.damping * torch.diag(floored(mean.curvature.diagonal()))
             pull = gradient - mean.slope / (2 * _multiplier(mean, gradient, damped, bound - now))
-            trial = distributed.broadcast(partial(minimize, self._numbers, p, pull, damped, free))
+            trial = self._minimum(p, pull, damped, free)
             score, distance = self._measured(trial, batch)
             room = 1.25 * max(bound - now, 0.05 * self.unit)
             rises = score > newest.score and distance <= newest.distance + room
             if rises or (now > bound and distance < newest.distance):
                 nn.utils.vector_to_parameters(trial, self.learned.values())
-                self.damping = max(self.damping / _GROWTH, 1e-6)
+                self.damping = max(self.damping / _GROWTH, MIN_DAMPING)
                 return
-            self.damping *= _GROWTH
+            self.damping = min(self.damping * _GROWTH, MAX_DAMPING)
 
     @torch.no_grad()
     def _measured(self, p: Tensor, batch: Pairs) -> tuple[float, float]:
         """Return the mean score and distance of a batch at parameters; of samples that are not finite the worst."""
         try:
-            table = self._table(p).folded()
+            table = self._table(p, batch.guidance).folded()
         except ValueError:  # no table has these numbers
             return -math.inf, math.inf
         self.evaluations += len(batch) * self.nfe
@@ -240,22 +219,7 @@ class JudgeSteps:
 
     def _scored(self, batch: Pairs, part: slice) -> Callable[[Tensor], Tensor]:
         labels = None if batch.labels is None else batch.labels[part]
-
-        def scored(x: Tensor) -> Tensor:
-            self.judged += len(x)
-            return scores_of(self.judge, x, labels)
-
-        return scored
-
-    def _bind(self, batch: Pairs, part: slice) -> Denoiser:
-        labels = None if batch.labels is None else batch.labels[part]
-        return self.model.bind(labels, self.pool.guidance)
-
-    def _table(self, p: Tensor) -> Table:
-        return table_at(self.solver, self.learned, p)
-
-    def _numbers(self, p: Tensor) -> Tensor:
-        return numbers(self._table(p))
+        return lambda x: scores_of(self.judge, x, labels)
 
 
 def _multiplier(mean: _Linear, gradient: Tensor, damped: Tensor, room: float) -> float:

@@ -311,9 +311,10 @@ def fit_lifted(
     solver, before = copy.deepcopy(unlifted), torch.as_tensor(criterion(unlifted()))
     result = Lifted(table, before, (len(runs) + len(held)) * table.nfe)
     settings: dict[str, Any] = {"validation": held, "loss": distance}
-    file = checkpoint_file(state, table.nfe, "-lift")
-    for record in fit(solver, model, runs, config=config, checkpoint=file, criterion=criterion, **settings):
-        yield record
+    file = checkpoint_file(state, f"nfe-{table.nfe}-lift")
+    record = yield from fit(
+        solver, model, runs, config=config, checkpoint=file, criterion=criterion, **settings
+    )
     if record.best_losses is not None and surely_positive(before - record.best_losses):
         result = replace(result, table=solver().detach(), losses=record.best_losses)
     else:
@@ -322,7 +323,7 @@ def fit_lifted(
         return result
     chosen_by = recorded_criterion(adversary.criterion, model, table)
     against = replace(adversary, config=replace(config, **asdict(adversary.config)), criterion=chosen_by)
-    file = checkpoint_file(state, table.nfe, "-lift-gas")
+    file = checkpoint_file(state, f"nfe-{table.nfe}-lift-gas")
     outcome = yield from fit_adversarial(against, solver, model, runs, checkpoint=file, **settings)
     start = float(torch.as_tensor(chosen_by(unlifted())).mean())
     if outcome.criterion is not None and outcome.criterion[1] < start:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,18 @@ from torch.func import functional_call
 from gas import distributed
 from gas.denoise import Denoiser, call_preserving, select_branches
 from gas.errors import UserError
+from gas.learned.guidance import GuidanceBNS
 from gas.losses import ROUNDING
-from gas.table import Table, refuse_residuals
+from gas.models.protocol import Model
+from gas.models.runtime import without_tf32
+from gas.pairs.dataset import Pairs
+from gas.table import Table, refuse_residuals, table_of
 from gas.training.finite_differences import Line, ladder, measure_line
+from gas.training.inner_solve import minimize
 
 __all__ = [
     "Differences",
+    "LinearizedSteps",
     "Normal",
     "evaluations_of",
     "evaluations_of_measurement",
@@ -392,6 +398,80 @@ def _time_line(denoise: Denoiser, x: Tensor, t: Tensor) -> tuple[Callable[[float
     """
     unit = float(t) * (-1 if float(t) > 0.5 else 1)
     return lambda share: denoise(x, t + share * unit), unit
+
+
+class LinearizedSteps:
+    """What optimizers that linearize samples share: a solver's parameters and their tables, differences, and the state.
+
+    Args:
+        solver: changed in place.
+        model: whose denoiser to call.
+        pairs: to learn from.
+        config: settings, a dataclass.
+    """
+
+    # Attributes that decide the next steps, beside the solver and the differences.
+    _STATE: ClassVar[tuple[str, ...]] = ("weight", "damping", "iteration", "evaluations")
+
+    def __init__(self, solver: nn.Module, model: Model, pairs: Pairs, config: Any) -> None:
+        self.solver, self.model, self.pairs, self.config = solver, model, pairs, config
+        self.scales = [part.guidance for part in pairs.by_scale()]
+        self.learned = {name: p for name, p in solver.named_parameters() if p.requires_grad}
+        self.nfe = table_of(solver).nfe
+        self.differences: Differences | None = None
+        self.weight, self.iteration, self.evaluations = 0.0, 0, 0
+
+    def averaged(self) -> nn.Module:
+        """Return the solver to validate: the running model averages already."""
+        return self.solver
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the bits of this training."""
+        return {type(self.config).__name__: asdict(self.config)}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that :meth:`restore` needs to go on with the same bits."""
+        differences = None if self.differences is None else asdict(self.differences)
+        state = {name: getattr(self, name) for name in self._STATE}
+        return {"solver": self.solver.state_dict(), "differences": differences, **state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.solver.load_state_dict(state["solver"])
+        differences = state["differences"]
+        self.differences = None if differences is None else Differences(**differences)
+        for name in self._STATE:
+            setattr(self, name, state[name])
+
+    def _measure(self, few: Pairs, features: Callable[[Tensor], Tensor] | None) -> Differences:
+        """Measure the steps of all differences on a few pairs of one guidance scale, before the first step."""
+        table = self._table(self._parameters(), few.guidance).detach()
+        denoise, x = self._bind(few, slice(None)), few.noise.to(self.model.device)
+        with without_tf32():
+            # In one process: rounding, which differs among machines, is what is measured.
+            measured = distributed.broadcast(lambda: measure_differences(denoise, x, table, features))
+        self.differences, self.evaluations = measured, self.evaluations + measured.evaluations
+        return measured
+
+    def _bind(self, pairs: Pairs, part: slice) -> Denoiser:
+        return self.model.bind(None if pairs.labels is None else pairs.labels[part], pairs.guidance)
+
+    def _parameters(self) -> Tensor:
+        return nn.utils.parameters_to_vector(self.learned.values()).detach()
+
+    def _table(self, p: Tensor, scale: float) -> Table:
+        """Return the solver's table at parameters ``p`` and a guidance scale, differentiable in the parameters."""
+        arguments = (scale,) if isinstance(self.solver, GuidanceBNS) else ()
+        return table_at(self.solver, self.learned, p, *arguments)
+
+    def _numbers(self, p: Tensor) -> Tensor:
+        """Return the numbers of the tables of all guidance scales, one after another."""
+        return torch.cat([numbers(self._table(p, scale)) for scale in self.scales])
+
+    def _minimum(self, p: Tensor, gradient: Tensor, hessian: Tensor, free: Tensor) -> Tensor:
+        """Return the parameters of the least quadratic model (:func:`gas.training.inner_solve.minimize`)."""
+        # In one process: rounding, which differs among machines, decides which of its steps are taken.
+        return distributed.broadcast(partial(minimize, self._numbers, p, gradient, hessian, free))
 
 
 def _sum_of_directions(vectors: list[Tensor]) -> Tensor:

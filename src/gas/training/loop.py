@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,14 +28,15 @@ from gas.training.adversarial.losses import Discriminator
 from gas.training.gauss_newton import GaussNewton
 from gas.training.validation import evaluate
 
-__all__ = ["Criterion", "FitRecord", "LearnedSolver", "Steps", "fit"]
+__all__ = ["Criterion", "FitRecord", "LearnedSolver", "Run", "Steps", "fit"]
 
 
 # A loss this many times that of a constant prediction is no approximation; few steps from a poor start may leave 3.
 _IMPLAUSIBLE = 10
 
 # What to choose the best solver by: its table -> a number, or the losses ``(S,)`` whose mean counts; smaller is better.
-# If it samples with the table, its attribute ``samples`` is their number, so that they can be counted.
+# Attributes that it may have: ``samples``, how many it makes with the table, so that they can be counted; ``logs`` of
+# its last call; ``eligible``, whether the table of that call may be chosen.
 Criterion = Callable[[Table], float | Tensor]
 
 
@@ -53,7 +54,9 @@ class Steps(Protocol):
     evaluations: int
 
     @property
-    def config(self) -> Adam | GaussNewton: ...
+    def config(self) -> Any:
+        """Settings, ``iterations`` and ``validate_every`` among them."""
+
     def step(self, limit: float = math.inf) -> float:
         """Take one step, with no trial that takes :attr:`evaluations` above the limit; return its pairs' mean loss."""
 
@@ -117,7 +120,7 @@ def fit(
     keep: Literal["best", "last"] = "best",
     budget: float = math.inf,
     warm: Mapping[str, Any] | None = None,
-) -> Iterator[FitRecord]:
+) -> Generator[FitRecord, None, FitRecord]:
     """Minimize ``E loss(student(x_T), teacher(x_T))`` over a solver's parameters.
 
     The network stays frozen. The solver (Adam's: its average) is validated at the start, every
@@ -146,7 +149,7 @@ def fit(
         warm: the optimizer's state after earlier steps of these settings; their evaluations do not count again.
 
     Yields:
-        FitRecord: at iteration 0, every ``validate_every`` iterations, and the last.
+        FitRecord: at iteration 0, every ``validate_every`` iterations, and the last; ``yield from`` returns that too.
 
     Warns:
         UserWarning: when the best solver is much farther from the teacher than a constant would be.
@@ -177,12 +180,13 @@ def fit(
     number("budget", budget, "[1, inf]")
     fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion, budget)
     paired_loss = _PairedLoss(steps.model, validation, distance)
-    run = _Run(solver, steps, paired_loss if criterion is None else criterion, keep, budget)
-    yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
+    run = Run(solver, steps, paired_loss if criterion is None else criterion, keep=keep, budget=budget)
+    record = yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
     # Discriminators move samples away from the teacher's on purpose.
     paired = criterion is None and not discriminators
     if paired and (problem := _implausible(run.best.loss, validation, distance, model.device)):
         warnings.warn(problem, UserWarning, stacklevel=2)
+    return record
 
 
 def criterion_evaluations(criterion: Criterion | None, nfe: int) -> int:
@@ -260,46 +264,57 @@ class _Best:
     iteration: int = 0
 
 
-class _Run:
+class Run:
     """One training: its optimizer, validation, and the best parameters so far."""
 
     def __init__(
-        self, solver: nn.Module, steps: Steps, criterion: Criterion, keep: str, budget: float
+        self,
+        solver: nn.Module,
+        steps: Steps,
+        criterion: Criterion,
+        *,
+        keep: str = "best",
+        budget: float = math.inf,
     ) -> None:
         self.solver, self.steps, self.criterion, self.keep = solver, steps, criterion, keep
         table = table_of(solver)
         self.best, self.start_loss = _Best(_copy(solver), table), math.nan
         self.validation_cost = criterion_evaluations(criterion, table.nfe)
         self.budget, self.validations = budget, 0
-        self.record: FitRecord | None = None
         self.losses: list[float] = []
         self.winners: set[str] = set()
 
-    def records(self, path: Path | None, fingerprint: str) -> Iterator[FitRecord]:
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far, training and validation."""
+        return self.steps.evaluations + self.validations * self.validation_cost
+
+    def records(
+        self, path: Path | None = None, fingerprint: str = ""
+    ) -> Generator[FitRecord, None, FitRecord]:
         """Train and report, from a checkpoint if there is one; leave the solver with the best parameters."""
+        record: FitRecord | None = None
         if path is not None and path.exists():
-            self._restore(_read_state(path, fingerprint))
+            record = self._restore(_read_state(path, fingerprint))
             # A finished run reports once more: distill_family learns from that report how this member ended.
-            if self.record is not None and self._ended():
-                yield self.record
+            if record.iteration == record.iterations:
+                yield record
         try:
-            while self.record is None or not self._ended():
-                if self.record is not None:
+            while record is None or record.iteration != record.iterations:
+                if record is not None:
                     self.losses.append(self.steps.step(self._limit()))
-                if self.record is None or self._due():
-                    self.record = self._validate()
+                if record is None or self._due():
+                    record = self._validate()
                     if path is not None and distributed.is_first():
-                        write_checkpoint(path, {"fingerprint": fingerprint, **self._state()})
-                    yield self.record
+                        write_checkpoint(path, {"fingerprint": fingerprint, **self._state(record)})
+                    yield record
         finally:
             self.solver.load_state_dict(self.best.parameters)
+        return record
 
     def _limit(self) -> float:
         """Return how many evaluations the steps may take until the next validation."""
         return self.budget - (self.validations + 1) * self.validation_cost
-
-    def _ended(self) -> bool:
-        return self.record is not None and self.record.iteration == self.record.iterations
 
     def _last(self) -> bool:
         """Whether all iterations are done, or the budget has no room for another."""
@@ -313,12 +328,13 @@ class _Run:
         """Validate the averaged solver, store it if it is the best, and report."""
         average, iteration = self.steps.averaged(), self.steps.iteration
         table = table_of(average)
+        self.validations += 1
         losses = torch.as_tensor(self.criterion(table), dtype=torch.float64)
         loss = float(losses.mean())
-        self.validations += 1
         if self.validations == 1:
             self.start_loss = loss
-        if loss < self.best.loss or (self.keep == "last" and math.isfinite(loss)):
+        better = loss < self.best.loss and getattr(self.criterion, "eligible", True)
+        if better or (self.keep == "last" and math.isfinite(loss)):
             self.best = _Best(_copy(average), table, loss, losses if losses.ndim else None, iteration)
         train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses = []
@@ -330,8 +346,8 @@ class _Run:
             start_loss=self.start_loss,
             best_loss=self.best.loss,
             best_iteration=self.best.iteration,
-            evaluations=self.steps.evaluations + self.validations * self.validation_cost,
-            logs=self._checked_logs(),
+            evaluations=self.evaluations,
+            logs={**self._checked_logs(), **getattr(self.criterion, "logs", {})},
             best_table=self.best.table,
             best_losses=self.best.losses,
         )
@@ -355,24 +371,25 @@ class _Run:
             )
         return logs
 
-    def _state(self) -> dict[str, Any]:
-        best, record = dict(vars(self.best)), dict(vars(self.record))
-        del best["table"], record["best_table"], record["best_losses"]
+    def _state(self, record: FitRecord) -> dict[str, Any]:
+        best, values = dict(vars(self.best)), dict(vars(record))
+        del best["table"], values["best_table"], values["best_losses"]
         return {
             "best": best,
-            "record": {**record, "logs": dict(record["logs"])},
+            "record": {**values, "logs": dict(record.logs)},
             "validations": self.validations,
             "winners": sorted(self.winners),
             "steps": self.steps.state(),
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> FitRecord:
         self.solver.load_state_dict(state["best"]["parameters"])
         self.best = _Best(**state["best"], table=table_of(self.solver))
-        self.record = FitRecord(**state["record"], best_table=self.best.table, best_losses=self.best.losses)
-        self.start_loss, self.validations = self.record.start_loss, state["validations"]
-        self.winners = set(state["winners"])
+        self.winners, self.validations = set(state["winners"]), state["validations"]
         self.steps.restore(state["steps"])
+        record = FitRecord(**state["record"], best_table=self.best.table, best_losses=self.best.losses)
+        self.start_loss = record.start_loss
+        return record
 
 
 def _read_state(path: Path, fingerprint: str) -> dict[str, Any]:

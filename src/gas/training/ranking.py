@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def rank_classical(
     entries: Iterable[tuple[Classical, Table]] | None = None,
     rounds: Sequence[tuple[int | None, int | None]] = ((None, 64), (6, None)),
     batch: int = 64,
-) -> Iterator[RankedSolver]:
+) -> Generator[RankedSolver, None, list[RankedSolver]]:
     """Rank classical solvers by successive halving: each round runs fewer of them on further pairs.
 
     Args:
@@ -85,11 +85,11 @@ def rank_classical(
 
     Yields:
         RankedSolver: each solver of each round, as soon as it is measured; those of the last of several rounds best
-            first.
+            first. ``yield from`` returns all of them.
     """
     entries = list(candidates(model.schedule, nfe, model.t_end) if entries is None else entries)
     solvers = [RankedSolver(classical=c, table=t, losses=torch.empty(0)) for c, t in entries]
-    measured = 0
+    measured, all_ranked = 0, list[RankedSolver]()
     for number, (count, size) in enumerate(rounds):
         stop = len(pairs) if size is None else max(measured, min(size, len(pairs)))
         losses = PairLosses(model, pairs.view(slice(measured, stop)), loss, batch)
@@ -103,6 +103,8 @@ def rank_classical(
         if final:
             yield from ranked
         solvers, measured = ranked, stop
+        all_ranked += ranked
+    return all_ranked
 
 
 def _measure(validation: PairLosses, solvers: Sequence[RankedSolver], number: int) -> Iterator[RankedSolver]:

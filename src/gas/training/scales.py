@@ -16,13 +16,13 @@ from gas.losses import ROUNDING, Loss, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, join_scales
 from gas.table import Table, table_of
-from gas.training.distillation import Distilled, Report, distill_family
+from gas.training.distillation import Distilled, Report, checkpoint_file, distill_family
 from gas.training.gauss_newton import GaussNewton
 from gas.training.loop import check_seeds, fit
 from gas.training.plan import FINISH
 from gas.training.validation import evaluate
 
-__all__ = ["distill_scales", "reference_scale"]
+__all__ = ["distill_scales", "middle_sets", "reference_scale"]
 
 
 def reference_scale(scales: Sequence[float]) -> float:
@@ -30,6 +30,12 @@ def reference_scale(scales: Sequence[float]) -> float:
     if len(set(scales)) != len(scales) or len(scales) < 2:
         raise UserError(f"pairs of at least two guidance scales, one set each, got {_named(scales)}")
     return sorted(scales)[(len(scales) - 1) // 2]
+
+
+def middle_sets(*kinds: Sequence[Pairs]) -> list[Pairs]:
+    """Return the set of the middle scale (:func:`reference_scale`) of each kind: to train on, to validate on."""
+    middle = reference_scale([part.guidance for part in kinds[0]])
+    return [next(part for part in sets if part.guidance == middle) for sets in kinds]
 
 
 def distill_scales(
@@ -79,11 +85,9 @@ def distill_scales(
     training = {**_counts(joint, chosen), **settings.config(), "degree": degree}
     starts = {member.nfe: member for member in members}
     if missing := set(nfes) - starts.keys():
-        middle, chosen_on = (
-            next(part for part in sets if part.guidance == reference) for sets in (pairs, validation)
-        )
+        middle = middle_sets(pairs, validation)
         learned = yield from distill_family(
-            model, middle, chosen_on, sorted(missing), config=config, loss=loss, state=state, **options
+            model, *middle, sorted(missing), config=config, loss=loss, state=state, **options
         )
         starts |= {member.nfe: member for member in learned}
     results = []
@@ -96,11 +100,10 @@ def distill_scales(
             reference=reference,
             degree=degree,
         )
-        checkpoint = None if state is None else state / f"scales-{nfe}.pt"
+        file = checkpoint_file(state, f"scales-{nfe}")
         criterion = _GeometricMean(solver, model, chosen.by_scale(), loss_by_name(loss))
-        fitting: dict[str, Any] = {"validation": chosen, "config": settings, "checkpoint": checkpoint}
-        for record in fit(solver, model, joint, loss=loss, criterion=criterion, **fitting):
-            yield record
+        fitting: dict[str, Any] = {"validation": chosen, "config": settings, "checkpoint": file}
+        record = yield from fit(solver, model, joint, loss=loss, criterion=criterion, **fitting)
         results.append(_result(starts[nfe], solver, criterion.losses(), record.evaluations, training))
         yield results[-1]
     return results

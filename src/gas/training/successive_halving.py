@@ -69,13 +69,13 @@ def halve(
     further: int,
     validation: Pairs,
     distance: Loss,
-    report: Callable[[Candidate[K], int, int, int], R],
+    report: Callable[[K, float, int, int, int], R],
     limit: float = math.inf,
 ) -> Generator[R, None, tuple[Candidate[K], int]]:
     """Train all candidates for a round and the best two for further ones; return the winner and the evaluations.
 
     Yields:
-        ``report(candidate, run, runs, evaluations)`` after each short run, the evaluations being those of the run.
+        ``report(key, loss, run, runs, evaluations)`` of a candidate after each short run, with that run's evaluations.
     """
     sizes = [len(running), *[min(_SECOND_ROUND, len(running))] * further]
     spent, run = 0, 0
@@ -85,6 +85,6 @@ def halve(
             run += 1
             cost = candidate.short_run(steps, validation, distance, limit - spent)
             spent += cost
-            yield report(candidate, run, sum(sizes), cost)
+            yield report(candidate.key, candidate.loss, run, sum(sizes), cost)
         running.sort(key=lambda candidate: candidate.loss)
     return running[0], spent
