@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import gas
+from gas.display import significant, with_interval
 from gas.losses import l2
 from gas.metrics.intervals import seed_interval
 from gas.models.protocol import network_of
@@ -48,7 +49,7 @@ def main() -> None:
         file = gas.save(None, result, model=original)
     table, reference = file.table(options.nfe), 0.0
     unmoved = samples(original, unseen, table)
-    print("Squared error x 1000: mean [95 % interval] (median)\n", flush=True)
+    print("Squared error x 1000: mean ± 95% interval (median)\n", flush=True)
     print("| copy | float32's table | of that, moved by the copy | own table | own / float32's |")
     print("|---|---|---|---|---|", flush=True)
     for name in ["float32", *options.copies]:
@@ -86,7 +87,9 @@ def samples(model: gas.models.Model, pairs: gas.Pairs, table: gas.Table) -> torc
 def cell(errors: torch.Tensor) -> str:
     """Format the mean of errors ``(S,)`` with its interval and their median."""
     mean, half = (1000 * value for value in seed_interval(errors))
-    return f"{mean:.3g} [{mean - half:.3g}, {mean + half:.3g}] ({1000 * errors.median():.3g})"
+    return (
+        f"{with_interval(mean, mean - half, mean + half)} ({significant(1000 * float(errors.median()), 3)})"
+    )
 
 
 def copy_of(model: str, name: str) -> gas.models.Model:

@@ -113,6 +113,9 @@ class Residual(nn.Module):
         generator = torch.Generator().manual_seed(integer("seed", seed, 0, MAX_SEED))
         for weight in self.weights[:-1]:
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+        # Copies on the device of the samples, and of which parameters.
+        self._copies: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        self._copied: list[tuple[int, int]] = []
         count = self.states + self.outputs + 1
         self.register_buffer(
             "scales", torch.ones(count) if scales is None else _checked_scales(scales, count)
@@ -142,10 +145,23 @@ class Residual(nn.Module):
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             scaled = [x.to(dtype) / scale for x, scale in zip(inputs, scales, strict=False)]
             x = _to_patches(torch.cat(scaled, dim=1 if self.dimensions else -1), self.dimensions, self.patch)
-            for n, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            for n, (weight, bias) in enumerate(self._placed(x)):
                 x = functional.silu(x) if n else x
-                x = _LAYERS[self.dimensions](x, weight.to(x), bias.to(x))
+                x = _LAYERS[self.dimensions](x, weight, bias)
             return _from_patches(x, self.dimensions, self.patch) * scales[-1]
+
+    def _placed(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the weights and biases in the dtype and on the device of ``x``; copies of frozen ones are cached."""
+        parameters = [*self.weights, *self.biases]
+        placed = self._copies.get((x.device, x.dtype), [])
+        if any(p.requires_grad for p in parameters) or parameters[0].to(x) is parameters[0]:
+            placed = [p.to(x) for p in parameters]
+        elif (stamps := [(id(p), p.is_inference() or p._version) for p in parameters]) != self._copied:
+            placed = [p.to(x) for p in parameters]
+            self._copied, self._copies = stamps, {(x.device, x.dtype): placed}
+        elif not placed:
+            placed = self._copies[x.device, x.dtype] = [p.to(x) for p in parameters]
+        return list(zip(placed[: len(self.weights)], placed[len(self.weights) :], strict=True))
 
     def _check(self, shape: Sequence[int]) -> None:
         """Refuse samples ``(B, *)`` that are not of the form."""

@@ -115,6 +115,17 @@ def test_any_other_answer_is_one_line(server, way, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+def test_a_name_that_is_never_looked_up_ends_in_time(monkeypatch):
+    """The look-up of a name has no timeout of its own."""
+    released = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: released.wait(10) and [])
+    began = time.monotonic()
+    with pytest.raises(JudgeError, match=r"did not answer in 0\.2 s"):
+        HTTPJudge("http://judge.example/score", timeout=0.2)(X, LABELS)
+    assert time.monotonic() - began < 1.2
+    released.set()
+
+
 def test_a_server_that_is_not_there_is_one_line():
     with pytest.raises(JudgeError, match=r"failed: .*refused"):
         HTTPJudge("http://127.0.0.1:9")(X, LABELS)

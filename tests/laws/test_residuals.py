@@ -442,3 +442,13 @@ def test_copies_for_residuals_are_dropped_after_the_last_of_them():
 def test_a_wrong_seed_or_scale_is_one_line(wrong):
     with pytest.raises(gas.UserError, match=next(iter(wrong))):
         gas.Residual("token", channels=1, states=1, outputs=1, width=4, **wrong)
+
+
+def test_copies_in_another_dtype_are_made_once_and_follow_the_numbers():
+    lifted = residual(0, shape=(3, 2)).frozen()
+    x = start(shape=(3, 2))
+    first = lifted([x], [x])
+    (weight, _), *_ = lifted._placed(x)
+    assert weight.dtype == torch.float64 and lifted._placed(x)[0][0] is weight
+    lifted.biases[-1].add_(1.0)
+    torch.testing.assert_close(lifted([x], [x]), first + lifted.scales[-1])

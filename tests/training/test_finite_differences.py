@@ -15,6 +15,7 @@ from support.doubles import MIXTURE as MODEL, taught
 
 PHASES = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SLOPE = 3 * PHASES * PHASES.cos()
+NOISE = torch.Generator().manual_seed(0)
 
 
 def waves(h):
@@ -118,7 +119,10 @@ def model_of(change):
         (lambda denoise, x, t: denoise(x, t) * math.nan, "no classical solver .* not finite"),
         (lambda denoise, x, t: denoise(x, 0.3 + 0 * t), "do not change with t"),
         (lambda denoise, x, t: denoise(x, t).sign(), "do not change with t: .* more bits"),
-        (lambda denoise, x, t: denoise(x, t) + torch.randn_like(x), "too coarse to be differentiated"),
+        (
+            lambda denoise, x, t: denoise(x, t) + torch.randn(x.shape, generator=NOISE),
+            "too coarse to be differentiated",
+        ),
     ],
     ids=["nan", "same for every t", "one bit", "noise"],
 )

@@ -13,6 +13,7 @@ from gas.features.judges import JudgeError, judge_by_name
 from gas.pairs.dataset import Pairs
 from gas.sampling import sample
 from gas.training.initialization import StartChoice
+from gas.training.inner_solve import MAX_DAMPING
 from gas.training.judge import distill_judge, unseen_features
 from gas.training.judge_steps import JudgeAscent, JudgeSteps, _Linear, _multiplier
 from gas.training.loop import FitRecord
@@ -128,6 +129,25 @@ def test_every_network_evaluation_and_judged_sample_counts(given):
     result = result_of(distill_judge(Counting(), counted, 2, settings=FEW, pairs=pairs))[1]
     assert result.evaluations == Counting.samples
     assert result.measures["judged"] == sum(sizes)
+    assert sizes.count(2) == 1  # the trial before any work
+
+
+def test_a_budget_that_ends_between_two_choices_ends_with_one():
+    settings = replace(FEW, iterations=8, validate_every=4)
+    *_, full = distill_judge(MIXTURE, near, 2, settings=settings)
+    limit = full.evaluations - 2000
+    *records, result = distill_judge(MIXTURE, near, 2, settings=replace(settings, budget=limit))
+    assert result.evaluations <= limit and "budget" in result.stopped
+    assert records[-1].iteration % 4 and records[-1].iteration == records[-1].iterations
+
+
+def test_damping_stays_within_its_bounds():
+    steps = steps_of(
+        lambda samples, labels: torch.zeros(len(samples))
+    )  # no step rises: every trial is refused
+    for _ in range(4):
+        steps.step()
+    assert steps.damping == MAX_DAMPING
 
 
 def test_a_budget_holds():

@@ -11,13 +11,16 @@ from gas.errors import UserError
 from gas.evaluation.sampler import sample_pairs
 from gas.losses import FeatureLoss, l2
 from gas.pairs.teacher import teach
+from gas.residual import Residual
 from gas.training.adam import Adam
 from gas.training.adversarial.losses import Critic
 from gas.training.adversarial.setup import Adversary, FixedNoiseCriterion
+from gas.training.distillation import Distilled
 from gas.training.lifting import (
     LiftedSolver,
     Lifting,
     fit_lifted,
+    lift,
     lifted_samples,
     record_runs,
     residual_for,
@@ -142,6 +145,18 @@ def test_the_table_stays_where_nothing_is_surely_better(pairs, validation):
     good = sample_pairs(MODEL, validation, TABLE)
     _, lifted = lifted_by(MODEL, other[0], replace(validation, target=good), TABLE, config=CONFIG)
     assert lifted.table is TABLE and float(lifted.losses.max()) == 0
+
+
+def test_a_lifted_result_stays_itself_where_nothing_is_surely_better(pairs, validation):
+    """Whose samples are the targets: its residuals, which every table() copies, do not make it another."""
+    residual = shaken(Residual("token", channels=2, states=1, outputs=1, width=4)).frozen()
+    table = replace(TABLE, residuals={0: residual})
+    sets = [replace(part, target=sample_pairs(MODEL, part, table)) for part in (pairs, validation)]
+    best = Classical("ddim", "log_snr", 2, MODEL.t_end)
+    start = Distilled(2, table, "uniform", best, best_classical_loss=1.0, loss=0.5, evaluations=7)
+    *_, kept = lift(MODEL, *sets, start, config=CONFIG)
+    assert kept.solver is table and kept.loss == 0.5
+    assert kept.evaluations == 7 + 2 * (96 + 64)
 
 
 def test_it_repeats_and_resumes_with_the_same_bits(pairs, validation, tmp_path):

@@ -136,17 +136,13 @@ def _budget(
 
 def _print(report: gas.experiments.Report) -> None:
     for table in report.headline():
-        columns = [_column(nfe, report.guided) for nfe in table.nfes]
+        passes = report.passes
+        columns = [f"{nfe} ({passes * nfe} passes)" if passes > 1 else str(nfe) for nfe in table.nfes]
         rows = [
             {"solver": label} | {column: entry.text for column, entry in zip(columns, entries, strict=True)}
             for label, entries in table.rows
         ]
         print_table(table.title, rows, strong="GAS")
-
-
-def _column(nfe: int, guided: bool) -> str:
-    """Name the column of an NFE, where guidance is on with its forward passes."""
-    return f"{nfe} ({2 * nfe} passes)" if guided else str(nfe)
 
 
 def _unseen(

@@ -9,9 +9,6 @@ import gas
 from gas.cli.screen import bar, note
 from gas.display import significant
 
-# Where GAS starts, and whose samples its criterion compares with, unless it learns from real images alone.
-_TAUGHT = "GS", "the teacher's samples"
-
 
 class _Stages(ExitStack):
     """One progress bar at a time, a new one for each stage."""
@@ -39,23 +36,26 @@ def show(
     with _Stages(f"{unit} {nfe}") as stages:
         for step in gas.training.progress.stages(reports, model, nfe, solver):
             if isinstance(step.report, gas.Distilled):
-                _note_adversarial(step.report, nfe)
+                _note_adversarial(step.report, nfe, solver)
                 return step.report
             stages.at(step.stage, step.done, step.total, step.detail)
     raise RuntimeError("the progress of a training ends with its result")
 
 
-def _note_adversarial(result: gas.Distilled, nfe: int) -> None:
+def _note_adversarial(result: gas.Distilled, nfe: int, solver: str) -> None:
     """Note what training against a discriminator changed."""
     if result.stopped:
         note(f": {result.stopped}", label="training stopped early")
     if result.criterion is not None:
         before, after = (significant(value) for value in result.criterion)
-        start, goal = ("the start", "real images") if result.provenance.get("loss") == "frechet" else _TAUGHT
-        unchanged = (
-            "" if result.criterion[1] < result.criterion[0] else f": nothing came nearer, {start} is kept"
-        )
+        real = result.provenance.get("loss") == "frechet"
+        start, goal = ("the start", "real images") if real else ("GS", "the teacher's samples")
+        end = "GAS"
+        if solver == "lifted":
+            start, end = "the table", "the lifted table"
+        nearer = result.criterion[1] < result.criterion[0]
+        unchanged = "" if nearer else f": nothing came nearer, {start} is kept"
         note(
-            f"NFE {nfe}: Frechet distance to {goal} {before} by {start}, {after} by GAS, on validation "
+            f"NFE {nfe}: Frechet distance to {goal} {before} by {start}, {after} by {end}, on validation "
             f"noise{unchanged}"
         )

@@ -51,9 +51,10 @@ class Report:
     pictures: Mapping[str, Path] = field(default_factory=dict)
 
     @property
-    def guided(self) -> bool:
-        """Whether guidance is on, and an evaluation is two forward passes of the network."""
-        return any(r.metrics is not None and r.metrics.forward_passes for r in self.results)
+    def passes(self) -> int:
+        """Forward passes of the network in an evaluation: more than one where guidance mixes predictions."""
+        metrics = (r.metrics for r in self.results if r.metrics is not None and r.metrics.forward_passes)
+        return max(((each.forward_passes or 0) // each.nfe for each in metrics), default=1)
 
     def tables(self) -> list[PivotTable]:
         """Return the tables, first that with a paper's results; squared errors are also compared with GS's."""
@@ -97,7 +98,7 @@ def markdown_text(report: Report) -> str:
         rows = [[label, *((entry.text, marks[entry.mark]) for entry in row)] for label, row in table.rows]
         parts += [f"## {markdown(table.title)}", markdown_table(["solver", *table.nfes], rows)]
         parts += map(markdown, table.notes)
-    guided = ["forward passes"] if report.guided else []
+    guided = ["forward passes"] if report.passes > 1 else []
     columns = ["solver", "NFE", *guided, "grid, or start", "calls to learn", "stopped"]
     results = []
     for r in report.results:

@@ -7,7 +7,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,39 +137,39 @@ class HTTPJudge:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        timer, began = threading.Timer(self.timeout, _shut), time.monotonic()
-        timer.daemon = True
-        try:
-            connection.connect()
-            # The timeout of a socket starts afresh with every byte: a slow server could take forever.
-            timer.args = (connection.sock,)
-            timer.start()
-            connection.request("POST", path, body, {"Content-Type": "application/octet-stream"})
-            with connection.getresponse() as response:
-                if response.status != 200:
-                    redirect = ", a redirect, which is not followed" if 300 <= response.status < 400 else ""
-                    raise JudgeError(f"judge {self.url[:80]} answered status {response.status}{redirect}")
-                answer = response.read(most + 1)
-        except (OSError, http.client.HTTPException) as error:
-            late = time.monotonic() - began >= self.timeout or isinstance(error, TimeoutError)
-            reason = f"did not answer in {self.timeout:g} s" if late else f"failed: {error_text(error)[:120]}"
-            raise JudgeError(f"judge {self.url[:80]} {reason}") from error
-        finally:
-            timer.cancel()
-            connection.close()
-        if time.monotonic() - began >= self.timeout:  # a response that was cut off reads like one that ends
-            raise JudgeError(f"judge {self.url[:80]} did not answer in {self.timeout:g} s")
+        outcome: list[bytes | Exception] = []
+
+        def exchange() -> None:
+            try:
+                connection.request("POST", path, body, {"Content-Type": "application/octet-stream"})
+                with connection.getresponse() as response:
+                    if response.status != 200:
+                        redirected = 300 <= response.status < 400
+                        redirect = ", a redirect, which is not followed" if redirected else ""
+                        raise JudgeError(f"judge {self.url[:80]} answered status {response.status}{redirect}")
+                    outcome.append(response.read(most + 1))
+            except Exception as error:
+                outcome.append(error)
+
+        # In a thread, since the look-up of a name has no timeout, and that of a socket starts afresh with every byte.
+        thread = threading.Thread(target=exchange, daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        answer = outcome[0] if outcome else TimeoutError()
+        with contextlib.suppress(OSError, AttributeError):  # ends the thread; there may be no socket yet
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        if isinstance(answer, TimeoutError):
+            raise JudgeError(f"judge {self.url[:80]} did not answer in {self.timeout:g} s") from answer
+        if isinstance(answer, (OSError, http.client.HTTPException)):
+            raise JudgeError(f"judge {self.url[:80]} failed: {error_text(answer)[:120]}") from answer
+        if isinstance(answer, Exception):
+            raise answer
         if len(answer) > most:
             raise JudgeError(
                 f"judge {self.url[:80]} answered more than {most:,} bytes: scores alone are wanted"
             )
         return answer
-
-
-def _shut(connected: socket.socket) -> None:
-    """End all reading and writing of a socket, from another thread."""
-    with contextlib.suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
 
 
 def judge_by_name(name: str, model: Model) -> Judge:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gas.denoise import ConditionalDenoiser, Denoiser
+from gas.display import error_text
 from gas.errors import UserError, requires
 from gas.io import write_bytes
 from gas.residual import Residual
@@ -180,8 +181,12 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[st
                 verbose=False,
             )
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UserError(f"this network cannot be written as ONNX: {lines[-1]}") from error
+        # The exporter's own errors list its attempts, and advice for its developers.
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        text = f"{type(reason).__name__}: {error_text(reason)}"
+        raise UserError(f"this network cannot be written as ONNX: {text}") from error
     if program is None:
         raise UserError("this network cannot be written as ONNX: the exporter returned no program")
     proto = program.model_proto
