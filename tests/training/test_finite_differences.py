@@ -15,7 +15,7 @@ from support.doubles import MIXTURE as MODEL, taught
 
 PHASES = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SLOPE = 3 * PHASES * PHASES.cos()
-NOISE = torch.Generator().manual_seed(0)
+NOISE = torch.Generator().manual_seed(1)
 
 
 def waves(h):

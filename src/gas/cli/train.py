@@ -206,9 +206,9 @@ def _read(
     sets = [options.split_pairs(each, validation) for each in data]
     if len(sets) == 1:
         return sets, sets[0]
-    training, validation = gas.training.scales.middle_sets(*zip(*sets, strict=True))
+    middle, chosen_on = gas.training.scales.middle_sets(*zip(*sets, strict=True))
     gas.pairs.dataset.check_scales(data)
-    return sets, (training, validation)
+    return sets, (middle, chosen_on)
 
 
 def _widen(

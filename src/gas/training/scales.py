@@ -85,9 +85,9 @@ def distill_scales(
     training = {**_counts(joint, chosen), **settings.config(), "degree": degree}
     starts = {member.nfe: member for member in members}
     if missing := set(nfes) - starts.keys():
-        middle = middle_sets(pairs, validation)
+        middle, chosen_on = middle_sets(pairs, validation)
         learned = yield from distill_family(
-            model, *middle, sorted(missing), config=config, loss=loss, state=state, **options
+            model, middle, chosen_on, sorted(missing), config=config, loss=loss, state=state, **options
         )
         starts |= {member.nfe: member for member in learned}
     results = []
