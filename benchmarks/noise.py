@@ -15,7 +15,7 @@ import gas
 from gas.learned.registry import kind_by_name
 from gas.losses import l2
 from gas.models.runtime import WrappedModel
-from gas.training.distillation import FINISH
+from gas.training.plan import FINISH
 from gas.training.initialization import named_start
 from gas.training.loop import fit
 from gas.training.validation import evaluate

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line; an interrupt ends in one line and exit code 130 (SIGTERM: 143), also while modules load."""

@@ -27,8 +27,6 @@ from gas.io import (
     write_bytes,
 )
 
-__all__ = ["open_zip", "read_array", "verify_arrays", "write_arrays"]
-
 _DIRECTORY_BYTES = 4 << 20  # of the central directory: 40,000 tensors of torch.save
 # A member may unpack to 100 times its bytes (deflate reaches 1,000 on zeros), or to 32 MiB in any case.
 _RATIO, _ALWAYS_ALLOWED = 100, 32 << 20

@@ -10,21 +10,6 @@ from typing import Any
 
 from gas.errors import UserError
 
-__all__ = [
-    "MAX_BATCH",
-    "MAX_ITERATIONS",
-    "MAX_NFE",
-    "MAX_ORDER_SEED",
-    "MAX_SEED",
-    "MAX_SEEDS",
-    "MAX_SIZE",
-    "choice",
-    "integer",
-    "number",
-    "of_type",
-    "shape",
-]
-
 # Most networks are trained on 1,000 steps; a table of them has 2 million numbers and takes 3 s to build.
 MAX_NFE = 1000
 MAX_ITERATIONS = 1_000_000  # a hundred times the 10,000 of the paper (arXiv 2510.17699)

@@ -15,8 +15,6 @@ from gas.errors import UserError
 from gas.io import open_regular, warn_no_checksum, write_bytes
 from gas.unpickle.loading import read_open
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
-
 # The first line of a file, completed by the SHA-256 of everything after it.
 _HEAD = b"gas-solver checkpoint sha256:"
 _MAX_BYTES = 4 << 30  # the largest published discriminator with its optimizer has 1.3 GB

@@ -9,18 +9,6 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = [
-    "brief",
-    "csv_cell",
-    "error_text",
-    "markdown",
-    "markdown_table",
-    "plain",
-    "quoted_string",
-    "significant",
-    "with_interval",
-]
-
 # First characters of a cell that make a spreadsheet compute it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {mark: f"\\{mark}" for mark in "\\`*_|~$"}

@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-__all__ = ["group_available", "group_processors", "set_thread_defaults"]
-
 # If any of these is set, the user has decided how threads wait.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

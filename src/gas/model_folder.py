@@ -13,8 +13,6 @@ from gas.errors import UserError
 from gas.io import JSON_BYTES, open_regular, parse_json, read_bytes, read_header
 from gas.solver_schema import parse_document
 
-__all__ = ["check_model_folder", "read_json"]
-
 # A folder of diffusers has under 100 entries in two levels, its largest config (an index of shards) 0.2 MB, a
 # tokenizer's vocabulary up to 33 MB, and a network of a thousand tensors a header of 0.1 MB. At these limits the
 # checks take half a second and 100 MB.

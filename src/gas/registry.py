@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 from gas.display import brief
 from gas.errors import UserError
 
-__all__ = ["named", "origin"]
-
 T = TypeVar("T")
 
 # Characters of known names in an error: two lines of a terminal.

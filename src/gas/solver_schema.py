@@ -20,17 +20,6 @@ from gas.residual import Residual
 from gas.schedule import check_t_end, schedule_from_config
 from gas.table import Table
 
-__all__ = [
-    "MAX_WEIGHTS_BYTES",
-    "Document",
-    "Entry",
-    "RowResidual",
-    "Term",
-    "WeightsFile",
-    "parse_document",
-    "table_of_entry",
-]
-
 # Messages show the first error only; a list of a million wrong numbers would otherwise report them all.
 _FailFast = Field(fail_fast=True)
 Numbers = Annotated[list[float], _FailFast]

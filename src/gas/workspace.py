@@ -18,8 +18,6 @@ try:
 except ModuleNotFoundError:  # Windows, where a second command on one output is not refused
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "MARKER", "WEIGHTS_VARIABLE", "claim", "discard", "hold", "scratch", "weights_folder"]
-
 MARKER = ".gas-solver"
 LOCK = ".gas.lock"
 WEIGHTS_VARIABLE = "GAS_WEIGHTS"

@@ -13,8 +13,6 @@ from gas.classical.rows import Grid, Times, ddim_row, noise_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
-__all__ = ["deis"]
-
 
 def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
     """DEIS (tAB): noise predictions extrapolated by a polynomial in t, integrated exactly in ``sigma/alpha``.

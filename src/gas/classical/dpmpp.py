@@ -10,8 +10,6 @@ from gas.classical.rows import Grid, Times
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
-__all__ = ["ddim", "difference_basis", "dpmpp", "dpmpp_corrected"]
-
 
 def ddim(schedule: Schedule, t: Times) -> Table:
     """DDIM, the exponential Euler step: ``x' = (sigma'/sigma) x - alpha' expm1(-h) d_n``.

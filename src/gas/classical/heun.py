@@ -9,8 +9,6 @@ from gas.classical.rows import Grid, Times, ddim_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
-__all__ = ["heun"]
-
 
 def heun(schedule: Schedule, t: Times) -> Table:
     """Heun's second-order method on ``d(x/alpha) = eps d(sigma/alpha)``: two evaluations a step.

@@ -7,8 +7,6 @@ from gas.classical.rows import Grid, Times, ddim_row, noise_row
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
-__all__ = ["ipndm"]
-
 _ADAMS_BASHFORTH = {
     1: [1.0],
     2: [1.5, -0.5],

@@ -12,8 +12,6 @@ from gas.grids.analytic import as_grid
 from gas.schedule import Schedule
 from gas.table import Row
 
-__all__ = ["Grid", "Times", "added", "ddim_row", "noise_row"]
-
 Times = Tensor | Sequence[float]
 
 

@@ -12,8 +12,6 @@ from gas.classical.rows import Grid, Times, added
 from gas.schedule import Schedule
 from gas.table import Row, Table
 
-__all__ = ["unipc"]
-
 
 def unipc(
     schedule: Schedule,

@@ -19,8 +19,6 @@ from gas.metrics.statistics import extract_all
 from gas.models.protocol import Model, data_range_of, passes_of
 from gas.pairs.dataset import Pairs
 
-__all__ = ["Evaluator", "SolverMetrics", "selection_fingerprint"]
-
 # Samples per call of the feature network, and the unit of work that ranks share. Fixed, as its size decides the bits.
 _BATCH = 256
 

@@ -18,8 +18,6 @@ from gas.pairs.teacher import Solver, teach
 from gas.sampling import sample
 from gas.table import table_on
 
-__all__ = ["sample_batches", "sample_pairs", "sample_seeds", "seed_batches", "teacher_pairs"]
-
 _BATCH = 64
 
 # Noise ``(B, *)`` and its labels ``(B,)``.

@@ -10,8 +10,6 @@ from gas.learned.registry import SOLVERS
 from gas.models.protocol import Model
 from gas.solver_file import Artefact, load
 
-__all__ = ["default_nfe", "display_name", "load_solver_files", "provenance_warnings"]
-
 
 def load_solver_files(
     paths: Sequence[Path], model: Model, *, transfer: bool = False, guidance: float | None = None

@@ -17,8 +17,6 @@ from gas.metrics.statistics import extract_all, read_statistics
 from gas.models.protocol import Model, classifier_of, features_of, reference_of, weights_hash
 from gas.zoo.data import mnist
 
-__all__ = ["FeatureSpace", "feature_space"]
-
 _BATCH = 64
 
 # Wraps an iterable of so many batches, such as a progress bar.

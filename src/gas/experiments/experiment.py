@@ -26,8 +26,6 @@ from gas.training.initialization import named_start
 from gas.training.plan import FINISH
 from gas.training.ranking import RankingCache
 
-__all__ = ["Budget", "Experiment"]
-
 
 @dataclass(frozen=True)
 class Budget:

@@ -23,17 +23,6 @@ from gas.training.initialization import check_start
 from gas.training.loop import FitRecord, fit
 from gas.training.trajectory_grid import gits
 
-__all__ = [
-    "SCHEDULES",
-    "SOLVER_GROUPS",
-    "AdversarialMethod",
-    "ClassicalMethod",
-    "LearnedMethod",
-    "Method",
-    "SolverResult",
-    "method_by_name",
-]
-
 # Grids that are searched for or published rather than formulas: methods of their own.
 SCHEDULES = ("gits", *(name for name in NAMED_GRIDS if name not in GRIDS))
 

@@ -17,8 +17,6 @@ from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
 from gas.schedule import Schedule
 
-__all__ = ["PICTURES", "draw", "thumbnails"]
-
 # Samples stored as pictures with every result.
 PICTURES = 8
 # Longest side of a stored picture in pixels, as large as a report shows it.

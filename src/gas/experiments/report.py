@@ -16,8 +16,6 @@ from gas.experiments.tables import MEASURES, Entry, PivotTable, csv_text, differ
 from gas.io import write_text
 from gas.plotting import style
 
-__all__ = ["Report", "ReportedResults", "html_text", "markdown_text"]
-
 
 @dataclass(frozen=True)
 class ReportedResults:

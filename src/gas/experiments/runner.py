@@ -21,8 +21,6 @@ from gas.metrics import paired
 from gas.pairs.dataset import teacher_of
 from gas.training.loop import FitRecord
 
-__all__ = ["TrainingReport", "run_experiment", "run_method"]
-
 # The teacher's own row.
 TEACHER = "teacher"
 

@@ -20,8 +20,6 @@ from gas.models.protocol import Model
 from gas.table import Table
 from gas.workspace import claim
 
-__all__ = ["MethodResult", "Store", "claim_folders", "file_stem"]
-
 _FORMAT = {"format": "gas-comparison-cell", "version": 2}
 
 _FOLDERS = ("cells", "solvers", "state", "pictures")

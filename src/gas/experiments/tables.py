@@ -18,8 +18,6 @@ from gas.metrics.distances import BRACKETS
 from gas.metrics.intervals import mean_interval
 from gas.training.validation import surely_positive
 
-__all__ = ["MEASURES", "Entry", "Measure", "PivotTable", "csv_text", "difference_table", "pivot_table"]
-
 Interval = tuple[float, float]
 Better = Literal["smaller", "larger", ""]
 Target = Literal["teacher", "data"]

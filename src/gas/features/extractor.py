@@ -16,8 +16,6 @@ from gas.models.protocol import Model, decoder_of, images_of
 from gas.registry import named
 from gas.unpickle.loading import read_state
 
-__all__ = ["EXTRACTORS", "Extractor", "extractor_by_name"]
-
 # Name -> constructor from a path, and the file of weights to hash.
 EXTRACTORS: dict[str, tuple[Callable[[Path], nn.Module], Callable[[Path], Path]]] = {
     "inception": (lambda path: Inception(read_state(path)), lambda path: path),

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["as_bytes", "resize_as_tensorflow", "rgb"]
-
 
 def rgb(x: Tensor) -> Tensor:
     """Return images ``(B, 1 or 3, H, W)`` with three channels; gray is repeated."""

@@ -12,8 +12,6 @@ from gas.display import error_text
 from gas.errors import UserError
 from gas.features.images import as_bytes, resize_as_tensorflow, rgb
 
-__all__ = ["Inception"]
-
 _SIDE = 299
 # Limits for weights of a file. The published network has 2,048 channels and kernels of 7, whose padding costs memory.
 _WIDEST, _KERNEL = 4096, 7

@@ -22,8 +22,6 @@ from gas.features.transformer import ClipScore, ImageClassifier
 from gas.io import read_json
 from gas.models.protocol import Model, classifier_of, images_of, prompts_of
 
-__all__ = ["ClassifierJudge", "ClipJudge", "HTTPJudge", "Judge", "JudgeError", "judge_by_name", "scores_of"]
-
 # (samples (B, *), labels (B,) or None) -> scores (B,), higher is better.
 Judge = Callable[[Tensor, Tensor | None], Tensor]
 

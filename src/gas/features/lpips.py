@@ -15,8 +15,6 @@ from gas.features.images import rgb
 from gas.losses import FeatureLoss
 from gas.unpickle.loading import read_state
 
-__all__ = ["LPIPS"]
-
 # Convolutions of VGG-16 by their published places, in the five stages whose ends are compared; a stage but the first
 # begins by halving the picture.
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))

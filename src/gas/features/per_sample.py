@@ -18,8 +18,6 @@ from gas.pairs.dataset import Pairs
 from gas.registry import named
 from gas.workspace import weights_folder
 
-__all__ = ["SAMPLE_METRICS", "SampleMetric", "sample_metrics"]
-
 _BATCH = 32
 _VGG, _LINEAR, _CLIP = "vgg16-397923af.pth", "lpips-vgg.pth", "clip"
 

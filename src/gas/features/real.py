@@ -17,8 +17,6 @@ from gas.errors import UserError, requires
 from gas.io import open_regular, sha256
 from gas.metrics.statistics import has_images, read_images
 
-__all__ = ["RealImages"]
-
 _PICTURE_BYTES, _PIXELS = 64 << 20, 1 << 24  # 4096 x 4096
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -15,8 +15,6 @@ from gas.features.images import as_bytes, rgb
 from gas.io import read_json
 from gas.model_folder import check_model_folder
 
-__all__ = ["ClipImages", "ClipScore", "DinoV2", "ImageClassifier", "folder_weights"]
-
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

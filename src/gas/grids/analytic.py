@@ -13,18 +13,6 @@ from gas.arguments import MAX_NFE, integer, number
 from gas.errors import UserError
 from gas.schedule import Schedule, check_t_end
 
-__all__ = [
-    "GRIDS",
-    "as_grid",
-    "flow_shifted",
-    "karras",
-    "log_snr",
-    "shift_of_mu",
-    "time_cubic",
-    "time_quadratic",
-    "time_uniform",
-]
-
 # Where the half log-SNR is infinite (flow at t = 1 and t = 0), it is evaluated this far inside.
 _INSIDE = 1e-3
 

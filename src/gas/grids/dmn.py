@@ -10,8 +10,6 @@ from gas.errors import UserError
 from gas.grids.analytic import finite_half_log_snr
 from gas.schedule import Schedule
 
-__all__ = ["dmn", "error_bound", "lagrange_weights"]
-
 # Predictions at the first three times have large errors, so their weights must not be allowed to cancel.
 _APART = 3
 # Share of an even spacing that every step keeps, so that times never coincide on the way.

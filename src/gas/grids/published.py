@@ -12,8 +12,6 @@ from torch import Tensor
 from gas.errors import UserError
 from gas.schedule import Schedule, check_t_end
 
-__all__ = ["PUBLISHED", "Levels"]
-
 # Last level for a grid that ends without noise, which has no logarithm to interpolate.
 _LAST = 1e-3
 

@@ -11,8 +11,6 @@ from gas.residual import Residual
 from gas.schedule import Schedule
 from gas.table import Table, refuse_branches
 
-__all__ = ["ending_in_data", "sigma_form"]
-
 
 def ending_in_data(solver: Callable[[Schedule, Tensor], Table], schedule: Schedule, t: Tensor) -> Table:
     """Return a classical table that evaluates at each of N times and ends with its last prediction, at sigma 0."""

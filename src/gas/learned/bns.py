@@ -10,8 +10,6 @@ from gas.classical.dpmpp import dpmpp
 from gas.schedule import Schedule, earliest_time
 from gas.table import Table, refuse_residuals
 
-__all__ = ["BNS"]
-
 
 class BNS(nn.Module):
     """A lazy table whose parameters are the table: ``x_{n+1} = alpha_n x_T + sum_{j<=n} beta_{n,j} d_j``.

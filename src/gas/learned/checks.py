@@ -12,8 +12,6 @@ from torch.func import functional_call
 from gas.errors import UserError
 from gas.table import Table
 
-__all__ = ["check_table_module"]
-
 # Size of the change of parameters by which a table is seen to follow them.
 _CHANGE = 1e-3
 

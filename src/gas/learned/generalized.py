@@ -23,8 +23,6 @@ from gas.learned.times import (
 from gas.schedule import Schedule
 from gas.table import Row, Table, require_plain
 
-__all__ = ["GeneralizedSolver"]
-
 # Signs of corrections to the base's weights of (m0), (m0, E0) and (m0, D1, D2), as in the published update.
 _SIGNS = {1: (-1.0,), 2: (-1.0, -1.0), 3: (-1.0, 1.0, -1.0)}
 

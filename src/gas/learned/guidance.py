@@ -13,8 +13,6 @@ from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
 from gas.table import Table, refuse_residuals
 
-__all__ = ["MAX_DEGREE", "GuidanceBNS", "in_scales"]
-
 MAX_DEGREE = 8  # of the polynomials: 2 is learned
 
 

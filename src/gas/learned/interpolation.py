@@ -12,8 +12,6 @@ from gas.grids.analytic import pinned
 from gas.schedule import Schedule, earliest_time
 from gas.table import Table, require_plain
 
-__all__ = ["StepProfile", "interpolated", "profile_of", "table_of_profile"]
-
 # Where the half log-SNR is infinite (a flow's ends), it is evaluated this far inside.
 _INSIDE = 1e-4
 

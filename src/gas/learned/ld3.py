@@ -9,8 +9,6 @@ from gas.learned.times import TimedSolver
 from gas.schedule import Schedule
 from gas.table import Table
 
-__all__ = ["LD3"]
-
 
 class LD3(TimedSolver):
     """A lazy table that is a classical solver on learned times: coefficients follow the times and nothing else.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from gas.training.adam import Adam
     from gas.training.gauss_newton import GaussNewton
 
-__all__ = ["SOLVERS", "Kind", "LearnedStart", "kind_by_name"]
-
 Config = TypeVar("Config", bound="Adam | GaussNewton")
 
 # Phases of an alternating training: times, coefficients, times and so on, three of each.

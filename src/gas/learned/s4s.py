@@ -15,8 +15,6 @@ from gas.learned.times import Numbers, TimedSolver, logits_of_times, set_paramet
 from gas.schedule import Schedule
 from gas.table import Row, Table, require_plain
 
-__all__ = ["S4S"]
-
 
 class S4S(TimedSolver):
     """A lazy table with free weights of predictions: ``P(x) = (sigma'/sigma) x - alpha' expm1(-h) sum_j c_{j,n} m_j``.

@@ -12,16 +12,6 @@ from gas.errors import UserError
 from gas.schedule import Schedule, earliest_time
 from gas.table import Row, Table
 
-__all__ = [
-    "Numbers",
-    "TimedSolver",
-    "logits_of_times",
-    "set_parameters",
-    "shifted_times",
-    "times_of_logits",
-    "unfold_shifts",
-]
-
 Numbers = Sequence[float] | Tensor
 
 # Of the authors' code: keeps every time a share of 1e-5 away from its neighbors.

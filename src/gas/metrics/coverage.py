@@ -11,8 +11,6 @@ from torch import Tensor
 from gas.errors import UserError
 from gas.metrics.kernel import feature_sets
 
-__all__ = ["PRDC", "prdc"]
-
 # A block of distances of 8 MiB in float64: memory does not grow with the product of the two counts.
 _BLOCK = 2**20
 

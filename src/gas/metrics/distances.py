@@ -13,8 +13,6 @@ from gas.metrics.frechet import FeatureStatistics, feature_statistics, frechet_d
 from gas.metrics.intervals import jackknife
 from gas.metrics.kernel import kernel_distance
 
-__all__ = ["BRACKETS", "Distribution", "distribution", "frechet_interval"]
-
 # The note under every table that shows intervals in brackets.
 BRACKETS = (
     "Frechet distances with an interval in brackets (95%, jackknife) are corrected for the bias of few samples, which "

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["FeatureStatistics", "FrechetCriterion", "extract", "feature_statistics", "frechet_distance"]
-
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:

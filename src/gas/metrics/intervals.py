@@ -13,8 +13,6 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["jackknife", "mean_interval", "median_interval", "seed_interval"]
-
 # A statistic of fewer rows than this cannot be told from its noise.
 _LEAST = 4
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["KernelDistance", "feature_sets", "kernel_distance"]
-
 # A block of 8 MiB in float64: large enough for a fast product, small beside the features themselves.
 _BLOCK = 2**20
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["l1", "mean_psnr", "mse", "psnr"]
-
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean squared error of each sample, ``mean_i (a_i - b_i)^2``: ``(B,)`` float64.

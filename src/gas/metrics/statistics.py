@@ -19,8 +19,6 @@ from gas.errors import UserError
 from gas.io import CHECKSUM, open_regular, read_safetensors, warn_no_checksum, write_safetensors
 from gas.metrics.frechet import FeatureStatistics, extract
 
-__all__ = ["accumulate", "extract_all", "has_images", "read_images", "read_statistics", "save_statistics"]
-
 # The count of published references, which do not record theirs; no distance depends on it.
 _UNKNOWN_COUNT = 2
 # Entries of our own files that identify the features.

@@ -23,8 +23,6 @@ from gas.schedule import VPDiscrete
 if TYPE_CHECKING:
     from gas.models.custom import OwnModel
 
-__all__ = ["check_model"]
-
 # Training steps of a network whose schedule does not say.
 _STEPS = 1000
 

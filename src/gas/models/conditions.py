@@ -11,8 +11,6 @@ from torch import Tensor
 
 from gas.errors import UserError
 
-__all__ = ["append_row", "describe_rows", "row_count", "take_rows"]
-
 
 def row_count(conditions: Any) -> int:
     """Return the number of rows, which all tensors of the conditions must share."""

@@ -20,8 +20,6 @@ from gas.models.protocol import bind_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
 from gas.schedule import Schedule, check_t_end
 
-__all__ = ["OwnModel"]
-
 
 @dataclass(frozen=True, eq=False)
 class OwnModel:

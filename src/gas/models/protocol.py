@@ -21,8 +21,6 @@ from gas.schedule import Schedule
 if TYPE_CHECKING:
     from gas.metrics.frechet import FeatureStatistics
 
-__all__ = ["Model"]
-
 
 @runtime_checkable
 class Model(Protocol):

@@ -16,23 +16,6 @@ from gas.models.protocol import Model, network_of
 from gas.registry import named
 from gas.schedule import Schedule
 
-__all__ = [
-    "PRECISIONS",
-    "QUANTIZATIONS",
-    "Autocast",
-    "CudaGraphed",
-    "CudaGraphs",
-    "PreciseModel",
-    "WrappedModel",
-    "allow_tf32",
-    "ending_at",
-    "full_precision",
-    "precise",
-    "quantize_layers",
-    "tf32_settings",
-    "without_tf32",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class WrappedModel:

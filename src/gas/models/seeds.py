@@ -9,8 +9,6 @@ from torch import Tensor
 
 from gas.arguments import MAX_SEED, integer
 
-__all__ = ["labels_of_seeds", "noise_of_seeds"]
-
 
 def noise_of_seeds(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Return standard normal noise ``(B, *shape)``, float32 on the CPU, one generator a seed.

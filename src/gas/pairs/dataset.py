@@ -33,19 +33,6 @@ from gas.pairs.shards import (
 )
 from gas.schedule import Schedule, schedule_from_config
 
-__all__ = [
-    "Pairs",
-    "StoredPairs",
-    "check_conditions",
-    "check_pairs",
-    "check_scales",
-    "join_pairs",
-    "join_scales",
-    "read_pairs",
-    "teacher_of",
-]
-
-
 # Fields of pairs with a row for each.
 _ROWS = ("seeds", "noise", "target", "labels", "decoded", "scales")
 

@@ -16,8 +16,6 @@ from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import noise_of_seeds
 from gas.table import Table, require_plain
 
-__all__ = ["PairsSpec", "model_fingerprint", "pairs_fingerprint"]
-
 
 @dataclass(frozen=True)
 class PairsSpec:

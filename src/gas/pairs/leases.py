@@ -19,8 +19,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["EXPIRY", "POLL", "RENEWAL", "Lease", "Leases", "discard_leases", "has_leases"]
-
 # Seconds between renewals, and without one until a lease is dead: clients of NFS see new times up to 60 s late.
 RENEWAL, EXPIRY = 20.0, 300.0
 # Seconds between two looks at a folder where all has a live lease.

@@ -34,16 +34,6 @@ from gas.io import (
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.leases import Lease, discard_leases
 
-__all__ = [
-    "MANIFEST",
-    "finish_folder",
-    "open_folder",
-    "read_manifest",
-    "read_rows",
-    "read_shard",
-    "write_shard",
-]
-
 Json = Mapping[str, Any]
 Stamp = tuple[str, tuple[int, int]]
 MANIFEST = "manifest.json"

@@ -37,8 +37,6 @@ from gas.pairs.shards import (
 from gas.sampling import sample
 from gas.table import Table, TableMaker, table_on
 
-__all__ = ["PairsProgress", "PairsSpec", "teach", "write_pairs"]
-
 Solver = Table | nn.Module | TableMaker
 
 

@@ -17,8 +17,6 @@ from gas.paper.files import need, prompts_path
 from gas.paper.presets import Preset
 from gas.workspace import weights_folder
 
-__all__ = ["load_backbone", "load_published"]
-
 
 def load_backbone(
     preset: Preset,

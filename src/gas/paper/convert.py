@@ -18,8 +18,6 @@ from gas.schedule import EDMasVP, Schedule, VPDiscrete, VPLinear
 from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle
 
-__all__ = ["KINDS", "SCHEDULES", "recognize", "weights_to_safetensors"]
-
 # The contents of each kind of file, and the suffix of its conversion.
 KINDS = {
     "edm": ("an EDM network", ".safetensors"),

@@ -25,8 +25,6 @@ from gas.schedule import EDMasVP
 from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
 
-__all__ = ["EDMNetwork", "Weights", "build", "load", "model_of", "read", "read_weights", "write_weights"]
-
 _UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 _DEFAULT_UNETS = {"EDMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet"}
 # Arguments of the published constructors that a network in evaluation and float32 does not depend on.

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from gas.arguments import choice
 from gas.errors import UserError
 
-__all__ = ["Block", "Convolution", "DhariwalUNet", "SongUNet", "attention"]
-
 _HEAD_CHANNELS = 64  # channels of an attention head where the number of heads is not given
 
 

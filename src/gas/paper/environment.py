@@ -13,8 +13,6 @@ import torch
 import gas
 from gas.training.activation_checkpointing import available_bytes
 
-__all__ = ["EXTRAS", "environment", "extras"]
-
 # Modules that each extra installs.
 EXTRAS = {
     "plot": ["matplotlib"],

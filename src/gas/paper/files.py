@@ -12,8 +12,6 @@ from gas.errors import UserError
 from gas.paper.presets import Preset
 from gas.workspace import WEIGHTS_VARIABLE
 
-__all__ = ["PublishedFile", "describe_file", "find_files", "find_measuring_files", "need", "prompts_path"]
-
 _INCEPTION, _VGG = "pt_inception-2015-12-05-6726825d.pth", "vgg16-397923af.pth"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/"
 _COMPVIS = "https://ommer-lab.com/files/latent-diffusion/"

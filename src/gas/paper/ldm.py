@@ -18,8 +18,6 @@ from gas.models.custom import OwnModel
 from gas.schedule import VPDiscrete
 from gas.unpickle.loading import read_pickle
 
-__all__ = ["LatentDiffusion", "is_checkpoint", "is_converted", "load", "load_first_stage", "read", "write"]
-
 _UNET = "model.diffusion_model."
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"}
 _RESNET |= {"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}

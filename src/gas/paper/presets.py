@@ -22,8 +22,6 @@ from gas.training.adversarial.losses import Critic, objective_by_name
 from gas.training.adversarial.r3gan import R3GANDiscriminator, stages
 from gas.training.initialization import check_start
 
-__all__ = ["FIXED", "PRESETS", "Objective", "Preset", "preset_by_name"]
-
 Objective = Literal["gs", "gas"]
 
 # Fields that identify a preset and cannot be changed.

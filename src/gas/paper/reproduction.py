@@ -17,8 +17,6 @@ from gas.paper.presets import Objective, Preset, preset_by_name
 from gas.paper.tables import PaperFigure
 from gas.solver_file import load
 
-__all__ = ["MeasuredResult", "MeasuringRun", "best_of", "read_results", "run_for"]
-
 # Settings that decide what is measured, not what is learned.
 _MEASURED = ("nfes", "evaluation_seeds", "samples", "reference")
 

@@ -18,8 +18,6 @@ from gas.registry import named
 from gas.schedule import Schedule
 from gas.unpickle.loading import read_pickle
 
-__all__ = ["FORMS", "is_student", "read_student"]
-
 # Kinds of students: their files have parameters of the same names and lengths.
 FORMS: dict[str, type[GeneralizedSolver] | type[S4S]] = {"gs": GeneralizedSolver, "s4s": S4S}
 

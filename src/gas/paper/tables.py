@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TABLES", "PaperFigure", "PaperTable", "figures_of"]
-
 
 @dataclass(frozen=True)
 class PaperFigure:

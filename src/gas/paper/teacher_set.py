@@ -19,8 +19,6 @@ from gas.pairs.teacher import PairsProgress
 from gas.unpickle.allowed import FileTensor
 from gas.unpickle.loading import read_pickle
 
-__all__ = ["PROMPTS", "TeacherSet", "import_pairs", "is_teacher_set", "read_teacher_set"]
-
 PROMPTS = "prompts.json"
 Rows = Tensor | FileTensor
 

@@ -21,8 +21,6 @@ from gas.training.adversarial.losses import Critic
 from gas.training.initialization import named_start
 from gas.training.loop import FitRecord, fit
 
-__all__ = ["critic_for", "distillation_loss", "learn", "read_preset_pairs", "save_solver", "starting_solver"]
-
 
 def distillation_loss(preset: Preset, folder: Path, device: torch.device | str = "cpu") -> Loss:
     """Return the distillation loss of a preset; the networks of LPIPS are in the folder of weights."""

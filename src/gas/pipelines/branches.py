@@ -10,8 +10,6 @@ from torch import Tensor
 
 from gas.denoise import Denoiser
 
-__all__ = ["NEGATIVE", "PipelineBranches"]
-
 # The label of the negative prompt, by default the empty one, and of no class.
 NEGATIVE = -1
 

@@ -31,8 +31,6 @@ from gas.errors import UserError
 from gas.pipelines.process import Process
 from gas.pipelines.prompts import PromptCache
 
-__all__ = ["ControlledPipeline", "ControlledScheduler", "Start", "StepReached"]
-
 # Times of the first call: both experts of a pipeline of two run (Wan 2.2 changes at 0.875 or 0.9).
 _PROBE_TIMES = (1.0, 0.9, 0.05)
 

@@ -14,8 +14,6 @@ from gas.errors import UserError, requires
 from gas.model_folder import check_model_folder, read_json
 from gas.registry import named
 
-__all__ = ["DTYPES", "OFFLOADS", "QUANTIZATIONS", "open_pipeline", "place_pipeline", "read_index"]
-
 # Names of dtypes of weights: torch's.
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -28,8 +28,6 @@ from gas.pipelines.prompts import UnequalEncodings
 from gas.pipelines.scheduler_config import config_of, translate
 from gas.schedule import Flow, Schedule, check_t_end
 
-__all__ = ["PipelineModel", "from_pipeline"]
-
 # Arguments of a pipeline's call that the library sets itself.
 _RESERVED = {
     "prompt",

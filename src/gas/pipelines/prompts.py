@@ -14,8 +14,6 @@ from torch.utils._pytree import tree_map_only
 from gas.errors import UserError
 from gas.io import JSON_BYTES, read_bytes
 
-__all__ = ["PromptCache", "UnequalEncodings", "read_prompts"]
-
 # Two prompts of one word: a pipeline that pads to the longest prompt of a batch pads neither.
 _PROBES = ("cat", "dog")
 

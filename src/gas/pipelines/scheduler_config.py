@@ -9,8 +9,6 @@ from typing import Any
 
 from gas.errors import UserError, requires
 
-__all__ = ["config_of", "model_keys", "translate"]
-
 # The key under which diffusers lists the arguments that were left at their defaults.
 DEFAULTS = "_use_default_values"
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-__all__ = ["error_plot"]
-
 _WIDTH, _MARGIN, _LEFT, _TOP, _PLOT, _ROW = 900, 22, 88, 64, 360, 26
 
 Curves = Mapping[str, Mapping[int, float]]

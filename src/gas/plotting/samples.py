@@ -15,8 +15,6 @@ from torch.nn.functional import interpolate
 from gas.errors import UserError
 from gas.plotting.style import ACCENT, GREY, INK, TINT, Sheet, text_width, wrap
 
-__all__ = ["sample_grid"]
-
 _WIDTH, _WIDTH_MIN, _MARGIN = 900, 420, 22
 _GAP, _ROW_GAP = 4, 16
 _STRIP, _LINE, _LABEL_MAX = 8, 19, 220

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-__all__ = ["ACCENT", "GREY", "GRIDLINE", "INK", "MUTED", "RULE", "TINT", "Sheet", "text_width", "wrap"]
-
 INK, GREY, RULE, GRIDLINE = "#24292f", "#6e7781", "#d0d7de", "#eceff2"
 ACCENT, TINT = "#d9480f", "#fdf3ee"
 MUTED = ("#4f7396", "#7d9b76", "#98779f", "#b59a5b", "#8c959f")

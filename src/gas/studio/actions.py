@@ -24,29 +24,6 @@ from gas.metrics.paired import mean_psnr, mse
 from gas.models.protocol import Model, images_of, passes_of, prompts_of
 from gas.training.activation_checkpointing import available_bytes
 
-__all__ = [
-    "MAX_CALLS",
-    "MAX_SAMPLES",
-    "MISTAKES",
-    "TEACHER",
-    "Choice",
-    "Curves",
-    "Entry",
-    "Facts",
-    "Networks",
-    "NoPrompt",
-    "Row",
-    "check_file",
-    "compare",
-    "entries",
-    "measure_errors",
-    "measured_errors",
-    "pictures",
-    "row_psnr",
-    "sentence",
-    "snippets",
-]
-
 MAX_CALLS = 20  # the teacher's: a student with as many is no shorter
 MAX_SAMPLES = 16  # a row of them is as wide as a screen
 # Samples a network call: few, so that large pictures appear one by one and others can go between.

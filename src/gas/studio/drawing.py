@@ -20,8 +20,6 @@ from gas.models.protocol import Model
 from gas.studio.actions import Choice, Curves, Entry, Row
 from gas.studio.learning import PREVIEW, Snapshot
 
-__all__ = ["empty", "error_picture", "notice", "pictures", "times_picture", "training", "weights"]
-
 # The plot of a training in the units of its SVG: left, right, top and bottom.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 584.0, 14.0, 160.0
 

@@ -16,8 +16,6 @@ from gas.models.protocol import Model, passes_of
 from gas.studio.actions import TEACHER, Networks, Row, pictures, row_psnr, sentence
 from gas.training.plan import QUICK, QUICK_SEARCH
 
-__all__ = ["PREVIEW", "Snapshot", "Training", "TrainingChoice"]
-
 # Pairs to learn from and to choose on: those of gas demo, where more gain little at so few steps.
 PAIRS, VALIDATION = 160, 64
 # What a person may wait for on a processor; gas pairs and gas train take more.

@@ -19,8 +19,6 @@ from gas.studio.actions import MAX_CALLS, MAX_SAMPLES, Choice, Networks
 from gas.studio.learning import MAX_PAIRS, MAX_STEPS, PAIRS, Training, TrainingChoice
 from gas.training.plan import QUICK
 
-__all__ = ["build", "serve"]
-
 # Bytes of an uploaded file: a solver file for NFE 1 to 20 has 80 kB.
 _MAX_UPLOAD = 2 << 20
 # Samples that an error over NFE is measured on: its interval is then about 15 % of it for the shipped models.

@@ -18,15 +18,6 @@ from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
 from gas.machine import group_available
 
-__all__ = [
-    "Checkpointed",
-    "Checkpointing",
-    "available_bytes",
-    "check_checkpointing",
-    "saved_bytes",
-    "stored_calls",
-]
-
 # Of how many calls activations are stored: of all, of as many as fit, or of this number.
 Checkpointing = Literal["none", "auto"] | int
 

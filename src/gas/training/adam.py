@@ -29,8 +29,6 @@ from gas.training.adversarial.losses import Discriminator
 from gas.training.adversarial.updates import DiscriminatorUpdates, scaler_for
 from gas.training.batching import check_counts, check_turns, in_turn, share_of, sum_shares, visited
 
-__all__ = ["PAPER", "Adam", "AdamSteps", "RelaxedStarts"]
-
 # Updates averages in place from parameters, given the number of updates so far.
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _Average = Callable[[_Tensors, _Tensors, Tensor | int], None]

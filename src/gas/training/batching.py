@@ -12,8 +12,6 @@ from gas import distributed
 from gas.arguments import MAX_BATCH, MAX_ITERATIONS, MAX_ORDER_SEED, MAX_SEED, integer
 from gas.errors import UserError
 
-__all__ = ["check_counts", "check_turns", "in_turn", "share_of", "sum_shares", "visited"]
-
 
 def visited(available: int, before: int, count: int, seed: int) -> Tensor:
     """Return the indices ``(count,)`` that follow the first ``before`` of an endless walk over all pairs.

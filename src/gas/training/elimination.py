@@ -28,16 +28,6 @@ from gas.training.ranking import rank_classical
 from gas.training.successive_halving import SHORT_RUN, Candidate, halve
 from gas.training.validation import evaluate
 
-__all__ = [
-    "Removal",
-    "check_branches",
-    "distill_forwards",
-    "eliminate",
-    "guided_calls",
-    "guided_starts",
-    "without_row",
-]
-
 # The branch that guidance leads away from.
 _BRANCH = "unconditional"
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from gas.errors import Diverged
 
-__all__ = ["Line", "ladder", "measure_line"]
-
 # Steps go from the largest down by this ratio. A ratio of 4 finds the best step within a factor of 2, from where the
 # error of a difference is at most a quarter above its least.
 _RATIO = 4.0

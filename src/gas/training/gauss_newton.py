@@ -33,8 +33,6 @@ from gas.training.linearization import (
     normal_equations,
 )
 
-__all__ = ["MEASURED_PAIRS", "GaussNewton", "GaussNewtonSteps"]
-
 # Trials of a step. Damping grows fivefold from one to the next, so eight reach from the default 1e-3 to 400, where the
 # step is next to none.
 _TRIALS = 8

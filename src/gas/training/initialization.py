@@ -28,18 +28,6 @@ from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.successive_halving import Candidate, halve
 
-__all__ = [
-    "CandidateRound",
-    "StartChoice",
-    "StartSearch",
-    "check_file",
-    "check_start",
-    "named_start",
-    "reference_solver",
-    "start_label",
-    "start_without_pairs",
-]
-
 # A learned table that is trained further is several times better than any classical solver: a rough ranking says so.
 _ROUGH_ROUNDS = (None, 2), (4, 16), (1, None)
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_DAMPING", "MIN_DAMPING", "floored", "minimize"]
-
 # Bounds of a step's damping in units of the curvature's diagonal, which :func:`floored` bounds from below: beyond them
 # it changes nothing, or leaves no step.
 MIN_DAMPING, MAX_DAMPING = 1e-6, 1e6

@@ -28,8 +28,6 @@ from gas.training.judge_steps import JudgeAscent, JudgeSteps
 from gas.training.loop import Run
 from gas.training.validation import surely_positive
 
-__all__ = ["distill_judge", "unseen_features"]
-
 # Seeds of the reference: far from those of pairs, of the criterion of GAS and of its fresh noise.
 _FIRST_SEED = 2**42
 

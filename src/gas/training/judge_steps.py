@@ -29,8 +29,6 @@ from gas.training.linearization import (
     tangent_slices,
 )
 
-__all__ = ["JudgeAscent", "JudgeSteps"]
-
 # Trials of a step: damping grows fivefold from one to the next, from 1e-3 to 15, where the step is next to none.
 _TRIALS, _DAMPING, _GROWTH = 6, 1e-3, 5.0
 

@@ -34,8 +34,6 @@ from gas.training.loop import Criterion, FitRecord, criterion_evaluations, fit
 from gas.training.price import seconds_of
 from gas.training.validation import surely_positive
 
-__all__ = ["Lifted", "LiftedSolver", "Lifting", "RecordedPairs", "fit_lifted", "lift", "record_runs", "sized"]
-
 # Most time of a residual, in network calls of a sample.
 SHARE = 0.03
 

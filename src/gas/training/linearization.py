@@ -25,23 +25,6 @@ from gas.table import Table, refuse_residuals, table_of
 from gas.training.finite_differences import Line, ladder, measure_line
 from gas.training.inner_solve import minimize
 
-__all__ = [
-    "Differences",
-    "LinearizedSteps",
-    "Normal",
-    "evaluations_of",
-    "evaluations_of_measurement",
-    "featured",
-    "joined",
-    "linearize",
-    "measure_differences",
-    "normal_equations",
-    "numbers",
-    "residual_of",
-    "table_at",
-    "tangent_slices",
-]
-
 T = TypeVar("T")
 
 # Bytes of the tangents of one batch, which are held at once; larger batches are split. Any machine has 256 MB.

@@ -28,9 +28,6 @@ from gas.training.adversarial.losses import Discriminator
 from gas.training.gauss_newton import GaussNewton
 from gas.training.validation import evaluate
 
-__all__ = ["Criterion", "FitRecord", "LearnedSolver", "Run", "Steps", "fit"]
-
-
 # A loss this many times that of a constant prediction is no approximation; few steps from a poor start may leave 3.
 _IMPLAUSIBLE = 10
 

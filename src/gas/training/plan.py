@@ -11,8 +11,6 @@ from gas.training.gauss_newton import MEASURED_PAIRS, GaussNewton
 from gas.training.initialization import StartSearch
 from gas.training.linearization import evaluations_of, evaluations_of_measurement
 
-__all__ = ["FINISH", "QUICK", "QUICK_SEARCH", "Phase", "TrainingPlan", "steps_after"]
-
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
 # earlier pairs, and count pairs of larger loss in full.
 FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, forgetting=0.85, validate_every=1, outlier=30.0)

@@ -19,8 +19,6 @@ from gas.pairs.dataset import Pairs
 from gas.training.gauss_newton import GaussNewtonSteps
 from gas.training.plan import FINISH, Phase, TrainingPlan
 
-__all__ = ["CallCost", "Price", "measure_calls", "pairs_price", "seconds_of", "training_price"]
-
 # Sizes of measured batches: that of validation and of the teacher, and a step's.
 _LARGE, _SMALL = 64, 8
 

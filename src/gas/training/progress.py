@@ -15,8 +15,6 @@ from gas.training.initialization import CandidateRound, StartChoice, start_label
 from gas.training.loop import FitRecord
 from gas.training.ranking import RankedSolver
 
-__all__ = ["Progress", "stages"]
-
 
 @dataclass(frozen=True)
 class Progress:

@@ -22,8 +22,6 @@ from gas.pairs.dataset import Pairs
 from gas.table import Table
 from gas.training.validation import PairLosses
 
-__all__ = ["RankedSolver", "RankingCache", "best_classical", "rank_classical"]
-
 
 @dataclass(frozen=True, eq=False)
 class RankedSolver:

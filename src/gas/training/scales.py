@@ -22,8 +22,6 @@ from gas.training.loop import check_seeds, fit
 from gas.training.plan import FINISH
 from gas.training.validation import evaluate
 
-__all__ = ["distill_scales", "middle_sets", "reference_scale"]
-
 
 def reference_scale(scales: Sequence[float]) -> float:
     """Return the scale of the solver that training starts from: the middle one, of two the smaller."""

@@ -15,8 +15,6 @@ from gas.table import table_of
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.validation import evaluate
 
-__all__ = ["SHORT_RUN", "Candidate", "halve"]
-
 # A few steps tell minima apart, as the first ones gain most. They forget faster than a full training, which starts
 # without their model of the loss.
 SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)

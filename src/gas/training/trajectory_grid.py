@@ -16,8 +16,6 @@ from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_pairs
 from gas.sampling import trajectory
 
-__all__ = ["cheapest_path", "gits", "jump_costs"]
-
 
 def gits(
     model: Model,

@@ -19,8 +19,6 @@ from gas.pairs.teacher import Solver
 from gas.sampling import sample
 from gas.table import Table, table_on
 
-__all__ = ["PairLosses", "evaluate", "surely_positive"]
-
 
 def evaluate(
     model: Model, pairs: Pairs, table: Solver, loss: Callable[[Tensor, Tensor], Tensor], *, batch: int = 64

@@ -17,20 +17,6 @@ from gas.display import brief
 from gas.errors import UserError
 from gas.io import MAX_DIMENSIONS, check_empty_shape, is_integer_list, open_regular
 
-__all__ = [
-    "LOAD",
-    "MODULES",
-    "NAMES",
-    "STORAGES",
-    "Allowed",
-    "FileTensor",
-    "Persistent",
-    "Refused",
-    "check_key",
-    "flat_tensor",
-    "is_plain_state",
-]
-
 
 @dataclass(eq=False, repr=False)
 class Persistent:

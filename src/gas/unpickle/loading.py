@@ -14,8 +14,6 @@ from gas.io import open_regular, read_safetensors
 from gas.unpickle.allowed import Persistent, Refused
 from gas.unpickle.restricted import TORCH_MAGIC, Budget, Reader, bounded, read_torch
 
-__all__ = ["Persistent", "read_open", "read_pickle", "read_state", "state_dict_of"]
-
 _ADVICE = (
     "only tensors, numbers and plain containers are read; have its owner save the weights as safetensors"
 )

@@ -31,8 +31,6 @@ from gas.unpickle.allowed import (
     is_plain_state,
 )
 
-__all__ = ["TORCH_MAGIC", "Budget", "Reader", "bounded", "read_torch"]
-
 # The first bytes of every file in the older format of torch.save: LONG1 with the magic number of ten bytes.
 TORCH_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 _LARGE = 1 << 16  # bytes from which a payload may stay on disk: the pickler writes these outside its frames

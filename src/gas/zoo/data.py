@@ -18,8 +18,6 @@ from gas.display import error_text
 from gas.errors import UserError, requires
 from gas.io import open_regular
 
-__all__ = ["Images", "digits", "mnist", "read_idx"]
-
 _IDX_BYTES = 64 << 20  # MNIST's 60,000 images have 47 MB
 
 

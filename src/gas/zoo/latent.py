@@ -20,22 +20,6 @@ from gas.pipelines.model import PipelineModel, from_pipeline
 from gas.zoo.model import ZooModel
 from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weights
 
-__all__ = [
-    "SHARED",
-    "TOKENS",
-    "WORDS",
-    "assemble",
-    "autoencoder",
-    "denoiser",
-    "libraries",
-    "read_latent",
-    "read_pipeline",
-    "read_shared",
-    "shared_path",
-    "text_encoder",
-    "tokenizer",
-]
-
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TOKENS = 8  # length of a prompt, with its start and end tokens
 SHARED = "mnist-autoencoder"  # the file of the autoencoder and the text encoder

@@ -13,8 +13,6 @@ from gas.zoo.weights_file import WEIGHTS, read_card
 if TYPE_CHECKING:
     from gas.pipelines.model import PipelineModel
 
-__all__ = ["card", "load", "names", "pipeline", "solver_path"]
-
 _SOLVERS = Path(__file__).parent / "solvers"
 _COMPONENTS = {"mnist-autoencoder"}  # files that are not models by themselves
 

@@ -23,8 +23,6 @@ from gas.schedule import EDMasVP
 from gas.zoo.networks import Classifier, EDMUNet
 from gas.zoo.weights_file import build, damaged, read_weights
 
-__all__ = ["ZooModel", "read_model"]
-
 _MAX_SAMPLE = 1 << 22  # entries of a sample; the zoo's samples have at most 1,024
 
 

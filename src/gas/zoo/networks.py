@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Classifier", "EDMUNet"]
-
 
 class _Block(nn.Module):
     """Residual block: (norm, SiLU, 3x3) twice, modulated by the noise-and-class embedding between."""

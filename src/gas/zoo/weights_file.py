@@ -23,8 +23,6 @@ from gas.io import (
     write_safetensors,
 )
 
-__all__ = ["WEIGHTS", "build", "damaged", "read_card", "read_weights", "write_weights"]
-
 WEIGHTS = Path(__file__).parent / "weights"  # the shipped files
 
 # The zoo's models are below 10 MB.

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-__all__ = ["guidance_of_call", "times_were_passed"]
-
 # A pipeline calls its scheduler directly; only torch's decorators and our own methods lie between.
 _MAX_FRAMES = 16
 

@@ -15,8 +15,6 @@ from gas.pipelines.process import Process
 from gas.solver_file import Artefact
 from gas.solver_schema import Document
 
-__all__ = ["may_overwrite", "model_card", "stand_in"]
-
 # ``owner/name`` on the hub.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -25,8 +25,6 @@ from gas.schedule import Flow, Schedule, same_schedule
 from gas.solver_file import Artefact
 from gas.table import Table
 
-__all__ = ["Plan", "Planner", "Run", "UnshiftedTimes", "check_policy"]
-
 Times = Sequence[float] | Tensor
 
 # The classical solver by default: its order is stable under guidance.

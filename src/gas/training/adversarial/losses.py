@@ -15,17 +15,6 @@ from gas.errors import UserError
 from gas.models.runtime import PRECISIONS
 from gas.registry import named
 
-__all__ = [
-    "OBJECTIVES",
-    "Critic",
-    "Discriminator",
-    "Objective",
-    "classic",
-    "gradient_penalty",
-    "objective_by_name",
-    "relativistic",
-]
-
 # (logits of fakes (B,), logits of reals (B,)) -> (generator's loss (B,), discriminator's loss (B,))
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -19,17 +19,6 @@ from gas.io import read_safetensors
 from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
 
-__all__ = [
-    "CIFAR10",
-    "DIGITS",
-    "FFHQ64",
-    "MNIST",
-    "R3GANDiscriminator",
-    "latent",
-    "load_discriminator",
-    "stages",
-]
-
 Sizes = Sequence[int]
 _L = TypeVar("_L", nn.Conv2d, nn.Linear)
 

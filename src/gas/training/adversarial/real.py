@@ -23,8 +23,6 @@ from gas.training.initialization import check_file, reference_solver, start_with
 from gas.training.loop import criterion_evaluations
 from gas.zoo.data import mnist
 
-__all__ = ["distill_real", "real_pairs", "unpaired"]
-
 # Seeds of the noise beside real images, and of the noise that classical solvers are ranked on: far from those of pairs.
 _FIRST_SEED = 2**43
 

@@ -26,17 +26,6 @@ from gas.training.adversarial.r3gan import CIFAR10, DIGITS, FFHQ64, MNIST, R3GAN
 from gas.training.loop import Criterion, FitRecord, fit
 from gas.training.validation import evaluate
 
-__all__ = [
-    "BALANCE",
-    "CRITERION_SAMPLES",
-    "GAS",
-    "AdversarialResult",
-    "Adversary",
-    "FixedNoiseCriterion",
-    "adversary_for",
-    "fit_adversarial",
-]
-
 # Weight of the adversarial loss in units of the paired loss that GS ends with.
 BALANCE = 10.0
 

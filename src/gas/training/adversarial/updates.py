@@ -18,8 +18,6 @@ from gas.registry import origin
 from gas.training.adversarial.losses import Discriminator, gradient_penalty, objective_by_name
 from gas.training.batching import sum_shares
 
-__all__ = ["DiscriminatorUpdates", "scaler_for"]
-
 # Labels of fakes and of reals.
 _Labels = tuple[Tensor | None, Tensor | None]
 
