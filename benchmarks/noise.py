@@ -15,9 +15,9 @@ import gas
 from gas.learned.registry import kind_by_name
 from gas.losses import l2
 from gas.models.runtime import WrappedModel
-from gas.training.plan import FINISH
 from gas.training.initialization import named_start
 from gas.training.loop import fit
+from gas.training.plan import FINISH
 from gas.training.validation import evaluate
 
 DTYPES = {

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # First characters of a cell that make a spreadsheet compute it.
@@ -136,6 +136,11 @@ def brief(value: Any, length: int = 80) -> str:
     """Return the beginning of a value's ``repr`` for a message, in bounded time however it is nested."""
     text = _BRIEF.repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def contents(data: Any) -> str:
+    """Return what a file turned out to hold: the names of its entries, or its type."""
+    return brief(list(data)) if isinstance(data, Mapping) and data else type(data).__name__
 
 
 def error_text(error: BaseException, length: int = 160) -> str:

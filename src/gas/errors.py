@@ -32,14 +32,25 @@ def requires(extra: str, purpose: str) -> Iterator[None]:
         ) from error
 
 
+# What reading the contents of a file raises.
+_OF_CONTENTS = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+
+
 @contextmanager
-def explained(subject: str) -> Iterator[None]:
-    """Turn an error of what a file holds into one line, ``subject: its text``.
+def explained(subject: str, *, foreign: bool = False, advice: str = "") -> Iterator[None]:
+    """Turn an error of what a file holds into one line, ``subject: its text``, and perhaps advice.
+
+    Args:
+        subject: the file, and what it should be.
+        foreign: for errors of another library, which have no common class; a UserError passes as it is.
+        advice: after the text.
 
     Raises:
-        UserError: for errors of values, types, lookups and arithmetic.
+        UserError: for errors of values, types, lookups and arithmetic; if ``foreign``, for any.
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{subject}: {error_text(error)}") from error
+    except Exception as error:
+        if isinstance(error, UserError) if foreign else not isinstance(error, _OF_CONTENTS):
+            raise
+        raise UserError(f"{subject}: {error_text(error)}{advice}") from error

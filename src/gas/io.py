@@ -223,6 +223,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise UserError(f"{name} is not a number")
 
 
+def plain_json(value: Any) -> Any:
+    """Return a value as a JSON file gives it back: tuples as lists, numbers that are keys as text."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
 def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a JSON file with its checksum as the last entry.
 

@@ -72,6 +72,17 @@ def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
             )
 
 
+def recorded_run(denoise: Denoiser, x: Tensor, table: Table) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the states ``x_0, .., x_N`` and predictions ``d_0, .., d_{N-1}`` of a run without branches."""
+    predictions: list[Tensor] = []
+
+    def recorded(x: Tensor, t: Tensor) -> Tensor:
+        predictions.append(denoise(x, t).clone())  # a network may write its next prediction over this one
+        return predictions[-1]
+
+    return list(trajectory(recorded, x, table)), predictions
+
+
 def _private(x: Tensor) -> Tensor:
     """Copy the start, so that only the run holds it; of a start that autograd records, autograd refuses changes."""
     check_state(x)

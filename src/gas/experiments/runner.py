@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from gas.experiments.experiment import Experiment
 from gas.experiments.methods import Method, SolverResult
 from gas.experiments.pictures import PICTURES, thumbnails
 from gas.experiments.store import MethodResult, Store
+from gas.io import plain_json
 from gas.metrics import paired
 from gas.pairs.dataset import teacher_of
 from gas.training.loop import FitRecord
@@ -98,7 +98,7 @@ class _Runner:
 
     def run(self, method: Method, nfe: int) -> Iterator[TrainingReport | MethodResult]:
         """Yield progress of training, then the result."""
-        experiment, fingerprint = self.experiment, _plain(method.fingerprint(self.experiment, nfe))
+        experiment, fingerprint = self.experiment, plain_json(method.fingerprint(self.experiment, nfe))
         stored = self.store.read(method.spec, nfe)
         if stored is not None and stored.solver_fingerprint != fingerprint:
             stored = None
@@ -180,7 +180,8 @@ class _Runner:
         return {**measured, "metrics": metrics, "pictures": thumbnails(self.experiment.model, samples)}
 
     def _metrics_fingerprint(self) -> dict[str, Any]:
-        return _plain({**self.evaluator.fingerprint(), "pictures": PICTURES, "figures": _VERSION})
+        fingerprint = {**self.evaluator.fingerprint(), "pictures": PICTURES, "figures": _VERSION}
+        return dict(plain_json(fingerprint))
 
 
 def _solver_of(result: MethodResult) -> SolverResult:
@@ -212,8 +213,3 @@ def _check_unseen(experiment: Experiment, evaluator: Evaluator) -> None:
         )
     if unseen.guidance != train.guidance:
         raise UserError(f"unseen pairs have guidance {unseen.guidance:g}, the others {train.guidance:g}")
-
-
-def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint as JSON gives it back."""
-    return dict(json.loads(json.dumps(fingerprint, allow_nan=False)))

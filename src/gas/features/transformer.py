@@ -101,12 +101,10 @@ class ClipScore:
         self.images = ClipImages(folder).to(device)
         from transformers import AutoTokenizer
 
-        try:
+        with explained(f"{folder} holds no tokenizer", foreign=True):
             self.tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # its readers' errors have no common class
-            raise UserError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
@@ -135,11 +133,9 @@ def _pretrained(kind: str, folder: str | Path) -> Any:
     check_model_folder(folder)
     with requires("diffusers", "DINOv2 and CLIP need transformers"):
         import transformers
-    try:
+    with explained(f"{folder} holds no {kind}", foreign=True):
         load = getattr(transformers, kind).from_pretrained
         network = load(folder, local_files_only=True, use_safetensors=True)
-    except Exception as error:  # its errors have no common class
-        raise UserError(f"{folder} holds no {kind}: {str(error).splitlines()[0]}") from error
     return network.eval().requires_grad_(False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from gas.arguments import number, of_type
 from gas.errors import UserError
+from gas.io import plain_json
 from gas.models.protocol import Model, conditions_of
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.fingerprint import model_fingerprint
@@ -265,14 +265,14 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
     stored = pairs.manifest["recipe"].get("conditions")
     if stored is None or pairs.labels is None:
         return
-    current = json.loads(json.dumps(conditions_of(model).get("conditions", {})))
+    current = plain_json(conditions_of(model).get("conditions", {}))
     if other := differences(stored, current):
         raise UserError(f"the pairs were made with other conditions than those of {model.name} ({other})")
 
 
 def _starts_alike(stored: Json, schedule: Schedule) -> bool:
     """Whether a stored schedule starts from the noise of another; how EDM's go on depends on their ``t_end``."""
-    if stored == json.loads(json.dumps(schedule.config())):
+    if stored == plain_json(schedule.config()):
         return True
     try:
         other = schedule_from_config(stored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from gas.arguments import MAX_BATCH, MAX_SEEDS, integer, number, of_type
 from gas.errors import UserError
+from gas.io import plain_json
 from gas.models.protocol import Model, conditions_of, decode_all
 from gas.models.seeds import noise_of_seeds
 from gas.table import Table, require_plain
@@ -54,8 +54,12 @@ class PairsSpec:
 
 def model_fingerprint(model: Model) -> dict[str, Any]:
     """Return the part of a manifest's recipe that describes the model, in plain JSON."""
-    facts = {"model": dict(model.fingerprint()), "schedule": model.schedule.config(), **conditions_of(model)}
-    return dict(json.loads(json.dumps(facts, allow_nan=False)))
+    facts: dict[str, Any] = {
+        "model": dict(model.fingerprint()),
+        "schedule": model.schedule.config(),
+        **conditions_of(model),
+    }
+    return dict(plain_json(facts))
 
 
 def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -> dict[str, Any]:
@@ -80,4 +84,4 @@ def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -
     }
     if spec.decoded:
         settings["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
-    return model_fingerprint(model) | dict(json.loads(json.dumps(settings, allow_nan=False)))
+    return model_fingerprint(model) | plain_json(settings)

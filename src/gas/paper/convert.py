@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gas.display import brief
+from gas.display import contents
 from gas.errors import UserError
 from gas.io import sha256, write_safetensors
 from gas.paper.student import is_student
@@ -67,9 +67,8 @@ def recognize(path: str | Path) -> tuple[str, Any]:
     }
     if any(kinds.values()):
         return max(kinds, key=lambda kind: kinds[kind]), data
-    contents = brief(list(entries)) if entries else type(data).__name__
     known = "; ".join(description for description, _ in KINDS.values())
-    raise UserError(f"{path} holds {contents}: no file that is known ({known})")
+    raise UserError(f"{path} holds {contents(data)}: no file that is known ({known})")
 
 
 def weights_to_safetensors(kind: str, path: str | Path, out: str | Path) -> int:

@@ -15,9 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gas.denoise import EDMDenoiser
-from gas.display import brief
+from gas.display import contents
 from gas.errors import UserError, explained
-from gas.io import check_sizes, parse_json, read_safetensors, sha256, write_safetensors
+from gas.io import (
+    check_sizes,
+    parse_json,
+    plain_json,
+    read_safetensors,
+    sha256,
+    strip_prefix,
+    write_safetensors,
+)
 from gas.models.custom import OwnModel
 from gas.paper.edm_networks import DhariwalUNet, SongUNet
 from gas.registry import named
@@ -144,20 +152,19 @@ def read_weights(path: str | Path) -> Weights:
         kind, init = card.pop("class_name", "EDMPrecond"), parse_json(card.pop("init_kwargs"), finite=False)
         if not isinstance(init, dict):
             raise UserError("init_kwargs is not an object")
-    inner = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-    return Weights(kind=kind, init=init, tensors=inner or tensors, source=str(path), card=card)
+    inner = strip_prefix(tensors, "net.") or tensors
+    return Weights(kind=kind, init=init, tensors=inner, source=str(path), card=card)
 
 
 def _of_pickle(path: Path) -> Weights:
     data = read_pickle(path)
     network = data.get("ema") if isinstance(data, Mapping) else None
     if not isinstance(network, Persistent):
-        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise UserError(f"{path} has no network 'ema', EDM's averaged weights; it holds {contents}")
+        raise UserError(f"{path} has no network 'ema', EDM's averaged weights; it holds {contents(data)}")
     if network.init_args:
         raise UserError(f"{path}: its network was built with positional arguments, which no known file does")
     with explained(f"{path}: the arguments of its network are not plain"):
-        init = json.loads(json.dumps(network.init_kwargs))
+        init = plain_json(network.init_kwargs)
     return Weights(
         kind=network.class_name, init=init, tensors=state_dict_of(network), source=str(path), card={}
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gas.arguments import MAX_NFE
-from gas.display import brief
+from gas.display import brief, contents
 from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.s4s import S4S
@@ -53,8 +53,7 @@ def read_student(
     """
     data = read_pickle(path) if data is None else data
     if not is_student(data):
-        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise UserError(f"{path} has no averaged parameters ema.shadow_params; it holds {contents}")
+        raise UserError(f"{path} has no averaged parameters ema.shadow_params; it holds {contents(data)}")
     parameters = data["ema"]["shadow_params"]
     if not all(isinstance(value, Tensor) for value in parameters):
         raise UserError(f"{path}: ema.shadow_params should be tensors")

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gas.display import brief
+from gas.display import contents
 from gas.errors import UserError
-from gas.io import sha256, write_text
+from gas.io import plain_json, sha256, write_text
 from gas.models.protocol import Model
 from gas.pairs.shards import MANIFEST, STORED, Json, check_shard, open_folder, shard_index, write_shard
 from gas.pairs.teacher import PairsProgress
@@ -57,8 +57,7 @@ def read_teacher_set(path: str | Path, data: Any = None) -> TeacherSet:
     path = Path(path)
     data = read_pickle(path, lazy=True) if data is None else data
     if not is_teacher_set(data):
-        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise UserError(f"{path} is no teacher set of noise, images and latents; it holds {contents}")
+        raise UserError(f"{path} is no teacher set of noise, images and latents; it holds {contents(data)}")
     noise = data["noise"]
     target = data["latents"] if isinstance(data["latents"], Rows) else data["images"]
     for name, rows in (("noise", noise), ("target", target)):
@@ -147,7 +146,7 @@ def _recipe(teachers: TeacherSet, model: Model | None, guidance: float, shard: i
         "batch": shard,
         STORED: ["noise"] if teachers.labels is None else ["noise", "labels"],
     }
-    return dict(json.loads(json.dumps(recipe, allow_nan=False)))
+    return dict(plain_json(recipe))
 
 
 def _conditions(path: Path, condition: Any, count: int) -> tuple[Tensor | None, list[str] | None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gas.display import error_text
-from gas.errors import UserError, requires
+from gas.errors import UserError, explained, requires
 from gas.model_folder import check_model_folder, read_json
 from gas.registry import named
 
@@ -25,6 +24,9 @@ QUANTIZATIONS: dict[str, tuple[str, dict[str, Any]] | None] = {
 }
 OFFLOADS = {"model": "enable_model_cpu_offload", "group": "enable_group_offload"}
 _DENOISERS = ("transformer", "transformer_2", "unet")
+
+# Errors of requests, httpx, the hub or diffusers, by its version.
+_explained = partial(explained, foreign=True, advice="; download it as safetensors")
 
 _INDEX = "model_index.json"
 # Base classes of a pipeline's components, by library.
@@ -148,17 +150,6 @@ def _download(source: str) -> Path:
         snapshot = Path(huggingface_hub.hf_hub_download(source, _INDEX)).parent
         _check_pipeline(f"model {source}", read_index(snapshot))
         return Path(download(source, revision=snapshot.name, use_safetensors=True))
-
-
-@contextmanager
-def _explained(subject: str) -> Iterator[None]:
-    """Turn errors of any class, of requests, httpx, the hub or diffusers, by its version, into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{subject}: {error_text(error)}; download it as safetensors") from error
 
 
 def _check_classes(folder: Path, index: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ MAX_CALLS = 20  # the teacher's: a student with as many is no shorter
 MAX_SAMPLES = 16  # a row of them is as wide as a screen
 # Samples a network call: few, so that large pictures appear one by one and others can go between.
 _BATCH = 8
-TEACHER: dict[str, Any] = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20}
 # What a person can mend: reported as one sentence.
 MISTAKES = (UserError, OSError, MemoryError, ArithmeticError, ModuleNotFoundError, torch.OutOfMemoryError)
 
@@ -265,7 +264,7 @@ def compare(networks: Networks, choice: Choice) -> Iterator[list[Row]]:
     chosen = entries(model, choice)
     if not chosen:
         raise UserError("no solver is chosen: choose a classical one or a solver file")
-    teacher = gas.Classical(t_end=model.t_end, **TEACHER)
+    teacher = teacher_of(model)
     first = Entry(name="Teacher", detail=teacher.label, table=teacher.table(model.schedule))
     rows = [_row(model, entry, choice) for entry in (first, *chosen)]
     yield list(rows)
@@ -355,19 +354,32 @@ def measured_errors(path: str) -> Curves:
     return dict(curves)
 
 
+def teacher_of(model: Model) -> gas.Classical:
+    """Return the teacher of a model."""
+    return gas.Classical("unipc-3-bh2", "log_snr", MAX_CALLS, model.t_end)
+
+
+def taught(
+    networks: Networks, model: Model, seeds: range, guidance: float, batch: int
+) -> Iterator[list[gas.Pairs]]:
+    """Run the teacher on seeds, letting others have the network between batches; yield the parts so far."""
+    parts: list[gas.Pairs] = []
+    for start in range(0, len(seeds), batch):
+        yield parts
+        with networks.lock:
+            part = seeds[start : start + batch]
+            parts.append(gas.pairs.teach(model, teacher_of(model), part, guidance=guidance))
+    yield parts
+
+
 def measure_errors(networks: Networks, choice: Choice, nfes: Sequence[int]) -> Iterator[tuple[str, Curves]]:
     """Measure the mean squared error to the teacher over NFE, on the samples of ``choice``; yield what is done so far.
 
     Solvers without a table at an NFE are left out there.
     """
-    model = networks.open(choice.model, choice.prompt)
-    teacher, curves = gas.Classical(t_end=model.t_end, **TEACHER), defaultdict[str, dict[int, float]](dict)
-    parts = []
-    for start in range(choice.first_seed, choice.seeds.stop, _BATCH):
-        yield f"teacher, {start - choice.first_seed} of {choice.count} samples", {}
-        with networks.lock:
-            seeds = range(start, min(start + _BATCH, choice.seeds.stop))
-            parts.append(gas.pairs.teach(model, teacher, seeds, guidance=choice.guidance))
+    model, curves = networks.open(choice.model, choice.prompt), defaultdict[str, dict[int, float]](dict)
+    for parts in taught(networks, model, choice.seeds, choice.guidance, _BATCH):
+        yield f"teacher, {sum(map(len, parts))} of {choice.count} samples", {}
     pairs = gas.pairs.dataset.join_pairs(parts)
     for nfe in nfes:
         for entry in entries(model, replace(choice, calls=nfe, by_passes=False)):

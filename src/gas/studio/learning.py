@@ -13,7 +13,7 @@ import gas
 from gas.errors import UserError
 from gas.evaluation.sampler import sample_seeds
 from gas.models.protocol import Model, passes_of
-from gas.studio.actions import TEACHER, Networks, Row, pictures, row_psnr, sentence
+from gas.studio.actions import Networks, Row, pictures, row_psnr, sentence, taught, teacher_of
 from gas.training.plan import QUICK, QUICK_SEARCH
 
 # Pairs to learn from and to choose on: those of gas demo, where more gain little at so few steps.
@@ -169,17 +169,11 @@ class Training:
 
     def _taught(self, model: Model) -> gas.Pairs:
         """Return the teacher's pairs, made in small batches."""
-        teacher, total, parts = (
-            gas.Classical(t_end=model.t_end, **TEACHER),
-            self.choice.pairs + VALIDATION,
-            [],
-        )
-        for start in range(0, total, _BATCH):
-            self._at("teacher pairs", start, total, f"{start} of {total}")
+        teacher, total = teacher_of(model), self.choice.pairs + VALIDATION
+        for parts in taught(self.networks, model, range(total), self.choice.guidance, _BATCH):
+            done = sum(map(len, parts))
+            self._at("teacher pairs", done, total, f"{done} of {total}")
             self._go_on()
-            with self.networks.lock:
-                seeds = range(start, min(start + _BATCH, total))
-                parts.append(gas.pairs.teach(model, teacher, seeds, guidance=self.choice.guidance))
         self._show(model, Row(name="Teacher", detail=teacher.label), teacher.table(model.schedule))
         return gas.pairs.dataset.join_pairs(parts)
 
@@ -230,7 +224,7 @@ class Training:
         if result is None:
             return None
         training = {**result.provenance.get("training", {}), **({} if finished else {"unfinished": True})}
-        teacher = gas.Classical(t_end=best.model.t_end, **TEACHER).config()
+        teacher = teacher_of(best.model).config()
         purpose: dict[str, Any] = {"model": best.model, "guidance": self.choice.guidance}
         artefact = gas.save(None, result, training=training, teacher=teacher, loss="l2", **purpose)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,20 +19,19 @@ from torch import Tensor, nn
 
 from gas import distributed
 from gas.arguments import number
-from gas.denoise import Denoiser
 from gas.errors import UserError
 from gas.evaluation.sampler import Batch, seed_batches
 from gas.losses import Loss, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_conditions
 from gas.residual import Residual
-from gas.sampling import trajectory
+from gas.sampling import recorded_run
 from gas.table import Table, refuse_branches
 from gas.training.adam import Adam, AdamSteps
 from gas.training.adversarial.setup import GAS, Adversary, FixedNoiseCriterion, fit_adversarial
 from gas.training.distillation import Distilled, checkpoint_file
 from gas.training.loop import Criterion, FitRecord, criterion_evaluations, fit
-from gas.training.price import seconds_of
+from gas.training.price import call_times, seconds_of
 from gas.training.validation import surely_positive
 
 # Most time of a residual, in network calls of a sample.
@@ -115,9 +115,8 @@ def _record(model: Model, table: Table, batches: Iterable[Batch], guidance: floa
 
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
         noise, labels = batch
-        recorder = _Recorder(model.bind(labels, guidance))
-        states = list(trajectory(recorder, noise.to(model.device), table))
-        return torch.stack(states, dim=1).cpu(), torch.stack(recorder.outputs, dim=1).cpu()
+        states, outputs = recorded_run(model.bind(labels, guidance), noise.to(model.device), table)
+        return torch.stack(states, dim=1).cpu(), torch.stack(outputs, dim=1).cpu()
 
     states, outputs = zip(*distributed.map_sharded(run, batches), strict=True)
     return torch.cat(states), torch.cat(outputs)
@@ -126,18 +125,6 @@ def _record(model: Model, table: Table, batches: Iterable[Batch], guidance: floa
 def recorded(model: Model, table: Table, pairs: Pairs) -> RecordedPairs:
     """Return pairs with runs of the table, as they are where they have runs."""
     return pairs if isinstance(pairs, RecordedPairs) else record_runs(model, table, pairs)
-
-
-class _Recorder:
-    """A denoiser that stores its predictions."""
-
-    def __init__(self, denoise: Denoiser) -> None:
-        self.denoise, self.outputs = denoise, list[Tensor]()
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        d = self.denoise(x, t)
-        self.outputs.append(d.clone())  # the network may write its next prediction over this one
-        return d
 
 
 def lifted_samples(residual: Residual, runs: RecordedPairs) -> Tensor:
@@ -194,22 +181,15 @@ class RecordedCriterion:
     @torch.no_grad()
     def __call__(self, table: Table) -> float | Tensor:
         residual = _residual(table)
-        parts = (self.runs.view(slice(n, n + _BATCH)) for n in range(0, len(self.runs), _BATCH))
-        return self.measure(torch.cat([lifted_samples(residual, part).cpu() for part in parts]))
+        return self.measure(
+            torch.cat([lifted_samples(residual, part).cpu() for part in self.runs.batches(_BATCH)])
+        )
 
 
-@dataclass(frozen=True)
-class _PairLoss:
-    """Losses ``(S,)`` of samples to their pairs' targets, a batch at a time."""
-
-    loss: Loss
-    runs: RecordedPairs
-    device: torch.device
-
-    def __call__(self, samples: Tensor) -> Tensor:
-        both = zip(samples.split(_BATCH), self.runs.target.split(_BATCH), strict=True)
-        losses = [self.loss(x.to(self.device), y.to(self.device, x.dtype)) for x, y in both]
-        return torch.cat(losses).double().cpu()
+def _pair_losses(loss: Loss, target: Tensor, device: torch.device, samples: Tensor) -> Tensor:
+    """Return the losses ``(S,)`` of samples to their pairs' targets, a batch at a time."""
+    both = zip(samples.split(_BATCH), target.split(_BATCH), strict=True)
+    return torch.cat([loss(x.to(device), y.to(device, x.dtype)) for x, y in both]).double().cpu()
 
 
 @dataclass(frozen=True)
@@ -304,7 +284,7 @@ def fit_lifted(
     config = Lifting() if config is None else config
     distance = loss_by_name(loss)
     runs, held = (recorded(model, table, part) for part in (pairs, validation))
-    criterion = RecordedCriterion(held, _PairLoss(distance, held, model.device))
+    criterion = RecordedCriterion(held, partial(_pair_losses, distance, held.target, model.device))
     unlifted = LiftedSolver(table, residual_for(runs, config).to(model.device))
     solver, before = copy.deepcopy(unlifted), torch.as_tensor(criterion(unlifted()))
     result = Lifted(table, before, (len(runs) + len(held)) * table.nfe)
@@ -376,18 +356,10 @@ def sized(config: Lifting, model: Model, runs: RecordedPairs, share: float = SHA
     )
 
 
-@torch.no_grad()
 def call_seconds(model: Model, runs: RecordedPairs) -> float:
-    """Return the time of a network call for a sample."""
+    """Return the time of a network call for a sample: the least of a few, which other work lengthens least."""
     sample = runs.view(slice(0, _BATCH))
-    denoise, x = model.bind(sample.labels, runs.guidance), sample.states[:, 0].to(model.device)
-    t = torch.tensor(0.5, dtype=torch.float64)
-    return _least_seconds(lambda: denoise(x.clone(), t), model) / len(sample)
-
-
-def _least_seconds(work: Callable[[], object], model: Model) -> float:
-    """Return the least time of a few runs, which other work on the machine lengthens least."""
-    return min(seconds_of(work, model) for _ in range(_REPEATS))
+    return min(call_times(model, sample, _REPEATS)) / len(sample)
 
 
 @torch.no_grad()
@@ -398,8 +370,8 @@ def measured_cost(
     call = call_seconds(model, runs) if call is None else call
     sample = runs.view(slice(0, _BATCH))
     residual = residual_for(sample, config).to(model.device)
-    seconds = _least_seconds(lambda: lifted_samples(residual, sample), model) / len(sample)
-    return MeasuredCost(residual.cost(runs.sample_shape).numbers, seconds / call)
+    times = [seconds_of(lambda: lifted_samples(residual, sample), model) for _ in range(_REPEATS)]
+    return MeasuredCost(residual.cost(runs.sample_shape).numbers, min(times) / len(sample) / call)
 
 
 def residual_for(runs: RecordedPairs, config: Lifting) -> Residual:

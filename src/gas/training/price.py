@@ -65,7 +65,8 @@ def measure_calls(model: Model, nfe: int, *, guidance: float = 1.0, repeats: int
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     pairs = _pairs(model, guidance)
-    small, large = (_call_time(model, pairs.subset(slice(0, n)), repeats) for n in (_SMALL, _LARGE))
+    parts = [pairs.subset(slice(0, n)) for n in (_SMALL, _LARGE)]
+    small, large = (median(call_times(model, part, repeats)) for part in parts)
     row = max(0.0, (large - small) / (_LARGE - _SMALL))
     cost = CallCost(call=max(0.0, small - _SMALL * row), row=row, memory=0)
     start = Classical("unipc-2-bh2", "log_snr", nfe, model.t_end).table(model.schedule)
@@ -105,11 +106,11 @@ def _pairs(model: Model, guidance: float) -> Pairs:
 
 
 @torch.no_grad()
-def _call_time(model: Model, pairs: Pairs, repeats: int) -> float:
-    """Return the median time of a call after one that warms up."""
+def call_times(model: Model, pairs: Pairs, repeats: int) -> list[float]:
+    """Return the times of network calls on a batch of pairs, after one that warms up."""
     denoise, x = model.bind(pairs.labels, pairs.guidance), pairs.noise.to(model.device)
     t = torch.tensor(0.5, dtype=torch.float64)
-    return median([seconds_of(lambda: denoise(x.clone(), t), model) for _ in range(repeats + 1)][1:])
+    return [seconds_of(lambda: denoise(x.clone(), t), model) for _ in range(repeats + 1)][1:]
 
 
 def seconds_of(work: Callable[[], object], model: Model) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gas import distributed
 from gas.classical.registry import Classical, candidates
 from gas.errors import UserError
-from gas.io import add_checksum, read_json, verify_checksum, write_text
+from gas.io import add_checksum, plain_json, read_json, verify_checksum, write_text
 from gas.losses import Loss, l2
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs
@@ -169,7 +169,7 @@ class RankingCache:
         self, model: Model, pairs: Pairs, loss: Loss, fingerprint: Mapping[str, Any], path: Path | None = None
     ) -> None:
         self.model, self.pairs, self.loss, self.path = model, pairs, loss, path
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint = plain_json(fingerprint)
         self.losses: dict[str, float | None] = {}
         if path is not None and path.exists():
             self._read(path)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gas import grids
-from gas.arguments import MAX_BATCH, integer, number
+from gas.arguments import MAX_BATCH, choice, integer, number
 from gas.classical.ipndm import ipndm
 from gas.errors import UserError
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_pairs
-from gas.sampling import trajectory
+from gas.sampling import recorded_run
 
 
 def gits(
@@ -51,8 +51,7 @@ def gits(
     References:
         Chen et al., arXiv 2405.11326; the path, its discount and both measures as in the authors' code.
     """
-    if measure not in ("deviation", "distance"):
-        raise UserError(f"measure must be 'deviation' or 'distance', got {measure!r}")
+    choice("measure", measure, ("deviation", "distance"))
     integer("nfe (at most the teacher's steps)", nfe, 1, steps)
     number("discount", discount, "(0, inf)")
     integer("batch", batch, 1, MAX_BATCH)
@@ -85,7 +84,8 @@ def jump_costs(
         measure: as in :func:`gits`.
     """
     alpha, sigma = model.schedule(t)
-    states, predictions = _teacher_trajectory(model, pairs, t, order)
+    denoise, noise = model.bind(pairs.labels, pairs.guidance), pairs.noise.to(model.device)
+    states, predictions = recorded_run(denoise, noise, ipndm(model.schedule, t, order))
     line = int(alpha[0] == 0)  # the first state that can be scaled
     scaled = [x / float(a) if a > 0 else x for x, a in zip(states, alpha, strict=True)]
     costs = torch.full((len(t), len(t)), torch.inf, dtype=torch.float64)
@@ -116,20 +116,6 @@ def cheapest_path(costs: Tensor, jumps: int, discount: float = 1.0) -> list[int]
     for choice in reversed(choices):
         path.append(int(choice[path[-1]]))
     return [*path, len(costs) - 1]
-
-
-def _teacher_trajectory(
-    model: Model, pairs: Pairs, t: Tensor, order: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the teacher's states at every time, and the network's predictions at all but the last."""
-    denoise, predictions = model.bind(pairs.labels, pairs.guidance), []
-
-    def recorded(x: Tensor, time: Tensor) -> Tensor:
-        predictions.append(denoise(x, time).clone())  # a network may write its next prediction over this one
-        return predictions[-1]
-
-    table = ipndm(model.schedule, t, order)
-    return list(trajectory(recorded, pairs.noise.to(model.device), table)), predictions
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gas.display import brief, error_text
-from gas.errors import UserError
-from gas.io import read_safetensors
+from gas.display import contents, error_text
+from gas.errors import UserError, explained
+from gas.io import read_safetensors, strip_prefix
 from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
 
@@ -271,19 +271,15 @@ def load_discriminator(path: str | Path) -> R3GANDiscriminator:
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with explained(f"{path} is not a whole safetensors file"):
         weights, _ = read_safetensors(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error_text(error)})") from error
-    prefixed = {name.removeprefix("net."): x for name, x in weights.items() if name.startswith("net.")}
-    return prefixed or weights
+    return strip_prefix(weights, "net.") or weights
 
 
 def _from_pickle(path: Path) -> dict[str, Tensor]:
     data = read_pickle(path)
     if not (isinstance(data, Mapping) and isinstance(data.get("D"), Persistent)):
-        contents = brief(list(data)) if isinstance(data, Mapping) else type(data).__name__
-        raise UserError(f"{path} has no network 'D', R3GAN's discriminator; it holds {contents}")
+        raise UserError(f"{path} has no network 'D', R3GAN's discriminator; it holds {contents(data)}")
     # The published D wraps the network proper, for its training loop.
     return {name.removeprefix("Model."): value for name, value in state_dict_of(data["D"]).items()}
 
