@@ -84,4 +84,4 @@ def pairs_fingerprint(model: Model, table: Table, spec: PairsSpec, batch: int) -
     }
     if spec.decoded:
         settings["decoded"] = list(decode_all(model, [model.noise(seeds[:1])]).shape[1:])
-    return model_fingerprint(model) | plain_json(settings)
+    return model_fingerprint(model) | dict(plain_json(settings))

@@ -181,9 +181,8 @@ class RecordedCriterion:
     @torch.no_grad()
     def __call__(self, table: Table) -> float | Tensor:
         residual = _residual(table)
-        return self.measure(
-            torch.cat([lifted_samples(residual, part).cpu() for part in self.runs.batches(_BATCH)])
-        )
+        parts = (self.runs.view(slice(n, n + _BATCH)) for n in range(0, len(self.runs), _BATCH))
+        return self.measure(torch.cat([lifted_samples(residual, part).cpu() for part in parts]))
 
 
 def _pair_losses(loss: Loss, target: Tensor, device: torch.device, samples: Tensor) -> Tensor:
