@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gas.arguments import integer
-from gas.classical.rows import Grid, Times, ddim_row, noise_row
+from gas.classical.rows import Grid, Times, noise_table
 from gas.schedule import Schedule
-from gas.table import Row, Table
+from gas.table import Table
 
 
 def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
@@ -26,16 +26,13 @@ def deis(schedule: Schedule, t: Times, order: int = 3) -> Table:
     """
     integer("deis order", order, 1, 3)
     grid = Grid.of(schedule, t)
-    rows: list[Row] = []
-    for n in range(grid.steps):
-        if float(grid.alpha[n].detach()) == 0:
-            rows.append(ddim_row(grid, n))
-            continue
+
+    def weights(n: int) -> dict[int, Tensor]:
         used = [n - i for i in range(min(n + 1, order))]
         integrals = _lagrange_integrals(schedule, grid, n, used)
-        weights = {j: grid.alpha[n + 1] * integral for j, integral in zip(used, integrals, strict=True)}
-        rows.append(noise_row(grid, n, weights))
-    return Table.from_rows(grid.t[:-1], rows)
+        return {j: grid.alpha[n + 1] * integral for j, integral in zip(used, integrals, strict=True)}
+
+    return noise_table(grid, weights)
 
 
 def _lagrange_integrals(schedule: Schedule, grid: Grid, n: int, used: list[int]) -> list[Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from gas.arguments import integer
-from gas.classical.rows import Grid, Times, ddim_row, noise_row
+from gas.classical.rows import Grid, Times, noise_table
 from gas.schedule import Schedule
-from gas.table import Row, Table
+from gas.table import Table
 
 _ADAMS_BASHFORTH = {
     1: [1.0],
@@ -26,12 +28,9 @@ def ipndm(schedule: Schedule, t: Times, order: int = 4) -> Table:
     """
     integer("ipndm order", order, 1, 4)
     grid = Grid.of(schedule, t)
-    rows: list[Row] = []
-    for n in range(grid.steps):
-        if float(grid.alpha[n].detach()) == 0:
-            rows.append(ddim_row(grid, n))
-            continue
+
+    def weights(n: int) -> dict[int, Tensor]:
         gain = grid.sigma[n + 1] - grid.sigma[n] * grid.alpha[n + 1] / grid.alpha[n]
-        weights = _ADAMS_BASHFORTH[min(n + 1, order)]
-        rows.append(noise_row(grid, n, {n - i: gain * b for i, b in enumerate(weights)}))
-    return Table.from_rows(grid.t[:-1], rows)
+        return {n - i: gain * b for i, b in enumerate(_ADAMS_BASHFORTH[min(n + 1, order)])}
+
+    return noise_table(grid, weights)

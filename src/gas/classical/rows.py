@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gas.grids.analytic import as_grid
 from gas.schedule import Schedule
-from gas.table import Row
+from gas.table import Row, Table
 
 Times = Tensor | Sequence[float]
 
@@ -48,6 +48,13 @@ def ddim_row(grid: Grid, n: int) -> Row:
     """The first-order row ``x' = (sigma'/sigma) x - alpha' expm1(-h) d_n``."""
     step = -grid.alpha[n + 1] * torch.expm1(grid.lam[n] - grid.lam[n + 1])
     return {n: grid.sigma[n + 1] / grid.sigma[n]}, {n: step}
+
+
+def noise_table(grid: Grid, weights: Callable[[int], dict[int, Tensor]]) -> Table:
+    """Return the table whose step n has these weights of noise predictions; steps from pure noise are DDIM's."""
+    pure = (grid.alpha[:-1].detach() == 0).tolist()
+    rows = [ddim_row(grid, n) if pure[n] else noise_row(grid, n, weights(n)) for n in range(grid.steps)]
+    return Table.from_rows(grid.t[:-1], rows)
 
 
 def noise_row(grid: Grid, n: int, weights: dict[int, Tensor]) -> Row:

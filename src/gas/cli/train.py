@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from json import dumps
 from pathlib import Path
@@ -111,15 +111,13 @@ def train(
     with _state(out, progress if replaces else None, sets[0].guidance) as state:
         settings: dict[str, Any] = {"config": config, "search": search}
         settings |= {"loss": optimizer.loss, "solver": solver, "theory": theory, "state": state}
-        family = {"adversary": None if lifting.lift else adversary, "budget": budget, **settings}
+        run, against = _Run(model, sets, progress, settings), None if lifting.lift else adversary
         starts = sorted({*nfes, *gas.training.elimination.guided_starts(budgets)})
-        results = _learn(model, sets, starts, family, solver.upper(), progress)
+        results = run.learn(starts, solver.upper(), adversary=against, budget=budget)
         if lifting.lift:
-            results = _lift(
-                model, sets, results, lifting, optimizer, progress, adversary=adversary, state=state
-            )
-        results = _widen(model, ranges, results, config=config, loss=optimizer.loss, state=state)
-        results += _guided(model, sets, budgets, results, settings)
+            results = run.lift(results, lifting, optimizer.seed, adversary)
+        results = run.widen(ranges, results)
+        results += run.guided(budgets, results)
         results = [result for result in results if result.branched or result.nfe in nfes]
         if gas.distributed.is_first():
             _save(out, results, model, optimizer.loss, gas_settings, lifting.recorded(optimizer.seed))
@@ -211,72 +209,63 @@ def _read(
     return sets, (middle, chosen_on)
 
 
-def _widen(
-    model: gas.models.Model, ranges: list[Sets], members: list[gas.Distilled], **settings: Any
-) -> list[gas.Distilled]:
-    """Learn the solvers of every guidance scale from those of the middle one, where there are several."""
-    if len(ranges) == 1:
-        return members
-    pairs, validation = zip(*ranges, strict=True)
-    nfes = [member.nfe for member in members]
-    reports = gas.training.distill_scales(model, pairs, validation, nfes, members=members, **settings)
-    return [show(reports, model, nfe, "guidance scales") for nfe in nfes]
+@dataclass(frozen=True)
+class _Run:
+    """A training: its stages, each of which takes the solvers of the one before."""
 
+    model: gas.models.Model
+    sets: Sets
+    progress: gas.training.BestSoFar
+    settings: dict[str, Any]  # of gas.distill
 
-def _guided(
-    model: gas.models.Model,
-    sets: Sets,
-    budgets: list[int],
-    members: list[gas.Distilled],
-    settings: dict[str, Any],
-) -> list[gas.Distilled]:
-    """Learn a solver of each number of forward passes from those of the NFE."""
-    passes = gas.training.distill_forwards(model, *sets, budgets, members=members, **settings)
-    return [show(passes, model, count, "BNS", "forward passes") for count in sorted(budgets, reverse=True)]
+    def learn(self, nfes: list[int], title: str, **family: Any) -> list[gas.Distilled]:
+        """Learn a solver of each NFE; what is refused before the first report is one line, without the note."""
+        reports = gas.distill_family(self.model, *self.sets, nfes, **family, **self.settings)
+        first, (training, validation) = next(reports), map(len, self.sets)
+        text = f"{training} pairs to learn from, the last {validation} to choose on"
+        if training < validation:
+            advice = f"--validation {max(1, (training + validation) // 4)}"
+            text += f"; few to learn from: make more, or say {advice}"
+        note(text)
+        watched = self.progress.watch(chain([first], reports))
+        return [show(watched, self.model, nfe, title) for nfe in nfes]
 
+    def lift(
+        self,
+        members: list[gas.Distilled],
+        lifting: options.LiftOptions,
+        seed: int,
+        adversary: gas.Adversary | None,
+    ) -> list[gas.Distilled]:
+        """Lift the solver of each NFE."""
+        results, state = [], self.settings["state"]
+        for member in members:
+            runs = gas.training.lifting.record_runs(self.model, member.table(), self.sets[0])
+            config = _size(self.model, runs, lifting, seed, state / f"nfe-{member.nfe}-lift.json")
+            settings: dict[str, Any] = {"loss": self.settings["loss"], "config": config, "state": state}
+            reports = gas.training.lift(
+                self.model, runs, self.sets[1], member, adversary=adversary, **settings
+            )
+            results.append(show(reports, self.model, member.nfe, "lifted"))
+            self.progress.results[member.nfe] = results[-1]
+        return results
 
-def _learn(
-    model: gas.models.Model,
-    sets: Sets,
-    nfes: list[int],
-    family: dict[str, Any],
-    title: str,
-    progress: gas.training.BestSoFar,
-) -> list[gas.Distilled]:
-    """Learn a solver of each NFE; what is refused before the first report is one line, without the note."""
-    reports = gas.distill_family(model, *sets, nfes, **family)
-    first, (training, validation) = next(reports), map(len, sets)
-    text = f"{training} pairs to learn from, the last {validation} to choose on"
-    if training < validation:
-        advice = f"--validation {max(1, (training + validation) // 4)}"
-        text += f"; few to learn from: make more, or say {advice}"
-    note(text)
-    watched = progress.watch(chain([first], reports))
-    return [show(watched, model, nfe, title) for nfe in nfes]
+    def widen(self, ranges: list[Sets], members: list[gas.Distilled]) -> list[gas.Distilled]:
+        """Learn the solvers of every guidance scale from those of the middle one, where there are several."""
+        if len(ranges) == 1:
+            return members
+        settings = {name: self.settings[name] for name in ("config", "loss", "state")}
+        nfes, sets = [member.nfe for member in members], zip(*ranges, strict=True)
+        reports = gas.training.distill_scales(self.model, *sets, nfes, members=members, **settings)
+        return [show(reports, self.model, nfe, "guidance scales") for nfe in nfes]
 
-
-def _lift(
-    model: gas.models.Model,
-    sets: Sets,
-    members: list[gas.Distilled],
-    lifting: options.LiftOptions,
-    optimizer: options.OptimizerOptions,
-    progress: gas.training.BestSoFar,
-    *,
-    adversary: gas.Adversary | None,
-    state: Path,
-) -> list[gas.Distilled]:
-    """Lift the solver of each NFE."""
-    results = []
-    for member in members:
-        table = member.table()
-        runs = gas.training.lifting.record_runs(model, table, sets[0])
-        config = _size(model, runs, lifting, optimizer.seed, state / f"nfe-{member.nfe}-lift.json")
-        settings: dict[str, Any] = {"loss": optimizer.loss, "config": config, "state": state}
-        reports = gas.training.lift(model, runs, sets[1], member, adversary=adversary, **settings)
-        results.append(show(reports, model, member.nfe, "lifted"))
-        progress.results[member.nfe] = results[-1]
-    return results
+    def guided(self, budgets: list[int], members: list[gas.Distilled]) -> list[gas.Distilled]:
+        """Learn a solver of each number of forward passes from those of the NFE."""
+        reports = gas.training.distill_forwards(
+            self.model, *self.sets, budgets, members=members, **self.settings
+        )
+        counts = sorted(budgets, reverse=True)
+        return [show(reports, self.model, count, "BNS", "forward passes") for count in counts]
 
 
 def _size(
