@@ -220,7 +220,8 @@ class _Run:
 
     def learn(self, nfes: list[int], title: str, **family: Any) -> list[gas.Distilled]:
         """Learn a solver of each NFE; what is refused before the first report is one line, without the note."""
-        reports = gas.distill_family(self.model, *self.sets, nfes, **family, **self.settings)
+        family |= self.settings
+        reports = gas.distill_family(self.model, *self.sets, nfes, **family)
         first, (training, validation) = next(reports), map(len, self.sets)
         text = f"{training} pairs to learn from, the last {validation} to choose on"
         if training < validation:
@@ -255,8 +256,11 @@ class _Run:
         if len(ranges) == 1:
             return members
         settings = {name: self.settings[name] for name in ("config", "loss", "state")}
-        nfes, sets = [member.nfe for member in members], zip(*ranges, strict=True)
-        reports = gas.training.distill_scales(self.model, *sets, nfes, members=members, **settings)
+        pairs, validation = zip(*ranges, strict=True)
+        nfes = [member.nfe for member in members]
+        reports = gas.training.distill_scales(
+            self.model, pairs, validation, nfes, members=members, **settings
+        )
         return [show(reports, self.model, nfe, "guidance scales") for nfe in nfes]
 
     def guided(self, budgets: list[int], members: list[gas.Distilled]) -> list[gas.Distilled]:
