@@ -83,9 +83,9 @@ class EDMUNet(nn.Module):
         super().__init__()
         self.classes, self.patch, self.sigma_data = classes, patch, sigma_data
         embedding = 4 * width
-        # Geometric from 1.
-        frequencies = torch.exp(torch.linspace(0.0, math.log(max_frequency), width // 2))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        # Geometric from 1; of numbers, since exp on the meta device imports the compiler too (see weights_file.build).
+        frequencies = torch.linspace(0.0, math.log(max_frequency), width // 2, device="cpu").exp()
+        self.register_buffer("frequencies", torch.tensor(frequencies.tolist()), persistent=False)
         self.label = nn.Embedding(classes + 1, embedding)
         self.noise = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         pixels = channels * patch * patch

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gas.errors import UserError, explained
 from gas.io import (
@@ -64,6 +65,18 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping
     return write_safetensors(path, tensors, {"card": json.dumps(card)})
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are allocated: to draw them on the meta device, torch imports its compiler, a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def build(network_class: Callable[..., _Network], config: Any, state: Mapping[str, Tensor]) -> _Network:
     """Build a network of the sizes in a card and load its weights.
 
@@ -71,7 +84,7 @@ def build(network_class: Callable[..., _Network], config: Any, state: Mapping[st
     cannot make us allocate more than its file holds.
     """
     check_sizes(config)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         shapes = {name: value.shape for name, value in network_class(**config).state_dict().items()}
     if shapes != {name: value.shape for name, value in state.items()}:
         raise UserError("its weights are not those of the network that its card describes")
