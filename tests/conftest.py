@@ -2,11 +2,15 @@
 
 import functools
 import gc
+import sys
 
 import pytest
 from typer import testing
 
 from support import quick
+
+# Writing asserts anew takes a process ten seconds, so that modules are kept whatever PYTHONDONTWRITEBYTECODE says.
+sys.dont_write_bytecode = False
 
 # Thousands of classes and tests live to the end of the session: looking through them for garbage took a third of it.
 gc.disable()

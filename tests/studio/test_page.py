@@ -96,8 +96,7 @@ def page(chromium, server):
 @pytest.fixture
 def shot(shots):
     def take(page, name, **options):
-        page.wait_for_timeout(400)  # transitions
-        page.screenshot(path=shots / f"{name}.png", **options)
+        page.screenshot(path=shots / f"{name}.png", animations="disabled", **options)
 
     return take
 

@@ -19,7 +19,7 @@ from gas.training.adam import Adam
 from gas.training.adversarial.losses import Discriminator
 from gas.training.gauss_newton import GaussNewton
 from gas.training.loop import fit
-from support import standins
+from support import quick, standins
 from support.doubles import MIXTURE, taught
 
 WHERE = ["--model", "digits"]
@@ -64,6 +64,8 @@ def critic():
     return Discriminator("c", network, weight=0.1, warmup=2, steps=2, learning_rate=3e-3)
 
 
+@quick.few_classical_solvers()
+@quick.quick_gauss_newton()
 def work(folder):
     """Pairs, training by both optimisers, statistics and an evaluation, into a folder."""
     solver = folder / "gs.json"

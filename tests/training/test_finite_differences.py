@@ -13,6 +13,8 @@ from gas.training.finite_differences import measure_line
 from gas.training.linearization import evaluations_of, linearize, measure_differences
 from support.doubles import MIXTURE as MODEL, taught
 
+pytestmark = pytest.mark.usefixtures("few_classical_solvers")
+
 PHASES = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SLOPE = 3 * PHASES * PHASES.cos()
 NOISE = torch.Generator().manual_seed(1)
