@@ -542,6 +542,7 @@ def test_rounded_steps_are_the_nearest_that_an_embedding_has(t):
     assert (devices[0].dtype, devices[0].tolist()) == (torch.int64, [expected] * 3)
 
 
+@pytest.mark.slow
 def test_a_network_of_rounded_steps_is_learned_from():
     """Times snap to steps, so that their gradient is that of the schedule alone; everything else learns as ever."""
     exact = Gaussian(ALPHAS, 0.2, 0.5)

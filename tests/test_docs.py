@@ -182,6 +182,7 @@ def published(path):
     return True
 
 
+@pytest.mark.slow
 def test_every_path_that_text_names_works_after_import_gas():
     pytest.importorskip("diffusers")
     paths = {match for _, text in texts() for match in NAMED.findall(text)}

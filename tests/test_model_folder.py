@@ -263,7 +263,7 @@ def test_what_a_clone_may_hold_beside_is_left_alone(change, folder: Path) -> Non
     assert not (folder.parent / "ran").exists()
 
 
-@pytest.mark.parametrize("nfe", [4, 500])
+@pytest.mark.parametrize("nfe", [4, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_pipeline_that_was_saved_with_our_scheduler_opens_again(nfe: int, folder: Path) -> None:
     pipe = open_pipeline(str(folder))
     schedule = gas.VPDiscrete(pipe.scheduler.alphas_cumprod.double())

@@ -12,6 +12,7 @@ import torch
 
 import gas
 from gas.pipelines.process import process_of
+from support.covering import thinned
 from support.schedulers import CONFIGS, learned, network, noise, pipeline, scheduler
 
 NAMES = list(CONFIGS)
@@ -21,7 +22,7 @@ def agree(a, b, tolerance=1e-12):
     return float((a - b).abs().max() / b.abs().max()) < tolerance
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=thinned(NAMES, 2))
 def name(request):
     return request.param
 

@@ -14,7 +14,7 @@ from diffusers.utils import DummyObject
 
 import gas
 from gas.pipelines.process import process_of
-from support.covering import covering
+from support.covering import covering, thinned
 from support.schedulers import learned, noise, pipeline
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -41,7 +41,7 @@ def _quick_kdpm2(monkeypatch):
 WITH_AND_WITHOUT = [f"{name}{end}" for name in CONFIGS for end in ("", "+solver")]
 
 
-@pytest.fixture(params=WITH_AND_WITHOUT)
+@pytest.fixture(params=thinned(WITH_AND_WITHOUT, 3))
 def config(request, tmp_path):
     """The arguments of a scheduler, with and without a solver file."""
     name, _, with_solver = request.param.partition("+")

@@ -64,6 +64,7 @@ def one_by_one(denoise, x, table, fold=False):
     return states
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(table=tables(), scale=SCALES)
 def test_all_branches_with_the_weights_of_a_scale_are_the_guided_solver(table, scale):

@@ -23,6 +23,7 @@ def test_a_schedule_keeps_the_shape_of_its_times(shape, index):
     schedule.inverse_half_log_snr(schedule.half_log_snr(t))
 
 
+@pytest.mark.slow
 @given(
     nfe=st.integers(1, 6), batch=st.integers(1, 3), shape=st.lists(st.integers(1, 3), min_size=1, max_size=3)
 )

@@ -122,6 +122,7 @@ def test_kernel_distance_of_subsets():
     assert first == again and first.mean != other.mean and first.estimate == other.estimate
 
 
+@pytest.mark.slow
 def test_mean_and_std_over_subsets_are_those_of_small_samples():
     x, y = normal(9, 4000, 2), normal(10, 4000, 2) + 0.5
     result = kernel_distance(x, y, subsets=400, subset_size=20)
@@ -448,6 +449,7 @@ def test_the_interval_between_pairs_is_of_pairs():
         distribution(fakes, teacher[1:], paired=True)
 
 
+@pytest.mark.slow
 def test_too_few_samples_have_no_jackknife_and_all_others_an_interval_around_the_estimate():
     reference = FeatureStatistics(torch.zeros(2), torch.eye(2), 10**9)
     for count in (3, 5):

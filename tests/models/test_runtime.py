@@ -303,6 +303,7 @@ def test_a_recording_is_of_one_autocast():
     assert len(set(keys)) == 3 and kernel_key(x) == keys[0]
 
 
+@pytest.mark.slow
 def test_differences_are_taken_without_tf32_and_what_was_set_holds_again(digits, table):
     def now():
         return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32

@@ -81,6 +81,7 @@ def test_pairs_in_memory_are_refused_to_a_student_of_another_schedule():
         next(gas.fit(solver, student, pairs))
 
 
+@pytest.mark.slow
 def test_the_file_names_both_models_and_serves_the_student_alone(folder, tmp_path):
     student = precise(digits_like(), quantize="int4")
     pairs = read_pairs(folder, model=student, student=True)
@@ -116,6 +117,7 @@ def original(folder):
     return gas.save(None, result, model=digits_like())
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_solver_of_the_original(folder, original):
     student = precise(digits_like(), quantize="int4")
     sets = read_pairs(folder, model=student, student=True).split(8)
@@ -166,6 +168,7 @@ def test_ld3_does_not_start_at_a_learned_table(folder, original):
         )
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_from_the_same_solver_only(folder, original, tmp_path):
     sets = read_pairs(folder, model=digits_like()).split(8)
     *_, whole = gas.distill(digits_like(), *sets, 3, **few(original))
@@ -179,6 +182,7 @@ def test_an_interrupted_training_goes_on_from_the_same_solver_only(folder, origi
         next(gas.distill(digits_like(), *sets, 3, **few(other), state=tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command_learns_for_a_student(tmp_path):
     network, start = ["--model", "digits"], ["--start", "ddim/log_snr", "--iterations", 1, "--nfe", 2]
     commands.run("pairs", *network, "--seeds", 24, "--nfe", 3, "--out", tmp_path / "pairs")

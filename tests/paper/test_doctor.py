@@ -20,6 +20,7 @@ from support.commands import refused, run
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' and transformers' own
 
 
+@pytest.mark.slow
 def test_the_installation_is_described() -> None:
     report = json.loads(run("paper", "doctor", "--json").stdout)
     assert report["environment"]["torch"] == torch.__version__ and report["environment"]["cores"] >= 1

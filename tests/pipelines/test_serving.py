@@ -30,6 +30,7 @@ def sd():
 # --- what a solver was made for ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_identity_of_a_flow_says_its_shift():
     sd3 = from_pipeline(pipelines.build("sd3"), PROMPTS)
     assert sd3.fingerprint()["shift"] == 3.0
@@ -48,6 +49,7 @@ def test_the_identity_of_a_flow_says_its_shift():
     assert large > small
 
 
+@pytest.mark.slow
 def test_another_shift_is_refused_and_the_same_is_not(tmp_path):
     model = from_pipeline(pipe := pipelines.build("sd3"), PROMPTS)
     config = dict(pipe.scheduler.config)
@@ -97,6 +99,7 @@ def repository(folder, name, **files):
         path.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_repository_of_nothing_but_a_solver(sd, tmp_path):
     model = from_pipeline(sd, PROMPTS)
     gas.save(tmp_path / "my.json", perturbed(model), model=model, guidance=2.0)

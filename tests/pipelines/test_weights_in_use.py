@@ -130,6 +130,7 @@ def test_a_fused_copy_is_a_student_of_its_original(tmp_path):
         gas.read_pairs(tmp_path, model=other, student=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offload", "hook"), [("model", "_hf_hook"), ("group", "_diffusers_hook")])
 def test_parts_that_are_moved_in_and_out(sd, offload, hook):
     """Offloading: whole parts in turn by accelerate's hooks, or layer after layer by diffusers'."""

@@ -57,6 +57,7 @@ def test_gradients_are_those_of_the_stored_graph(digits, pairs, nfe, again):
     assert float((remade - stored).norm()) <= 1e-6 * float(stored.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "blind",
     [lambda network, x, t: network(x, t.detach()), lambda network, x, t: 0.5 * x.detach()],
@@ -91,6 +92,7 @@ def test_a_call_is_made_again_under_the_autocast_it_was_made_under(digits, pairs
     assert len({each[1] for each in batches}) == 1
 
 
+@pytest.mark.slow
 def test_what_is_kept_grows_by_a_state_a_call_not_by_a_network(digits, pairs):
     denoise = digits.bind(pairs.labels)
     flat = [stored_bytes(Checkpointed(denoise), pairs.noise, nfe, digits) for nfe in (4, 10)]
@@ -190,6 +192,7 @@ def test_as_many_graphs_are_kept_as_fit(digits, pairs, monkeypatch):
     assert stored_calls(3, denoise, pairs.noise, t, 2) == 2
 
 
+@pytest.mark.slow
 def test_training_ends_with_the_same_solver_and_counts_the_calls_made_again(digits, pairs):
     training, held = pairs.split(4)
     ends = {}

@@ -26,7 +26,6 @@ from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import StartSearch
 from gas.training.loop import fit
 from gas.training.validation import evaluate
-from support.covering import thinned
 from support.doubles import MIXTURE as MODEL, Mixture, taught
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
@@ -303,7 +302,8 @@ def test_settings_and_critics_that_do_not_fit_are_refused(pairs, validation):
         )
 
 
-@pytest.mark.parametrize("objective", thinned(["relativistic", "classic"], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["relativistic", "classic"])
 def test_the_solver_goes_where_its_critics_point(pairs, validation, objective):
     class Wide(nn.Module):
         """Likes samples far from the middle."""

@@ -133,6 +133,7 @@ def test_a_budget_buys_more_than_guided_calls(learned, validation):
     ] * 4  # of two rows both
 
 
+@pytest.mark.slow
 def test_one_file_holds_both(learned, tmp_path):
     results = [each for each in learned if isinstance(each, Distilled) and each.branched]
     save(tmp_path / "s.json", [*results, Classical("ddim", "log_snr", 6, 1e-3)], model=MODEL)
@@ -157,6 +158,7 @@ def test_an_even_budget_also_needs_the_guided_solver_of_as_many_passes():
     assert guided_starts([3]) == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [1.0, 0.0])
 def test_no_result_is_worse_than_the_guided_solver_of_as_many_passes(learned, validation, loss):
     """A result whose training failed, and one that is perfect."""

@@ -79,6 +79,7 @@ def test_the_multiplier_spends_the_room_and_no_more():
             assert float(slope @ (step + torch.linalg.solve(curvature, gradient))) > 0
 
 
+@pytest.mark.slow
 def test_a_good_judge_raises_its_score_within_the_region():
     records, result = result_of(distill_judge(MIXTURE, near, 3, settings=FEW))
     assert result.stopped == "" and result.loss < result.measures["start_loss"]
@@ -89,6 +90,7 @@ def test_a_good_judge_raises_its_score_within_the_region():
     assert torch.equal(again.table().outputs, result.table().outputs)
 
 
+@pytest.mark.slow
 def test_the_guard_stops_a_judge_that_is_exploited(tmp_path):
     """Without a trust region samples shrink to where there are no data; the solver before that is kept."""
     free = replace(FEW, radius=math.inf, step=50.0, iterations=12, validate_every=1)

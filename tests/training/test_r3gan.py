@@ -67,6 +67,7 @@ def test_published_numbers() -> None:
     torch.testing.assert_close(gradient, tensors["io.grad_x"], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_first_and_second_derivatives() -> None:
     """Gradient penalties differentiate twice."""
     network = small(in_channels=1, width_per_stage=[4, 6], blocks_per_stage=[1, 1])

@@ -25,6 +25,7 @@ def digits():
     return zoo.load("digits")
 
 
+@pytest.mark.slow
 def test_shipped_models_are_models(digits):
     assert isinstance(digits, Model)
     for name in zoo.names():

@@ -73,6 +73,7 @@ def test_a_solver_in_the_pipeline_is_gas_sample(latent, tmp_path):
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_are_measured_decoded_against_real_images(latent, measuring):
     x = latent.noise(range(2))
     torch.testing.assert_close(latent.features(x), measuring.features(latent.decode(x)))
@@ -106,6 +107,7 @@ def test_every_digit_is_one_token_and_nothing_else_is_a_digit():
     assert not {ids[1] for ids in tokens.values()} & set(words("a cat on the mat, eighth").input_ids)
 
 
+@pytest.mark.slow
 def test_files_that_do_not_belong_together(tmp_path):
     latent = WEIGHTS / "mnist-latent.safetensors"
     write_weights(tmp_path / "other-denoiser.safetensors", *read_weights(latent))
