@@ -9,6 +9,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
 
 import gas
 
@@ -52,6 +54,7 @@ def test_every_example_has_its_test():
         "numpy_sampler",
         "onnx_network",
         "own_network",
+        "sound",
     ]
     assert examples == SCRIPTS
     for name in SCRIPTS:
@@ -152,3 +155,61 @@ def test_galaxies(run):
         r"mean ([\d.]+)", run("galaxies", os.environ["GALAXYGRAD"], "--pairs", 48)
     )
     assert 2 * float(learned) < min(map(float, classical))
+
+
+# --- sound -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sound():
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "sound.py")))
+
+
+def test_frames_survive_the_way_to_sound_and_back(sound):
+    """Harmonics of 150 Hz that fade: their frames are those of the wave that is made of them, to a few decibels."""
+    time = np.arange(sound.FRAMES * sound.HOP) / sound.RATE
+    wave = sum(np.sin(2 * np.pi * 150 * k * time) / k for k in range(1, 20)) * np.exp(-4 * time)
+    frames = sound.log_mel(wave)
+    assert frames.shape == (sound.MELS, sound.FRAMES)
+    assert float(frames.max()) == 1
+    again = sound.log_mel(sound.waves(frames[None])[0])
+    assert float((again - frames).square().mean().sqrt()) * sound.RANGE / 2 < 4
+    # Decibels do not depend on loudness.
+    torch.testing.assert_close(sound.log_mel(0.01 * wave), frames)
+
+
+def test_the_flow_network_predicts_velocities_of_data(sound):
+    """At one time, states of the same prediction have velocities that differ by their own difference over t."""
+    torch.manual_seed(0)
+    network = (
+        sound.Speaker().eval().requires_grad_(False)
+    )  # its last layer is zero: the data is that of its bias
+    model = sound.spoken_digits(network)
+    labels = torch.tensor([3, 4])
+    predictions = model.bind(labels)(model.noise(range(2)), torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(predictions[0], predictions[1])
+    assert not gas.check_model(model)
+
+
+@pytest.mark.slow
+def test_spoken_digits(run, tmp_path):
+    """All of it with tiny numbers; run again, nothing is trained and the same table is printed."""
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng, which speaks the corpus, is not installed")
+    tiny = {"voices": 10, "steps": 3, "hearing": 60, "pairs": 12, "unseen": 10, "trainings": 2, "nfe": 2}
+    files = {"out": "out", "wav": "row.wav", "picture": "row.png", "json": "row.json"}
+    options = [f"--{name}={value}" for name, value in (tiny | files).items()]
+    text = run("sound", *options)
+    *_, table = text.partition("| NFE")
+    assert all(
+        f"| {name}" in table for name in ("Euler", "UniPC-3", "best of all classical", "GS", "teacher")
+    )
+    rate, wave = wavfile.read(tmp_path / "row.wav")
+    assert (rate, wave.dtype, len(wave) > 3 * 10 * 0.4 * rate) == (8000, np.uint8, True)
+    assert 100 < int(wave.max()) - int(wave.min()) < 255
+    assert (tmp_path / "row.png").read_bytes()[:4] == b"\x89PNG"
+    rows = json.loads((tmp_path / "row.json").read_text())["rows"]
+    assert [row["training"] for row in rows if row["name"] == "GS"] == [0, 1]
+    again = run("sound", *options)
+    assert "step" not in again
+    assert again.endswith(table)

@@ -15,4 +15,5 @@ from .extractor import (
 )
 from .inception import Inception as Inception
 from .lpips import LPIPS as LPIPS
+from .per_sample import SampleMetric as SampleMetric
 from .transformer import ClipScore as ClipScore
