@@ -464,15 +464,13 @@ def _weights_file(data: bytes, stem: str) -> WeightsFile:
 
 def _dumps(content: Any, end: str = "\n") -> str:
     """Return JSON with one line for each list of numbers: short, and readable in a diff."""
-    values = content.values() if isinstance(content, dict) else content
-    # json's own indent is written in Python, and takes four times as long.
-    if isinstance(content, list) and not any(isinstance(value, (dict, list)) for value in values):
+    nested = isinstance(content, list) and any(isinstance(value, (dict, list)) for value in content)
+    if not content or not (nested or isinstance(content, dict)):
         return json.dumps(content, allow_nan=False)
-    if not isinstance(content, (dict, list)) or not content:
-        return json.dumps(content, allow_nan=False)
-    line, brackets = f"{end}  ", "{}" if isinstance(content, dict) else "[]"
-    names = (
-        [f"{json.dumps(name)}: " for name in content] if isinstance(content, dict) else [""] * len(content)
-    )
-    parts = [f"{name}{_dumps(value, line)}" for name, value in zip(names, values, strict=True)]
-    return f"{brackets[0]}{line}{f',{line}'.join(parts)}{end}{brackets[1]}"
+    line = f"{end}  "  # json's own indent is written in Python, and takes four times as long
+    if nested:
+        parts = (_dumps(value, line) for value in content)
+    else:
+        parts = (f"{json.dumps(name)}: {_dumps(value, line)}" for name, value in content.items())
+    first, last = "[]" if nested else "{}"
+    return f"{first}{line}{f',{line}'.join(parts)}{end}{last}"
