@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' deprecations
+pytestmark = [
+    pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers"),
+    pytest.mark.filterwarnings("ignore"),  # other libraries' deprecations
+]
 
 from gas.cli.app import app  # noqa: E402
 from gas.pairs.shards import read_manifest  # noqa: E402
