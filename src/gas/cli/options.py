@@ -249,6 +249,14 @@ class OptimizerOptions:
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
+def _refuse_settings(group: Any, switch: str, on: str) -> None:
+    """Refuse the settings of a group that differ from their defaults while its switch is not on."""
+    for each in fields(group):
+        if each.name != switch and getattr(group, each.name) != each.default:
+            name = each.name.replace("_", "-")
+            raise gas.UserError(f"--{name} is a setting of {on}: add that or leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorOptions:
     """GAS: a discriminator to learn from after the pairs; ``None`` is the usual setting."""
@@ -270,13 +278,9 @@ class DiscriminatorOptions:
 
     def settings(self, usual: gas.Adam | None = None) -> dict[str, Any] | None:
         """Return the settings of GAS, by ``usual`` steps, as a solver file records them, or ``None`` for GS."""
-        defaults = {field.name: field.default for field in fields(self) if field.name != "objective"}
-        settings: dict[str, Any] = {name: getattr(self, name) for name in defaults}
+        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "objective"}
         if parse_objective(self.objective) == "gs":
-            for name, default in defaults.items():
-                if settings[name] != default:
-                    option = f"--{name.replace('_', '-')}"
-                    raise gas.UserError(f"{option} is a setting of --objective gas: add that or leave it out")
+            _refuse_settings(self, "objective", "--objective gas")
             return None
         if self.weight is not None and self.balance is not None:
             raise gas.UserError("--weight and --balance are two measures of one thing: leave one out")
@@ -344,12 +348,8 @@ class LiftOptions:
 
     def __post_init__(self) -> None:
         """Refuse settings without --lift, and a share beside the sizes that it decides."""
-        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "lift"}
-        for name, value in settings.items():
-            if value is not None and not self.lift:
-                raise gas.UserError(
-                    f"--{name.replace('_', '-')} is a setting of --lift: add that or leave it out"
-                )
+        if not self.lift:
+            _refuse_settings(self, "lift", "--lift")
         if (self.lift_width is None) != (self.lift_patch is None):
             raise gas.UserError("--lift-width and --lift-patch are the size together: give both or neither")
         if self.lift_width is not None and self.lift_share is not None:

@@ -119,7 +119,7 @@ def _shipped() -> list[Path]:
 
 @dataclass(frozen=True)
 class _Controls:
-    """The components that say what to sample, in the order of :func:`_choice`."""
+    """The components that say what to sample, or their values."""
 
     model: Any
     prompt: Any
@@ -136,33 +136,23 @@ class _Controls:
         return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
-def _choice(
-    model: str,
-    prompt: str,
-    label: str,
-    guidance: float,
-    first_seed: int,
-    count: int,
-    classical: Sequence[str],
-    learned: Sequence[str],
-    calls: int,
-    unit: str,
-) -> Choice:
+def _choice(*values: Any) -> Choice:
     """Return the values of the controls as a choice; wrong ones are refused in one sentence."""
-    labels = {_EACH: None, _NONE: -1}
+    given, labels = _Controls(*values), {_EACH: None, _NONE: -1}
+    label = given.label
     return Choice(
-        model=str(model or "").strip(),
-        prompt=str(prompt or ""),
+        model=str(given.model or "").strip(),
+        prompt=str(given.prompt or ""),
         label=labels[label]
         if label in labels
         else integer("class", int(str(label).partition(" ")[0]), 0, MAX_SEED),
-        guidance=number("guidance", guidance, "[-1000, 1000]"),
-        first_seed=integer("first seed", first_seed, 0, MAX_SEED - MAX_SAMPLES),
-        count=integer("samples", count, 1, MAX_SAMPLES),
-        classical=list(classical or ()),
-        files=list(learned or ()),
-        calls=integer("calls", calls, 1, MAX_CALLS),
-        by_passes=unit == _BY_PASSES,
+        guidance=number("guidance", given.guidance, "[-1000, 1000]"),
+        first_seed=integer("first seed", given.first_seed, 0, MAX_SEED - MAX_SAMPLES),
+        count=integer("samples", given.count, 1, MAX_SAMPLES),
+        classical=list(given.classical or ()),
+        files=list(given.learned or ()),
+        calls=integer("calls", given.calls, 1, MAX_CALLS),
+        by_passes=given.unit == _BY_PASSES,
     )
 
 
