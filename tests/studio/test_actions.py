@@ -101,7 +101,7 @@ def test_labels_are_chosen(networks):
         (Choice(model="owner/name"), "no model or folder"),  # never from the hub
         (Choice(model=""), "no model or folder"),
         (Choice(model="digits"), "No solver is chosen"),
-        (Choice(model="/proc"), "readable model_index.json"),
+        (Choice(model="/sys"), "readable model_index.json"),
         (Choice(model="nowhere.safetensors"), "nowhere"),
     ],
 )
