@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 
 import gas
 from gas.display import with_interval
+from gas.training.validation import PairLosses
 
 FILE = "galaxygrad/eqx_hsc_ScoreNet{}.eqx"
 
@@ -30,8 +32,12 @@ class MixerBlock(nn.Module):
 
     def __init__(self, patches, channels=64, width=512):
         super().__init__()
-        self.patches = nn.Sequential(nn.Linear(patches, width), nn.ReLU(), nn.Linear(width, patches))
-        self.channels = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
+        self.patches = nn.Sequential(
+            nn.Linear(patches, width), nn.ReLU(inplace=True), nn.Linear(width, patches)
+        )
+        self.channels = nn.Sequential(
+            nn.Linear(channels, width), nn.ReLU(inplace=True), nn.Linear(width, channels)
+        )
         self.norm1, self.norm2 = nn.LayerNorm((channels, patches)), nn.LayerNorm((patches, channels))
 
     def forward(self, y):
@@ -124,15 +130,17 @@ def against(fine, samples):
 
 def best_classical(model, nfe, unseen):
     """The best of all classical solvers on the unseen pairs, by mean and by median: the worst case for ours."""
-    few, losses = unseen.subset(range(64)), {}
-    for candidate, _ in gas.classical.registry.candidates(model.schedule, nfe, model.t_end):
-        losses[candidate] = gas.evaluate(model, few, candidate, gas.losses.l2)
+    # All tables start at the same noise: PairLosses evaluates the network once there.
+    few = PairLosses(model, unseen.subset(range(64)), gas.losses.l2, batch=64)
+    candidates = gas.classical.registry.candidates(model.schedule, nfe, model.t_end)
+    losses = {candidate: few.losses(table) for candidate, table in candidates}
     finalists = {
         candidate
         for measure in (torch.mean, torch.median)
         for candidate in sorted(losses, key=lambda c, m=measure: float(m(losses[c])))[:8]
     }
-    losses = {each: gas.evaluate(model, unseen, each, gas.losses.l2) for each in finalists}
+    every = PairLosses(model, unseen, gas.losses.l2, batch=64)
+    losses = {each: every.losses(each.table(model.schedule)) for each in finalists}
     return [
         min(losses, key=lambda c, m=measure: float(m(losses[c]))) for measure in (torch.mean, torch.median)
     ]
@@ -153,7 +161,9 @@ def main():
     parser.add_argument(
         "--pairs", type=int, default=768, help="teacher pairs to learn from, a third to choose on"
     )
+    parser.add_argument("--budget", type=int, help="most network evaluations of one training")
     parser.add_argument("--unseen", type=int, default=512)
+    parser.add_argument("--state", type=Path, help="folder of the resumable state of training")
     parser.add_argument("--jax", action="store_true", help="leave the network in JAX")
     parser.add_argument("--picture", help="PNG file of a few galaxies at the first NFE")
     options = parser.parse_args()
@@ -167,7 +177,8 @@ def main():
     print(f"teacher  {against(fine, unseen.target)}", flush=True)
     rows = []
     for nfe in options.nfe:
-        *_, result = gas.distill(model, *pairs.split(options.pairs // 3), nfe=nfe)
+        training = {"budget": options.budget, "state": options.state}
+        *_, result = gas.distill(model, *pairs.split(options.pairs // 3), nfe=nfe, **training)
         gas.save(f"{model.name}-{nfe}.json", result, model=model)
         classical = dict.fromkeys(best_classical(model, nfe, unseen))
         for solver in (*classical, result.table()):
