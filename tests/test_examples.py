@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 GOLDEN = Path(__file__).parent / "golden"
-NEEDS = {"diffusers_pipeline": "diffusers", "onnx_network": "onnxruntime"}
+NEEDS = {"diffusers_pipeline": "diffusers", "onnx_network": "onnxruntime", "control": "Box2D"}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
@@ -48,6 +48,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 def test_every_example_has_its_test():
     examples = [
+        "control",
         "diffusers_pipeline",
         "flow_model",
         "galaxies",
@@ -107,6 +108,19 @@ def test_numpy(run, tmp_path):
     assert re.fullmatch(r"NFE 3: .* by \d\.\de-\d+\n", run("numpy_sampler", tmp_path / "s.json"))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of pygame
+def test_control(run):
+    """A tiny run, which a second one prints again without flying."""
+    words = ["--work", "work", "--results", "results", "--nfe", 1, "--episodes", 2, "--demonstrations", 8]
+    table = run("control", *words, "--steps", "40")
+    names = ["Euler", "GS", "teacher", "the pilot"]
+    assert re.findall(r"^\| ([\w+\- ]+) \|", table, re.MULTILINE)[2:] == names
+    assert len(list(Path("results").glob("*.json"))) == 6
+    shutil.rmtree("work")
+    assert run("control", *words) == table
+
+
 # --- galaxies ----------------------------------------------------------------------------------------------
 
 
@@ -115,10 +129,11 @@ def galaxies():
     return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "galaxies.py")))
 
 
-def test_the_network_of_galaxies_is_that_of_its_authors(galaxies, tmp_path):
+@pytest.mark.parametrize(("size", "name"), [(32, "score"), (64, "score-64")])
+def test_the_network_of_galaxies_is_that_of_its_authors(galaxies, tmp_path, size, name):
     """Golden numbers of their network in JAX, with random parameters; Equinox writes one array after another."""
     rng, file = np.random.default_rng(0), io.BytesIO()
-    for parameter in galaxies.ScoreNet(32).parameters():
+    for parameter in galaxies.ScoreNet(size).parameters():
         shape = (
             parameter.shape
             if parameter.ndim != 4
@@ -126,11 +141,16 @@ def test_the_network_of_galaxies_is_that_of_its_authors(galaxies, tmp_path):
         )
         np.save(file, rng.normal(size=shape, scale=0.1).astype("float32"))
     with zipfile.ZipFile(tmp_path / "wheel", "w") as archive:
-        archive.writestr(galaxies.FILE.format(32), file.getvalue())
-    x, t = torch.from_numpy(rng.normal(size=(2, 1, 32, 32)).astype("float32")), torch.tensor([0.02, 7.0]) / 10
-    model = galaxies.galaxies(tmp_path / "wheel", 32)
-    golden = json.loads((GOLDEN / "galaxies.json").read_text())["score"]
-    np.testing.assert_allclose(model.weights(x, t)[:, 0, ::8, ::8], golden, rtol=0, atol=1e-5)
+        archive.writestr(galaxies.FILE.format(size), file.getvalue())
+    x, t = (
+        torch.from_numpy(rng.normal(size=(2, 1, size, size)).astype("float32")),
+        torch.tensor([0.02, 7.0]) / 10,
+    )
+    model = galaxies.galaxies(tmp_path / "wheel", size)
+    golden = json.loads((GOLDEN / "galaxies.json").read_text())[name]
+    np.testing.assert_allclose(
+        model.weights(x, t)[:, 0, :: size // 4, :: size // 4], golden, rtol=0, atol=1e-5
+    )
     # Their process: dx = -(x + score) / 2 over t in [0, 10], a variance of 1 - exp(-t).
     alpha, sigma = model.schedule(torch.tensor(0.3, dtype=torch.float64))
     assert (float(alpha), float(sigma)) == pytest.approx((math.exp(-1.5), math.sqrt(1 - math.exp(-3))))
