@@ -20,11 +20,13 @@ from gas.zoo.latent import WORDS, assemble, autoencoder, denoiser
 
 __all__ = [
     "RepeatedLastToken",
+    "edge_loss",
     "encode",
     "encode_prompts",
     "limit_time_frequencies",
     "train_autoencoder",
     "train_latent",
+    "velocity_targets",
 ]
 
 # Weight of the KL divergence beside the squared error in [-1, 1].
@@ -36,9 +38,15 @@ _MAX_FREQUENCY = 0.03
 
 
 def train_autoencoder(
-    recipe: Recipe, images: Images, checkpoint: Path, *, every: int = 100, device: str = "cpu"
+    recipe: Recipe,
+    images: Images,
+    checkpoint: Path,
+    *,
+    error: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+    every: int = 100,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
-    """Minimize ``|decode(z) - x|^2 + 1e-3 KL(q(z|x) | N(0, 1))``, both means over entries, by :func:`loop.train`."""
+    """Minimize ``error(decode(z), x) + 1e-3 KL(q(z|x) | N(0, 1))``, both means over entries, by :func:`loop.train`."""
     x, _ = images.train
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -51,7 +59,7 @@ def train_autoencoder(
         noise = torch.randn(latents.mean.shape, generator=generator).to(device)
         decoded: Tensor = network.decode(latents.mean + latents.std * noise).sample
         divergence: Tensor = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).mean()
-        return F.mse_loss(decoded, batch) + _KL * divergence
+        return error(decoded, batch) + _KL * divergence
 
     return train(recipe, model, loss, checkpoint, every=every, device=device)
 
@@ -102,6 +110,13 @@ def train_latent(
     return train(recipe, model, loss, checkpoint, every=every, device=device)
 
 
+def edge_loss(decoded: Tensor, x: Tensor) -> Tensor:
+    """Mean absolute error of pixels, plus half that of differences of neighbors: flat areas and sharp edges."""
+    error = decoded - x
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 0.5 * edges
+
+
 @torch.no_grad()
 def encode(vae: Any, x: Tensor, *, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the scaled latents ``(N, 4, 8, 8)`` of images."""
@@ -141,10 +156,23 @@ def limit_time_frequencies(network: Any) -> Any:
     return network
 
 
-def _velocity(config: Mapping[str, Any]) -> Callable[..., Tensor]:
+def velocity_targets(config: Mapping[str, Any]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return a function from latents to noisy ones at uniform training steps, these steps, and v."""
     schedule = process_of(config).schedule
     steps = 1000
     alphas, sigmas = (values.float() for values in schedule(torch.arange(1, steps + 1) / steps))
+
+    def noised(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        step = torch.randint(steps, (len(x),), generator=generator)
+        eps = torch.randn(x.shape, generator=generator)
+        alpha, sigma = alphas[step, None, None, None], sigmas[step, None, None, None]
+        return alpha * x + sigma * eps, step, alpha * eps - sigma * x
+
+    return noised
+
+
+def _velocity(config: Mapping[str, Any]) -> Callable[..., Tensor]:
+    noised = velocity_targets(config)
 
     def error(
         network: nn.Module,
@@ -153,11 +181,8 @@ def _velocity(config: Mapping[str, Any]) -> Callable[..., Tensor]:
         generator: torch.Generator,
         device: str,
     ) -> Tensor:
-        step = torch.randint(steps, (len(x),), generator=generator)
-        eps = torch.randn(x.shape, generator=generator)
-        alpha, sigma = alphas[step, None, None, None], sigmas[step, None, None, None]
-        noisy, target = (alpha * x + sigma * eps).to(device), (alpha * eps - sigma * x).to(device)
-        return F.mse_loss(network(noisy, step.to(device), **condition).sample, target)
+        noisy, step, target = noised(x, generator)
+        return F.mse_loss(network(noisy.to(device), step.to(device), **condition).sample, target.to(device))
 
     return error
 

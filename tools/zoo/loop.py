@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class _Training:
 
     def state(self) -> dict[str, Any]:
         return {
-            "recipe": repr(self.recipe),
+            "recipe": _identity(self.recipe),
             "device": self.device,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -121,12 +121,17 @@ class _Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state.get("recipe") != repr(self.recipe):
+        if state.get("recipe") != _identity(self.recipe):
             raise UserError("the checkpoint belongs to another recipe: delete it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _identity(recipe: Recipe) -> str:
+    """Name a recipe in its checkpoints; where the learning rate has a horizon, its end decides nothing before."""
+    return repr(replace(recipe, steps=0) if recipe.horizon else recipe)
 
 
 def _ramp(step: int, recipe: Recipe) -> float:

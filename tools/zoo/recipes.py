@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AUTOENCODER", "DENOISERS", "LATENT", "LatentRecipe", "Recipe"]
+__all__ = ["AUTOENCODER", "DENOISERS", "EMOJI", "EMOJI_AUTOENCODER", "LATENT", "LatentRecipe", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,23 @@ AUTOENCODER = Recipe(
     steps=2_000,
     batch=32,
     learning_rate=2e-3,
+)
+
+
+EMOJI_AUTOENCODER = Recipe(
+    network={
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": [16, 32, 64],
+        "layers_per_block": 1,
+        "latent_channels": 6,  # six principal components of 4x4 pixels stand out: colors, and slopes of brightness
+        "norm_num_groups": 8,
+        "sample_size": 64,
+    },
+    steps=2_800,
+    batch=8,
+    learning_rate=2e-3,
+    ema_images=4_000,
 )
 
 
@@ -128,3 +145,28 @@ LATENT = {
         ),
     ),
 }
+
+EMOJI = LatentRecipe(
+    kind="unet",
+    scheduler=LATENT["mnist-latent"].scheduler,
+    training=Recipe(
+        network={
+            "sample_size": 16,
+            "in_channels": 6,
+            "out_channels": 6,
+            "block_out_channels": [48, 80, 128],
+            "layers_per_block": 1,
+            "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+            "cross_attention_dim": 128,
+            "attention_head_dim": 4,
+            "norm_num_groups": 8,
+            "resnet_time_scale_shift": "scale_shift",
+            "addition_embed_type": "text",  # every layer learns the prompt, not the attention alone
+            "addition_embed_type_num_heads": 4,
+        },
+        steps=60_000,
+        horizon=60_000,
+        batch=32,
+    ),
+)

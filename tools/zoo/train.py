@@ -18,9 +18,11 @@ from typing import Any
 
 from cards import build_autoencoder, build_latent, build_model
 from denoiser import train_denoiser
+from emoji import train_all
+from emoji_data import ARCHIVE, read_emoji
 from latents import train_autoencoder, train_latent
 from loop import Progress
-from recipes import AUTOENCODER, DENOISERS, LATENT, Recipe
+from recipes import AUTOENCODER, DENOISERS, EMOJI, LATENT, Recipe
 
 import gas
 from gas.workspace import claim, hold
@@ -28,6 +30,7 @@ from gas.zoo.data import Images, digits, mnist
 from gas.zoo.latent import SHARED, read_shared, shared_path
 
 RECIPES = {**DENOISERS, SHARED: AUTOENCODER} | {name: latent.training for name, latent in LATENT.items()}
+RECIPES["emoji"] = EMOJI.training
 
 
 def main() -> None:
@@ -57,18 +60,25 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     name, out = options.name, options.out
+    if name == "emoji":
+        _report(train_all(EMOJI, read_emoji(options.data / ARCHIVE), out, device=options.device))
+        return
     images = digits() if name == "digits" else mnist(options.data)
     recipe, checkpoint = replace(RECIPES[name], seed=options.seed), out / f"{name}.state.pt"
     claim(out, [f"{name}.safetensors", f"{name}.md", checkpoint.name])
     training, build = _plan(name, recipe, images, checkpoint, options)
+    _report(training)
+    print("measuring ...", flush=True)
+    build()
+    print(f"wrote {out / name}.safetensors and its card")
+
+
+def _report(training: Iterator[Progress]) -> None:
     for progress in training:
         print(
             f"step {progress.step}/{progress.steps}  loss {progress.loss:.4g}  {progress.seconds:.0f} s",
             flush=True,
         )
-    print("measuring ...", flush=True)
-    build()
-    print(f"wrote {out / name}.safetensors and its card")
 
 
 def _plan(

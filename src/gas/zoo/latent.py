@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weight
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TOKENS = 8  # length of a prompt, with its start and end tokens
+_WORD_TOKENS = 16  # the same for prompts of words
+_VOCABULARY = 1 << 16  # characters of a vocabulary: that of emoji has 14,000
 SHARED = "mnist-autoencoder"  # the file of the autoencoder and the text encoder
 
 
@@ -51,8 +54,8 @@ def read_pipeline(path: str | Path) -> Any:
         ValueError: when a file is damaged, or the denoiser was trained on latents of another autoencoder.
     """
     path = Path(path)
-    shared = shared_path(path.parent)
     tensors, card = read_weights(path)
+    shared = path if "autoencoder" in card else shared_path(path.parent)
     vae, text = read_shared(shared)
     if card.get("autoencoder_scale") != read_card(shared)["scaling_factor"]:
         raise UserError(f"{path} denoises latents of another autoencoder than {shared}")
@@ -61,7 +64,7 @@ def read_pipeline(path: str | Path) -> Any:
         config = {"kind": card["pipeline"], "config": card["network"]}
         network = build(denoiser, config, strip_prefix(tensors, "network."))
         network.eval().requires_grad_(False)
-        return assemble(card["pipeline"], network, vae, text, card["scheduler"])
+        return assemble(card["pipeline"], network, vae, text, card["scheduler"], _vocabulary(card))
 
 
 def read_shared(path: str | Path) -> tuple[Any, Any]:
@@ -70,8 +73,17 @@ def read_shared(path: str | Path) -> tuple[Any, Any]:
     with damaged(path):
         config = {"config": card["autoencoder"], "scaling_factor": card["scaling_factor"]}
         vae = build(autoencoder, config, strip_prefix(tensors, "vae."))
-        text = build(text_encoder, {"width": card["text"]}, strip_prefix(tensors, "text."))
+        encoder = partial(text_encoder, vocabulary=_vocabulary(card))
+        text = build(encoder, {"width": card["text"]}, strip_prefix(tensors, "text."))
     return vae.eval().requires_grad_(False), text
+
+
+def _vocabulary(card: Mapping[str, Any]) -> Sequence[str] | None:
+    """Return the words of a card, ``None`` for those of the digits."""
+    words = card.get("vocabulary")
+    if words is not None and not (isinstance(words, str) and len(words) < _VOCABULARY):
+        raise UserError("its vocabulary is no text of words")
+    return words and words.split()
 
 
 def shared_path(folder: Path) -> Path:
@@ -80,10 +92,17 @@ def shared_path(folder: Path) -> Path:
     return path if path.is_file() else WEIGHTS / path.name
 
 
-def assemble(kind: str, network: nn.Module, vae: nn.Module, text: Any, scheduler: Mapping[str, Any]) -> Any:
+def assemble(
+    kind: str,
+    network: nn.Module,
+    vae: nn.Module,
+    text: Any,
+    scheduler: Mapping[str, Any],
+    vocabulary: Sequence[str] | None = None,
+) -> Any:
     """Return a ``StableDiffusionPipeline`` (kind ``"unet"``) or ``StableDiffusion3Pipeline`` (``"transformer"``)."""
     diffusers, _ = libraries()
-    words = tokenizer()
+    words = tokenizer() if vocabulary is None else word_tokenizer(vocabulary)
     if kind == "unet":
         pipe = diffusers.StableDiffusionPipeline(
             vae=vae,
@@ -137,14 +156,16 @@ def autoencoder(config: Mapping[str, Any], scaling_factor: float = 1.0) -> Any:
     return libraries()[0].AutoencoderKL(**{**arguments, **config})
 
 
-def text_encoder(width: int, state: Mapping[str, Tensor] | None = None) -> Any:
+def text_encoder(
+    width: int, state: Mapping[str, Tensor] | None = None, vocabulary: Sequence[str] | None = None
+) -> Any:
     """Return the text encoder with a projection (SD3's) of the given weights, or of random ones from a fixed seed.
 
     Random weights tell ten words apart, and the denoisers learn their meaning. Token embeddings are scaled to the
     size that layers expect, since SD3 takes a layer's output before its normalization.
     """
     _, transformers = libraries()
-    words = tokenizer()
+    words = tokenizer() if vocabulary is None else word_tokenizer(vocabulary)
     config = transformers.CLIPTextConfig(
         vocab_size=len(words),
         bos_token_id=words.bos_token_id,
@@ -154,7 +175,7 @@ def text_encoder(width: int, state: Mapping[str, Tensor] | None = None) -> Any:
         intermediate_size=2 * width,
         num_attention_heads=4,
         num_hidden_layers=2,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=words.model_max_length,
         projection_dim=width,
     )
     with torch.random.fork_rng(devices=[]):
@@ -190,6 +211,28 @@ def tokenizer() -> Any:
         words = libraries()[1].CLIPTokenizer(str(vocab_path), str(merges_path))
     words.model_max_length = TOKENS
     return words
+
+
+def word_tokenizer(vocabulary: Sequence[str]) -> Any:
+    """Return a tokenizer in which each of these words is one token, and any other word the same unknown one."""
+    transformers = libraries()[1]
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    start, end, unknown = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+    tokens = {word: i for i, word in enumerate((end, start, unknown, *vocabulary))}
+    model = Tokenizer(models.WordLevel(tokens, unk_token=unknown))
+    model.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("'", "")])
+    model.pre_tokenizer = pre_tokenizers.Split(Regex("[^a-z0-9]+"), "removed")
+    ends = [(token, tokens[token]) for token in (start, end)]
+    model.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        bos_token=start,
+        eos_token=end,
+        pad_token=end,
+        unk_token=unknown,
+        model_max_length=_WORD_TOKENS,
+    )
 
 
 def _merges(word: str) -> list[str]:
