@@ -5,6 +5,7 @@ import json
 import tarfile
 from dataclasses import replace
 
+import cards
 import emoji as recipe_of_emoji
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from latents import edge_loss, train_autoencoder
 from PIL import Image
 from recipes import EMOJI, EMOJI_AUTOENCODER
 
+from gas import zoo
 from gas.checkpoint import read_checkpoint
 from gas.errors import UserError
 from gas.io import sha256
 from gas.zoo import latent as latent_models
+from gas.zoo.weights_file import read_weights, write_weights
 
 CATEGORIES = ("Flags", "Objects", "Symbols")
 ANIMALS = ("cat", "dog", "owl", "fox", "bee", "ant", "cow", "pig", "bat", "rat", "yak", "emu")
@@ -86,27 +89,104 @@ def test_pictures_are_on_white_with_prompts_and_some_are_held_out(small):
     assert {"red", "small", "things"} <= set(words) and words == sorted(set(words))
 
 
-def test_a_training_resumes_to_the_same_bits(small, tmp_path):
-    """Of both stages; and a denoiser may end at any step before its learning rate does."""
+def test_a_hostile_archive_is_one_line(tmp_path):
+    """Foreign bytes, members that are links or too large, lists without their pictures, pictures of other sizes."""
+    members = files()
+    link = tarfile.TarInfo()
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    first = "package/img/google/64/0000.png"
+    cases = {
+        "is no file of at most": {**members, first: link},
+        "is no file of at most 65,536": {**members, first: bytes(70_000)},
+        "'0000.png'": {name: data for name, data in members.items() if name != first},
+        "is missing, or no list": {name: data for name, data in members.items() if name.endswith("png")},
+        "picture '0000.png' cannot be read": {**members, first: b"GIF89a"},
+        "(65, 65) pixels": {**members, first: png(0, side=65)},
+        "its 1 names": {**members, "package/emoji.json": json.dumps([entry(0, "red cat")]).encode()},
+    }
+    for i, (message, content) in enumerate(cases.items()):
+        path = archive(tmp_path / f"{i}.tgz", content)
+        with pytest.raises(UserError) as refused:
+            read(path)
+        text = str(refused.value)
+        assert message in text and "\n" not in text and len(text) < 300, text
+    (tmp_path / "cut.tgz").write_bytes(path.read_bytes()[:3000])
+    (tmp_path / "text.tgz").write_text("hello")
+    for name in ("cut.tgz", "text.tgz"):
+        with pytest.raises(UserError, match="is not the emoji package"):
+            read(tmp_path / name)
+    with pytest.raises(UserError, match="its SHA-256 is not fb5fd131b362"):
+        read_emoji(path)
+
+
+def test_members_elsewhere_are_never_written(tmp_path, small):
+    """Names outside the package are passed over, whatever they are."""
+    members = {"../../outside": b"x", "/tmp/outside": b"x", "package/img/google/64/../1.png": b"x", **files()}
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    assert read(archive(folder / "odd.tgz", members)).names == small.names
+    assert [path.name for path in tmp_path.rglob("*")] == ["inner", "odd.tgz"]
+
+
+def test_words_of_a_prompt_are_tokens_and_others_are_unknown():
+    words = latent_models.word_tokenizer(["cat", "oclock", "red"])
+    assert words("Red O'clock, CAT!").input_ids == [1, 5, 4, 3, 0]
+    assert words("").input_ids == [1, 0]
+    assert words("a red boat").input_ids == [1, 2, 5, 2, 0]
+    long = words(" ".join(["cat"] * 40), truncation=True, padding="max_length").input_ids
+    assert len(long) == 16 and long[-1] == words.eos_token_id
+
+
+def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeypatch):
+    """Of both stages; a denoiser may end at any step before its learning rate does, and its file is a model."""
     stage = replace(EMOJI_AUTOENCODER, steps=2, batch=2)
-    for name in ("whole", "broken"):
-        for _ in range(1 if name == "whole" else 2):
-            reports = train_autoencoder(stage, small.images, tmp_path / name, error=edge_loss, every=1)
-            next(reports) if name == "broken" else list(reports)
-            reports.close()
-    assert same(tmp_path / "whole", tmp_path / "broken")
-    vae = recipe_of_emoji.trained_autoencoder(stage, small, tmp_path / "whole")
+    whole_stage, broken_stage = tmp_path / recipe_of_emoji.AUTOENCODER_STATE, tmp_path / "broken.state.pt"
+    list(train_autoencoder(stage, small.images, whole_stage, error=edge_loss, every=1))
+    for _ in range(2):
+        reports = train_autoencoder(stage, small.images, broken_stage, error=edge_loss, every=1)
+        next(reports)
+        reports.close()
+    assert same(whole_stage, broken_stage)
+    vae = recipe_of_emoji.trained_autoencoder(stage, small, whole_stage)
     mean, std = recipe_of_emoji.encode(vae, small.images.train[0])
     assert float((mean.var() + std.square().mean()).sqrt()) == pytest.approx(1, abs=0.01)
 
-    def run(name, steps):
-        latent = replace(EMOJI, training=replace(EMOJI.training, steps=steps, batch=2, warmup=1))
-        return list(recipe_of_emoji.train_emoji(latent, small, vae, tmp_path / name, every=1))
+    network = {**EMOJI.training.network, "block_out_channels": [8, 8, 16]}
 
-    run("short", 2)
-    *_, resumed = run("short", 3)
+    def of(steps):
+        recipe = replace(EMOJI.training, network=network, steps=steps, batch=2, warmup=1)
+        return replace(EMOJI, training=recipe)
+
+    def run(name, steps):
+        return list(recipe_of_emoji.train_emoji(of(steps), small, vae, tmp_path / name, every=1))
+
+    run("emoji.state.pt", 2)
+    *_, resumed = run("emoji.state.pt", 3)
     *_, whole = run("long", 3)
-    assert resumed.loss == whole.loss and same(tmp_path / "short", tmp_path / "long")
+    assert resumed.loss == whole.loss and same(tmp_path / "emoji.state.pt", tmp_path / "long")
+
+    monkeypatch.setattr(cards, "_EMOJI_NFE", 2)
+    path = cards.build_emoji(of(3), small, tmp_path, autoencoder_recipe=stage, samples=6)
+    model = zoo.load(path)
+    assert model.classes == len(model.prompts) == 48 - len(small.held_out)
+    assert not set(small.held_out) & set(model.prompts)
+    features = model.features(model.noise(range(2)))
+    assert features.shape == (2, 64) and model.reference.count == 48
+    trained = read_checkpoint(tmp_path / "long")["ema"]["network.conv_in.weight"]
+    torch.testing.assert_close(model.network.conv_in.weight, trained, rtol=1e-3, atol=1e-3)
+    picture = zoo.pipeline(path)("red cat", num_inference_steps=2, guidance_scale=2.0).images[0]
+    assert picture.size == (64, 64)
+    assert "3 steps of 2 latents" in path.with_suffix(".md").read_text()
+    tensors, card = read_weights(path)
+    for damage in (
+        {"vocabulary": ["cat"]},
+        {"vocabulary": "cat"},
+        {"vocabulary": "x " * 40_000},
+        {"prompts": 3},
+    ):
+        write_weights(tmp_path / "damaged.safetensors", tensors, {**card, **damage})
+        with pytest.raises(UserError, match="are damaged or not a zoo model"):
+            zoo.load(tmp_path / "damaged.safetensors")
 
 
 def same(one, other):

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from denoiser import smoothed, train_classifier
+from emoji import AUTOENCODER_STATE, TEXT_WIDTH as CAPTION_WIDTH, trained_autoencoder, vocabulary
+from emoji_data import LICENSE, Emoji
 from latents import encode
 from loop import load_finished
-from recipes import LatentRecipe, Recipe
+from recipes import EMOJI_AUTOENCODER, LatentRecipe, Recipe
 from torch import Tensor, nn
 
 import gas
@@ -22,8 +24,16 @@ from gas.io import write_text
 from gas.metrics.distances import frechet_interval
 from gas.metrics.frechet import extract, feature_statistics, frechet_distance
 from gas.zoo.data import Images
-from gas.zoo.latent import SHARED, autoencoder, read_latent, read_shared, shared_path, text_encoder
-from gas.zoo.model import ZooModel, read_model
+from gas.zoo.latent import (
+    SHARED,
+    autoencoder,
+    read_latent,
+    read_pipeline,
+    read_shared,
+    shared_path,
+    text_encoder,
+)
+from gas.zoo.model import Measuring, ZooModel, read_measuring, read_model
 from gas.zoo.networks import Classifier
 from gas.zoo.weights_file import read_card, write_weights
 
@@ -31,16 +41,20 @@ __all__ = [
     "FINE",
     "GUIDANCE",
     "build_autoencoder",
+    "build_emoji",
     "build_latent",
     "build_model",
     "measure",
+    "measure_emoji",
     "measure_latent",
 ]
 
 # The fine sampling run that measures a model's own quality.
 FINE = gas.Classical("unipc-3-bh2", "log_snr", nfe=50, t_end=1e-3)
 GUIDANCE = 2.0  # of the latent models' run
-TEXT_WIDTH = 64  # of the text encoder
+EMOJI_GUIDANCE, _EMOJI_NFE = 3.0, 20
+TEXT_WIDTH = 64  # of the text encoder of digits
+_PROMPTS = 256  # number of names that are labels of the model: pairs and solver files list them
 _BATCH = 250
 
 
@@ -203,6 +217,89 @@ def build_latent(
     return path
 
 
+def build_emoji(
+    latent: LatentRecipe,
+    emoji: Emoji,
+    folder: Path,
+    *,
+    autoencoder_recipe: Recipe = EMOJI_AUTOENCODER,
+    samples: int = 200,
+) -> Path:
+    """Write ``emoji.safetensors``, with autoencoder, text encoder and classifier, and its card beside the checkpoints.
+
+    Raises:
+        ValueError: when the training has not finished.
+    """
+    recipe = latent.training
+    state = load_finished(folder / "emoji.state.pt", recipe)
+    autoencoder_state = folder / AUTOENCODER_STATE
+    vae = trained_autoencoder(autoencoder_recipe, emoji, autoencoder_state)
+    config = {"size": 32, "pool": 2, "channels": 3, "width": 16, "classes": len(emoji.categories)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        classifier = Classifier(**config)
+    accuracy = train_classifier(classifier, emoji.images, epochs=60, seed=recipe.seed)
+    tensors = _stored(state["ema"], "") | _stored(vae, "vae.") | _stored(classifier, "classifier.")
+    features = feature_statistics(extract(classifier.features, emoji.images.x))
+    tensors |= {"reference.mean": features.mean.float(), "reference.cov": features.cov.float()}
+    tensors["reference.count"] = torch.tensor(features.count)
+    card: dict[str, Any] = {
+        "name": "emoji",
+        "data": emoji.images.description(),
+        "license": LICENSE,
+        "pipeline": latent.kind,
+        "scheduler": dict(latent.scheduler),
+        "network": recipe.network,
+        "autoencoder": autoencoder_recipe.network,
+        "scaling_factor": vae.config.scaling_factor,
+        "autoencoder_scale": vae.config.scaling_factor,
+        "text": CAPTION_WIDTH,
+        "classifier": config,
+        "sample_shape": list(encode(vae, emoji.images.x[:1])[0].shape[1:]),
+        "parameters": sum(v.numel() for v in state["ema"].values()),
+        "steps": state["step"],
+        "batch": recipe.batch,
+        "seconds": round(state["seconds"] + load_finished(autoencoder_state, autoencoder_recipe)["seconds"]),
+        "device": state["device"],
+        "classifier_accuracy_held_out": accuracy,
+        "vocabulary": " ".join(vocabulary(emoji)),
+        "prompts": ", ".join(emoji.names[: -emoji.images.held_out][:_PROMPTS]),
+    }
+    path = folder / "emoji.safetensors"
+    write_weights(path, tensors, card)
+    card |= measure_emoji(path, emoji, samples=samples)
+    write_weights(path, tensors, card)
+    write_text(path.with_suffix(".md"), _emoji_text(card))
+    return path
+
+
+@torch.no_grad()
+def measure_emoji(path: Path, emoji: Emoji, *, samples: int) -> dict[str, Any]:
+    """Sample with guidance from names trained on and held out; return what :func:`measure` does, by category."""
+    measuring, pipe = read_measuring(path), read_pipeline(path)
+    vae = pipe.vae
+    x, _ = emoji.images.test
+    error = (
+        (vae.decode(encode(vae, x)[0] / vae.config.scaling_factor).sample.clamp(-1, 1) - x).square().mean()
+    )
+    measured: dict[str, Any] = {
+        "samples": samples,
+        "guidance": EMOJI_GUIDANCE,
+        "squared_error_held_out": float(error),
+    }
+    trained = len(emoji.names) - emoji.images.held_out
+    for prefix, first, count in (("", 0, min(samples, trained)), ("held_out_", trained, len(emoji.held_out))):
+        model = gas.pipelines.from_pipeline(pipe, emoji.names[first : first + count], name="emoji")
+        fine = replace(FINE, t_end=model.t_end, nfe=_EMOJI_NFE)
+        latents, labels = _samples(model, fine.table(model.schedule), range(count), EMOJI_GUIDANCE)
+        images = torch.cat([model.decode(part) for part in latents.split(_BATCH)])
+        features = extract(measuring.features, images)
+        measured["fine"] = fine.config()
+        measured[f"{prefix}named_right"] = _accuracy(measuring, images, emoji.images.label[first + labels])
+        measured[f"{prefix}frechet"] = frechet_distance(feature_statistics(features), measuring.reference)
+    return measured
+
+
 @torch.no_grad()
 def measure_latent(path: Path, measuring: ZooModel, *, samples: int) -> dict[str, Any]:
     """Sample finely with and without guidance; return what :func:`measure` does, of decoded samples."""
@@ -228,7 +325,7 @@ def _samples(
     return samples, gas.models.labels_of_seeds(model.classes, seeds)
 
 
-def _accuracy(measuring: ZooModel, images: Tensor, labels: Tensor) -> float:
+def _accuracy(measuring: Measuring | ZooModel, images: Tensor, labels: Tensor) -> float:
     """Return the share of images that the classifier assigns to their labels."""
     logits = torch.cat([measuring.classifier(part) for part in images.split(_BATCH)])
     return float((logits.argmax(dim=1) == labels).double().mean())
@@ -269,6 +366,38 @@ with a small classifier. Stored in float16; loaded, measured and run in float32.
 
 Frechet distances are measured in the 64 features of the shipped classifier, not in Inception's: compare
 them with each other only. Made by `python tools/zoo/train.py {card["name"]}`.
+"""
+
+
+def _emoji_text(card: Mapping[str, Any]) -> str:
+    fine = card["fine"]
+    return f"""# {card["name"]}
+
+A `StableDiffusionPipeline` of emoji of 64x64 pixels: a `UNet2DConditionModel` that predicts v and a CLIP text encoder
+of words, trained together, of {card["parameters"]:,} parameters, on latents
+{"x".join(map(str, card["sample_shape"]))} of an autoencoder. Prompts are the words of a picture's name, as in "red
+heart"; a tenth were empty in training, so that it can be guided. Stored in float16; loaded, measured and run in
+float32.
+
+| | |
+|---|---|
+| data | {markdown(card["data"])} |
+| origin and license | {markdown(card["license"])} |
+| training | {card["steps"]:,} steps of {card["batch"]} latents, EMA |
+| time, with the autoencoder's | {card["seconds"]:,} s on {markdown(card["device"])} |
+| mean squared error of the autoencoder on held-out pictures, values in [-1, 1] | {card["squared_error_held_out"]:.4f} |
+| sampled with | {fine["solver"]}, {fine["grid"]} grid, {fine["nfe"]} NFE, guidance {card["guidance"]:g} |
+| samples of {card["samples"]} names trained on that a classifier puts in their category | {card["named_right"]:.1%} |
+| the same of the names held out | {card["held_out_named_right"]:.1%} |
+| the classifier's accuracy on held-out pictures | {card["classifier_accuracy_held_out"]:.1%} |
+| Frechet distance to all pictures, names trained on | {card["frechet"]:.2f} |
+| the same of the names held out | {card["held_out_frechet"]:.2f} |
+
+Frechet distances are measured in the 64 features of the shipped classifier, of these few samples: compare them with
+each other only. Names whose SHA-256 begins with a byte below 13 are held out.
+
+Made by `python tools/zoo/train.py emoji --data DIR`, of the archive that `npm pack emoji-datasource-google@16.0.0` puts
+into the folder.
 """
 
 

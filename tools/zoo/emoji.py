@@ -14,13 +14,23 @@ from recipes import EMOJI_AUTOENCODER, LatentRecipe, Recipe
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from gas.workspace import claim
 from gas.zoo.latent import autoencoder, denoiser, libraries, text_encoder, word_tokenizer
 
-__all__ = ["TEXT_WIDTH", "Captioned", "train_all", "train_emoji", "trained_autoencoder", "vocabulary"]
+__all__ = [
+    "AUTOENCODER_STATE",
+    "TEXT_WIDTH",
+    "Captioned",
+    "train_all",
+    "train_emoji",
+    "trained_autoencoder",
+    "vocabulary",
+]
 
 TEXT_WIDTH = 128  # of the text encoder
 # Share of words that a training prompt has replaced by the unknown one, for prompts with words of no name.
 _UNKNOWN = 0.03
+AUTOENCODER_STATE = "emoji-autoencoder.state.pt"
 
 
 class Captioned(nn.Module):
@@ -47,7 +57,8 @@ def train_all(
     latent: LatentRecipe, emoji: Emoji, folder: Path, *, every: int = 100, device: str = "cpu"
 ) -> Iterator[Progress]:
     """Train the autoencoder, then the denoiser of its latents; resume from their checkpoints in a folder."""
-    checkpoint, recipe = folder / "emoji-autoencoder.state.pt", EMOJI_AUTOENCODER
+    checkpoint, recipe = folder / AUTOENCODER_STATE, EMOJI_AUTOENCODER
+    claim(folder, [AUTOENCODER_STATE])
     yield from train_autoencoder(
         recipe, emoji.images, checkpoint, error=edge_loss, every=every, device=device
     )

@@ -21,11 +21,12 @@ from gas.errors import UserError, explained
 from gas.io import open_regular, parse_json, sha256
 from gas.zoo.data import Images
 
-__all__ = ["ARCHIVE", "SHA256", "Emoji", "read_emoji"]
+__all__ = ["ARCHIVE", "LICENSE", "SHA256", "Emoji", "read_emoji"]
 
 # npm pack emoji-datasource-google@16.0.0
 ARCHIVE = "emoji-datasource-google-16.0.0.tgz"
 SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+LICENSE = "Noto Emoji, Apache-2.0, as in the npm package emoji-datasource-google 16.0.0 (MIT)"
 SIDE = 64
 
 _LIST = "package/emoji.json"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gas.errors import UserError, requires
 from gas.io import check_sizes, strip_prefix
 from gas.pipelines.model import PipelineModel, from_pipeline
-from gas.zoo.model import ZooModel
+from gas.zoo.model import Measuring, ZooModel
 from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weights
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -28,19 +28,21 @@ _VOCABULARY = 1 << 16  # characters of a vocabulary: that of emoji has 14,000
 SHARED = "mnist-autoencoder"  # the file of the autoencoder and the text encoder
 
 
-def read_latent(path: str | Path, measuring: ZooModel) -> PipelineModel:
-    """Return the model of a denoiser's file, whose labels are the names of the ten digits.
+def read_latent(path: str | Path, measuring: Measuring | ZooModel) -> PipelineModel:
+    """Return the model of a denoiser's file, whose labels are its card's prompts, or the names of the ten digits.
 
     The classifier and the statistics of real images of ``measuring`` measure decoded samples.
     """
-    pipe = read_pipeline(path)
+    pipe, card = read_pipeline(path), read_card(path)
+    with damaged(path):
+        prompts = card["prompts"].split(", ") if "prompts" in card else WORDS
     # SD3 pads prompts with zeros in place of its absent third text encoder. One zero token is enough: the network was
     # trained on 1 and on 256 of them, and 256 cost nine times as much.
     arguments: dict[str, Any] = {"max_sequence_length": 1} if hasattr(pipe, "transformer") else {}
     return from_pipeline(
         pipe,
-        WORDS,
-        name=str(read_card(path)["name"]),
+        prompts,
+        name=str(card["name"]),
         features=measuring.features,
         reference=measuring.reference,
         **arguments,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gas.errors import UserError
 from gas.registry import named
-from gas.zoo.model import ZooModel, read_model
+from gas.zoo.model import ZooModel, read_measuring, read_model
 from gas.zoo.weights_file import WEIGHTS, read_card
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def card(name: str | Path) -> dict[str, Any]:
 def load(name: str | Path) -> ZooModel | PipelineModel:
     """Load a shipped model by name, or another one by the path of its safetensors file.
 
-    Latent models are diffusers pipelines (:func:`pipeline`). Their labels are the digits' names, and the classifier of
-    ``mnist`` measures their decoded samples.
+    Latent models are diffusers pipelines (:func:`pipeline`). The labels of MNIST's are the digits' names, and the
+    classifier of ``mnist`` measures their decoded samples; others have prompts and a classifier in their file.
 
     Raises:
         ValueError: for an unknown name (with the nearest known one), or a damaged file.
@@ -41,11 +41,14 @@ def load(name: str | Path) -> ZooModel | PipelineModel:
     (1, 8, 8)
     """
     path = _path(name)
-    if "pipeline" not in read_card(path):
+    description = read_card(path)
+    if "pipeline" not in description:
         return read_model(path)
     from gas.zoo.latent import read_latent
 
-    return read_latent(path, read_model(WEIGHTS / "mnist.safetensors"))
+    return read_latent(
+        path, read_measuring(path if "classifier" in description else WEIGHTS / "mnist.safetensors")
+    )
 
 
 def pipeline(name: str | Path) -> Any:

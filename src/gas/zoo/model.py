@@ -27,6 +27,17 @@ _MAX_SAMPLE = 1 << 22  # entries of a sample; the zoo's samples have at most 1,0
 
 
 @dataclass(frozen=True, eq=False)
+class Measuring:
+    """What measures samples: a classifier, and the statistics of real images' features."""
+
+    classifier: Classifier
+    reference: FeatureStatistics | None
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.classifier.features(x.to(next(self.classifier.parameters()).device))
+
+
+@dataclass(frozen=True, eq=False)
 class ZooModel:
     """A small class-conditional EDM network on digits, with the classifier that measures it.
 
@@ -108,17 +119,27 @@ class ZooModel:
         return self
 
 
+def read_measuring(path: str | Path) -> Measuring:
+    """Read what a zoo file has for measuring samples."""
+    tensors, card = read_weights(path)
+    with damaged(path):
+        return _measuring(tensors, card)
+
+
+def _measuring(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Measuring:
+    classifier = build(Classifier, card["classifier"], strip_prefix(tensors, "classifier."))
+    stats = strip_prefix(tensors, "reference.")
+    reference = FeatureStatistics(stats["mean"], stats["cov"], int(stats["count"])) if stats else None
+    return Measuring(classifier=classifier.eval().requires_grad_(False), reference=reference)
+
+
 def read_model(path: str | Path) -> ZooModel:
     """Read a zoo model's safetensors file. The networks are frozen and in evaluation mode."""
     tensors, card = read_weights(path)
     with damaged(path):
+        measuring = _measuring(tensors, card)
         name, shape = str(card["name"]), tuple(card["sample_shape"])
         network = build(EDMUNet, card["network"], strip_prefix(tensors, "network."))
-        classifier = build(Classifier, card["classifier"], strip_prefix(tensors, "classifier."))
-        stats = strip_prefix(tensors, "reference.")
-        reference = None
-        if stats:
-            reference = FeatureStatistics(stats["mean"], stats["cov"], int(stats["count"]))
         if not is_integer_list(shape, 3) or len(shape) != 3 or not 1 <= math.prod(shape) <= _MAX_SAMPLE:
             raise UserError(f"sample_shape is {brief(shape)}")
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,8 +147,8 @@ def read_model(path: str | Path) -> ZooModel:
     return ZooModel(
         name=name,
         network=network,
-        classifier=classifier.eval().requires_grad_(False),
-        reference=reference,
+        classifier=measuring.classifier,
+        reference=measuring.reference,
         card=card,
         path=Path(path),
     )

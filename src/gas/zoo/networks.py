@@ -145,12 +145,23 @@ class EDMUNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Four 3x3 convolutions and two linear layers: images of side ``size``, a multiple of 4, to ``classes`` logits."""
+    """Four 3x3 convolutions and two linear layers: images of side ``size``, a multiple of 4, to ``classes`` logits.
+
+    Images of side ``pool * size`` are averaged over squares of ``pool`` pixels first.
+    """
 
     def __init__(
-        self, *, size: int, channels: int = 1, width: int = 32, features: int = 64, classes: int = 10
+        self,
+        *,
+        size: int,
+        channels: int = 1,
+        width: int = 32,
+        features: int = 64,
+        classes: int = 10,
+        pool: int = 1,
     ) -> None:
         super().__init__()
+        self.pool = pool
         self.conv0 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
@@ -161,6 +172,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` in [-1, 1] to feature vectors ``(B, features)``."""
+        x = F.avg_pool2d(x, self.pool) if self.pool > 1 else x
         h = F.relu(self.conv1(F.relu(self.conv0(x))))
         h = F.max_pool2d(h, 2)
         h = F.relu(self.conv3(F.relu(self.conv2(h))))
