@@ -28,8 +28,9 @@ _MAX_SAMPLE = 1 << 22  # entries of a sample; the zoo's samples have at most 1,0
 
 @dataclass(frozen=True, eq=False)
 class Measuring:
-    """What measures samples: a classifier, and the statistics of real images' features."""
+    """What measures samples: the classifier of a zoo file, and the statistics of real images' features."""
 
+    name: str
     classifier: Classifier
     reference: FeatureStatistics | None
 
@@ -130,7 +131,8 @@ def _measuring(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Measur
     classifier = build(Classifier, card["classifier"], strip_prefix(tensors, "classifier."))
     stats = strip_prefix(tensors, "reference.")
     reference = FeatureStatistics(stats["mean"], stats["cov"], int(stats["count"])) if stats else None
-    return Measuring(classifier=classifier.eval().requires_grad_(False), reference=reference)
+    classifier = classifier.eval().requires_grad_(False)
+    return Measuring(name=str(card["name"]), classifier=classifier, reference=reference)
 
 
 def read_model(path: str | Path) -> ZooModel:
