@@ -137,6 +137,7 @@ def test_words_of_a_prompt_are_tokens_and_others_are_unknown():
     assert len(long) == 16 and long[-1] == words.eos_token_id
 
 
+@pytest.mark.slow
 def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeypatch):
     """Of both stages; a denoiser may end at any step before its learning rate does, and its file is a model."""
     stage = replace(EMOJI_AUTOENCODER, steps=2, batch=2)

@@ -83,9 +83,11 @@ def read_shared(path: str | Path) -> tuple[Any, Any]:
 def _vocabulary(card: Mapping[str, Any]) -> Sequence[str] | None:
     """Return the words of a card, ``None`` for those of the digits."""
     words = card.get("vocabulary")
-    if words is not None and not (isinstance(words, str) and len(words) < _VOCABULARY):
+    if words is None:
+        return None
+    if not isinstance(words, str) or len(words) > _VOCABULARY:
         raise UserError("its vocabulary is no text of words")
-    return words and words.split()
+    return words.split()
 
 
 def shared_path(folder: Path) -> Path:
