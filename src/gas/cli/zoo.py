@@ -24,7 +24,9 @@ def zoo(json: Json = False) -> None:
             "model": name,
             "shape": "x".join(map(str, card["sample_shape"])),
             "parameters": f"{card['parameters']:,}",
-            "Frechet to real data": significant(card.get("frechet_to_held_out", card.get("frechet"))),
+            "Frechet to real data": significant(
+                card["frechet_to_held_out" if "frechet_to_held_out" in card else "frechet"]
+            ),
             "classifier accuracy": f"{card['named_right']:.2%}",
         }
         for name, card in cards.items()
