@@ -238,6 +238,8 @@ def test_a_table_for_people(work, tmp_path):
         8,
         "--nfe",
         3,
+        "--baselines",
+        "ddim/log_snr",
     ]
     shown = run(*words, "--picture", tmp_path / "e.png").stdout
     assert (
@@ -470,7 +472,8 @@ def test_zoo_lists_the_cards():
 
 @pytest.mark.slow
 def test_demo_runs_on_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr("gas.cli.demo.EVALUATED", 64)
+    for name, number in {"TRAINED": 64, "VALIDATED": 32, "EVALUATED": 64, "GAS_STEPS": 8}.items():
+        monkeypatch.setattr(f"gas.cli.demo.{name}", number)
     result = run("demo", *SMALL, "--out", tmp_path, "--iterations", 3, "--nfe", 2)
     assert "done in" in result.stderr
     rows = {cells[0]: cells for cells in table_rows(result.stdout)}

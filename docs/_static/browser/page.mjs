@@ -68,6 +68,7 @@ async function main() {
   const session = await ort.InferenceSession.create(network);
   const { side, labels, model } = settings, count = labels.length, files = new Map(Object.entries(settings.rows));
   const label = new ort.Tensor("int64", BigInt64Array.from(labels, BigInt));
+  const sampled = new Map(); // by table, until the noise changes
   let noise = Float32Array.from(settings.noise);
 
   async function denoise(x, t) {
@@ -80,8 +81,12 @@ async function main() {
   async function show(name, nfe, target) {
     const { detail, cell } = addRow(name), start = performance.now();
     try {
-      const images = await sample(denoise, noise.slice(), entry(files.get(name), nfe));
-      const seconds = (performance.now() - start) / 1000;
+      const table = entry(files.get(name), nfe);
+      if (!sampled.has(table)) {
+        const images = await sample(denoise, noise.slice(), table);
+        sampled.set(table, { images, seconds: (performance.now() - start) / 1000 });
+      }
+      const { images, seconds } = sampled.get(table);
       const error = target ? `, MSE ${mse(images, target).toPrecision(3)}` : "";
       detail.textContent = `${nfe} calls, ${seconds.toFixed(2)} s${error}`;
       cell.append(draw(images, side, count));
@@ -126,7 +131,7 @@ async function main() {
 
   form.nfe.addEventListener("input", () => (form.calls.value = form.nfe.value));
   form.addEventListener("submit", (event) => (event.preventDefault(), run()));
-  form.noise.addEventListener("click", () => ((noise = normal(noise.length)), run()));
+  form.noise.addEventListener("click", () => ((noise = normal(noise.length)), sampled.clear(), run()));
   form.file.addEventListener("change", async () => {
     const [file] = form.file.files;
     if (!file) return;
