@@ -65,7 +65,7 @@ def test_the_gradient_of_a_joint_step_is_that_of_the_weighted_loss(pairs):
     """The Jacobian in the coefficients is the one in a table's numbers, times the powers of the scale."""
     solver, joint = moved_solver(), join_scales([part.subset(slice(0, 12)) for part in pairs])
     steps = GaussNewtonSteps(solver, MODEL, joint, l2, replace(FEW, outlier=math.inf))
-    p, differences = steps._parameters(), steps._measured()
+    p, differences = steps._parameters(), steps._measured_differences()
     parts = joint.by_scale()
     normals = {part.guidance: steps._normal(p, part, differences) for part in parts}
     normal = joined(normals, steps.scales)
@@ -84,7 +84,7 @@ def test_the_gradient_of_a_joint_step_is_that_of_the_weighted_loss(pairs):
 def test_every_scale_counts_alike_whatever_the_size_of_its_loss(pairs):
     solver, joint = moved_solver(), join_scales([part.subset(slice(0, 12)) for part in pairs])
     steps = GaussNewtonSteps(solver, MODEL, joint, l2, replace(FEW, outlier=math.inf))
-    p, differences = steps._parameters(), steps._measured()
+    p, differences = steps._parameters(), steps._measured_differences()
     normals = {part.guidance: steps._normal(p, part, differences) for part in joint.by_scale()}
     normal = joined(normals, steps.scales)
     shares = [float(part.mean()) for part in (normal.weights * normal.losses).split(12)]

@@ -185,10 +185,7 @@ class GaussNewtonSteps(LinearizedSteps):
         Raises:
             Diverged: when the samples or their derivatives are not finite.
         """
-        differences = self.differences
-        if differences is None:
-            few, *_ = self._parts(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
-            differences = self._measure(few, self.features)
+        differences = self._measured_differences()
         cost = self._pair_cost()
         before = sum(self.config.pairs_of(i, len(self.pairs), cost - self.nfe) for i in range(self.iteration))
         count = self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
@@ -230,6 +227,13 @@ class GaussNewtonSteps(LinearizedSteps):
         """Return the network evaluations of a pair in a step's Jacobian and one trial."""
         central = self.differences is not None and self.differences.central
         return evaluations_of(self.nfe, central=central) + self.nfe
+
+    def _measured_differences(self) -> Differences:
+        """Return the steps of all differences, chosen on the first few pairs before the first step."""
+        if self.differences is not None:
+            return self.differences
+        few, *_ = self._parts(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
+        return self._measure(few, self.features)
 
     def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float], limit: float) -> None:
         """Go to the damped minimum of the running model, with more damping until the step's pairs agree."""
