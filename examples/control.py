@@ -24,7 +24,6 @@ os.environ.setdefault(
 
 import gymnasium
 import numpy as np
-import scipy.stats
 import torch
 from gymnasium.envs.box2d.lunar_lander import heuristic
 from safetensors.torch import load_file, save_file
@@ -35,17 +34,19 @@ from gas.display import markdown_table, with_interval
 
 CHUNK, EXECUTED = 8, 8  # actions in a chunk, and those that are executed before the next decision
 HALF_WIDTH, BOTTOM, TOP = 0.1, 0.25, 0.5  # of the tower, in the units of observations; the pad is 0.4 wide
-UNSEEN = 1_000_000  # the first seed of the episodes that are flown to measure; demonstrations are from 0 on
+UNSEEN = 3_000_000  # the first seed of the episodes that are flown to measure; demonstrations are from 0 on
 
 # Solvers and grids of each name; the best on validation pairs by mean squared error is measured.
 CLASSICAL = {
     "Euler": (["ddim"], ["time_uniform"]),
     "DPM-Solver++": (["dpmpp-2m", "dpmpp-3m"], []),
     "UniPC": (["unipc-1-bh2", "unipc-2-bh2", "unipc-3-bh2"], []),
+    "best of all classical": (list(gas.classical.SOLVERS), []),
 }
 SEEDS = 3  # trainings of each solver, from other pairs; the network is one
 BLOCK = 100  # episodes that are flown at once
 PAIRS, VALIDATION = 768, 256  # of each training, and of them to choose by
+ERRORS = 2048  # pairs to measure errors on
 
 
 class Tower(gymnasium.Wrapper):
@@ -178,14 +179,17 @@ def fly(model, table, episodes):
 
 
 def setup(work, demonstrated, steps):
-    """Return the model, trained once, with observations as conditions that the network was not trained on."""
+    """Return the model, trained once; its conditions are observations of other flights, the last of others again."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "policy.safetensors").exists():
+        other, parts = demonstrated // 5, []
+        for first, count in ((demonstrated, PAIRS * SEEDS), (demonstrated + other, ERRORS)):
+            observations, _ = demonstrations(range(first, first + other))
+            order = torch.randperm(len(observations), generator=torch.Generator().manual_seed(0))
+            parts.append(observations[order[torch.arange(count) % len(order)]])
+        save_file({"observations": torch.cat(parts)}, work / "observations.safetensors")
         policy = train(*demonstrations(range(demonstrated)), steps)
         save_file(policy.state_dict(), work / "policy.safetensors")
-        observations, _ = demonstrations(range(demonstrated, demonstrated + demonstrated // 5))
-        order = torch.randperm(len(observations), generator=torch.Generator().manual_seed(0))
-        save_file({"observations": observations[order]}, work / "observations.safetensors")
     policy = Policy()
     policy.load_state_dict(load_file(work / "policy.safetensors"))
     return model_of(policy, load_file(work / "observations.safetensors")["observations"])
@@ -202,11 +206,13 @@ def best(model, validation, nfe, solvers, grids):
 
 
 def latency(model, table, observation, runs=100):
-    """The processor's time of one decision in milliseconds, which other processes on the machine do not change."""
-    start = time.process_time()
+    """The median processor time of one decision in milliseconds."""
+    times = []
     for _ in range(runs):
+        start = time.process_time()
         decide(model, table, observation, torch.zeros(1, CHUNK, 2))
-    return 1e3 * (time.process_time() - start) / runs
+        times.append(time.process_time() - start)
+    return 1e3 * float(np.median(times))
 
 
 class Measurement:
@@ -225,7 +231,7 @@ class Measurement:
 
     @cached_property
     def unseen(self):
-        return gas.pairs.teach(self.model, self.teacher, range(PAIRS * SEEDS, PAIRS * SEEDS + 2048))
+        return gas.pairs.teach(self.model, self.teacher, range(PAIRS * SEEDS, len(self.model.conditions)))
 
     def pairs(self, seed):
         """Pairs of one training of a solver: other seeds and other observations for each."""
@@ -267,16 +273,24 @@ class Measurement:
         }
 
     def returns(self, key, episodes):
-        """Return the returns of episodes, rounded."""
+        """Return the returns of episodes."""
         if key[0] == "pilot":
-            return [round(demonstration(episode)[2]) for episode in episodes]
-        return list(map(round, fly(self.model, self.table(*key)[1], episodes)))
+            return [demonstration(episode)[2] for episode in episodes]
+        return fly(self.model, self.table(*key)[1], episodes)
+
+    @cached_property
+    def policy(self):
+        """What tells this policy from one of another training."""
+        return gas.models.protocol.weights_hash(self.model.weights)
 
     def extend(self, file, key, count):
         """Return a row with so many episodes, those of its file first."""
-        row = gas.io.read_json(file) if file.exists() else {**self.errors(*key), "returns": []}
-        if missing := range(UNSEEN + len(row["returns"]), UNSEEN + count):
-            row["returns"] += self.returns(key, missing)
+        row = gas.io.read_json(file) if file.exists() else {}
+        if missing := range(UNSEEN + len(row.get("returns", ())), UNSEEN + count):
+            row = row or {"policy": self.policy, **self.errors(*key), "returns": []}
+            if row["policy"] != self.policy:
+                raise SystemExit(f"{file} is of another policy: name another folder of --results")
+            row["returns"] += [round(each, 2) for each in self.returns(key, missing)]
             gas.io.write_text(file, json.dumps(row) + "\n")
         return row | {"returns": row["returns"][:count]}
 
@@ -290,15 +304,22 @@ def plan(nfes):
     yield from (("teacher", 50, 0), ("pilot", 0, 0))
 
 
+def solved(rows):
+    """The share of trainings that solve each episode, in percent."""
+    return (torch.tensor([row["returns"] for row in rows]) >= 200).double().mean(0) * 100
+
+
+def percent(values):
+    mean, half_width = gas.metrics.mean_interval(values)
+    return f"{mean:.1f} ± {half_width:.1f}"
+
+
 def cells(name, nfe, rows):
     """The cells of one row of the table: episodes and errors are averaged over training seeds."""
     returns = torch.tensor([row["returns"] for row in rows], dtype=torch.float64)
-    solved = (returns >= 200).double().mean(1) * 100
-    count = scipy.stats.binomtest(round(float(solved.mean()) / 100 * returns.shape[1]), returns.shape[1])
-    low, high = count.proportion_ci(method="wilson")
-    success = f"{solved.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    success = percent(solved(rows))
     if len(rows) > 1:
-        success += " (" + ", ".join(f"{each:.1f}" for each in solved) + ")"
+        success += " (" + ", ".join(f"{float(solved([row]).mean()):.1f}" for row in rows) + ")"
     mean, half_width = gas.metrics.mean_interval(returns.mean(0))
     flown = [success, with_interval(mean, mean - half_width, mean + half_width)]
     if name == "pilot":
@@ -319,8 +340,8 @@ def main():
     )
     parser.add_argument("--nfe", type=int, nargs="+", default=[1, 2, 4, 10])
     parser.add_argument("--episodes", type=int, default=1000, help="flown with each solver")
-    parser.add_argument("--demonstrations", type=int, default=500, help="flights of the pilot")
-    parser.add_argument("--steps", type=int, default=3000, help="of the policy's training")
+    parser.add_argument("--demonstrations", type=int, default=1500, help="flights of the pilot")
+    parser.add_argument("--steps", type=int, default=20_000, help="of the policy's training")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.results.mkdir(parents=True, exist_ok=True)
@@ -329,10 +350,14 @@ def main():
     for count in [*range(BLOCK, options.episodes, BLOCK), options.episodes]:
         table = {}
         for key in plan(options.nfe):
-            file = options.results / "{}-{}-{}.json".format(*key).lower()
+            file = options.results / "{}-{}-{}.json".format(*key).lower().replace(" ", "-")
             table.setdefault(key[:2], []).append(measurement.extend(file, key, count))
     head = ["solver", "calls", "solved %", "return", "MSE x 1000", "median x 1000", "ms a decision"]
     print(markdown_table(head, [cells(*key, rows) for key, rows in table.items()]))
+    print("\nSolved by GS less solved by the best of all classical solvers, same episodes:")
+    for nfe in options.nfe:
+        best = table.get(("best of all classical", nfe)) or table["Euler", nfe]
+        print(f"{nfe} calls: {percent(solved(table['GS', nfe]) - solved(best))} points")
 
 
 if __name__ == "__main__":

@@ -223,9 +223,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise UserError(f"{name} is not a number")
 
 
-def plain_json(value: Any) -> Any:
-    """Return a value as a JSON file gives it back: tuples as lists, numbers that are keys as text."""
-    return json.loads(json.dumps(value, allow_nan=False))
+def plain_json(value: Any, *, finite: bool = True) -> Any:
+    """Return a value as a JSON file gives it back: tuples as lists, numbers that are keys as text.
+
+    Raises:
+        TypeError: for what JSON does not hold.
+        ValueError: for infinity and NaN, if ``finite``.
+    """
+    return json.loads(json.dumps(value, allow_nan=not finite))
 
 
 def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:

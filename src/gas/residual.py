@@ -151,16 +151,22 @@ class Residual(nn.Module):
             return _from_patches(x, self.dimensions, self.patch) * scales[-1]
 
     def _placed(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the weights and biases in the dtype and on the device of ``x``; copies of frozen ones are cached."""
+        """Return the weights and biases in the dtype and on the device of ``x``; copies of frozen ones are cached.
+
+        A change of their values through ``.data`` alone is not seen: no tensor counts it.
+        """
         parameters = [*self.weights, *self.biases]
         placed = self._copies.get((x.device, x.dtype), [])
         if any(p.requires_grad for p in parameters) or parameters[0].to(x) is parameters[0]:
             placed = [p.to(x) for p in parameters]
-        elif (stamps := [(id(p), p.is_inference() or p._version) for p in parameters]) != self._copied:
-            placed = [p.to(x) for p in parameters]
-            self._copied, self._copies = stamps, {(x.device, x.dtype): placed}
-        elif not placed:
-            placed = self._copies[x.device, x.dtype] = [p.to(x) for p in parameters]
+        else:
+            stamps = [(id(p), p.is_inference() or p._version) for p in parameters]
+            if stamps != self._copied or not placed:
+                # Autograd cannot save tensors of inference mode, should a later call need it.
+                with torch.inference_mode(False):
+                    placed = [p.to(x) for p in parameters]
+                kept = self._copies if stamps == self._copied else {}
+                self._copied, self._copies = stamps, {**kept, (x.device, x.dtype): placed}
         return list(zip(placed[: len(self.weights)], placed[len(self.weights) :], strict=True))
 
     def _check(self, shape: Sequence[int]) -> None:

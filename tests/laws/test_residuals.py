@@ -452,3 +452,12 @@ def test_copies_in_another_dtype_are_made_once_and_follow_the_numbers():
     assert weight.dtype == torch.float64 and lifted._placed(x)[0][0] is weight
     lifted.biases[-1].add_(1.0)
     torch.testing.assert_close(lifted([x], [x]), first + lifted.scales[-1])
+
+
+def test_copies_made_in_inference_mode_serve_autograd():
+    lifted, x = residual(0, shape=(3, 2)).frozen(), start(shape=(3, 2))
+    with torch.inference_mode():
+        expected = lifted([x], [x])
+    output = lifted([x.clone().requires_grad_()], [x])
+    output.sum().backward()
+    torch.testing.assert_close(output.detach(), expected.clone())

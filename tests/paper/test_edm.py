@@ -281,6 +281,15 @@ def test_a_published_pickle_and_its_safetensors_answer_alike(
     assert card["source"] == "edm.pkl" and len(card["source_sha256"]) == 64
 
 
+def test_a_published_network_of_unbounded_noise(tmp_path: Path) -> None:
+    """EDM's default of ``sigma_max`` is infinite."""
+    kind, kwargs = FORMS["DDPM++"]
+    kwargs = {**kwargs, "sigma_max": math.inf}
+    file = write_edm(tmp_path / "edm.pkl", kind, network("DDPM++").float(), kwargs)
+    write_weights(read_weights(file), tmp_path / "edm.safetensors")
+    assert edm.read(file).sigma_max == edm.read(tmp_path / "edm.safetensors").sigma_max == math.inf
+
+
 def test_a_model_to_sample(tmp_path: Path) -> None:
     kind, kwargs = FORMS["DDPM++ with classes"]
     model = edm.load(write_edm(tmp_path / "mine.pkl", kind, network("DDPM++ with classes").float(), kwargs))

@@ -182,6 +182,7 @@ def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeyp
     for damage in (
         {"vocabulary": ["cat"]},
         {"vocabulary": "cat"},
+        {"vocabulary": card["vocabulary"] + " cat cat"},
         {"vocabulary": "x " * 40_000},
         {"prompts": 3},
     ):

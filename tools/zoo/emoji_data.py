@@ -18,7 +18,7 @@ from PIL import Image
 
 from gas.display import brief, error_text
 from gas.errors import UserError, explained
-from gas.io import open_regular, parse_json, sha256
+from gas.io import open_regular, parse_json
 from gas.zoo.data import Images
 
 __all__ = ["ARCHIVE", "LICENSE", "SHA256", "Emoji", "read_emoji"]
@@ -68,8 +68,9 @@ def read_emoji(path: str | Path, *, checksum: str = SHA256) -> Emoji:
     """
     path = Path(path)
     with open_regular(path, _ARCHIVE_BYTES) as file:
-        if sha256(path) != checksum:
+        if hashlib.file_digest(file, "sha256").hexdigest() != checksum:  # type: ignore[arg-type]
             raise UserError(f"{path} is not {ARCHIVE}: its SHA-256 is not {checksum[:12]}...")
+        file.seek(0)
         with explained(f"{path} is not the emoji package"):
             entries, pictures = _members(file)
             return _joined(_entries(entries), pictures)

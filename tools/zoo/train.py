@@ -70,7 +70,12 @@ def _run(options: argparse.Namespace) -> None:
     }
     images = read.get(name, lambda: mnist(options.data))()
     recipe = replace(RECIPES[name], seed=options.seed)
-    recipe = replace(recipe, steps=options.steps or recipe.steps)
+    if options.steps is not None:
+        if not recipe.horizon or options.steps < 1:
+            raise gas.UserError(
+                "--steps is a number from 1 on, for recipes whose learning rate has a horizon"
+            )
+        recipe = replace(recipe, steps=options.steps)
     checkpoint = out / f"{name}.state.pt"
     claim(out, [f"{name}.safetensors", f"{name}.md", checkpoint.name])
     training, build = _plan(name, recipe, images, checkpoint, options)

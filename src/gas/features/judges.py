@@ -136,9 +136,13 @@ class HTTPJudge:
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         outcome: list[bytes | Exception] = []
+        given_up = threading.Event()
 
         def exchange() -> None:
             try:
+                connection.connect()
+                if given_up.is_set():
+                    return
                 connection.request("POST", path, body, {"Content-Type": "application/octet-stream"})
                 with connection.getresponse() as response:
                     if response.status != 200:
@@ -153,6 +157,7 @@ class HTTPJudge:
         thread = threading.Thread(target=exchange, daemon=True)
         thread.start()
         thread.join(self.timeout)
+        given_up.set()
         answer = outcome[0] if outcome else TimeoutError()
         with contextlib.suppress(OSError, AttributeError):  # ends the thread; there may be no socket yet
             connection.sock.shutdown(socket.SHUT_RDWR)

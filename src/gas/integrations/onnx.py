@@ -180,6 +180,8 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[st
                 dynamic_shapes=tuple(shapes),
                 verbose=False,
             )
+    except UserError:
+        raise
     except Exception as error:
         # The exporter's own errors list its attempts, and advice for its developers.
         reason: BaseException = error

@@ -265,14 +265,14 @@ def check_conditions(model: Model, pairs: Pairs) -> None:
     stored = pairs.manifest["recipe"].get("conditions")
     if stored is None or pairs.labels is None:
         return
-    current = plain_json(conditions_of(model).get("conditions", {}))
+    current = plain_json(conditions_of(model).get("conditions", {}), finite=False)
     if other := differences(stored, current):
         raise UserError(f"the pairs were made with other conditions than those of {model.name} ({other})")
 
 
 def _starts_alike(stored: Json, schedule: Schedule) -> bool:
     """Whether a stored schedule starts from the noise of another; how EDM's go on depends on their ``t_end``."""
-    if stored == plain_json(schedule.config()):
+    if stored == plain_json(schedule.config(), finite=False):
         return True
     try:
         other = schedule_from_config(stored)

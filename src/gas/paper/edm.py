@@ -164,7 +164,7 @@ def _of_pickle(path: Path) -> Weights:
     if network.init_args:
         raise UserError(f"{path}: its network was built with positional arguments, which no known file does")
     with explained(f"{path}: the arguments of its network are not plain"):
-        init = plain_json(network.init_kwargs)
+        init = plain_json(network.init_kwargs, finite=False)  # sigma_max
     return Weights(
         kind=network.class_name, init=init, tensors=state_dict_of(network), source=str(path), card={}
     )

@@ -264,7 +264,7 @@ def compare(networks: Networks, choice: Choice) -> Iterator[list[Row]]:
     chosen = entries(model, choice)
     if not chosen:
         raise UserError("no solver is chosen: choose a classical one or a solver file")
-    teacher = teacher_of(model)
+    teacher = studio_teacher(model)
     first = Entry(name="Teacher", detail=teacher.label, table=teacher.table(model.schedule))
     rows = [_row(model, entry, choice) for entry in (first, *chosen)]
     yield list(rows)
@@ -354,12 +354,12 @@ def measured_errors(path: str) -> Curves:
     return dict(curves)
 
 
-def teacher_of(model: Model) -> gas.Classical:
+def studio_teacher(model: Model) -> gas.Classical:
     """Return the teacher of a model."""
     return gas.Classical("unipc-3-bh2", "log_snr", MAX_CALLS, model.t_end)
 
 
-def taught(
+def teacher_batches(
     networks: Networks, model: Model, seeds: range, guidance: float, batch: int
 ) -> Iterator[list[gas.Pairs]]:
     """Run the teacher on seeds, letting others have the network between batches; yield the parts so far."""
@@ -368,7 +368,7 @@ def taught(
         yield parts
         with networks.lock:
             part = seeds[start : start + batch]
-            parts.append(gas.pairs.teach(model, teacher_of(model), part, guidance=guidance))
+            parts.append(gas.pairs.teach(model, studio_teacher(model), part, guidance=guidance))
     yield parts
 
 
@@ -378,7 +378,7 @@ def measure_errors(networks: Networks, choice: Choice, nfes: Sequence[int]) -> I
     Solvers without a table at an NFE are left out there.
     """
     model, curves = networks.open(choice.model, choice.prompt), defaultdict[str, dict[int, float]](dict)
-    for parts in taught(networks, model, choice.seeds, choice.guidance, _BATCH):
+    for parts in teacher_batches(networks, model, choice.seeds, choice.guidance, _BATCH):
         yield f"teacher, {sum(map(len, parts))} of {choice.count} samples", {}
     pairs = gas.pairs.dataset.join_pairs(parts)
     for nfe in nfes:

@@ -13,7 +13,7 @@ import gas
 from gas.errors import UserError
 from gas.evaluation.sampler import sample_seeds
 from gas.models.protocol import Model, passes_of
-from gas.studio.actions import Networks, Row, pictures, row_psnr, sentence, taught, teacher_of
+from gas.studio.actions import Networks, Row, pictures, row_psnr, sentence, studio_teacher, teacher_batches
 from gas.training.plan import QUICK, QUICK_SEARCH
 
 # Pairs to learn from and to choose on: those of gas demo, where more gain little at so few steps.
@@ -169,8 +169,8 @@ class Training:
 
     def _taught(self, model: Model) -> gas.Pairs:
         """Return the teacher's pairs, made in small batches."""
-        teacher, total = teacher_of(model), self.choice.pairs + VALIDATION
-        for parts in taught(self.networks, model, range(total), self.choice.guidance, _BATCH):
+        teacher, total = studio_teacher(model), self.choice.pairs + VALIDATION
+        for parts in teacher_batches(self.networks, model, range(total), self.choice.guidance, _BATCH):
             done = sum(map(len, parts))
             self._at("teacher pairs", done, total, f"{done} of {total}")
             self._go_on()
@@ -224,7 +224,7 @@ class Training:
         if result is None:
             return None
         training = {**result.provenance.get("training", {}), **({} if finished else {"unfinished": True})}
-        teacher = teacher_of(best.model).config()
+        teacher = studio_teacher(best.model).config()
         purpose: dict[str, Any] = {"model": best.model, "guidance": self.choice.guidance}
         artefact = gas.save(None, result, training=training, teacher=teacher, loss="l2", **purpose)
         self.folder.mkdir(parents=True, exist_ok=True)

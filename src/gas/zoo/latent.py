@@ -85,8 +85,8 @@ def _vocabulary(card: Mapping[str, Any]) -> Sequence[str] | None:
     words = card.get("vocabulary")
     if words is None:
         return None
-    if not isinstance(words, str) or len(words) > _VOCABULARY:
-        raise UserError("its vocabulary is no text of words")
+    if not isinstance(words, str) or len(words) > _VOCABULARY or len(set(words.split())) < len(words.split()):
+        raise UserError("its vocabulary is no text of words, each once")
     return words.split()
 
 
