@@ -394,7 +394,8 @@ float32.
 | the same of the names held out | {card["held_out_frechet"]:.2f} |
 
 Frechet distances are measured in the 64 features of the shipped classifier, of these few samples, more of
-the names trained on: compare each with that of another training only. Names whose SHA-256 begins with a byte below 13 are held out.
+the names trained on: compare each with that of another training only. Names whose SHA-256 begins with a byte below 13
+are held out.
 
 Made by `python tools/zoo/train.py emoji --data DIR`, of the archive that `npm pack emoji-datasource-google@16.0.0` puts
 into the folder.
