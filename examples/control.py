@@ -36,12 +36,12 @@ CHUNK, EXECUTED = 8, 8  # actions in a chunk, and those that are executed before
 HALF_WIDTH, BOTTOM, TOP = 0.1, 0.25, 0.5  # of the tower, in the units of observations; the pad is 0.4 wide
 UNSEEN = 3_000_000  # the first seed of the episodes that are flown to measure; demonstrations are from 0 on
 
-# Solvers and grids of each name; the best on validation pairs by mean squared error is measured.
+# Solvers of each name, on any grid unless one is given; the best on validation pairs by mean squared error is measured.
 CLASSICAL = {
-    "Euler": (["ddim"], ["time_uniform"]),
-    "DPM-Solver++": (["dpmpp-2m", "dpmpp-3m"], []),
-    "UniPC": (["unipc-1-bh2", "unipc-2-bh2", "unipc-3-bh2"], []),
-    "best of all classical": (list(gas.classical.SOLVERS), []),
+    "Euler": ["ddim/time_uniform"],
+    "DPM-Solver++": ["dpmpp-2m", "dpmpp-3m"],
+    "UniPC": ["unipc-1-bh2", "unipc-2-bh2", "unipc-3-bh2"],
+    "best of all classical": list(gas.classical.SOLVERS),
 }
 SEEDS = 3  # trainings of each solver, from other pairs; the network is one
 BLOCK = 100  # episodes that are flown at once
@@ -195,16 +195,6 @@ def setup(work, demonstrated, steps):
     return model_of(policy, load_file(work / "observations.safetensors")["observations"])
 
 
-def best(model, validation, nfe, solvers, grids):
-    """The table of the classical solver that is nearest to the teacher."""
-    tables = gas.classical.registry.candidates(model.schedule, nfe, model.t_end, solvers=solvers, grids=grids)
-    losses = {
-        c.label: (gas.evaluate(model, validation, table, gas.losses.l2).mean(), table) for c, table in tables
-    }
-    label = min(losses, key=lambda name: losses[name][0])
-    return label, losses[label][1]
-
-
 def latency(model, table, observation, runs=100):
     """The median processor time of one decision in milliseconds."""
     times = []
@@ -253,7 +243,9 @@ class Measurement:
             elif name == "teacher":
                 solver = self.teacher.label, self.teacher.table(self.model.schedule)
             else:
-                solver = best(self.model, self.pairs(0).split(VALIDATION)[1], nfe, *CLASSICAL[name])
+                validation = self.pairs(0).split(VALIDATION)[1]
+                ranked = gas.training.best_classical(self.model, validation, nfe, CLASSICAL[name])
+                solver = ranked.classical.label, ranked.table
             self.tables[name, nfe, seed] = solver
         return self.tables[name, nfe, seed]
 

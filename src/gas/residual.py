@@ -113,13 +113,9 @@ class Residual(nn.Module):
         generator = torch.Generator().manual_seed(integer("seed", seed, 0, MAX_SEED))
         for weight in self.weights[:-1]:
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
-        # Copies on the device of the samples, and of which parameters.
-        self._copies: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        self._copied: list[tuple[int, int]] = []
-        count = self.states + self.outputs + 1
-        self.register_buffer(
-            "scales", torch.ones(count) if scales is None else _checked_scales(scales, count)
-        )
+        # Of parameters: which versions of them, and these on the device and in the dtype of samples.
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[list[tuple[int, int]], list[Tensor]]] = {}
+        self.register_buffer("scales", _checked_scales(scales, self.states + self.outputs + 1))
 
     def forward(self, states: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """Return the correction, of the shape of a state, in float32 at least.
@@ -156,17 +152,16 @@ class Residual(nn.Module):
         A change of their values through ``.data`` alone is not seen: no tensor counts it.
         """
         parameters = [*self.weights, *self.biases]
-        placed = self._copies.get((x.device, x.dtype), [])
         if any(p.requires_grad for p in parameters) or parameters[0].to(x) is parameters[0]:
             placed = [p.to(x) for p in parameters]
         else:
-            stamps = [(id(p), p.is_inference() or p._version) for p in parameters]
-            if stamps != self._copied or not placed:
+            versions = [(id(p), p.is_inference() or p._version) for p in parameters]
+            copied, placed = self._copies.get((x.device, x.dtype), ([], []))
+            if copied != versions:
                 # Autograd cannot save tensors of inference mode, should a later call need it.
                 with torch.inference_mode(False):
                     placed = [p.to(x) for p in parameters]
-                kept = self._copies if stamps == self._copied else {}
-                self._copied, self._copies = stamps, {**kept, (x.device, x.dtype): placed}
+                self._copies[x.device, x.dtype] = versions, placed
         return list(zip(placed[: len(self.weights)], placed[len(self.weights) :], strict=True))
 
     def _check(self, shape: Sequence[int]) -> None:
@@ -243,7 +238,10 @@ class Residual(nn.Module):
         return Residual.from_state(self.config(), self.state_dict())
 
 
-def _checked_scales(scales: Tensor | Sequence[float], count: int) -> Tensor:
+def _checked_scales(scales: Tensor | Sequence[float] | None, count: int) -> Tensor:
+    """Return ``(count,)`` positive scales, by default all 1."""
+    if scales is None:
+        return torch.ones(count)
     try:
         values = torch.as_tensor(scales, dtype=torch.float32).detach().clone()
     except (TypeError, ValueError, RuntimeError):

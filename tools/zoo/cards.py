@@ -263,7 +263,7 @@ def build_emoji(
         "device": state["device"],
         "classifier_accuracy_held_out": accuracy,
         "vocabulary": " ".join(vocabulary(emoji)),
-        "prompts": ", ".join(emoji.names[: -emoji.images.held_out][:_PROMPTS]),
+        "prompts": ", ".join(emoji.names[: emoji.trained][:_PROMPTS]),
     }
     path = folder / "emoji.safetensors"
     write_weights(path, tensors, card)
@@ -287,7 +287,7 @@ def measure_emoji(path: Path, emoji: Emoji, *, samples: int) -> dict[str, Any]:
         "guidance": EMOJI_GUIDANCE,
         "squared_error_held_out": float(error),
     }
-    trained = len(emoji.names) - emoji.images.held_out
+    trained = emoji.trained
     for prefix, first, count in (("", 0, min(samples, trained)), ("held_out_", trained, len(emoji.held_out))):
         model = gas.pipelines.from_pipeline(pipe, emoji.names[first : first + count], name="emoji")
         fine = replace(FINE, t_end=model.t_end, nfe=_EMOJI_NFE)

@@ -48,8 +48,8 @@ class Captioned(nn.Module):
 
 def vocabulary(emoji: Emoji) -> list[str]:
     """Return the words of all prompts that are trained on."""
-    count = len(emoji.names) - emoji.images.held_out
-    prompts = [*emoji.names[:count], *(alias for row in emoji.aliases[:count] for alias in row)]
+    trained = emoji.trained
+    prompts = [*emoji.names[:trained], *(alias for row in emoji.aliases[:trained] for alias in row)]
     return sorted({word for prompt in prompts for word in prompt.split()})
 
 
@@ -123,8 +123,9 @@ def train_emoji(
 
 def _tokens(tokenizer: Any, emoji: Emoji) -> Tensor:
     """Return the tokens of the trained prompts ``(N, 3, T)``, with a last row of empty ones."""
-    count = len(emoji.names) - emoji.images.held_out
-    rows = [(name, *aliases) for name, aliases in zip(emoji.names, emoji.aliases, strict=True)][:count]
+    rows = [(name, *aliases) for name, aliases in zip(emoji.names, emoji.aliases, strict=True)][
+        : emoji.trained
+    ]
     rows.append(("",) * len(rows[0]))
     flat = [prompt for row in rows for prompt in row]
     tokens: Tensor = tokenizer(flat, padding="max_length", truncation=True, return_tensors="pt").input_ids

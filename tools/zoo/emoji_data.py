@@ -53,8 +53,13 @@ class Emoji:
     categories: tuple[str, ...]
 
     @property
+    def trained(self) -> int:
+        """The number of names that are trained on, which are the first."""
+        return len(self.names) - self.images.held_out
+
+    @property
     def held_out(self) -> tuple[str, ...]:
-        return self.names[-self.images.held_out :]
+        return self.names[self.trained :]
 
 
 def read_emoji(path: str | Path, *, checksum: str = SHA256) -> Emoji:
@@ -106,14 +111,13 @@ def _entries(entries: Any) -> list[Mapping[str, Any]]:
         raise UserError(f"{_LIST} is missing, or no list")
     # Components are swatches of skin tones and hair.
     usable = [e for e in entries if e["has_img_google"] is True and e["category"] != "Component"]
-    hashes = {id(e): hashlib.sha256(_name(e).encode()).digest() for e in usable}
-    return sorted(usable, key=lambda e: (hashes[id(e)][0] < 13, hashes[id(e)][1:]))
+    return sorted(usable, key=lambda e: (_is_held_out(_name(e)), _digest(_name(e))[1:]))
 
 
 def _joined(entries: list[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> Emoji:
     categories = tuple(sorted({str(e["category"]) for e in entries}))
     names = [_name(e) for e in entries]
-    held_out = sum(hashlib.sha256(name.encode()).digest()[0] < 13 for name in names)
+    held_out = sum(map(_is_held_out, names))
     if not 0 < held_out < len(names):
         raise UserError(f"{held_out} of its {len(names)} names would be held out")
     x = np.stack([_pixels(e["image"], pictures[e["image"]]) for e in entries])
@@ -128,6 +132,14 @@ def _joined(entries: list[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> 
         for name, e in zip(names, entries, strict=True)
     )
     return Emoji(images=images, names=tuple(names), aliases=aliases, categories=categories)
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _is_held_out(name: str) -> bool:
+    return _digest(name)[0] < 13
 
 
 def _name(entry: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from gas.table import Table, table_of
 from gas.training.distillation import Distilled, Report
 from gas.training.initialization import check_file, reference_solver, start_without_pairs
 from gas.training.judge_steps import JudgeAscent, JudgeSteps
-from gas.training.loop import Run
+from gas.training.loop import FitRecord, Run
 from gas.training.validation import surely_positive
 
 # Seeds of the reference: far from those of pairs, of the criterion of GAS and of its fresh noise.
@@ -111,15 +111,7 @@ def distill_judge(
     yield choice
     steps = JudgeSteps(solver, model, judge, pool, validation.distance, settings)
     run = Run(solver, steps, _Guarded(validation, steps, losses), budget=settings.budget - spent)
-    records, stopped = [], ""
-    try:
-        for record in run.records():
-            records.append(record)
-            yield record
-        if record.iteration < settings.iterations:
-            stopped = f"the budget of {settings.budget:,} network evaluations is spent"
-    except (JudgeError, Diverged) as error:
-        stopped = f"step {steps.iteration}: {error}"
+    records, stopped = yield from _until_stopped(run, steps, settings)
     logs = records[0].logs
     if run.best.losses is not None and surely_positive(losses - run.best.losses):
         table, losses = run.best.table, run.best.losses
@@ -139,6 +131,22 @@ def distill_judge(
     )
     yield result
     return result
+
+
+def _until_stopped(
+    run: Run, steps: JudgeSteps, settings: JudgeAscent
+) -> Generator[FitRecord, None, tuple[list[FitRecord], str]]:
+    """Yield the records of a run; return them, and why it ended before its last step."""
+    records = []
+    try:
+        for record in run.records():
+            records.append(record)
+            yield record
+        if record.iteration < settings.iterations:
+            return records, f"the budget of {settings.budget:,} network evaluations is spent"
+    except (JudgeError, Diverged) as error:
+        return records, f"step {steps.iteration}: {error}"
+    return records, ""
 
 
 def unseen_features(model: Model, judge: Judge) -> Callable[[Tensor], Tensor]:
