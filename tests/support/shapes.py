@@ -82,6 +82,9 @@ def checked(function: FunctionType, types: dict[str, object]) -> FunctionType:
 
 def check_core(patch) -> None:
     """Replace every function of :data:`CORE`, wherever it was imported to, with its checked copy."""
+    for package in [m for n, m in sys.modules.items() if n.partition(".")[0] == "gas"]:
+        for name in {name for functions in CORE.values() for name in functions} & set(dir(package)):
+            getattr(package, name)  # which a lazy package stores at first use: not the copy, which would stay
     for owner, functions in CORE.items():
         for name, types in functions.items():
             function = getattr(owner, name)
