@@ -13,13 +13,14 @@ __all__ = ["AUTOENCODER", "DENOISERS", "EMOJI", "EMOJI_AUTOENCODER", "LATENT", "
 class Recipe:
     """Everything that decides the weights of a network, given its images.
 
-    Its ``repr`` identifies a checkpoint, without ``steps`` where there is a ``horizon``.
+    Its ``repr`` identifies a checkpoint, without ``steps`` where there is a ``horizon`` and no cooldown has begun.
 
     Attributes:
         network: keyword arguments of the network.
         steps: training steps.
         horizon: step at which the cosine reaches zero; 0 means ``steps``. A training that ends earlier relies on the
-            moving average instead.
+            moving average, or on a cooldown, instead.
+        cooldown: last steps, over which the learning rate is brought to zero linearly.
         batch: images of a step.
         learning_rate: its maximum.
         warmup: steps of linear warm-up.
@@ -33,6 +34,7 @@ class Recipe:
     network: dict[str, Any]
     steps: int
     horizon: int = 0
+    cooldown: int = 0
     batch: int = 64
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -167,6 +169,7 @@ EMOJI = LatentRecipe(
         },
         steps=60_000,
         horizon=60_000,
+        cooldown=2_000,
         batch=32,
     ),
 )
