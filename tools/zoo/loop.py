@@ -132,7 +132,7 @@ class _Training:
 def _identity(recipe: Recipe, step: int) -> str:
     """Name a recipe in the checkpoint of a step; up to the cooldown of a horizon, its end has decided nothing."""
     is_open = recipe.horizon and step <= recipe.steps - recipe.cooldown
-    return repr(replace(recipe, steps=0) if is_open else recipe)
+    return repr(replace(recipe, steps=0, cooldown=0) if is_open else recipe)
 
 
 def _ramp(step: int, recipe: Recipe) -> float:

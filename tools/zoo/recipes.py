@@ -13,7 +13,7 @@ __all__ = ["AUTOENCODER", "DENOISERS", "EMOJI", "EMOJI_AUTOENCODER", "LATENT", "
 class Recipe:
     """Everything that decides the weights of a network, given its images.
 
-    Its ``repr`` identifies a checkpoint, without ``steps`` where there is a ``horizon`` and no cooldown has begun.
+    Its ``repr`` identifies a checkpoint, without its end where there is a ``horizon`` and no cooldown has begun.
 
     Attributes:
         network: keyword arguments of the network.
