@@ -125,6 +125,25 @@ def test_only_the_highlighted_row_is_accented(tmp_path):
     assert top - 12 <= accent(lit).min() and accent(lit).max() <= bottom + 12
 
 
+def test_errors_stand_right_of_the_images_on_one_scale(tmp_path):
+    """White where a pixel is the last row's, ink where it is furthest, and half as dark at half the difference."""
+    shades = {"far": -0.5, "half": 0.0, "same": 0.5, "teacher": 0.5}
+    rows = [(name, torch.full((2, 3, 8, 8), shade)) for name, shade in shades.items()]
+    sample_grid(tmp_path / "plain.png", rows, title="")
+    sample_grid(tmp_path / "g.png", rows, title="", errors=True)
+    picture = pixels(tmp_path / "g.png")
+    (top, bottom, _, _), _ = where(picture, (-0.5,) * 3)
+    ink = torch.tensor([0x24, 0x29, 0x2F])
+    white = torch.full((3,), 255)
+    margin = 2 * 22
+    column = picture[:, -margin - 20].double()
+    middle, pitch = (top + bottom) // 2, where(picture, (0.0,) * 3)[0][0] - top
+    for i, expected in enumerate((ink, (ink + white) / 2, white, white)):
+        assert (column[middle + i * pitch] - expected).abs().max() <= 1
+    assert where(picture, (-0.5,) * 3)[0][2] == where(pixels(tmp_path / "plain.png"), (-0.5,) * 3)[0][2]
+    assert picture.shape[1] <= 1800
+
+
 def test_long_texts_are_broken_and_dollars_are_text(tmp_path):
     sample_grid(tmp_path / "a.png", [("GS", plain(RED))], title="word " * 3, note="word")
     sample_grid(tmp_path / "b.png", [("GS $x_1 " * 9, plain(RED))], title="word " * 40, note="word " * 90)

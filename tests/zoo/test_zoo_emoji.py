@@ -6,7 +6,7 @@ import tarfile
 from dataclasses import replace
 
 import cards
-import emoji as recipe_of_emoji
+import emoji_denoiser as recipe_of_emoji
 import numpy as np
 import pytest
 import torch
@@ -168,7 +168,9 @@ def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeyp
 
     run("cooled", 3, 2)
     assert not same(tmp_path / "cooled", tmp_path / "long")
-    with pytest.raises(UserError, match="belongs to another recipe"):  # its cooldown began for an end at step 3
+    with pytest.raises(
+        UserError, match="belongs to another recipe"
+    ):  # its cooldown began for an end at step 3
         run("cooled", 4, 2)
     run("open", 2)
     run("open", 4, 2)  # up to step 2, a cooldown of its last two steps has changed nothing

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from denoiser import smoothed, train_classifier
-from emoji import AUTOENCODER_STATE, TEXT_WIDTH as CAPTION_WIDTH, trained_autoencoder, vocabulary
 from emoji_data import LICENSE, Emoji
+from emoji_denoiser import AUTOENCODER_STATE, TEXT_WIDTH as CAPTION_WIDTH, trained_autoencoder, vocabulary
 from latents import encode
 from loop import load_finished
 from recipes import EMOJI_AUTOENCODER, LatentRecipe, Recipe

@@ -19,8 +19,8 @@ from typing import Any
 
 from cards import build_autoencoder, build_emoji, build_latent, build_model
 from denoiser import train_denoiser
-from emoji import train_all
 from emoji_data import ARCHIVE, read_emoji
+from emoji_denoiser import train_all
 from latents import train_autoencoder, train_latent
 from loop import Progress
 from recipes import AUTOENCODER, DENOISERS, EMOJI, LATENT, Recipe

@@ -26,7 +26,7 @@ GAS_STEPS = 48
 # Classical solvers to measure, on the best grid unless they name one.
 BASELINES = {"DPM-Solver++(3M)": "dpmpp-3m/log_snr", "UniPC-3": "unipc-3-bh2", "iPNDM-3": "ipndm-3"}
 # Samples a row of the picture.
-_COLUMNS = 10
+_COLUMNS = 5
 
 
 @command("gas demo --nfe 4 --out demo", folder="out")
@@ -57,8 +57,10 @@ def demo(
     tables = _learn_both(network, pairs, files, nfe, iterations, seed)
     seeds = range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED)
     note(f" {seeds.start} to {seeds.stop - 1}", label="4. Unseen seeds", style="bold")
+    start = time.perf_counter()
     unseen = gas.evaluation.teacher_pairs(network, teacher, seeds, progress=teacher_progress)
-    rows = _measure(out, network, unseen, tables, teacher)
+    milliseconds = 1e3 * (time.perf_counter() - start) / len(unseen)
+    rows = _measure(out, network, unseen, tables, teacher, f"{teacher.nfe} calls, {milliseconds:.0f} ms")
     if json:
         report = {"model": network.name, "seeds": [seeds.start, seeds.stop]}
         print_json({**report, "rows": [asdict(row) for row in rows]})
@@ -112,8 +114,9 @@ def _measure(
     pairs: gas.Pairs,
     learned: dict[str, gas.Table],
     teacher: gas.Classical,
+    cost: str,
 ) -> list[gas.evaluation.SolverMetrics]:
-    """Measure learned and classical tables, draw the first samples and the times of each; return the measurements."""
+    """Measure learned and classical tables, draw their first samples and times beside the teacher's; return rows."""
     nfe = next(iter(learned.values())).nfe
     ranked = {name: gas.training.best_classical(model, pairs, nfe, [x]) for name, x in BASELINES.items()}
     tables = {name: (best.classical.label, best.table) for name, best in ranked.items()}
@@ -122,18 +125,24 @@ def _measure(
     # Pair by pair alone: a Frechet distance of so few samples is mostly bias.
     evaluator = gas.Evaluator(pairs, data_range=gas.models.data_range_of(model))
     for name, (detail, table) in tables.items():
+        start = time.perf_counter()
         samples = gas.evaluation.sample_pairs(model, pairs, table)
+        milliseconds = 1e3 * (time.perf_counter() - start) / len(pairs)
         row = evaluator.measure(name, samples, nfe)
         rows.append(row)
-        title = f"{name}\n{detail}\n{nfe} calls, MSE {significant(row.mse)}"
+        title = f"{name}\n{detail}\n{nfe} calls, {milliseconds:.0f} ms, MSE {significant(row.mse)}"
         images.append((title, samples[:_COLUMNS].clamp(-1, 1)))
     rows.append(evaluator.measure("teacher", pairs.target, teacher.nfe))
-    title = f"Teacher\n{teacher.label}\n{teacher.nfe} calls"
-    images.append((title, pairs.target[:_COLUMNS].clamp(-1, 1)))
+    images.append((f"Teacher\n{teacher.label}\n{cost}", pairs.target[:_COLUMNS].clamp(-1, 1)))
     highlight = list(tables).index("GS")
     title = f"The same network, the same noise, {nfe} network calls"
-    text = f"{model.name}: the first {_COLUMNS} unseen seeds; MSE to the teacher over {len(pairs)}."
-    gas.plotting.sample_grid(out / "samples.png", images, title=title, note=text, highlight=highlight)
+    text = (
+        f"{model.name}: the first {_COLUMNS} unseen seeds, and how far each pixel is from the teacher's; "
+        f"time of a sample and MSE to the teacher over {len(pairs)}."
+    )
+    gas.plotting.sample_grid(
+        out / "samples.png", images, title=title, note=text, highlight=highlight, errors=True
+    )
     times = [(name, table.times.tolist(), ()) for name, (_, table) in tables.items()]
     gas.plotting.times_plot(out / "times.png", times, model.schedule, highlight=highlight)
     return rows

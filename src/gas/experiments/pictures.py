@@ -19,6 +19,8 @@ from gas.schedule import Schedule
 
 # Samples stored as pictures with every result.
 PICTURES = 8
+# Of those, the ones that a picture shows, each with its errors.
+_SHOWN = 5
 # Longest side of a stored picture in pixels, as large as a report shows it.
 _SIDE = 128
 # Lines that can be told apart besides the highlighted one.
@@ -82,13 +84,14 @@ def _draw_samples(
             continue
         error = f"MSE x 1000: {significant(1000 * result.metrics.mse, 3)}"
         detail = f"{result.origin}, {result.nfe} calls" if result.category == "teacher" else error
-        rows.append((f"{result.label}\n{detail}", result.pictures.float()))
+        rows.append((f"{result.label}\n{detail}", result.pictures[:_SHOWN].float()))
     return sample_grid(
         path,
         rows,
         title=f"The same noise, {results[0].nfe} network calls",
-        note=f"{name}: the first {len(rows[0][1])} unseen seeds.",
+        note=f"{name}: the first {len(rows[0][1])} unseen seeds, and how far each pixel is from the teacher's.",
         highlight=_highlighted([result.label for result in results]),
+        errors=bool(teacher),
         scale=2 if rows[0][1].shape[1] == 1 else 1,
     )
 

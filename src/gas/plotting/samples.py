@@ -16,7 +16,7 @@ from gas.errors import UserError
 from gas.plotting.style import ACCENT, GREY, INK, TINT, Sheet, text_width, wrap
 
 _WIDTH, _WIDTH_MIN, _MARGIN = 900, 420, 22
-_GAP, _ROW_GAP = 4, 16
+_GAP, _ROW_GAP, _ERRORS_GAP = 4, 16, 20
 _STRIP, _LINE, _LABEL_MAX = 8, 19, 220
 _CELL_MIN, _CELL_MAX = 12, 120
 
@@ -28,6 +28,7 @@ def sample_grid(
     title: str,
     note: str = "",
     highlight: int | None = None,
+    errors: bool = False,
     scale: int = 2,
 ) -> Path:
     """Draw the samples of several solvers from the same seeds, one row per solver, and save them as a PNG.
@@ -43,6 +44,8 @@ def sample_grid(
         title: heading.
         note: small print under the picture.
         highlight: index of the row of the learned solver, drawn in the accent color.
+        errors: draw right of each row how far its images are from those of the last row, the teacher's: the mean over
+            channels of absolute differences, on one scale for all rows, from white at 0 to dark at their 99 % quantile.
         scale: device pixels in a CSS pixel, 1 or more.
 
     Raises:
@@ -52,10 +55,13 @@ def sample_grid(
     _check(rows, highlight, scale)
     labels = [_label_lines(label) for label, _ in rows]
     left = _MARGIN + round(max((text_width(*line) for lines in labels for line in lines), default=0)) + 18
+    shown, gap = len(rows[0][1]), _ERRORS_GAP if errors else 0
+    if errors:
+        rows = _with_errors(rows)
     count = len(rows[0][1])
-    image = _image_size(rows[0][1], _WIDTH - left - _MARGIN, scale)
+    image = _image_size(rows[0][1], _WIDTH - left - _MARGIN - gap, scale)
     cell_h, cell_w = (math.ceil(size / scale) for size in image)
-    width = max(left + count * (cell_w + _GAP) - _GAP + _MARGIN, _WIDTH_MIN)
+    width = max(left + count * (cell_w + _GAP) - _GAP + gap + _MARGIN, _WIDTH_MIN)
     heading = wrap(title, width - 2 * _MARGIN, 17, bold=True)
     small = wrap(note, width - 2 * _MARGIN, 11)
     top = _MARGIN + 24 * len(heading) + 12
@@ -75,9 +81,20 @@ def sample_grid(
             color = (ACCENT if chosen else INK) if bold else GREY
             sheet.text(_MARGIN, y, text, size=size, bold=bold, color=color)
         for k, pixels in enumerate(_pixels(images, image)):
-            sheet.image(left + k * (cell_w + _GAP), middle - cell_h // 2, pixels)
+            sheet.image(left + k * (cell_w + _GAP) + gap * (k >= shown), middle - cell_h // 2, pixels)
     sheet.small_print(_MARGIN, bottom + 4, small)
     return sheet.save(path)
+
+
+def _with_errors(rows: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Append to the images ``(K, C, H, W)`` of each row K pictures of their differences to the last row's."""
+    teacher = rows[-1][1].double()
+    errors = torch.stack([(images.double() - teacher).abs().mean(dim=1, keepdim=True) for _, images in rows])
+    largest = float(np.quantile(errors.cpu().numpy(), 0.99)) or 1.0
+    white, dark = torch.ones(3, 1, 1), torch.tensor([int(INK[i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
+    drawn = torch.lerp(white, dark.view(3, 1, 1), (errors / largest).clamp(max=1).to("cpu", torch.float32))
+    colored = [images.to("cpu", torch.float32).expand(-1, 3, -1, -1) for _, images in rows]
+    return [(label, torch.cat([colored[i], drawn[i]])) for i, (label, _) in enumerate(rows)]
 
 
 def _check(rows: Sequence[tuple[str, Tensor]], highlight: int | None, scale: int) -> None:
