@@ -265,10 +265,11 @@ class ZeroStar:
     """CFG-Zero*: ``s u + scale (c - s u)`` with ``s = <c, u> / |u|^2`` of each sample, and 0 at the first times.
 
     Args:
-        zero_from: time of the network from which on its output is 0, which a flow starts at; ``inf`` never.
+        zero_from: time of the network from which on its output is 0, which a flow starts at; ``inf`` never. For
+            velocities of a flow alone: a noise prediction of 0 is a data prediction of ``x / alpha_t``.
 
     References:
-        Fan et al., arXiv 2503.18886, section 4, for the velocities of a flow.
+        Fan et al., arXiv 2503.18886, section 4, for velocities; diffusers' guider applies it to noise predictions too.
     """
 
     zero_from: float = math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -78,8 +79,6 @@ def test_commands_of_zoo_models_do_not_offer_pipelines(folder, tmp_path):
 @pytest.mark.slow
 def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch):
     """In 8 bits, part by part on the device, and text encoders only while they encode."""
-    import torch
-
     import gas
 
     calls = []
@@ -104,6 +103,34 @@ def test_weights_are_loaded_as_the_options_have_it(folder, tmp_path, monkeypatch
     assert "stores its weights in fp8, which have no gradients: learn by Gauss-Newton" in printed
     printed = run(*train, "--out", tmp_path / "t.json", code=2)
     assert "sha256" in printed  # the pairs are of other weights
+
+
+@pytest.mark.slow
+def test_forward_passes_of_a_pipeline_are_learned_and_sampled(folder, tmp_path, monkeypatch):
+    """Of the ordinary pipeline: guided to teach, without guidance for each row of the table."""
+    from safetensors.torch import load_file
+
+    import gas
+
+    monkeypatch.setattr("gas.training.elimination._TRIALS", 1)
+    file, prompts = tmp_path / "s.json", ["--prompts", folder / "prompts.txt"]
+    pairs(folder, tmp_path / "pairs", *prompts, "--guidance", 3, "--seeds", 6)
+    model = ["--model", f"diffusers:{folder / 'sd'}"]
+    train = ["--pairs", tmp_path / "pairs", "--validation", 2, "--start", "ddim/time_uniform"]
+    run("train", *model, *train, "--iterations", 1, "--forwards", 3, "--out", file)
+    artefact = gas.load(file)
+    assert (artefact.nfes, artefact.forwards) == ([], [3])
+    sample = [*model, *prompts, "--solver", file, "--forwards", 3, "--seeds", "50:52"]
+    run("sample", *sample, "--out", tmp_path / "x.safetensors")
+    bound = gas.pipelines.from_pipeline(pipelines.build("sd1"), ("a cat", "a dog"))
+    denoise, table, evaluated = bound.bind(torch.tensor([0, 1]), 3.0), artefact.table(forwards=3), []
+    with torch.no_grad():
+        for _ in range(2):  # the first time it calls the network to see whether it has branches
+            expected = gas.sample(denoise, bound.noise([50, 51]), table)
+            evaluated.append(bound.controlled.evaluated)
+    assert evaluated[1] - evaluated[0] == 3 * 2
+    made = load_file(tmp_path / "x.safetensors")["samples"]
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
