@@ -19,6 +19,7 @@ from gas.errors import UserError
 
 __all__ = ["Loss", "Progress", "load_finished", "train"]
 
+_COOLED = 0.02  # factor of the learning rate after a cooldown
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 
@@ -136,9 +137,10 @@ def _identity(recipe: Recipe, step: int) -> str:
 
 
 def _ramp(step: int, recipe: Recipe) -> float:
-    """Linear warm-up times half a cosine, which reaches zero at the horizon, times the linear cooldown."""
+    """Linear warm-up times half a cosine, which reaches zero at the horizon, times the geometric cooldown."""
     warm = min(1.0, (step + 1) / recipe.warmup)
-    cool = min(1.0, (recipe.steps - step) / recipe.cooldown) if recipe.cooldown else 1.0
+    cooled = max(0, step - recipe.steps + recipe.cooldown)
+    cool = _COOLED ** (cooled / recipe.cooldown) if recipe.cooldown else 1.0
     return warm * cool * 0.5 * (1 + math.cos(math.pi * step / (recipe.horizon or recipe.steps)))
 
 
