@@ -671,11 +671,21 @@ def test_an_interrupt_between_two_nfe_leaves_a_file_of_the_guidance(tmp_path, fi
 
 def test_a_judge_teaches_from_the_command_line(tmp_path, work):
     words = ["train", *SMALL, "--pairs", work / "pairs", "--judge", "classifier", "--nfe", 2, "--batch", 8]
-    run(*words, "--iterations", 1, "--out", tmp_path / "judge.json")
+    words += ["--iterations", 3, "--out"]
+    run(*words, tmp_path / "judge.json")
     document = gas.load(tmp_path / "judge.json").document
     assert document.loss == "judge"
     assert document.training["judge"] == "classifier"
-    assert [p.name for p in tmp_path.iterdir()] == ["judge.json"]
+    killed, state = ForkedCommand(*words, tmp_path / "again.json"), tmp_path / "again.json.state" / "nfe-2.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.ended(60)[0] == -signal.SIGKILL
+    assert state.exists()
+    run(*words, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "judge.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.json", "judge.json"]
 
 
 @pytest.mark.slow

@@ -255,3 +255,46 @@ def test_the_key_of_an_address_is_not_in_the_file():
     settings = replace(FEW, iterations=0)
     *_, result = distill_judge(MIXTURE, near, 3, settings=settings, name="http://a/score?key=secret")
     assert result.provenance["training"]["judge"] == "http://a/score"
+
+
+def interrupted(calls):
+    """Return a judge that is interrupted after so many calls: no error that training answers."""
+
+    def stop(samples):
+        raise KeyboardInterrupt
+
+    return Failing(calls, stop)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_interrupted_training_resumes_to_the_same_bits(given, tmp_path):
+    pairs = taught(range(128), labelled=True) if given else None
+    settings = replace(FEW, iterations=2, batch=16, validate_every=1)
+
+    def train(judge, state=None, model=MIXTURE, name="judge", **other):
+        options = {"settings": replace(settings, **other), "pairs": pairs, "state": state, "name": name}
+        return result_of(distill_judge(model, judge, 3, **options))
+
+    sizes = []
+    records, whole = train(lambda x, y: (sizes.append(len(x)), near(x, y))[1])
+    assert whole.measures["judged"] == sum(sizes) and whole.stopped == ""
+    for calls, left in (
+        (2, 3),
+        (len(sizes) - 2, 1),
+    ):  # in the measure of the start, and in that of the last step
+        state, Counting.samples = tmp_path / str(calls), 0
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted(calls), state)
+        rest, resumed = train(interrupted(math.inf), state, Counting())
+        assert [record.logs for record in rest] == [record.logs for record in records[-left:]]
+        assert torch.equal(resumed.table().unrolled(), whole.table().unrolled())
+        assert torch.equal(resumed.losses, whole.losses)
+        assert (resumed.evaluations, resumed.measures) == (whole.evaluations, whole.measures)
+        # The reference, 128 samples of 10 evaluations, is stored; of pairs, the ranking alone.
+        assert Counting.samples < whole.evaluations - (0 if given else 1280)
+    again, finished = train(interrupted(math.inf), state)  # killed before its file was written
+    assert len(again) == 1 and torch.equal(finished.losses, whole.losses)
+    with pytest.raises(UserError, match="is of a run with other settings"):
+        train(interrupted(math.inf), state, name="another")
+    with pytest.raises(UserError, match="settings was"):
+        train(interrupted(math.inf), state, pool=32)

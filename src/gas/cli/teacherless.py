@@ -119,6 +119,7 @@ class TeacherlessOptions:
                 settings=self._ascent(optimizer, budget),
                 guidance=guidance,
                 name=self.judge,
+                state=state,
             )
             return train, guidance
         reals = gas.training.adversarial.real_pairs(model, Path(str(self.real)), guidance)

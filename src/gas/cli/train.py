@@ -143,9 +143,8 @@ def _train_teacherless(
     state = out.with_name(out.name + ".state")
     arguments = optimizer, discriminator, budget, state, network.precision
     train, guidance = teacherless.reports(model, pairs, *arguments)
-    judged, progress = teacherless.judge is not None, gas.training.BestSoFar(model)
-    title = "judge" if judged else "GAS"
-    with _state(out, progress if replaces else None, guidance, resumes=not judged):
+    progress, title = gas.training.BestSoFar(model), "GAS" if teacherless.judge is None else "judge"
+    with _state(out, progress if replaces else None, guidance):
         nfes = options.parse_nfes(nfe)
         results = [show(progress.watch(train(each)), model, each, title) for each in nfes]
         if gas.distributed.is_first():
@@ -314,15 +313,12 @@ def _save(
 
 
 @contextmanager
-def _state(
-    out: Path, progress: gas.training.BestSoFar | None, guidance: float, *, resumes: bool = True
-) -> Iterator[Path]:
+def _state(out: Path, progress: gas.training.BestSoFar | None, guidance: float) -> Iterator[Path]:
     """Own the folder of the resumable state of a file; an interrupt writes the progress, if any is to be written."""
     state, first = out.with_name(out.name + ".state"), gas.distributed.is_first()
     owned = gas.workspace.scratch(state, gas.training.distillation.STATE) if first else nullcontext()
-    noted = resumable(f"State is in {state}") if resumes else nullcontext()
     saved = _saved_if_interrupted(out, progress, guidance) if progress and first else nullcontext()
-    with owned, noted, saved:
+    with owned, resumable(f"State is in {state}"), saved:
         yield state
 
 

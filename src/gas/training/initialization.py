@@ -194,18 +194,17 @@ class StartSearch:
             "solver": solver,
             "theory": theory,
             "model": dict(model.fingerprint()),
-            "pairs": _ends(pairs),
-            "validation": _ends(validation),
+            "pairs": ends(pairs),
+            "validation": ends(validation),
         }
         path = None if state is None else state / f"nfe-{nfe}.start.pt"
         if path is not None and path.exists():
-            return _read_choice(path, fingerprint)
+            return read_choice(path, fingerprint)[0]
         choice = yield from self._choose(
             model, pairs, validation, nfe, loss_by_name(loss), kind, config, limit
         )
-        if path is not None and distributed.is_first():
-            values = {**vars(choice), "best": choice.best.config()}
-            write_checkpoint(path, {"choice": values, "fingerprint": fingerprint})
+        if path is not None:
+            write_choice(path, fingerprint, choice)
         return choice
 
     def solver(self, choice: StartChoice, schedule: Schedule, kind: Kind) -> nn.Module:
@@ -281,7 +280,7 @@ def check_file(start: Artefact | None, model: Model, nfe: int, guidance: float) 
 
 
 def start_without_pairs(
-    model: Model, reference: Pairs, nfe: int, start: Artefact | None
+    model: Model, reference: Pairs, nfe: int, start: Artefact | None, choice: StartChoice | None = None
 ) -> Generator[RankedSolver, None, tuple[StartChoice, nn.Module]]:
     """Return the best classical solver on some of a reference, and the solver to train: there, or at a file's table.
 
@@ -290,6 +289,7 @@ def start_without_pairs(
         reference: noise and samples of a classical solver with more evaluations, or teacher pairs.
         nfe: network evaluations.
         start: solver file to start from instead.
+        choice: of an interrupted run, which is not made again.
 
     Yields:
         RankedSolver: of each round.
@@ -297,7 +297,8 @@ def start_without_pairs(
     kind = kind_by_name("gs")
     search = StartSearch("best" if start is None else start).at(model, reference.guidance)
     rounds = _ROUGH_ROUNDS[:2] if search.continues else ((None, search.screening_pairs), (4, 64))
-    choice = search.choice((yield from rank_classical(model, reference, nfe, l2, rounds=rounds)))
+    if choice is None:
+        choice = search.choice((yield from rank_classical(model, reference, nfe, l2, rounds=rounds)))
     return choice, search.solver(choice, model.schedule, kind)
 
 
@@ -366,11 +367,20 @@ def _has_twin(solver: RankedSolver, others: Sequence[RankedSolver]) -> bool:
     return any(torch.equal(other.table.unrolled(), solver.table.unrolled()) for other in on_its_grid)
 
 
-def _ends(pairs: Pairs) -> list[int]:
+def ends(pairs: Pairs) -> list[int]:
+    """Return the number of pairs, and their first and last seed."""
     return [len(pairs), int(pairs.seeds[0]), int(pairs.seeds[-1])]
 
 
-def _read_choice(path: Path, fingerprint: Mapping[str, Any]) -> StartChoice:
+def write_choice(path: Path, fingerprint: Mapping[str, Any], choice: StartChoice, **more: Any) -> None:
+    """Write a choice, and what else an interrupted run needs to go on from it."""
+    if distributed.is_first():
+        values = {**vars(choice), "best": choice.best.config()}
+        write_checkpoint(path, {**more, "choice": values, "fingerprint": fingerprint})
+
+
+def read_choice(path: Path, fingerprint: Mapping[str, Any]) -> tuple[StartChoice, dict[str, Any]]:
+    """Return the choice of an interrupted run and all else in its file; refuse that of another run."""
     try:
         content = read_checkpoint(path)
         known, values = content["fingerprint"], content["choice"]
@@ -381,7 +391,7 @@ def _read_choice(path: Path, fingerprint: Mapping[str, Any]) -> StartChoice:
                 for name in changed[:3]
             )
             raise UserError(f"it is of another run: {'; '.join(changes)}")
-        return StartChoice(**{**values, "best": Classical(**values["best"])})
+        return StartChoice(**{**values, "best": Classical(**values["best"])}), content
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be continued ({error_text(error)}): delete {path.parent} to train afresh"

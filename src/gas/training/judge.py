@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gas.errors import Diverged, UserError
 from gas.evaluation.sampler import sample_pairs, teacher_pairs
@@ -19,13 +21,23 @@ from gas.metrics.coverage import prdc
 from gas.metrics.frechet import extract
 from gas.models.protocol import Model, features_of
 from gas.models.runtime import full_precision
+from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs, check_pairs
 from gas.solver_file import Artefact
 from gas.table import Table, table_of
-from gas.training.distillation import Distilled, Report
-from gas.training.initialization import check_file, reference_solver, start_without_pairs
+from gas.training.distillation import Distilled, Report, checkpoint_file
+from gas.training.initialization import (
+    StartChoice,
+    check_file,
+    ends,
+    read_choice,
+    reference_solver,
+    start_without_pairs,
+    write_choice,
+)
 from gas.training.judge_steps import JudgeAscent, JudgeSteps
-from gas.training.loop import FitRecord, Run
+from gas.training.loop import FitRecord, Run, run_fingerprint
+from gas.training.ranking import RankedSolver
 from gas.training.validation import surely_positive
 
 # Seeds of the reference: far from those of pairs, of the criterion of GAS and of its fresh noise.
@@ -56,6 +68,7 @@ def distill_judge(
     settings: JudgeAscent | None = None,
     guidance: float = 1.0,
     name: str = "judge",
+    state: Path | None = None,
 ) -> Generator[Report, None, Distilled]:
     """Learn a solver's numbers against a judge: maximize ``E judge(sample)`` within a trust region.
 
@@ -79,6 +92,8 @@ def distill_judge(
         settings: :class:`JudgeAscent`.
         guidance: scale of classifier-free guidance, where there are no pairs.
         name: of the judge, for the solver file.
+        state: folder of the resumable state; with a judge that repeats its scores, an interrupted run resumes from it
+            and ends with the same bits. The reference and the choice of the start are not made again.
 
     Yields:
         RankedSolver: of the classical solvers. StartChoice: once. FitRecord: at each choice; its losses are negative
@@ -86,7 +101,8 @@ def distill_judge(
         scored. Distilled: last; ``loss`` is the negative mean score, ``stopped`` the reason of an early end.
 
     Raises:
-        UserError: for arguments out of range. JudgeError: when the judge fails before the first choice.
+        UserError: for arguments out of range, or a state of another run. JudgeError: when the judge fails before the
+            first choice.
 
     References:
         Schulman et al., "Trust region policy optimization", arXiv 1502.05477, for the step.
@@ -94,13 +110,14 @@ def distill_judge(
     settings, model = settings or JudgeAscent(), full_precision(model)
     check_file(start, model, nfe, guidance if pairs is None else pairs.guidance)
     features, judge = features or unseen_features(model, judge), _Counted(judge)
-    pool, held, spent = _reference(model, judge, pairs, settings, guidance)
-    choice, solver = yield from start_without_pairs(model, pool, nfe, start)
-    spent += choice.evaluations
-    _check_budget(settings, spent + 2 * len(held) * nfe)
+    path = checkpoint_file(state, f"nfe-{nfe}.start")
+    pool, held, choice, solver = yield from _reference_and_start(
+        model, judge, nfe, start, pairs, settings, guidance, path
+    )
+    _check_budget(settings, choice.evaluations + 2 * len(held) * nfe)
     validation = _Validation(model, judge, held, features)
     classical = validation.measure(choice.best.table(model.schedule))
-    table, spent = table_of(solver), spent + len(held) * nfe
+    table, spent = table_of(solver), choice.evaluations + len(held) * nfe
     losses = -validation.measure(table)
     if not validation.distance:
         raise UserError(
@@ -109,13 +126,12 @@ def distill_judge(
         )
     choice = replace(choice, losses=tuple(losses.tolist()), evaluations=spent)
     yield choice
-    steps = JudgeSteps(solver, model, judge, pool, validation.distance, settings)
-    run = Run(solver, steps, _Guarded(validation, steps, losses), budget=settings.budget - spent)
-    records, stopped = yield from _until_stopped(run, steps, settings)
-    logs = records[0].logs
+    steps = _CountedSteps(solver, model, judge, pool, validation.distance, settings)
+    criterion = _Guarded(validation, steps, losses)
+    logs, run = criterion.logs, Run(solver, steps, criterion, budget=settings.budget - spent)
+    stopped = yield from _until_stopped(run, steps, validation, checkpoint_file(state, f"nfe-{nfe}"), name)
     if run.best.losses is not None and surely_positive(losses - run.best.losses):
-        table, losses = run.best.table, run.best.losses
-        logs = next(record.logs for record in records if record.iteration == run.best.iteration)
+        table, losses, logs = run.best.table, run.best.losses, run.best.logs
     result = Distilled(
         nfe=nfe,
         solver=table,
@@ -127,26 +143,25 @@ def distill_judge(
         stopped=stopped,
         losses=losses,
         provenance=_provenance(pool, settings, name),
-        measures={**logs, "judged": float(judge.samples), "start_loss": records[0].start_loss},
+        measures={**logs, "judged": float(judge.samples), "start_loss": run.start_loss},
     )
     yield result
     return result
 
 
 def _until_stopped(
-    run: Run, steps: JudgeSteps, settings: JudgeAscent
-) -> Generator[FitRecord, None, tuple[list[FitRecord], str]]:
-    """Yield the records of a run; return them, and why it ended before its last step."""
-    records = []
+    run: Run, steps: _CountedSteps, validation: _Validation, path: Path | None, name: str
+) -> Generator[FitRecord, None, str]:
+    """Yield the records of a run, from its checkpoint if there is one; return why it ended before its last step."""
+    settings, judge, features = steps.config, steps.judge.judge, validation.features
+    identity = run_fingerprint(run.solver, steps, steps.pairs, validation.held, judge, features, run.budget)
     try:
-        for record in run.records():
-            records.append(record)
-            yield record
-        if record.iteration < settings.iterations:
-            return records, f"the budget of {settings.budget:,} network evaluations is spent"
+        yield from run.records(path, hashlib.sha256(f"{name} {identity}".encode()).hexdigest())
     except (JudgeError, Diverged) as error:
-        return records, f"step {steps.iteration}: {error}"
-    return records, ""
+        return f"step {steps.iteration}: {error}"
+    if steps.iteration < settings.iterations:
+        return f"the budget of {settings.budget:,} network evaluations is spent"
+    return ""
 
 
 def unseen_features(model: Model, judge: Judge) -> Callable[[Tensor], Tensor]:
@@ -164,8 +179,46 @@ def _pixels(samples: Tensor) -> Tensor:
     return samples.flatten(1)
 
 
+def _reference_and_start(
+    model: Model,
+    judge: Judge,
+    nfe: int,
+    start: Artefact | None,
+    pairs: Pairs | None,
+    settings: JudgeAscent,
+    guidance: float,
+    path: Path | None,
+) -> Generator[RankedSolver, None, tuple[Pairs, Pairs, StartChoice, nn.Module]]:
+    """Return the reference for steps and for choices, and the start, whose evaluations are those of both.
+
+    An interrupted run stored the choice of the start at ``path``, with the samples of the reference that it made.
+    """
+    fingerprint = {
+        "settings": [settings.pool, settings.samples, settings.reference_nfe],
+        "model": dict(model.fingerprint()),
+        "guidance": guidance,
+        "start": None if start is None else start.entry(nfe).model_dump(),
+        "pairs": None if pairs is None else ends(pairs),
+    }
+    known, target = None, None
+    if path is not None and path.exists():
+        known, content = read_choice(path, fingerprint)
+        target = content.get("target")
+    pool, held, spent = _reference(model, judge, pairs, settings, guidance, target)
+    choice, solver = yield from start_without_pairs(model, pool, nfe, start, known)
+    if path is not None and known is None:
+        target = torch.cat([pool.target, held.target]) if pairs is None else None
+        write_choice(path, fingerprint, choice, target=target)
+    return pool, held, replace(choice, evaluations=choice.evaluations + spent), solver
+
+
 def _reference(
-    model: Model, judge: Judge, pairs: Pairs | None, settings: JudgeAscent, guidance: float
+    model: Model,
+    judge: Judge,
+    pairs: Pairs | None,
+    settings: JudgeAscent,
+    guidance: float,
+    target: Tensor | None,
 ) -> tuple[Pairs, Pairs, int]:
     """Return the reference for steps and for choices, and its network evaluations, once the judge has scored two."""
     spent, given = 0, pairs is not None
@@ -176,7 +229,12 @@ def _reference(
         make = partial(teacher_pairs, model, reference, guidance=guidance)
         few = make(seeds[:_CHECKED])
         scores_of(judge, few.target.to(model.device), few.labels)
-        pairs, spent = make(seeds), (len(seeds) + _CHECKED) * reference.nfe
+        spent = (len(seeds) + _CHECKED) * reference.nfe
+        if target is None:
+            pairs = make(seeds)
+        else:
+            labels = labels_of_seeds(model.classes, seeds)
+            pairs = Pairs(torch.tensor(seeds), noise=model.noise(seeds).cpu(), target=target, labels=labels)
         recipe = {"guidance": guidance, "teacher": reference.config()}
         pairs = replace(pairs, manifest={"recipe": recipe})
     check_pairs(pairs, model)
@@ -213,6 +271,19 @@ class _Counted:
     def __call__(self, samples: Tensor, labels: Tensor | None) -> Tensor:
         self.samples += len(samples)
         return self.judge(samples, labels)
+
+
+class _CountedSteps(JudgeSteps):
+    """Steps whose state has the number of samples that their judge has scored."""
+
+    judge: _Counted
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "judged": self.judge.samples}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.judge.samples = state["judged"]
 
 
 @dataclass

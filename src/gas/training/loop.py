@@ -175,7 +175,7 @@ def fit(
     if warm is not None:
         steps.restore({**warm, "evaluations": 0})
     number("budget", budget, "[1, inf]")
-    fingerprint = _fingerprint(solver, steps, pairs, validation, distance, criterion, budget)
+    fingerprint = run_fingerprint(solver, steps, pairs, validation, distance, criterion, budget)
     paired_loss = _PairedLoss(steps.model, validation, distance)
     run = Run(solver, steps, paired_loss if criterion is None else criterion, keep=keep, budget=budget)
     record = yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
@@ -259,6 +259,7 @@ class _Best:
     loss: float = math.inf
     losses: Tensor | None = None
     iteration: int = 0
+    logs: Mapping[str, float] = field(default_factory=dict)  # of the criterion
 
 
 class Run:
@@ -330,9 +331,10 @@ class Run:
         loss = float(losses.mean())
         if self.validations == 1:
             self.start_loss = loss
+        logs = dict(getattr(self.criterion, "logs", {}))
         better = loss < self.best.loss and getattr(self.criterion, "eligible", True)
         if better or (self.keep == "last" and math.isfinite(loss)):
-            self.best = _Best(_copy(average), table, loss, losses if losses.ndim else None, iteration)
+            self.best = _Best(_copy(average), table, loss, losses if losses.ndim else None, iteration, logs)
         train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses = []
         return FitRecord(
@@ -344,7 +346,7 @@ class Run:
             best_loss=self.best.loss,
             best_iteration=self.best.iteration,
             evaluations=self.evaluations,
-            logs={**self._checked_logs(), **getattr(self.criterion, "logs", {})},
+            logs={**self._checked_logs(), **logs},
             best_table=self.best.table,
             best_losses=self.best.losses,
         )
@@ -399,7 +401,7 @@ def _read_state(path: Path, fingerprint: str) -> dict[str, Any]:
     return state
 
 
-def _fingerprint(
+def run_fingerprint(
     solver: nn.Module,
     steps: Steps,
     pairs: Pairs,
