@@ -70,7 +70,7 @@ def read(folder: Path, model: str) -> dict[tuple[int, str], list[dict]]:
 def print_table(cells: dict[tuple[int, str], list[dict]], where: str) -> None:
     """Print distances to the teacher's samples or to real images."""
     whom = "the teacher" if where == "to_teacher" else "real images"
-    print(f"| | NFE | MSE x 1000 | median | Frechet to {whom} | kernel distance | {' | '.join(SHARES)} |")
+    print(f"| | NFE | MSE x 1000 | median | Fréchet to {whom} | kernel distance | {' | '.join(SHARES)} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for (nfe, kind), runs in sorted(cells.items(), key=lambda c: (c[0][0], list(KINDS).index(c[0][1]))):
         if kind == "teacher" and where == "to_teacher":
@@ -95,7 +95,7 @@ COMPARED = (("gas", "gs"), ("lifted", "gs"), ("lifted_gas", "gas"), ("lifted_gas
 def print_differences(cells: dict[tuple[int, str], list[dict]], nfes: list[int]) -> None:
     """Print one kind less another, seed by seed: all started from the same table on the same noise."""
     print("Differences, training seed by training seed:\n")
-    print("| NFE | | less | MSE x 1000 | Frechet to the teacher | Frechet to real images |")
+    print("| NFE | | less | MSE x 1000 | Fréchet to the teacher | Fréchet to real images |")
     print("|---|---|---|---|---|---|")
     for nfe, (kind, other) in [(nfe, both) for nfe in nfes for both in COMPARED]:
         pairs = list(zip(by_seed(cells, nfe, other), by_seed(cells, nfe, kind), strict=False))
