@@ -3,15 +3,19 @@
 The library linearizes the network (:class:`gas.training.judge_steps.JudgeSteps`); an antithetic evolution strategy
 moves all parameters at random, both ways, on common noise. Both start at one classical table, walk through one pool and
 are chosen on the same held noise, within one trust region.
+
+With ``--measure``, solver files or classical solvers instead, beside the teacher on unseen pairs: cross-entropy of the
+wanted class, the Frechet distance to real images, and precision, recall and coverage of them, as a Markdown table.
 """
 
 import argparse
+from pathlib import Path
 
 import rows
 import torch
 
 import gas
-from gas.evaluation import sample_pairs
+from gas.evaluation import Evaluator, feature_space, sample_pairs
 from gas.evaluation.sampler import teacher_pairs
 from gas.features.judges import judge_by_name, scores_of
 from gas.losses import l2
@@ -28,8 +32,15 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=20_000)
     parser.add_argument("--sigma", type=float, default=0.01, help="size of the random moves")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate of the evolution strategy")
+    parser.add_argument("--measure", nargs="+", default=[], metavar="FILE_OR_SOLVER/GRID")
+    parser.add_argument("--unseen", type=Path, help="teacher pairs for --measure")
+    parser.add_argument("--real", type=Path, help="folder of MNIST's IDX files for --measure")
+    parser.add_argument("--samples", type=int, default=2000, help="pairs for --measure")
     options = parser.parse_args()
     model = gas.zoo.load(options.model)
+    if options.measure:
+        print_measures(model, options)
+        return
     pool, held = teacher_pairs(model, reference_solver(model), range(2**42, 2**42 + 512)).split(256)
     table = gas.Classical(*options.start.split("/"), options.nfe, model.t_end).table(model.schedule)
     judge = judge_by_name("classifier", model)
@@ -50,6 +61,31 @@ def main() -> None:
                 score, distance = measure(solver)
                 text = f"score {score:.5f}, distance {distance / unit:.2f}"
                 print(f"{name}: {steps.evaluations} evaluations, {text}", flush=True)
+
+
+def print_measures(model: gas.zoo.ZooModel, options: argparse.Namespace) -> None:
+    """Print the measures of the teacher and of each solver."""
+    pairs = gas.read_pairs(options.unseen, model=model).subset(slice(0, options.samples))
+    evaluator = Evaluator.for_model(model, pairs, feature_space(model, real=options.real))
+    judge = judge_by_name("classifier", model)
+    print(
+        "| | cross-entropy | Fréchet to real images | precision | recall | coverage |\n|---|---|---|---|---|---|"
+    )
+    for name in ("teacher", *options.measure):
+        if name == "teacher":
+            samples = pairs.target
+        elif name.endswith(".json"):
+            samples = sample_pairs(model, pairs, gas.load(name).table(options.nfe))
+        else:
+            classical = gas.Classical(*name.split("/"), options.nfe, model.t_end)
+            samples = sample_pairs(model, pairs, classical.table(model.schedule))
+        losses = -scores_of(judge, samples, pairs.labels)
+        half = 1.96 * float(losses.std()) / len(losses) ** 0.5
+        measures = evaluator.measure(name, samples, options.nfe)
+        prdc = measures.to_data.prdc
+        shares = " | ".join(f"{share:.3f}" for share in (prdc.precision, prdc.recall, prdc.coverage))
+        cross_entropy = f"{float(losses.mean()):.3f} ± {half:.3f}"
+        print(f"| {name} | {cross_entropy} | {measures.frechet_data:.3f} | {shares} |", flush=True)
 
 
 class Linearized(JudgeSteps):
