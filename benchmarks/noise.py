@@ -1,10 +1,12 @@
-"""Gauss-Newton on rounded predictions: ``python benchmarks/noise.py --help``.
+"""Gauss-Newton on rounded predictions and quantized networks: ``python benchmarks/noise.py --help``.
 
-Solvers are learned from one start with predictions in each dtype and measured with float32's on the same unseen seeds.
+Solvers are learned from one start with predictions in each dtype, or with a quantized network, and measured with the
+float32 network on the same unseen seeds. Ratios are to the solver of the same training seed that float32 has learned.
 """
 
 import argparse
 from dataclasses import replace
+from statistics import geometric_mean
 
 import numpy as np
 import rows
@@ -14,9 +16,9 @@ from scipy.stats import bootstrap
 import gas
 from gas.learned.registry import kind_by_name
 from gas.losses import l2
-from gas.models.runtime import WrappedModel
+from gas.models.runtime import QUANTIZATIONS, WrappedModel, precise
 from gas.training.initialization import named_start
-from gas.training.loop import fit
+from gas.training.loop import FitRecord, fit
 from gas.training.plan import FINISH
 from gas.training.validation import evaluate
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, nargs="+", default=[4, 6])
     parser.add_argument("--start", default="ipndm-2/time_quadratic")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "fp16", "bf16"])
+    parser.add_argument("--quantize", nargs="+", choices=QUANTIZATIONS, default=[], help="Networks to add.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=1280)
     parser.add_argument("--unseen", type=int, default=2048)
@@ -58,25 +61,45 @@ def main() -> None:
     for nfe in options.nfe:
         start = named_start(options.start, nfe, model.t_end)
         print(f"NFE {nfe}, {start.label}: {_shown(evaluate(model, unseen, start, l2))}", flush=True)
-        for dtype in options.dtypes:
+        baseline: list[float] = []
+        for way, network in _networks(model, options).items():
             losses = []
             for seed in range(options.seeds):
-                solver, rounded = kind_by_name("gs").build(model.schedule, start), Rounded(model)
-                object.__setattr__(rounded, "dtype", DTYPES[dtype])
                 config = replace(FINISH, seed=seed, iterations=options.iterations)
-                *_, record = fit(solver, rounded, pairs, config=config)
-                losses.append(evaluate(model, unseen, solver().detach(), l2))
-                at = {"model": options.model, "nfe": nfe, "dtype": dtype, "seed": seed}
-                for name, value in (
-                    ("mean", losses[-1].mean()),
-                    ("median", losses[-1].median()),
-                    *record.logs.items(),
-                ):
-                    measurements.append(rows.row(name, float(value), "", **at))
-            error = record.logs["derivative_error"]
-            text = f"forward error {error:.2g}, {record.evaluations:,} evaluations"
-            print(f"NFE {nfe}, {dtype}: {_shown(torch.stack(losses).mean(0))}; {text}", flush=True)
+                solver, record = _trained(network, pairs, start, config)
+                losses.append(evaluate(model, unseen, solver, l2))
+                at = {"model": options.model, "nfe": nfe, "dtype": way, "seed": seed}
+                values = {"mean": losses[-1].mean(), "median": losses[-1].median(), **record.logs}
+                measurements += [rows.row(name, float(value), "", **at) for name, value in values.items()]
+            means = [float(values.mean()) for values in losses]
+            baseline = baseline or means
+            ratios = [mean / base for mean, base in zip(means, baseline, strict=True)]
+            text = f"ratio {geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            text += (
+                f"; forward error {record.logs['derivative_error']:.2g}, {record.evaluations:,} evaluations"
+            )
+            print(f"NFE {nfe}, {way}: {_shown(torch.stack(losses).mean(0))}; {text}", flush=True)
     rows.write("noise", measurements)
+
+
+def _trained(
+    network: gas.models.Model, pairs: gas.Pairs, start: gas.Classical, config: gas.GaussNewton
+) -> tuple[gas.Table, FitRecord]:
+    solver = kind_by_name("gs").build(network.schedule, start)
+    *_, record = fit(solver, network, pairs, config=config)
+    return solver().detach(), record
+
+
+def _networks(model: gas.zoo.model.ZooModel, options: argparse.Namespace) -> dict[str, gas.models.Model]:
+    """Return what answers in training, by name; the first is the baseline of ratios."""
+    networks: dict[str, gas.models.Model] = {}
+    for dtype in options.dtypes:
+        networks[dtype] = rounded = Rounded(model)
+        object.__setattr__(rounded, "dtype", DTYPES[dtype])
+    # Quantization changes a network in place.
+    return networks | {
+        f"{way} network": precise(gas.zoo.load(options.model), quantize=way) for way in options.quantize
+    }
 
 
 def _shown(losses: torch.Tensor) -> str:
