@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer import testing
 
-from support import quick
+from support import quick, small_zoo
 
 # Writing asserts anew takes a process ten seconds, so that modules are kept whatever PYTHONDONTWRITEBYTECODE says.
 sys.dont_write_bytecode = False
@@ -36,4 +36,18 @@ def quick_gauss_newton():
 def few_classical_solvers():
     """Nine of the 75 classical solvers to rank: for modules where the best of any will do."""
     with quick.few_classical_solvers():
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_runs():
+    """Starts chosen after one Gauss-Newton step: for modules where any choice will do."""
+    with quick.short_runs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_digits(tmp_path_factory):
+    """A small network by the name of digits: for modules where any will do."""
+    with small_zoo.small_networks(tmp_path_factory.mktemp("zoo"), "digits"):
         yield

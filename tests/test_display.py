@@ -29,7 +29,9 @@ from gas.plotting.times import times_plot
 from gas.training.initialization import start_label
 from support.covering import thinned
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures(
+    "quick_gauss_newton", "few_classical_solvers", "short_runs", "small_digits"
+)
 
 HOSTILE = {
     "clears the screen": "\x1b[2J\x1b[H",
@@ -163,7 +165,6 @@ def test_a_table_cuts_no_number_and_no_name(width, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
     """The start search's bar, the table, the JSON, the file and what inspect says of it."""
     bars = {}
@@ -186,8 +187,8 @@ def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
         return result.stdout
 
     folder, file = tmp_path / "pairs", tmp_path / "s.json"
-    run("pairs", "--model", "digits", "--seeds", 48, "--nfe", 6, "--out", folder)
-    words = ["train", "--model", "digits", "--pairs", folder, "--validation", 16, "--nfe", 2]
+    run("pairs", "--model", "digits", "--seeds", 24, "--nfe", 4, "--out", folder)
+    words = ["train", "--model", "digits", "--pairs", folder, "--validation", 8, "--nfe", 2]
     words += ["--iterations", 1, "--overwrite", "--out", file]
     (row,) = json.loads(run(*words, "--json"))
     start = start_label(row["start"])

@@ -29,6 +29,7 @@ from gas.training.validation import evaluate
 from support import shared_work
 from support.doubles import MIXTURE, taught
 from support.forks import fork
+from support.small_zoo import write_small
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.slow
 def folders(tmp_path_factory):
     """The same work done by one process and by two that torchrun started, and how torchrun ended."""
     folder_alone, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    program = [str(Path(shared_work.__file__)), str(two)]
+    model = write_small("digits", tmp_path_factory.mktemp("zoo"))
+    program = [str(Path(shared_work.__file__)), str(two), str(model)]
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # More threads a process would round otherwise.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -49,7 +51,7 @@ def folders(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        shared_work.work(folder_alone)
+        shared_work.work(folder_alone, model)
     finally:
         torch.set_num_threads(threads)
     printed_text, _ = done.communicate(timeout=300)

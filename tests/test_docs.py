@@ -18,12 +18,14 @@ import torch
 import gas
 from gas.training.initialization import StartSearch
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures(
+    "quick_gauss_newton", "few_classical_solvers", "short_runs", "small_digits"
+)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Pairs that pages are given, and fewer of a pipeline, whose predictions cost fifty times those of the digits' network.
-PAIRS, OF_A_PIPELINE = 68, 12
+PAIRS, OF_A_PIPELINE = 40, 6
 ROOT = Path(__file__).parents[1]
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 PAGES = [path for path in sorted(TEXTS) if "```python" in path.read_text()]

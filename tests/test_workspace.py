@@ -16,9 +16,12 @@ from gas.experiments.store import claim_folders
 from gas.training.distillation import STATE
 from gas.workspace import LOCK, MARKER, claim, discard, hold, scratch
 from support.commands import ForkedCommand, refused, run
+from support.covering import thinned
 from support.forks import fork
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures(
+    "quick_gauss_newton", "few_classical_solvers", "short_runs", "small_digits"
+)
 
 CELLS = ("cells", "solvers", "state", "pictures")
 REPORTS = ("rankings.json", "report.csv", "report.md", "report.html")
@@ -331,7 +334,7 @@ COMMANDS = {
 FOLDERS = ("pairs", "compare", "demo", "paper reproduce")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", thinned(list(COMMANDS), 4))
 def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path, other, name, pairs):
     line, output = COMMANDS[name]
     solver, output = tmp_path / "s.json", tmp_path / output

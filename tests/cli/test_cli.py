@@ -32,7 +32,10 @@ from gas.training.adversarial.r3gan import DIGITS, MNIST, R3GANDiscriminator
 from gas.zoo import data
 from support.commands import ForkedCommand, refused, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers", "short_runs", "small_digits"),
+]
 
 SMALL = ["--model", "digits"]
 

@@ -9,7 +9,10 @@ import gas
 from gas.models.protocol import weights_hash
 from support.commands import refused, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers", "short_runs", "small_digits"),
+]
 
 SMALL = ["--model", "digits"]
 QUICK = ["--iterations", 2, "--batch", 8, "--gas-iterations", 2, "--rank", 8, "--guides", 8]

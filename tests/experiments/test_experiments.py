@@ -33,9 +33,10 @@ from gas.solver_file import load
 from gas.training.gauss_newton import GaussNewton
 from gas.training.ranking import best_classical
 from gas.training.trajectory_grid import gits
+from support.covering import covering
 from support.doubles import MIXTURE as MODEL, taught
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "short_runs")
 
 BUDGET = Budget(GaussNewton(iterations=4, batch=16, growth=1.0), rank=16, guides=16)
 
@@ -154,10 +155,10 @@ def test_a_cell_is_made_anew_only_when_what_decides_it_changes(pairs, tmp_path, 
     assert trained == [("gs", 2), ("dmn", 2)]
 
 
-@pytest.mark.parametrize(
-    "broken", ["cells/ddim+karras-2.json", "cells/ddim+karras-2.safetensors", "solvers/ddim+karras-2.json"]
+@covering(
+    broken=["cells/ddim+karras-2.json", "cells/ddim+karras-2.safetensors", "solvers/ddim+karras-2.json"],
+    how=["gone", "cut", "foreign"],
 )
-@pytest.mark.parametrize("how", ["gone", "cut", "foreign"])
 def test_a_damaged_cell_is_made_anew(pairs, tmp_path, monkeypatch, broken, how):
     experiment, evaluator = experiment_of(pairs, tmp_path), evaluator_of(pairs)
     first, _ = run_all(experiment, evaluator, ["ddim/karras"], [2], tmp_path)

@@ -41,7 +41,7 @@ def _quick_kdpm2(monkeypatch):
 WITH_AND_WITHOUT = [f"{name}{end}" for name in CONFIGS for end in ("", "+solver")]
 
 
-@pytest.fixture(params=thinned(WITH_AND_WITHOUT, 3))
+@pytest.fixture(params=thinned(WITH_AND_WITHOUT, 5))
 def config(request, tmp_path):
     """The arguments of a scheduler, with and without a solver file."""
     name, _, with_solver = request.param.partition("+")
@@ -223,8 +223,7 @@ KARRAS = [
 ]
 
 
-@pytest.mark.parametrize("loaded", [False, True])
-@pytest.mark.parametrize("name", [*KARRAS, "FlowMatchEulerDiscreteScheduler"])
+@covering(step=2, name=[*KARRAS, "FlowMatchEulerDiscreteScheduler"], loaded=[False, True])
 def test_a_switch_warns_of_nothing(name, loaded, tmp_path, caplog):
     theirs = config_of(getattr(diffusers, name), "loaded" if loaded else "set", tmp_path / "theirs")
     ours = gas.GASScheduler.from_config(

@@ -15,6 +15,7 @@ from gas.learned.generalized import GeneralizedSolver
 from gas.sampling import Stepper, _cached_terms, sample, trajectory
 from gas.schedule import VPLinear
 from gas.table import Table
+from support.covering import covering
 from support.solvers import LEARNED, NAMES, table_named
 
 ENTRY = st.one_of(st.just(0.0), st.floats(-1.5, 1.5))
@@ -118,9 +119,9 @@ def test_a_table_is_read_once_and_again_when_it_changed():
         first = changed
 
 
-@pytest.mark.parametrize("fold", [False, True, None])
-@pytest.mark.parametrize(("nfe", "is_remembered"), [(8, True), (64, True), (65, False), (300, False)])
-def test_large_tables_are_not_remembered(nfe, is_remembered, fold):
+@covering(size=[(64, True), (65, False), (8, True), (300, False)], fold=[False, True, None])
+def test_large_tables_are_not_remembered(size, fold):
+    nfe, is_remembered = size
     table = Table(torch.linspace(1, 0.1, nfe), torch.eye(nfe), 1e-3 * torch.rand(nfe, nfe).tril())
     Stepper(table, fold=fold)
     table = weakref.ref(table)

@@ -1,8 +1,5 @@
 """Less precision rounds the network and nothing else, and whoever keeps results knows of it."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -32,6 +29,7 @@ from gas.training.adam import Adam
 from gas.training.adversarial.losses import gradient_penalty
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.loop import fit
+from support.forks import run_fresh
 
 # Machine epsilon of each: what one rounding of the network's activations is about.
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -349,10 +347,7 @@ def test_whoever_reads_the_switches_by_torchs_old_names_still_can(new):
     ]
     if new:  # whatever can be read then, nothing of ours fails
         program = [*program[:-2], "assert torch.backends.cudnn.conv.fp32_precision in ('ieee', 'none')"]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_fresh("\n".join(program))
 
 
 def unlabelled(pairs):

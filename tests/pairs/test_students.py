@@ -15,7 +15,9 @@ from gas.solver_schema import parse_document
 from gas.training.validation import evaluate
 from support import commands
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures(
+    "quick_gauss_newton", "few_classical_solvers", "short_runs", "small_digits"
+)
 
 TEACHER = Classical("unipc-3-bh2", "log_snr", 6, 1e-3)
 

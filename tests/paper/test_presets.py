@@ -22,7 +22,7 @@ from support import standins
 from support.commands import refused, run
 from support.published import GOLDEN, pickled, student, teachers
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers", "short_runs")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 SETTINGS = [f.name for f in fields(Preset) if f.name not in FIXED]

@@ -26,7 +26,7 @@ from support import inception, standins
 from support.commands import refused, run
 from support.covering import covering, thinned
 
-pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers", "short_runs")
 
 METHOD = {  # method.md, section 6, once more: teacher, and the last figure of GAS
     "table2a": (2.03, 2.17), "table2b": (2.60, 2.66), "table2c": (2.16, 2.31),

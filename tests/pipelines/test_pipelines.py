@@ -1,4 +1,4 @@
-"""Every family from end to end: pairs, learning, file, and the unmodified pipeline call in a fresh process.
+"""Every family from end to end: pairs, learning, file, and the unmodified pipeline call in another process.
 
 The support matrix of the documentation is what these tests write with ``GAS_WRITE_SUPPORT=1``; without it they compare.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,11 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # other l
 
 from gas.pipelines.model import from_pipeline  # noqa: E402
 from support import pipelines  # noqa: E402 (after the library it needs)
+from support.forks import run_fresh  # noqa: E402
 
 PROMPTS = ["a cat", "dog on the mat", "red bell"]
 NFE = 2
-TESTS = Path(__file__).parents[1]
-SUPPORT = TESTS.parent / "docs" / "reference" / "pipelines.json"
+SUPPORT = Path(__file__).parents[2] / "docs" / "reference" / "pipelines.json"
 # One sample a call: in a batch the last bits of SDXL's text encoder differ (2e-7), which end as 1.5e-5 in a latent.
 ALONE = ("sdxl", "sdxl_img2img", "sdxl_controlnet")
 
@@ -77,11 +75,10 @@ def as_written(denoise, x, table):
     return x
 
 
-# Reads folders line by line; runs the pipeline in each twice, and writes its first and last states there.
+# Runs the pipeline in a folder twice, and writes its first and last states there.
 FRESH = """
-import inspect, sys, warnings
+import inspect, sys
 from pathlib import Path
-warnings.simplefilter("ignore")
 import torch
 import gas
 from diffusers import DiffusionPipeline
@@ -101,52 +98,22 @@ def recorded(scheduler, states):
     scheduler.step = noting
     return scheduler
 
-for line in sys.stdin:
-    folder = Path(line.strip())
-    stored = torch.load(folder / "call.pt", weights_only=True)
-    pipe = DiffusionPipeline.from_pretrained(folder / "pipe", **stored["without"])
-    pipe.set_progress_bar_config(disable=True)
-    config, runs = pipe.scheduler.config, ([], [])
-    for states in runs:
-        scheduler = gas.GASScheduler.from_config(config, solver=str(folder / "solver.json"))
-        pipe.scheduler = recorded(scheduler, states)
-        pipe(**stored["call"], generator=torch.Generator().manual_seed(0))
-    (first, last), (_, again) = runs
-    torch.save({"first": first, "last": last, "again": bool(torch.equal(last, again))}, folder / "states.pt")
-    print("done", folder, flush=True)
+folder = Path(sys.argv[1])
+stored = torch.load(folder / "call.pt", weights_only=True)
+pipe = DiffusionPipeline.from_pretrained(folder / "pipe", **stored["without"])
+pipe.set_progress_bar_config(disable=True)
+config, runs = pipe.scheduler.config, ([], [])
+for states in runs:
+    scheduler = gas.GASScheduler.from_config(config, solver=str(folder / "solver.json"))
+    pipe.scheduler = recorded(scheduler, states)
+    pipe(**stored["call"], generator=torch.Generator().manual_seed(0))
+(first, last), (_, again) = runs
+torch.save({"first": first, "last": last, "again": bool(torch.equal(last, again))}, folder / "states.pt")
 """
 
 
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    """Another process, which serves the pipelines that were saved in a folder."""
-    paths = [str(Path(gas.__file__).parents[1]), str(TESTS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    errors = tmp_path_factory.mktemp("fresh") / "errors.txt"
-    with errors.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-c", FRESH],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            text=True,
-            env=environment,
-        )
-
-    def serve(folder):
-        process.stdin.write(f"{folder}\n")
-        process.stdin.flush()
-        if not any(line.startswith(f"done {folder}") for line in iter(process.stdout.readline, "")):
-            raise AssertionError(errors.read_text()[-3000:])
-        return torch.load(folder / "states.pt", weights_only=True)
-
-    with process:  # closes its pipes
-        yield serve
-        process.kill()
-
-
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
-def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, tmp_path, record_property):
+def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, tmp_path, record_property):
     if family == "qwen_image" and diffusers.__version__ < "0.36":
         pytest.skip("Qwen-Image's attention sees the padding of shorter prompts (0.09 in a latent)")
     model = model_of(family)
@@ -161,7 +128,8 @@ def test_the_unmodified_pipeline_makes_what_gas_sample_makes(family, fresh, tmp_
         "without": {name: None for name, part in model.pipe.components.items() if part is None},
     }
     torch.save(stored, tmp_path / "call.pt")
-    states = fresh(tmp_path)
+    run_fresh(FRESH, tmp_path)
+    states = torch.load(tmp_path / "states.pt", weights_only=True)
     table = gas.load(tmp_path / "solver.json").table(NFE)
     # An EDM pipeline's states are x / alpha; guided DiT has each twice.
     scale = float(model.schedule(table.times[0])[0]) if model.process.kind == "edm" else 1.0

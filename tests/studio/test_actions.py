@@ -10,10 +10,12 @@ import torch
 import gas
 from gas.errors import UserError
 from gas.metrics.paired import mean_psnr, mse
-from gas.studio import actions, drawing
+from gas.studio import actions, drawing, learning
 from gas.studio.actions import Choice, Networks
 from gas.studio.learning import Snapshot, Training, TrainingChoice
 from support import quick
+
+pytestmark = pytest.mark.usefixtures("small_digits")
 
 CLASSICAL = ("ipndm-3/time_uniform", "unipc-3-bh2/log_snr")
 
@@ -178,12 +180,13 @@ def test_names_are_escaped(networks, digits, tmp_path):
 
 
 @pytest.fixture
-def quickly():
-    with quick.quick_gauss_newton(), quick.few_classical_solvers():
+def quickly(monkeypatch):
+    monkeypatch.setattr(learning, "VALIDATION", 16)
+    with quick.quick_gauss_newton(), quick.few_classical_solvers(), quick.short_runs():
         yield
 
 
-CHOICE = TrainingChoice(model="digits", nfe=3, pairs=32, iterations=2)
+CHOICE = TrainingChoice(model="digits", nfe=2, pairs=16, iterations=2)
 
 
 @pytest.mark.slow
@@ -195,10 +198,10 @@ def test_a_training_ends_with_a_file_of_its_result(quickly, networks, tmp_path):
     assert [row.name for row in end.rows] == ["Teacher", "Best classical", "GS"] and len(end.points) >= 2
     artefact = gas.load(end.file)
     artefact.check(gas.zoo.load("digits"))
-    assert artefact.nfes == [3] and "unfinished" not in artefact.document.training
+    assert artefact.nfes == [2] and "unfinished" not in artefact.document.training
     assert "polyline" in drawing.training(end)
     again = list(Training(networks, CHOICE, tmp_path / "out").watch())[-1]
-    assert again.file != end.file and gas.load(again.file).table(3).times.equal(artefact.table(3).times)
+    assert again.file != end.file and gas.load(again.file).table(2).times.equal(artefact.table(2).times)
 
 
 @pytest.mark.slow

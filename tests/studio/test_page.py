@@ -33,10 +33,22 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def command(*options, **kwargs):
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+# The studio, whose trainings rank few solvers on few pairs.
+QUICK = """
+from gas.cli import main
+from gas.studio import learning
+from support import quick
+learning.VALIDATION = 16
+with quick.quick_gauss_newton(), quick.few_classical_solvers(), quick.short_runs():
+    main()
+"""
+
+
+def command(*options, program=("-m", "gas"), **kwargs):
+    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"
+    environ = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "gas", "studio", *map(str, options)],
+        [sys.executable, *program, "studio", *map(str, options)],
         stderr=subprocess.PIPE,
         text=True,
         env=environ,
@@ -49,7 +61,8 @@ def server(tmp_path_factory):
     """A running studio: its process, address and folder."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     folder = tmp_path_factory.mktemp("studio")
-    process = command("--port", free_port(), "--out", folder / "out", cwd=folder)
+    options = ["--port", free_port(), "--out", folder / "out"]
+    process = command(*options, program=("-c", QUICK), cwd=folder)
     line = process.stderr.readline()
     process.address, process.folder = re.search(r"http://127\.0\.0\.1:\d+/", line)[0], folder
     yield process
@@ -265,7 +278,7 @@ def start_training(page):
 
 def test_a_training_is_stopped_and_kept(page, server, shot):
     start_training(page)
-    page.wait_for_selector("#course polyline", timeout=300_000)  # after the ranking of 80 solvers
+    page.wait_for_selector("#course polyline", timeout=300_000)
     shot(page, "training")
     page.click("#stop")
     page.wait_for_selector("#course >> text=Kept in")
@@ -278,7 +291,7 @@ def test_a_training_is_stopped_and_kept(page, server, shot):
 def test_a_closed_tab_stops_its_training(chromium, server):
     other = opened(chromium, server)
     start_training(other)
-    other.wait_for_selector("#course >> text=Ranking")
+    other.wait_for_selector("#course >> text=/ranking|choosing|learning/i")
     other.context.close()
     deadline = time.monotonic() + 120
     while len(files := list((server.folder / "out").glob("*.json"))) < 2 and time.monotonic() < deadline:

@@ -1,6 +1,9 @@
 """Processes for signals, limits and shared work: forked, since imports take longer than most work of a test."""
 
 import multiprocessing
+import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -20,3 +23,29 @@ def fork(function: Callable[..., object], *args: object) -> BaseProcess:
         warnings.simplefilter("ignore")  # of threads, which wait
         process.start()
     return process
+
+
+def _without_the_library(program: str, words: list[str], output: str) -> None:
+    warnings.simplefilter("ignore")
+    sys.argv = ["-c", *words]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gas"]:
+        del sys.modules[name]
+    with open(output, "w") as sys.stdout:
+        try:
+            exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            raise SystemExit(1) from None
+
+
+def run_fresh(program: str, *words: object, timeout: float = 120) -> str:
+    """Run a program in a fork to which the library is new, though torch and whatever else is loaded are not.
+
+    Returns:
+        What it printed; a program that fails is a failed assertion.
+    """
+    with tempfile.NamedTemporaryFile("r") as output:
+        process = fork(_without_the_library, program, list(map(str, words)), output.name)
+        process.join(timeout)
+        assert process.exitcode == 0, output.read()
+        return output.read()

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from gas.classical.registry import candidates
+from gas.training.successive_halving import Candidate
 
 # As many grids as there are candidates for the start, of which each is the best of a grid.
 _SOLVERS, _GRIDS = ["ddim", "ipndm-3", "unipc-3-bh2"], ["log_snr", "time_quadratic", "time_uniform"]
@@ -29,4 +30,13 @@ def few_classical_solvers():
     with pytest.MonkeyPatch.context() as patch:
         for module in ("distillation", "initialization", "ranking"):
             patch.setattr(f"gas.training.{module}.candidates", _few)
+        yield
+
+
+@contextlib.contextmanager
+def short_runs():
+    """Short runs of one Gauss-Newton step, which choose a start or the row that goes."""
+    run = Candidate.short_run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Candidate, "short_run", lambda self, steps, *rest: run(self, 1, *rest))
         yield

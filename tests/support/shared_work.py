@@ -22,8 +22,6 @@ from gas.training.loop import fit
 from support import quick, standins
 from support.doubles import MIXTURE, taught
 
-WHERE = ["--model", "digits"]
-
 
 def gas_command(*words):
     """Run ``python -m gas`` in this process; return its exit code and what it printed."""
@@ -65,9 +63,10 @@ def critic():
 
 
 @quick.few_classical_solvers()
+@quick.short_runs()
 @quick.quick_gauss_newton()
-def work(folder):
-    """Pairs, training by both optimisers, statistics and an evaluation, into a folder."""
+def work(folder, model):
+    """Pairs, training by both optimisers, statistics and an evaluation of a model's file, into a folder."""
     solver = folder / "gs.json"
     commands = [
         f"pairs --seeds 72 --nfe 5 --batch 16 --out {folder / 'pairs'} --json",
@@ -77,7 +76,7 @@ def work(folder):
     ]
     for line in commands:
         words = line.split()
-        code, printed, errors = gas_command(*words, *WHERE)
+        code, printed, errors = gas_command(*words, "--model", model)
         if code:
             raise RuntimeError(f"gas {words[0]} ended with {code}: {errors}")
         if distributed.is_first():
@@ -107,10 +106,10 @@ def preset(folder):
             raise RuntimeError(f"gas paper {more[0]} ended with {code}: {errors}")
 
 
-def trouble(folder):
+def trouble(folder, model):
     """What cannot be shared, and a teacher that fails in the second process alone."""
     few = f"train --objective gas --pairs {folder / 'pairs'} --validation 24 --batch 1 --out {folder / 'few.json'}"
-    outcomes = [gas_command(*few.split(), *WHERE), gas_command("zoo")]
+    outcomes = [gas_command(*few.split(), "--model", model), gas_command("zoo")]
     real = teacher._run
 
     def failing(*args, **kwargs):
@@ -119,9 +118,8 @@ def trouble(folder):
         return real(*args, **kwargs)
 
     with mock.patch.object(teacher, "_run", failing):
-        outcomes.append(
-            gas_command("pairs", *WHERE, "--seeds", 48, "--batch", 16, "--out", folder / "failed")
-        )
+        words = ["pairs", "--model", model, "--seeds", 48, "--batch", 16]
+        outcomes.append(gas_command(*words, "--out", folder / "failed"))
     if distributed.is_first():
         (folder / "trouble.out").write_text(
             "\n\n".join(f"{code} {errors.strip()}" for code, _, errors in outcomes)
@@ -132,5 +130,5 @@ def trouble(folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.process_group():
-        work(Path(sys.argv[1]))
-        trouble(Path(sys.argv[1]))
+        for part in (work, trouble):
+            part(*map(Path, sys.argv[1:]))

@@ -22,7 +22,7 @@ from gas.training.initialization import CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.validation import evaluate
-from support.covering import covering
+from support.covering import covering, thinned
 from support.doubles import MIXTURE as MODEL, taught
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
@@ -50,15 +50,17 @@ def loss_of(solver, pairs):
         return float(evaluate(MODEL, pairs, solver(), l2).mean())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["l2", "l1", "pseudo_huber", FeatureLoss(lambda x: torch.cat([x, x**2], 1))])
+@pytest.mark.parametrize(
+    "loss",
+    thinned(["l1", "l2", "pseudo_huber", FeatureLoss(lambda x: torch.cat([x, x**2], 1))], 4),
+)
 def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
     solver = new()
-    config = Adam(iterations=60, validate_every=20)
+    config = Adam(iterations=15, validate_every=5)
     records = list(fit(solver, MODEL, pairs, validation=validation, loss=loss, config=config))
-    assert [r.iteration for r in records] == [0, 20, 40, 60]
-    assert records[-1].best_loss < 0.7 * records[0].validation_loss
-    assert records[-1].evaluations == 60 * 24 * NFE * 3 + 24 + 4 * len(validation) * NFE
+    assert [r.iteration for r in records] == [0, 5, 10, 15]
+    assert records[-1].best_loss < 0.9 * records[0].validation_loss
+    assert records[-1].evaluations == 15 * 24 * NFE * 3 + 24 + 4 * len(validation) * NFE
 
 
 @pytest.mark.slow
@@ -235,7 +237,7 @@ def test_distilling_never_ships_worse_than_the_best_classical(pairs, validation,
             pairs,
             validation,
             NFE,
-            search=StartSearch(start, validation_pairs=8),
+            search=StartSearch(start, validation_pairs=8, steps=1),
             config=Adam(iterations=3, validate_every=3),
         )
     )
@@ -270,7 +272,7 @@ def test_where_a_classical_solver_is_the_teacher_there_is_nothing_to_learn():
 
 @pytest.mark.slow
 def test_an_interrupted_distillation_goes_on_from_its_state(pairs, validation, tmp_path):
-    search = StartSearch(validation_pairs=8, candidates=2, steps=2)
+    search = StartSearch(validation_pairs=8, candidates=2, steps=1)
     config = {"config": Adam(iterations=20, validate_every=10), "search": search}
     expected = list(distill(MODEL, pairs, validation, NFE, **config))[-1]
     running = distill(MODEL, pairs, validation, NFE, **config, state=tmp_path)
@@ -317,7 +319,7 @@ def test_a_neighbours_grid_mends_told_times_that_fall_back():
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
     options = {
         "config": GaussNewton(iterations=2),
-        "search": StartSearch(validation_pairs=8, steps=2),
+        "search": StartSearch(validation_pairs=8, steps=1),
     }
     reports = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
     members = [r for r in reports if isinstance(r, Distilled)]
@@ -403,7 +405,7 @@ class Counting(WrappedModel):
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["best", "ipndm-2/log_snr"])
 @pytest.mark.parametrize(
-    "config", [GaussNewton(iterations=3), Adam(iterations=5, validate_every=2)], ids=["gauss-newton", "adam"]
+    "config", [GaussNewton(iterations=2), Adam(iterations=5, validate_every=2)], ids=["gauss-newton", "adam"]
 )
 def test_every_network_evaluation_is_counted(pairs, validation, start, config):
     """Ranking, start search, training, trial steps and every validation: the count is of calls of the network."""
@@ -413,7 +415,7 @@ def test_every_network_evaluation_is_counted(pairs, validation, start, config):
         pairs,
         validation,
         3,
-        search=StartSearch(start=start, validation_pairs=16, screening_pairs=4, candidates=2),
+        search=StartSearch(start, validation_pairs=16, screening_pairs=4, candidates=2, steps=1),
         config=config,
     )
     assert end.evaluations == Counting.rows

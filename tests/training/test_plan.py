@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from gas.training.distillation import BestSoFar, Distilled, distill, distill_fam
 from gas.training.gauss_newton import GaussNewton
 from gas.training.initialization import CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord
-from gas.training.plan import TrainingPlan
+from gas.training.plan import FINISH, TrainingPlan
 from gas.training.ranking import RankedSolver
 from gas.training.validation import evaluate
 from support.covering import thinned
@@ -22,6 +23,8 @@ from support.doubles import MIXTURE, Counting, taught
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
 NFE = 3
+# Where the number of steps decides nothing.
+SHORT = replace(FINISH, iterations=5)
 
 
 @pytest.fixture
@@ -53,8 +56,7 @@ def reports(pairs, validation):
     return train
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("budget", [700, 1777, 6000])
+@pytest.mark.parametrize("budget", thinned([700, 1777, 6000], 3))
 def test_a_budget_is_kept_and_every_report_counts_what_has_passed_the_network(reports, budget):
     passed = trained = 0
     for report, rows in reports(budget):
@@ -97,12 +99,12 @@ def test_a_budget_below_one_step_is_refused_with_the_least(model, pairs, validat
 
 @pytest.mark.slow
 def test_an_interrupted_training_with_a_budget_ends_with_the_same_bits(model, pairs, validation, tmp_path):
-    *_, expected = distill(model, pairs, validation, NFE, budget=2000)
-    for report in distill(model, pairs, validation, NFE, budget=2000, state=tmp_path):
+    *_, expected = distill(model, pairs, validation, NFE, budget=1200)
+    for report in distill(model, pairs, validation, NFE, budget=1200, state=tmp_path):
         if isinstance(report, FitRecord) and report.iteration < report.iterations:
             break
     Counting.rows = 0
-    *_, resumed = distill(model, pairs, validation, NFE, budget=2000, state=tmp_path)
+    *_, resumed = distill(model, pairs, validation, NFE, budget=1200, state=tmp_path)
     assert Counting.rows < expected.evaluations
     assert resumed.evaluations == expected.evaluations
     assert torch.equal(resumed.table().unrolled(), expected.table().unrolled())
@@ -113,7 +115,7 @@ def test_an_interrupted_training_with_a_budget_ends_with_the_same_bits(model, pa
 @pytest.mark.slow
 def test_the_best_so_far_is_never_worse_than_the_best_classical_solver(model, pairs, validation):
     progress = BestSoFar(MIXTURE)
-    for _ in progress.watch(distill(model, pairs, validation, NFE, budget=2000)):
+    for _ in progress.watch(distill(model, pairs, validation, NFE, budget=1200)):
         result = progress.results[NFE]
         assert result.loss <= result.best_classical_loss
         measured = evaluate(MIXTURE, validation.view(slice(0, len(result.losses))), result.table(), l2)
@@ -122,20 +124,20 @@ def test_the_best_so_far_is_never_worse_than_the_best_classical_solver(model, pa
 
 @pytest.mark.slow
 def test_a_family_shares_its_budget(model, pairs, validation):
-    reports = distill_family(model, pairs, validation, [2, 3], budget=3000)
+    reports = distill_family(model, pairs, validation, [2, 3], budget=2000)
     members = [report for report in reports if isinstance(report, Distilled)]
-    assert sum(member.evaluations for member in members) == Counting.rows <= 3000
+    assert sum(member.evaluations for member in members) == Counting.rows <= 2000
     assert members[0].evaluations < members[1].evaluations
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", thinned([1500, None], 2))
 def test_a_plan_is_what_the_training_takes(model, pairs, validation, budget):
-    plan = plan_of(model, len(pairs), len(validation), NFE)
+    plan = plan_of(model, len(pairs), len(validation), NFE, config=SHORT)
     if budget is not None:
         plan = plan.within(budget)
     phases, spent = plan.phases, dict.fromkeys(plan.phases, 0)
-    for report in distill(model, pairs, validation, NFE, budget=budget):
+    for report in distill(model, pairs, validation, NFE, budget=budget, config=SHORT):
         if isinstance(report, RankedSolver):
             spent["ranking"] += report.evaluations
         elif isinstance(report, CandidateRound):

@@ -24,6 +24,8 @@ from gas.training.scales import _GeometricMean, distill_scales, reference_scale
 from gas.training.validation import evaluate
 from support.doubles import guided_mixture
 
+pytestmark = pytest.mark.usefixtures("quick_gauss_newton")
+
 MODEL = guided_mixture()
 TEACHER = Classical("unipc-3-bh2", "log_snr", 20, MODEL.t_end)
 SCALES = (1.5, 2.0, 2.5)

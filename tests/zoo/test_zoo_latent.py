@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +18,7 @@ from gas.training.adversarial.setup import GAS, adversary_for, fit_adversarial
 from gas.zoo import latent as latent_models
 from gas.zoo.weights_file import WEIGHTS, read_weights, write_weights
 from support.commands import run
+from support.forks import run_fresh
 
 pytestmark = pytest.mark.usefixtures("quick_gauss_newton", "few_classical_solvers")
 
@@ -134,7 +133,7 @@ def test_images_are_no_pipeline():
 
 @pytest.mark.slow
 def test_without_diffusers_the_error_names_the_extra():
-    """In a fresh process, whose import of diffusers fails."""
+    """Where the import of diffusers fails."""
     script = (
         "import sys; sys.modules['diffusers'] = None\n"
         "from gas import zoo\n"
@@ -143,9 +142,7 @@ def test_without_diffusers_the_error_names_the_extra():
         "try:\n    zoo.load('mnist-latent')\n"
         "except ModuleNotFoundError as error:\n    print(error)\n"
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout
+    printed = run_fresh(script)
     assert "the zoo's latent models are diffusers pipelines" in printed
     assert "pip install 'gas-solver[diffusers]'" in printed
 

@@ -2,6 +2,7 @@
 
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cards
@@ -38,8 +39,9 @@ def images(size=40):
 
 
 @pytest.mark.slow
-def test_the_card_repeats(digits):
-    """Fewer samples than the card's, so a wider tolerance; but from the same seeds and solver."""
+def test_the_card_repeats(digits, monkeypatch):
+    """Fewer samples and calls than the card's, so a wider tolerance; but from the same seeds."""
+    monkeypatch.setattr(cards, "FINE", replace(cards.FINE, nfe=15))
     measured = cards.measure(digits, samples=300)
     assert measured["named_right"] == pytest.approx(digits.card["named_right"], abs=0.015)
     assert measured["frechet_to_held_out"] == pytest.approx(digits.card["frechet_to_held_out"], abs=1.0)
@@ -71,19 +73,27 @@ def test_the_embedding_is_regressed_on_low_frequencies_only():
     assert float((embedding - target).square().mean()) < 0.1 * float(target.var(dim=0).mean())
 
 
+@pytest.fixture
+def quick_cards(monkeypatch):
+    """A card after two calls a sample, two steps of the classifier and a rough embedding."""
+    monkeypatch.setattr(cards, "FINE", replace(cards.FINE, nfe=2))
+    monkeypatch.setattr(cards, "smoothed", partial(smoothed, steps=50))
+    monkeypatch.setattr(cards, "train_classifier", partial(train_classifier, epochs=1))
+
+
 @pytest.mark.slow
-def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "FINE", replace(cards.FINE, nfe=4))
+@pytest.mark.usefixtures("quick_cards")
+def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path):
     recipe = Recipe(
         network={**DENOISERS["digits"].network, "width": 16},
-        steps=13,
+        steps=7,
         label_spread=2.0,
         batch=4,
     )
     images = data.digits()
     list(train_denoiser(recipe, images, tmp_path / "whole.pt", every=1))
     broken = train_denoiser(recipe, images, tmp_path / "broken.pt", every=1)
-    for _ in range(7):
+    for _ in range(4):
         next(broken)
     broken.close()
     list(train_denoiser(recipe, images, tmp_path / "broken.pt", every=1))
@@ -96,19 +106,19 @@ def test_a_training_resumes_to_the_same_bits_and_builds(tmp_path, monkeypatch):
 
     small = data.Images("digits", images.x[:400], images.label[:400], held_out=100)
     model = cards.build_model("tiny", small, recipe, tmp_path / "whole.pt", tmp_path, samples=80)
-    assert model.card["steps"] == 13
+    assert model.card["steps"] == 7
     shipped, trained = model.network.label.weight, whole["ema"]["label.weight"]
     torch.testing.assert_close(shipped[-1], trained[-1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(shipped - shipped[-1], 2 * (trained - trained[-1]), rtol=1e-2, atol=5e-3)
-    assert "| training | 13 steps of 4 images" in (tmp_path / "tiny.md").read_text()
-    with pytest.raises(ValueError, match="at step 13 of 14"):
-        cards.build_model("tiny", small, replace(recipe, steps=14), tmp_path / "whole.pt", tmp_path)
+    assert "| training | 7 steps of 4 images" in (tmp_path / "tiny.md").read_text()
+    with pytest.raises(ValueError, match="at step 7 of 8"):
+        cards.build_model("tiny", small, replace(recipe, steps=8), tmp_path / "whole.pt", tmp_path)
 
 
 @pytest.mark.slow
 def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
-    recipe = Recipe(network={**DENOISERS["digits"].network, "width": 16}, steps=60, batch=32, warmup=5)
-    losses = [p.loss for p in train_denoiser(recipe, data.digits(), tmp_path / "s.pt", every=20)]
+    recipe = Recipe(network={**DENOISERS["digits"].network, "width": 16}, steps=40, batch=16, warmup=5)
+    losses = [p.loss for p in train_denoiser(recipe, data.digits(), tmp_path / "s.pt", every=10)]
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -116,7 +126,7 @@ def test_the_ema_and_the_weights_differ_but_the_ema_denoises(tmp_path):
 def test_the_classifier_learns(digits):
     torch.manual_seed(0)
     classifier = type(digits.classifier)(size=8)
-    assert train_classifier(classifier, data.digits(), epochs=3) > 0.85
+    assert train_classifier(classifier, data.digits(), epochs=2) > 0.8
 
 
 def test_one_zero_token_stands_for_all_of_them():
@@ -151,9 +161,9 @@ def test_the_time_embedding_has_slow_frequencies_only(name):
 
 
 @pytest.mark.slow
-def test_the_latent_recipes_train_and_resume(tmp_path, measuring, monkeypatch):
+@pytest.mark.usefixtures("quick_cards")
+def test_the_latent_recipes_train_and_resume(tmp_path, measuring):
     """All three, a few steps each: losses fall, files load as models, and an interruption changes nothing."""
-    monkeypatch.setattr(cards, "FINE", replace(cards.FINE, nfe=2))
     noise = images()
     recipe = replace(AUTOENCODER, steps=12, batch=8, warmup=1)
     *_, last = latents.train_autoencoder(recipe, noise, tmp_path / "vae.pt", every=4)
@@ -165,16 +175,16 @@ def test_the_latent_recipes_train_and_resume(tmp_path, measuring, monkeypatch):
     mean, std = latents.encode(vae, noise.train[0])
     assert float((mean.var() + std.square().mean()).sqrt()) == pytest.approx(1, abs=0.02)
     for name, latent in LATENT.items():
-        latent = replace(latent, training=replace(latent.training, steps=6, horizon=0, batch=4, warmup=1))
+        latent = replace(latent, training=replace(latent.training, steps=3, horizon=0, batch=2, warmup=1))
         arguments = (latent, noise, vae, text)
-        reports = latents.train_latent(*arguments, tmp_path / f"{name}.pt", every=2)
+        reports = latents.train_latent(*arguments, tmp_path / f"{name}.pt", every=1)
         next(reports)
-        reports.close()  # killed after two steps
-        *_, last = latents.train_latent(*arguments, tmp_path / f"{name}.pt", every=2)
-        *_, whole = latents.train_latent(*arguments, tmp_path / f"{name}-whole.pt", every=2)
-        assert last.loss == whole.loss and last.step == 6
+        reports.close()  # killed after a step
+        *_, last = latents.train_latent(*arguments, tmp_path / f"{name}.pt", every=1)
+        *_, whole = latents.train_latent(*arguments, tmp_path / f"{name}-whole.pt", every=1)
+        assert last.loss == whole.loss and last.step == 3
         path = cards.build_latent(
-            name, latent, noise, tmp_path / f"{name}.pt", tmp_path, measuring, samples=20
+            name, latent, noise, tmp_path / f"{name}.pt", tmp_path, measuring, samples=8
         )
         model = zoo.load(path)
         assert model.name == name and model.classes == 10
