@@ -27,6 +27,7 @@ from gas.plotting.errors import error_plot
 from gas.plotting.samples import sample_grid
 from gas.plotting.times import times_plot
 from gas.training.initialization import start_label
+from support.commands import numbers_in
 from support.covering import thinned
 
 pytestmark = pytest.mark.usefixtures(
@@ -298,12 +299,6 @@ def test_a_median_of_few_samples_is_shown_without_an_interval():
     row = SolverMetrics("gs", 4, 0.5, 0.1, None, None, 0.5, None, None, 5, mse_median=0.25)
     assert _cells(row)["median"] == significant(0.25)
     assert not _cells(replace(row, mse_median=None))["median"]
-
-
-def numbers_in(cell: str) -> list[float]:
-    """The numbers of a cell such as ``1.50 ± 0.10``, ``1.5 [1.0, 2.0]`` or ``(3.20 ± 0.10)e-07``."""
-    mantissas, _, exponent = cell.rpartition(")e") if ")e" in cell else (cell, "", "0")
-    return [float(x) * 10.0 ** int(exponent) for x in re.findall(r"-?\d[\d.]*(?:e[-+]\d+)?", mantissas)]
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-12, 1e9), st.floats(1e-12, 1e9))

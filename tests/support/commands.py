@@ -1,6 +1,7 @@
 """The ``gas`` command, called as its users do, in this process or in a fork of it."""
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,12 @@ def refused(*words: object) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in result.output, result.output
     return str(lines[0])
+
+
+def numbers_in(cell: str) -> list[float]:
+    """The numbers of a cell such as ``1.50 ± 0.10``, ``1.5 [1.0, 2.0]`` or ``(3.20 ± 0.10)e-07``."""
+    mantissas, _, exponent = cell.rpartition(")e") if ")e" in cell else (cell, "", "0")
+    return [float(x) * 10.0 ** int(exponent) for x in re.findall(r"-?\d[\d.]*(?:e[-+]\d+)?", mantissas)]
 
 
 class ForkedCommand:
