@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,14 @@ def run(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def short_trainings(monkeypatch):
+    """Two Gauss-Newton steps after the start: for examples whose gain is not looked at."""
+    for name in ("distill", "distill_family"):
+        short = partial(getattr(gas, name), config=gas.GaussNewton(iterations=2))
+        monkeypatch.setattr(gas, name, short)
 
 
 def test_every_example_has_its_test():
@@ -118,6 +127,7 @@ def test_numpy(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of pygame
+@pytest.mark.usefixtures("short_trainings")
 def test_control(run):
     """A tiny run, which a second one prints again without flying."""
     words = ["--work", "work", "--results", "results", "--nfe", 1, "--episodes", 2, "--demonstrations", 5]
@@ -221,6 +231,7 @@ def test_the_flow_network_predicts_velocities_of_data(sound):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_trainings")
 def test_spoken_digits(run, tmp_path):
     """All of it with tiny numbers; run again, nothing is trained and the same table is printed."""
     if shutil.which("espeak-ng") is None:
