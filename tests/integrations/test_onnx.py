@@ -54,9 +54,8 @@ def test_the_whole_guided_sampler_from_the_command_line(tmp_path, model):
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.network.modules())
     assert sum(node.op_type == "Conv" for node in graph.node) == 2 * convolutions
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    assert (
-        weights <= sum(onnx.numpy_helper.to_array(each).nbytes for each in graph.initializer) < 1.5 * weights
-    )
+    stored = sum(onnx.numpy_helper.to_array(each).nbytes for each in graph.initializer)
+    assert 0.9 * weights < stored < 1.5 * weights
 
 
 @pytest.mark.slow
