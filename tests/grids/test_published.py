@@ -146,7 +146,7 @@ def test_dmn_is_as_good_as_the_authors_constrained_optimiser(schedule, nfe):
         jac=True,
         method="trust-constr",
         constraints=[LinearConstraint(gaps, low + 1e-2, np.inf)],
-        options={"maxiter": 100},
+        options={"maxiter": 300},
     )
     ours = schedule.half_log_snr(dmn(schedule, nfe, 1e-3))
     assert float(error_bound(ours).log()) <= optimum.fun + 0.02
