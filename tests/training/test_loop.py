@@ -319,7 +319,7 @@ def test_a_neighbours_grid_mends_told_times_that_fall_back():
 def test_a_family_starts_each_member_at_its_neighbours_times(pairs, validation, tmp_path):
     options = {
         "config": GaussNewton(iterations=2),
-        "search": StartSearch(validation_pairs=8, steps=1),
+        "search": StartSearch(validation_pairs=8, steps=2),
     }
     reports = list(distill_family(MODEL, pairs, validation, [3, 1, 2], **options, state=tmp_path))
     members = [r for r in reports if isinstance(r, Distilled)]
