@@ -154,28 +154,18 @@ def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeyp
 
     network = {**EMOJI.training.network, "block_out_channels": [8, 8, 16]}
 
-    def of(steps, cooldown=0):
-        recipe = replace(EMOJI.training, network=network, steps=steps, cooldown=cooldown, batch=2, warmup=1)
+    def of(steps):
+        halved = {"halved_from": 1, "halved_every": 1}
+        recipe = replace(EMOJI.training, network=network, steps=steps, batch=2, warmup=1, **halved)
         return replace(EMOJI, training=recipe)
 
-    def run(name, *recipe):
-        return list(recipe_of_emoji.train_emoji(of(*recipe), small, vae, tmp_path / name, every=1))
+    def run(name, steps):
+        return list(recipe_of_emoji.train_emoji(of(steps), small, vae, tmp_path / name, every=1))
 
     run("emoji.state.pt", 2)
     *_, resumed = run("emoji.state.pt", 3)
     *_, whole = run("long", 3)
     assert resumed.loss == whole.loss and same(tmp_path / "emoji.state.pt", tmp_path / "long")
-
-    run("cooled", 3, 2)
-    assert not same(tmp_path / "cooled", tmp_path / "long")
-    with pytest.raises(
-        UserError, match="belongs to another recipe"
-    ):  # its cooldown began for an end at step 3
-        run("cooled", 4, 2)
-    run("open", 2)
-    run("open", 4, 2)  # up to step 2, a cooldown of its last two steps has changed nothing
-    run("whole", 4, 2)
-    assert same(tmp_path / "open", tmp_path / "whole")
 
     monkeypatch.setattr(cards, "_EMOJI_NFE", 2)
     path = cards.build_emoji(of(3), small, tmp_path, autoencoder_recipe=stage, samples=6)

@@ -19,7 +19,6 @@ from gas.errors import UserError
 
 __all__ = ["Loss", "Progress", "load_finished", "train"]
 
-_COOLED = 0.02  # factor of the learning rate after a cooldown
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 
@@ -111,7 +110,7 @@ class _Training:
 
     def state(self) -> dict[str, Any]:
         return {
-            "recipe": _identity(self.recipe, self.step),
+            "recipe": _identity(self.recipe),
             "device": self.device,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -122,7 +121,7 @@ class _Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        if state.get("recipe") != _identity(self.recipe, state["step"]):
+        if state.get("recipe") != _identity(self.recipe):
             raise UserError("the checkpoint belongs to another recipe: delete it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -130,18 +129,16 @@ class _Training:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def _identity(recipe: Recipe, step: int) -> str:
-    """Name a recipe in the checkpoint of a step; up to the cooldown of a horizon, its end has decided nothing."""
-    is_open = recipe.horizon and step <= recipe.steps - recipe.cooldown
-    return repr(replace(recipe, steps=0, cooldown=0) if is_open else recipe)
+def _identity(recipe: Recipe) -> str:
+    """Name a recipe in its checkpoints; where the learning rate has a horizon, its end decides nothing before."""
+    return repr(replace(recipe, steps=0) if recipe.horizon else recipe)
 
 
 def _ramp(step: int, recipe: Recipe) -> float:
-    """Linear warm-up times half a cosine, which reaches zero at the horizon, times the geometric cooldown."""
+    """Linear warm-up times half a cosine, which reaches zero at the horizon, halved from a step on."""
     warm = min(1.0, (step + 1) / recipe.warmup)
-    cooled = max(0, step - recipe.steps + recipe.cooldown)
-    cool = _COOLED ** (cooled / recipe.cooldown) if recipe.cooldown else 1.0
-    return warm * cool * 0.5 * (1 + math.cos(math.pi * step / (recipe.horizon or recipe.steps)))
+    halved = max(0, step - recipe.halved_from) / recipe.halved_every if recipe.halved_from else 0.0
+    return warm * 0.5**halved * 0.5 * (1 + math.cos(math.pi * step / (recipe.horizon or recipe.steps)))
 
 
 def _ema_rule(recipe: Recipe) -> Any:
