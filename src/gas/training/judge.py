@@ -23,6 +23,7 @@ from gas.models.protocol import Model, features_of
 from gas.models.runtime import full_precision
 from gas.models.seeds import labels_of_seeds
 from gas.pairs.dataset import Pairs, check_pairs
+from gas.registry import origin
 from gas.solver_file import Artefact
 from gas.table import Table, table_of
 from gas.training.distillation import Distilled, Report, checkpoint_file
@@ -131,7 +132,7 @@ def distill_judge(
     logs, run = criterion.logs, Run(solver, steps, criterion, budget=settings.budget - spent)
     stopped = yield from _until_stopped(run, steps, validation, checkpoint_file(state, f"nfe-{nfe}"), name)
     if run.best.losses is not None and surely_positive(losses - run.best.losses):
-        table, losses, logs = run.best.table, run.best.losses, run.best.logs
+        table, losses, logs = run.best.table, run.best.losses, dict(run.best.logs)
     result = Distilled(
         nfe=nfe,
         solver=table,
@@ -153,10 +154,12 @@ def _until_stopped(
     run: Run, steps: _CountedSteps, validation: _Validation, path: Path | None, name: str
 ) -> Generator[FitRecord, None, str]:
     """Yield the records of a run, from its checkpoint if there is one; return why it ended before its last step."""
-    settings, judge, features = steps.config, steps.judge.judge, validation.features
-    identity = run_fingerprint(run.solver, steps, steps.pairs, validation.held, judge, features, run.budget)
+    settings, judge, features = steps.config, steps.judge.judge, origin(validation.features)
+    identity = run_fingerprint(
+        run.solver, steps, steps.pairs, validation.held, judge, run.criterion, run.budget
+    )
     try:
-        yield from run.records(path, hashlib.sha256(f"{name} {identity}".encode()).hexdigest())
+        yield from run.records(path, hashlib.sha256(f"{name} {features} {identity}".encode()).hexdigest())
     except (JudgeError, Diverged) as error:
         return f"step {steps.iteration}: {error}"
     if steps.iteration < settings.iterations:
