@@ -123,7 +123,7 @@ def test_bad_calls_get_one_line(tmp_path, file, words, message):
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
-def test_without_the_extra_it_says_what_to_install(tmp_path, file, monkeypatch, missing):
+def test_without_the_extra_it_says_what_to_install(tmp_path, model, file, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    given = ["export", "-s", file, "--onnx", tmp_path / "a.onnx", "-m", "digits", "--nfe", 3]
+    given = ["export", "-s", file, "--onnx", tmp_path / "a.onnx", "-m", model.path, "--nfe", 3]
     assert "pip install 'gas-solver[onnx]'" in run(*given, code=2).stderr

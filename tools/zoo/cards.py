@@ -234,7 +234,7 @@ def build_emoji(
     state = load_finished(folder / "emoji.state.pt", recipe)
     autoencoder_state = folder / AUTOENCODER_STATE
     vae = trained_autoencoder(autoencoder_recipe, emoji, autoencoder_state)
-    config = {"size": 32, "pool": 2, "channels": 3, "width": 16, "classes": len(emoji.categories)}
+    config = {"size": 16, "pool": 4, "channels": 3, "width": 16, "classes": len(emoji.categories)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         classifier = Classifier(**config)
