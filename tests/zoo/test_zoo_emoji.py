@@ -155,8 +155,7 @@ def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeyp
     network = {**EMOJI.training.network, "block_out_channels": [8, 8, 16]}
 
     def of(steps):
-        halved = {"halved_from": 1, "halved_every": 1}
-        recipe = replace(EMOJI.training, network=network, steps=steps, batch=2, warmup=1, **halved)
+        recipe = replace(EMOJI.training, network=network, steps=steps, batch=2, warmup=1)
         return replace(EMOJI, training=recipe)
 
     def run(name, steps):

@@ -135,10 +135,9 @@ def _identity(recipe: Recipe) -> str:
 
 
 def _ramp(step: int, recipe: Recipe) -> float:
-    """Linear warm-up times half a cosine, which reaches zero at the horizon, halved from a step on."""
+    """Linear warm-up times half a cosine, which reaches zero at the horizon."""
     warm = min(1.0, (step + 1) / recipe.warmup)
-    halved = max(0, step - recipe.halved_from) / recipe.halved_every if recipe.halved_from else 0.0
-    return warm * 0.5**halved * 0.5 * (1 + math.cos(math.pi * step / (recipe.horizon or recipe.steps)))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / (recipe.horizon or recipe.steps)))
 
 
 def _ema_rule(recipe: Recipe) -> Any:
