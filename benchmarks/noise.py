@@ -1,7 +1,7 @@
 """Gauss-Newton on rounded predictions and quantized networks: ``python benchmarks/noise.py --help``.
 
 Solvers are learned from one start with predictions in each dtype, or with a quantized network, and measured with the
-float32 network on the same unseen seeds. Ratios are to the solver of the same training seed that float32 has learned.
+float32 network on the same unseen seeds. Ratios are to the solver that the first dtype has learned, seed by seed.
 """
 
 import argparse

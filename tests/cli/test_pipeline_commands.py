@@ -129,8 +129,8 @@ def test_forward_passes_of_a_pipeline_are_learned_and_sampled(folder, tmp_path, 
             expected = gas.sample(denoise, bound.noise([50, 51]), table)
             evaluated.append(bound.controlled.evaluated)
     assert evaluated[1] - evaluated[0] == 3 * 2
-    made = load_file(tmp_path / "x.safetensors")["samples"]
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    samples = load_file(tmp_path / "x.safetensors")["samples"]
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(

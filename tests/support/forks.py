@@ -5,7 +5,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -25,11 +25,12 @@ def fork(function: Callable[..., object], *args: object) -> BaseProcess:
     return process
 
 
-def _without_the_library(program: str, words: list[str], output: str) -> None:
+def _without_the_library(program: str, words: list[str], without: Sequence[str], output: str) -> None:
     warnings.simplefilter("ignore")
     sys.argv = ["-c", *words]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "gas"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("gas", *without)]:
         del sys.modules[name]
+    sys.modules |= dict.fromkeys(without)
     with open(output, "w") as sys.stdout:
         try:
             exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
@@ -38,14 +39,17 @@ def _without_the_library(program: str, words: list[str], output: str) -> None:
             raise SystemExit(1) from None
 
 
-def run_fresh(program: str, *words: object, timeout: float = 120) -> str:
+def run_fresh(program: str, *words: object, without: Sequence[str] = (), timeout: float = 120) -> str:
     """Run a program in a fork to which the library is new, though torch and whatever else is loaded are not.
+
+    Packages named in ``without`` cannot be imported there.
 
     Returns:
         What it printed; a program that fails is a failed assertion.
     """
     with tempfile.NamedTemporaryFile("r") as output:
-        process = fork(_without_the_library, program, list(map(str, words)), output.name)
+        process = fork(_without_the_library, program, list(map(str, words)), without, output.name)
         process.join(timeout)
+        process.kill()
         assert process.exitcode == 0, output.read()
         return output.read()

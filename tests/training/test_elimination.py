@@ -127,7 +127,6 @@ def test_a_budget_buys_more_than_guided_calls(learned, validation):
         assert table.forward_passes(GUIDANCE) == table.nfe == result.nfe
         assert result.loss == pytest.approx(float(evaluate(MODEL, validation, table, l2).mean()), rel=1e-6)
         assert result.loss < result.best_classical_loss
-        assert result.best_classical.nfe == 1
     # Two and three forward passes share the start and its removals.
     assert [report.forwards for report in learned if isinstance(report, Removal)] == [3] * 5 + [
         2

@@ -79,19 +79,23 @@ def _draw_samples(
     path: Path, results: Sequence[MethodResult], teacher: Sequence[MethodResult], name: str
 ) -> Path:
     rows: list[tuple[str, Tensor]] = []
+    note, ends_with_teacher = f"the first {_SHOWN} unseen seeds", False
     for result in (*results, *teacher):
         if result.pictures is None or result.metrics is None:
             continue
         error = f"MSE x 1000: {significant(1000 * result.metrics.mse, 3)}"
         detail = f"{result.origin}, {result.nfe} calls" if result.category == "teacher" else error
         rows.append((f"{result.label}\n{detail}", result.pictures[:_SHOWN].float()))
+        ends_with_teacher = result.category == "teacher"
+    if ends_with_teacher:
+        note += ", and how far each pixel is from the teacher's"
     return sample_grid(
         path,
         rows,
         title=f"The same noise, {results[0].nfe} network calls",
-        note=f"{name}: the first {len(rows[0][1])} unseen seeds, and how far each pixel is from the teacher's.",
+        note=f"{name}: {note}.",
         highlight=_highlighted([result.label for result in results]),
-        errors=bool(teacher),
+        errors=ends_with_teacher,
         scale=2 if rows[0][1].shape[1] == 1 else 1,
     )
 

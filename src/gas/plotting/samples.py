@@ -88,13 +88,12 @@ def sample_grid(
 
 def _with_errors(rows: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """Append to the images ``(K, C, H, W)`` of each row K pictures of their differences to the last row's."""
-    teacher = rows[-1][1].double()
-    errors = torch.stack([(images.double() - teacher).abs().mean(dim=1, keepdim=True) for _, images in rows])
-    largest = float(np.quantile(errors.cpu().numpy(), 0.99)) or 1.0
+    pictures = [images.detach().to("cpu", torch.float32).expand(-1, 3, -1, -1) for _, images in rows]
+    errors = torch.stack([(images - pictures[-1]).abs().mean(dim=1, keepdim=True) for images in pictures])
+    largest = max(float(np.quantile(errors[:-1].numpy(), 0.99)), float(errors.max()) / 255) or 1.0
     white, dark = torch.ones(3, 1, 1), torch.tensor([int(INK[i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
-    drawn = torch.lerp(white, dark.view(3, 1, 1), (errors / largest).clamp(max=1).to("cpu", torch.float32))
-    colored = [images.to("cpu", torch.float32).expand(-1, 3, -1, -1) for _, images in rows]
-    return [(label, torch.cat([colored[i], drawn[i]])) for i, (label, _) in enumerate(rows)]
+    drawn = torch.lerp(white, dark.view(3, 1, 1), (errors / largest).clamp(max=1))
+    return [(label, torch.cat([pictures[i], drawn[i]])) for i, (label, _) in enumerate(rows)]
 
 
 def _check(rows: Sequence[tuple[str, Tensor]], highlight: int | None, scale: int) -> None:

@@ -198,13 +198,13 @@ def distill_forwards(
     tables = {calls: table_of(start.solver).guided(pairs.guidance) for calls, start in starts.items()}
     results = []
     for count in sorted(set(forwards), reverse=True):
-        calls, equal = guided_calls(count), starts.get(max(1, count // 2))
+        calls = guided_calls(count)
         result = yield from _distill_rows(
-            model, pairs, validation, starts[calls], tables[calls], count, loss, config, state, equal
+            model, pairs, validation, starts[calls], tables[calls], count, loss, config, state
         )
         tables[calls] = result.table()
-        if equal is not None and count % 2 == 0:
-            result = _no_worse(result, equal, model, validation, loss)
+        if count % 2 == 0:
+            result = _no_worse(result, starts[count // 2], model, validation, loss)
         results.append(result)
         yield result
     return results
@@ -252,12 +252,8 @@ def _distill_rows(
     loss: str,
     config: Adam | GaussNewton | None,
     state: Path | None,
-    equal: Distilled | None,
 ) -> Generator[Report | Removal, None, Distilled]:
-    """Remove rows down to a number of forward passes, and train what is left.
-
-    The best classical solver that such a budget allows is that of ``equal``, the guided solver of as many calls.
-    """
+    """Remove rows down to a number of forward passes, and train what is left."""
     distance = loss_by_name(loss)
     table, spent = yield from eliminate(model, pairs, validation, table, forwards, loss=distance)
     config = config or (FINISH if is_sum_of_squares(distance) else Adam())
@@ -266,20 +262,16 @@ def _distill_rows(
     record = yield from fit(
         solver, model, pairs, validation=validation, loss=loss, config=config, checkpoint=file
     )
-    evaluations = spent + record.evaluations
-    if equal is None:
-        best = StartChoice.of(list(rank_classical(model, validation, max(1, forwards // 2), distance)))
-        evaluations += 2 * best.evaluations  # guided ones are two forward passes
-        classical, classical_loss = best.best, best.best_loss
-    else:
-        classical, classical_loss = equal.best_classical, equal.best_classical_loss
+    # The best classical solver that such a budget allows.
+    best = StartChoice.of(list(rank_classical(model, validation, max(1, forwards // 2), distance)))
+    ranking = 2 * best.evaluations  # guided ones are two forward passes
     return replace(
         start,
         nfe=forwards,
         solver=solver,
         loss=record.best_loss,
         losses=record.best_losses,
-        best_classical=classical,
-        best_classical_loss=classical_loss,
-        evaluations=evaluations,
+        best_classical=best.best,
+        best_classical_loss=best.best_loss,
+        evaluations=spent + record.evaluations + ranking,
     )

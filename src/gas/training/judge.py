@@ -201,7 +201,7 @@ def _reference_and_start(
         "model": dict(model.fingerprint()),
         "guidance": guidance,
         "start": None if start is None else start.entry(nfe).model_dump(),
-        "pairs": None if pairs is None else ends(pairs),
+        "pairs": None if pairs is None else [*ends(pairs), pairs.guidance, dict(pairs.teacher)],
     }
     known, target = None, None
     if path is not None and path.exists():
