@@ -130,7 +130,7 @@ def _measure(
         milliseconds = 1e3 * (time.perf_counter() - start) / len(pairs)
         row = evaluator.measure(name, samples, nfe)
         rows.append(row)
-        title = f"{name}\n{detail}\n{nfe} calls, {milliseconds:.0f} ms, MSE {significant(row.mse)}"
+        title = f"{name}\n{detail}\n{nfe} calls, {milliseconds:.0f} ms, MSE {significant(row.mse, 3)}"
         images.append((title, samples[:_COLUMNS].clamp(-1, 1)))
     rows.append(evaluator.measure("teacher", pairs.target, teacher.nfe))
     images.append((f"Teacher\n{teacher.label}\n{cost}", pairs.target[:_COLUMNS].clamp(-1, 1)))
