@@ -255,11 +255,12 @@ def test_a_table_for_people(work, tmp_path):
     assert errors[1] == "3" and numbers_in(errors[2])[0] == pytest.approx(gs["mse"], rel=0.1)
     assert numbers_in(errors[3]) == pytest.approx([gs["mse_median"], *gs["mse_median_interval"]], rel=0.1)
     assert float(errors[4]) == pytest.approx(gs["psnr"], abs=0.06)
-    assert float(errors[5]) == pytest.approx(gs["frechet_data"], rel=2e-3)
+    assert float(errors[5]) == pytest.approx(gs["frechet_data"], abs=0.051)
     low, high = gs["frechet_data_interval"]
     value, *interval = numbers_in(median_cells[2])
+    assert low <= value <= high
     assert interval == pytest.approx([(high - low) / 2], rel=0.05)
-    assert value == pytest.approx(gs["frechet_data_corrected"], rel=2e-3)
+    assert value == pytest.approx(gs["frechet_data_corrected"], abs=0.051)
     assert float(median_cells[6]) == pytest.approx(gs["to_teacher"]["prdc"]["recall"], abs=6e-4)
     assert (tmp_path / "e.png").exists()
 
