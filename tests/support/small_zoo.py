@@ -12,16 +12,15 @@ from gas.zoo.networks import EDMUNet
 from gas.zoo.weights_file import WEIGHTS, read_weights, write_weights
 
 
-def write_small(name: str, folder: Path, **sizes: object) -> Path:
+def write_small(name: str, folder: Path) -> Path:
     """Write the file of a model of images: its card, classifier and statistics with a network nobody trained.
 
     Args:
         name: of the model.
         folder: to write to.
-        **sizes: of :class:`gas.zoo.networks.EDMUNet`, where they are not those of the model.
     """
     tensors, card = read_weights(WEIGHTS / f"{name}.safetensors")
-    network = {**card["network"], "width": 8, "multipliers": [1], **sizes}
+    network = {**card["network"], "width": 8, "multipliers": [1]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         drawn = EDMUNet(**network)

@@ -54,23 +54,15 @@ def vocabulary(emoji: Emoji) -> list[str]:
 
 
 def train_all(
-    latent: LatentRecipe,
-    emoji: Emoji,
-    folder: Path,
-    *,
-    every: int = 100,
-    device: str = "cpu",
-    compiled: bool = False,
+    latent: LatentRecipe, emoji: Emoji, folder: Path, *, device: str = "cpu", compiled: bool = False
 ) -> Iterator[Progress]:
     """Train the autoencoder, then the denoiser of its latents; resume from their checkpoints in a folder."""
     checkpoint, recipe = folder / AUTOENCODER_STATE, EMOJI_AUTOENCODER
     claim(folder, [AUTOENCODER_STATE])
-    yield from train_autoencoder(
-        recipe, emoji.images, checkpoint, error=edge_loss, every=every, device=device
-    )
+    yield from train_autoencoder(recipe, emoji.images, checkpoint, error=edge_loss, device=device)
     vae = trained_autoencoder(recipe, emoji, checkpoint).to(device)
     state = folder / "emoji.state.pt"
-    yield from train_emoji(latent, emoji, vae, state, every=every, device=device, compiled=compiled)
+    yield from train_emoji(latent, emoji, vae, state, device=device, compiled=compiled)
 
 
 def trained_autoencoder(recipe: Recipe, emoji: Emoji, checkpoint: Path) -> Any:

@@ -91,7 +91,7 @@ def _with_errors(rows: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]
     pictures = [images.detach().to("cpu", torch.float32).expand(-1, 3, -1, -1) for _, images in rows]
     errors = torch.stack([(images - pictures[-1]).abs().mean(dim=1, keepdim=True) for images in pictures])
     largest = max(float(np.quantile(errors[:-1].numpy(), 0.99)), float(errors.max()) / 255) or 1.0
-    white, dark = torch.ones(3, 1, 1), torch.tensor([int(INK[i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
+    white, dark = torch.ones(3, 1, 1), torch.tensor([*bytes.fromhex(INK[1:])]) / 127.5 - 1
     drawn = torch.lerp(white, dark.view(3, 1, 1), (errors / largest).clamp(max=1))
     return [(label, torch.cat([pictures[i], drawn[i]])) for i, (label, _) in enumerate(rows)]
 
