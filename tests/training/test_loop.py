@@ -56,11 +56,11 @@ def loss_of(solver, pairs):
 )
 def test_it_learns_with_every_kind_of_loss(pairs, validation, loss):
     solver = new()
-    config = Adam(iterations=15, validate_every=5)
+    config = Adam(iterations=60, validate_every=20)
     records = list(fit(solver, MODEL, pairs, validation=validation, loss=loss, config=config))
-    assert [r.iteration for r in records] == [0, 5, 10, 15]
-    assert records[-1].best_loss < 0.9 * records[0].validation_loss
-    assert records[-1].evaluations == 15 * 24 * NFE * 3 + 24 + 4 * len(validation) * NFE
+    assert [r.iteration for r in records] == [0, 20, 40, 60]
+    assert records[-1].best_loss < 0.7 * records[0].validation_loss
+    assert records[-1].evaluations == 60 * 24 * NFE * 3 + 24 + 4 * len(validation) * NFE
 
 
 @pytest.mark.slow
