@@ -53,16 +53,14 @@ def vocabulary(emoji: Emoji) -> list[str]:
     return sorted({word for prompt in prompts for word in prompt.split()})
 
 
-def train_all(
-    latent: LatentRecipe, emoji: Emoji, folder: Path, *, device: str = "cpu", compiled: bool = False
-) -> Iterator[Progress]:
+def train_all(latent: LatentRecipe, emoji: Emoji, folder: Path, *, device: str = "cpu") -> Iterator[Progress]:
     """Train the autoencoder, then the denoiser of its latents; resume from their checkpoints in a folder."""
     checkpoint, recipe = folder / AUTOENCODER_STATE, EMOJI_AUTOENCODER
     claim(folder, [AUTOENCODER_STATE])
     yield from train_autoencoder(recipe, emoji.images, checkpoint, error=edge_loss, device=device)
     vae = trained_autoencoder(recipe, emoji, checkpoint).to(device)
     state = folder / "emoji.state.pt"
-    yield from train_emoji(latent, emoji, vae, state, device=device, compiled=compiled)
+    yield from train_emoji(latent, emoji, vae, state, device=device)
 
 
 def trained_autoencoder(recipe: Recipe, emoji: Emoji, checkpoint: Path) -> Any:
@@ -84,9 +82,8 @@ def train_emoji(
     *,
     every: int = 100,
     device: str = "cpu",
-    compiled: bool = False,
 ) -> Iterator[Progress]:
-    """Train U-Net and text encoder by :func:`loop.train`: the mean squared error of v at uniform training steps.
+    """Train U-Net and text encoder by :func:`loop.train`: the mean squared error of v at random training steps.
 
     A prompt is the name, the name with its subcategory, or the short name, in equal shares; a tenth are empty.
 
@@ -97,7 +94,6 @@ def train_emoji(
         checkpoint: file of the resumable state; its final ``ema`` entry has the weights to ship.
         every: steps between reports.
         device: where to train.
-        compiled: compile the model first, which takes a minute and a C++ compiler, and a sixth off every step.
     """
     recipe, words = latent.training, vocabulary(emoji)
     with torch.random.fork_rng(devices=[]):
@@ -105,14 +101,12 @@ def train_emoji(
         network = limit_time_frequencies(denoiser(latent.kind, recipe.network))
     text = text_encoder(TEXT_WIDTH, vocabulary=words).requires_grad_(True)
     model = Captioned(network, text).to(memory_format=torch.channels_last)
-    if compiled:
-        model.compile()
     tokenizer = word_tokenizer(words)
     tokens = _tokens(tokenizer, emoji)
     empty, special = tokens[-1, 0], {tokenizer.bos_token_id, tokenizer.eos_token_id}
     is_word = ~torch.isin(tokens, torch.tensor(sorted(special)))
     mean, std = encode(vae, emoji.images.train[0])
-    noised = velocity_targets(libraries()[0].DDIMScheduler(**latent.scheduler).config)
+    noised = velocity_targets(libraries()[0].DDIMScheduler(**latent.scheduler).config, recipe.time_shift)
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
         batch = torch.randint(len(mean), (recipe.batch,), generator=generator)

@@ -76,7 +76,7 @@ def train_latent(
 ) -> Iterator[Progress]:
     """Train a denoiser of an autoencoder's latents by :func:`loop.train`.
 
-    The loss of the U-Net is the mean squared error of ``v = alpha eps - sigma x_0`` at uniform training steps, that of
+    The loss of the U-Net is the mean squared error of ``v = alpha eps - sigma x_0`` at random training steps, that of
     the transformer the one of ``eps - x_0`` at uniform ``sigma``. A tenth of the prompts are empty, for guidance.
 
     Args:
@@ -97,7 +97,7 @@ def train_latent(
     conditions = encode_prompts(pipe, WORDS)
     mean, std = encode(vae, images.train[0])
     label = images.train[1]
-    error = _velocity(pipe.scheduler.config) if latent.kind == "unet" else _flow
+    error = _velocity(pipe.scheduler.config, recipe.time_shift) if latent.kind == "unet" else _flow
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         batch = torch.randint(len(mean), (recipe.batch,), generator=generator)
@@ -156,14 +156,18 @@ def limit_time_frequencies(network: Any) -> Any:
     return network
 
 
-def velocity_targets(config: Mapping[str, Any]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Return a function from latents to noisy ones at uniform training steps, these steps, and v."""
+def velocity_targets(
+    config: Mapping[str, Any], time_shift: float = 1.0
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return a function from latents to noisy ones at random training steps, these steps, and v."""
     schedule = process_of(config).schedule
     steps = 1000
     alphas, sigmas = (values.float() for values in schedule(torch.arange(1, steps + 1) / steps))
+    uniform = (torch.arange(steps) + 0.5) / steps
+    shifted = (steps * time_shift * uniform / (1 + (time_shift - 1) * uniform)).long()
 
     def noised(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        step = torch.randint(steps, (len(x),), generator=generator)
+        step = shifted[torch.randint(steps, (len(x),), generator=generator)]
         eps = torch.randn(x.shape, generator=generator)
         alpha, sigma = alphas[step, None, None, None], sigmas[step, None, None, None]
         return alpha * x + sigma * eps, step, alpha * eps - sigma * x
@@ -171,8 +175,8 @@ def velocity_targets(config: Mapping[str, Any]) -> Callable[..., tuple[Tensor, T
     return noised
 
 
-def _velocity(config: Mapping[str, Any]) -> Callable[..., Tensor]:
-    noised = velocity_targets(config)
+def _velocity(config: Mapping[str, Any], time_shift: float) -> Callable[..., Tensor]:
+    noised = velocity_targets(config, time_shift)
 
     def error(
         network: nn.Module,

@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="end after so many; default the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and order; default 0")
     parser.add_argument("--device", default="cpu", help="of the training; default cpu")
-    parser.add_argument("--compile", action="store_true", help="compile the model; of emoji only")
     options = parser.parse_args()
     try:
         with hold(options.out / options.name, f"tools/zoo/train.py {options.name}"):
@@ -65,8 +64,6 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     name, out = options.name, options.out
-    if options.compile and name != "emoji":
-        raise gas.UserError("--compile is of emoji only")
     read: dict[str, Callable[[], Any]] = {
         "digits": digits,
         "emoji": lambda: read_emoji(options.data / ARCHIVE),
@@ -103,7 +100,7 @@ def _plan(
         return training, lambda: build_model(name, images, recipe, checkpoint, out, samples=samples)
     if name == "emoji":
         latent = replace(EMOJI, training=recipe)
-        training = train_all(latent, images, out, device=device, compiled=options.compile)
+        training = train_all(latent, images, out, device=device)
         return training, lambda: build_emoji(latent, images, out, samples=options.samples or 200)
     measuring: Any = gas.zoo.load("mnist")
     if name == SHARED:
