@@ -73,7 +73,8 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return read(archive(tmp_path_factory.mktemp("emoji") / "small.tgz", files()))
+    emoji = read(archive(tmp_path_factory.mktemp("emoji") / "small.tgz", files()))
+    return replace(emoji, drawn=("Flags", "Objects"))
 
 
 def test_pictures_are_on_white_with_prompts_and_some_are_held_out(small):
@@ -84,7 +85,9 @@ def test_pictures_are_on_white_with_prompts_and_some_are_held_out(small):
     expected = torch.from_numpy(raw[..., :3] * opacity + 255 * (1 - opacity)).permute(2, 0, 1)
     torch.testing.assert_close((small.images.x[first].double() + 1) * 127.5, expected, rtol=0, atol=1.0)
     assert small.aliases[first] == ("red cat small things", "red cat")
-    assert 0 < len(small.held_out) < 8
+    drawn = [i for i, label in enumerate(small.images.label) if CATEGORIES[label] != "Symbols"]
+    assert small.trained + small.held_out == drawn and len(drawn) == 32
+    assert len(small.names) - small.images.held_out == min(small.held_out) > max(small.trained)
     words = recipe_of_emoji.vocabulary(small)
     assert {"red", "small", "things"} <= set(words) and words == sorted(set(words))
 
@@ -169,10 +172,9 @@ def test_a_training_resumes_to_the_same_bits_and_builds(small, tmp_path, monkeyp
     monkeypatch.setattr(cards, "_EMOJI_NFE", 2)
     path = cards.build_emoji(of(3), small, tmp_path, autoencoder_recipe=stage, samples=6)
     model = zoo.load(path)
-    assert model.classes == len(model.prompts) == 48 - len(small.held_out)
-    assert not set(small.held_out) & set(model.prompts)
+    assert model.prompts == tuple(small.names[i] for i in small.trained)
     features = model.features(model.noise(range(2)))
-    assert features.shape == (2, 64) and model.reference.count == 48
+    assert features.shape == (2, 64) and model.reference.count == 32
     trained = read_checkpoint(tmp_path / "long")["ema"]["network.conv_in.weight"]
     torch.testing.assert_close(model.network.conv_in.weight, trained, rtol=1e-3, atol=1e-3)
     picture = zoo.pipeline(path)("red cat", num_inference_steps=2, guidance_scale=2.0).images[0]

@@ -240,12 +240,14 @@ def build_emoji(
         classifier = Classifier(**config)
     accuracy = train_classifier(classifier, emoji.images, epochs=60, seed=recipe.seed)
     tensors = _stored(state["ema"], "") | _stored(vae, "vae.") | _stored(classifier, "classifier.")
-    features = feature_statistics(extract(classifier.features, emoji.images.x))
+    real = emoji.images.x[emoji.trained + emoji.held_out]
+    features = feature_statistics(extract(classifier.features, real))
     tensors |= {"reference.mean": features.mean.float(), "reference.cov": features.cov.float()}
     tensors["reference.count"] = torch.tensor(features.count)
     card: dict[str, Any] = {
         "name": "emoji",
         "data": emoji.images.description(),
+        "drawn": f"{len(emoji.trained)} trained on, {len(emoji.held_out)} held out, of {', '.join(emoji.drawn)}",
         "license": LICENSE,
         "pipeline": latent.kind,
         "scheduler": dict(latent.scheduler),
@@ -263,7 +265,7 @@ def build_emoji(
         "device": state["device"],
         "classifier_accuracy_held_out": accuracy,
         "vocabulary": " ".join(vocabulary(emoji)),
-        "prompts": ", ".join(emoji.names[: emoji.trained][:_PROMPTS]),
+        "prompts": ", ".join(emoji.names[i] for i in emoji.trained[:_PROMPTS]),
     }
     path = folder / "emoji.safetensors"
     write_weights(path, tensors, card)
@@ -287,15 +289,14 @@ def measure_emoji(path: Path, emoji: Emoji, *, samples: int) -> dict[str, Any]:
         "guidance": EMOJI_GUIDANCE,
         "squared_error_held_out": float(error),
     }
-    trained = emoji.trained
-    for prefix, first, count in (("", 0, min(samples, trained)), ("held_out_", trained, len(emoji.held_out))):
-        model = gas.pipelines.from_pipeline(pipe, emoji.names[first : first + count], name="emoji")
+    for prefix, chosen in (("", emoji.trained[:samples]), ("held_out_", emoji.held_out)):
+        model = gas.pipelines.from_pipeline(pipe, [emoji.names[i] for i in chosen], name="emoji")
         fine = replace(FINE, t_end=model.t_end, nfe=_EMOJI_NFE)
-        latents, labels = _samples(model, fine.table(model.schedule), range(count), EMOJI_GUIDANCE)
+        latents, labels = _samples(model, fine.table(model.schedule), range(len(chosen)), EMOJI_GUIDANCE)
         images = torch.cat([model.decode(part) for part in latents.split(_BATCH)])
         features = extract(measuring.features, images)
         measured["fine"] = fine.config()
-        measured[f"{prefix}named_right"] = _accuracy(measuring, images, emoji.images.label[first + labels])
+        measured[f"{prefix}named_right"] = _accuracy(measuring, images, emoji.images.label[chosen][labels])
         measured[f"{prefix}frechet"] = frechet_distance(feature_statistics(features), measuring.reference)
     return measured
 
@@ -381,7 +382,8 @@ float32.
 
 | | |
 |---|---|
-| data | {markdown(card["data"])} |
+| data of autoencoder and classifier | {markdown(card["data"])} |
+| data of the denoiser | {markdown(card["drawn"])} |
 | origin and license | {markdown(card["license"])} |
 | training | {card["steps"]:,} steps of {card["batch"]} latents, EMA |
 | time, with the autoencoder's | {card["seconds"]:,} s on {markdown(card["device"])} |
@@ -390,7 +392,7 @@ float32.
 | samples of {card["samples"]} names trained on that a classifier puts in their category | {card["named_right"]:.1%} |
 | the same of the names held out | {card["held_out_named_right"]:.1%} |
 | the classifier's accuracy on held-out pictures | {card["classifier_accuracy_held_out"]:.1%} |
-| Frechet distance to all pictures, names trained on | {card["frechet"]:.2f} |
+| Frechet distance to all pictures of these categories, names trained on | {card["frechet"]:.2f} |
 | the same of the names held out | {card["held_out_frechet"]:.2f} |
 
 Frechet distances are measured in the 64 features of the shipped classifier, of these few samples, more of

@@ -48,8 +48,7 @@ class Captioned(nn.Module):
 
 def vocabulary(emoji: Emoji) -> list[str]:
     """Return the words of all prompts that are trained on."""
-    trained = emoji.trained
-    prompts = [*emoji.names[:trained], *(alias for row in emoji.aliases[:trained] for alias in row)]
+    prompts = [prompt for row in _prompts(emoji) for prompt in row]
     return sorted({word for prompt in prompts for word in prompt.split()})
 
 
@@ -89,7 +88,7 @@ def train_emoji(
 
     Args:
         latent: the recipe.
-        emoji: pictures and prompts; those held out are not used.
+        emoji: pictures and prompts; those held out and of other categories are not used.
         vae: the autoencoder, frozen.
         checkpoint: file of the resumable state; its final ``ema`` entry has the weights to ship.
         every: steps between reports.
@@ -105,7 +104,7 @@ def train_emoji(
     tokens = _tokens(tokenizer, emoji)
     empty, special = tokens[-1, 0], {tokenizer.bos_token_id, tokenizer.eos_token_id}
     is_word = ~torch.isin(tokens, torch.tensor(sorted(special)))
-    mean, std = encode(vae, emoji.images.train[0])
+    mean, std = encode(vae, emoji.images.x[emoji.trained])
     noised = velocity_targets(libraries()[0].DDIMScheduler(**latent.scheduler).config, recipe.time_shift)
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
@@ -124,11 +123,14 @@ def train_emoji(
     return train(recipe, model, loss, checkpoint, every=every, device=device)
 
 
+def _prompts(emoji: Emoji) -> list[tuple[str, ...]]:
+    """Return name and aliases of every picture that is trained on."""
+    return [(emoji.names[i], *emoji.aliases[i]) for i in emoji.trained]
+
+
 def _tokens(tokenizer: Any, emoji: Emoji) -> Tensor:
     """Return the tokens of the trained prompts ``(N, 3, T)``, with a last row of empty ones."""
-    rows = [(name, *aliases) for name, aliases in zip(emoji.names, emoji.aliases, strict=True)][
-        : emoji.trained
-    ]
+    rows = _prompts(emoji)
     rows.append(("",) * len(rows[0]))
     flat = [prompt for row in rows for prompt in row]
     tokens: Tensor = tokenizer(flat, padding="max_length", truncation=True, return_tensors="pt").input_ids

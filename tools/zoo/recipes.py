@@ -168,8 +168,8 @@ EMOJI = LatentRecipe(
             "addition_embed_type": "text",  # every layer learns the prompt, not the attention alone
             "addition_embed_type_num_heads": 4,
         },
-        steps=36_000,
-        horizon=36_000,
+        steps=28_000,
+        horizon=28_000,
         batch=16,
         learning_rate=7e-4,
         time_shift=2.0,
