@@ -118,7 +118,10 @@ def test_an_empty_prompt_is_refused_and_words_are_drawn(tmp_path):
     pytest.importorskip("diffusers")
     networks, folder = Networks(), tmp_path / "pipe"
     gas.zoo.pipeline("mnist-latent").save_pretrained(folder)
-    assert networks.describe(str(folder)).takes_prompt
+    facts = networks.describe(str(folder))
+    assert facts.takes_prompt and facts.guidance == 7.5  # of the pipeline's call
+    assert networks.describe("mnist-latent").guidance == 2.0  # of its card
+    assert networks.describe("digits").guidance == 1.0
     choice = {"model": str(folder), "count": 1, "classical": ["ddim/log_snr"], "calls": 1}
     with pytest.raises(UserError, match="prompt is empty"):
         last(actions.compare(networks, Choice(prompt=" ", **choice)))

@@ -105,13 +105,22 @@ class Row:
 class NoPrompt(UserError):
     """A pipeline that takes prompts got none."""
 
+    def __init__(self, model: gas.pipelines.PipelineModel) -> None:
+        super().__init__(f"the prompt is empty: write what {model.name} should draw")
+        self.guidance = model.default_guidance
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the page asks for a model: a prompt, or one of its classes by name."""
+    """What the page asks for a model: a prompt, or one of its classes by name, and a guidance scale.
+
+    Attributes:
+        guidance: the scale that the model is meant for: of its card, or of its pipeline's own call.
+    """
 
     takes_prompt: bool = False
     classes: Sequence[str] = ()
+    guidance: float = 1.0
 
 
 class Networks:
@@ -149,10 +158,12 @@ class Networks:
         """Return what to ask for a model, which is loaded for that."""
         try:
             model = self.open(name)
-        except NoPrompt:
-            return Facts(takes_prompt=True)
+        except NoPrompt as pending:
+            return Facts(takes_prompt=True, guidance=pending.guidance)
         names = list(prompts_of(model)) or [str(label) for label in range(model.classes)]
-        return Facts(classes=names)
+        if name in gas.zoo.names() or name.endswith(".safetensors"):
+            return Facts(classes=names, guidance=gas.zoo.card(name).get("guidance", 1.0))
+        return Facts(classes=names, guidance=getattr(model, "default_guidance", 1.0))
 
     def _loaded(self, name: str) -> Callable[[str], Model]:
         """Return a zoo model or a pipeline as a function of the prompt."""
@@ -178,7 +189,7 @@ def _with_prompt(pipe: Any, prompt: str) -> Model:
     if not model.takes_prompts:
         return model
     if not prompt.strip():
-        raise NoPrompt(f"the prompt is empty: write what {model.name} should draw")
+        raise NoPrompt(model)
     return gas.pipelines.from_pipeline(pipe, [prompt.strip()])
 
 

@@ -252,11 +252,11 @@ def _choices(
     gr: Any, page: Any, networks: Networks, controls: _Controls, upload: Any, files: Any, message: Any
 ) -> None:
     """Connect the model and the solver files that are chosen to what is asked for them."""
-    outputs = [message, controls.prompt, controls.label, controls.learned]
+    outputs = [message, controls.prompt, controls.label, controls.guidance, controls.learned]
 
     gr.on(
         [page.load, controls.model.change],
-        _handler(lambda name, paths: _described(gr, networks, str(name or "").strip(), paths), 3),
+        _handler(lambda name, paths: _described(gr, networks, str(name or "").strip(), paths), 4),
         [controls.model, files],
         outputs,
         show_progress="hidden",
@@ -269,13 +269,15 @@ def _choices(
 
 
 def _described(gr: Any, networks: Networks, name: str, paths: list[str]) -> tuple[Any, ...]:
-    """Return what the page asks for a model: a prompt or a class, and the solver files that are for it."""
+    """Return what the page asks for a model: a prompt or a class, guidance, and the solver files that are for it."""
     facts = networks.describe(name)
     labels = [f"{n} {text}" if text != str(n) else text for n, text in enumerate(facts.classes[:1000])]
     fitting = [path for path in paths if _model_of(path) == name]
+    scale = actions.check_file(fitting[-1]).document.guidance if fitting else facts.guidance
     return (
         gr.update(visible=facts.takes_prompt),
         gr.update(choices=[_EACH, _NONE, *labels], value=_EACH, visible=bool(labels)),
+        scale,
         _offered(gr, name, paths, [str(gas.zoo.solver_path(name)), *fitting]),
     )
 
