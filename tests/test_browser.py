@@ -92,7 +92,8 @@ def samples(page):
     rows = page.evaluate(
         "() => [...document.getElementById('sampler').samples].map(([n, x]) => [n, Array.from(x)])"
     )
-    return {name: np.float32(values).reshape(10, 1, 32, 32) for name, values in rows}
+    shape = (8, 6, 16, 16) if page.input_value("#sampler [name=model]") == "emoji" else (10, 1, 32, 32)
+    return {name: np.float32(values).reshape(shape) for name, values in rows}
 
 
 def expected(table):
@@ -167,7 +168,7 @@ def test_a_solver_file_of_a_visitor(page, tmp_path):
         ("hostile.json", b"<script>document.title = 'owned'</script>", "hostile.json: "),
         ("list.json", b"[]", "not a solver file of version 1"),
         ("digits.json", content(6, digits), "of model digits, not mnist"),
-        ("guided.json", content(6, guidance=2.0), "for guided predictions"),
+        ("guided.json", content(6, guidance=2.0), "for guidance 2; the page samples at 1"),
         ("nine.json", content(9), "no table for NFE 6; it has 9"),
     ]:
         upload(page, name, refused)
@@ -197,7 +198,36 @@ def test_nothing_starts_while_the_page_samples(page):
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", ["network.onnx", "ort.wasm.min.mjs"])
+def test_prompts_are_drawn_in_color(page):
+    """``emoji``: words of any spelling, one of no name, and fewer prompts than pictures."""
+    page.fill("#sampler input[name=nfe]", "4")
+    page.select_option("#sampler [name=model]", "emoji")
+    page.wait_for_selector("#sampler .prompts:visible")
+    finished(page)
+    page.fill("#sampler [name=prompts]", "Red HEART, the cat's-face, , owl " + "of zebras " * 20)
+    page.click("#sampler button[name=run]")
+    finished(page)
+    prompts = ["red heart", "the cats face", "owl " + "of zebras " * 20]
+    model = gas.pipelines.from_pipeline(gas.zoo.pipeline("emoji"), prompts)
+    guidance = gas.zoo.card("emoji")["guidance"]
+    denoise = model.bind(torch.arange(8) % 3, guidance)
+    table = gas.load(gas.zoo.solver_path("emoji")).table(nfe=4)
+    with torch.no_grad():
+        expected = gas.sample(denoise, model.noise(range(50000, 50008)), table)
+        decoded = model.decode(expected)
+    np.testing.assert_allclose(samples(page)["GS"], expected.numpy(), rtol=0, atol=1e-3)
+    row = "#sampler tr[data-solver='GS'] canvas"
+    pixels = "c => [...c.getContext('2d').getImageData(66, 0, 64, 64).data].filter((_, i) => i % 4 < 3)"
+    drawn = np.float32(page.eval_on_selector(row, pixels)).reshape(64, 64, 3)
+    np.testing.assert_allclose(drawn, 127.5 * (1 + decoded[1].permute(1, 2, 0)), rtol=0, atol=1.5)
+    assert f"at guidance {guidance:g}" in page.inner_text("#sampler .facts")
+    assert int(re.search(r"(\d+) MB of memory", page.inner_text("#sampler .facts"))[1]) > 20
+    page.select_option("#sampler [name=model]", "mnist")
+    finished(page)
+    assert page.is_hidden("#sampler .prompts") and set(samples(page)) >= {"GS", "Teacher"}
+
+
+@pytest.mark.parametrize("name", ["mnist/network.onnx", "ort.wasm.min.mjs"])
 def test_a_missing_part_is_named(page, folder, name):
     part = folder / "_static" / "browser" / name
     part.rename(part.with_suffix(".away"))
@@ -209,7 +239,8 @@ def test_a_missing_part_is_named(page, folder, name):
         part.with_suffix(".away").rename(part)
 
 
-def test_the_file_of_the_page_is_whole():
-    learned = gas.load(gas.zoo.solver_path("mnist"))
+@pytest.mark.parametrize("name", ["emoji", "mnist"])
+def test_the_files_of_the_page_are_whole(name):
+    learned = gas.load(gas.zoo.solver_path(name))
     assert learned.nfes == [3, 4, 5, 6]
-    assert learned.document.model["name"] == "mnist"
+    assert learned.document.model["name"] == name

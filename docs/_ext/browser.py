@@ -1,4 +1,4 @@
-"""What the page "In your browser" needs: its network as ONNX, solver files, noise, and onnxruntime-web.
+"""What the page "In your browser" needs: networks as ONNX, solver files, noise, and onnxruntime-web.
 
 onnxruntime-web comes from the npm registry, once, into ``build/onnxruntime-web``; where that cannot be had the site is
 built without it, and the page says so.
@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 import gas
+from gas.denoise import DiscreteTime, VelocityDenoiser
 from gas.integrations.onnx import DenoiserModule, export
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,19 @@ SHA512 = (
 )
 FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
 FIRST_SEED = 50000
-# By the mean error on README's unseen seeds (docs/results/mnist.json), each on its best grid.
+PROMPTS = ["grinning face", "red heart", "cat face", "red apple", "panda face", "pizza", "sunflower", "owl"]
+# By the mean error on unseen seeds (docs/results/mnist.json, docs/results/compare/emoji.csv), each on its best grid.
 CLASSICAL = {
-    "DPM-Solver++(3M)": ("dpmpp-3m", "log_snr"),
-    "UniPC-3": ("unipc-3-bh2", "time_uniform"),
-    "iPNDM-3": ("ipndm-3", "time_uniform"),
+    "mnist": {
+        "DPM-Solver++(3M)": ("dpmpp-3m", "log_snr"),
+        "UniPC-3": ("unipc-3-bh2", "time_uniform"),
+        "iPNDM-3": ("ipndm-3", "time_uniform"),
+    },
+    "emoji": {
+        "DPM-Solver++(3M)": ("dpmpp-3m", "log_snr"),
+        "UniPC-3": ("unipc-3-bh2", "time_uniform"),
+        "iPNDM-3": ("ipndm-3", "time_uniform"),
+    },
 }
 
 
@@ -69,28 +78,90 @@ def runtime() -> Path | None:
 
 
 def write(folder: Path, onnxruntime: Path) -> None:
-    """Write everything that page.mjs fetches."""
-    model = gas.zoo.load("mnist")
+    """Write everything that page.mjs fetches: a folder for each model, and what they share."""
+    for name, part in PARTS.items():
+        part(gas.zoo.load(name), folder / name)
+    for path in (*(onnxruntime / name for name in FILES), ROOT / "examples" / "sampler.mjs"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_mnist(model: gas.zoo.ZooModel, folder: Path) -> None:
+    """Write ``mnist``: its conditions are the ten digits."""
     labels = torch.arange(10)
-    noise = model.noise(range(FIRST_SEED, FIRST_SEED + 10))
-    module = DenoiserModule(model.conditional, model.network)
-    inputs = {"x": noise[:3], "t": torch.tensor([0.5], dtype=torch.float64), "label": labels[:3]}
-    export(folder / "network.onnx", module, inputs, batch={"x": 0, "label": 0})
-    learned = gas.load(gas.zoo.solver_path("mnist"))
+    _export_denoiser(model, folder, DenoiserModule(model.conditional, model.network), labels)
+    _write_settings(model, folder, conditions=labels.tolist())
+
+
+def write_emoji(model: gas.pipelines.PipelineModel, folder: Path) -> None:
+    """Write ``emoji``: its conditions are tokens of prompts, and a second graph decodes its samples."""
+    pipe, scale = model.pipe, gas.zoo.card("emoji")["guidance"]
+    tokenizer = pipe.tokenizer
+    empty, first = (_tokens(tokenizer, prompts) for prompts in ([""], PROMPTS))
+
+    def network(x: torch.Tensor, step: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        words = pipe.text_encoder(torch.cat([tokens, empty.expand_as(tokens)])).last_hidden_state
+        both = pipe.unet(torch.cat([x, x]), step.float().repeat(2), encoder_hidden_states=words).sample
+        return torch.lerp(both[x.shape[0] :], both[: x.shape[0]], scale)
+
+    denoise = VelocityDenoiser(DiscreteTime(network, model.schedule), model.schedule)
+    networks = torch.nn.ModuleList([pipe.unet, pipe.text_encoder])
+    _export_denoiser(model, folder, DenoiserModule(denoise, networks), first)
+    latents = model.noise(range(3))
+    export(folder / "decoder.onnx", Decoder(pipe.vae), {"x": latents}, batch={"x": 0})
+    words = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    settings = {"prompts": PROMPTS, "vocabulary": [word for word, _ in words], "tokens": first.shape[1]}
+    _write_settings(model, folder, guidance=scale, **settings)
+
+
+PARTS = {"mnist": write_mnist, "emoji": write_emoji}
+
+
+class Decoder(torch.nn.Module):
+    """An autoencoder's decoder, ``latents -> images`` in [-1, 1]."""
+
+    def __init__(self, vae: torch.nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Decode samples ``(B, C, H, W)``."""
+        return self.vae.decode(x / self.vae.config.scaling_factor).sample.clamp(-1, 1)
+
+
+def _tokens(tokenizer: object, prompts: list[str]) -> torch.Tensor:
+    return tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def _export_denoiser(
+    model: gas.models.Model, folder: Path, module: DenoiserModule, condition: torch.Tensor
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {"x": model.noise(range(3)), "t": torch.tensor([0.5], dtype=torch.float64)}
+    inputs["condition"] = condition[:3]
+    export(folder / "network.onnx", module, inputs, batch={"x": 0, "condition": 0})
+
+
+def _write_settings(model: gas.models.Model, folder: Path, *, guidance: float = 1.0, **settings: object) -> None:
+    """Write solver files by name, the first noise, and what else the page asks."""
+    learned = gas.load(gas.zoo.solver_path(model.name))
+
+    def file(solvers: list[gas.Classical]) -> gas.Artefact:
+        return gas.save(None, solvers, model=model, guidance=guidance)
+
     artefacts = {
-        name: gas.save(None, [gas.Classical(*start, nfe, model.t_end) for nfe in learned.nfes], model=model)
-        for name, start in CLASSICAL.items()
+        name: file([gas.Classical(*start, nfe, model.t_end) for nfe in learned.nfes])
+        for name, start in CLASSICAL[model.name].items()
     }
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, model.t_end)
-    artefacts |= {"GS": learned, "Teacher": gas.save(None, teacher, model=model)}
+    artefacts |= {"GS": learned, "Teacher": file([teacher])}
     rows = {
         name: each.document.model_dump(mode="json", exclude_none=True) for name, each in artefacts.items()
     }
-    settings = {"model": model.name, "side": model.sample_shape[-1], "labels": labels.tolist(), "rows": rows}
-    settings["noise"] = [round(value, 6) for value in noise.flatten().tolist()]
+    count = len(settings.get("prompts") or settings["conditions"])
+    noise = model.noise(range(FIRST_SEED, FIRST_SEED + count)).flatten().tolist()
+    settings |= {"model": model.name, "guidance": guidance, "shape": list(model.sample_shape)}
+    settings |= {"nfes": learned.nfes, "rows": rows, "noise": [round(value, 6) for value in noise]}
     (folder / "solvers.json").write_text(json.dumps(settings))
-    for path in (*(onnxruntime / name for name in FILES), ROOT / "examples" / "sampler.mjs"):
-        shutil.copyfile(path, folder / path.name)
 
 
 def _build_finished(app: Sphinx, exception: Exception | None) -> None:

@@ -353,6 +353,10 @@ def _log_alpha_at(lam: Time) -> Tensor:
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """Piecewise linear interpolation over increasing ``knots``, continued linearly outside them."""
-    right = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
+    if torch.compiler.is_compiling():  # ONNX has no search
+        right = (knots < x.detach()[..., None]).sum(-1)
+    else:
+        right = torch.searchsorted(knots, x.detach().contiguous())
+    right = right.clamp(1, len(knots) - 1)
     x0, x1, y0, y1 = knots[right - 1], knots[right], values[right - 1], values[right]
     return y0 + (x - x0) * (y1 - y0) / (x1 - x0)

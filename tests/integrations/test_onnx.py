@@ -73,6 +73,31 @@ def test_a_denoiser_at_any_time_and_batch(tmp_path, model):
 
 
 @pytest.mark.slow
+def test_a_network_of_discrete_steps_that_asks_how_large_a_batch_is(tmp_path):
+    """Both as diffusers' U-Nets have them: float steps of a table of ``alphas_cumprod``, and a branch for large batches."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x, step):
+            x = x.contiguous() if x.shape[0] >= 64 else x
+            return self.layer(x) + step.to(x.dtype)[:, None, None, None] / 1000
+
+    network, schedule = Network(), gas.VPDiscrete(torch.linspace(0.999, 0.01, 50))
+    denoise = gas.denoise.VelocityDenoiser(gas.denoise.DiscreteTime(network, schedule), schedule)
+    x, out = torch.randn(5, 1, 4, 4), tmp_path / "network.onnx"
+    inputs = {"x": x[:3], "t": torch.tensor([0.5], dtype=torch.float64)}
+    assert export(out, DenoiserModule(denoise, network), inputs, batch={"x": 0}) < TOLERANCE
+    for t in (1.0, 0.123, 0.02):
+        given = {"x": x, "t": torch.tensor([t], dtype=torch.float64)}
+        with torch.no_grad():
+            expected = denoise(x, given["t"][0])
+        assert largest_difference(out.read_bytes(), given, expected) < TOLERANCE
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 2])
 def test_one_row_from_the_command_line(tmp_path, file, table, row):
     out = tmp_path / "row.onnx"

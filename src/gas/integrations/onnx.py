@@ -146,13 +146,12 @@ def export(
         ValueError: when the results differ from torch's, or the module cannot be exported.
     """
     _require_onnx()
-    content = _exported(module.eval(), inputs, batch)
     # Twice the batch too: a graph with the traced size in it would run on no other.
     doubled = {name: torch.cat([x, x], batch[name]) if name in batch else x for name, x in inputs.items()}
-    differences = []
-    for each in (inputs, doubled):
-        with torch.no_grad():
-            expected = module(*each.values())
+    with torch.no_grad():  # before tracing: what a module or schedule keeps from its first call must be real
+        outputs = [module.eval()(*each.values()) for each in (inputs, doubled)]
+    content, differences = _exported(module, inputs, batch), []
+    for each, expected in zip((inputs, doubled), outputs, strict=True):
         differences.append(largest_difference(content, each, expected))
         if not differences[-1] <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise UserError(
@@ -163,7 +162,8 @@ def export(
 
 
 def _exported(module: nn.Module, inputs: Mapping[str, Tensor], batch: Mapping[str, int]) -> bytes:
-    size = torch.export.Dim("batch")
+    # A named dimension would be refused by networks that ask whether it is large, as diffusers' U-Nets do.
+    size = torch.export.Dim.AUTO
     shapes = [{batch[name]: size} if name in batch else {} for name in inputs]
     if isinstance(module, (DenoiserModule, Unrolled)):  # what is not named in forward is one tuple there
         named = 1 if isinstance(module, Unrolled) else 2
