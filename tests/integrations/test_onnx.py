@@ -74,7 +74,7 @@ def test_a_denoiser_at_any_time_and_batch(tmp_path, model):
 
 @pytest.mark.slow
 def test_a_network_of_discrete_steps_that_asks_how_large_a_batch_is(tmp_path):
-    """Both as diffusers' U-Nets have them: float steps of a table of ``alphas_cumprod``, and a branch for large batches."""
+    """As in diffusers' U-Nets: float steps of a table of ``alphas_cumprod``, and a branch for large batches."""
 
     class Network(nn.Module):
         def __init__(self):

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from gas.training.adversarial.r3gan import (
     CIFAR10,
     DIGITS,
+    EMOJI,
     FFHQ64,
     MNIST,
     R3GANDiscriminator,
-    latent,
     load_discriminator,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "r3gan_discriminator_tiny.safetensors"
-PRESETS = {"CIFAR10": CIFAR10, "FFHQ64": FFHQ64, "latent": latent(4), "DIGITS": DIGITS, "MNIST": MNIST}
+PRESETS = {"CIFAR10": CIFAR10, "FFHQ64": FFHQ64, "DIGITS": DIGITS, "EMOJI": EMOJI, "MNIST": MNIST}
+PRESETS["latent"] = {**FFHQ64, "in_channels": 4}
 SMALL: dict[str, Any] = {
     "in_channels": 2,
     "resolution": 8,

@@ -126,7 +126,7 @@ def test_files_that_do_not_belong_together(tmp_path):
 
 def test_images_are_no_pipeline():
     with pytest.raises(
-        ValueError, match=r"'digits' is not a diffusers pipeline; .*: mnist-flow, mnist-latent"
+        ValueError, match=r"'digits' is not a diffusers pipeline; .*: emoji, mnist-flow, mnist-latent"
     ):
         zoo.pipeline("digits")
 
@@ -136,7 +136,7 @@ def test_without_diffusers_the_error_names_the_extra():
     """Where the import of diffusers fails."""
     script = (
         "from gas import zoo\n"
-        "assert zoo.names() == ['digits', 'mnist', 'mnist-flow', 'mnist-latent']\n"
+        "assert zoo.names() == ['digits', 'emoji', 'mnist', 'mnist-flow', 'mnist-latent']\n"
         "assert zoo.card('mnist-flow')['sample_shape'] == [4, 8, 8] and zoo.load('digits').classes == 10\n"
         "try:\n    zoo.load('mnist-latent')\n"
         "except ModuleNotFoundError as error:\n    print(error)\n"
@@ -158,10 +158,22 @@ def test_the_commands_take_it_by_name(tmp_path):
     measure = ["--seeds", "50:54", "--baselines", "ddim/time_uniform", "--json"]
     printed = run("evaluate", *model, "--solver", work / "s.json", *measure).stdout
     assert all(row["to_teacher"] and row["frechet_data"] > 0 for row in json.loads(printed)["rows"])
-    for command in (
-        ["demo", *model],
-        ["export", "--solver", work / "s.json", "--onnx", work / "x.onnx", "--nfe", 2, *model],
-    ):
-        message = run(*command, code=2).stderr
-        assert "model mnist-flow is a pipeline of latents, which this command does not take" in message
+    export = ["export", "--solver", work / "s.json", "--onnx", work / "x.onnx", "--nfe", 2, *model]
+    message = run(*export, code=2).stderr
+    assert "model mnist-flow is a pipeline of latents, which this command does not take" in message
     assert "mnist-flow" in run("zoo").stdout
+
+
+@pytest.mark.slow
+def test_the_demo_learns_at_the_guidance_of_the_card(tmp_path, monkeypatch):
+    for name, number in {"TRAINED": 32, "VALIDATED": 8, "EVALUATED": 12, "GAS_STEPS": 4}.items():
+        monkeypatch.setattr(f"gas.cli.demo.{name}", number)
+    demo = ["demo", "--model", "mnist-latent", "--iterations", 1, "--nfe", 2, "--out", tmp_path, "--json"]
+    rows = {row["name"]: row for row in json.loads(run(*demo).stdout)["rows"]}
+    learned, model = gas.load(tmp_path / "mnist-latent-2.json"), zoo.load("mnist-latent")
+    assert learned.document.guidance == 2.0 and rows["GS"]["forward_passes"] == 4
+    teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, model.t_end)
+    unseen = gas.evaluation.teacher_pairs(model, teacher, range(50_000, 50_012), guidance=2.0)
+    error = float(gas.evaluate(model, unseen, learned.table(2), gas.losses.l2).mean())
+    assert rows["GS"]["mse"] == pytest.approx(error, rel=1e-3)
+    assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"

@@ -168,7 +168,7 @@ EMOJI = LatentRecipe(
             "addition_embed_type": "text",  # every layer learns the prompt, not the attention alone
             "addition_embed_type_num_heads": 4,
         },
-        steps=28_000,
+        steps=20_000,
         horizon=28_000,
         batch=16,
         learning_rate=7e-4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import gas
 from gas.arguments import MAX_ITERATIONS, MAX_NFE
@@ -18,6 +18,9 @@ from gas.cli.options import Device, Json, Seed, ZooName, adam_against
 from gas.cli.pairs import run_teacher
 from gas.cli.screen import bar, note, print_json
 from gas.display import significant
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Seeds of training, validation and evaluation, and the first seed of the evaluation.
 TRAINED, VALIDATED, EVALUATED, FIRST_UNSEEN = 160, 64, 192, 50_000
@@ -45,20 +48,23 @@ def demo(
     """
     began = time.perf_counter()
     gas.plotting.require_matplotlib()
-    network = load_zoo(model, device)
+    network, guidance = load_zoo(model, device), float(gas.zoo.card(model).get("guidance", 1.0))
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, network.t_end)
-    note(f": {teacher.label}, {teacher.nfe} network calls a sample", label="1. Teacher", style="bold")
+    guided = "" if guidance == 1 else f", guidance {guidance:g}"
+    note(f": {teacher.label}, {teacher.nfe} network calls a sample{guided}", label="1. Teacher", style="bold")
     folder, path = out / f"pairs-{network.name}", out / f"{network.name}-{nfe}.json"
     files = {"GS": path, "GAS": path.with_stem(f"{path.stem}-gas")}
     names = [folder.name, *(file.name for file in files.values()), f"{path.stem}.state"]
     gas.workspace.claim(out, [*names, "samples.png", "times.png"])
-    run_teacher(network, teacher, folder, range(TRAINED + VALIDATED))
+    run_teacher(network, teacher, folder, range(TRAINED + VALIDATED), guidance)
     pairs = gas.read_pairs(folder, model=network)
     tables = _learn_both(network, pairs, files, nfe, iterations, seed)
     seeds = range(FIRST_UNSEEN, FIRST_UNSEEN + EVALUATED)
     note(f" {seeds.start} to {seeds.stop - 1}", label="4. Unseen seeds", style="bold")
     start = time.perf_counter()
-    unseen = gas.evaluation.teacher_pairs(network, teacher, seeds, progress=teacher_progress)
+    unseen = gas.evaluation.teacher_pairs(
+        network, teacher, seeds, guidance=guidance, progress=teacher_progress
+    )
     milliseconds = 1e3 * (time.perf_counter() - start) / len(unseen)
     rows = _measure(out, network, unseen, tables, teacher, f"{teacher.nfe} calls, {milliseconds:.0f} ms")
     if json:
@@ -74,7 +80,7 @@ def demo(
 
 
 def _learn_both(
-    model: gas.zoo.ZooModel, pairs: gas.Pairs, files: dict[str, Path], nfe: int, iterations: int, seed: int
+    model: gas.models.Model, pairs: gas.Pairs, files: dict[str, Path], nfe: int, iterations: int, seed: int
 ) -> dict[str, gas.Table]:
     """Learn GS in a demo's time, then GAS from it; save both, and return their tables as the files have them."""
     note(f": the Generalized Solver, {nfe} calls a sample", label="2. Student", style="bold")
@@ -89,13 +95,14 @@ def _learn_both(
     adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
     tables, starts = {}, {nfe: result.start}
     for (name, file), solver in zip(files.items(), (result.solver, adversarial), strict=True):
-        gas.save(file, solver, model=model, teacher=pairs.teacher, loss="l2", starts=starts)
+        purpose = {"guidance": pairs.guidance, "teacher": pairs.teacher}
+        gas.save(file, solver, model=model, loss="l2", starts=starts, **purpose)
         tables[name] = gas.load(file).table(nfe)
     return tables
 
 
 def _learn_adversarial(
-    model: gas.zoo.ZooModel, pairs: gas.Pairs, validation: gas.Pairs, table: gas.Table, seed: int
+    model: gas.models.Model, pairs: gas.Pairs, validation: gas.Pairs, table: gas.Table, seed: int
 ) -> gas.GeneralizedSolver:
     """Go on against a discriminator in a demo's time: few steps, on few pairs."""
     solver = gas.GeneralizedSolver.from_table(model.schedule, table, model.t_end)
@@ -110,7 +117,7 @@ def _learn_adversarial(
 
 def _measure(
     out: Path,
-    model: gas.zoo.ZooModel,
+    model: gas.models.Model,
     pairs: gas.Pairs,
     learned: dict[str, gas.Table],
     teacher: gas.Classical,
@@ -131,9 +138,9 @@ def _measure(
         row = evaluator.measure(name, samples, nfe)
         rows.append(row)
         title = f"{name}\n{detail}\n{nfe} calls, {milliseconds:.0f} ms, MSE {significant(row.mse, 3)}"
-        images.append((title, samples[:_COLUMNS].clamp(-1, 1)))
+        images.append((title, _shown(model, samples)))
     rows.append(evaluator.measure("teacher", pairs.target, teacher.nfe))
-    images.append((f"Teacher\n{teacher.label}\n{cost}", pairs.target[:_COLUMNS].clamp(-1, 1)))
+    images.append((f"Teacher\n{teacher.label}\n{cost}", _shown(model, pairs.target)))
     highlight = list(tables).index("GS")
     title = f"The same network, the same noise, {nfe} network calls"
     text = (
@@ -146,3 +153,7 @@ def _measure(
     times = [(name, table.times.tolist(), ()) for name, (_, table) in tables.items()]
     gas.plotting.times_plot(out / "times.png", times, model.schedule, highlight=highlight)
     return rows
+
+
+def _shown(model: gas.models.Model, samples: Tensor) -> Tensor:
+    return gas.models.protocol.images_of(model, samples[:_COLUMNS]).clamp(-1, 1)

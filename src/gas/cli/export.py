@@ -11,7 +11,7 @@ import gas
 from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import NFE, option, output_file
-from gas.cli.loading import load_zoo
+from gas.cli.loading import load_zoo_images
 from gas.cli.options import Json, SolverFile, ZooName, was_given
 from gas.cli.screen import note, print_json
 
@@ -70,7 +70,7 @@ def _sampler(artefact: gas.Artefact, name: str, nfe: int) -> Traced:
     """Return the unrolled sampler with its network, and inputs to trace it with."""
     import torch
 
-    table, model, guidance = artefact.table(nfe), load_zoo(name, "cpu"), artefact.document.guidance
+    table, model, guidance = artefact.table(nfe), load_zoo_images(name, "cpu"), artefact.document.guidance
     artefact.check(model, guidance)
 
     def denoise(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:

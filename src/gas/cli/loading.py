@@ -52,16 +52,22 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
     return gas.models.CudaGraphs(model) if network.cuda_graphs else model
 
 
-def load_zoo(name: str, device: str) -> gas.zoo.ZooModel:
-    """Load a zoo model of images onto a device."""
+def load_zoo(name: str, device: str) -> gas.zoo.ZooModel | gas.pipelines.PipelineModel:
+    """Load a zoo model onto a device."""
     prefix = name.partition(":")[0]
     if prefix in (*SOURCES, "diffusers"):
-        raise gas.UserError(f"this command takes zoo models of images, as digits, got --model {name[:80]}")
-    if "pipeline" in gas.zoo.card(name):
+        raise gas.UserError(f"this command takes zoo models, as digits, got --model {name[:80]}")
+    return gas.zoo.load(name).to(device)
+
+
+def load_zoo_images(name: str, device: str) -> gas.zoo.ZooModel:
+    """Load a zoo model of images onto a device."""
+    model = load_zoo(name, device)
+    if isinstance(model, gas.pipelines.PipelineModel):
         raise gas.UserError(
             f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
         )
-    return cast("gas.zoo.ZooModel", gas.zoo.load(name).to(device))
+    return model
 
 
 def _call_arguments(prompts: Path | None, call: str, pairs: Path | None) -> dict[str, Any]:

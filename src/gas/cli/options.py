@@ -49,7 +49,7 @@ ModelName = Annotated[
 ]
 ZooName = Annotated[
     str,
-    option("Zoo model of images (digits, mnist), or a .safetensors file of one.", names=("--model", "-m")),
+    option("Zoo model (gas zoo lists them), or a .safetensors file of one.", names=("--model", "-m")),
 ]
 Prompts = Annotated[Path | None, option("UTF-8 file of prompts: seed s takes line s mod lines.", **FILE)]
 Device = Annotated[str, option("Device of the network: cpu, cuda, cuda:1, mps.")]

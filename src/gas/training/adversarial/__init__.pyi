@@ -9,10 +9,10 @@ from .losses import (
 from .r3gan import (
     CIFAR10 as CIFAR10,
     DIGITS as DIGITS,
+    EMOJI as EMOJI,
     FFHQ64 as FFHQ64,
     MNIST as MNIST,
     R3GANDiscriminator as R3GANDiscriminator,
-    latent as latent,
     load_discriminator as load_discriminator,
     stages as stages,
 )

@@ -46,15 +46,8 @@ CIFAR10 = stages(3, [768] * 4, [96] * 4, [2] * 4)
 FFHQ64 = stages(3, [384, *[768] * 4], [48, *[96] * 4], [2] * 5)
 # Ours, in the published proportions: 16 channels a group, fewer groups.
 DIGITS = stages(1, [32, 64], [4, 8], [1, 2])
+EMOJI = stages(6, [32, 64, 96], [4, 8, 12], [1, 2, 2])
 MNIST = stages(1, [16, 32, 64, 96], [2, 4, 8, 12], [1, 2, 2, 2])
-
-
-def latent(channels: int) -> dict[str, Any]:
-    """Return the sizes of :data:`FFHQ64` for latents of 64 x 64 with another number of channels (3 or 4).
-
-    From random weights, as in arXiv 2510.17699: no discriminator of latents is published.
-    """
-    return {**FFHQ64, "in_channels": channels}
 
 
 class R3GANDiscriminator(nn.Module):

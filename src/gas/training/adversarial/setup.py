@@ -22,7 +22,7 @@ from gas.pairs.dataset import Pairs
 from gas.table import Table, table_of
 from gas.training.adam import Adam
 from gas.training.adversarial.losses import Discriminator
-from gas.training.adversarial.r3gan import CIFAR10, DIGITS, FFHQ64, MNIST, R3GANDiscriminator, latent
+from gas.training.adversarial.r3gan import CIFAR10, DIGITS, EMOJI, FFHQ64, MNIST, R3GANDiscriminator
 from gas.training.loop import Criterion, FitRecord, fit
 from gas.training.validation import evaluate
 
@@ -282,18 +282,15 @@ def _network_maker(model: Model, network: nn.Module | None, seed: int) -> Callab
 
 
 def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
-    known = {
-        (1, 8, 8): DIGITS,
-        (1, 32, 32): MNIST,
-        (4, 8, 8): {**DIGITS, "in_channels": 4},
-        (3, 32, 32): CIFAR10,
-        (3, 64, 64): FFHQ64,
-        (4, 64, 64): latent(4),
-    }
-    if shape not in known:
-        shapes = ", ".join("x".join(map(str, s)) for s in known)
+    """Return the sizes of a discriminator for these samples: the published ones, or else ours for their side.
+
+    None of latents is published: those of 64 x 64 take FFHQ-64's sizes and random weights, as in arXiv 2510.17699.
+    """
+    published = {(3, 32, 32): CIFAR10, (3, 64, 64): FFHQ64}
+    by_side = {8: DIGITS, 16: EMOJI, 32: MNIST, 64: FFHQ64}
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in by_side:
         raise UserError(
-            f"no discriminator is known for samples of shape {'x'.join(map(str, shape))} (only {shapes}): "
-            "build a gas.Adversary with your own discriminators"
+            f"no discriminator is known for samples of shape {'x'.join(map(str, shape))}, only for square ones of "
+            f"side {', '.join(map(str, by_side))}: build a gas.Adversary with your own discriminators"
         )
-    return known[shape]
+    return published.get(shape, {**by_side[shape[1]], "in_channels": shape[0]})
