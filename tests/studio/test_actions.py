@@ -129,6 +129,18 @@ def test_an_empty_prompt_is_refused_and_words_are_drawn(tmp_path):
     assert rows[1].images.shape == (1, 1, 32, 32) and rows[1].passes == 2
 
 
+def test_a_shipped_pipeline_draws_a_class_or_a_prompt(networks):
+    pytest.importorskip("diffusers")
+    assert networks.describe("mnist-latent").takes_prompt and not networks.describe("digits").takes_prompt
+    choice = {"model": "mnist-latent", "count": 2, "classical": ["ddim/log_snr"], "calls": 1, "guidance": 2.0}
+    (_, by_class), (_, by_prompt), (_, other) = (
+        last(actions.compare(networks, Choice(**choice, **condition)))
+        for condition in ({"label": 3}, {"label": 7, "prompt": " three"}, {"label": 7, "prompt": ""})
+    )
+    torch.testing.assert_close(by_class.images, by_prompt.images)
+    assert float((by_class.images - other.images).abs().mean()) > 0.05
+
+
 def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(tmp_path):
     (tmp_path / "unet").mkdir()
     with (tmp_path / "unet" / "x.safetensors").open("wb") as file:

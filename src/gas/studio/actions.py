@@ -112,7 +112,7 @@ class NoPrompt(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the page asks for a model: a prompt, or one of its classes by name, and a guidance scale.
+    """What the page asks for a model: a prompt or one of its classes by name, and a guidance scale.
 
     Attributes:
         guidance: the scale that the model is meant for: of its card, or of its pipeline's own call.
@@ -162,15 +162,15 @@ class Networks:
             return Facts(takes_prompt=True, guidance=pending.guidance)
         names = list(prompts_of(model)) or [str(label) for label in range(model.classes)]
         if name in gas.zoo.names() or name.endswith(".safetensors"):
-            return Facts(classes=names, guidance=gas.zoo.card(name).get("guidance", 1.0))
+            drawn = isinstance(model, gas.pipelines.PipelineModel)
+            return Facts(takes_prompt=drawn, classes=names, guidance=gas.zoo.card(name).get("guidance", 1.0))
         return Facts(classes=names, guidance=getattr(model, "default_guidance", 1.0))
 
     def _loaded(self, name: str) -> Callable[[str], Model]:
         """Return a zoo model or a pipeline as a function of the prompt."""
         folder = Path(name).expanduser()
         if name in gas.zoo.names() or name.endswith(".safetensors"):
-            model = gas.zoo.load(name).to(self.device)
-            return lambda prompt: model
+            return partial(_shipped, gas.zoo.load(name).to(self.device))
         if not name or not folder.is_dir():
             known = ", ".join(gas.zoo.names())
             raise UserError(
@@ -181,6 +181,13 @@ class Networks:
         gas.pipelines.loading.place_pipeline(pipe, self.device)
         pipe.set_progress_bar_config(disable=True)
         return partial(_with_prompt, pipe)
+
+
+def _shipped(model: gas.zoo.ZooModel | gas.pipelines.PipelineModel, prompt: str) -> Model:
+    """Return a shipped model, of one prompt where it takes prompts and got one."""
+    if not prompt.strip() or not isinstance(model, gas.pipelines.PipelineModel):
+        return model
+    return gas.pipelines.from_pipeline(model.pipe, [prompt.strip()], name=model.name, **model.arguments)
 
 
 def _with_prompt(pipe: Any, prompt: str) -> Model:
@@ -324,8 +331,9 @@ def _sampled(networks: Networks, model: Model, choice: Choice, entry: Entry, row
 
 
 def _batches(model: Model, choice: Choice) -> Iterator[Any]:
-    labelled = choice.label is None or choice.label >= 0
-    label = choice.label if labelled else None
+    is_prompted = bool(choice.prompt.strip()) and prompts_of(model) == (choice.prompt.strip(),)
+    labelled = choice.label is None or choice.label >= 0 or is_prompted
+    label = choice.label if labelled and not is_prompted else None
     return seed_batches(model, choice.seeds, labelled=labelled, label=label, batch=_BATCH)
 
 

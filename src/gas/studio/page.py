@@ -25,6 +25,7 @@ _MAX_UPLOAD = 2 << 20
 _MEASURED = 32
 _DEFAULT = ["dpmpp-3m/log_snr", "unipc-3-bh2/log_snr", "ipndm-3/time_uniform"]
 _EACH, _NONE = "by seed", "none"
+_NO_PROMPT = "What to draw; empty: the names that the model knows, one after another"
 _BY_CALLS, _BY_PASSES = "NFE", "forward passes"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 # One accent, as in the plots; gradio's own subdued grey is too pale to read.
@@ -200,7 +201,7 @@ def _controls(gr: Any) -> tuple[_Controls, Any, Any]:
         label="Model",
         info="Shipped, or the path of a diffusers folder",
     )
-    prompt = gr.Textbox(label="Prompt", visible=False, lines=2, placeholder="What to draw")
+    prompt = gr.Textbox(label="Prompt", visible=False, lines=2)
     with gr.Row():
         label = gr.Dropdown([_EACH, _NONE], value=_EACH, label="Class", min_width=140)
         guidance = gr.Number(1.0, label="Guidance scale", step=0.5, min_width=120)
@@ -275,7 +276,7 @@ def _described(gr: Any, networks: Networks, name: str, paths: list[str]) -> tupl
     fitting = [path for path in paths if _model_of(path) == name]
     scale = actions.check_file(fitting[-1]).document.guidance if fitting else facts.guidance
     return (
-        gr.update(visible=facts.takes_prompt),
+        gr.update(visible=facts.takes_prompt, placeholder=_NO_PROMPT if labels else "What to draw"),
         gr.update(choices=[_EACH, _NONE, *labels], value=_EACH, visible=bool(labels)),
         scale,
         _offered(gr, name, paths, [str(gas.zoo.solver_path(name)), *fitting]),
