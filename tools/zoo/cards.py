@@ -376,8 +376,8 @@ def _emoji_text(card: Mapping[str, Any]) -> str:
 
 A `StableDiffusionPipeline` of emoji of 64x64 pixels: a `UNet2DConditionModel` that predicts v and a CLIP text encoder
 of words, trained together, of {card["parameters"]:,} parameters, on latents
-{"x".join(map(str, card["sample_shape"]))} of an autoencoder. Prompts are the words of a picture's name, as in "red
-heart"; a tenth were empty in training, so that it can be guided. Stored in float16; loaded, measured and run in
+{"x".join(map(str, card["sample_shape"]))} of an autoencoder. Prompts are the words of a picture's name, as in "cat
+face"; a tenth were empty in training, so that it can be guided. Stored in float16; loaded, measured and run in
 float32.
 
 | | |

@@ -1,4 +1,4 @@
-"""Small pretrained models shipped with the library, of digits: images of 8x8 and 32x32, latents, a flow of latents."""
+"""Small pretrained models shipped with the library, of digits (images, latents, a flow of latents) and emoji."""
 
 import lazy_loader
 

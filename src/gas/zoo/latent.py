@@ -1,4 +1,4 @@
-"""The zoo's latent models as diffusers pipelines: one autoencoder and text encoder for both, and a denoiser each.
+"""The zoo's latent models as diffusers pipelines; the two of digits share an autoencoder and a text encoder.
 
 Every part is an instance of a class of diffusers or transformers; importing this module needs neither.
 """
@@ -24,7 +24,7 @@ from gas.zoo.weights_file import WEIGHTS, build, damaged, read_card, read_weight
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TOKENS = 8  # length of a prompt, with its start and end tokens
 _WORD_TOKENS = 16  # the same for prompts of words
-_VOCABULARY = 1 << 16  # characters of a vocabulary: that of emoji has 14,000
+_VOCABULARY = 1 << 16  # characters of a vocabulary: that of emoji has 4,000
 SHARED = "mnist-autoencoder"  # the file of the autoencoder and the text encoder
 
 

@@ -26,7 +26,7 @@ from gas.io import (
 
 WEIGHTS = Path(__file__).parent / "weights"  # the shipped files
 
-# The zoo's models are below 10 MB.
+# The zoo's models are below 12 MB.
 _MAX_BYTES = 256 << 20
 # Checksums of files without a checksum in their metadata, in the format of ``sha256sum``.
 _SUMS = "SHA256SUMS"
