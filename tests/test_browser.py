@@ -209,7 +209,7 @@ def test_prompts_are_drawn_in_color(page):
     finished(page)
     prompts = ["red heart", "the cats face", "owl " + "of zebras " * 20]
     model = gas.pipelines.from_pipeline(gas.zoo.pipeline("emoji"), prompts)
-    guidance = gas.zoo.card("emoji")["guidance"]
+    guidance = gas.zoo.guidance("emoji")
     denoise = model.bind(torch.arange(8) % 3, guidance)
     table = gas.load(gas.zoo.solver_path("emoji")).table(nfe=4)
     with torch.no_grad():

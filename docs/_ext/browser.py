@@ -31,7 +31,16 @@ SHA512 = (
 )
 FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]
 FIRST_SEED = 50000
-PROMPTS = ["grinning face", "dog face", "cat face", "strawberry", "panda face", "hamburger", "sunflower", "owl"]
+PROMPTS = [
+    "grinning face",
+    "dog face",
+    "cat face",
+    "strawberry",
+    "panda face",
+    "hamburger",
+    "sunflower",
+    "owl",
+]
 # By the mean error on unseen seeds (docs/results/mnist.json, docs/results/compare/emoji.csv), each on its best grid.
 CLASSICAL = {
     "mnist": {
@@ -79,7 +88,7 @@ def runtime() -> Path | None:
 
 def write(folder: Path, onnxruntime: Path) -> None:
     """Write everything that page.mjs fetches: a folder for each model, and what they share."""
-    for name, part in PARTS.items():
+    for name, part in WRITERS.items():
         part(gas.zoo.load(name), folder / name)
     for path in (*(onnxruntime / name for name in FILES), ROOT / "examples" / "sampler.mjs"):
         shutil.copyfile(path, folder / path.name)
@@ -94,7 +103,7 @@ def write_mnist(model: gas.zoo.ZooModel, folder: Path) -> None:
 
 def write_emoji(model: gas.pipelines.PipelineModel, folder: Path) -> None:
     """Write ``emoji``: its conditions are tokens of prompts, and a second graph decodes its samples."""
-    pipe, scale = model.pipe, gas.zoo.card("emoji")["guidance"]
+    pipe, scale = model.pipe, gas.zoo.guidance("emoji")
     tokenizer = pipe.tokenizer
     empty, first = (_tokens(tokenizer, prompts) for prompts in ([""], PROMPTS))
 
@@ -113,7 +122,7 @@ def write_emoji(model: gas.pipelines.PipelineModel, folder: Path) -> None:
     _write_settings(model, folder, guidance=scale, **settings)
 
 
-PARTS = {"mnist": write_mnist, "emoji": write_emoji}
+WRITERS = {"mnist": write_mnist, "emoji": write_emoji}
 
 
 class Decoder(torch.nn.Module):
@@ -141,7 +150,9 @@ def _export_denoiser(
     export(folder / "network.onnx", module, inputs, batch={"x": 0, "condition": 0})
 
 
-def _write_settings(model: gas.models.Model, folder: Path, *, guidance: float = 1.0, **settings: object) -> None:
+def _write_settings(
+    model: gas.models.Model, folder: Path, *, guidance: float = 1.0, **settings: object
+) -> None:
     """Write solver files by name, the first noise, and what else the page asks."""
     learned = gas.load(gas.zoo.solver_path(model.name))
 

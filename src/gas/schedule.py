@@ -353,7 +353,7 @@ def _log_alpha_at(lam: Time) -> Tensor:
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """Piecewise linear interpolation over increasing ``knots``, continued linearly outside them."""
-    if torch.compiler.is_compiling():  # ONNX has no search
+    if torch.compiler.is_compiling():  # ONNX, whose exporter traces so too, has no search
         right = (knots < x.detach()[..., None]).sum(-1)
     else:
         right = torch.searchsorted(knots, x.detach().contiguous())

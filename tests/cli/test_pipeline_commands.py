@@ -69,9 +69,9 @@ def test_a_pipeline_by_its_bare_name_is_pointed_to_its_prefix(name, folder, tmp_
 
 
 def test_commands_of_zoo_models_do_not_offer_pipelines(folder, tmp_path):
-    for command in ("export", "demo"):
+    for command, takes in (("export", "Zoo model of images"), ("demo", "Zoo model (gas zoo lists them)")):
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-        assert "Zoo model" in shown and "diffusers:" not in shown
+        assert takes in shown and "diffusers:" not in shown
     printed = run("demo", "--model", f"diffusers:{folder / 'sd'}", "--out", tmp_path / "x", code=2)
     assert "this command takes zoo models, as digits" in printed
 

@@ -135,7 +135,7 @@ def test_a_shipped_pipeline_draws_a_class_or_a_prompt(networks):
     choice = {"model": "mnist-latent", "count": 2, "classical": ["ddim/log_snr"], "calls": 1, "guidance": 2.0}
     (_, by_class), (_, by_prompt), (_, other) = (
         last(actions.compare(networks, Choice(**choice, **condition)))
-        for condition in ({"label": 3}, {"label": 7, "prompt": " three"}, {"label": 7, "prompt": ""})
+        for condition in ({"label": 3}, {"label": -1, "prompt": " three"}, {"label": 7, "prompt": ""})
     )
     torch.testing.assert_close(by_class.images, by_prompt.images)
     assert float((by_class.images - other.images).abs().mean()) > 0.05
@@ -181,7 +181,9 @@ def test_recorded_and_measured_errors(networks, digits):
 def test_lines_to_copy_name_the_file_and_its_nfe(digits):
     lines = actions.snippets(str(gas.zoo.solver_path("mnist")))
     assert "solver='mnist.json'" in lines["diffusers"] and "num_inference_steps=4" in lines["diffusers"]
-    for text in lines.values():
+    guided = actions.snippets(str(gas.zoo.solver_path("emoji")))
+    assert "guidance_scale=3)" in guided["diffusers"] and "guidance=3)" in guided["Python"]
+    for text in (*lines.values(), *guided.values()):
         compile(text, "lines", "exec")
 
 

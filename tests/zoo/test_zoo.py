@@ -33,7 +33,8 @@ def test_shipped_models_are_models(digits):
         assert not any(p.requires_grad for p in zoo.load(name).network.parameters())
     weights = list(digits.path.parent.glob("*.safetensors"))
     assert all(path.with_suffix(".md").is_file() for path in weights)
-    assert max(path.stat().st_size for path in weights) < 12e6
+    sizes = [path.stat().st_size for path in weights]
+    assert max(sizes) < 12e6 and sum(sizes) < 25e6
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     emoji = read(archive(tmp_path_factory.mktemp("emoji") / "small.tgz", files()))
-    return replace(emoji, drawn=("Flags", "Objects"))
+    return replace(emoji, denoiser_categories=("Flags", "Objects"))
 
 
 def test_pictures_are_on_white_with_prompts_and_some_are_held_out(small):

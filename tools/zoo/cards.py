@@ -247,7 +247,8 @@ def build_emoji(
     card: dict[str, Any] = {
         "name": "emoji",
         "data": emoji.images.description(),
-        "drawn": f"{len(emoji.trained)} trained on, {len(emoji.held_out)} held out, of {', '.join(emoji.drawn)}",
+        "denoiser_data": f"{len(emoji.trained)} trained on, {len(emoji.held_out)} held out, of "
+        f"{', '.join(emoji.denoiser_categories)}",
         "license": LICENSE,
         "pipeline": latent.kind,
         "scheduler": dict(latent.scheduler),
@@ -383,7 +384,7 @@ float32.
 | | |
 |---|---|
 | data of autoencoder and classifier | {markdown(card["data"])} |
-| data of the denoiser | {markdown(card["drawn"])} |
+| data of the denoiser | {markdown(card["denoiser_data"])} |
 | origin and license | {markdown(card["license"])} |
 | training | {card["steps"]:,} steps of {card["batch"]} latents, EMA |
 | time, with the autoencoder's | {card["seconds"]:,} s on {markdown(card["device"])} |

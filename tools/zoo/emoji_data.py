@@ -21,15 +21,15 @@ from gas.errors import UserError, explained
 from gas.io import open_regular, parse_json
 from gas.zoo.data import Images
 
-__all__ = ["ARCHIVE", "DRAWN", "LICENSE", "SHA256", "Emoji", "read_emoji"]
+__all__ = ["ARCHIVE", "DENOISER_CATEGORIES", "LICENSE", "SHA256", "Emoji", "read_emoji"]
 
 # npm pack emoji-datasource-google@16.0.0
 ARCHIVE = "emoji-datasource-google-16.0.0.tgz"
 SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
 LICENSE = "Noto Emoji, Apache-2.0, as in the npm package emoji-datasource-google 16.0.0 (MIT)"
 SIDE = 64
-# Categories that are learned to be drawn. All nine are too many for an hour of a processor: see recipes.py.
-DRAWN = ("Animals & Nature", "Food & Drink", "Smileys & Emotion")
+# Categories that the denoiser learns. All nine are too many for an hour of a processor: docs/reference/pipelines.md.
+DENOISER_CATEGORIES = ("Animals & Nature", "Food & Drink", "Smileys & Emotion")
 
 _LIST = "package/emoji.json"
 _PICTURE = re.compile(r"package/img/google/64/([0-9a-f]{1,8}(?:-[0-9a-f]{1,8}){0,15}\.png)")
@@ -47,27 +47,27 @@ class Emoji:
         names: of the pictures: lower-case words.
         aliases: other prompts of each picture: name with subcategory, and short name.
         categories: their names.
-        drawn: those that the denoiser learns; autoencoder and classifier learn all.
+        denoiser_categories: those that the denoiser learns; autoencoder and classifier learn all.
     """
 
     images: Images
     names: tuple[str, ...]
     aliases: tuple[tuple[str, ...], ...]
     categories: tuple[str, ...]
-    drawn: tuple[str, ...] = DRAWN
+    denoiser_categories: tuple[str, ...] = DENOISER_CATEGORIES
 
     @property
     def trained(self) -> list[int]:
         """Indices of the pictures that the denoiser is trained on."""
-        return [i for i in self._drawn() if i < len(self.names) - self.images.held_out]
+        return [i for i in self._of_denoiser() if i < len(self.names) - self.images.held_out]
 
     @property
     def held_out(self) -> list[int]:
         """Indices of the pictures of its categories that are held out."""
-        return [i for i in self._drawn() if i >= len(self.names) - self.images.held_out]
+        return [i for i in self._of_denoiser() if i >= len(self.names) - self.images.held_out]
 
-    def _drawn(self) -> list[int]:
-        chosen = [self.categories.index(name) for name in self.drawn]
+    def _of_denoiser(self) -> list[int]:
+        chosen = [self.categories.index(name) for name in self.denoiser_categories]
         return [i for i, label in enumerate(self.images.label.tolist()) if label in chosen]
 
 

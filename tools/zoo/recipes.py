@@ -28,7 +28,7 @@ class Recipe:
             above 1 it acts like weak guidance, without its cost.
         ema_images: half-life of the moving average of the weights.
         time_shift: ``s`` of the training times ``s u / (1 + (s - 1) u)`` of a latent U-Net, ``u`` uniform (SD3,
-            arXiv 2403.03206, eq. 23). Above 1 more of them are noisy, where the prompt decides what is seen.
+            arXiv 2403.03206, eq. 23). Above 1 more of them are noisy, where the prompt decides the picture.
         seed: of weights, noise and the order of images.
     """
 
@@ -170,6 +170,8 @@ EMOJI = LatentRecipe(
         },
         steps=20_000,
         horizon=28_000,
+        # After 150 s of training on all categories, mean error at five noise levels: 0.465 with 16 latents at 7e-4,
+        # 0.477 with 32 at 1e-3. A shift of 3 takes it from 0.682 to 0.634 at the noisiest and adds 0.07 at the cleanest.
         batch=16,
         learning_rate=7e-4,
         time_shift=2.0,

@@ -66,7 +66,7 @@ function addRow(name) {
   return { detail, cell: row.insertCell() };
 }
 
-/** Return a function that counts the bytes of WebAssembly made from now on: onnxruntime-web does not tell its own. */
+/** Return a function that counts the bytes of WebAssembly made from now on: onnxruntime-web does not report it. */
 function watchMemory() {
   const memories = [];
   WebAssembly.Memory = class extends WebAssembly.Memory {
@@ -105,11 +105,12 @@ class Model {
     return (this.prompts ?? this.conditions).length;
   }
 
-  /** Take as many prompts as there are pictures, from the first on again where they are fewer. */
+  /** Take as many prompts as there are pictures, from the first on again where they are fewer; return those in use. */
   prompt(text) {
     const prompts = text.split(",").map((part) => part.trim()).filter(Boolean);
     if (prompts.length) this.prompts = this.prompts.map((_, k) => prompts[k % prompts.length]);
     this.renew(this.noise);
+    return [...new Set(this.prompts)].join(", ");
   }
 
   async denoise(x, t) {
@@ -194,8 +195,9 @@ async function main() {
     root.querySelector(".facts").textContent =
       `One call of the network${guided} takes ${each.toFixed(1)} ms a sample in this browser. The network has ` +
       `${(model.bytes / 1e6).toFixed(1)} MB, the file of GS ${(learned / 1e3).toFixed(0)} kB; ` +
-      `onnxruntime-web holds ${(memory() / 1e6).toFixed(0)} MB of memory.`;
-    status.textContent = "The same noise in every row; MSE is to the teacher.";
+      `onnxruntime-web holds ${(memory() / 1e6).toFixed(0)} MB of memory for all networks loaded.`;
+    const compared = model.decoder ? "MSE of latents" : "MSE";
+    status.textContent = `The same noise in every row; ${compared} is to the teacher.`;
     controls.disabled = false;
   }
 
@@ -216,23 +218,25 @@ async function main() {
     try {
       await choose(form.model.value);
     } catch (error) {
+      status.textContent = `${form.model.value} cannot be loaded: ${error.message}`;
       form.model.value = model.model;
       controls.disabled = false;
-      fail(error);
     }
   });
-  form.prompts.addEventListener("change", () => model.prompt(form.prompts.value));
+  form.prompts.addEventListener("change", () => (form.prompts.value = model.prompt(form.prompts.value)));
   form.addEventListener("submit", (event) => (event.preventDefault(), run()));
   form.noise.addEventListener("click", () => (model.renew(normal(model.noise.length)), run()));
   form.file.addEventListener("change", async () => {
     const [file] = form.file.files;
     if (!file) return;
+    controls.disabled = true;
     try {
       const content = await read(file), name = `your ${file.name}`;
       if (!model.files.has(name)) offer(name);
       model.files.set(name, content);
     } catch (error) {
       status.textContent = `${file.name}: ${error.message}`;
+      controls.disabled = false;
       return;
     }
     await run();

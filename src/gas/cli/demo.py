@@ -48,7 +48,7 @@ def demo(
     """
     began = time.perf_counter()
     gas.plotting.require_matplotlib()
-    network, guidance = load_zoo(model, device), float(gas.zoo.card(model).get("guidance", 1.0))
+    network, guidance = load_zoo(model, device), gas.zoo.guidance(model)
     teacher = gas.Classical("unipc-3-bh2", "log_snr", 20, network.t_end)
     guided = "" if guidance == 1 else f", guidance {guidance:g}"
     note(f": {teacher.label}, {teacher.nfe} network calls a sample{guided}", label="1. Teacher", style="bold")
@@ -95,8 +95,15 @@ def _learn_both(
     adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
     tables, starts = {}, {nfe: result.start}
     for (name, file), solver in zip(files.items(), (result.solver, adversarial), strict=True):
-        purpose = {"guidance": pairs.guidance, "teacher": pairs.teacher}
-        gas.save(file, solver, model=model, loss="l2", starts=starts, **purpose)
+        gas.save(
+            file,
+            solver,
+            model=model,
+            guidance=pairs.guidance,
+            teacher=pairs.teacher,
+            loss="l2",
+            starts=starts,
+        )
         tables[name] = gas.load(file).table(nfe)
     return tables
 
@@ -138,9 +145,9 @@ def _measure(
         row = evaluator.measure(name, samples, nfe)
         rows.append(row)
         title = f"{name}\n{detail}\n{nfe} calls, {milliseconds:.0f} ms, MSE {significant(row.mse, 3)}"
-        images.append((title, _shown(model, samples)))
+        images.append((title, _first_images(model, samples)))
     rows.append(evaluator.measure("teacher", pairs.target, teacher.nfe))
-    images.append((f"Teacher\n{teacher.label}\n{cost}", _shown(model, pairs.target)))
+    images.append((f"Teacher\n{teacher.label}\n{cost}", _first_images(model, pairs.target)))
     highlight = list(tables).index("GS")
     title = f"The same network, the same noise, {nfe} network calls"
     text = (
@@ -155,5 +162,5 @@ def _measure(
     return rows
 
 
-def _shown(model: gas.models.Model, samples: Tensor) -> Tensor:
+def _first_images(model: gas.models.Model, samples: Tensor) -> Tensor:
     return gas.models.protocol.images_of(model, samples[:_COLUMNS]).clamp(-1, 1)

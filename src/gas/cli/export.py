@@ -12,7 +12,7 @@ from gas.arguments import MAX_NFE
 from gas.cli.app import command
 from gas.cli.checks import NFE, option, output_file
 from gas.cli.loading import load_zoo_images
-from gas.cli.options import Json, SolverFile, ZooName, was_given
+from gas.cli.options import Json, SolverFile, ZooImages, was_given
 from gas.cli.screen import note, print_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def export(
     context: typer.Context,
     solver: SolverFile,
     onnx: Annotated[Path, option("ONNX file to write.", output_file(".onnx"))],
-    model: ZooName = "mnist",
+    model: ZooImages = "mnist",
     nfe: Annotated[int | None, option("NFE; default: the file's only one, or 4.", **NFE)] = None,
     row: Annotated[
         int | None, option("Write this row of the table alone, from 0.", min=0, max=MAX_NFE)

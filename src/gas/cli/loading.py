@@ -62,12 +62,11 @@ def load_zoo(name: str, device: str) -> gas.zoo.ZooModel | gas.pipelines.Pipelin
 
 def load_zoo_images(name: str, device: str) -> gas.zoo.ZooModel:
     """Load a zoo model of images onto a device."""
-    model = load_zoo(name, device)
-    if isinstance(model, gas.pipelines.PipelineModel):
+    if ":" not in name and "pipeline" in gas.zoo.card(name):
         raise gas.UserError(
             f"model {name} is a pipeline of latents, which this command does not take: choose one of images"
         )
-    return model
+    return cast("gas.zoo.ZooModel", load_zoo(name, device))
 
 
 def _call_arguments(prompts: Path | None, call: str, pairs: Path | None) -> dict[str, Any]:

@@ -41,11 +41,15 @@ _WEIGHTS = {"min": 0, "max": 1_000_000}
 ModelName = Annotated[
     str,
     option(
-        "Zoo model (digits, mnist; mnist-latent, mnist-flow) or the path of its .safetensors file; "
+        "Zoo model (digits, mnist; emoji, mnist-latent, mnist-flow) or the path of its .safetensors file; "
         "diffusers:FOLDER_OR_REPOSITORY; published:FILE, a network that gas paper convert reads; or preset:NAME, a "
         "setup of the paper.",
         names=("--model", "-m"),
     ),
+]
+ZooImages = Annotated[
+    str,
+    option("Zoo model of images (digits, mnist), or a .safetensors file of one.", names=("--model", "-m")),
 ]
 ZooName = Annotated[
     str,

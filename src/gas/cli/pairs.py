@@ -48,7 +48,7 @@ def pairs(
 
 
 def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:
-    """Return the guidance scale of the pairs: as given, or that of a pipeline's own call; 1 for other models."""
+    """Return the guidance scale of the pairs: as given, or of the zoo's card, or of a pipeline's own call, or 1."""
     pipeline = gas.models.runtime.full_precision(model)
     if not isinstance(pipeline, gas.pipelines.PipelineModel):
         return 1.0 if given is None else given
@@ -61,9 +61,12 @@ def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:
         note("no --prompts: every pair is of the empty prompt")
     if given is not None:
         return given
-    usual = pipeline.default_guidance if name.startswith("diffusers:") else 1.0
+    usual, why = 1.0, "none"
+    if name.startswith("diffusers:"):
+        usual, why = pipeline.default_guidance, f"the default of {pipeline.name}'s call"
+    elif ":" not in name:
+        usual, why = gas.zoo.guidance(name), "that of its card"
     if pipeline.default_guidance != 1:
-        why = f"the default of {pipeline.name}'s call" if usual != 1 else "none"
         note(f"guidance {usual:g}: {why}; --guidance changes it")
     return usual
 

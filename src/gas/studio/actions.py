@@ -107,7 +107,7 @@ class NoPrompt(UserError):
 
     def __init__(self, model: gas.pipelines.PipelineModel) -> None:
         super().__init__(f"the prompt is empty: write what {model.name} should draw")
-        self.guidance = model.default_guidance
+        self.model = model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,8 @@ class Facts:
     """What the page asks for a model: a prompt or one of its classes by name, and a guidance scale.
 
     Attributes:
+        takes_prompt: whether it draws words.
+        classes: their names, those of a shipped pipeline its own prompts.
         guidance: the scale that the model is meant for: of its card, or of its pipeline's own call.
     """
 
@@ -152,24 +154,28 @@ class Networks:
                 self._make, self._name = self._loaded(name), name
             if self._model is None or prompt != self._prompt:
                 self._model, self._prompt = self._make(prompt), prompt
+                self._model.fingerprint()  # calls a pipeline the first time, which nothing else may do meanwhile
             return self._model
 
     def describe(self, name: str) -> Facts:
         """Return what to ask for a model, which is loaded for that."""
         try:
             model = self.open(name)
-        except NoPrompt as pending:
-            return Facts(takes_prompt=True, guidance=pending.guidance)
+        except NoPrompt as error:
+            with self.lock:  # which calls the pipeline
+                return Facts(takes_prompt=True, guidance=error.model.default_guidance)
         names = list(prompts_of(model)) or [str(label) for label in range(model.classes)]
-        if name in gas.zoo.names() or name.endswith(".safetensors"):
-            drawn = isinstance(model, gas.pipelines.PipelineModel)
-            return Facts(takes_prompt=drawn, classes=names, guidance=gas.zoo.card(name).get("guidance", 1.0))
-        return Facts(classes=names, guidance=getattr(model, "default_guidance", 1.0))
+        if not isinstance(model, gas.pipelines.PipelineModel):
+            return Facts(classes=names)
+        if _is_shipped(name):
+            return Facts(takes_prompt=True, classes=names, guidance=gas.zoo.guidance(name))
+        with self.lock:
+            return Facts(classes=names, guidance=model.default_guidance)
 
     def _loaded(self, name: str) -> Callable[[str], Model]:
         """Return a zoo model or a pipeline as a function of the prompt."""
         folder = Path(name).expanduser()
-        if name in gas.zoo.names() or name.endswith(".safetensors"):
+        if _is_shipped(name):
             return partial(_shipped, gas.zoo.load(name).to(self.device))
         if not name or not folder.is_dir():
             known = ", ".join(gas.zoo.names())
@@ -183,11 +189,15 @@ class Networks:
         return partial(_with_prompt, pipe)
 
 
+def _is_shipped(name: str) -> bool:
+    return name in gas.zoo.names() or name.endswith(".safetensors")
+
+
 def _shipped(model: gas.zoo.ZooModel | gas.pipelines.PipelineModel, prompt: str) -> Model:
     """Return a shipped model, of one prompt where it takes prompts and got one."""
     if not prompt.strip() or not isinstance(model, gas.pipelines.PipelineModel):
         return model
-    return gas.pipelines.from_pipeline(model.pipe, [prompt.strip()], name=model.name, **model.arguments)
+    return replace(model, prompts=(prompt.strip(),))
 
 
 def _with_prompt(pipe: Any, prompt: str) -> Model:
@@ -417,15 +427,17 @@ def measure_errors(networks: Networks, choice: Choice, nfes: Sequence[int]) -> I
 def snippets(path: str) -> dict[str, str]:
     """Return the lines that use a solver file, by the program that they are for."""
     artefact = check_file(path)
-    nfe = gas.evaluation.solver_files.default_nfe(artefact)
-    name = Path(path).name
+    nfe, scale = gas.evaluation.solver_files.default_nfe(artefact), artefact.document.guidance
+    name, call, modules, denoise = Path(path).name, "", "import gas\n\n", "model.bind(None)"
+    if scale != 1:
+        call, modules = f", guidance_scale={scale:g}", "import gas\nimport torch\n\n"
+        denoise = f"model.bind(torch.arange(8), guidance={scale:g})"
     return {
         "diffusers": "import gas\n\n"
         f"pipe.scheduler = gas.GASScheduler.from_config(pipe.scheduler.config, solver={name!r})\n"
-        f'image = pipe("a cat", num_inference_steps={nfe}).images[0]\n',
+        f'image = pipe("a cat", num_inference_steps={nfe}{call}).images[0]\n',
         "ComfyUI": "# A file in custom_nodes; the node GAS solver then loads the solver file.\n"
         "from gas.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS\n",
-        "Python": "import gas\n\n"
-        f"table = gas.load({name!r}).table(nfe={nfe})\n"
-        "images = gas.sample(model.bind(None), model.noise(range(8)), table)\n",
+        "Python": f"{modules}table = gas.load({name!r}).table(nfe={nfe})\n"
+        f"images = gas.sample({denoise}, model.noise(range(8)), table)\n",
     }

@@ -25,7 +25,7 @@ _MAX_UPLOAD = 2 << 20
 _MEASURED = 32
 _DEFAULT = ["dpmpp-3m/log_snr", "unipc-3-bh2/log_snr", "ipndm-3/time_uniform"]
 _EACH, _NONE = "by seed", "none"
-_NO_PROMPT = "What to draw; empty: the names that the model knows, one after another"
+_PROMPT_HINT = "What to draw, whatever the class; empty: the names that the model knows"
 _BY_CALLS, _BY_PASSES = "NFE", "forward passes"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 # One accent, as in the plots; gradio's own subdued grey is too pale to read.
@@ -276,7 +276,7 @@ def _described(gr: Any, networks: Networks, name: str, paths: list[str]) -> tupl
     fitting = [path for path in paths if _model_of(path) == name]
     scale = actions.check_file(fitting[-1]).document.guidance if fitting else facts.guidance
     return (
-        gr.update(visible=facts.takes_prompt, placeholder=_NO_PROMPT if labels else "What to draw"),
+        gr.update(visible=facts.takes_prompt, placeholder=_PROMPT_HINT if labels else "What to draw"),
         gr.update(choices=[_EACH, _NONE, *labels], value=_EACH, visible=bool(labels)),
         scale,
         _offered(gr, name, paths, [str(gas.zoo.solver_path(name)), *fitting]),

@@ -8,6 +8,7 @@ from . import (
 )
 from .loading import (
     card as card,
+    guidance as guidance,
     load as load,
     names as names,
     pipeline as pipeline,

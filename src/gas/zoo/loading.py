@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gas.arguments import number
 from gas.errors import UserError
 from gas.registry import named
 from gas.zoo.model import ZooModel, read_measuring, read_model
@@ -25,6 +26,15 @@ def names() -> list[str]:
 def card(name: str | Path) -> dict[str, Any]:
     """Return a model's card: its training and its measured quality."""
     return read_card(_path(name))
+
+
+def guidance(name: str | Path) -> float:
+    """Return the guidance scale that a model is meant for, at which its card measured it; 1 for those without.
+
+    >>> guidance("emoji"), guidance("digits")
+    (3.0, 1.0)
+    """
+    return number("guidance of the card", card(name).get("guidance", 1.0), "[-1000, 1000]")
 
 
 def load(name: str | Path) -> ZooModel | PipelineModel:
