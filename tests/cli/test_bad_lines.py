@@ -200,7 +200,7 @@ LINES = {
     """,
     "demo --model digits --out new": """
         --nfe 0; --nfe -1; --nfe x; --nfe 99999999; --iterations -1; --iterations x; --iterations 1e20
-        --iterations 99999999999; --seed -1; --seed x; --device meta; --device x; --model x; --model mnist-latent
+        --iterations 99999999999; --seed -1; --seed x; --device meta; --device x; --model x; --model published:x
         --out {text}; --out /proc/x; --out {text}/x; more; --model DIGITS; --model diffusers:nowhere
     """,
     "paper doctor": """
