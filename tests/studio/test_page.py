@@ -265,6 +265,26 @@ def test_a_folder_that_is_no_pipeline_and_an_empty_prompt(page, server, tmp_path
     assert page.inner_text("#message") == ""
 
 
+def test_guidance_follows_the_model_then_the_file(page, tmp_path):
+    pytest.importorskip("diffusers")
+    model = gas.zoo.load("mnist-latent")
+    gas.save(
+        tmp_path / "four.json", gas.Classical("ddim", "log_snr", 4, model.t_end), model=model, guidance=4.0
+    )
+
+    def guidance_is(scale):
+        page.wait_for_function(
+            "scale => document.querySelector('#guidance input').value === scale", arg=str(scale)
+        )
+
+    choose_model(page, "mnist-latent")
+    guidance_is(2)
+    choose_model(page, "mnist")
+    guidance_is(1)
+    upload(page, "four.json", (tmp_path / "four.json").read_bytes())
+    guidance_is(4)
+
+
 def start_training(page):
     choose_model(page, "digits")
     page.wait_for_function("() => !document.body.innerText.includes('mnist.json (shipped)')")

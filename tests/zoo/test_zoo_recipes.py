@@ -1,5 +1,6 @@
 """The recipes of the shipped weights (tools/zoo): trainings resume to the same bits, and cards repeat."""
 
+import math
 import runpy
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,16 @@ def measuring():
 def images(size=40):
     x = torch.rand(size + 20, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return data.Images("noise", x, torch.arange(size + 20) % 10, held_out=20)
+
+
+@pytest.mark.parametrize(("shift", "mean"), [(1.0, 499.5), (2.0, 2000 * (1 - math.log(2)))])
+def test_a_time_shift_makes_training_steps_noisier(shift, mean):
+    """The mean of ``2 u / (1 + u)`` is ``2 - 2 log 2``."""
+    config = latent_models.libraries()[0].DDIMScheduler(**LATENT["mnist-latent"].scheduler).config
+    noised = latents.velocity_targets(config, shift)
+    _, step, _ = noised(torch.zeros(20_000, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert float(step.double().mean()) == pytest.approx(mean, abs=8)
+    assert int(step.min()) < 5 and 995 <= int(step.max()) < 1000
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def _controls(gr: Any) -> tuple[_Controls, Any, Any]:
     prompt = gr.Textbox(label="Prompt", visible=False, lines=2)
     with gr.Row():
         label = gr.Dropdown([_EACH, _NONE], value=_EACH, label="Class", min_width=140)
-        guidance = gr.Number(1.0, label="Guidance scale", step=0.5, min_width=120)
+        guidance = gr.Number(1.0, label="Guidance scale", step=0.5, min_width=120, elem_id="guidance")
     with gr.Row():
         first_seed = gr.Number(50_000, label="First seed", precision=0, min_width=120)
         count = gr.Number(8, label="Samples", precision=0, min_width=100)
