@@ -265,8 +265,9 @@ def test_a_folder_that_is_no_pipeline_and_an_empty_prompt(page, server, tmp_path
     assert page.inner_text("#message") == ""
 
 
-def test_guidance_follows_the_model_then_the_file(page, tmp_path):
+def test_guidance_follows_the_model_then_the_file(chromium, server, tmp_path):
     pytest.importorskip("diffusers")
+    page = opened(chromium, server)
     model = gas.zoo.load("mnist-latent")
     gas.save(
         tmp_path / "four.json", gas.Classical("ddim", "log_snr", 4, model.t_end), model=model, guidance=4.0
@@ -283,6 +284,7 @@ def test_guidance_follows_the_model_then_the_file(page, tmp_path):
     guidance_is(1)
     upload(page, "four.json", (tmp_path / "four.json").read_bytes())
     guidance_is(4)
+    page.context.close()
 
 
 def start_training(page):
