@@ -215,7 +215,7 @@ def test_prompts_are_drawn_in_color(page):
     with torch.no_grad():
         expected = gas.sample(denoise, model.noise(range(50000, 50008)), table)
         decoded = model.decode(expected)
-    np.testing.assert_allclose(samples(page)["GS"], expected.numpy(), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(samples(page)["GS"], expected.numpy(), rtol=0, atol=1e-4)
     row = "#sampler tr[data-solver='GS'] canvas"
     pixels = "c => [...c.getContext('2d').getImageData(66, 0, 64, 64).data].filter((_, i) => i % 4 < 3)"
     drawn = np.float32(page.eval_on_selector(row, pixels)).reshape(64, 64, 3)
