@@ -280,7 +280,7 @@ def test_guidance_follows_the_model_then_the_file(chromium, server, tmp_path):
 
     choose_model(page, "mnist-latent")
     guidance_is(2)
-    choose_model(page, "mnist")
+    choose_model(page, "digits")
     guidance_is(1)
     upload(page, "four.json", (tmp_path / "four.json").read_bytes())
     guidance_is(4)
