@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 import gas
-from gas.denoise import DiscreteTime, VelocityDenoiser
+from gas.denoise import ClassifierFreeGuidance, DiscreteTime, VelocityDenoiser
 from gas.integrations.onnx import DenoiserModule, export
 
 logger = logging.getLogger(__name__)
@@ -108,11 +108,14 @@ def write_emoji(model: gas.pipelines.PipelineModel, folder: Path) -> None:
     empty, first = (_tokens(tokenizer, prompts) for prompts in ([""], PROMPTS))
 
     def network(x: torch.Tensor, step: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        words = pipe.text_encoder(torch.cat([tokens, empty.expand_as(tokens)])).last_hidden_state
-        both = pipe.unet(torch.cat([x, x]), step.float().repeat(2), encoder_hidden_states=words).sample
-        return torch.lerp(both[x.shape[0] :], both[: x.shape[0]], scale)
+        words = pipe.text_encoder(tokens).last_hidden_state
+        return pipe.unet(x, step.float(), encoder_hidden_states=words).sample
 
-    denoise = VelocityDenoiser(DiscreteTime(network, model.schedule), model.schedule)
+    conditional = VelocityDenoiser(DiscreteTime(network, model.schedule), model.schedule)
+
+    def denoise(x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return ClassifierFreeGuidance(conditional, tokens, empty, scale)(x, t)
+
     networks = torch.nn.ModuleList([pipe.unet, pipe.text_encoder])
     _export_denoiser(model, folder, DenoiserModule(denoise, networks), first)
     latents = model.noise(range(3))

@@ -366,6 +366,5 @@ def call_preserving(network: Callable[..., Tensor], x: Tensor, *rest: Any) -> Te
 
 def _per_sample(t: Tensor, x: Tensor) -> Tensor:
     """Return the scalar time as one value for each sample, on the device of x."""
-    return t.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)).expand(
-        x.shape[0]
-    )  # len(x) is a constant to a tracer
+    t = t.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    return t.expand(x.shape[0])  # len(x) is a constant to a tracer

@@ -97,6 +97,9 @@ class Model {
   }
 
   renew(noise) {
+    const { prompts, vocabulary, tokens, count } = this;
+    const numbers = prompts ? prompts.flatMap((text) => tokenize(text, vocabulary, tokens)) : this.conditions.map(BigInt);
+    this.condition = new this.ort.Tensor("int64", BigInt64Array.from(numbers), prompts ? [count, tokens] : [count]);
     this.noise = noise;
     this.sampled = new Map(); // by table, until noise or prompts change
   }
@@ -114,10 +117,8 @@ class Model {
   }
 
   async denoise(x, t) {
-    const { Tensor } = this.ort, { prompts, vocabulary, tokens, count } = this;
-    const numbers = prompts ? prompts.flatMap((text) => tokenize(text, vocabulary, tokens)) : this.conditions.map(BigInt);
-    const condition = new Tensor("int64", BigInt64Array.from(numbers), prompts ? [count, tokens] : [count]);
-    const inputs = { x: new Tensor("float32", x, [count, ...this.shape]), t: new Tensor("float64", [t], [1]) };
+    const { Tensor } = this.ort, { condition } = this;
+    const inputs = { x: new Tensor("float32", x, [this.count, ...this.shape]), t: new Tensor("float64", [t], [1]) };
     return Object.values(await this.network.run({ ...inputs, condition }))[0].data;
   }
 
@@ -244,8 +245,6 @@ async function main() {
   await choose(form.model.value);
 }
 
-function fail(error) {
+main().catch((error) => {
   status.textContent = `This page cannot compute (${error.message}): it needs onnxruntime-web, which make docs takes from npm.`;
-}
-
-main().catch(fail);
+});

@@ -342,9 +342,11 @@ def _sampled(networks: Networks, model: Model, choice: Choice, entry: Entry, row
 
 def _batches(model: Model, choice: Choice) -> Iterator[Any]:
     is_prompted = bool(choice.prompt.strip()) and prompts_of(model) == (choice.prompt.strip(),)
-    labelled = choice.label is None or choice.label >= 0 or is_prompted
-    label = choice.label if labelled and not is_prompted else None
-    return seed_batches(model, choice.seeds, labelled=labelled, label=label, batch=_BATCH)
+    label = None if is_prompted else choice.label
+    labelled = label is None or label >= 0
+    return seed_batches(
+        model, choice.seeds, labelled=labelled, label=label if labelled else None, batch=_BATCH
+    )
 
 
 def pictures(model: Model, samples: Tensor) -> Tensor:
