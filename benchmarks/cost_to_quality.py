@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=1000)
     parser.add_argument("--budgets", type=int, nargs="+", default=[14_400])
     parser.add_argument("--orders", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--oversampling", type=int, default=FINISH.oversampling, help="Of budgets; 1 draws nothing."
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/cost"))
     options = parser.parse_args()
@@ -63,7 +66,8 @@ def main() -> None:
     if options.recipe == "budget":
         for budget, order in itertools.product(options.budgets, options.orders):
             if all((point["budget"], point["order"]) != (budget, order) for point in curve):
-                curve.append(_with_budget(model, pairs, validation, options.nfe, budget, order))
+                config = replace(FINISH, seed=order, oversampling=options.oversampling)
+                curve.append(_with_budget(model, pairs, validation, options.nfe, budget, config))
                 out.write_text(json.dumps({**document, "curve": curve}, indent=1))
                 print(curve[-1], flush=True)
         return
@@ -78,18 +82,22 @@ def main() -> None:
 
 
 def _with_budget(
-    model: gas.models.Model, pairs: gas.Pairs, validation: gas.Pairs, nfe: int, budget: int, order: int
+    model: gas.models.Model,
+    pairs: gas.Pairs,
+    validation: gas.Pairs,
+    nfe: int,
+    budget: int,
+    config: gas.GaussNewton,
 ) -> dict:
     """Train once with a budget; return the point of the curve, measured on the validation pairs."""
     started = time.process_time()
-    config = replace(FINISH, seed=order)
     *_, result = distill(model, *pairs.split(CHOSEN_ON), nfe, config=config, budget=budget)
     seconds = round(time.process_time() - started, 1)
     losses = gas.evaluate(model, validation, result.table(), l2)
     classical = gas.evaluate(model, validation, result.best_classical, l2)
     return {
         "budget": budget,
-        "order": order,
+        "order": config.seed,
         "evaluations": result.evaluations,
         "loss": float(losses.mean()),
         "median": float(losses.median()),

@@ -140,21 +140,20 @@ def test_the_normal_equations_of_parts_are_those_of_the_whole(monkeypatch):
         torch.testing.assert_close(other.curvature, whole.curvature, rtol=rtol, atol=1e-6)
 
 
-def test_a_pair_far_from_its_target_counts_in_a_step_as_if_it_were_at_the_limit():
+def test_normal_equations_weigh_every_pair():
     table = Classical("ipndm-2", "log_snr", 3, 1e-3).table(MODEL.schedule)
-    x = MODEL.noise(range(9)).double()
+    x, weights = MODEL.noise(range(9)).double(), torch.linspace(0.5, 3, 9, dtype=torch.float64)
     differences = measure_differences(MODEL.denoise, x, table)
     actual, columns, _ = linearize(MODEL.denoise, x, table, differences)
-    target = actual + 0.1
-    target[4] = actual[4] + 7
-    normal = normal_equations(lambda part: MODEL.denoise, x, target, table, differences, outlier=4.0)
-    losses = torch.full((9,), 0.01, dtype=torch.float64)
-    losses[4] = 49
+    target = actual + torch.linspace(0.1, 1, 9, dtype=torch.float64)[:, None]
+    normal = normal_equations(lambda part: MODEL.denoise, x, target, table, differences, weights=weights)
+    losses = (actual - target).square().mean(1)
     torch.testing.assert_close(normal.losses, losses)
-    torch.testing.assert_close(normal.weights * losses, losses.clamp(max=0.04))
-    assert normal.loss == pytest.approx((8 * 0.01 + 0.04) / 9)
-    slope = ((columns * (actual - target)).mean(2) * normal.weights).mean(1)
+    assert normal.loss == pytest.approx(float((weights * losses).mean()))
+    slope = ((columns * (actual - target)).mean(2) * weights).mean(1)
     torch.testing.assert_close(normal.gradient, slope, rtol=1e-6, atol=1e-9)
+    curvature = torch.einsum("pbr,qbr,b->pq", columns, columns, weights) / (9 * 2)
+    torch.testing.assert_close(normal.curvature, curvature, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -192,7 +191,8 @@ class LastRow(nn.Module):
 @pytest.mark.parametrize("forgetting", [0.0, 0.6])
 def test_with_linear_samples_every_step_ends_at_the_least_squares_of_all_pairs_so_far(pairs, forgetting):
     solver = LastRow()
-    config = GaussNewton(batch=20, growth=1.0, forgetting=forgetting, damping=1e-12, seed=3, outlier=math.inf)
+    plain = {"damping": 1e-12, "seed": 3, "outlier": math.inf, "oversampling": 1}
+    config = GaussNewton(batch=20, growth=1.0, forgetting=forgetting, **plain)
     steps = GaussNewtonSteps(solver, MODEL, pairs, FeatureLoss(lambda x: x), config)
     steps.damping = 0.0
     rows, targets = [], []

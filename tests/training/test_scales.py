@@ -16,7 +16,7 @@ from gas.sampling import sample
 from gas.solver_file import load, save
 from gas.table import table_of
 from gas.training.distillation import Distilled
-from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
+from gas.training.gauss_newton import Batch, GaussNewton, GaussNewtonSteps
 from gas.training.initialization import StartSearch
 from gas.training.linearization import Normal, joined
 from gas.training.loop import FitRecord
@@ -63,13 +63,19 @@ def moved_solver():
     return solver
 
 
+def whole(part):
+    """A step's pairs of one scale, all of them and alike."""
+    ones = torch.ones(len(part), dtype=torch.float64)
+    return Batch(part, ones, ones)
+
+
 def test_the_gradient_of_a_joint_step_is_that_of_the_weighted_loss(pairs):
     """The Jacobian in the coefficients is the one in a table's numbers, times the powers of the scale."""
     solver, joint = moved_solver(), join_scales([part.subset(slice(0, 12)) for part in pairs])
     steps = GaussNewtonSteps(solver, MODEL, joint, l2, replace(FEW, outlier=math.inf))
     p, differences = steps._parameters(), steps._measured_differences()
     parts = joint.by_scale()
-    normals = {part.guidance: steps._normal(p, part, differences) for part in parts}
+    normals = {part.guidance: steps._normal(p, whole(part), differences) for part in parts}
     normal = joined(normals, steps.scales)
     jacobian = torch.autograd.functional.jacobian(steps._numbers, p)
     by_model = 2 * jacobian.T @ normal.gradient
@@ -87,7 +93,7 @@ def test_every_scale_counts_alike_whatever_the_size_of_its_loss(pairs):
     solver, joint = moved_solver(), join_scales([part.subset(slice(0, 12)) for part in pairs])
     steps = GaussNewtonSteps(solver, MODEL, joint, l2, replace(FEW, outlier=math.inf))
     p, differences = steps._parameters(), steps._measured_differences()
-    normals = {part.guidance: steps._normal(p, part, differences) for part in joint.by_scale()}
+    normals = {part.guidance: steps._normal(p, whole(part), differences) for part in joint.by_scale()}
     normal = joined(normals, steps.scales)
     shares = [float(part.mean()) for part in (normal.weights * normal.losses).split(12)]
     assert shares == pytest.approx([shares[0]] * 3, rel=1e-9)

@@ -214,7 +214,9 @@ class OptimizerOptions:
     iterations: Annotated[
         int | None, option("Steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS)
     ] = None
-    batch: Annotated[int | None, option("Pairs a step; default: 24, or more.", min=1, max=MAX_BATCH)] = None
+    batch: Annotated[
+        int | None, option("Pairs a step; default: 16 or more, for adam 24.", min=1, max=MAX_BATCH)
+    ] = None
     learning_rate: Annotated[float | None, option("Learning rate (adam, paper).", min=0, max=100)] = None
     relax: Annotated[
         float | None, option("How far noise may move, as LD3 (adam, paper).", min=0, max=1000)

@@ -22,6 +22,7 @@ from gas.sampling import sample
 from gas.table import Table
 from gas.training.adversarial.losses import Discriminator
 from gas.training.batching import check_counts, check_turns, in_turn, visited
+from gas.training.importance import draw
 from gas.training.inner_solve import MAX_DAMPING, MIN_DAMPING, floored
 from gas.training.linearization import (
     Differences,
@@ -70,6 +71,8 @@ class GaussNewton:
         outlier: bound of a pair's loss, in medians of the step's losses: a pair with a larger loss is weighted down to
             it (Huber's weights). A few pairs carry much of the mean, and their samples are the least linear. ``inf``
             weights all pairs alike.
+        oversampling: pairs whose losses are measured for each pair of a step, which is drawn by them
+            (:func:`gas.training.importance.draw`); 1 draws nothing.
         alternate: iterations after which times and coefficients take turns; 0 trains all at once.
 
     Raises:
@@ -77,7 +80,7 @@ class GaussNewton:
     """
 
     iterations: int = 16
-    batch: int = 24
+    batch: int = 16
     growth: float = 1.15
     largest: int = 192
     budget: int = 12_000
@@ -86,11 +89,13 @@ class GaussNewton:
     validate_every: int = 2
     seed: int = 0
     outlier: float = 10.0
+    oversampling: int = 4
     alternate: int = 0
 
     def __post_init__(self) -> None:
         check_counts(self)
         integer("largest", self.largest, 1, MAX_BATCH)
+        integer("oversampling", self.oversampling, 1, MAX_BATCH)
         integer("budget", self.budget, 1, MAX_SEED)
         number("damping", self.damping, "(0, inf)")
         number("outlier", self.outlier, "[1, inf]")
@@ -104,6 +109,10 @@ class GaussNewton:
         if math.log(self.batch) + iteration * math.log(self.growth) >= math.log(most):
             return most
         return int(self.batch * self.growth**iteration)
+
+    def pool_of(self, iteration: int, available: int, cost: int = 0) -> int:
+        """Return how many pairs an iteration draws its own from."""
+        return min(available, self.oversampling * self.pairs_of(iteration, available, cost))
 
     def config(self) -> dict[str, Any]:
         """Return the settings in plain JSON, as solver files record them: ``forgetting`` is ``memory`` there."""
@@ -124,14 +133,25 @@ class GaussNewton:
         return GaussNewtonSteps(config=self, **arguments)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of one guidance scale that a step linearizes, their weights, and the losses of all they are drawn from."""
+
+    pairs: Pairs
+    weights: Tensor
+    losses: Tensor
+
+
 class GaussNewtonSteps(LinearizedSteps):
     """Minimizes ``mean |f(student) - f(teacher)|^2`` by Levenberg-Marquardt steps on a running quadratic model.
 
     Each step linearizes the samples of its pairs in the numbers q of the folded table, and adds
     ``sum |r_k + J_k (q - q_k)|^2`` to the sum of earlier steps, which fades by ``forgetting``. The model's minimum is
-    that of many more pairs than one step could pay for (an extended Kalman filter in information form). Its damped
-    minimum over the solver's parameters, with q(p) followed exactly, is accepted if the step's own pairs agree; else
-    damping grows. A step does not depend on a solver's parameterization, as far as the descent to that minimum gets.
+    that of many more pairs than one step could pay for (an extended Kalman filter in information form). A few pairs
+    carry much of the loss, so the pairs of a step are drawn by their losses from a larger pool, whose mean they
+    estimate. The model's damped minimum over the solver's parameters, with q(p) followed exactly, is accepted if these
+    pairs agree; else damping grows. A step does not depend on a solver's parameterization, as far as the descent to
+    that minimum gets.
     Derivatives are differences of predictions, with steps for the noise that is measured before the first step; a
     :class:`gas.models.PreciseModel` still runs in full precision, and CUDA without TF32, which are less noisy.
 
@@ -171,10 +191,10 @@ class GaussNewtonSteps(LinearizedSteps):
 
     def step_cost(self) -> int:
         """Return the network evaluations of the next step: its Jacobian, one trial, and at first the measurement."""
-        cost = self._pair_cost()
         measured = self.differences is not None
         extra = 0 if measured else MEASURED_PAIRS * evaluations_of_measurement(self.nfe)
-        return extra + cost * self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
+        count, pool = self._sizes(self.iteration)
+        return extra + self._pair_cost() * count + self.nfe * pool
 
     def step(self, limit: float = math.inf) -> float:
         """Take one step; return the loss of its pairs before it.
@@ -186,42 +206,64 @@ class GaussNewtonSteps(LinearizedSteps):
             Diverged: when the samples or their derivatives are not finite.
         """
         differences = self._measured_differences()
-        cost = self._pair_cost()
-        before = sum(self.config.pairs_of(i, len(self.pairs), cost - self.nfe) for i in range(self.iteration))
-        count = self.config.pairs_of(self.iteration, len(self.pairs), cost - self.nfe)
+        count, pool = self._sizes(self.iteration)
         # Central differences may turn out to be needed when a limit has room for forward ones.
-        count = int(min(count, max(1, (limit - self.evaluations) / cost)))
-        # Read once: pairs on disk read their shards at every access.
-        parts = self._parts(visited(len(self.pairs), before, count, self.config.seed))
+        room = (limit - self.evaluations) / (self._pair_cost() * count + self.nfe * pool)
+        if room < 1:
+            count, pool = max(1, int(room * count)), max(1, int(room * pool))
+        before = sum(self._sizes(i)[1] for i in range(self.iteration))
         p = self._parameters()
         with without_tf32():
-            normals = {part.guidance: self._normal(p, part, differences) for part in parts}
+            drawn = self._drawn(p, visited(len(self.pairs), before, pool, self.config.seed), count / pool)
+            normals = {batch.pairs.guidance: self._normal(p, batch, differences) for batch in drawn}
         normal = joined(normals, self.scales) if len(self.scales) > 1 else normals[self.scales[0]]
-        loss = float(normal.losses.mean())
-        if not math.isfinite(loss) or not bool(normal.curvature.isfinite().all()):
-            raise Diverged(
-                f"iteration {self.iteration}: the samples, or how they move, are not finite (loss {loss:g}); "
-                "start from another solver"
-            )
+        if not bool(normal.curvature.isfinite().all()):
+            raise self._diverged("how the samples move is not finite")
         self.evaluations += normal.evaluations
         q, fade = self._numbers(p), self.config.forgetting
-        self.curvature = fade * self.curvature + count * normal.curvature
-        self.gradient = fade * self.gradient + count * (normal.gradient - normal.curvature @ q)
-        self.weight = fade * self.weight + count
-        self._move(q, normal, lambda p: self._loss_at(p, parts, normal.weights), limit - count * self.nfe)
+        self.curvature = fade * self.curvature + pool * normal.curvature
+        self.gradient = fade * self.gradient + pool * (normal.gradient - normal.curvature @ q)
+        self.weight = fade * self.weight + pool
+        parts = [batch.pairs for batch in drawn]
+        spent = self.nfe * sum(map(len, parts))
+        self._move(q, normal, lambda p: self._loss_at(p, parts, normal.weights), limit - spent)
         self.iteration += 1
-        return loss
+        return float(torch.cat([batch.losses for batch in drawn]).mean())
 
-    def _parts(self, index: Tensor) -> list[Pairs]:
-        """Return pairs by guidance scale, their noise where the model is: every trial of a step starts from it."""
-        parts = self.pairs.subset(index).by_scale()
-        return [replace(part, noise=part.noise.to(self.model.device)) for part in parts]
+    def _sizes(self, iteration: int) -> tuple[int, int]:
+        """Return the pairs of a step, and how many they are drawn from."""
+        jacobian = self._pair_cost() - self.nfe
+        sizes = self.config.pairs_of(iteration, len(self.pairs), jacobian)
+        return sizes, self.config.pool_of(iteration, len(self.pairs), jacobian)
 
-    def _normal(self, p: Tensor, part: Pairs, differences: Differences) -> Normal:
+    def _drawn(self, p: Tensor, index: Tensor, share: float) -> list[Batch]:
+        """Return a share of some pairs by guidance scale, drawn by their losses at parameters ``p``."""
+        drawn = []
+        for part in self.pairs.subset(index).by_scale():
+            # On the model's device at once: every trial of a step starts from this noise.
+            part = replace(part, noise=part.noise.to(self.model.device))
+            table, count = self._table(p, part.guidance).detach().folded(), max(1, round(share * len(part)))
+            # No more at once than a trial of the step.
+            starts = range(0, len(part), count)
+            losses = torch.cat([self._losses(part.view(slice(i, i + count)), table) for i in starts])
+            if not bool(losses.isfinite().all()):
+                raise self._diverged(f"the samples are not finite (loss {float(losses.mean()):g})")
+            # A prime stride, as in :func:`visited`.
+            seed = self.config.seed * 1_000_003 + self.iteration
+            picked = draw(losses, count, self.config.outlier, seed)
+            drawn.append(Batch(part.subset(picked.index), picked.weights, losses))
+        return drawn
+
+    def _diverged(self, problem: str) -> Diverged:
+        return Diverged(f"iteration {self.iteration}: {problem}; start from another solver")
+
+    def _normal(self, p: Tensor, batch: Batch, differences: Differences) -> Normal:
         """Return the normal equations of pairs of one guidance scale at parameters ``p``."""
-        table = self._table(p, part.guidance).detach()
-        bind, outlier = partial(self._bind, part), self.config.outlier
-        return normal_equations(bind, part.noise, part.target, table, differences, self.features, outlier)
+        pairs, table = batch.pairs, self._table(p, batch.pairs.guidance).detach()
+        bind = partial(self._bind, pairs)
+        return normal_equations(
+            bind, pairs.noise, pairs.target, table, differences, self.features, batch.weights
+        )
 
     def _pair_cost(self) -> int:
         """Return the network evaluations of a pair in a step's Jacobian and one trial."""
@@ -232,7 +274,7 @@ class GaussNewtonSteps(LinearizedSteps):
         """Return the steps of all differences, chosen on the first few pairs before the first step."""
         if self.differences is not None:
             return self.differences
-        few, *_ = self._parts(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed))
+        few, *_ = self.pairs.subset(visited(len(self.pairs), 0, MEASURED_PAIRS, self.config.seed)).by_scale()
         return self._measure(few, self.features)
 
     def _move(self, q: Tensor, newest: Normal, loss_at: Callable[[Tensor], float], limit: float) -> None:

@@ -27,6 +27,7 @@ from gas.solver_file import Artefact
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.ranking import RankedSolver, rank_classical
 from gas.training.successive_halving import Candidate, halve
+from gas.training.validation import typical
 
 # A learned table that is trained further is several times better than any classical solver: a rough ranking says so.
 _ROUGH_ROUNDS = (None, 2), (4, 16), (1, None)
@@ -340,7 +341,7 @@ def _best_starts(ranked: Sequence[RankedSolver], most: int, kind: Kind) -> list[
     """Return the best solver of every grid that this kind can start at, best first."""
     ranked = sorted(
         (solver for solver in ranked if kind.starts_at(solver.classical)),
-        key=lambda solver: solver.finite_loss,
+        key=lambda solver: typical(solver.losses),
     )
     if kind.lasting:
         return _best_formulas(ranked, most)

@@ -32,7 +32,7 @@ from gas.training.adversarial.setup import GAS, Adversary, FixedNoiseCriterion, 
 from gas.training.distillation import Distilled, checkpoint_file
 from gas.training.loop import Criterion, FitRecord, criterion_evaluations, fit
 from gas.training.price import call_times, seconds_of
-from gas.training.validation import surely_positive
+from gas.training.validation import surely_better
 
 # Most time of a residual, in network calls of a sample.
 SHARE = 0.03
@@ -222,7 +222,7 @@ def lift(
     """Lift a distilled solver: train a residual at its last row; an iterator over records, the result last.
 
     The result is as it was unless the lifted table validates surely better
-    (:func:`gas.training.validation.surely_positive`) or, with an adversary, better by its criterion.
+    (:func:`gas.training.validation.surely_better`) or, with an adversary, better by its criterion.
 
     Args:
         result: of :func:`gas.distill`, without branches.
@@ -292,7 +292,7 @@ def fit_lifted(
     record = yield from fit(
         solver, model, runs, config=config, checkpoint=file, criterion=criterion, **settings
     )
-    if record.best_losses is not None and surely_positive(before - record.best_losses):
+    if record.best_losses is not None and surely_better(record.best_losses, before):
         result = replace(result, table=solver().detach(), losses=record.best_losses)
     else:
         solver = copy.deepcopy(unlifted)

@@ -232,7 +232,7 @@ def normal_equations(
     table: Table,
     differences: Differences,
     features: Callable[[Tensor], Tensor] | None = None,
-    outlier: float = math.inf,
+    weights: Tensor | None = None,
 ) -> Normal:
     """Linearize ``mean w |f(sample) - f(target)|^2`` in the table's :func:`numbers`.
 
@@ -243,7 +243,7 @@ def normal_equations(
         table: the solver.
         differences: steps of the derivatives.
         features: f, ``(B, *) -> (B, F...)``; by default the samples themselves.
-        outlier: bound of a pair's loss, in medians of the batch's: w weights a larger one down to it, else w is 1.
+        weights: w of each pair ``(B,)``, by default 1.
     """
     losses, gradients, curvatures, evaluations = [], [], [], 0
     for part in tangent_slices(x, table):
@@ -258,8 +258,7 @@ def normal_equations(
         curvatures.append((columns @ columns.mT).cpu())
         evaluations += spent
     loss = torch.cat(losses)
-    limit = outlier * loss.median()
-    weights = torch.where(loss > limit, limit / loss, torch.ones_like(loss))
+    weights = torch.ones_like(loss) if weights is None else weights
     parts = {
         "losses": loss,
         "weights": weights,

@@ -13,11 +13,11 @@ from gas.training.linearization import evaluations_of, evaluations_of_measuremen
 
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
 # earlier pairs, and count pairs of larger loss in full.
-FINISH = GaussNewton(iterations=18, batch=24, growth=1.12, forgetting=0.85, validate_every=1, outlier=30.0)
+FINISH = GaussNewton(iterations=18, batch=16, growth=1.1, forgetting=0.8, validate_every=1, outlier=30.0)
 
 # A training that a person waits for: fewer steps, and a start chosen on few validation pairs.
 QUICK, QUICK_SEARCH = (
-    GaussNewton(iterations=8, batch=32, growth=1.2, largest=32),
+    GaussNewton(iterations=8, batch=20, growth=1.2, largest=20),
     StartSearch(validation_pairs=16),
 )
 
@@ -143,7 +143,9 @@ class TrainingPlan:
         return len(self._runs) * self.search.steps
 
     def _step(self, iteration: int) -> Phase:
-        step = Phase.of(evaluations_of(self.nfe) + self.nfe, self._pairs_of(iteration), batch=MAX_BATCH)
+        config, cost = self.search.first_steps(self.config), evaluations_of(self.nfe)
+        count, pool = (size(iteration, self.pairs, cost) for size in (config.pairs_of, config.pool_of))
+        step = Phase.of(self.nfe, pool) + Phase.of(cost + self.nfe, count, batch=MAX_BATCH)
         return step if iteration else step + Phase.of(evaluations_of_measurement(self.nfe), MEASURED_PAIRS)
 
     def _pairs_of(self, iteration: int) -> int:
@@ -197,9 +199,8 @@ class TrainingPlan:
             config=replace(
                 config,
                 iterations=max(1, round(config.iterations * share**0.25)),
-                batch=max(4, round(config.batch * root)),
+                batch=max(3, round(config.batch * root)),
                 growth=1 + (config.growth - 1) * root,
-                forgetting=1 - (1 - config.forgetting) * max(root, 2 / 3),
                 validate_every=max(
                     1, min(config.iterations, round(config.validate_every / max(share, 0.01) ** 1.2))
                 ),

@@ -13,11 +13,11 @@ from gas.losses import Loss
 from gas.pairs.dataset import Pairs
 from gas.table import table_of
 from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
-from gas.training.validation import evaluate
+from gas.training.validation import evaluate, typical
 
 # A few steps tell minima apart, as the first ones gain most. They forget faster than a full training, which starts
 # without their model of the loss.
-SHORT_RUN = GaussNewton(iterations=3, batch=12, validate_every=3)
+SHORT_RUN = GaussNewton(iterations=3, batch=8, validate_every=3)
 
 # Candidates that are trained for a second round.
 _SECOND_ROUND = 2
@@ -33,12 +33,14 @@ class Candidate(Generic[K]):
     Attributes:
         key: of the candidate among the others.
         steps: its optimizer.
-        loss: its least mean loss so far.
+        typical: its least typical loss so far (:func:`gas.training.validation.typical`).
+        loss: its mean loss there.
         state: of the optimizer there; ``None`` before a run that did not diverge.
     """
 
     key: K
     steps: GaussNewtonSteps
+    typical: float = math.inf
     loss: float = math.inf
     state: dict[str, Any] | None = None
 
@@ -55,9 +57,10 @@ class Candidate(Generic[K]):
                 self.steps.step(limit)
         except Diverged:
             return self.steps.evaluations - before
-        loss = float(evaluate(self.steps.model, validation, table_of(self.steps.solver), distance).mean())
-        if loss < self.loss:
-            self.loss, self.state = loss, copy.deepcopy(self.steps.state())
+        losses = evaluate(self.steps.model, validation, table_of(self.steps.solver), distance)
+        if typical(losses) < self.typical:
+            self.typical, self.loss = typical(losses), float(losses.mean())
+            self.state = copy.deepcopy(self.steps.state())
         return self.steps.evaluations - before + cost
 
 
@@ -84,5 +87,5 @@ def halve(
             cost = candidate.short_run(steps, validation, distance, limit - spent)
             spent += cost
             yield report(candidate.key, candidate.loss, run, sum(sizes), cost)
-        running.sort(key=lambda candidate: candidate.loss)
+        running.sort(key=lambda candidate: candidate.typical)
     return running[0], spent

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gas import distributed
 from gas.denoise import Denoiser
+from gas.losses import ROUNDING
 from gas.metrics.intervals import seed_interval
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, check_conditions
@@ -33,6 +34,28 @@ def evaluate(
 
 # Resamples of fewer gains than this vary too little: a bootstrap interval of so few is too narrow.
 _FEW_GAINS = 16
+
+
+def surely_better(losses: Tensor, than: Tensor) -> bool:
+    """Whether losses ``(S,)`` have a lower mean than others of the same pairs, by more than chance.
+
+    Either the mean gain is surely positive, or the typical one is, the mean of ``log(than / losses)``: one pair of
+    hundreds may carry a mean, and leave it unsure however many others gain.
+    """
+    if not bool(losses.mean() < than.mean()):
+        return False
+    ratios = (than.clamp(min=ROUNDING) / losses.clamp(min=ROUNDING)).log()
+    return surely_positive(than - losses) or surely_positive(ratios)
+
+
+def typical(losses: Tensor) -> float:
+    """Return the geometric mean of some pairs' losses ``(S,)``; infinite unless all are finite.
+
+    It ranks candidates on few pairs, where the mean would be that of the worst one or two.
+    """
+    if not bool(losses.isfinite().all()):
+        return math.inf
+    return float(losses.double().clamp(min=ROUNDING).log().mean().exp())
 
 
 def surely_positive(gains: Tensor) -> bool:
