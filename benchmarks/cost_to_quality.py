@@ -44,7 +44,10 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[14_400])
     parser.add_argument("--orders", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--oversampling", type=int, default=FINISH.oversampling, help="Of budgets; 1 draws nothing."
+        "--oversampling",
+        type=int,
+        default=FINISH.oversampling,
+        help="Of budgets; 1 takes pairs as they come.",
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/cost"))
@@ -65,7 +68,8 @@ def main() -> None:
     }
     if options.recipe == "budget":
         for budget, order in itertools.product(options.budgets, options.orders):
-            if all((point["budget"], point["order"]) != (budget, order) for point in curve):
+            at = budget, order, options.oversampling
+            if all((point["budget"], point["order"], point["oversampling"]) != at for point in curve):
                 config = replace(FINISH, seed=order, oversampling=options.oversampling)
                 curve.append(_with_budget(model, pairs, validation, options.nfe, budget, config))
                 out.write_text(json.dumps({**document, "curve": curve}, indent=1))
@@ -98,6 +102,7 @@ def _with_budget(
     return {
         "budget": budget,
         "order": config.seed,
+        "oversampling": config.oversampling,
         "evaluations": result.evaluations,
         "loss": float(losses.mean()),
         "median": float(losses.median()),

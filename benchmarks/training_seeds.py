@@ -50,7 +50,9 @@ def main() -> None:
         )
         lost += [nfe for x in losses if float(x.mean()) >= mean[0] or float(x.median()) >= median[0]]
     if lost:
-        raise SystemExit(f"a file loses to the best classical solver at NFE {', '.join(map(str, lost))}")
+        raise SystemExit(
+            f"a file loses to the best classical solver at NFE {', '.join(map(str, sorted(set(lost))))}"
+        )
 
 
 def classical(model: gas.models.Model, unseen: gas.Pairs, nfe: int) -> tuple[tuple[float, str], ...]:

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import signal
 import socket
+import threading
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -356,3 +358,46 @@ def test_an_array_that_claims_more_than_its_bytes_is_refused_before_it_is_made(t
         for name in ("mu", "sigma"):
             archive.writestr(f"{name}.npy", header.getvalue())
     assert "s.npz" in refusal(read_statistics, tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_within_a_reader_waits_until_it_is_done(tmp_path, number):
+    """A signal that arrives while a tensor is read, as torch's reader would swallow it, still ends what reads it."""
+
+    def interrupted(stopped, frame):
+        raise KeyboardInterrupt(stopped)
+
+    save_file({"x": torch.arange(3.0)}, tmp_path / "x.safetensors")
+    read = []
+
+    def reading():
+        with io.open_safetensors(tmp_path / "x.safetensors") as file:
+            signal.raise_signal(number)
+            read.append(file.get_tensor("x"))
+
+    before = signal.signal(number, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reading()
+        assert signal.getsignal(number) is interrupted
+    finally:
+        signal.signal(number, before)
+    assert torch.equal(read[0], torch.arange(3.0))
+
+
+def test_an_ignored_interrupt_stays_ignored_and_other_threads_read_as_ever(tmp_path):
+    save_file({"x": torch.arange(3.0)}, tmp_path / "x.safetensors")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with io.deferred_interrupts():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    read = []
+    thread = threading.Thread(
+        target=lambda: read.append(io.read_safetensors(tmp_path / "x.safetensors")[0]["x"])
+    )
+    thread.start()
+    thread.join()
+    assert torch.equal(read[0], torch.arange(3.0))

@@ -9,8 +9,10 @@ import json
 import math
 import os
 import re
+import signal
 import stat
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -289,6 +291,32 @@ def array_checksum(arrays: Mapping[str, tuple[str, list[int], Any]], metadata: M
     return f"sha256:{hashed.hexdigest()}"
 
 
+# What ends a command: Ctrl-C, a scheduler's stop, a time limit. Windows has no alarm.
+_INTERRUPTS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)
+)
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Let interrupts of the main thread wait until the end: within its reader, torch makes one an error of the file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    # Handlers that Python did not install are None, and cannot be put back.
+    before = {number: handler for number in _INTERRUPTS if (handler := signal.getsignal(number)) is not None}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, frame: received.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
+
+
 @contextmanager
 def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator[Any]:
     """Open a safetensors file after checking its header: ``metadata()``, ``keys()``, ``get_tensor()``, ``get_slice()``.
@@ -308,7 +336,7 @@ def open_safetensors(path: str | Path, max_bytes: int | None = None) -> Iterator
             raise UserError(f"tensor {brief(name)} has no valid shape: {brief(shape)}")
         check_empty_shape(shape)
     try:
-        with safe_open(path, framework="pt") as tensors:
+        with deferred_interrupts(), safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as error:
         raise UserError(error_text(error)) from error

@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 
+from gas.learned.generalized import GeneralizedSolver
+from gas.losses import l2
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.importance import draw
 from support.covering import covering
+from support.doubles import MIXTURE as MODEL, taught
 
 
 def heavy_tailed(count, seed=0):
@@ -46,7 +50,6 @@ def test_no_weight_exceeds_eleven_however_the_losses_are_spread():
         losses = heavy_tailed(100, seed).pow(3)
         losses[:10] = 0
         drawn = draw(losses, 25, math.inf, seed)
-        # By a tenth of the mean loss at least, so at 1 / 1.1 of the tenth of a uniform draw's probability.
         assert float(drawn.weights.max()) <= 11 + 1e-9
         assert float(drawn.weights.min()) > 0
 
@@ -77,3 +80,39 @@ def test_the_same_seed_draws_the_same_pairs():
     first, again, other = (draw(losses, 9, 30.0, seed).index for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_steps_estimate_the_gradient_of_all_pairs_and_count_every_evaluation():
+    """Over many draws the weighted normal equations are those of the whole pool, each of a quarter of its pairs."""
+    pairs = taught(range(48))
+    config = GaussNewton(batch=12, growth=1.0, outlier=math.inf)
+    solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
+    steps = GaussNewtonSteps(solver, MODEL, pairs, l2, config)
+    p, differences = steps._parameters(), steps._measured_differences()
+    everything = torch.arange(48)
+    (whole,) = steps._drawn(p, everything, 1.0)
+    exact = steps._normal(p, whole, differences)
+    gradients, losses = [], []
+    for steps.iteration in range(60):
+        before = steps.evaluations
+        (batch,) = steps._drawn(p, everything, 0.25)
+        assert steps.evaluations - before == 48 * 3 and len(batch.pairs) == 12
+        normal = steps._normal(p, batch, differences)
+        gradients.append(normal.gradient)
+        losses.append(normal.loss)
+    mean = torch.stack(gradients).mean(0)
+    assert float((mean - exact.gradient).norm()) < 0.1 * float(exact.gradient.norm())
+    assert float(torch.tensor(losses).std()) < 0.05 * exact.loss
+    unweighted = [float((g - exact.gradient).norm()) for g in gradients]
+    assert max(unweighted) > 0.05 * float(exact.gradient.norm())  # the draws differ
+
+
+def test_a_step_within_a_limit_takes_no_more_than_it():
+    pairs = taught(range(96))
+    for room in (400, 700, 1500):
+        solver = GeneralizedSolver(MODEL.schedule, 3, MODEL.t_end)
+        steps = GaussNewtonSteps(solver, MODEL, pairs, l2, GaussNewton(batch=16))
+        steps._measured_differences()
+        limit = steps.evaluations + room
+        steps.step(limit)
+        assert steps.evaluations <= limit

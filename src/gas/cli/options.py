@@ -215,7 +215,7 @@ class OptimizerOptions:
         int | None, option("Steps for each NFE; default: 18 for l2.", min=0, max=MAX_ITERATIONS)
     ] = None
     batch: Annotated[
-        int | None, option("Pairs a step; default: 16 or more, for adam 24.", min=1, max=MAX_BATCH)
+        int | None, option("Pairs a step; default: 16, growing; adam: 24.", min=1, max=MAX_BATCH)
     ] = None
     learning_rate: Annotated[float | None, option("Learning rate (adam, paper).", min=0, max=100)] = None
     relax: Annotated[

@@ -120,9 +120,7 @@ def _check_shards(folder: Path, manifest: dict[str, Any], lease: Lease | None = 
     for i, entry in enumerate(before):
         if skips and _is_named(folder, entry):
             continue
-        # Twice before a shard counts as damaged: torch turns an interrupt within its reader into an error of the file.
-        checksum = _checksum(folder, entry, manifest) or _checksum(folder, entry, manifest)
-        entries[i] = {**entry, "sha256": checksum}
+        entries[i] = {**entry, "sha256": _checksum(folder, entry, manifest)}
         if skips and time.monotonic() > written + _LISTING:
             if _is_lost(lease):
                 return []

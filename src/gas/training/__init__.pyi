@@ -6,6 +6,7 @@ from . import (
     distillation as distillation,
     elimination as elimination,
     gauss_newton as gauss_newton,
+    importance as importance,
     initialization as initialization,
     inner_solve as inner_solve,
     judge as judge,

@@ -45,7 +45,7 @@ class Removal:
     Attributes:
         forwards: rows of the table that is left.
         row: the row of the table before that it lacks.
-        loss: its best mean loss so far on the validation pairs.
+        loss: its mean loss on the validation pairs where its typical one was best so far.
         run, runs: of this removal.
         evaluations: forward passes of single samples of this run.
     """

@@ -68,11 +68,11 @@ class GaussNewton:
         damping: of the first step, in units of the curvature's diagonal.
         validate_every: iterations between validations.
         seed: of the pairs' order.
-        outlier: bound of a pair's loss, in medians of the step's losses: a pair with a larger loss is weighted down to
+        outlier: bound of a pair's loss, in medians of the pool's losses: a pair with a larger loss is weighted down to
             it (Huber's weights). A few pairs carry much of the mean, and their samples are the least linear. ``inf``
             weights all pairs alike.
         oversampling: pairs whose losses are measured for each pair of a step, which is drawn by them
-            (:func:`gas.training.importance.draw`); 1 draws nothing.
+            (:func:`gas.training.importance.draw`); 1 takes them as they come.
         alternate: iterations after which times and coefficients take turns; 0 trains all at once.
 
     Raises:
@@ -197,7 +197,7 @@ class GaussNewtonSteps(LinearizedSteps):
         return extra + self._pair_cost() * count + self.nfe * pool
 
     def step(self, limit: float = math.inf) -> float:
-        """Take one step; return the loss of its pairs before it.
+        """Take one step; return the mean loss, before it, of the pairs that its own are drawn from.
 
         Args:
             limit: of :attr:`evaluations`, beyond which no further trial is made.
@@ -217,13 +217,13 @@ class GaussNewtonSteps(LinearizedSteps):
             drawn = self._drawn(p, visited(len(self.pairs), before, pool, self.config.seed), count / pool)
             normals = {batch.pairs.guidance: self._normal(p, batch, differences) for batch in drawn}
         normal = joined(normals, self.scales) if len(self.scales) > 1 else normals[self.scales[0]]
+        self.evaluations += normal.evaluations
         if not bool(normal.curvature.isfinite().all()):
             raise self._diverged("how the samples move is not finite")
-        self.evaluations += normal.evaluations
         q, fade = self._numbers(p), self.config.forgetting
-        self.curvature = fade * self.curvature + pool * normal.curvature
-        self.gradient = fade * self.gradient + pool * (normal.gradient - normal.curvature @ q)
-        self.weight = fade * self.weight + pool
+        self.curvature = fade * self.curvature + count * normal.curvature
+        self.gradient = fade * self.gradient + count * (normal.gradient - normal.curvature @ q)
+        self.weight = fade * self.weight + count
         parts = [batch.pairs for batch in drawn]
         spent = self.nfe * sum(map(len, parts))
         self._move(q, normal, lambda p: self._loss_at(p, parts, normal.weights), limit - spent)
@@ -240,18 +240,20 @@ class GaussNewtonSteps(LinearizedSteps):
         """Return a share of some pairs by guidance scale, drawn by their losses at parameters ``p``."""
         drawn = []
         for part in self.pairs.subset(index).by_scale():
-            # On the model's device at once: every trial of a step starts from this noise.
-            part = replace(part, noise=part.noise.to(self.model.device))
             table, count = self._table(p, part.guidance).detach().folded(), max(1, round(share * len(part)))
-            # No more at once than a trial of the step.
-            starts = range(0, len(part), count)
-            losses = torch.cat([self._losses(part.view(slice(i, i + count)), table) for i in starts])
+            # No more at once than a trial of the step, and as many whatever the number of processes: the same draw.
+            slices = [slice(i, i + count) for i in range(0, len(part), count)]
+            losses = self._losses(part, table, slices)
             if not bool(losses.isfinite().all()):
                 raise self._diverged(f"the samples are not finite (loss {float(losses.mean()):g})")
             # A prime stride, as in :func:`visited`.
             seed = self.config.seed * 1_000_003 + self.iteration
-            picked = draw(losses, count, self.config.outlier, seed)
-            drawn.append(Batch(part.subset(picked.index), picked.weights, losses))
+            # In one process: rounding, which differs among machines, decides which pairs are drawn.
+            picked = distributed.broadcast(partial(draw, losses, count, self.config.outlier, seed))
+            pairs = part.subset(picked.index)
+            # On the model's device at once: every trial of a step starts from this noise.
+            pairs = replace(pairs, noise=pairs.noise.to(self.model.device))
+            drawn.append(Batch(pairs, picked.weights, losses))
         return drawn
 
     def _diverged(self, problem: str) -> Diverged:
@@ -326,20 +328,22 @@ class GaussNewtonSteps(LinearizedSteps):
             tables = [self._table(p, batch.guidance).folded() for batch in parts]
         except ValueError:  # no table has these numbers
             return math.inf
-        losses = [self._losses(batch, table) for batch, table in zip(parts, tables, strict=True)]
+        losses = [self._losses(*each, _shares(each[0])) for each in zip(parts, tables, strict=True)]
         mean = float((weights * torch.cat(losses)).mean())
         return mean if math.isfinite(mean) else math.inf
 
-    def _losses(self, batch: Pairs, folded: Table) -> Tensor:
-        """Return the losses of pairs of one guidance scale; processes share them."""
+    def _losses(self, batch: Pairs, folded: Table, parts: Sequence[slice]) -> Tensor:
+        """Return the losses of pairs of one guidance scale; processes share the parts."""
 
         @torch.no_grad()
         def losses(part: slice) -> Tensor:
-            samples = sample(self._bind(batch, part), batch.noise[part], folded)
+            samples = sample(self._bind(batch, part), batch.noise[part].to(self.model.device), folded)
             return self.loss(samples, batch.target[part].to(samples))
 
         self.evaluations += len(batch) * folded.nfe
-        parts = (
-            distributed.shard_slices(len(batch)) if len(batch) >= distributed.world_size() else [slice(None)]
-        )
         return torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
+
+
+def _shares(batch: Pairs) -> list[slice]:
+    """Return the parts of a batch that processes take."""
+    return distributed.shard_slices(len(batch)) if len(batch) >= distributed.world_size() else [slice(None)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Share of the mean loss that a pair of no loss is drawn by: no weight exceeds the inverse of it.
+# Share of the mean loss that is added to every loss: no weight exceeds 1 + 1 / 0.1.
 _LEAST = 0.1
 
 
@@ -50,7 +50,10 @@ def draw(losses: Tensor, count: int, outlier: float, seed: int) -> Draw:
     ends = inclusion[order].cumsum(0)
     ends[-1] = count
     points = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
-    index = order[torch.searchsorted(ends, points, right=True)]
+    places = torch.searchsorted(ends, points, right=True).clamp(
+        max=len(losses) - 1
+    )  # the last point may round up
+    index = order[places]
     return Draw(index, huber[index] * count / (inclusion[index] * len(losses)))
 
 

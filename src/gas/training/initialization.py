@@ -75,7 +75,7 @@ class StartChoice:
 
 @dataclass(frozen=True)
 class CandidateRound:
-    """A candidate after short run ``run`` of ``runs``: its best loss so far, and the evaluations of this run."""
+    """A candidate after short run ``run`` of ``runs``: its mean loss at its best typical one, and what the run cost."""
 
     classical: Classical
     loss: float

@@ -37,15 +37,17 @@ _FEW_GAINS = 16
 
 
 def surely_better(losses: Tensor, than: Tensor) -> bool:
-    """Whether losses ``(S,)`` have a lower mean than others of the same pairs, by more than chance.
+    """Whether losses ``(S,)`` are lower than others of the same pairs, by more than chance.
 
-    Either the mean gain is surely positive, or the typical one is, the mean of ``log(than / losses)``: one pair of
-    hundreds may carry a mean, and leave it unsure however many others gain.
+    Either the mean gain is surely positive, or the typical one is, the mean of ``log(than / losses)``, and the mean
+    gain probably, in four resamples of five: one pair of hundreds may carry a mean, and leave it unsure however many
+    others gain.
     """
-    if not bool(losses.mean() < than.mean()):
-        return False
+    gains = than - losses
+    if surely_positive(gains):
+        return True
     ratios = (than.clamp(min=ROUNDING) / losses.clamp(min=ROUNDING)).log()
-    return surely_positive(than - losses) or surely_positive(ratios)
+    return surely_positive(gains, confidence=0.8) and surely_positive(ratios)
 
 
 def typical(losses: Tensor) -> float:
@@ -58,8 +60,8 @@ def typical(losses: Tensor) -> float:
     return float(losses.double().clamp(min=ROUNDING).log().mean().exp())
 
 
-def surely_positive(gains: Tensor) -> bool:
-    """Whether the mean of independent gains ``(n,)`` is positive with 97.5% bootstrap confidence.
+def surely_positive(gains: Tensor, *, confidence: float = 0.975) -> bool:
+    """Whether the mean of independent gains ``(n,)`` is positive with so much bootstrap confidence.
 
     Per-pair gains are heavy-tailed: a few pairs may carry most of the mean. A t-interval can then miss an improvement
     that every pair shows, so the mean is bootstrapped. Below 16 gains, Student's interval has to lie above zero too;
@@ -77,7 +79,7 @@ def surely_positive(gains: Tensor) -> bool:
             return False
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(gains), (1000, len(gains)), generator=generator)
-    return float(gains.cpu()[rows].mean(1).quantile(0.025)) > 0
+    return float(gains.cpu()[rows].mean(1).quantile(1 - confidence)) > 0
 
 
 @dataclass
