@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gas.io import deferred_interrupts
+
 # Seconds between renewals, and without one until a lease is dead: clients of NFS see new times up to 60 s late.
 RENEWAL, EXPIRY = 20.0, 300.0
 # Seconds between two looks at a folder where all has a live lease.
@@ -92,20 +94,22 @@ class Leases:
         Raises:
             OSError: when the folder cannot be written.
         """
-        lease = self._first(names)
-        if lease is None:
-            time.sleep(POLL)
-            yield None
-            return
+        lease: Lease | None = None
         try:
-            if lease.generation > 1:
+            with deferred_interrupts():  # an interrupt finds no lease, or one that is released below
+                lease = self._first(names)
+            if lease is None:
+                time.sleep(POLL)
+            elif lease.generation > 1:
                 dead = self._folder / f".{lease.name}.lease-{lease.generation - 1}"
                 warnings.warn(
                     f"{dead} was not renewed for {EXPIRY:.0f} seconds: its work is done again", stacklevel=4
                 )
             yield lease
         finally:
-            lease.release()
+            if lease is not None:
+                with deferred_interrupts():
+                    lease.release()
 
     def _first(self, names: Iterable[str]) -> Lease | None:
         latest: dict[str, int] = {}
