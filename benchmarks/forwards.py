@@ -51,11 +51,8 @@ class Benchmark:
         self.model, self.guidance = gas.zoo.load(name), solvers[0].document.guidance
         for solver in solvers:
             solver.check(self.model, self.guidance)
-        described = solvers[0].document.teacher or {}
-        teacher = gas.Classical(**{key: described[key] for key in ("solver", "grid", "nfe", "t_end")})
         self.unseen, self.validation = (
-            teacher_pairs(self.model, teacher, part, guidance=self.guidance)
-            for part in (seeds, range(100_000, 100_064))
+            pairs_of(solvers[0], self.model, part) for part in (seeds, range(100_000, 100_064))
         )
         self.evaluator = gas.Evaluator.for_model(self.model, self.unseen)
 
@@ -138,10 +135,17 @@ def with_ratios(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def spread(values: list[float]) -> str:
+def pairs_of(solver: gas.Artefact, model: gas.models.Model, seeds: range) -> gas.Pairs:
+    """Pairs of the teacher and guidance scale that a solver was learned from."""
+    described = solver.document.teacher or {}
+    teacher = gas.Classical(**{key: described[key] for key in ("solver", "grid", "nfe", "t_end")})
+    return teacher_pairs(model, teacher, seeds, guidance=solver.document.guidance)
+
+
+def spread(values: list[float], form: str = ".2f") -> str:
     """The mean of several files, with the least and the largest."""
-    mean = f"{sum(values) / len(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+    mean = f"{sum(values) / len(values):{form}}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
 
 
 def printed(figures: list[dict[str, Any]]) -> str:

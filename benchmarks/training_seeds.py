@@ -9,12 +9,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from forwards import pairs_of, spread
 from torch import Tensor
 
 import gas
 from gas.classical.registry import candidates
 from gas.cli.options import parse_seeds
-from gas.evaluation.sampler import teacher_pairs
 from gas.losses import l2
 from gas.training.validation import PairLosses
 
@@ -29,9 +29,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=parse_seeds, default=range(50_000, 52_048))
     options = parser.parse_args()
     model, solvers = gas.zoo.load(options.model), [gas.load(path) for path in options.solvers]
-    described = solvers[0].document.teacher or {}
-    teacher = gas.Classical(**{key: described[key] for key in ("solver", "grid", "nfe", "t_end")})
-    unseen = teacher_pairs(model, teacher, options.seeds, guidance=solvers[0].document.guidance)
+    unseen = pairs_of(solvers[0], model, options.seeds)
     print(f"`{options.model}`, {len(unseen)} samples, {len(solvers)} training seeds\n")
     print(
         "| NFE | best classical, mean | GS, mean | best classical, median | GS, median | network evaluations |"
@@ -43,8 +41,8 @@ def main() -> None:
         losses = [1000 * gas.evaluate(model, unseen, solver.table(nfe), l2) for solver in solvers]
         evaluations = [solver.entry(nfe).measured["evaluations"] for solver in solvers]
         print(
-            f"| {nfe} | {mean[0]:.3g} ({mean[1]}) | {spread([float(x.mean()) for x in losses])} "
-            f"| {median[0]:.3g} ({median[1]}) | {spread([float(x.median()) for x in losses])} "
+            f"| {nfe} | {mean[0]:.3g} ({mean[1]}) | {spread([float(x.mean()) for x in losses], '.3g')} "
+            f"| {median[0]:.3g} ({median[1]}) | {spread([float(x.median()) for x in losses], '.3g')} "
             f"| {sum(evaluations) / len(evaluations):,.0f} |",
             flush=True,
         )
@@ -70,12 +68,6 @@ def classical(model: gas.models.Model, unseen: gas.Pairs, nfe: int) -> tuple[tup
         min((float(statistic(values)), label) for label, values in losses.items())
         for statistic in (Tensor.mean, Tensor.median)
     )
-
-
-def spread(values: list[float]) -> str:
-    """The mean over files, with the least and the largest."""
-    mean = f"{sum(values) / len(values):.3g}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
 
 
 if __name__ == "__main__":

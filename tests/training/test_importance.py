@@ -103,8 +103,8 @@ def test_steps_estimate_the_gradient_of_all_pairs_and_count_every_evaluation():
     mean = torch.stack(gradients).mean(0)
     assert float((mean - exact.gradient).norm()) < 0.1 * float(exact.gradient.norm())
     assert float(torch.tensor(losses).std()) < 0.05 * exact.loss
-    unweighted = [float((g - exact.gradient).norm()) for g in gradients]
-    assert max(unweighted) > 0.05 * float(exact.gradient.norm())  # the draws differ
+    errors = [float((gradient - exact.gradient).norm()) for gradient in gradients]
+    assert max(errors) > 0.05 * float(exact.gradient.norm())  # the draws differ
 
 
 def test_a_step_within_a_limit_takes_no_more_than_it():

@@ -110,9 +110,10 @@ class GaussNewton:
             return most
         return int(self.batch * self.growth**iteration)
 
-    def pool_of(self, iteration: int, available: int, cost: int = 0) -> int:
-        """Return how many pairs an iteration draws its own from."""
-        return min(available, self.oversampling * self.pairs_of(iteration, available, cost))
+    def sizes_of(self, iteration: int, available: int, cost: int = 0) -> tuple[int, int]:
+        """Return :meth:`pairs_of`, and how many pairs these are drawn from."""
+        count = self.pairs_of(iteration, available, cost)
+        return count, min(available, self.oversampling * count)
 
     def config(self) -> dict[str, Any]:
         """Return the settings in plain JSON, as solver files record them: ``forgetting`` is ``memory`` there."""
@@ -232,9 +233,7 @@ class GaussNewtonSteps(LinearizedSteps):
 
     def _sizes(self, iteration: int) -> tuple[int, int]:
         """Return the pairs of a step, and how many they are drawn from."""
-        jacobian = self._pair_cost() - self.nfe
-        sizes = self.config.pairs_of(iteration, len(self.pairs), jacobian)
-        return sizes, self.config.pool_of(iteration, len(self.pairs), jacobian)
+        return self.config.sizes_of(iteration, len(self.pairs), self._pair_cost() - self.nfe)
 
     def _drawn(self, p: Tensor, index: Tensor, share: float) -> list[Batch]:
         """Return a share of some pairs by guidance scale, drawn by their losses at parameters ``p``."""

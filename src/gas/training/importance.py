@@ -50,10 +50,8 @@ def draw(losses: Tensor, count: int, outlier: float, seed: int) -> Draw:
     ends = inclusion[order].cumsum(0)
     ends[-1] = count
     points = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
-    places = torch.searchsorted(ends, points, right=True).clamp(
-        max=len(losses) - 1
-    )  # the last point may round up
-    index = order[places]
+    places = torch.searchsorted(ends, points, right=True)
+    index = order[places.clamp(max=len(losses) - 1)]  # the last point may round up to the end
     return Draw(index, huber[index] * count / (inclusion[index] * len(losses)))
 
 
@@ -61,12 +59,12 @@ def _inclusion(losses: Tensor, count: int) -> Tensor:
     """Return probabilities ``(M,)`` to be drawn, whose sum is ``count``: by the losses where that is below one."""
     mean = float(losses.mean())
     size = losses / mean + _LEAST if mean > 0 else torch.ones_like(losses)
-    inclusion = torch.ones_like(size)
-    open_ = torch.ones(len(size), dtype=torch.bool)
+    inclusion, certain = torch.ones_like(size), torch.zeros(len(size), dtype=torch.bool)
     while True:
-        left = count - int((~open_).sum())
-        inclusion[open_] = left * size[open_] / size[open_].sum()
-        over = open_ & (inclusion > 1)
+        rest = ~certain
+        inclusion[rest] = (count - int(certain.sum())) * size[rest] / size[rest].sum()
+        over = inclusion > 1
         if not bool(over.any()):
             return inclusion
-        inclusion[over], open_ = 1.0, open_ & ~over
+        inclusion[over] = 1.0
+        certain |= over

@@ -118,7 +118,7 @@ class TrainingPlan:
     def step_pairs(self) -> tuple[int, ...]:
         """Pairs of each step after the short runs."""
         steps = range(self._raced, self._raced + self.config.iterations)
-        return tuple(self._pairs_of(i) for i in steps)
+        return tuple(self._sizes(i)[0] for i in steps)
 
     @property
     def steps(self) -> int:
@@ -144,14 +144,15 @@ class TrainingPlan:
         return len(self._runs) * self.search.steps
 
     def _step(self, iteration: int) -> Phase:
-        config, cost = self.search.first_steps(self.config), evaluations_of(self.nfe)
-        count, pool = (size(iteration, self.pairs, cost) for size in (config.pairs_of, config.pool_of))
-        step = Phase.of(self.nfe, pool, batch=count) + Phase.of(cost + self.nfe, count, batch=MAX_BATCH)
+        count, pool = self._sizes(iteration)
+        step = Phase.of(self.nfe, pool, batch=count) + Phase.of(
+            evaluations_of(self.nfe) + self.nfe, count, batch=MAX_BATCH
+        )
         return step if iteration else step + Phase.of(evaluations_of_measurement(self.nfe), MEASURED_PAIRS)
 
-    def _pairs_of(self, iteration: int) -> int:
+    def _sizes(self, iteration: int) -> tuple[int, int]:
         config = self.search.first_steps(self.config)
-        return config.pairs_of(iteration, self.pairs, evaluations_of(self.nfe))
+        return config.sizes_of(iteration, self.pairs, evaluations_of(self.nfe))
 
     def within(self, budget: int) -> TrainingPlan:
         """Return the plan of the same training on fewer pairs that takes at most so many evaluations.

@@ -58,8 +58,8 @@ class Candidate(Generic[K]):
         except Diverged:
             return self.steps.evaluations - before
         losses = evaluate(self.steps.model, validation, table_of(self.steps.solver), distance)
-        if typical(losses) < self.typical:
-            self.typical, self.loss = typical(losses), float(losses.mean())
+        if (value := typical(losses)) < self.typical:
+            self.typical, self.loss = value, float(losses.mean())
             self.state = copy.deepcopy(self.steps.state())
         return self.steps.evaluations - before + cost
 
