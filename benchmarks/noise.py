@@ -5,7 +5,7 @@ float32 network on the same unseen seeds. Ratios are to the solver that the firs
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
 import numpy as np
@@ -30,10 +30,11 @@ DTYPES = {
 }
 
 
+@dataclass(frozen=True, eq=False)
 class Rounded(WrappedModel):
     """A model whose predictions are rounded to a dtype."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
 
     def bind(self, labels: torch.Tensor | None, guidance: float = 1.0) -> gas.denoise.Denoiser:
         denoise = self.model.bind(labels, guidance)
@@ -69,7 +70,8 @@ def main() -> None:
                 solver, record = _trained(network, pairs, start, config)
                 losses.append(evaluate(model, unseen, solver, l2))
                 at = {"model": options.model, "nfe": nfe, "dtype": way, "seed": seed}
-                values = {"mean": losses[-1].mean(), "median": losses[-1].median(), **record.logs}
+                error = record.logs["derivative_error"]
+                values = {"mean": losses[-1].mean(), "median": losses[-1].median(), "derivative error": error}
                 measurements += [rows.row(name, float(value), "", **at) for name, value in values.items()]
             means = [float(values.mean()) for values in losses]
             baseline = baseline or means
@@ -79,7 +81,7 @@ def main() -> None:
                 f"; forward error {record.logs['derivative_error']:.2g}, {record.evaluations:,} evaluations"
             )
             print(f"NFE {nfe}, {way}: {_shown(torch.stack(losses).mean(0))}; {text}", flush=True)
-    rows.write("noise", measurements)
+    rows.write(f"noise-{options.model}", measurements)
 
 
 def _trained(
@@ -94,8 +96,7 @@ def _networks(model: gas.zoo.model.ZooModel, options: argparse.Namespace) -> dic
     """Return what answers in training, by name; the first is the baseline of ratios."""
     networks: dict[str, gas.models.Model] = {}
     for dtype in options.dtypes:
-        networks[dtype] = rounded = Rounded(model)
-        object.__setattr__(rounded, "dtype", DTYPES[dtype])
+        networks[dtype] = Rounded(model, dtype=DTYPES[dtype])
     # Quantization changes a network in place.
     return networks | {
         f"{way} network": precise(gas.zoo.load(options.model), quantize=way) for way in options.quantize

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from statistics import geometric_mean
 
 import cost_table
 import error_over_nfe
@@ -24,7 +25,7 @@ trainings of an hour and more. Every script runs alone (`--help`), most of them 
 def main() -> None:
     """Write the page from whatever has been measured."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    parts = [HEAD, _cost(), _family(), _error(), _processes(), _scheduler()]
+    parts = [HEAD, _cost(), _plan(), _noise(), _family(), _error(), _processes(), _scheduler()]
     for device in ("", "-cuda"):
         parts += [_memory(device), _throughput(device), _precision(device), _sampler(device)]
     PAGE.write_text("\n".join(filter(None, parts)))
@@ -215,6 +216,47 @@ def _cost() -> str:
     budgets += "\n```\n\n"
     budgets += "\n".join(cost_table.budget_table(sorted(COST.glob("*.json")))) + "\n"
     return "\n## Cost to quality\n\n" + intro + "\n".join(cost_table.table(both)) + "\n\n" + chosen + budgets
+
+
+def _plan() -> str:
+    """What was foreseen of trainings, beside what they took."""
+    measurements = _read("plan")
+    if not measurements:
+        return ""
+    lines = [
+        "| model | work | evaluations, planned | counted | seconds, planned | real | real / planned |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, work in dict.fromkeys((row["model"], row["work"]) for row in measurements):
+        at = {row["name"]: row["value"] for row in measurements if (row["model"], row["work"]) == (model, work)}
+        counts = [f"{at[name + ' evaluations']:,.0f}" for name in ("planned", "counted")]
+        seconds = [at[name + " seconds"] for name in ("planned", "real")]
+        cells = [*counts, *(f"{x:.1f}" for x in seconds), f"{seconds[1] / seconds[0]:.2f}"]
+        lines.append(f"| `{model}` | {work} | {' | '.join(cells)} |")
+    intro = "\nTrainings of `gas plan`'s estimates; the time to load a network, a few seconds, is left out.\n\n"
+    return _section("Planned and real cost", measurements) + intro + "\n".join(lines) + "\n"
+
+
+def _noise() -> str:
+    """Losses of solvers that were learned from rounded predictions, over those of float32."""
+    files = [_read(path.stem) for path in sorted(rows.RESULTS.glob("noise-*.json"))]
+    if not files:
+        return ""
+    text = "\n## Precision of predictions in training\n\n```sh\n"
+    text += "\n".join(dict.fromkeys(row["command"] for file in files for row in file)) + "\n```\n\n"
+    text += "Learned with predictions in each dtype from one start, measured by the float32 network on the same unseen\n"
+    text += "seeds, x 1000: the geometric mean over training seeds (least to largest) of float32's means and medians, and\n"
+    text += "of the ratios to them, seed by seed.\n\n"
+    text += "| model, NFE | | float32 | fp16 / float32 | bf16 / float32 |\n|---|---|---|---|---|\n"
+    for model, nfe in dict.fromkeys((row["model"], row["nfe"]) for file in files for row in file):
+        some = [row for file in files for row in file if (row["model"], row["nfe"]) == (model, nfe)]
+        for name in ("mean", "median"):
+            at = {(r["dtype"], r["seed"]): r["value"] for r in some if r["name"] == name}
+            base = [1000 * value for (dtype, _), value in at.items() if dtype == "float32"]
+            ratios = [[at[dtype, seed] / at["float32", seed] for seed in range(len(base))] for dtype in ("fp16", "bf16")]
+            cells = [f"{geometric_mean(x):.3g} ({min(x):.3g} to {max(x):.3g})" for x in (base, *ratios)]
+            text += f"| `{model}`, {nfe} | {name} | {' | '.join(cells)} |\n"
+    return text
 
 
 def _family() -> str:

@@ -156,7 +156,7 @@ def _until_stopped(
     """Yield the records of a run, from its checkpoint if there is one; return why it ended before its last step."""
     settings, judge, features = steps.config, steps.judge.judge, origin(validation.features)
     identity = run_fingerprint(
-        run.solver, steps, steps.pairs, validation.held, judge, run.criterion, run.budget
+        run.solver, steps, steps.pairs, validation.held, judge, run.criterion, run.budget, run.keep
     )
     try:
         yield from run.records(path, hashlib.sha256(f"{name} {features} {identity}".encode()).hexdigest())

@@ -26,7 +26,7 @@ from gas.table import Table, table_of
 from gas.training.adam import Adam
 from gas.training.adversarial.losses import Discriminator
 from gas.training.gauss_newton import GaussNewton
-from gas.training.validation import evaluate
+from gas.training.validation import evaluate, surely_positive
 
 # A loss this many times that of a constant prediction is no approximation; few steps from a poor start may leave 3.
 _IMPLAUSIBLE = 10
@@ -78,9 +78,9 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class FitRecord:
-    """One report: mean training loss since the last report, and validation losses now, at the start and at best.
+    """One report: mean training loss since the last report, and validation losses now, at the start and of the best.
 
-    The last report has ``iteration == iterations``.
+    The best is the solver that :func:`fit` keeps. The last report has ``iteration == iterations``.
     """
 
     iteration: int
@@ -114,7 +114,7 @@ def fit(
     discriminators: Sequence[Discriminator] = (),
     pairing: str = "independent",
     criterion: Criterion | None = None,
-    keep: Literal["best", "last"] = "best",
+    keep: Literal["newest", "best", "last"] | None = None,
     budget: float = math.inf,
     warm: Mapping[str, Any] | None = None,
 ) -> Generator[FitRecord, None, FitRecord]:
@@ -122,7 +122,7 @@ def fit(
 
     The network stays frozen. The solver (Adam's: its average) is validated at the start, every
     ``validate_every`` iterations and at the end. Whenever the generator ends, is closed or fails, ``solver`` has the
-    parameters that validated best so far, which are never worse than its initial ones.
+    best parameters so far, which never validate worse than its initial ones.
 
     Args:
         solver: a module whose ``forward()`` returns a :class:`gas.Table`, changed in place.
@@ -140,7 +140,11 @@ def fit(
         criterion: choose the best solver by this instead of the mean loss; smaller is better. Discriminators move
             samples away from the teacher's on purpose, so with them choose by a distance of distributions on fixed
             noise: :class:`gas.training.adversarial.setup.FixedNoiseCriterion`.
-        keep: ``"last"`` leaves the solver with the parameters of the last report, however they validate.
+        keep: which parameters are the best. ``"newest"``, the default of Gauss-Newton, are the newest that no earlier
+            ones surely validate better than (:func:`gas.training.validation.surely_positive`): a step learns from more
+            pairs than the ones before, and the least of many heavy-tailed means is often chance. ``"best"``, the
+            default of Adam and with a criterion of one number, have the least loss; ``"last"`` are those of the last
+            report, however they validate.
         budget: most network evaluations, counted as :attr:`FitRecord.evaluations`: training ends before the step whose
             evaluations, with those of a validation, would exceed it.
         warm: the optimizer's state after earlier steps of these settings; their evaluations do not count again.
@@ -159,7 +163,8 @@ def fit(
     References:
         arXiv 2510.17699, equations 15 and 22, section 5.
     """
-    choice("keep", keep, ("best", "last"))
+    if keep is not None:
+        choice("keep", keep, ("newest", "best", "last"))
     choice("pairing", pairing, ("independent", "paired"))
     of_type("solver", solver, nn.Module, "a module whose forward() returns a gas.Table")
     if checkpoint is not None:
@@ -175,7 +180,8 @@ def fit(
     if warm is not None:
         steps.restore({**warm, "evaluations": 0})
     number("budget", budget, "[1, inf]")
-    fingerprint = run_fingerprint(solver, steps, pairs, validation, distance, criterion, budget)
+    keep = keep or ("newest" if isinstance(config, GaussNewton) else "best")
+    fingerprint = run_fingerprint(solver, steps, pairs, validation, distance, criterion, budget, keep)
     paired_loss = _PairedLoss(steps.model, validation, distance)
     run = Run(solver, steps, paired_loss if criterion is None else criterion, keep=keep, budget=budget)
     record = yield from run.records(None if checkpoint is None else Path(checkpoint), fingerprint)
@@ -277,6 +283,7 @@ class Run:
         self.solver, self.steps, self.criterion, self.keep = solver, steps, criterion, keep
         table = table_of(solver)
         self.best, self.start_loss = _Best(_copy(solver), table), math.nan
+        self.least: Tensor | None = None  # the losses (S,) whose mean is the least so far
         self.validation_cost = criterion_evaluations(criterion, table.nfe)
         self.budget, self.validations = budget, 0
         self.losses: list[float] = []
@@ -332,8 +339,7 @@ class Run:
         if self.validations == 1:
             self.start_loss = loss
         logs = dict(getattr(self.criterion, "logs", {}))
-        better = loss < self.best.loss and getattr(self.criterion, "eligible", True)
-        if better or (self.keep == "last" and math.isfinite(loss)):
+        if self._replaces_best(losses):
             self.best = _Best(_copy(average), table, loss, losses if losses.ndim else None, iteration, logs)
         train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         self.losses = []
@@ -350,6 +356,19 @@ class Run:
             best_table=self.best.table,
             best_losses=self.best.losses,
         )
+
+    def _replaces_best(self, losses: Tensor) -> bool:
+        """Whether the solver with these losses ``(S,)``, or one loss ``()``, is the best now."""
+        loss = float(losses.mean())
+        if self.keep == "last":
+            return math.isfinite(loss)
+        eligible = bool(getattr(self.criterion, "eligible", True))
+        if self.keep == "best" or not losses.ndim:
+            return eligible and loss < self.best.loss
+        if self.least is None or loss < float(self.least.mean()):
+            self.least = losses
+            return eligible and loss < self.best.loss
+        return eligible and loss < self.start_loss and not surely_positive(losses - self.least)
 
     def _checked_logs(self) -> dict[str, float]:
         """Return the optimizer's logs.
@@ -375,6 +394,7 @@ class Run:
         del best["table"], values["best_table"], values["best_losses"]
         return {
             "best": best,
+            "least": self.least,
             "record": {**values, "logs": dict(record.logs)},
             "validations": self.validations,
             "winners": sorted(self.winners),
@@ -385,6 +405,7 @@ class Run:
         self.solver.load_state_dict(state["best"]["parameters"])
         self.best = _Best(**state["best"], table=table_of(self.solver))
         self.winners, self.validations = set(state["winners"]), state["validations"]
+        self.least = state["least"]
         self.steps.restore(state["steps"])
         record = FitRecord(**state["record"], best_table=self.best.table, best_losses=self.best.losses)
         self.start_loss = record.start_loss
@@ -409,6 +430,7 @@ def run_fingerprint(
     loss: Loss,
     criterion: Criterion | None,
     budget: float,
+    keep: str,
 ) -> str:
     """Return a digest of everything that decides the bits of a run: no other run may resume its checkpoint."""
     settings = {
@@ -416,6 +438,7 @@ def run_fingerprint(
         "loss": origin(loss),
         "criterion": origin(criterion),
         "budget": budget,
+        "keep": keep,
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
         "schedule": steps.model.schedule.config(),
         "model": dict(steps.model.fingerprint()),

@@ -12,8 +12,9 @@ from gas.training.initialization import StartSearch
 from gas.training.linearization import evaluations_of, evaluations_of_measurement
 
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
-# earlier pairs, and count pairs of larger loss in full.
-FINISH = GaussNewton(iterations=18, batch=16, growth=1.1, forgetting=0.8, validate_every=1, outlier=30.0)
+# earlier pairs, and count pairs of larger loss in full. A validation, which costs as much as one of the
+# first steps, only has to show that a training has not gone wrong.
+FINISH = GaussNewton(iterations=18, batch=16, growth=1.1, forgetting=0.8, validate_every=3, outlier=30.0)
 
 # A training that a person waits for: fewer steps, and a start chosen on few validation pairs.
 QUICK, QUICK_SEARCH = (
@@ -203,8 +204,6 @@ class TrainingPlan:
                 iterations=max(1, round(config.iterations * share**0.25)),
                 batch=max(3, round(config.batch * root)),
                 growth=1 + (config.growth - 1) * root,
-                validate_every=max(
-                    1, min(config.iterations, round(config.validate_every / max(share, 0.01) ** 1.2))
-                ),
+                validate_every=max(config.validate_every, min(config.iterations, round(max(share, 0.01) ** -1.2))),
             ),
         )
