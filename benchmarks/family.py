@@ -6,7 +6,6 @@ in a file of its own; the second of the two runs prints both. Interrupted, it go
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import gas
@@ -15,17 +14,6 @@ from gas.training.distillation import Distilled, distill, distill_family
 
 # What the official recipe spends on one NFE: 10,000 steps of 24 pairs, a gradient through each call counted as three.
 OFFICIAL = 10_000 * 24 * 3
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member, as written."""
-
-    nfe: int
-    loss: float
-    best_classical: str
-    best_classical_loss: float
-    evaluations: int
 
 
 def main() -> None:
@@ -54,12 +42,18 @@ def main() -> None:
     for report in reports:
         if isinstance(report, Distilled):
             members.append(report)
-            members = [
-                Member(m.nfe, m.loss, m.best_classical.label, m.best_classical_loss, m.evaluations)
+            setting = {"model": options.model, "pairs": len(pairs), "validation": len(validation)}
+            written = [
+                {
+                    "nfe": m.nfe,
+                    "loss": m.loss,
+                    "best_classical": m.best_classical.label,
+                    "best_classical_loss": m.best_classical_loss,
+                    "evaluations": m.evaluations,
+                }
                 for m in members
             ]
-            setting = {"model": options.model, "pairs": len(pairs), "validation": len(validation)}
-            out.write_text(json.dumps({**setting, "members": [vars(t) for t in members]}, indent=1))
+            out.write_text(json.dumps({**setting, "members": written}, indent=1))
             if options.solver is not None:
                 gas.save(
                     options.solver, {m.nfe: m.solver for m in members}, model=model, teacher=pairs.teacher

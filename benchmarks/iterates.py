@@ -56,7 +56,11 @@ def main() -> None:
 
 
 def _iterates(
-    model: gas.models.Model, pairs: gas.Pairs, validation: gas.Pairs, choice: StartChoice, config: gas.GaussNewton
+    model: gas.models.Model,
+    pairs: gas.Pairs,
+    validation: gas.Pairs,
+    choice: StartChoice,
+    config: gas.GaussNewton,
 ) -> tuple[list[gas.Table], Tensor]:
     """Return the table of every iterate from a start, and the mean losses of them on the validation pairs."""
     tables: list[gas.Table] = []

@@ -228,12 +228,16 @@ def _plan() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for model, work in dict.fromkeys((row["model"], row["work"]) for row in measurements):
-        at = {row["name"]: row["value"] for row in measurements if (row["model"], row["work"]) == (model, work)}
+        at = {
+            row["name"]: row["value"] for row in measurements if (row["model"], row["work"]) == (model, work)
+        }
         counts = [f"{at[name + ' evaluations']:,.0f}" for name in ("planned", "counted")]
         seconds = [at[name + " seconds"] for name in ("planned", "real")]
         cells = [*counts, *(f"{x:.1f}" for x in seconds), f"{seconds[1] / seconds[0]:.2f}"]
         lines.append(f"| `{model}` | {work} | {' | '.join(cells)} |")
-    intro = "\nTrainings of `gas plan`'s estimates; the time to load a network, a few seconds, is left out.\n\n"
+    intro = (
+        "\nTrainings of `gas plan`'s estimates; the time to load a network, a few seconds, is left out.\n\n"
+    )
     return _section("Planned and real cost", measurements) + intro + "\n".join(lines) + "\n"
 
 
@@ -244,16 +248,21 @@ def _noise() -> str:
         return ""
     text = "\n## Precision of predictions in training\n\n```sh\n"
     text += "\n".join(dict.fromkeys(row["command"] for file in files for row in file)) + "\n```\n\n"
-    text += "Learned with predictions in each dtype from one start, measured by the float32 network on the same unseen\n"
-    text += "seeds, x 1000: the geometric mean over training seeds (least to largest) of float32's means and medians, and\n"
-    text += "of the ratios to them, seed by seed.\n\n"
+    text += (
+        "Learned with predictions in each dtype from one start, measured by the float32 network on the same\n"
+    )
+    text += "unseen seeds, x 1000: the geometric mean over training seeds (least to largest) of float32's means and\n"
+    text += "medians, and of the ratios to them, seed by seed.\n\n"
     text += "| model, NFE | | float32 | fp16 / float32 | bf16 / float32 |\n|---|---|---|---|---|\n"
     for model, nfe in dict.fromkeys((row["model"], row["nfe"]) for file in files for row in file):
         some = [row for file in files for row in file if (row["model"], row["nfe"]) == (model, nfe)]
         for name in ("mean", "median"):
             at = {(r["dtype"], r["seed"]): r["value"] for r in some if r["name"] == name}
             base = [1000 * value for (dtype, _), value in at.items() if dtype == "float32"]
-            ratios = [[at[dtype, seed] / at["float32", seed] for seed in range(len(base))] for dtype in ("fp16", "bf16")]
+            ratios = [
+                [at[dtype, seed] / at["float32", seed] for seed in range(len(base))]
+                for dtype in ("fp16", "bf16")
+            ]
             cells = [f"{geometric_mean(x):.3g} ({min(x):.3g} to {max(x):.3g})" for x in (base, *ratios)]
             text += f"| `{model}`, {nfe} | {name} | {' | '.join(cells)} |\n"
     return text

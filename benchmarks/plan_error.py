@@ -26,7 +26,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     measurements = []
-    print("| model | work | evaluations, planned | counted | seconds, planned | real |\n|---|---|---|---|---|---|")
+    print(
+        "| model | work | evaluations, planned | counted | seconds, planned | real |\n|---|---|---|---|---|---|"
+    )
     for name in options.models:
         model = gas.zoo.load(name)
         teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=model.t_end)
@@ -54,10 +56,8 @@ def main() -> None:
                 "real seconds": seconds,
             }
             measurements += [rows.row(key, value, "", **at) for key, value in values.items()]
-            print(
-                f"| `{name}` | {work} | {price.evaluations:,} | {evaluations:,} | {price.seconds:.1f} | {seconds:.1f} |",
-                flush=True,
-            )
+            cells = f"{price.evaluations:,} | {evaluations:,} | {price.seconds:.1f} | {seconds:.1f}"
+            print(f"| `{name}` | {work} | {cells} |", flush=True)
     rows.write("plan", measurements)
 
 

@@ -145,7 +145,7 @@ def test_what_is_no_number_is_refused_by_name(make, name):
         (adversary, {"pairing": "x"}, "pairing"),
         (adversary, {"unit": None}, "unit"),
         (fitted, {"keep": "x"}, "keep"),
-        (fitted, {"keep": None}, "keep"),
+        (fitted, {"keep": 3}, "keep"),
         (fitted, {"pairing": "x"}, "pairing"),
         (fitted, {"config": {}}, "config"),
         (fitted, {"loss": "x"}, "loss"),

@@ -333,6 +333,16 @@ def test_other_rules_are_those_of_diffusers(rule, guider, arguments, step):
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)  # theirs has a float32 part
 
 
+def test_zero_star_holds_the_sums_of_a_latent_in_half_precision():
+    """16 x 128 x 128 squares sum to more than float16's 65,504."""
+    conditional, unconditional = (normal(2, 16, 64, 64, seed=seed).half() for seed in (0, 1))
+    conditional, unconditional = 4 * conditional, 4 * unconditional
+    times = torch.ones(2)
+    wide = ZeroStar()(conditional.double(), unconditional.double(), 4.0, times)
+    actual = ZeroStar()(conditional, unconditional, 4.0, times)
+    torch.testing.assert_close(actual.double(), wide, rtol=1e-2, atol=0.1)
+
+
 @pytest.mark.parametrize("rule", [Rescale(), ZeroStar()])
 def test_predictions_of_zero_stay_zero(rule):
     zero, times = torch.zeros(2, 3, 4), torch.ones(2)
@@ -386,6 +396,12 @@ def test_a_sample_within_the_limit_is_unchanged():
     actual = DynamicThreshold(answer(torch.cat([within, beyond])))(X, HALF)
     assert torch.equal(actual[:1], within)
     assert float(actual[1:].abs().max()) == pytest.approx(1)
+
+
+def test_the_dynamic_threshold_takes_batches_of_any_size():
+    d = torch.linspace(0, 4, 2**24 + 2).reshape(2, -1)
+    reach = DynamicThreshold(answer(d), 0.5)(d, HALF).abs().amax(1)
+    torch.testing.assert_close(reach, torch.ones(2))
 
 
 @pytest.mark.parametrize("wrap", [StaticThreshold, DynamicThreshold])

@@ -562,6 +562,11 @@ PLACES = [
 ]
 
 
+@pytest.mark.parametrize("shift", ["three", [3], 0, -1, True])
+def test_a_shift_that_is_no_number_is_refused(tmp_path, shift):
+    refused(edited(tmp_path / "f.json", put(shift, "model", "shift")), "model.shift")
+
+
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_what_is_not_a_finite_number_is_refused_anywhere(tmp_path, place, literal):

@@ -276,10 +276,13 @@ class ZeroStar:
 
     def __call__(self, conditional: Tensor, unconditional: Tensor, scale: float, t: Tensor) -> Tensor:
         shape = [-1] + [1] * (conditional.ndim - 1)
+        # The squares of a latent alone sum to more than float16 holds.
+        wide = torch.promote_types(conditional.dtype, torch.float32)
         dot, square = (
-            (unconditional * other).flatten(1).sum(1).reshape(shape) for other in (conditional, unconditional)
+            (unconditional.to(wide) * other).flatten(1).sum(1).reshape(shape)
+            for other in (conditional, unconditional)
         )
-        projection = dot / square.clamp_min(torch.finfo(square.dtype).tiny)
+        projection = (dot / square.clamp_min(torch.finfo(wide).tiny)).to(conditional.dtype)
         guided = torch.lerp(unconditional * projection, conditional, scale)
         return torch.where(t.reshape(shape) >= self.zero_from, torch.zeros_like(guided), guided)
 
@@ -321,7 +324,10 @@ class DynamicThreshold:
     def __call__(self, x: Tensor, t: Tensor, *condition: Any) -> Tensor:
         d = self.denoise(x, t, *condition)
         size = d.abs().flatten(1).to(torch.promote_types(d.dtype, torch.float32))
-        reach = torch.quantile(size, self.quantile, dim=1).clamp(min=self.limit)
+        # By hand, as torch.quantile refuses more than 2^24 numbers.
+        ordered, place = size.sort(dim=1).values, self.quantile * (size.shape[1] - 1)
+        low, high = ordered[:, math.floor(place)], ordered[:, math.ceil(place)]
+        reach = torch.lerp(low, high, place % 1).clamp(min=self.limit)
         reach = reach.to(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
         return torch.minimum(torch.maximum(d, -reach), reach) * (self.limit / reach)
 

@@ -57,15 +57,13 @@ def trajectory(denoise: Denoiser, x: Tensor, table: Table) -> Iterator[Tensor]:
     table plus the row's residual, and ``x_0`` plus the start's (:class:`gas.Table`). Arguments and errors as in
     :func:`sample`. Changing a yielded state has no effect on the run; where gradients flow through it, it is refused.
     """
-    states = _states(denoise, _private(x), table)
-    start = next(states)
-    if table.residuals is None or -1 not in table.residuals:
-        yield x
-    else:
-        states = itertools.chain([start], states)
-    for state in states:
+    corrected = table.residuals is not None and -1 in table.residuals
+    for n, state in enumerate(_states(denoise, _private(x), table)):
         version = state._version if is_recorded(state) else None
-        yield state.clone() if version is None else state
+        if n == 0 and not corrected:
+            yield x
+        else:
+            yield state.clone() if version is None else state
         if version is not None and state._version != version:
             raise UserError(
                 "a state that gradients flow through was changed in place: change a copy, state.clone()"

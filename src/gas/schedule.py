@@ -46,7 +46,7 @@ class Schedule(Protocol):
 
     @property
     def t_end(self) -> float:
-        """The default end of sampling: the network's first training step."""
+        """The default end of sampling: the first training step of a discrete schedule, else 1e-3, of a flow 0."""
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return ``(alpha_t, sigma_t)``, each of the shape of ``t``."""

@@ -216,6 +216,8 @@ def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) ->
     for facts, prefix in ((model, "model"), (original, "teacher.model")):
         for name in {"name", "sha256", "prediction", "quantize"} & facts.keys():
             of_type(f"{prefix}.{name}", facts[name], str, "text")
+        if facts.get("shift") is not None:
+            number(f"{prefix}.shift", facts["shift"], "(0, inf)")
     for name in {"solver", "grid"} & teacher.keys():
         of_type(f"teacher.{name}", teacher[name], str, "text")
     if "sample_shape" in model:

@@ -172,7 +172,7 @@ LINES = {
     """,
     "plan --model digits": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
-        --nfe 0; --nfe x; --nfe 99999999; --seeds 0; --seeds x; --seeds 99999999; --teacher 0; --teacher x
+        --nfe 0; --nfe x; --nfe 99999999; --seeds 0; --seeds x; --seeds 99999999; --teacher-nfe 0; --teacher-nfe x
         --validation 0; --validation x; --validation 99999999; --validation 2000
         --guidance nan; --guidance inf; --guidance x; --guidance 2000
         --model DIGITS; --model x; --prompts nowhere; --prompts {text}; --call a; --call a=1

@@ -282,6 +282,10 @@ def test_evaluate_compares_several_files(work, tmp_path):
     assert 0 <= low <= high
     assert reported["GS", 2]["to_teacher"]["frechet"] > 0
     assert "NFE 3" in refused(*words, *files, "--nfe", 3)
+    # No curve has to be GS's: a picture must not cost what was measured.
+    picture = ["--nfe", 2, "--picture", tmp_path / "gas.png"]
+    assert "GAS" in run(*words, "--solver", tmp_path / "digits.json", *picture).stdout
+    assert (tmp_path / "gas.png").exists()
     assert "is given twice" in refused(*words, *[w for _ in range(3) for w in ("--solver", path)])
 
 

@@ -354,6 +354,16 @@ def test_a_kind_in_turns_takes_three_of_each_and_needs_both(pairs):
         Adam(alternate=-1)
 
 
+def test_a_gradient_that_overflowed_moves_no_start():
+    noise, indices = torch.ones(2, 3), torch.tensor([0, 1])
+    relaxed = RelaxedStarts(noise, 0.1, 0.25)
+    start = relaxed.of(indices, noise)
+    start.grad = torch.tensor([[1.0, float("inf"), 0.0], [1.0, 0.0, 0.0]])
+    relaxed.move(indices, noise, start)
+    assert not relaxed.offsets[0].any()
+    assert relaxed.offsets[1].isfinite().all() and relaxed.offsets[1, 0] < 0
+
+
 def test_relaxed_starts_stay_in_their_ball_and_go_downhill():
     noise, target = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(6, 3, 4)
     relaxed, indices = RelaxedStarts(noise, 0.1, 0.25), torch.tensor([4, 1])

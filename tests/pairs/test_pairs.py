@@ -30,7 +30,7 @@ import gas
 from gas.classical.registry import Classical
 from gas.io import add_checksum, sha256
 from gas.models.seeds import noise_of_seeds
-from gas.pairs.dataset import read_pairs
+from gas.pairs.dataset import Pairs, join_pairs, read_pairs
 from gas.pairs.fingerprint import PairsSpec
 from gas.pairs.teacher import PairsProgress, write_pairs
 from gas.sampling import sample
@@ -156,6 +156,18 @@ def test_a_window_of_seeds_is_a_window_of_the_pairs(tmp_path, folder):
     assert torch.equal(part.noise, whole.noise)
     assert torch.equal(part.labels, whole.labels)
     torch.testing.assert_close(part.target, whole.target, rtol=0, atol=1e-6)
+
+
+def test_sets_with_and_without_labels_or_of_several_scales_are_not_joined():
+    parts = [
+        Pairs(torch.arange(2), torch.zeros(2, 3), torch.zeros(2, 3), labels)
+        for labels in (None, torch.zeros(2, dtype=torch.int64))
+    ]
+    with pytest.raises(ValueError, match="all of them with labels or none"):
+        join_pairs(parts)
+    scaled = dataclasses.replace(parts[0], scales=torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="one guidance scale each"):
+        join_pairs([parts[0], scaled])
 
 
 @pytest.mark.parametrize(

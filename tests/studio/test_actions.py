@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +177,16 @@ def test_recorded_and_measured_errors(networks, digits):
     }
     assert curves["GS"][3] == curves["ipndm-3 / time_uniform"][3] < curves["ipndm-3 / time_uniform"][2]
     assert "img" in drawing.error_picture(curves, "note", "GS")
+
+
+def test_each_of_two_files_has_its_own_curve(networks, digits):
+    shutil.copy(digits, other := str(Path(digits).with_name("other.json")))
+    choice = Choice(model="digits", count=4, classical=[], files=[digits, other])
+    _, curves = last(actions.measure_errors(networks, choice, [3, 5]))
+    assert {name: sorted(curve) for name, curve in curves.items()} == {
+        "GS (digits)": [3, 5],
+        "GS (other)": [3, 5],
+    }
 
 
 def test_lines_to_copy_name_the_file_and_its_nfe(digits):

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from gas.classical.registry import candidates
+from gas.classical.registry import candidate_solvers
 from gas.training.successive_halving import Candidate
 
 # As many grids as there are candidates for the start, of which each is the best of a grid.
@@ -21,15 +21,20 @@ def quick_gauss_newton():
 
 def _few(*args, solvers=(), grids=(), **more):
     chosen = [name for name in solvers if name in _SOLVERS] or solvers or _SOLVERS
-    return candidates(*args, solvers=chosen, grids=grids or _GRIDS, **more)
+    return candidate_solvers(*args, solvers=chosen, grids=grids or _GRIDS, **more)
 
 
 @contextlib.contextmanager
 def few_classical_solvers():
     """Nine of the 75 classical solvers to rank."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("distillation", "initialization", "ranking"):
-            patch.setattr(f"gas.training.{module}.candidates", _few)
+        for module in (
+            "classical.registry",
+            "training.distillation",
+            "training.progress",
+            "training.ranking",
+        ):
+            patch.setattr(f"gas.{module}.candidate_solvers", _few)
         yield
 
 

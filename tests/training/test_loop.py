@@ -1,6 +1,7 @@
 """Learning: it gets better, never worse than it came, resumes to the same bits, and reports divergence."""
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from gas.classical.registry import SOLVERS, Classical, candidates
 from gas.errors import Diverged
 from gas.grids.analytic import GRIDS, as_grid
 from gas.learned.generalized import GeneralizedSolver
-from gas.losses import FeatureLoss, l2
+from gas.losses import FeatureLoss, PseudoHuber, l2
 from gas.models.runtime import WrappedModel
 from gas.pairs.teacher import teach
 from gas.schedule import Flow
@@ -168,6 +169,73 @@ def test_a_checkpoint_of_other_settings_is_refused(pairs, validation, tmp_path):
     (tmp_path / "c.pt").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="cannot be read"):
         list(fit(new(), MODEL, pairs, validation=validation, config=first, checkpoint=tmp_path / "c.pt"))
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """A criterion with a setting."""
+
+    factor: float
+
+    def __call__(self, table):
+        return self.factor * float(table.outputs.sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("loss", PseudoHuber(0.03), PseudoHuber(0.3)),
+        ("loss", FeatureLoss(torch.nn.Linear(2, 3)), FeatureLoss(torch.nn.Linear(2, 3))),
+        ("criterion", _Weighed(1.0), _Weighed(2.0)),
+        ("keep", "best", "last"),
+    ],
+)
+def test_a_checkpoint_of_another_objective_is_refused(pairs, validation, tmp_path, name, one, other):
+    def train(value):
+        options = {"config": Adam(iterations=2, validate_every=1), name: value}
+        data = {"validation": validation, "checkpoint": tmp_path / "c.pt"}
+        return list(fit(new(), MODEL, pairs, **data, **options))
+
+    train(one)
+    assert len(train(one)) == 1  # the same, and already at its end
+    with pytest.raises(ValueError, match="other settings, solver, model or pairs"):
+        train(other)
+
+
+def kept(pairs, validation, losses, **options):
+    """The iteration that is kept of a training whose iterates have these losses ``(I, S)``."""
+    config = GaussNewton(iterations=len(losses) - 1, batch=8, growth=1.0, validate_every=1)
+    rows = iter(losses)
+    *_, end = fit(
+        new(),
+        MODEL,
+        pairs,
+        validation=validation,
+        config=config,
+        criterion=lambda table: next(rows),
+        **options,
+    )
+    assert end.best_loss == pytest.approx(float(losses[end.best_iteration].mean()))
+    return end.best_iteration
+
+
+def test_the_newest_iterate_that_none_before_surely_beats_is_kept(pairs, validation):
+    generator = torch.Generator().manual_seed(0)
+    heavy = torch.randn(256, generator=generator, dtype=torch.float64).mul(1.5).exp()
+    chance = 0.1 * heavy * torch.randn(256, generator=generator, dtype=torch.float64)
+    half, nan = heavy / 2, torch.full_like(heavy, torch.nan)
+    worse = half + chance.abs()
+    close = half + chance * torch.sign(chance.mean())  # a larger mean, by chance
+    losses = torch.stack([heavy, half, close, worse, nan])
+    assert close.mean() > half.mean()
+    assert kept(pairs, validation, losses) == 2
+    assert kept(pairs, validation, losses, keep="best") == 1
+    assert kept(pairs, validation, losses, keep="last") == 3
+    # None is kept that validates worse than the start, sure or not.
+    assert kept(pairs, validation, torch.stack([half, close, worse])) == 0
+    # Slow drift is measured against the least of all, not against the one before.
+    drift = torch.stack([heavy, *(half * (1 + 0.01 * n) + chance * 0.1 for n in range(20))])
+    assert kept(pairs, validation, drift) < 10
 
 
 def test_seeds_may_not_be_shared_and_sets_may_not_be_empty(pairs, validation):

@@ -2,11 +2,13 @@
 
 import functools
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+import gas
 from gas.errors import UserError
 from gas.losses import l2
 from gas.training.adam import Adam
@@ -123,11 +125,21 @@ def test_the_best_so_far_is_never_worse_than_the_best_classical_solver(model, pa
 
 
 @pytest.mark.slow
+def test_every_setting_can_be_saved(model, pairs, validation):
+    *_, result = distill(model, pairs, validation, 2, config=replace(SHORT, iterations=1, outlier=math.inf))
+    assert gas.save(None, result, model=model).document.training["outlier"] is None
+
+
 def test_a_family_shares_its_budget(model, pairs, validation):
     reports = distill_family(model, pairs, validation, [2, 3], budget=2000)
     members = [report for report in reports if isinstance(report, Distilled)]
     assert sum(member.evaluations for member in members) == Counting.rows <= 2000
     assert members[0].evaluations < members[1].evaluations
+    saved = gas.save(
+        None, members, model=model
+    )  # though each budget made other settings of the same training
+    assert saved.nfes == [2, 3]
+    assert sum(saved.entry(nfe).measured["budget"] for nfe in saved.nfes) <= 2000
 
 
 @pytest.mark.slow

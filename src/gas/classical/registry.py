@@ -127,6 +127,23 @@ def candidates(
 ) -> Iterator[tuple[Classical, Table]]:
     """Yield every classical solver on every grid at this NFE, with its table.
 
+    Arguments as of :func:`candidate_solvers`.
+    """
+    for solver in candidate_solvers(schedule, nfe, t_end, solvers=solvers, grids=grids, times=times):
+        yield solver, solver.table(schedule)
+
+
+def candidate_solvers(
+    schedule: Schedule,
+    nfe: int,
+    t_end: float,
+    *,
+    solvers: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    times: Tensor | None = None,
+) -> Iterator[Classical]:
+    """Yield every classical solver on every grid at this NFE.
+
     Args:
         schedule, nfe, t_end: as for the grids.
         solvers: keys of :data:`SOLVERS`; all by default.
@@ -144,8 +161,7 @@ def candidates(
         if solver == "heun" and no_heun:
             continue
         for grid in grids:
-            entry = Classical(solver, grid, nfe, t_end)
-            yield entry, entry.table(schedule)
+            yield Classical(solver, grid, nfe, t_end)
 
 
 def parse_times(text: str) -> list[float]:

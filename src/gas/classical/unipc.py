@@ -63,7 +63,7 @@ def _outputs(grid: Grid, n: int, order: int, variant: str, *, corrected: bool) -
     if not points:
         return weights
     scale = -h if variant == "bh1" else p1
-    if len(points) == 1 and (order == 2 or corrected):
+    if len(points) == 1:
         rho = torch.full((1,), 0.5, dtype=torch.float64)
     else:
         r = torch.stack([(lam[j] - lam[n]) / h for j in points])

@@ -110,7 +110,6 @@ def _help_without_command(context: typer.Context) -> None:
 
 def command(
     example: str,
-    name: str | None = None,
     *,
     group: typer.Typer = app,
     shared: bool = False,
@@ -126,7 +125,6 @@ def command(
 
     Args:
         example: a command line.
-        name: of the command; by default the function's.
         group: the application that it belongs to.
         shared: whether the processes of ``torchrun`` share its work; other commands refuse to run there.
         file: name of the parameter with the output file; two commands cannot write one output at a time.
@@ -134,7 +132,7 @@ def command(
     """
 
     def register(function: Callable[P, None]) -> Callable[..., None]:
-        label = name or function.__name__
+        label = function.__name__
         full_name = f"gas {label}" if group is app else f"gas paper {label}"
         parameters, groups = _expanded(function)
 
@@ -145,8 +143,8 @@ def command(
                 if "device" in options:
                     options["device"] = distributed.local_device(str(options["device"]))
                     check_device(str(options["device"]))
-                if "precision" in options:  # of the whole process, which is the command's alone
-                    gas.models.allow_tf32(options["precision"] == "tf32")
+                    # Of the whole process, which is the command's alone.
+                    gas.models.allow_tf32(options.get("precision") == "tf32")
                 output, is_shared = options.get(file or folder), bool(options.get("shared"))
                 limit = options.get("max_time") or ""
                 for parameter, kind in groups.items():
@@ -160,7 +158,7 @@ def command(
         guarded.__name__, guarded.__module__, guarded.__annotations__ = label, function.__module__, {}
         guarded.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: [cyan]{example}[/cyan]"
         panel = next((title for title, names in PANELS.items() if label in names), None)
-        group.command(name=name, rich_help_panel=panel if group is app else None)(guarded)
+        group.command(rich_help_panel=panel if group is app else None)(guarded)
         return function
 
     return register

@@ -41,7 +41,7 @@ def compare(
     nfe: Annotated[str, option("Columns, as 4 or 3-6,8,10.", options.parse_nfes)] = "3-6,8,10",
     unseen: Annotated[Path | None, option("Pairs to measure on instead of --seeds.", **FOLDER)] = None,
     seeds: Annotated[
-        str, option("Seeds to measure on, N or FIRST:LAST.", options.measured_seeds)
+        str, option("Seeds to measure on, N or FIRST:STOP (not included).", options.measured_seeds)
     ] = "50000:50512",
     count: Annotated[
         int | None, option("First pairs of --unseen, to measure on.", min=2, max=MAX_SEEDS)
@@ -151,9 +151,10 @@ def _unseen(
     """Pairs to measure on: of a folder, or made of seeds by the same teacher and stored in ``out``."""
     if folder is None:
         folder = out / "unseen"
-        if not pairs.teacher:
+        if "solver" not in pairs.teacher:  # imported ones
             raise gas.UserError("the pairs do not say their teacher: give --unseen a folder of its pairs")
-        run_teacher(model, gas.Classical(**pairs.teacher), folder, options.parse_seeds(seeds), pairs.guidance)
+        teacher = gas.Classical(**{name: x for name, x in pairs.teacher.items() if name != "model"})
+        run_teacher(model, teacher, folder, options.parse_seeds(seeds), pairs.guidance)
     unseen = gas.read_pairs(folder, model=model)
     if count is not None and count > len(unseen):
         raise gas.UserError(f"--count is {count}, but {folder} holds {len(unseen)} pairs")

@@ -93,19 +93,10 @@ def _learn_both(
         result = show(reports, model, nfe)
     note(": the same solver goes on to learn from a discriminator", label="3. Critic", style="bold")
     adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
-    tables, starts = {}, {nfe: result.start}
-    for (name, file), solver in zip(files.items(), (result.solver, adversarial), strict=True):
-        gas.save(
-            file,
-            solver,
-            model=model,
-            guidance=pairs.guidance,
-            teacher=pairs.teacher,
-            loss="l2",
-            starts=starts,
-        )
-        tables[name] = gas.load(file).table(nfe)
-    return tables
+    gas.save(files["GS"], result, model=model)
+    training = {**result.provenance["training"], "objective": "gas"}
+    gas.save(files["GAS"], replace(result, solver=adversarial, measures={}), model=model, training=training)
+    return {name: gas.load(file).table(nfe) for name, file in files.items()}
 
 
 def _learn_adversarial(

@@ -25,7 +25,9 @@ class EvaluationOptions:
         list[Path], option("Solver file; repeat it to compare several.", names=("--solver", "-s"), **FILE)
     ]
     nfe: Annotated[str, option("NFE, as 4 or 3-6,8,10; default: all in the files.", options.parse_nfes)] = ""
-    seeds: Annotated[str, option("Unseen seeds, as N or FIRST:LAST.", options.measured_seeds)] = "50000:50512"
+    seeds: Annotated[
+        str, option("Unseen seeds, as N or FIRST:STOP (not included).", options.measured_seeds)
+    ] = "50000:50512"
     guidance: options.GuidanceScale = None
     baselines: Annotated[
         str, option("Classical solvers, comma-separated: SOLVER on its best grid, or SOLVER/GRID.")
@@ -111,7 +113,7 @@ def evaluate_files(
         nfes = options.parse_nfes(evaluation.nfe)
         _ = [a.neighbours(nfe) for nfe in nfes for a in artefacts.values()]  # refuses those outside
     baselines, seeds = split_names(evaluation.baselines), options.parse_seeds(evaluation.seeds)
-    defaults = {"t_end": model.t_end} if usual is None else usual(nfes[0])
+    defaults = {"t_end": model.t_end} if usual is None else usual(nfes[0] if nfes else first.forwards[0])
     teacher = _teacher(first, defaults, given or {})
     for solver, _, grid in (name.partition("/") for name in baselines):
         # Refused before any work.
@@ -221,9 +223,13 @@ def _draw(
         if entry.curve and row.mse > 0:
             curves.setdefault(entry.curve, {})[row.nfe] = row.mse
             grids.setdefault(entry.curve, set()).update([entry.grid] if entry.grid else [])
+    if not curves:
+        note(f"{path} is not drawn: no curve is above 0")
+        return
     used = [f"{curve} on {', '.join(sorted(names))}" for curve, names in grids.items() if names]
     text = f"{model}, {rows[0].samples} unseen seeds; {'; '.join(used)}."
-    gas.plotting.error_plot(path, curves, note=text, highlight="GS")
+    learned = [entry.curve for entry in entries if entry.curve in curves and not entry.grid]
+    gas.plotting.error_plot(path, curves, note=text, highlight=learned[-1] if learned else None)
     note(f"wrote {path}")
 
 

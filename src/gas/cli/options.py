@@ -55,7 +55,9 @@ ZooName = Annotated[
     str,
     option("Zoo model (gas zoo lists them), or a .safetensors file of one.", names=("--model", "-m")),
 ]
-Prompts = Annotated[Path | None, option("UTF-8 file of prompts: seed s takes line s mod lines.", **FILE)]
+Prompts = Annotated[
+    Path | None, option("UTF-8 file of prompts, one a line: seed s takes prompt s mod their number.", **FILE)
+]
 Device = Annotated[str, option("Device of the network: cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, option("Print results as JSON on standard output.")]
 Precision = Annotated[
@@ -70,7 +72,9 @@ MetricWeights = Annotated[
     Path | None,
     option("Folder with vgg16-397923af.pth, lpips-vgg.pth and clip; default: GAS_WEIGHTS.", **FOLDER),
 ]
-GasIterations = Annotated[int | None, option("Discriminator steps; default: 250.", min=1, max=MAX_ITERATIONS)]
+GasIterations = Annotated[
+    int | None, option("Solver steps against the discriminator; default: 250.", min=1, max=MAX_ITERATIONS)
+]
 SamplesBatch = Annotated[int, option("Samples a network call.", min=1, max=MAX_BATCH)]
 Validation = Annotated[
     int | None,
@@ -81,7 +85,10 @@ GuidanceScale = Annotated[
     float | None, option("Guidance scale, of a file that serves several; default: the file's.", **GUIDANCE)
 ]
 PairsFolder = option("Folder of teacher pairs, as gas pairs writes it.", **FOLDER)
-Picture = Annotated[Path | None, option("Draw a .png of the times, or of errors.", output_file(".png"))]
+Picture = Annotated[
+    Path | None,
+    option("Draw a .png: of the times (inspect), of errors over NFE (evaluate).", output_file(".png")),
+]
 SolverFile = Annotated[Path, option("Solver file, as gas train writes it.", names=("--solver", "-s"), **FILE)]
 ObjectiveName = Annotated[str, option("gs, or gas: go on against a discriminator.")]
 
@@ -131,14 +138,14 @@ class NetworkOptions:
     quantize: Annotated[
         str | None,
         option(
-            "Bits of the weights: fp8, int8 or int4; simulated but for pipelines.",
+            "Number format of the weights: fp8, int8 or int4; simulated but for pipelines.",
             _known("quantize", "QUANTIZATIONS"),
         ),
     ] = None
     offload: Annotated[
         str | None,
         option(
-            "What is on the device: the model that runs, or a group of its layers.",
+            "Leave a pipeline on the CPU and move to the device the model that runs, or a group of its layers.",
             _known("offload", "OFFLOADS"),
         ),
     ] = None
@@ -271,9 +278,10 @@ class DiscriminatorOptions:
 
     objective: ObjectiveName = "gs"
     weight: Annotated[float | None, option("Adversarial loss's weight, the paper's w.", **_WEIGHTS)] = None
-    balance: Annotated[float | None, option("The weight, in GS's final losses; default: 10.", **_WEIGHTS)] = (
-        None
-    )
+    balance: Annotated[
+        float | None,
+        option("Weight of the adversarial loss in units of GS's final loss; default: 10.", **_WEIGHTS),
+    ] = None
     critic: Annotated[str, option("Discriminator loss: relativistic or classic.")] = "relativistic"
     pairing: Annotated[str, option("Noise of fakes and reals: independent or paired.")] = "independent"
     gas_iterations: GasIterations = None
@@ -368,14 +376,12 @@ class LiftOptions:
         if self.lift_width is not None:
             gas.training.lifting.new_residual(model.sample_shape, max(nfes), self.config(0))
 
-    def recorded(self, seed: int) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Return what a solver file records; sizes are those of its residuals."""
-        config = self.config(seed).config()
-        return (
-            {"lift": {name: config[name] for name in ("iterations", "batch", "learning_rate")}}
-            if self.lift
-            else {}
-        )
+        if not self.lift:
+            return {}
+        config = self.config(0)  # the seed is recorded already
+        return {"lift": {name: getattr(config, name) for name in ("iterations", "batch", "learning_rate")}}
 
     def against(self) -> gas.Adam:
         """Return the usual settings of training against a discriminator."""
@@ -441,21 +447,20 @@ def measured_seeds(text: str) -> range:
 
 def split_pairs(pairs: gas.Pairs, validation: int | None) -> tuple[gas.Pairs, gas.Pairs]:
     """Return the pairs to train on and those to validate on, as ``--validation`` says."""
-    count = len(pairs)
+    return pairs.split(validation_count(len(pairs), validation))
+
+
+def validation_count(pairs: int, validation: int | None) -> int:
+    """Return how many of some pairs are to validate on, as ``--validation`` says."""
     if validation is None:
-        validation = default_validation(count)
+        validation = 256 if pairs >= 512 else pairs // 4
         if validation < 2:
-            raise gas.UserError(f"{count} pairs are too few to learn from and to choose on: make more")
-    if not validation < count:
+            raise gas.UserError(f"{pairs} pairs are too few to learn from and to choose on: make more")
+    if not validation < pairs:
         raise gas.UserError(
-            f"--validation must be below the {count} pairs, got {validation}: leave it out, or make more pairs"
+            f"--validation must be below the {pairs} pairs, got {validation}: leave it out, or make more pairs"
         )
-    return pairs.split(validation)
-
-
-def default_validation(pairs: int) -> int:
-    """Return how many of some pairs are to validate on by default."""
-    return 256 if pairs >= 512 else pairs // 4
+    return validation
 
 
 def parse_nfes(text: str) -> list[int]:

@@ -16,7 +16,7 @@ from gas.cli.screen import bar, note, print_json
 @command("gas pairs --model digits --seeds 1280 --out runs/digits-pairs", shared=True, folder="out")
 def pairs(
     out: Annotated[Path, option("Folder for shards and manifest.")],
-    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "1280",
+    seeds: Annotated[str, option("Seeds, as N or FIRST:STOP (not included).", parse_seeds)] = "1280",
     teacher: Annotated[str, option("Solver of the teacher.")] = "unipc-3-bh2",
     grid: Annotated[str, option("Time grid of the teacher: a name, or times as 1,0.5,0.001.")] = "log_snr",
     nfe: Annotated[int, option("Network evaluations a sample of the teacher.", **NFE)] = 20,

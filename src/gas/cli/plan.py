@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import gas
-from gas.arguments import MAX_SEEDS
 from gas.cli import options
 from gas.cli.app import command
 from gas.cli.checks import GUIDANCE, NFE, option
@@ -20,8 +19,10 @@ _SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
 @command("gas plan --model digits --seeds 1280 --nfe 4,6")
 def plan(
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10.", options.parse_nfes)] = "4",
-    seeds: Annotated[int, option("Number of teacher pairs.", min=4, max=MAX_SEEDS)] = 1280,
-    teacher: Annotated[int, option("Network evaluations a pair of the teacher.", **NFE)] = 20,
+    seeds: Annotated[
+        str, option("Seeds of the pairs, as N or FIRST:STOP (not included).", options.parse_seeds)
+    ] = ("1280"),
+    teacher_nfe: Annotated[int, option("Network evaluations a pair of the teacher.", **NFE)] = 20,
     validation: options.Validation = None,
     guidance: Annotated[float, option("Guidance scale.", **GUIDANCE)] = 1.0,
     *,
@@ -35,23 +36,22 @@ def plan(
     """
     model, nfes = network.load(), options.parse_nfes(nfe)
     passes = gas.models.protocol.passes_of(model, guidance)
-    chosen = options.default_validation(seeds) if validation is None else validation
-    if chosen >= seeds:
-        raise gas.UserError(f"--validation must be below the {seeds} pairs, got {chosen}")
+    count = len(options.parse_seeds(seeds))
+    chosen = options.validation_count(count, validation)
     rows: list[dict[str, Any]] = []
     for n in nfes:
         cost = gas.training.measure_calls(model, n, guidance=guidance)
         if not rows:
-            price = gas.training.price.pairs_price(model, cost, seeds, teacher)
+            price = gas.training.price.pairs_price(model, cost, count, teacher_nfe)
             rows.append(_row("pairs", None, None, price, passes))
-        full = gas.training.distillation.plan_of(model, seeds - chosen, chosen, n)
+        full = gas.training.distillation.plan_of(model, count - chosen, chosen, n)
         for share in _SHARES:
             cut = full if share == 1 else full.within(int(share * full.total.evaluations))
             rows.append(_row("training", n, cut, gas.training.price.training_price(cut, cost), passes))
     if json:
         print_json(rows)
         return
-    title = f"{model.name}: {seeds:,} pairs, {chosen:,} of them to choose by"
+    title = f"{model.name}: {count:,} pairs, {chosen:,} of them to choose by"
     if passes > 1:
         title += f"; with guidance {guidance:g}, an evaluation is two forward passes"
     print_table(title, [_cells(row) for row in rows])

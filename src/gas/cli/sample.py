@@ -43,7 +43,7 @@ def sample(
         int | None, option("Take the table of so many forward passes instead.", **NFE)
     ] = None,
     guidance: GuidanceScale = None,
-    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST.", parse_seeds)] = "24",
+    seeds: Annotated[str, option("Seeds, as N or FIRST:STOP (not included).", parse_seeds)] = "24",
     label: Annotated[int | None, option("Class; default: seed mod classes.", min=0, max=MAX_SEED)] = None,
     batch: SamplesBatch = 64,
     *,

@@ -48,10 +48,10 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """A running progress bar of ``total`` steps."""
+    """A running progress bar."""
 
-    def __init__(self, progress: Progress, task: Any, total: int) -> None:
-        self._progress, self._task, self.total = progress, task, total
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
 
     def at(self, done: float, detail: str = "") -> None:
         """Show the number of steps done and a short detail."""
@@ -59,8 +59,8 @@ class Bar:
 
 
 @contextmanager
-def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """Show a bar with count, rate and time left; ``done`` steps of an earlier run do not count as speed."""
+def bar(name: str, total: int) -> Iterator[Bar]:
+    """Show a bar with count, rate and time left."""
     # On a narrow screen the drawing gives way first, then the detail, never the numbers.
     columns = (
         TextColumn("{task.description:<18}", markup=False, table_column=Column(no_wrap=True, min_width=18)),
@@ -76,7 +76,7 @@ def bar(name: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         ),
     )
     with Progress(*columns, console=_console) as progress:
-        yield Bar(progress, progress.add_task(plain(name), total=total, completed=done, detail=""), total)
+        yield Bar(progress, progress.add_task(plain(name), total=total, detail=""))
 
 
 def tracked(name: str, items: Iterable[Any], total: int) -> Iterator[Any]:

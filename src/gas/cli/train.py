@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 def train(
     context: typer.Context,
-    out: Annotated[Path, option("Solver file to write.", output_file())],
+    out: Annotated[Path, option("Solver file to write.", output_file(".json"))],
     pairs: Annotated[
         list[Path] | None,
         option(
@@ -120,7 +120,7 @@ def train(
         results += run.guided(budgets, results)
         results = [result for result in results if result.branched or result.nfe in nfes]
         if gas.distributed.is_first():
-            _save(out, results, model, optimizer.loss, gas_settings, lifting.recorded(optimizer.seed))
+            _save(out, results, model, optimizer.loss, gas_settings, lifting.recorded())
     title = "lifted" if lifting.lift else "GAS" if gas_settings is not None else solver.upper()
     _report(results, model, optimizer.loss, len(sets[1]), title, json)
     note(f"wrote {out}")
@@ -139,7 +139,7 @@ def _train_teacherless(
     json: bool,
 ) -> None:
     """Learn a solver of each NFE from a judge, or from real images alone, and write them."""
-    model = network.load()
+    model = network.load(pairs[0] if pairs else None)
     state = out.with_name(out.name + ".state")
     arguments = optimizer, discriminator, budget, state, network.precision
     train, guidance = teacherless.reports(model, pairs, *arguments)
@@ -148,7 +148,9 @@ def _train_teacherless(
         nfes = options.parse_nfes(nfe)
         results = [show(progress.watch(train(each)), model, each, title) for each in nfes]
         if gas.distributed.is_first():
-            settings = discriminator.settings() or {}
+            # Without a paired loss there is nothing to balance, and no pairing.
+            unused = ("weight", "balance", "pairing")
+            settings = {k: x for k, x in (discriminator.settings() or {}).items() if k not in unused}
             training = {**results[0].provenance["training"], **settings}
             gas.save(out, results, model=model, training=training)
     report_teacherless(results, json)

@@ -9,7 +9,7 @@ from gas.cli.screen import print_json, print_table
 from gas.display import significant
 
 
-@command("gas zoo", name="zoo")
+@command("gas zoo")
 def zoo(json: Json = False) -> None:
     """List the shipped models with their measured quality; --json prints their cards.
 

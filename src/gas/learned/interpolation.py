@@ -23,7 +23,6 @@ class StepProfile:
     State n has the half log-SNR ``levels[n]``; the network is evaluated at ``levels[n] + offsets[n]``. A step is
     ``x_{n+1} = sigma'/sigma x_n - alpha' expm1(-h) sum_i w_{n,i} d_{n-i}``, ``sum_i w_{n,i} = 1``.
     Pure noise stays noise and pure signal stays signal whatever the numbers are.
-
     """
 
     levels: Tensor  # (N + 1,), increasing

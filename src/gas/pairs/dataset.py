@@ -316,9 +316,15 @@ def join_scales(parts: Sequence[Pairs]) -> Pairs:
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """Return pairs of one teacher as one set in memory, in order; there must be at least one part."""
+    """Return pairs of one teacher as one set in memory, in order.
+
+    Raises:
+        UserError: without any part, or when only some parts have labels, or one has pairs of several guidance scales.
+    """
     if not parts:
         raise UserError("join_pairs needs at least one set of pairs, got none")
+    if len({part.labels is None for part in parts}) > 1 or any(part.scales is not None for part in parts):
+        raise UserError("join_pairs needs sets of one guidance scale each, all of them with labels or none")
     loaded = [part.load() for part in parts]
     seeds, noise, target = (torch.cat([getattr(x, k) for x in loaded]) for k in ("seeds", "noise", "target"))
     given = [part.labels for part in loaded if part.labels is not None]

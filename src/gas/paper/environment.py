@@ -13,7 +13,7 @@ import torch
 import gas
 from gas.training.activation_checkpointing import available_bytes
 
-# Modules that each extra installs.
+# Modules that the extras of the paper's commands install.
 EXTRAS = {
     "plot": ["matplotlib"],
     "zoo": ["sklearn"],

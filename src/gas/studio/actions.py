@@ -272,6 +272,8 @@ def _learned(name: str, model: Model, path: str, nfe: int, choice: Choice) -> En
     artefact.check(model, choice.guidance)
     artefact = artefact.at(choice.guidance)
     title = display_name(artefact, model)
+    if len(choice.files) > 1:
+        title += f" ({Path(path).stem})"
     if choice.by_passes and choice.calls in artefact.forwards:
         table = artefact.table(forwards=choice.calls)
         return Entry(name=title, detail=f"{name}, by forward passes", table=table, learned=True)
@@ -404,7 +406,9 @@ def teacher_batches(
 
 
 def measure_errors(networks: Networks, choice: Choice, nfes: Sequence[int]) -> Iterator[tuple[str, Curves]]:
-    """Measure the mean squared error to the teacher over NFE, on the samples of ``choice``; yield what is done so far.
+    """Measure the mean squared error to the teacher over NFE, on the seeds of ``choice``; yield what is done so far.
+
+    Each seed has the class of teacher pairs, whatever the chosen one.
 
     Solvers without a table at an NFE are left out there.
     """

@@ -171,8 +171,10 @@ class AdamSteps:
         return average
 
     def step_cost(self) -> int:
-        """Return the most network evaluations of a step without discriminators."""
-        return self.config.batch * (4 * self.nfe + 1)
+        """Return the most network evaluations of a step."""
+        active, pairing = self.discriminators.active, self.pairing
+        fresh = self.nfe * self.discriminators.rounds if active and pairing == "paired" else 0
+        return self.config.batch * (4 * self.nfe + 1 + fresh)
 
     def step(self, limit: float = math.inf) -> float:
         """Take one step; return its batch's loss. A step has no trials, so :meth:`step_cost` has to fit the limit.
@@ -360,6 +362,8 @@ class RelaxedStarts:
             raise RuntimeError("a start without gradient cannot move")
         down = -start.grad.flatten(1)
         down = down / torch.linalg.vector_norm(down, dim=1, keepdim=True).clamp(min=1e-30)
+        # A gradient in fp16 that overflowed moves no start, as the scaler lets it move no parameter.
+        down = torch.where(down.isfinite().all(1, keepdim=True), down, torch.zeros_like(down))
         offset = (start.detach() - noise).flatten(1) + self.rate * self.reach * down
         size = torch.linalg.vector_norm(offset, dim=1, keepdim=True)
         offset = offset * (self.reach / size.clamp(min=self.reach))

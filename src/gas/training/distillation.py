@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gas.classical.registry import Classical, candidates
+from gas.classical.registry import Classical, candidate_solvers
 from gas.errors import UserError
 from gas.learned.generalized import GeneralizedSolver
 from gas.learned.registry import kind_by_name
@@ -181,8 +181,12 @@ def distill(
         )
     config = kind.training(_default_config(search, loss) if config is None else config)
     adversarial = adversary is not None and adversary.has_weight()
-    limit = math.inf
+    # Of the whole training: what a budget makes of it differs among the members of a family.
+    provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
+    provenance["teacher"] = teacher_of(pairs, model)
+    limit, measures = math.inf, {}
     if budget is not None:
+        measures["budget"] = float(budget)
         if adversarial or not isinstance(config, GaussNewton):
             raise UserError("a budget needs Gauss-Newton and no adversary: leave one of them out")
         plan = plan_of(model, len(pairs), len(validation), nfe, search=search, config=config).within(budget)
@@ -196,9 +200,7 @@ def distill(
     choice = yield from search.run(model, pairs, validation, nfe, config=short_runs, limit=limit, **options)
     _check_finite(choice, nfe)
     yield choice
-    provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
-    provenance["teacher"] = teacher_of(pairs, model)
-    result = replace(_classical_result(choice, model.schedule), provenance=provenance)
+    result = replace(_classical_result(choice, model.schedule), provenance=provenance, measures=measures)
     if choice.best_loss >= ROUNDING:
         remaining = math.inf if budget is None else budget - choice.evaluations
         # A small budget has no steps to repeat. Else a model of the loss without the first steps' pairs is better:
@@ -241,7 +243,7 @@ def plan_of(
     """Return what :func:`distill` does for one NFE with so many pairs."""
     return TrainingPlan(
         nfe=nfe,
-        solvers=sum(1 for _ in candidates(model.schedule, nfe, model.t_end)),
+        solvers=sum(1 for _ in candidate_solvers(model.schedule, nfe, model.t_end)),
         pairs=pairs,
         validation=validation,
         search=StartSearch() if search is None else search,
@@ -350,7 +352,12 @@ def distill_family(
     search = StartSearch() if search is None else search
     members: list[Distilled] = []
     nfes = sorted(set(nfes))
-    budgets = _shares(budget, [plan_of(model, len(pairs), len(validation), nfe) for nfe in nfes])
+    budgets: Mapping[int, int | None] = dict.fromkeys(nfes)
+    if budget is not None:
+        config = options.get("config") or _default_config(search, options.get("loss", "l2"))
+        settings = {"config": config} if isinstance(config, GaussNewton) else {}
+        plans = [plan_of(model, len(pairs), len(validation), n, search=search, **settings) for n in nfes]
+        budgets = _shares(budget, plans)
     for nfe in nfes:
         member_search = search
         if members:
@@ -364,10 +371,8 @@ def distill_family(
     return members
 
 
-def _shares(budget: int | None, plans: Sequence[TrainingPlan]) -> Mapping[int, int | None]:
+def _shares(budget: int, plans: Sequence[TrainingPlan]) -> dict[int, int]:
     """Return the budget of each NFE, in proportion to full trainings; refuse one that is too small for any."""
-    if budget is None:
-        return dict.fromkeys(plan.nfe for plan in plans)
     whole = sum(plan.total.evaluations for plan in plans)
     shares = {plan.nfe: int(budget * plan.total.evaluations / whole) for plan in plans}
     for plan in plans:

@@ -117,7 +117,8 @@ class GaussNewton:
 
     def config(self) -> dict[str, Any]:
         """Return the settings in plain JSON, as solver files record them: ``forgetting`` is ``memory`` there."""
-        return {"memory" if name == "forgetting" else name: x for name, x in asdict(self).items()}
+        settings = {name: None if x == math.inf else x for name, x in asdict(self).items()}
+        return {"memory" if name == "forgetting" else name: x for name, x in settings.items()}
 
     def optimizer(
         self, discriminators: Sequence[Discriminator] = (), pairing: str = "independent", **arguments: Any

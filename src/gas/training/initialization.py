@@ -195,8 +195,8 @@ class StartSearch:
             "solver": solver,
             "theory": theory,
             "model": dict(model.fingerprint()),
-            "pairs": ends(pairs),
-            "validation": ends(validation),
+            "pairs": identity(pairs),
+            "validation": identity(validation),
         }
         path = None if state is None else state / f"nfe-{nfe}.start.pt"
         if path is not None and path.exists():
@@ -368,9 +368,9 @@ def _has_twin(solver: RankedSolver, others: Sequence[RankedSolver]) -> bool:
     return any(torch.equal(other.table.unrolled(), solver.table.unrolled()) for other in on_its_grid)
 
 
-def ends(pairs: Pairs) -> list[int]:
-    """Return the number of pairs, and their first and last seed."""
-    return [len(pairs), int(pairs.seeds[0]), int(pairs.seeds[-1])]
+def identity(pairs: Pairs) -> list[Any]:
+    """Return the number of pairs, their first and last seed, guidance and teacher, in plain JSON."""
+    return [len(pairs), int(pairs.seeds[0]), int(pairs.seeds[-1]), pairs.guidance, dict(pairs.teacher)]
 
 
 def write_choice(path: Path, fingerprint: Mapping[str, Any], choice: StartChoice, **more: Any) -> None:

@@ -30,7 +30,7 @@ from gas.training.distillation import Distilled, Report, checkpoint_file
 from gas.training.initialization import (
     StartChoice,
     check_file,
-    ends,
+    identity,
     read_choice,
     reference_solver,
     start_without_pairs,
@@ -125,7 +125,7 @@ def distill_judge(
             "the start's samples are those of the reference, and their distance is the unit of the trust region: learn "
             "fewer network evaluations, or from pairs of a better teacher"
         )
-    choice = replace(choice, losses=tuple(losses.tolist()), evaluations=spent)
+    choice = replace(choice, losses=tuple((-classical).tolist()), evaluations=spent)
     yield choice
     steps = _CountedSteps(solver, model, judge, pool, validation.distance, settings)
     criterion = _Guarded(validation, steps, losses)
@@ -201,7 +201,7 @@ def _reference_and_start(
         "model": dict(model.fingerprint()),
         "guidance": guidance,
         "start": None if start is None else start.entry(nfe).model_dump(),
-        "pairs": None if pairs is None else [*ends(pairs), pairs.guidance, dict(pairs.teacher)],
+        "pairs": None if pairs is None else identity(pairs),
     }
     known, target = None, None
     if path is not None and path.exists():

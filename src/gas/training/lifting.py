@@ -142,7 +142,7 @@ class LiftedSolver(nn.Module):
     def __init__(self, table: Table, residual: Residual) -> None:
         super().__init__()
         self.table, self.residual = table, residual
-        # In the state, so that a checkpoint is of one table.
+        # In the state, so that a checkpoint is of one table; residuals at other rows are not.
         for name in ("times", "states", "outputs"):
             self.register_buffer(name, getattr(table, name).clone())
 

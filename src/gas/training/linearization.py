@@ -37,14 +37,6 @@ _TANGENT_BYTES = 2**28
 _FORWARD_ERROR = 0.02
 
 
-def table_at(solver: nn.Module, learned: Mapping[str, Tensor], p: Tensor, *arguments: float) -> Table:
-    """Return a solver's table at other values ``p`` of its learned parameters, differentiable in them."""
-    parts = p.split([parameter.numel() for parameter in learned.values()])
-    values = {name: part.view_as(old) for (name, old), part in zip(learned.items(), parts, strict=True)}
-    table: Table = functional_call(solver, values, arguments)
-    return table
-
-
 def numbers(table: Table) -> Tensor:
     """Return the numbers that decide a solver's samples ``(P,)``: of each row its time and its weights of x_T and d_j.
 
@@ -60,7 +52,7 @@ def numbers(table: Table) -> Tensor:
 def evaluations_of(nfe: int, *, central: bool = False) -> int:
     """Return the network evaluations of :func:`linearize` a sample: N calls, N for times, the rest for weights.
 
-    With central differences they are as many at most.
+    With central differences this is an upper bound.
     """
     return nfe + (1 + central) * sum(1 + n * (n + 5) // 2 for n in range(nfe))
 
@@ -444,7 +436,10 @@ class LinearizedSteps:
     def _table(self, p: Tensor, scale: float) -> Table:
         """Return the solver's table at parameters ``p`` and a guidance scale, differentiable in the parameters."""
         arguments = (scale,) if isinstance(self.solver, GuidanceBNS) else ()
-        return table_at(self.solver, self.learned, p, *arguments)
+        parts = p.split([parameter.numel() for parameter in self.learned.values()])
+        values = {name: x.view_as(old) for (name, old), x in zip(self.learned.items(), parts, strict=True)}
+        table: Table = functional_call(self.solver, values, arguments)
+        return table
 
     def _numbers(self, p: Tensor) -> Tensor:
         """Return the numbers of the tables of all guidance scales, one after another."""

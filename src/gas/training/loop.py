@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,7 +19,7 @@ from gas.arguments import choice, number, of_type
 from gas.checkpoint import read_checkpoint, write_checkpoint
 from gas.errors import Diverged, UserError
 from gas.losses import Loss, is_sum_of_squares, loss_by_name
-from gas.models.protocol import Model
+from gas.models.protocol import Model, weights_hash
 from gas.pairs.dataset import Pairs, check_conditions, check_pairs
 from gas.registry import origin
 from gas.table import Table, table_of
@@ -35,12 +35,6 @@ _IMPLAUSIBLE = 10
 # Attributes that it may have: ``samples``, how many it makes with the table, so that they can be counted; ``logs`` of
 # its last call; ``eligible``, whether the table of that call may be chosen.
 Criterion = Callable[[Table], float | Tensor]
-
-
-class LearnedSolver(Protocol):
-    """A module whose ``forward()`` returns a table."""
-
-    def __call__(self) -> Table: ...
 
 
 class Steps(Protocol):
@@ -435,8 +429,8 @@ def run_fingerprint(
     """Return a digest of everything that decides the bits of a run: no other run may resume its checkpoint."""
     settings = {
         "steps": steps.fingerprint(),
-        "loss": origin(loss),
-        "criterion": origin(criterion),
+        "loss": _identity(loss),
+        "criterion": _identity(criterion),
         "budget": budget,
         "keep": keep,
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
@@ -454,6 +448,18 @@ def run_fingerprint(
         for tensor in (part.seeds, *(_finite(batch).target for batch in part.batches())):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _identity(thing: Any) -> Any:
+    """Return what decides a loss or criterion, in plain JSON: its name, and of a dataclass its fields, too."""
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, nn.Module):
+        return weights_hash(thing)
+    if callable(getattr(thing, "fingerprint", None)):
+        return dict(thing.fingerprint())
+    settings = fields(thing) if is_dataclass(thing) else ()
+    return [origin(thing), {part.name: _identity(getattr(thing, part.name)) for part in settings}]
 
 
 def _finite(pairs: Pairs) -> Pairs:

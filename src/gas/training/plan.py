@@ -204,6 +204,8 @@ class TrainingPlan:
                 iterations=max(1, round(config.iterations * share**0.25)),
                 batch=max(3, round(config.batch * root)),
                 growth=1 + (config.growth - 1) * root,
-                validate_every=max(config.validate_every, min(config.iterations, round(max(share, 0.01) ** -1.2))),
+                validate_every=max(
+                    config.validate_every, min(config.iterations, round(max(share, 0.01) ** -1.2))
+                ),
             ),
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gas.classical.registry import candidates
+from gas.classical.registry import candidate_solvers
 from gas.display import significant
 from gas.models.protocol import Model
 from gas.training.distillation import Report
@@ -34,7 +34,7 @@ def stages(
 
     The stages are ``classical`` (ranking), ``start`` (short runs), one named ``solver``, perhaps ``GAS``, and ``done``.
     """
-    count = sum(1 for _ in candidates(model.schedule, nfe, model.t_end))
+    count = sum(1 for _ in candidate_solvers(model.schedule, nfe, model.t_end))
     ranked: list[RankedSolver] = []
     losses: dict[str, float] = {}
     learning, spent, runs = solver, 0, 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gas import distributed
-from gas.classical.registry import Classical, candidates
+from gas.classical.registry import Classical, candidate_solvers, candidates
 from gas.errors import UserError
 from gas.io import add_checksum, plain_json, read_json, verify_checksum, write_text
 from gas.losses import Loss, l2
@@ -174,22 +174,21 @@ class RankingCache:
         if path is not None and path.exists():
             self._read(path)
 
-    def rank(
-        self, nfe: int, solvers: Sequence[str], grids: Sequence[str] = ()
-    ) -> list[tuple[Classical, float]]:
-        """Return solvers on grids, by default on every one of :data:`gas.grids.GRIDS`, with their losses, best first.
+    def rank(self, nfe: int, solvers: Sequence[str]) -> list[tuple[Classical, float]]:
+        """Return solvers on every grid of :data:`gas.grids.GRIDS` with their losses, best first.
 
         The loss of a solver that diverges is infinite.
         """
-        entries = list(candidates(self.model.schedule, nfe, self.model.t_end, solvers=solvers, grids=grids))
-        missing = [entry for entry in entries if _key(entry[0]) not in self.losses]
+        schedule = self.model.schedule
+        entries = list(candidate_solvers(schedule, nfe, self.model.t_end, solvers=solvers))
+        missing = [(entry, entry.table(schedule)) for entry in entries if _key(entry) not in self.losses]
         for ranked in self._rank(nfe, missing):
             self.losses[_key(ranked.classical)] = ranked.loss if math.isfinite(ranked.loss) else None
         if missing and self.path is not None:
             write_text(
-                self.path, json.dumps(add_checksum({"asked": self.fingerprint, "losses": self.losses}))
+                self.path, json.dumps(add_checksum({"fingerprint": self.fingerprint, "losses": self.losses}))
             )
-        losses = [(classical, self.losses[_key(classical)]) for classical, _ in entries]
+        losses = [(classical, self.losses[_key(classical)]) for classical in entries]
         finite = [(classical, math.inf if loss is None else loss) for classical, loss in losses]
         return sorted(finite, key=lambda entry: entry[1])
 
@@ -208,7 +207,7 @@ class RankingCache:
         """Take over the losses of an earlier run; a damaged file is one of another fingerprint."""
         try:
             content = verify_checksum(read_json(path), str(path))
-            if content["asked"] == self.fingerprint:
+            if content["fingerprint"] == self.fingerprint:
                 self.losses = dict(content["losses"])
         except (OSError, ValueError, KeyError, TypeError):
             return

@@ -37,7 +37,7 @@ def gits(
     Args:
         model: whose denoiser to call, ``steps`` times for each pair.
         pairs: noise and labels of the trajectories; targets are not used.
-        nfe: network evaluations, fewer than ``steps``.
+        nfe: network evaluations, at most ``steps``.
         steps: of the teacher, iPNDM on the Karras grid.
         order: of the teacher, 1 to 4.
         discount: factor of a jump's cost per jump before it; above 1, later jumps weigh more.

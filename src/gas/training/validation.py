@@ -29,7 +29,7 @@ def evaluate(
     Raises:
         ValueError: when the pairs were made under other conditions than the model's.
     """
-    return PairLosses(model, pairs, loss, batch).losses(table_on(table, model.schedule))
+    return PairLosses(model, pairs, loss, batch, reuse=False).losses(table_on(table, model.schedule))
 
 
 # Resamples of fewer gains than this vary too little: a bootstrap interval of so few is too narrow.
@@ -91,6 +91,7 @@ class PairLosses:
         pairs: teacher pairs.
         loss: ``(B, *), (B, *) -> (B,)``.
         batch: samples a network call.
+        reuse: keep the first predictions for further tables.
 
     Raises:
         ValueError: when the pairs were made under other conditions than the model's.
@@ -100,6 +101,7 @@ class PairLosses:
     pairs: Pairs
     loss: Callable[[Tensor, Tensor], Tensor]
     batch: int
+    reuse: bool = True
     _first: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ class PairLosses:
     def _losses_from(self, start: int, table: Table) -> Tensor:
         part = self.pairs.subset(slice(start, start + self.batch))
         denoise = self.model.bind(part.labels, self.pairs.guidance)
-        if table.branches is None and -1 not in (table.residuals or ()):
+        if self.reuse and table.branches is None and -1 not in (table.residuals or ()):
             denoise = self._with_first_prediction(denoise, start)
         samples = sample(denoise, part.noise.to(self.model.device), table)
         return self.loss(samples, part.target.to(samples)).double().cpu()

@@ -22,7 +22,7 @@ def pairs(
     nfe: Annotated[
         int | None, option("NFE of the student, where the teacher's depends on it.", **NFE)
     ] = None,
-    seeds: Annotated[str, option("Seeds, as N or FIRST:LAST; default: the preset's.")] = "",
+    seeds: Annotated[str, option("Seeds, as N or FIRST:STOP (not included); default: the preset's.")] = "",
     batch: SamplesBatch = 64,
     decoded: Annotated[bool, option("Also store the decoded samples.")] = False,
     out: Annotated[Path | None, option("Folder for shards and manifest; default: one under runs.")] = None,

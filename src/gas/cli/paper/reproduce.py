@@ -38,7 +38,9 @@ def reproduce(
     sets: Settings = None,
     features: FeatureOptions,
     network: PresetNetworkOptions,
-    markdown: Annotated[Path | None, option("Also write the table to this .md file.", output_file())] = None,
+    markdown: Annotated[
+        Path | None, option("Also write the table to this .md file.", output_file(".md"))
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print the paper's figure, ours and their difference for every cell, and the run that measures it.

@@ -23,7 +23,7 @@ def train(
     objective: ObjectiveName = "gs",
     nfe: Annotated[str, option("NFE to learn, as 4 or 3-6,8,10; default: the preset's.")] = "",
     pairs: Annotated[Path | None, option("Teacher pairs; default: they are made.", **FOLDER)] = None,
-    out: Annotated[Path | None, option("Solver file; default: one under runs.", output_file())] = None,
+    out: Annotated[Path | None, option("Solver file; default: one under runs.", output_file(".json"))] = None,
     overwrite: Annotated[bool, option("Replace existing solver files.")] = False,
     dry_run: Annotated[bool, option("Print settings and files, and do nothing.")] = False,
     network: PresetNetworkOptions,
@@ -76,8 +76,7 @@ def train_preset(
     gas.paper.training.distillation_loss(preset, network.folder)  # refused before the long loading
     model = network.load(preset)
     show_preset(preset)
-    raw = gas.models.runtime.full_precision(model)
-    teacher = gas.models.precise(gas.models.runtime.ending_at(raw, preset.teacher_t_end), network.precision)
+    teacher = gas.models.runtime.ending_at(model, preset.teacher_t_end)
     rows = []
     for nfe, file in files.items():
         with holding(file, "gas paper train"):
