@@ -184,12 +184,14 @@ def distill(
     # Of the whole training: what a budget makes of it differs among the members of a family.
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
     provenance["teacher"] = teacher_of(pairs, model)
-    limit, measures = math.inf, {}
+    limit, measures, keep = math.inf, {}, None
     if budget is not None:
         measures["budget"] = float(budget)
         if adversarial or not isinstance(config, GaussNewton):
             raise UserError("a budget needs Gauss-Newton and no adversary: leave one of them out")
         plan = plan_of(model, len(pairs), len(validation), nfe, search=search, config=config).within(budget)
+        # Iterates of few pairs scatter by more than validation errs: there the least is the better choice.
+        keep = "newest" if plan.config == config else "best"
         search, config, validation = plan.search, plan.config, validation.view(slice(0, plan.validation))
         # What remains pays for a first and a last validation and the step between.
         limit = budget - len(validation) * 2 * nfe - plan.phases["training"].evaluations // 2
@@ -211,7 +213,8 @@ def distill(
         learned = search.solver(choice, model.schedule, kind)
         data: dict[str, Any] = {"model": model, "pairs": pairs, "validation": validation, "loss": loss}
         file = checkpoint_file(state, f"nfe-{nfe}")
-        record = yield from fit(learned, **data, config=config, checkpoint=file, budget=remaining, warm=warm)
+        fitting: dict[str, Any] = {"config": config, "checkpoint": file, "keep": keep}
+        record = yield from fit(learned, **data, **fitting, budget=remaining, warm=warm)
         # Of learned tables that are trained further, the result is never worse than they are.
         better = _with_record(result, record, sure=not search.continues)
         result = better if better.solver is result.solver else replace(better, solver=learned)
