@@ -127,7 +127,7 @@ def _training(
         if isinstance(report, StartChoice):
             before, best = report.evaluations, report.best_loss
         elif isinstance(report, FitRecord):
-            best = min(best, report.best_loss)
+            best = report.best_loss
             yield before + report.evaluations, report.validation_loss, best
 
 

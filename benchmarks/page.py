@@ -235,9 +235,7 @@ def _plan() -> str:
         seconds = [at[name + " seconds"] for name in ("planned", "real")]
         cells = [*counts, *(f"{x:.1f}" for x in seconds), f"{seconds[1] / seconds[0]:.2f}"]
         lines.append(f"| `{model}` | {work} | {' | '.join(cells)} |")
-    intro = (
-        "\nTrainings of `gas plan`'s estimates; the time to load a network, a few seconds, is left out.\n\n"
-    )
+    intro = "\nEstimates of `gas plan` beside the trainings themselves, without the seconds of loading a network.\n\n"
     return _section("Planned and real cost", measurements) + intro + "\n".join(lines) + "\n"
 
 

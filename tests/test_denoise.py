@@ -334,13 +334,14 @@ def test_other_rules_are_those_of_diffusers(rule, guider, arguments, step):
 
 
 def test_zero_star_holds_the_sums_of_a_latent_in_half_precision():
-    """16 x 128 x 128 squares sum to more than float16's 65,504."""
-    conditional, unconditional = (normal(2, 16, 64, 64, seed=seed).half() for seed in (0, 1))
-    conditional, unconditional = 4 * conditional, 4 * unconditional
+    """16 x 64 x 64 squares of size 4 and more sum to more than float16's 65,504."""
+    unconditional = (4 * normal(2, 16, 64, 64)).half()
+    conditional = unconditional + normal(2, 16, 64, 64, seed=1).half()
     times = torch.ones(2)
     wide = ZeroStar()(conditional.double(), unconditional.double(), 4.0, times)
     actual = ZeroStar()(conditional, unconditional, 4.0, times)
-    torch.testing.assert_close(actual.double(), wide, rtol=1e-2, atol=0.1)
+    assert bool(actual.isfinite().all())
+    torch.testing.assert_close(actual.double(), wide, rtol=1e-2, atol=0.05)
 
 
 @pytest.mark.parametrize("rule", [Rescale(), ZeroStar()])

@@ -85,7 +85,7 @@ def test_every_setting_can_be_changed(name: str) -> None:
         ("keep=worst", "keep must be 'best' or 'last', got 'worst'"),
         ("weight=-1", "weight of discriminator 'samples' must lie in"),
         ("pairs=60000", r"pairs and validation must fit into teacher_seeds, got 60000 \+ 1000"),
-        ("evaluation_seeds=5,5", "evaluation_seeds must be FIRST,LAST"),
+        ("evaluation_seeds=5,5", "evaluation_seeds must be FIRST,STOP"),
         ("t_end=1", r"t_end must lie in \(0, 1\), got 1"),
         ("validation=0", "validation must be from 1 to"),
         ("nfes=", "nfes must be numbers from 1 to"),

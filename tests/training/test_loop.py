@@ -22,7 +22,7 @@ from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.initialization import CandidateRound, StartChoice, StartSearch
 from gas.training.loop import FitRecord, fit
 from gas.training.ranking import RankedSolver, rank_classical
-from gas.training.validation import evaluate
+from gas.training.validation import evaluate, surely_positive
 from support.covering import covering, thinned
 from support.doubles import MIXTURE as MODEL, taught
 
@@ -234,8 +234,34 @@ def test_the_newest_iterate_that_none_before_surely_beats_is_kept(pairs, validat
     # None is kept that validates worse than the start, sure or not.
     assert kept(pairs, validation, torch.stack([half, close, worse])) == 0
     # Slow drift is measured against the least of all, not against the one before.
-    drift = torch.stack([heavy, *(half * (1 + 0.01 * n) + chance * 0.1 for n in range(20))])
-    assert kept(pairs, validation, drift) < 10
+    noise = torch.randn(20, 256, generator=generator, dtype=torch.float64)
+    drift = torch.stack([heavy, *(half * (1 + 0.02 * n) * (0.2 * noise[n]).exp() for n in range(20))])
+    least = drift[drift.mean(1).argmin()]
+    assert surely_positive(drift[-1] - least) and not surely_positive(drift[-1] - drift[-2])
+    assert kept(pairs, validation, drift) < 20
+    # A start that is not finite is worse than anything.
+    assert kept(pairs, validation, torch.stack([nan, half, close])) == 2
+
+
+def test_a_resumed_training_knows_the_least_loss(pairs, validation, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    heavy = torch.randn(256, generator=generator, dtype=torch.float64).mul(1.5).exp()
+    scatter = 0.5 * heavy * torch.randn(256, generator=generator, dtype=torch.float64)
+    # The second is the least. The third may be as good, and is newer; the fourth has a smaller mean than the third, but
+    # is surely worse than the second.
+    losses = torch.stack(
+        [2 * heavy, heavy, heavy + scatter - scatter.mean() + 0.06 * heavy.mean(), 1.03 * heavy]
+    )
+    assert kept(pairs, validation, losses) == 2
+    config = GaussNewton(iterations=3, batch=8, growth=1.0, validate_every=1)
+    rows = iter(losses)
+    options = {"config": config, "checkpoint": tmp_path / "c.pt", "criterion": lambda table: next(rows)}
+    interrupted = fit(new(), MODEL, pairs, validation=validation, **options)
+    for _ in range(3):
+        next(interrupted)
+    interrupted.close()
+    *_, end = fit(new(), MODEL, pairs, validation=validation, **options)
+    assert end.iteration == 3 and end.best_iteration == 2
 
 
 def test_seeds_may_not_be_shared_and_sets_may_not_be_empty(pairs, validation):

@@ -124,20 +124,19 @@ def test_the_best_so_far_is_never_worse_than_the_best_classical_solver(model, pa
         assert float(measured.mean()) == pytest.approx(result.loss, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_every_setting_can_be_saved(model, pairs, validation):
     *_, result = distill(model, pairs, validation, 2, config=replace(SHORT, iterations=1, outlier=math.inf))
     assert gas.save(None, result, model=model).document.training["outlier"] is None
 
 
+@pytest.mark.slow
 def test_a_family_shares_its_budget(model, pairs, validation):
     reports = distill_family(model, pairs, validation, [2, 3], budget=2000)
     members = [report for report in reports if isinstance(report, Distilled)]
     assert sum(member.evaluations for member in members) == Counting.rows <= 2000
     assert members[0].evaluations < members[1].evaluations
-    saved = gas.save(
-        None, members, model=model
-    )  # though each budget made other settings of the same training
+    # Though each budget makes other settings of the training.
+    saved = gas.save(None, members, model=model)
     assert saved.nfes == [2, 3]
     assert sum(saved.entry(nfe).measured["budget"] for nfe in saved.nfes) <= 2000
 

@@ -232,7 +232,7 @@ def _lines(
     guided = f"With guidance {train.guidance:g}, an evaluation (NFE) is two forward passes of the network."
     return [
         f"Measured on {len(seeds)} unseen seeds, {int(seeds[0])} to {int(seeds[-1])}; the teacher is {teacher}.",
-        f"Trained on {len(train)} pairs, the best chosen on {len(experiment.validation)} others; classical solvers "
+        f"Trained on {len(train)} pairs, chosen on {len(experiment.validation)} others; classical solvers "
         f"and grids are ranked on {budget.rank} of these. Learned solvers have one start, unless their name sets "
         f"another, and one optimizer, {optimizer}: {settings}.",
         *([guided] if passes > 1 else []),

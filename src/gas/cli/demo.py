@@ -94,8 +94,14 @@ def _learn_both(
     note(": the same solver goes on to learn from a discriminator", label="3. Critic", style="bold")
     adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
     gas.save(files["GS"], result, model=model)
-    training = {**result.provenance["training"], "objective": "gas"}
-    gas.save(files["GAS"], replace(result, solver=adversarial, measures={}), model=model, training=training)
+    made = result.provenance["training"]
+    training = {name: made[name] for name in ("pairs", "validation", "seeds", "solver")} | {
+        "objective": "gas"
+    }
+    went_on = replace(result, solver=adversarial)
+    gas.save(
+        files["GAS"], went_on, model=model, training=training, measured={nfe: {}}
+    )  # the measurements are GS's
     return {name: gas.load(file).table(nfe) for name, file in files.items()}
 
 

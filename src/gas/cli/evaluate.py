@@ -224,11 +224,11 @@ def _draw(
             curves.setdefault(entry.curve, {})[row.nfe] = row.mse
             grids.setdefault(entry.curve, set()).update([entry.grid] if entry.grid else [])
     if not curves:
-        note(f"{path} is not drawn: no curve is above 0")
+        note(f"{path} is not drawn: every error is 0")
         return
     used = [f"{curve} on {', '.join(sorted(names))}" for curve, names in grids.items() if names]
     text = f"{model}, {rows[0].samples} unseen seeds; {'; '.join(used)}."
-    learned = [entry.curve for entry in entries if entry.curve in curves and not entry.grid]
+    learned = [e.curve for e in entries if e.curve in curves and not e.grid and not e.interpolated]
     gas.plotting.error_plot(path, curves, note=text, highlight=learned[-1] if learned else None)
     note(f"wrote {path}")
 

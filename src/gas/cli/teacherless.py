@@ -25,7 +25,7 @@ _OF_PAIRS = (
     *("learning_rate", "relax", "lift"),
 )
 # Those that the training of a judge, and of real data alone, has no use for: the weight has no paired loss beside it.
-_UNUSED = {"judge": (), "real": ("budget", "iterations", "weight", "balance", "pairing")}
+UNUSED = {"judge": (), "real": ("budget", "iterations", "weight", "balance", "pairing")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class TeacherlessOptions:
             )
         if len(pairs) > 1 or (pairs and self.guidance is not None):
             raise gas.UserError("--judge takes one folder of --pairs as its reference, with their guidance")
-        for given in (*_OF_PAIRS, *_UNUSED[name]):
+        for given in (*_OF_PAIRS, *UNUSED[name]):
             if options.was_given(context, given):
                 raise gas.UserError(f"--{given.replace('_', '-')} does not go with --{name}: leave it out")
         return True
@@ -172,4 +172,4 @@ def report_teacherless(results: list[gas.Distilled], json: bool) -> None:
             counts["samples judged"] = f"{int(row['judged']):,}"
         start = gas.training.initialization.start_label(row["start"])
         shown.append({"NFE": row["nfe"], "started from": start, **numbers, **counts})
-    print_table("on noise that no step saw, on which the best was also chosen", shown)
+    print_table("on noise that no step saw, on which the solver was also chosen", shown)

@@ -20,7 +20,7 @@ from gas.cli.checks import FOLDER, option, output_file
 from gas.cli.follow import show
 from gas.cli.loading import free_text_encoders
 from gas.cli.screen import note, print_json, print_table
-from gas.cli.teacherless import TeacherlessOptions, report_teacherless
+from gas.cli.teacherless import UNUSED, TeacherlessOptions, report_teacherless
 from gas.display import significant
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def train(
     of several guidance scales, each solver serves every scale from the least to the largest.
 
     Resumable: an interrupt leaves the best solver so far in --out, and the same command goes on where it stopped. The
-    solver that is written is the best on the validation pairs. For gs, that is the paired loss, never worse there than
+    solver that is written is chosen on the validation pairs. For gs, that is by the paired loss, never worse there than
     the best classical solver's. For gas, it is the Frechet distance to the teacher's samples, and the paired loss may
     be larger. For several guidance scales, it is the geometric mean of their paired losses: at one of them a classical
     solver may be better.
@@ -148,9 +148,7 @@ def _train_teacherless(
         nfes = options.parse_nfes(nfe)
         results = [show(progress.watch(train(each)), model, each, title) for each in nfes]
         if gas.distributed.is_first():
-            # Without a paired loss there is nothing to balance, and no pairing.
-            unused = ("weight", "balance", "pairing")
-            settings = {k: x for k, x in (discriminator.settings() or {}).items() if k not in unused}
+            settings = {k: x for k, x in (discriminator.settings() or {}).items() if k not in UNUSED["real"]}
             training = {**results[0].provenance["training"], **settings}
             gas.save(out, results, model=model, training=training)
     report_teacherless(results, json)
@@ -423,5 +421,5 @@ def _report(
     rows.append({"NFE": "all", "network evaluations": f"{total:,}"})
     # A budget may not pay for all validation pairs.
     pairs = min(validation if result.losses is None else len(result.losses) for result in results)
-    title = f"{loss} to the teacher on {pairs} validation pairs, on which the best was also chosen"
+    title = f"{loss} to the teacher on {pairs} validation pairs, on which the solver was also chosen"
     print_table(title, rows)

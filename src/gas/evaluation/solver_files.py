@@ -83,8 +83,9 @@ def _check(artefact: Artefact, model: Model, transfer: bool) -> None:
 def display_name(artefact: Artefact, model: Model) -> str:
     """Return the name of a file's method in tables, ``GS`` or ``GAS`` say, and of its network if that is another."""
     training, source = artefact.document.training, artefact.document.model or {}
-    recorded = str(training.get("solver", "GS"))  # a key of SOLVERS, or the name of a method of gas compare
-    name = SOLVERS[recorded].title if recorded in SOLVERS else recorded
+    recorded = training.get("solver")  # a key of SOLVERS, or the name of a method of gas compare
+    name = recorded if isinstance(recorded, str) and recorded else "GS"
+    name = SOLVERS[name].title if name in SOLVERS else name
     if training.get("objective") == "gas":
         name = "GAS, classic" if training.get("critic") == "classic" else "GAS"
     source_name = source.get("name", model.name)

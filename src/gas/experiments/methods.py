@@ -20,7 +20,7 @@ from gas.registry import named
 from gas.table import Table, table_of
 from gas.training.adversarial.setup import fit_adversarial
 from gas.training.initialization import check_start
-from gas.training.loop import FitRecord, fit
+from gas.training.loop import FitRecord, default_keep, fit
 from gas.training.trajectory_grid import gits
 
 # Grids that are searched for or published rather than formulas: methods of their own.
@@ -127,7 +127,7 @@ class ClassicalMethod:
 
 @dataclass(frozen=True)
 class LearnedMethod:
-    """A solver trained within the budget, at its best on the validation pairs.
+    """A solver trained within the budget, the one that :func:`gas.fit` keeps.
 
     Args:
         spec: as :func:`method_by_name` takes it.
@@ -148,7 +148,8 @@ class LearnedMethod:
         return ""
 
     def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
-        fingerprint = {"kind": self.kind, "start": self.start, **experiment.fingerprint()}
+        keep = default_keep(experiment.budget.config)
+        fingerprint = {"kind": self.kind, "start": self.start, "keep": keep, **experiment.fingerprint()}
         if self.start == "best":
             fingerprint["ranked"] = selection_fingerprint(experiment.ranking_pairs)
         return fingerprint

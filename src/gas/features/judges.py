@@ -95,6 +95,10 @@ class HTTPJudge:
     model: Model | None = None
     timeout: float = 60.0
 
+    def fingerprint(self) -> dict[str, object]:
+        """Return what decides the scores; a training may go on with another timeout."""
+        return {"url": self.url, "model": None if self.model is None else dict(self.model.fingerprint())}
+
     def __post_init__(self) -> None:
         number("timeout", self.timeout, "(0, inf)")
         try:

@@ -127,7 +127,7 @@ class Preset:
         for name in ("teacher_seeds", "evaluation_seeds"):
             first, stop = getattr(self, name)
             if not 0 <= first < stop <= MAX_SEED:
-                raise UserError(f"{name} must be FIRST,LAST with 0 <= first < last, got {first},{stop}")
+                raise UserError(f"{name} must be FIRST,STOP with 0 <= first < stop, got {first},{stop}")
         if not self.nfes or min(self.nfes) < 1 or max(self.nfes) > MAX_NFE:
             raise UserError(f"nfes must be numbers from 1 to {MAX_NFE}, got {reprlib.repr(self.nfes)}")
         integer("teacher_nfe (0 is N + 1)", self.teacher_nfe, 0, MAX_NFE)

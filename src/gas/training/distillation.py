@@ -165,7 +165,8 @@ def distill(
             on any discriminator this is training without an adversary, bit for bit.
         state: folder of the resumable state; an interrupted run resumes from it and ends with the same bits.
         budget: most network evaluations, everything counted, for Gauss-Newton without an adversary. ``search``,
-            ``config`` and the validation pairs are cut to what it pays for (:class:`gas.training.TrainingPlan`).
+            ``config`` and the validation pairs are cut to what it pays for (:class:`gas.training.TrainingPlan`), and
+            of a training that is cut the iterate with the least validation loss is kept.
 
     Yields:
         RankedSolver: of each round of the ranking. CandidateRound: after each short run. StartChoice: once. FitRecord:
@@ -193,6 +194,7 @@ def distill(
         # Iterates of few pairs scatter by more than validation errs: there the least is the better choice.
         keep = "newest" if plan.config == config else "best"
         search, config, validation = plan.search, plan.config, validation.view(slice(0, plan.validation))
+        measures |= {"steps": float(plan.steps), "validation_pairs": float(plan.validation)}
         # What remains pays for a first and a last validation and the step between.
         limit = budget - len(validation) * 2 * nfe - plan.phases["training"].evaluations // 2
     short_runs = replace(SHORT_RUN, seed=config.seed)
@@ -358,7 +360,9 @@ def distill_family(
     budgets: Mapping[int, int | None] = dict.fromkeys(nfes)
     if budget is not None:
         config = options.get("config") or _default_config(search, options.get("loss", "l2"))
-        settings = {"config": config} if isinstance(config, GaussNewton) else {}
+        if not isinstance(config, GaussNewton):
+            raise UserError("a budget needs Gauss-Newton: leave out the budget, or another config")
+        settings = {"config": config}
         plans = [plan_of(model, len(pairs), len(validation), n, search=search, **settings) for n in nfes]
         budgets = _shares(budget, plans)
     for nfe in nfes:

@@ -195,8 +195,8 @@ class StartSearch:
             "solver": solver,
             "theory": theory,
             "model": dict(model.fingerprint()),
-            "pairs": identity(pairs),
-            "validation": identity(validation),
+            "pairs": pairs_fingerprint(pairs),
+            "validation": pairs_fingerprint(validation),
         }
         path = None if state is None else state / f"nfe-{nfe}.start.pt"
         if path is not None and path.exists():
@@ -368,7 +368,7 @@ def _has_twin(solver: RankedSolver, others: Sequence[RankedSolver]) -> bool:
     return any(torch.equal(other.table.unrolled(), solver.table.unrolled()) for other in on_its_grid)
 
 
-def identity(pairs: Pairs) -> list[Any]:
+def pairs_fingerprint(pairs: Pairs) -> list[Any]:
     """Return the number of pairs, their first and last seed, guidance and teacher, in plain JSON."""
     return [len(pairs), int(pairs.seeds[0]), int(pairs.seeds[-1]), pairs.guidance, dict(pairs.teacher)]
 

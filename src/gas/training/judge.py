@@ -30,7 +30,7 @@ from gas.training.distillation import Distilled, Report, checkpoint_file
 from gas.training.initialization import (
     StartChoice,
     check_file,
-    identity,
+    pairs_fingerprint,
     read_choice,
     reference_solver,
     start_without_pairs,
@@ -156,7 +156,7 @@ def _until_stopped(
     """Yield the records of a run, from its checkpoint if there is one; return why it ended before its last step."""
     settings, judge, features = steps.config, steps.judge.judge, origin(validation.features)
     identity = run_fingerprint(
-        run.solver, steps, steps.pairs, validation.held, judge, run.criterion, run.budget, run.keep
+        run.solver, steps, steps.pairs, validation.held, judge, None, run.budget, run.keep
     )
     try:
         yield from run.records(path, hashlib.sha256(f"{name} {features} {identity}".encode()).hexdigest())
@@ -201,7 +201,7 @@ def _reference_and_start(
         "model": dict(model.fingerprint()),
         "guidance": guidance,
         "start": None if start is None else start.entry(nfe).model_dump(),
-        "pairs": None if pairs is None else identity(pairs),
+        "pairs": None if pairs is None else pairs_fingerprint(pairs),
     }
     known, target = None, None
     if path is not None and path.exists():

@@ -116,7 +116,7 @@ def fit(
 
     The network stays frozen. The solver (Adam's: its average) is validated at the start, every
     ``validate_every`` iterations and at the end. Whenever the generator ends, is closed or fails, ``solver`` has the
-    best parameters so far, which never validate worse than its initial ones.
+    best parameters so far, which but for ``keep="last"`` never validate worse than its initial ones.
 
     Args:
         solver: a module whose ``forward()`` returns a :class:`gas.Table`, changed in place.
@@ -134,8 +134,8 @@ def fit(
         criterion: choose the best solver by this instead of the mean loss; smaller is better. Discriminators move
             samples away from the teacher's on purpose, so with them choose by a distance of distributions on fixed
             noise: :class:`gas.training.adversarial.setup.FixedNoiseCriterion`.
-        keep: which parameters are the best. ``"newest"``, the default of Gauss-Newton, are the newest that no earlier
-            ones surely validate better than (:func:`gas.training.validation.surely_positive`): a step learns from more
+        keep: which parameters are the best. ``"newest"``, the default of Gauss-Newton, are the newest that those with
+            the least loss do not surely beat (:func:`gas.training.validation.surely_positive`): a step learns from more
             pairs than the ones before, and the least of many heavy-tailed means is often chance. ``"best"``, the
             default of Adam and with a criterion of one number, have the least loss; ``"last"`` are those of the last
             report, however they validate.
@@ -174,7 +174,7 @@ def fit(
     if warm is not None:
         steps.restore({**warm, "evaluations": 0})
     number("budget", budget, "[1, inf]")
-    keep = keep or ("newest" if isinstance(config, GaussNewton) else "best")
+    keep = keep or default_keep(config)
     fingerprint = run_fingerprint(solver, steps, pairs, validation, distance, criterion, budget, keep)
     paired_loss = _PairedLoss(steps.model, validation, distance)
     run = Run(solver, steps, paired_loss if criterion is None else criterion, keep=keep, budget=budget)
@@ -184,6 +184,11 @@ def fit(
     if paired and (problem := _implausible(run.best.loss, validation, distance, model.device)):
         warnings.warn(problem, UserWarning, stacklevel=2)
     return record
+
+
+def default_keep(config: Adam | GaussNewton) -> Literal["newest", "best"]:
+    """Return which parameters :func:`fit` keeps by default."""
+    return "newest" if isinstance(config, GaussNewton) else "best"
 
 
 def criterion_evaluations(criterion: Criterion | None, nfe: int) -> int:
@@ -354,15 +359,19 @@ class Run:
     def _replaces_best(self, losses: Tensor) -> bool:
         """Whether the solver with these losses ``(S,)``, or one loss ``()``, is the best now."""
         loss = float(losses.mean())
+        if not math.isfinite(loss):
+            return False
         if self.keep == "last":
-            return math.isfinite(loss)
-        eligible = bool(getattr(self.criterion, "eligible", True))
+            return True
+        if not getattr(self.criterion, "eligible", True):
+            return False
         if self.keep == "best" or not losses.ndim:
-            return eligible and loss < self.best.loss
+            return loss < self.best.loss
         if self.least is None or loss < float(self.least.mean()):
             self.least = losses
-            return eligible and loss < self.best.loss
-        return eligible and loss < self.start_loss and not surely_positive(losses - self.least)
+            return loss < self.best.loss
+        # Of a start that is not finite, none is worse.
+        return not loss >= self.start_loss and not surely_positive(losses - self.least)
 
     def _checked_logs(self) -> dict[str, float]:
         """Return the optimizer's logs.
@@ -429,8 +438,8 @@ def run_fingerprint(
     """Return a digest of everything that decides the bits of a run: no other run may resume its checkpoint."""
     settings = {
         "steps": steps.fingerprint(),
-        "loss": _identity(loss),
-        "criterion": _identity(criterion),
+        "loss": _objective_fingerprint(loss),
+        "criterion": _objective_fingerprint(criterion),
         "budget": budget,
         "keep": keep,
         "solver": [type(solver).__name__, *(str(getattr(solver, name, "")) for name in ("theory", "base"))],
@@ -450,16 +459,20 @@ def run_fingerprint(
     return digest.hexdigest()
 
 
-def _identity(thing: Any) -> Any:
+def _objective_fingerprint(objective: Any) -> Any:
     """Return what decides a loss or criterion, in plain JSON: its name, and of a dataclass its fields, too."""
-    if thing is None or isinstance(thing, (bool, int, float, str)):
-        return thing
-    if isinstance(thing, nn.Module):
-        return weights_hash(thing)
-    if callable(getattr(thing, "fingerprint", None)):
-        return dict(thing.fingerprint())
-    settings = fields(thing) if is_dataclass(thing) else ()
-    return [origin(thing), {part.name: _identity(getattr(thing, part.name)) for part in settings}]
+    if objective is None or isinstance(objective, (bool, int, float, str)):
+        return objective
+    if callable(getattr(objective, "fingerprint", None)):
+        return dict(objective.fingerprint())
+    if isinstance(objective, nn.Module):
+        return [origin(objective), weights_hash(objective)]
+    if isinstance(objective, (list, tuple)):
+        return [_objective_fingerprint(part) for part in objective]
+    # Pairs have their own place in the digest.
+    settings = fields(objective) if is_dataclass(objective) and not isinstance(objective, Pairs) else ()
+    values = {part.name: _objective_fingerprint(getattr(objective, part.name)) for part in settings}
+    return [origin(objective), values]
 
 
 def _finite(pairs: Pairs) -> Pairs:

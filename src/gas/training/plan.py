@@ -12,8 +12,8 @@ from gas.training.initialization import StartSearch
 from gas.training.linearization import evaluations_of, evaluations_of_measurement
 
 # The training of the winner of the start search, which is near its minimum already: more steps that remember more of
-# earlier pairs, and count pairs of larger loss in full. A validation, which costs as much as one of the
-# first steps, only has to show that a training has not gone wrong.
+# earlier pairs, and count pairs of larger loss in full. A validation, which costs as much as one of the first steps,
+# only has to show that a training has not gone wrong.
 FINISH = GaussNewton(iterations=18, batch=16, growth=1.1, forgetting=0.8, validate_every=3, outlier=30.0)
 
 # A training that a person waits for: fewer steps, and a start chosen on few validation pairs.
