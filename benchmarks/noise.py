@@ -58,8 +58,8 @@ def main() -> None:
     teacher = gas.Classical("unipc-3-bh2", "log_snr", nfe=20, t_end=model.t_end)
     pairs = gas.pairs.teach(model, teacher, range(options.pairs))
     unseen = gas.pairs.teach(model, teacher, range(50000, 50000 + options.unseen))
-    measurements = []
     for nfe in options.nfe:
+        measurements = []
         start = named_start(options.start, nfe, model.t_end)
         print(f"NFE {nfe}, {start.label}: {_shown(evaluate(model, unseen, start, l2))}", flush=True)
         baseline: list[float] = []
@@ -81,7 +81,7 @@ def main() -> None:
                 f"; forward error {record.logs['derivative_error']:.2g}, {record.evaluations:,} evaluations"
             )
             print(f"NFE {nfe}, {way}: {_shown(torch.stack(losses).mean(0))}; {text}", flush=True)
-    rows.write(f"noise-{options.model}", measurements)
+        rows.write(f"noise-{options.model}-{nfe}", measurements)
 
 
 def _trained(
