@@ -175,8 +175,8 @@ def test_every_answer_to_which_start_won_is_one(tmp_path, monkeypatch):
             bars[self.name] = detail
 
     @contextlib.contextmanager
-    def recorded(name, total, *, done=0):
-        running = Recorded(None, None, total)
+    def recorded(name, total):
+        running = Recorded(None, None)
         running.name = name
         yield running
 
