@@ -774,3 +774,18 @@ def test_an_artefact_is_shown_in_a_line_however_long_its_schedule(tmp_path):
     path = tmp_path / "solver.json"
     artefact = save(path, Classical("ddim", "log_snr", 3, 1e-3).table(model.schedule), model=model)
     assert repr(artefact) == f"Artefact({str(path)!r}, NFE 3, model 'own')"
+
+
+@pytest.mark.parametrize(
+    ("training", "name"),
+    [
+        ({}, "GS"),
+        ({"solver": None}, "GS"),
+        ({"solver": "ld3"}, "LD3"),
+        ({"solver": "LD3"}, "LD3"),  # as gas compare records its methods
+        ({"solver": "gs", "objective": "gas"}, "GAS"),
+    ],
+)
+def test_a_file_is_shown_by_the_name_of_its_method(training, name):
+    artefact = save(None, learned(SCHEDULES["vp_linear"]), model=Mixture(), training=training)
+    assert gas.evaluation.solver_files.display_name(artefact, Mixture()) == name

@@ -792,3 +792,19 @@ def test_the_package_is_light_and_names_stay_functions():
     with pytest.raises(AttributeError, match="No gas attribute nothing"):
         _ = gas.nothing
     assert Path(gas.__file__).with_name("py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "enabled"),
+    [
+        (["statistics", "--out", "s.npz"], False),
+        (["evaluate", *SMALL, "--solver", __file__], False),
+        (["evaluate", *SMALL, "--solver", __file__, "--precision", "tf32"], True),
+    ],
+)
+def test_commands_compute_in_float32_unless_told(monkeypatch, words, enabled):
+    """Torch's default rounds the factors of convolutions on CUDA to TF32."""
+    told = []
+    monkeypatch.setattr(gas.models, "allow_tf32", told.append)
+    refused(*words)
+    assert told == [enabled]

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
 import gas
+from gas.cli.compare import _unseen
 from gas.models.protocol import weights_hash
 from support.commands import refused, run
 
@@ -106,3 +108,11 @@ def test_a_comparison_that_is_told_again_has_the_same_bytes(work, tmp_path):
     run("compare", *command)
     timed = {"out/report.csv", "out/report.html", "out/cells/gs-2.json"}  # which state seconds
     assert {name for name in before if before[name] != files().get(name)} <= timed
+
+
+def test_pairs_that_do_not_name_their_teacher_need_unseen_ones(tmp_path):
+    model = gas.zoo.load("digits")
+    pairs = gas.pairs.teach(model, gas.Classical("ddim", "log_snr", 2, model.t_end), range(2))
+    imported = {"recipe": {"guidance": 1.0, "teacher": {"imported": "set", "sha256": "0" * 64}}}
+    with pytest.raises(gas.UserError, match="do not say their teacher"):
+        _unseen(model, replace(pairs, manifest=imported), None, "500:504", None, tmp_path)
