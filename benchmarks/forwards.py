@@ -137,8 +137,7 @@ def with_ratios(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def pairs_of(solver: gas.Artefact, model: gas.models.Model, seeds: range) -> gas.Pairs:
     """Pairs of the teacher and guidance scale that a solver was learned from."""
-    described = solver.document.teacher or {}
-    teacher = gas.Classical(**{key: described[key] for key in ("solver", "grid", "nfe", "t_end")})
+    teacher = gas.Classical.from_config(solver.document.teacher or {})
     return teacher_pairs(model, teacher, seeds, guidance=solver.document.guidance)
 
 

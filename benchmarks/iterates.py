@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     model = gas.zoo.load(options.model)
     pairs = gas.pairs.read_pairs(options.pairs, model=model)
-    teacher = gas.Classical(**{name: value for name, value in pairs.teacher.items() if name != "model"})
+    teacher = gas.Classical.from_config(pairs.teacher)
     unseen = gas.pairs.teach(model, teacher, options.unseen, guidance=pairs.guidance)
     train, validation = pairs.split(options.validation)
     print("| NFE | best | shipped / best | least on validation / best |\n|---|---|---|---|")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -109,6 +109,11 @@ class Classical:
     def config(self) -> dict[str, Any]:
         """Return the fields in plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Classical:
+        """Return the solver of :meth:`config`; further entries, such as a teacher's ``model``, are left out."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
 
 
 def format_times(t: Tensor) -> str:

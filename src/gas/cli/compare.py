@@ -153,7 +153,7 @@ def _unseen(
         folder = out / "unseen"
         if "solver" not in pairs.teacher:  # imported ones
             raise gas.UserError("the pairs do not say their teacher: give --unseen a folder of its pairs")
-        teacher = gas.Classical(**{name: x for name, x in pairs.teacher.items() if name != "model"})
+        teacher = gas.Classical.from_config(pairs.teacher)
         run_teacher(model, teacher, folder, options.parse_seeds(seeds), pairs.guidance)
     unseen = gas.read_pairs(folder, model=model)
     if count is not None and count > len(unseen):

@@ -94,8 +94,8 @@ def _learn_both(
     note(": the same solver goes on to learn from a discriminator", label="3. Critic", style="bold")
     adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
     gas.save(files["GS"], result, model=model)
-    made = result.provenance["training"]
-    training = {name: made[name] for name in ("pairs", "validation", "seeds", "solver")} | {
+    recorded = result.provenance["training"]
+    training = {name: recorded[name] for name in ("pairs", "validation", "seeds", "solver")} | {
         "objective": "gas"
     }
     went_on = replace(result, solver=adversarial)

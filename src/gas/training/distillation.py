@@ -185,21 +185,22 @@ def distill(
     # Of the whole training: what a budget makes of it differs among the members of a family.
     provenance = _provenance(pairs, validation, loss, solver, config, adversarial)
     provenance["teacher"] = teacher_of(pairs, model)
-    limit, measures, keep = math.inf, {}, None
+    limit, measures, keep, short_runs = math.inf, {}, None, replace(SHORT_RUN, seed=config.seed)
     if budget is not None:
-        measures["budget"] = float(budget)
         if adversarial or not isinstance(config, GaussNewton):
             raise UserError("a budget needs Gauss-Newton and no adversary: leave one of them out")
         plan = plan_of(model, len(pairs), len(validation), nfe, search=search, config=config).within(budget)
         # Iterates of few pairs scatter by more than validation errs: there the least is the better choice.
         keep = "newest" if plan.config == config else "best"
         search, config, validation = plan.search, plan.config, validation.view(slice(0, plan.validation))
-        measures |= {"steps": float(plan.steps), "validation_pairs": float(plan.validation)}
+        measures = {
+            "budget": float(budget),
+            "steps": float(plan.steps),
+            "validation_pairs": float(plan.validation),
+        }
+        short_runs = search.first_steps(plan.config)
         # What remains pays for a first and a last validation and the step between.
         limit = budget - len(validation) * 2 * nfe - plan.phases["training"].evaluations // 2
-    short_runs = replace(SHORT_RUN, seed=config.seed)
-    if budget is not None and isinstance(config, GaussNewton):
-        short_runs = search.first_steps(config)
     options: dict[str, Any] = {"loss": loss, "solver": solver, "theory": theory, "state": state}
     choice = yield from search.run(model, pairs, validation, nfe, config=short_runs, limit=limit, **options)
     _check_finite(choice, nfe)
