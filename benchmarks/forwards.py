@@ -1,22 +1,19 @@
-"""Print the errors of guided solver files over forward passes: ``python benchmarks/forwards.py runs/guided-*.json``.
+"""Measure guided solver files over forward passes: ``python benchmarks/forwards.py runs/guided-*.json``.
 
 The files are of one model and guidance scale, several of other training seeds. Beside GS with guided predictions and
 the tables with branches: GS guided in an interval of times only, the best contiguous one of every NFE on 64 seeds of
-their own, and for models of images GS with other rules of guidance. Squared errors are to the guided teacher, times
-1000; several files have the mean of their means or medians, and the least and the largest. "Of GS": ratios of mean and
-median to GS with guided predictions of the same file at as many forward passes, for an odd number at one more; without
-such a solver none. Exit code 1 if learned rows have a larger mean at as many passes.
+their own, and for models of images GS with other rules of guidance. Writes a file of one model and scale;
+``benchmarks/forwards_report.py`` makes the tables and the picture of all.
 """
 
 import argparse
 import json
 import math
-import time
-import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forwards_report
 import torch
 from torch import Tensor
 
@@ -27,18 +24,6 @@ from gas.evaluation.sampler import teacher_pairs
 from gas.models.protocol import classifier_of, images_of
 
 RULES = {"GS, rescaled guidance": Rescale(), "GS, CFG-Zero*": ZeroStar()}
-
-COLUMNS = (
-    "forward passes",
-    "method",
-    "rows",
-    "mean",
-    "median",
-    "of GS",
-    "Fréchet to the teacher",
-    "named",
-    "CPU ms a sample",
-)
 
 # A method, its forward passes, its table, and what binds another denoiser than the model's own.
 Method = tuple[str, int, gas.Table, Callable[[Tensor | None], Denoiser] | None]
@@ -100,11 +85,10 @@ class Benchmark:
 
         parts = list(self.unseen.batches(64))
         samples = torch.cat([sampled(part) for part in parts])
-        seconds = min(timeit.repeat(lambda: sampled(parts[0]), timer=time.process_time, number=1, repeat=3))
         figures = self.evaluator.measure(name, samples, table.nfe)
         logits = classifier_of(self.model)(images_of(self.model, samples))
         is_of_labels = logits.shape[1] == self.model.classes  # that of emoji knows categories, not names
-        named = float((logits.argmax(1) == self.unseen.labels).double().mean()) if is_of_labels else math.nan
+        named = float((logits.argmax(1) == self.unseen.labels).double().mean()) if is_of_labels else None
         return {
             "method": name,
             "forward_passes": passes,
@@ -115,7 +99,6 @@ class Benchmark:
             "median_interval": [1000 * end for end in figures.mse_median_interval or ()],
             "frechet": figures.to_teacher.frechet if figures.to_teacher else math.nan,
             "named": named,
-            "milliseconds": 1000 * seconds / len(parts[0]),
         }
 
 
@@ -125,89 +108,42 @@ def rows_of(table: gas.Table, guidance: float) -> str:
     return " ".join(name[0] for name in branches)
 
 
-def with_ratios(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The figures of one file, with ``of_gs``: ratios of mean and median to GS of as many passes, or one more."""
-    guided = {each["forward_passes"]: each for each in figures if each["method"] == "GS, guided"}
-    equal = [guided.get(each["forward_passes"] + each["forward_passes"] % 2) for each in figures]
-    return [
-        each | {"of_gs": [each[key] / gs[key] for key in ("mse", "median")] if gs else None}
-        for each, gs in zip(figures, equal, strict=True)
-    ]
-
-
 def pairs_of(solver: gas.Artefact, model: gas.models.Model, seeds: range) -> gas.Pairs:
     """Pairs of the teacher and guidance scale that a solver was learned from."""
     teacher = gas.Classical.from_config(solver.document.teacher or {})
     return teacher_pairs(model, teacher, seeds, guidance=solver.document.guidance)
 
 
-def spread(values: list[float], form: str = ".2f") -> str:
-    """The mean of several files, with the least and the largest."""
-    mean = f"{sum(values) / len(values):{form}}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
-
-
-def printed(figures: list[dict[str, Any]]) -> str:
-    """A row of the table, of one method and number of forward passes: a file each."""
-    first = figures[0]
-    mean, median = (spread([each[key] for each in figures]) for key in ("mse", "median"))
-    if len(figures) == 1:
-        mean += f" ± {first['half_width']:.2f}"
-        median += f" [{', '.join(f'{end:.2f}' for end in first['median_interval'])}]"
-    ratios = [each["of_gs"] for each in figures if each["of_gs"]]
-    frechet, named, ms = (
-        sum(each[key] for each in figures) / len(figures) for key in ("frechet", "named", "milliseconds")
-    )
-    rows = " / ".join(dict.fromkeys(each["rows"] for each in figures))
-    cells = [
-        str(first["forward_passes"]),
-        first["method"],
-        rows,
-        mean,
-        median,
-        ", ".join(spread(list(values)) for values in zip(*ratios, strict=True)) or "-",
-        f"{frechet:.3g}",
-        f"{named:.1%}",
-        f"{ms:.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
-    """Print a Markdown table, and write the figures if ``--out`` names a file."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("solvers", type=Path, nargs="+")
     parser.add_argument("--model", default="digits")
     parser.add_argument("--seeds", type=parse_seeds, default=range(50_000, 50_512))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--results", type=Path, default=forwards_report.RESULTS)
     options = parser.parse_args()
     solvers = [gas.load(path) for path in options.solvers]
     benchmark = Benchmark(solvers, options.model, options.seeds)
     figures = [
-        each | {"file": path.name}
+        benchmark.measure(method) | {"file": path.name}
         for path, solver in zip(options.solvers, solvers, strict=True)
-        for each in with_ratios([benchmark.measure(method) for method in benchmark.methods(solver)])
+        for method in benchmark.methods(solver)
     ]
-    print(f"`{options.model}`, guidance {benchmark.guidance:g}, {len(benchmark.unseen)} samples\n")
-    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    for key in sorted({(each["forward_passes"], each["method"]) for each in figures}):
-        print(printed([each for each in figures if (each["forward_passes"], each["method"]) == key]))
-    if options.out:
-        content = {"model": options.model, "guidance": benchmark.guidance, "figures": figures}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
-    above = [
-        f"{each['forward_passes']} of {each['file']}"
-        for each in figures
-        if each["method"] == "learned rows"
-        and each["forward_passes"] % 2 == 0
-        and each["of_gs"] is not None
-        and each["of_gs"][0] > 1
-    ]
-    if above:
-        raise SystemExit(f"above GS, guided, at as many forward passes: {', '.join(above)}")
+    content = {
+        "model": options.model,
+        "guidance": benchmark.guidance,
+        "samples": len(benchmark.unseen),
+        "figures": figures,
+    }
+    out = options.results / f"{options.model}-{benchmark.guidance:g}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    scales = forwards_report.read(options.results)[options.model]
+    scales = {benchmark.guidance: scales[benchmark.guidance]}
+    lines = [forwards_report.table(scales), forwards_report.ratios(scales), forwards_report.remarks(scales)]
+    print("\n\n".join("\n".join(each) for each in lines))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ trainings of an hour and more. Every script runs alone (`--help`), most of them 
 def main() -> None:
     """Write the page from whatever has been measured."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    parts = [HEAD, _cost(), _plan(), _noise(), _family(), _error(), _processes(), _scheduler()]
+    parts = [HEAD, _cost(), _plan(), _noise(), _family(), _error(), _processes(), _scheduler(), _passes()]
     for device in ("", "-cuda"):
         parts += [_memory(device), _throughput(device), _precision(device), _sampler(device)]
     PAGE.write_text("\n".join(filter(None, parts)))
@@ -186,6 +186,21 @@ def _scheduler() -> str:
         lines.append(f"| {size} | {nfe} | {mine:.0f} us | {theirs:.0f} us | {mine / theirs:.3f} |")
     intro = "\nThe same in diffusers: time of one `step()`, median over interleaved runs.\n\n"
     return _section("Scheduler step", measurements) + intro + "\n".join(lines) + "\n"
+
+
+def _passes() -> str:
+    """The time of a pipeline's call over forward passes."""
+    measurements = _read("pipeline-passes")
+    if not measurements:
+        return ""
+    counts = sorted({row["forward_passes"] for row in measurements})
+    lines = ["| batch | |" + "".join(f" {n} passes |" for n in counts), "|" + "---|" * (len(counts) + 2)]
+    for batch, way in dict.fromkeys((row["batch"], row["name"]) for row in measurements):
+        at = {r["forward_passes"]: r["value"] for r in measurements if (r["batch"], r["name"]) == (batch, way)}
+        cells = [f"{at[n]:.1f} ms" if n in at else "" for n in counts]
+        lines.append(f"| {batch} | {way} | {' | '.join(cells)} |")
+    intro = "\nCalls of the pipelines of `mnist-flow` with guidance, prompts and decoding included, on one thread.\n\n"
+    return _section("Forward passes of a pipeline", measurements) + intro + "\n".join(lines) + "\n"
 
 
 def _cost() -> str:
