@@ -73,14 +73,14 @@ def _ratio(measurements: list[dict]) -> str:
 def _growth(measurements: list[dict]) -> str:
     """Memory over batch, resolution and the number of pairs."""
     text = ""
-    for key, intro in (
-        ("size", "the side of the image"),
-        ("pairs", "the number of pairs (3 x 32 x 32, no network)"),
+    for key, unit, intro in (
+        ("size", "pixels a side", "the side of the image"),
+        ("pairs", "pairs", "the number of pairs (3 x 32 x 32, no network)"),
     ):
         some = [row for row in measurements if key in row]
         if some:
             text += f"\nThe same over {intro}, 4 calls:\n\n"
-            text += _grid(some, "mode", key, key, lambda peak, time: f"{peak:.0f} MB")
+            text += _grid(some, "mode", key, unit, lambda peak, time: f"{peak:.0f} MB")
     flat = [
         r
         for r in measurements
@@ -196,7 +196,9 @@ def _passes() -> str:
     counts = sorted({row["forward_passes"] for row in measurements})
     lines = ["| batch | |" + "".join(f" {n} passes |" for n in counts), "|" + "---|" * (len(counts) + 2)]
     for batch, way in dict.fromkeys((row["batch"], row["name"]) for row in measurements):
-        at = {r["forward_passes"]: r["value"] for r in measurements if (r["batch"], r["name"]) == (batch, way)}
+        at = {
+            r["forward_passes"]: r["value"] for r in measurements if (r["batch"], r["name"]) == (batch, way)
+        }
         cells = [f"{at[n]:.1f} ms" if n in at else "" for n in counts]
         lines.append(f"| {batch} | {way} | {' | '.join(cells)} |")
     intro = "\nCalls of the pipelines of `mnist-flow` with guidance, prompts and decoding included, on one thread.\n\n"
@@ -214,9 +216,8 @@ def _cost() -> str:
     intro += (
         "the best loss within a tenth of its evaluations. The curves are in `docs/results/cost`.\n\n```sh\n"
     )
-    intro += (
-        "python benchmarks/cost_to_quality.py --model M --nfe N --recipe official|ours --pairs runs/M-paper\n"
-    )
+    command = "python benchmarks/cost_to_quality.py --model M --nfe N --pairs runs/M-paper --recipe"
+    intro += f"{command} official  # M and N are those of a row\n{command} ours\n"
     intro += "python benchmarks/cost_table.py docs/results/cost/*.json --picture docs/cost.png\n```\n\n"
     intro += "![Loss over network evaluations](../cost.png)\n\n"
     chosen = (
@@ -224,11 +225,11 @@ def _cost() -> str:
         "the gain is that choice. Unseen seeds: [overview](index.md) and [baselines](baselines.md).\n"
     )
     budgets = (
-        "\n### Loss over the budget\n\n`gas train --budget N`, everything counted, measured on 1,000 unseen pairs\n"
-        "(losses x 1000). In parentheses the orders of the training pairs; last the official recipe.\n\n```sh\n"
+        "\n### Loss over the budget\n\n`gas train --budget N`, everything counted, measured on 1,000 pairs that chose\n"
+        "nothing (losses x 1000). In parentheses the orders of the training pairs, one for each `--orders`; last the\n"
+        "official recipe, which chose its best on these pairs.\n\n```sh\n"
     )
-    budgets += "python benchmarks/cost_to_quality.py --model M --nfe N --recipe budget --budgets B --pairs runs/M-paper"
-    budgets += "\n```\n\n"
+    budgets += f"{command} budget --budgets B --orders 0 1 2 3 4\n```\n\n"
     budgets += "\n".join(cost_table.budget_table(sorted(COST.glob("*.json")))) + "\n"
     return "\n## Cost to quality\n\n" + intro + "\n".join(cost_table.table(both)) + "\n\n" + chosen + budgets
 

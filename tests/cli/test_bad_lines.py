@@ -22,6 +22,7 @@ from support.covering import thinned
 LINES = {
     "pairs --model digits --seeds 8 --nfe 2 --out new": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
+        --max-batch 0; --max-batch x
         --seeds 0; --seeds -1; --seeds 5:5; --seeds 9:3; --seeds 1:2:3; --seeds 1e23; --seeds 100000000000000000000000
         --seeds 1.5; --seeds x; --seeds ''; --seeds nan; --seeds 99999999999; --seeds :5; --seeds 5:
         --seeds 9223372036854775800:9223372036854775809; --seeds 1_000
@@ -49,6 +50,7 @@ LINES = {
     """,
     "train --model digits --pairs {pairs} --validation 8 --nfe 2 --iterations 1 --out new.json": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
+        --max-batch 0; --max-batch x
         --budget 0; --budget x; --budget 1.5; --budget -1; --budget 5; --budget 5000 --method adam
         --pairs nowhere; --pairs {solver}; --pairs .; --pairs ''; --pairs {unfinished}; --pairs {other}
         --model mnist --student; --pairs {unfinished} --student; --quantize int8; --pairs {other} --quantize int4
@@ -113,6 +115,7 @@ LINES = {
     """,
     "sample --model digits --solver {solver} --nfe 2 --seeds 4 --out new.npz": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
+        --max-batch 0; --max-batch x
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver ''; --solver {damaged}
         --solver {mnist}
         --out new; --out new.txt; --out new.gif; --out 'o[/x]'; --out ''; --out {pairs}; --out /proc/x.npz
@@ -128,6 +131,7 @@ LINES = {
     """,
     "evaluate --model digits --solver {solver} --nfe 2 --seeds 50:54": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
+        --max-batch 0; --max-batch x
         --solver nowhere; --solver .; --solver {text}; --solver {pairs}; --solver {mnist}; --solver {damaged}
         --solver {guided}
         --solver {solver}; --solver {badseeds}; --solver {badteacher}; --solver {badshape}; --solver {hugeteacher}
@@ -151,6 +155,7 @@ LINES = {
     """,
     "compare --model digits --pairs {pairs} --validation 8 --seeds 50:54 --nfe 2 --solvers ddim --out new": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
+        --max-batch 0; --max-batch x
         --pairs nowhere; --pairs {text}; --pairs .; --out {text}; --out /proc/x; --out {text}/x; --out /dev/null
         --solvers x; --solvers ''; --solvers ,; --solvers gs@x; --solvers ddim@best; --solvers ddim/x; --solvers DDIM
         --solvers gs@ddim/x; --solvers ddim,ddim; --solvers ddim/; --solvers @
@@ -172,6 +177,7 @@ LINES = {
     """,
     "plan --model digits": """
         --dtype x; --dtype ''; --dtype float16; --quantize x; --quantize int3; --offload x; --offload model
+        --max-batch 0; --max-batch x
         --nfe 0; --nfe x; --nfe 99999999; --seeds 0; --seeds x; --seeds 99999999; --teacher-nfe 0; --teacher-nfe x
         --validation 0; --validation x; --validation 99999999; --validation 2000
         --guidance nan; --guidance inf; --guidance x; --guidance 2000

@@ -41,7 +41,7 @@ def pairs(folder, out, *more, model="sd", code=0):
 @pytest.mark.slow
 def test_pairs_are_guided_as_the_pipelines_call_is(folder, tmp_path):
     prompts = ["--prompts", folder / "prompts.txt"]
-    printed = pairs(folder, tmp_path / "usual", *prompts)
+    printed = pairs(folder, tmp_path / "usual", *prompts, "--max-batch", 1)
     assert "guidance 7.5: the default of StableDiffusionPipeline's call; --guidance changes it" in printed
     assert read_manifest(tmp_path / "usual")["recipe"]["guidance"] == 7.5
     printed = pairs(folder, tmp_path / "two", *prompts, "--guidance", 2)

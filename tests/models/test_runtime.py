@@ -16,6 +16,7 @@ from gas.models.runtime import (
     CudaGraphed,
     CudaGraphs,
     PreciseModel,
+    SmallBatches,
     kernel_key,
     precise,
     quantize_layers,
@@ -60,6 +61,60 @@ def test_samples_move_by_a_rounding_of_the_network_and_stay_float32(digits, tabl
     assert rounded.dtype == torch.float32 and set(observed) == {gas.models.PRECISIONS[precision]}
     error = float((rounded - exact).square().mean().sqrt())
     assert 0 < error < 5 * ROUNDING[precision]
+
+
+def largest_batch(digits, work):
+    """What work returns, and the most samples that the network saw in one call."""
+    sizes = []
+    hook = digits.network.register_forward_hook(lambda *call: sizes.append(len(call[2])))
+    try:
+        return work(), max(sizes)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_small_batches_are_the_models_predictions(digits, table, size, guidance):
+    labels, noise, small = torch.arange(8), digits.noise(range(8)), SmallBatches(digits, size)
+    passes = 1 if guidance == 1 else 2
+    expected = sample(digits.bind(labels, guidance), noise, table)
+    samples, most = largest_batch(digits, lambda: sample(small.bind(labels, guidance), noise, table))
+    torch.testing.assert_close(samples, expected, rtol=0, atol=2e-5)
+    assert most == passes * min(size, 8)
+    torch.testing.assert_close(
+        sample(small.bind(None), noise, table), sample(digits.bind(None), noise, table), rtol=0, atol=2e-5
+    )
+
+
+def test_small_batches_keep_branches_and_labels(digits, table):
+    labels, noise, small = torch.arange(8), digits.noise(range(8)), SmallBatches(digits, 3)
+    branched, denoise = table.guided(2.0), small.bind(labels, 2.0)
+    samples, most = largest_batch(digits, lambda: sample(denoise, noise, branched))
+    expected = sample(digits.bind(labels, 2.0), noise, branched)
+    torch.testing.assert_close(samples, expected, rtol=0, atol=2e-5)
+    assert most == 3 and denoise.branches == digits.bind(labels, 2.0).branches
+    with pytest.raises(UserError, match=r"evaluates the branch 'style', the denoiser has"):
+        denoise.select("style")
+    with pytest.raises(UserError, match=r"^8 labels are bound, and x has 4 samples$"):
+        denoise(noise[:4], torch.tensor(0.5))
+    with pytest.raises(UserError, match=r"^size must be from 1 to"):
+        SmallBatches(digits, 0)
+
+
+def test_small_batches_train_and_are_the_same_model(digits):
+    def trained(model):
+        pairs = teach(model, Classical("unipc-3-bh2", "log_snr", 6, digits.t_end), range(24))
+        solver = GeneralizedSolver(digits.schedule, 2, digits.t_end)
+        training, validation = pairs.split(8)
+        config = GaussNewton(iterations=2, batch=8)
+        *_, record = fit(solver, model, training, validation=validation, config=config)
+        return record.validation_loss
+
+    small = precise(SmallBatches(digits, 5), "bf16")
+    assert small.fingerprint() == precise(digits, "bf16").fingerprint()
+    loss, most = largest_batch(digits, lambda: trained(SmallBatches(digits, 5)))
+    assert most == 5 and loss == pytest.approx(trained(digits), rel=0.05)
 
 
 def test_float32_changes_nothing(digits, table):

@@ -1,4 +1,4 @@
-"""``gas demo``: the main job from end to end, on a real model, in three minutes."""
+"""``gas demo``: the main job from end to end, on a real model, in about a minute."""
 
 from __future__ import annotations
 

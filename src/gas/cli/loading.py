@@ -48,6 +48,8 @@ def load_model(network: NetworkOptions, pairs: Path | None = None) -> gas.models
         model = SOURCES[prefix](rest, device, **({} if prompts is None else {"prompts": prompts}))
     else:
         model = gas.zoo.load(name).to(device)
+    if network.max_batch is not None:  # inside of the precision, which finite differences take off
+        model = gas.models.SmallBatches(model, network.max_batch)
     model = gas.models.precise(model, network.precision, compiled=network.compiled, quantize=quantize)
     return gas.models.CudaGraphs(model) if network.cuda_graphs else model
 

@@ -150,6 +150,10 @@ class NetworkOptions:
         ),
     ] = None
     device: Device = "cpu"
+    max_batch: Annotated[
+        int | None,
+        option("Samples a network call, at most: larger batches are split.", min=1, max=MAX_BATCH),
+    ] = None
     precision: Precision = "float32"
     compiled: Compile = False
     cuda_graphs: Annotated[bool, option("Replay a small network by CUDA graphs, without gradients.")] = False

@@ -49,7 +49,7 @@ def pairs(
 
 def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:
     """Return the guidance scale of the pairs: as given, or of the zoo's card, or of a pipeline's own call, or 1."""
-    pipeline = gas.models.runtime.full_precision(model)
+    pipeline = gas.models.runtime.unwrapped(model)
     if not isinstance(pipeline, gas.pipelines.PipelineModel):
         return 1.0 if given is None else given
     if pipeline.takes_prompts and not pipeline.prompts:

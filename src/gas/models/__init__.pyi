@@ -22,6 +22,7 @@ from .runtime import (
     Autocast as Autocast,
     CudaGraphs as CudaGraphs,
     PreciseModel as PreciseModel,
+    SmallBatches as SmallBatches,
     WrappedModel as WrappedModel,
     allow_tf32 as allow_tf32,
     precise as precise,

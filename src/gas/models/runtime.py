@@ -1,4 +1,4 @@
-"""How a network runs: precision, quantization, TF32, compilation and CUDA graphs, as models that wrap a model."""
+"""How a network runs: batches, precision, quantization, TF32, compilation, CUDA graphs, as models that wrap a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gas.arguments import MAX_BATCH, integer
 from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
 from gas.models.protocol import Model, network_of
@@ -48,6 +49,68 @@ class WrappedModel:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
+
+
+@dataclass(frozen=True, eq=False)
+class SmallBatches(WrappedModel):
+    """A model that sends at most ``size`` samples through its network at once: memory does not grow with batches.
+
+    Predictions are those of the model, up to the rounding of kernels for other shapes. With guidance a call of the
+    network has twice the samples.
+
+    Raises:
+        UserError: for a size below 1.
+    """
+
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        integer("size", self.size, 1, MAX_BATCH)
+
+    def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
+        return _InParts(lambda part: self.model.bind(part, guidance), labels, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class _InParts:
+    """A denoiser that is bound to ``size`` labels at a time and evaluates their samples, one branch after the other."""
+
+    bind: Callable[[Tensor | None], Denoiser]
+    labels: Tensor | None
+    size: int
+    names: tuple[str | None, ...] = (None,)  # of branches; None for the prediction itself
+    _bound: dict[int, Denoiser] = field(default_factory=dict, repr=False)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return branches_of(self._part(0))
+
+    def select(self, *names: str) -> _InParts:
+        select_branches(self._part(0), *names)  # refuses other names
+        return replace(self, names=names)
+
+    def _part(self, first: int) -> Denoiser:
+        """Return the denoiser of the samples from ``first`` on."""
+        if self.labels is None:
+            first = 0
+        if first not in self._bound:
+            labels = None if self.labels is None else self.labels[first : first + self.size]
+            self._bound[first] = self.bind(labels)
+        return self._bound[first]
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+        """Predict x_0 as the model's denoiser does; refuse another number of samples than of labels."""
+        samples = len(x) // len(self.names)
+        if self.labels is not None and len(self.labels) != samples:
+            raise UserError(f"{len(self.labels)} labels are bound, and x has {samples} samples")
+        predictions = []
+        for place, name in enumerate(self.names):
+            for first in range(0, samples, self.size):
+                part = slice(place * samples + first, place * samples + min(first + self.size, samples))
+                denoise = self._part(first)
+                denoise = denoise if name is None else select_branches(denoise, name)
+                predictions.append(denoise(x[part], t))
+        return torch.cat(predictions)
 
 
 def allow_tf32(enabled: bool) -> None:
@@ -369,10 +432,15 @@ def precise(
     result = PreciseModel(model, precision, compiled, quantize)
     if quantize is not None and (network := network_of(model)) is not None:
         quantize_layers(network, quantize)
-        while isinstance(model, WrappedModel):
-            model = model.model
-        vars(model).pop("_sha256", None)  # of the weights before
+        vars(unwrapped(model)).pop("_sha256", None)  # of the weights before
     return result
+
+
+def unwrapped(model: Model) -> Model:
+    """Return the model that wrapped models run."""
+    while isinstance(model, WrappedModel):
+        model = model.model
+    return model
 
 
 def ending_at(model: Model, t_end: float) -> Model:
