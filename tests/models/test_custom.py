@@ -175,6 +175,20 @@ def test_conditions_of_any_structure_are_looked_up_row_by_row(structure):
     )
 
 
+def test_conditions_and_labels_that_a_model_does_not_take_are_refused():
+    plain = gas.OwnModel(lambda x, t: x, gas.VPLinear(), (2,))
+    of_classes = gas.OwnModel(lambda x, t, label: x, gas.VPLinear(), (2,), classes=10)
+    for model in (plain, of_classes):
+        with pytest.raises(gas.UserError, match=r"has no conditions: gas\.OwnModel\(\.\.\., conditions="):
+            model.bind_conditions(torch.zeros(2, 5))
+    with pytest.raises(gas.UserError, match=r"^labels were given, and .* has no classes or conditions"):
+        plain.bind(torch.tensor([3]))
+    model = policy()
+    for other in (torch.zeros(2, 12), (torch.zeros(2, 11),), {"a": torch.zeros(2, 11)}):
+        with pytest.raises(gas.UserError, match=r"^conditions must be rows of \(11,\), got rows of"):
+            model.bind_conditions(other)
+
+
 def test_a_dictionary_is_the_same_in_any_order():
     a, b = OBSERVATIONS, OBSERVATIONS + 1
     described = [

@@ -100,6 +100,40 @@ def test_small_batches_keep_branches_and_labels(digits, table):
         denoise(noise[:4], torch.tensor(0.5))
     with pytest.raises(UserError, match=r"^size must be from 1 to"):
         SmallBatches(digits, 0)
+    with pytest.raises(UserError, match=r"^label 99 is out of range"):
+        small.bind(torch.tensor([99]))
+    assert small.bind(None)(noise[:0], torch.tensor(0.5)).shape == (0, *noise.shape[1:])
+
+
+def test_small_batches_of_a_network_that_returns_one_buffer(table):
+    buffers = {}
+
+    def reuse(x, t):
+        return buffers.setdefault(x.shape, torch.empty_like(x)).copy_(0.5 * x)
+
+    model = OwnModel(reuse, gas.VPLinear(), (3,))
+    noise = model.noise(range(4))
+    expected = sample(lambda x, t: 0.5 * x, noise, table)
+    torch.testing.assert_close(sample(SmallBatches(model, 2).bind(None), noise, table), expected)
+
+
+def test_new_conditions_run_as_labels_do():
+    seen = []
+
+    def denoise(x, t, condition):
+        seen.append((len(x), torch.is_autocast_enabled("cpu")))
+        return 0.1 * x + condition.mean(1, keepdim=True)
+
+    rows = torch.randn(5, 7)
+    model = OwnModel(denoise, gas.VPLinear(), (2,), conditions=rows, null=torch.zeros(7))
+    x, t = model.noise(range(5)), torch.tensor(0.5).double()
+    expected = model.bind(torch.arange(5), 2.0)(x, t)
+    wrapped = precise(SmallBatches(model, 2), "bf16")
+    seen.clear()
+    torch.testing.assert_close(wrapped.bind_conditions(rows, 2.0)(x, t), expected)
+    assert seen and all(count <= 4 and autocast for count, autocast in seen)  # two of each branch
+    with pytest.raises(UserError, match=r"^WrappedModel runs labels, not new conditions"):
+        gas.models.WrappedModel(model).bind_conditions(rows)
 
 
 def test_small_batches_train_and_are_the_same_model(digits):

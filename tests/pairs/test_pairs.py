@@ -32,7 +32,7 @@ from gas.io import add_checksum, sha256
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.dataset import Pairs, join_pairs, read_pairs
 from gas.pairs.fingerprint import PairsSpec
-from gas.pairs.teacher import PairsProgress, write_pairs
+from gas.pairs.teacher import PairsProgress, teach, write_pairs
 from gas.sampling import sample
 from gas.schedule import VPLinear
 from gas.table import Table
@@ -156,6 +156,22 @@ def test_a_window_of_seeds_is_a_window_of_the_pairs(tmp_path, folder):
     assert torch.equal(part.noise, whole.noise)
     assert torch.equal(part.labels, whole.labels)
     torch.testing.assert_close(part.target, whole.target, rtol=0, atol=1e-6)
+
+
+def test_only_pairs_of_one_teacher_and_of_different_seeds_are_joined():
+    model = gas.zoo.load("digits")
+    table = Classical("ddim", "time_uniform", 2, model.t_end)
+    parts = [teach(model, table, range(2), guidance=scale) for scale in (1.0, 5.0)]
+    with pytest.raises(ValueError, match=r"^join_pairs needs pairs of one teacher and model \(guidance: 1.0"):
+        join_pairs(parts)
+    with pytest.raises(ValueError, match="some seeds twice"):
+        join_pairs([parts[0], parts[0]])
+    joined = join_pairs([parts[0], teach(model, table, range(2, 4))])
+    assert joined.seeds.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"^seeds must be at least one, got none$"):
+        teach(model, table, [])
+    with pytest.raises(ValueError, match=r"^seeds must be at least two, whose samples are compared, got 1$"):
+        gas.check_model(model, [0])
 
 
 def test_sets_with_and_without_labels_or_of_several_scales_are_not_joined():

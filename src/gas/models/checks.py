@@ -101,6 +101,8 @@ def check_model(model: Model, seeds: Sequence[int] = range(8)) -> list[str]:
     network's training. Predictions near t = 1 must not contain their input noise. Samples must be plausible, and
     predicted as themselves from hardly any noise.
     """
+    if len(seeds) < 2:
+        raise UserError(f"seeds must be at least two, whose samples are compared, got {len(seeds)}")
     return list(_problems(model, list(seeds)))
 
 

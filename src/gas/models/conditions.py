@@ -23,6 +23,17 @@ def row_count(conditions: Any) -> int:
     return lengths.pop()
 
 
+def check_like(conditions: Any, known: Any) -> None:
+    """Refuse conditions of another structure, or other shapes of a row, than those that are known."""
+    kinds = [
+        {name: tuple(tensor.shape[1:]) for name, tensor in _named_tensors(each)}
+        for each in (conditions, known)
+    ]
+    if kinds[0] != kinds[1]:
+        shown = [", ".join(f"{name[1:]} {shape}".strip() for name, shape in kind.items()) for kind in kinds]
+        raise UserError(f"conditions must be rows of {shown[1]}, got rows of {shown[0]}")
+
+
 def take_rows(conditions: Any, rows: Tensor, device: torch.device) -> Any:
     """Return rows ``(B,)`` of every tensor, on a device, in the structure of ``conditions``."""
     return _mapped(lambda tensor: tensor[rows.to(tensor.device)].to(device), conditions)

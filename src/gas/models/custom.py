@@ -15,7 +15,7 @@ from gas.arguments import MAX_SEED, integer, number, of_type, shape
 from gas.denoise import Denoiser
 from gas.errors import UserError
 from gas.models.checks import layer_in_training, time_problem
-from gas.models.conditions import append_row, describe_rows, row_count, take_rows
+from gas.models.conditions import append_row, check_like, describe_rows, row_count, take_rows
 from gas.models.protocol import bind_labels, weights_hash
 from gas.models.seeds import noise_of_seeds
 from gas.schedule import Schedule, check_t_end
@@ -169,7 +169,17 @@ class OwnModel:
         return self._bind_rows(self._rows, labels, guidance)
 
     def bind_conditions(self, conditions: Any, guidance: float = 1.0) -> Denoiser:
-        """Return the denoiser for new conditions of the same kind, one row a sample."""
+        """Return the denoiser for new conditions of the same kind, one row a sample.
+
+        Raises:
+            UserError: for a model without conditions, or rows of other shapes than the model's.
+        """
+        number("guidance", guidance, "(-inf, inf)")
+        if self.conditions is None:
+            raise UserError(
+                f"{self.name} has no conditions: gas.OwnModel(..., conditions=...) says what a row is"
+            )
+        check_like(conditions, self.conditions)
         return self._bind_rows(self._with_null(conditions), torch.arange(row_count(conditions)), guidance)
 
     @cached_property
@@ -182,6 +192,10 @@ class OwnModel:
 
     def _bind_rows(self, rows: Any, labels: Tensor | None, guidance: float) -> Denoiser:
         if not self.classes:
+            if labels is not None:
+                raise UserError(
+                    f"labels were given, and {self.name} has no classes or conditions: bind(None)"
+                )
             return self.denoiser
         conditional, classes, null = self.denoiser, self.classes, self.null
         if rows is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gas.arguments import MAX_BATCH, integer
 from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
+from gas.models.conditions import row_count, take_rows
 from gas.models.protocol import Model, network_of
 from gas.registry import named
 from gas.schedule import Schedule
@@ -47,6 +48,12 @@ class WrappedModel:
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         return self.model.bind(labels, guidance)
 
+    def bind_conditions(self, conditions: Any, guidance: float = 1.0) -> Denoiser:
+        """Refuse new conditions, which would bypass :meth:`bind`, where a subclass does not run them in its way."""
+        raise UserError(
+            f"{type(self).__name__} runs labels, not new conditions: bind those of the model that it wraps"
+        )
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
 
@@ -68,48 +75,72 @@ class SmallBatches(WrappedModel):
         integer("size", self.size, 1, MAX_BATCH)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        return _InParts(lambda part: self.model.bind(part, guidance), labels, self.size)
+        if labels is None:
+            return _InParts(self.model.bind(None, guidance), self.size)
+        return _InParts(
+            self.model.bind(labels, guidance),
+            self.size,
+            len(labels),
+            lambda part: self.model.bind(labels[part], guidance),
+        )
+
+    def bind_conditions(self, conditions: Any, guidance: float = 1.0) -> Denoiser:
+        def part_of(part: slice) -> Denoiser:
+            rows = take_rows(conditions, torch.arange(count)[part], self.device)
+            bound: Denoiser = bind(rows, guidance)
+            return bound
+
+        bind, count = self.model.bind_conditions, row_count(conditions)  # type: ignore[attr-defined]
+        return _InParts(bind(conditions, guidance), self.size, count, part_of)
 
 
 @dataclass(frozen=True, eq=False)
 class _InParts:
-    """A denoiser that is bound to ``size`` labels at a time and evaluates their samples, one branch after the other."""
+    """A denoiser that evaluates ``size`` samples at a time, one branch after the other.
 
-    bind: Callable[[Tensor | None], Denoiser]
-    labels: Tensor | None
+    Args:
+        whole: of all samples.
+        size: of a part.
+        count: samples that ``whole`` is bound to; ``None`` for any, which it evaluates itself, part by part.
+        bind: to the samples of a part.
+        names: of the branches; ``None`` for the prediction itself.
+    """
+
+    whole: Denoiser
     size: int
-    names: tuple[str | None, ...] = (None,)  # of branches; None for the prediction itself
+    count: int | None = None
+    bind: Callable[[slice], Denoiser] | None = None
+    names: tuple[str | None, ...] = (None,)
     _bound: dict[int, Denoiser] = field(default_factory=dict, repr=False)
 
     @property
     def branches(self) -> tuple[str, ...]:
-        return branches_of(self._part(0))
+        return branches_of(self.whole)
 
     def select(self, *names: str) -> _InParts:
-        select_branches(self._part(0), *names)  # refuses other names
+        select_branches(self.whole, *names)  # refuses other names
         return replace(self, names=names)
 
     def _part(self, first: int) -> Denoiser:
         """Return the denoiser of the samples from ``first`` on."""
-        if self.labels is None:
-            first = 0
+        if self.bind is None:
+            return self.whole
         if first not in self._bound:
-            labels = None if self.labels is None else self.labels[first : first + self.size]
-            self._bound[first] = self.bind(labels)
+            self._bound[first] = self.bind(slice(first, first + self.size))
         return self._bound[first]
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
-        """Predict x_0 as the model's denoiser does; refuse another number of samples than of labels."""
+        """Predict x_0 as the model's denoiser does; refuse another number of samples than it is bound to."""
         samples = len(x) // len(self.names)
-        if self.labels is not None and len(self.labels) != samples:
-            raise UserError(f"{len(self.labels)} labels are bound, and x has {samples} samples")
-        predictions = []
+        if self.count not in (None, samples):
+            raise UserError(f"{self.count} labels are bound, and x has {samples} samples")
+        predictions = [x[:0]]
         for place, name in enumerate(self.names):
             for first in range(0, samples, self.size):
                 part = slice(place * samples + first, place * samples + min(first + self.size, samples))
                 denoise = self._part(first)
                 denoise = denoise if name is None else select_branches(denoise, name)
-                predictions.append(denoise(x[part], t))
+                predictions.append(denoise(x[part], t).clone())  # a network may return one buffer
         return torch.cat(predictions)
 
 
@@ -418,6 +449,10 @@ class PreciseModel(WrappedModel):
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
         return Autocast(self.model.bind(labels, guidance), PRECISIONS[self.precision])
+
+    def bind_conditions(self, conditions: Any, guidance: float = 1.0) -> Denoiser:
+        bound: Denoiser = self.model.bind_conditions(conditions, guidance)  # type: ignore[attr-defined]
+        return Autocast(bound, PRECISIONS[self.precision])
 
 
 def precise(

@@ -297,10 +297,16 @@ def check_scales(parts: Sequence[Pairs]) -> None:
         raise UserError(
             f"pairs of one guidance scale each, got those of {', '.join(f'{w:g}' for w in scales)}"
         )
-    first, *others = ({**part.manifest["recipe"], "guidance": None, "seeds": None} for part in parts)
+    _check_recipes(parts, "pairs of several guidance scales must differ in nothing else", "guidance")
+
+
+def _check_recipes(parts: Sequence[Pairs], problem: str, *apart: str) -> None:
+    """Refuse pairs that were made in several ways, apart from their seeds and some settings."""
+    free = dict.fromkeys((*apart, "seeds"))
+    first, *others = ({**part.manifest["recipe"], **free} for part in parts)
     for other in others:
         if wrong := differences(first, other):
-            raise UserError(f"pairs of several guidance scales must differ in nothing else ({wrong})")
+            raise UserError(f"{problem} ({wrong})")
 
 
 def join_scales(parts: Sequence[Pairs]) -> Pairs:
@@ -312,19 +318,29 @@ def join_scales(parts: Sequence[Pairs]) -> Pairs:
     check_scales(parts)
     parts = sorted(parts, key=lambda part: part.guidance)
     column = torch.cat([torch.full((len(part),), part.guidance, dtype=torch.float64) for part in parts])
-    return replace(join_pairs(parts), scales=column)
+    return replace(_joined(parts), scales=column)
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
     """Return pairs of one teacher as one set in memory, in order.
 
     Raises:
-        UserError: without any part, or when only some parts have labels, or one has pairs of several guidance scales.
+        UserError: without any part, for parts that were made in several ways or share seeds, or when only some have
+            labels, or one has pairs of several guidance scales.
     """
     if not parts:
         raise UserError("join_pairs needs at least one set of pairs, got none")
     if len({part.labels is None for part in parts}) > 1 or any(part.scales is not None for part in parts):
         raise UserError("join_pairs needs sets of one guidance scale each, all of them with labels or none")
+    _check_recipes(parts, "join_pairs needs pairs of one teacher and model")
+    seeds = torch.cat([part.seeds for part in parts])
+    if len(seeds.unique()) < len(seeds):
+        raise UserError("join_pairs needs sets of different seeds, got some seeds twice")
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Pairs]) -> Pairs:
+    """Return pairs as one set in memory, in order, with the manifest of the first."""
     loaded = [part.load() for part in parts]
     seeds, noise, target = (torch.cat([getattr(x, k) for x in loaded]) for k in ("seeds", "noise", "target"))
     given = [part.labels for part in loaded if part.labels is not None]

@@ -172,7 +172,12 @@ def teach(
     Samples of another scale than noise, or of which some are far larger than most, are warned of.
 
     Arguments as for :func:`write_pairs` and :class:`PairsSpec`.
+
+    Raises:
+        UserError: without any seed, or for samples that are not finite.
     """
+    if not len(seeds):
+        raise UserError("seeds must be at least one, got none")
     seeds, labels = list(seeds), labels_of_seeds(model.classes if labelled else 0, seeds)
     noise, target = _run(model, table_on(table, model.schedule), seeds, labels, guidance)
     _warn_of_scale(target)

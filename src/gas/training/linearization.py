@@ -30,10 +30,10 @@ T = TypeVar("T")
 # Bytes of the tangents of one batch, which are held at once; larger batches are split. Any machine has 256 MB.
 _TANGENT_BYTES = 2**28
 
-# Forward differences while their relative error is below this, else central ones, at twice the evaluations. Errors enter
-# the curvature squared, as damping that no step can lift. Share of the loss that one step's model leaves on digits,
-# NFE 4: 0.541 by the exact Jacobian; 0.567 by forward and 0.545 by central differences of fp16 predictions, whose
-# forward error is 0.05; 0.679 and 0.566 of bf16 predictions, 0.15.
+# Forward differences while their relative error is below this, else central ones, at twice the evaluations. Errors
+# enter the curvature squared, as damping that no step can lift. Share of the loss that one step's model leaves on
+# digits, NFE 4: 0.541 by the exact Jacobian; 0.567 by forward and 0.545 by central differences of fp16 predictions,
+# whose forward error is 0.05; 0.679 and 0.566 of bf16 predictions, 0.15.
 _FORWARD_ERROR = 0.02
 
 # Step of a central difference, in steps of a forward one. Half of it leaves the noise of a forward difference,
