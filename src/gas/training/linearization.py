@@ -30,17 +30,11 @@ T = TypeVar("T")
 # Bytes of the tangents of one batch, which are held at once; larger batches are split. Any machine has 256 MB.
 _TANGENT_BYTES = 2**28
 
-# Forward differences while their relative error is below this, else central ones, at twice the evaluations. Errors
-# enter the curvature squared, as damping that no step can lift. Share of the loss that one step's model leaves on
-# digits, NFE 4: 0.541 by the exact Jacobian; 0.567 by forward and 0.545 by central differences of fp16 predictions,
-# whose forward error is 0.05; 0.679 and 0.566 of bf16 predictions, 0.15.
+# Forward differences while their relative error is below this, else central ones with the same steps, at twice the
+# evaluations. Errors enter the curvature squared, as damping that no step can lift. Share of the loss that one step's
+# model leaves on digits, NFE 4: 0.541 by the exact Jacobian; 0.567 by forward and 0.545 by central differences of fp16
+# predictions, whose forward error is 0.05; 0.679 and 0.566 of bf16 predictions, 0.15.
 _FORWARD_ERROR = 0.02
-
-# Step of a central difference, in steps of a forward one. Half of it leaves the noise of a forward difference,
-# sqrt(2) e / h, and a quarter of the truncation. Share of the loss that a step from bf16 predictions gains on 32 pairs
-# that it did not see, near the minimum of NFE 6, with steps of 1, 0.7, 0.5 and 0.35, and from float32: mnist-flow
-# 0.183, 0.188, 0.197, 0.180 and 0.204; mnist-latent -0.49, -0.21, -0.05, -0.11 and 0.21.
-_CENTRAL_STEP = 0.5
 
 
 def numbers(table: Table) -> Tensor:
@@ -170,8 +164,8 @@ def linearize(
 
     A weight of row n moves ``x_{n+1}`` along a prediction that is known anyway, so its tangent costs nothing
     before the next network call; the last row is linear. Every tangent at the input of a call costs one
-    more network evaluation, ``(D(x + h v, t) - D(x, t)) / h``, or two, ``(D(x + k v, t) - D(x - k v, t)) / 2k`` with
-    k = h / 2, where noise is large. Differences need only the network's predictions, work
+    more network evaluation, ``(D(x + h v, t) - D(x, t)) / h``, or two, ``(D(x + h v, t) - D(x - h v, t)) / 2h``, where
+    noise is large. Differences need only the network's predictions, work
     where forward-mode derivatives are not implemented, and cost less.
 
     Args:
@@ -327,7 +321,7 @@ def _predict(
     """Return the prediction at ``(x, t)``, its derivatives along every tangent of x and, last, in t; and the calls."""
     prediction, central = denoise(x, t), differences.central
     state_step, time_step = differences.states[call], differences.times[call]
-    both_times = central and float(t) * (1 + _CENTRAL_STEP * time_step) <= 1
+    both_times = central and float(t) * (1 + time_step) <= 1
 
     def column(v: Tensor | None) -> Tensor:
         if v is None:
@@ -358,7 +352,6 @@ def _derivative(
     if unit == math.inf:  # no direction
         return torch.zeros_like(origin)
     if central:
-        step *= _CENTRAL_STEP
         return (line(step) - line(-step)) / (2 * step * unit)
     return (line(step) - origin) / (step * unit)
 
