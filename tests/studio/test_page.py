@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -189,6 +190,15 @@ def test_errors_are_shown_from_the_file_and_measured(page, shot):
     page.wait_for_selector("#errors img")
     assert page.get_attribute("#errors img", "src") != recorded
     shot(page, "errors")
+
+
+def test_nothing_of_the_folder_is_served(server):
+    (server.folder / "out").mkdir(exist_ok=True)
+    secret = server.folder / "out" / "secret.json"
+    secret.write_text("{}")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{server.address}gradio_api/file={secret}")
+    secret.unlink()
 
 
 def test_the_file_is_downloaded_and_its_lines_are_there(page, shot, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ def _serving(host: str, port: int, folder: Path, device: str) -> Iterator[str]:
             pwa=False,
             mcp_server=False,
             max_file_size=_MAX_UPLOAD,
-            allowed_paths=[str(folder.absolute()), *(str(p.parent) for p in _shipped())],
+            allowed_paths=[str(p.parent) for p in _shipped()],
             theme=theme,
             css_paths=Path(__file__).with_name("page.css"),
         )
@@ -440,7 +441,10 @@ def _learned(
     text = (
         f"Kept in {snapshot.file}: it is among the learned solvers now, and the tab Use has it for download."
     )
-    yield drawing.notice(text, "hint") + drawing.training(snapshot), None, str(snapshot.file)
+    # The page serves a copy: of the folder, which may hold anything, it serves nothing.
+    served = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / snapshot.file.name
+    shutil.copyfile(snapshot.file, served)
+    yield drawing.notice(text, "hint") + drawing.training(snapshot), None, str(served)
 
 
 def _joined(gr: Any, saved: str, paths: list[str], chosen: list[str], model: str) -> tuple[Any, ...]:
