@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import gas
 from gas import distributed
 from gas.classical.registry import Classical, candidates
+from gas.errors import Diverged
 from gas.evaluation.evaluator import Evaluator
 from gas.evaluation.sampler import sample_pairs, sample_seeds, teacher_pairs
 from gas.evaluation.spaces import FeatureSpace
@@ -371,6 +372,10 @@ def test_an_error_in_one_is_raised_in_all_whether_at_shared_work_or_not():
             at_work()
         return distributed.all_gather(distributed.rank())  # still in step
 
+    def diverges():
+        return distributed.broadcast(lambda: (_ for _ in ()).throw(Diverged("not finite")))
+
+    assert in_two(diverges) == ["Diverged: not finite", "Diverged: process 0: not finite"]
     assert in_two(at_work) == [
         "ArithmeticError: process 1: integer division or modulo by zero",
         "ZeroDivisionError: integer division or modulo by zero",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from gas.errors import UserError
 from gas.grids.analytic import as_grid, karras, log_snr
 from gas.losses import LOSSES, FeatureLoss, PseudoHuber, l1, l2, loss_by_name
 from gas.schedule import EDMasVP, Flow, Schedule, VPDiscrete, VPLinear, schedule_from_config
@@ -471,3 +472,9 @@ def test_a_name_like_no_other_is_still_answered(name):
 def test_each_loss_goes_by_its_name():
     assert [loss_by_name(name) for name in LOSSES] == list(LOSSES.values()) == [l1, l2, PseudoHuber(0.03)]
     assert all(a != b for a, b in pairwise(LOSSES))
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [[0.9], [0.5, 0.1]]])
+def test_lists_that_are_no_schedule_are_one_line(values):
+    with pytest.raises(UserError, match=r"^schedule 'vp_discrete' does not take these parameters"):
+        schedule_from_config({"kind": "vp_discrete", "alphas_cumprod": values})

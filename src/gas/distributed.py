@@ -10,7 +10,7 @@ from datetime import timedelta
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gas.errors import UserError
+from gas.errors import Diverged, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Errors that keep their type on the other ranks; any other becomes a RuntimeError there. The first match counts.
-_ERRORS = (UserError, ValueError, OSError, ArithmeticError, ModuleNotFoundError)
+_ERRORS = (UserError, Diverged, ValueError, OSError, ArithmeticError, ModuleNotFoundError)
 
 
 @dataclass

@@ -294,7 +294,9 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
         raise UserError(f"schedule kind must be one of {sorted(_KINDS)}, got {brief(kind)}")
     try:
         schedule: Schedule = _KINDS[kind](**parameters)
-    except (TypeError, ArithmeticError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"schedule {kind!r} does not take these parameters: {str(error)[:120]}") from error
     return schedule
 

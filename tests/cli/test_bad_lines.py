@@ -76,7 +76,7 @@ LINES = {
         --pairs {pairs} --no-theory
         --objective x; --objective GS; --objective ''
         --weight 1; --weight nan --objective gas; --weight -1 --objective gas; --weight inf --objective gas
-        --weight 1 --balance 1 --objective gas; --weight x
+        --weight 1 --balance 1 --objective gas; --weight x; --objective gas --forwards 6
         --balance 1; --balance nan --objective gas; --balance -1 --objective gas; --balance 1e300 --objective gas
         --critic x --objective gas; --critic classic; --critic '' --objective gas
         --pairing x --objective gas; --pairing paired; --pairing x; --pairing ''

@@ -10,9 +10,11 @@ from scipy.optimize import LinearConstraint, minimize
 
 from gas import classical, grids
 from gas.classical.registry import NAMED_GRIDS, Classical, format_times
+from gas.errors import UserError
 from gas.grids.dmn import dmn, error_bound, lagrange_weights
 from gas.grids.published import PUBLISHED
 from gas.losses import l2
+from gas.models.runtime import WrappedModel
 from gas.schedule import EDMasVP, Flow, VPDiscrete, VPLinear
 from gas.training.trajectory_grid import cheapest_path, gits, jump_costs
 from gas.training.validation import evaluate
@@ -214,6 +216,15 @@ def test_a_jump_costs_what_the_authors_say(measure):
         landed = path[i] + (rho[j] - rho[i]) * slopes[i]
         expected = float((landed - path[j]).norm()) if measure == "distance" else off(landed) - off(path[j])
         assert float(costs[i, j]) == pytest.approx(expected, rel=2e-3, abs=2e-4)
+
+
+def test_a_run_that_is_not_finite_has_no_grid():
+    class Diverging(WrappedModel):
+        def bind(self, labels, guidance=1.0):
+            return lambda x, t: x * float("nan")
+
+    with pytest.raises(UserError, match=r"is not finite: choose other pairs$"):
+        gits(Diverging(MODEL), taught(range(4)), 4, steps=8)
 
 
 def test_gits_beats_the_usual_grids_for_the_jumps_it_counts():

@@ -7,9 +7,12 @@ import torch
 
 from gas.classical.registry import Classical
 from gas.errors import Diverged, UserError
+from gas.learned.generalized import GeneralizedSolver
+from gas.losses import FeatureLoss, l2
 from gas.models.runtime import WrappedModel
 from gas.training.distillation import distill
 from gas.training.finite_differences import measure_line
+from gas.training.gauss_newton import GaussNewton, GaussNewtonSteps
 from gas.training.linearization import evaluations_of, linearize, measure_differences
 from support.doubles import MIXTURE as MODEL, taught
 
@@ -104,6 +107,29 @@ def test_noisy_predictions_have_central_differences_which_are_nearer():
     error = float((columns - exact).norm() / exact.norm())
     assert error < 0.1 < float((forward - exact).norm() / exact.norm())
     assert fewer < spent <= len(x) * evaluations_of(4, central=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_predictions_may_have_a_dtype_of_their_own(dtype):
+    """A denoiser that returns halves teaches what one that rounds to them teaches."""
+    halves, rounded = (
+        model_of(change)
+        for change in (
+            lambda denoise, x, t: denoise(x, t).to(dtype),
+            lambda denoise, x, t: denoise(x, t).to(dtype).to(x.dtype),
+        )
+    )
+    losses = []
+    for model in (halves, rounded):
+        solver = GeneralizedSolver(MODEL.schedule, 2, 1e-3)
+        steps = GaussNewtonSteps(solver, model, taught(range(16)), l2, GaussNewton(batch=8))
+        losses.append([steps.step(), steps.step()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0][1] < losses[0][0]
+    features = FeatureLoss(lambda x: (2 * x).to(dtype))
+    solver = GeneralizedSolver(MODEL.schedule, 2, 1e-3)
+    steps = GaussNewtonSteps(solver, MODEL, taught(range(16)), features, GaussNewton(batch=8))
+    assert math.isfinite(steps.step())
 
 
 def model_of(change):

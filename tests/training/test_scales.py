@@ -221,6 +221,12 @@ def test_what_does_not_fit_is_refused_before_any_training(pairs, validation):
             next(distill_scales(MODEL, sets, chosen, [2], degree=degree))
 
 
+@pytest.mark.parametrize("given", [{"loss": "l1"}, {"config": gas.Adam()}])
+def test_another_loss_or_optimizer_is_refused_before_any_training(pairs, validation, given):
+    with pytest.raises(gas.UserError, match=r"^a range of scales is learned by Gauss-Newton on l2, got "):
+        next(distill_scales(MODEL, pairs, validation, [2], **given))
+
+
 def test_two_scales_are_learned_with_lines_from_a_start_without_provenance(pairs, validation):
     """Two scales determine no more than a line; the seeds of the file are those of both sets."""
     start = Classical("unipc-2-bh2", "log_snr", 2, MODEL.t_end)

@@ -181,6 +181,10 @@ def _check_scales(given: Mapping[str, Any], count: int, lift: bool) -> None:
     """Refuse options that do not go with pairs of several guidance scales or --lift, and name those that were given."""
     if lift and (count > 1 or given["forwards"] is not None or given["budget"] is not None):
         raise gas.UserError("--lift goes with one --pairs and --nfe alone: leave out --forwards and --budget")
+    if given["forwards"] is not None and given["objective"] != "gs":
+        raise gas.UserError(
+            "--forwards learns from pairs alone, without a discriminator: leave out --objective gas"
+        )
     wrong = [name for name, allowed in _OF_SCALES.items() if given[name] not in allowed]
     if count > 1 and wrong:
         names = ", ".join(f"--{name}" for name in wrong).replace("--theory", "--no-theory")
@@ -282,11 +286,17 @@ def _size(
     config = lifting.config(seed)
     if lifting.lift_width is None:
         share = gas.training.lifting.SHARE if lifting.lift_share is None else lifting.lift_share
-        if file.exists():
-            config = replace(config, **gas.io.read_json(file))
-        else:
-            config = gas.training.lifting.sized(config, model, runs, share)
-            gas.io.write_text(file, dumps({"width": config.width, "patch": config.patch}))
+
+        def size() -> dict[str, Any]:
+            known = gas.io.read_json(file) if file.exists() else {}
+            if known.pop("share", None) != share:
+                sized = gas.training.lifting.sized(config, model, runs, share)
+                known = {"width": sized.width, "patch": sized.patch}
+                gas.io.write_text(file, dumps({**known, "share": share}))
+            return known
+
+        # In one process: a measured time differs among processes, whose residuals must not.
+        config = replace(config, **gas.distributed.broadcast(size))
     cost = gas.training.lifting.measured_cost(config, model, runs)
     note(
         f"NFE {runs.outputs.shape[1]}: a residual of {cost.numbers:,} numbers (width {config.width}, patch "

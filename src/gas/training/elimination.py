@@ -274,4 +274,7 @@ def _distill_rows(
         best_classical=best.best,
         best_classical_loss=best.best_loss,
         evaluations=spent + record.evaluations + ranking,
+        criterion=None,
+        stopped="",
+        measures={},
     )

@@ -185,7 +185,7 @@ class GaussNewtonSteps(LinearizedSteps):
             )
         super().__init__(solver, full_precision(model), pairs, config)
         self.loss, self.damping = loss, config.damping
-        self.features = loss.features if isinstance(loss, FeatureLoss) else None
+        self.features = _widened(loss.features) if isinstance(loss, FeatureLoss) else None
         check_turns(self.learned, config.alternate)
         size = len(self._numbers(self._parameters()))
         self.curvature = torch.zeros(size, size, dtype=torch.float64)
@@ -342,6 +342,11 @@ class GaussNewtonSteps(LinearizedSteps):
 
         self.evaluations += len(batch) * folded.nfe
         return torch.cat(list(distributed.map_sharded(losses, parts))).cpu()
+
+
+def _widened(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return features in the dtype of the samples, or wider: a half has too few bits for their differences."""
+    return lambda x: (extracted := features(x)).to(torch.promote_types(extracted.dtype, x.dtype))
 
 
 def _shares(batch: Pairs) -> list[slice]:

@@ -128,7 +128,10 @@ class JudgeSteps(LinearizedSteps):
         """Return the network evaluations of the next step at most."""
         count = min(self.config.batch, len(self.pairs))
         measured = 0 if self.differences else _MEASURED * evaluations_of_measurement(self.nfe)
-        return measured + count * (evaluations_of(self.nfe) + _TRIALS * self.nfe)
+        central = (
+            self.differences is None or self.differences.central
+        )  # before the measurement, either may come
+        return measured + count * (evaluations_of(self.nfe, central=central) + _TRIALS * self.nfe)
 
     def step(self, limit: float = math.inf) -> float:
         """Take one step, within any limit that has room for its :meth:`step_cost`; return minus its mean score before.

@@ -335,9 +335,9 @@ def _predict(
 
 
 def _row_denoiser(denoise: Denoiser, table: Table, row: int) -> Denoiser:
-    """Return what a row evaluates, with its input safe from it, and every prediction safe from the next."""
+    """Return what a row evaluates in the dtype of x, its input safe from it, and every prediction from the next."""
     evaluated = denoise if table.branches is None else select_branches(denoise, table.branches[row])
-    return lambda x, t: call_preserving(evaluated, x, t).clone()
+    return lambda x, t: call_preserving(evaluated, x, t).to(x.dtype, copy=True)
 
 
 def _stacked(column: Callable[[T], Tensor], directions: Iterable[T], like: Tensor) -> Tensor:

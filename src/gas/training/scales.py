@@ -12,7 +12,7 @@ import torch
 from gas.arguments import integer
 from gas.errors import UserError
 from gas.learned.guidance import MAX_DEGREE, GuidanceBNS
-from gas.losses import ROUNDING, Loss, loss_by_name
+from gas.losses import ROUNDING, Loss, is_sum_of_squares, loss_by_name
 from gas.models.protocol import Model
 from gas.pairs.dataset import Pairs, join_scales
 from gas.table import Table, table_of
@@ -73,15 +73,20 @@ def distill_scales(
 
     Raises:
         UserError: before any training: when two sets have one scale, or differ in more than that; when validation has
-            other scales, or seeds of the pairs; when the degree is out of range.
+            other scales, or seeds of the pairs; when the degree is out of range, or the loss or the optimizer another
+            than Gauss-Newton on sums of squares.
     """
     scales = [part.guidance for part in pairs]
     reference = reference_scale(scales)
     degree = min(integer("degree", degree, 1, MAX_DEGREE), len(scales) - 1)
     joint, chosen = _joined(pairs, validation)
     settings = config or FINISH
+    if not is_sum_of_squares(loss_by_name(loss)) or not isinstance(settings, GaussNewton):
+        raise UserError(
+            f"a range of scales is learned by Gauss-Newton on l2, got {loss} and {type(settings).__name__}"
+        )
     training = {**_counts(joint, chosen), **settings.config(), "degree": degree}
-    starts = {member.nfe: member for member in members}
+    starts = {member.nfe: member for member in members if not member.branched}
     if missing := set(nfes) - starts.keys():
         middle, chosen_on = middle_sets(pairs, validation)
         learned = yield from distill_family(
@@ -167,6 +172,8 @@ def _result(
         solver=solver,
         loss=float(losses[solver.reference].mean()),
         losses=losses[solver.reference],
+        criterion=None,
+        stopped="",
         evaluations=start.evaluations + spent,
         provenance={"guidance": solver.reference, **start.provenance, "training": training},
         measures={f"validation_loss_guidance_{w:g}": float(x.mean()) for w, x in losses.items()},

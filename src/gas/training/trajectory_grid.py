@@ -63,6 +63,10 @@ def gits(
     for start in range(0, len(pairs), batch):
         part = pairs.subset(slice(start, start + batch))
         total += len(part) * jump_costs(model, part, t, order=order, measure=measure)
+    if bool(total.isnan().any()):
+        raise UserError(
+            f"the teacher's run on {steps} steps of {model.name} is not finite: choose other pairs"
+        )
     return t[cheapest_path(total / len(pairs), nfe, discount)]
 
 
