@@ -289,6 +289,31 @@ def test_evaluate_compares_several_files(work, tmp_path):
     assert "is given twice" in refused(*words, *[w for _ in range(3) for w in ("--solver", path)])
 
 
+def test_a_solver_that_diverges_costs_no_row_of_another(work, tmp_path):
+    path, diverging = work / "digits.json", json.loads((work / "digits.json").read_text())
+    for entry in diverging["solvers"]:
+        entry["outputs"] = [[1e30 * weight for weight in row] for row in entry["outputs"]]
+        entry.pop("nominal", None)
+        entry["kind"] = "table"
+    diverging["teacher"]["note"] = "an entry that says more"
+    (tmp_path / "far.json").write_text(json.dumps(add_checksum(diverging)))
+    words = [
+        "evaluate",
+        *SMALL,
+        "--seeds",
+        "500:564",
+        "--teacher-nfe",
+        8,
+        "--baselines",
+        "ddim/log_snr",
+        "--nfe",
+        2,
+    ]
+    result = run(*words, "--solver", path, "--solver", tmp_path / "far.json", "--json")
+    assert {row["name"].split()[0] for row in json.loads(result.stdout)["rows"]} >= {"GS", "ddim"}
+    assert "warning: NFE 2: samples of GS (far) are not finite: left out" in " ".join(result.stderr.split())
+
+
 def test_an_existing_file_is_replaced_only_on_request(work):
     words = ["train", *SMALL, "--pairs", work / "pairs", "--nfe", 2, "--out", work / "digits.json"]
     before = (work / "digits.json").read_bytes()

@@ -264,6 +264,12 @@ def test_what_exists_at_no_nfe_is_refused_and_at_some_is_left_out(pairs, tmp_pat
     for specs, text in ((["heun"], "nfe must be even"), (["gits-sd15"], "needs noise from sigma/alpha")):
         with pytest.raises(ValueError, match=text):
             run_all(experiment, evaluator, specs, [3], tmp_path)
+    for specs, nfe, text in (
+        (["gs@heun/log_snr"], 3, "must be even"),
+        (["s4s@heun/log_snr"], 2, "takes one step"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run_all(experiment, evaluator, specs, [nfe], tmp_path)
     with pytest.raises(ValueError, match="share 8 seeds with those learned or chosen from, the first 0"):
         run_all(experiment, Evaluator(pairs[0].subset(slice(0, 8))), ["ddim"], [3], tmp_path)
     with pytest.raises(ValueError, match="needs solvers and NFE"):

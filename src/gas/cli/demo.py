@@ -91,9 +91,9 @@ def _learn_both(
     with resumable(f"State is in {state}"), gas.workspace.scratch(state, gas.training.distillation.STATE):
         reports = gas.distill(model, train, validation, nfe, config=config, search=search, state=state)
         result = show(reports, model, nfe)
+    gas.save(files["GS"], result, model=model)
     note(": the same solver goes on to learn from a discriminator", label="3. Critic", style="bold")
     adversarial = _learn_adversarial(model, train, validation, result.table(), seed)
-    gas.save(files["GS"], result, model=model)
     recorded = result.provenance["training"]
     training = {name: recorded[name] for name in ("pairs", "validation", "seeds", "solver")} | {
         "objective": "gas"

@@ -133,7 +133,7 @@ def evaluate_files(
     for name, artefact in artefacts.items() if not evaluation.nfe else ():
         for count in artefact.forwards:
             entries.append(_Entry(f"{name}, by forward passes", count, artefact.table(forwards=count)))
-    rows = _measure(evaluator, model, entries)
+    entries, rows = _measure(evaluator, model, entries)
     if evaluation.picture is not None and gas.distributed.is_first():
         _draw(evaluation.picture, entries, rows, model.name)
     rows.append(evaluator.measure(f"{teacher.label} (teacher)", pairs.target, teacher.nfe))
@@ -159,9 +159,9 @@ def _teacher(artefact: gas.Artefact, usual: Mapping[str, Any], given: Mapping[st
     """Return the teacher: as given, else the file's, else as usual, else UniPC-3."""
     teacher = artefact.document.teacher or {}
     known = teacher if "solver" in teacher else {}  # an imported set does not name its teacher
-    known = {name: value for name, value in known.items() if name != "model"}
     settings = {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 20, **usual, **known}
-    return gas.Classical(**settings | {name: value for name, value in given.items() if value is not None})
+    settings |= {name: value for name, value in given.items() if value is not None}
+    return gas.Classical.from_config(settings)
 
 
 def _entries(
@@ -195,23 +195,31 @@ def _entries(
 
 def _measure(
     evaluator: gas.Evaluator, model: gas.models.Model, entries: Sequence[_Entry]
-) -> list[gas.evaluation.SolverMetrics]:
-    """Measure every entry; warn of an interpolated one that another of its NFE beats."""
-    rows = []
+) -> tuple[list[_Entry], list[gas.evaluation.SolverMetrics]]:
+    """Measure entries whose samples are finite; warn of others, and of interpolated ones that another of its NFE beats.
+
+    Returns:
+        The entries that were measured, and their rows.
+    """
+    measured, rows = [], []
     with bar("solvers", len(entries)) as progress:
         for done, entry in enumerate(entries, start=1):
             samples = gas.evaluation.sample_pairs(model, evaluator.pairs, entry.table)
-            branched = entry.table.branches is not None
-            rows.append(evaluator.measure(entry.name, samples, entry.nfe, branched=branched))
             progress.at(done, f"NFE {entry.nfe}: {entry.name}")
-    for entry, row in zip(entries, rows, strict=True):
+            if not bool(samples.isfinite().all()):
+                note(f"NFE {entry.nfe}: samples of {entry.name} are not finite: left out", label="warning: ")
+                continue
+            branched = entry.table.branches is not None
+            measured.append(entry)
+            rows.append(evaluator.measure(entry.name, samples, entry.nfe, branched=branched))
+    for entry, row in zip(measured, rows, strict=True):
         best = min((other for other in rows if other.nfe == row.nfe), key=lambda other: other.mse)
         if entry.interpolated and best.mse < row.mse:
             note(
                 f"NFE {row.nfe}: {row.name} is worse than {best.name}; train it or use that",
                 label="warning: ",
             )
-    return rows
+    return measured, rows
 
 
 def _draw(

@@ -37,7 +37,7 @@ def pairs(
     chosen = parse_seeds(seeds)
     gas.Classical(teacher, grid, nfe, 0.0)  # refused before the model is loaded
     model = network.load()
-    guidance = _guidance(network.model, model, guidance)
+    guidance = guidance_of(network.model, model, guidance)
     free_text_encoders(network.model, model, guidance)
     solver = gas.Classical(teacher, grid, nfe, model.t_end)
     run_teacher(model, solver, out, chosen, guidance, batch, decoded, array)
@@ -47,7 +47,7 @@ def pairs(
         print_json({**report, "guidance": guidance, **solver.config()})
 
 
-def _guidance(name: str, model: gas.models.Model, given: float | None) -> float:
+def guidance_of(name: str, model: gas.models.Model, given: float | None) -> float:
     """Return the guidance scale of the pairs: as given, or of the zoo's card, or of a pipeline's own call, or 1."""
     pipeline = gas.models.runtime.unwrapped(model)
     if not isinstance(pipeline, gas.pipelines.PipelineModel):

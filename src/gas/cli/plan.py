@@ -10,6 +10,7 @@ import gas
 from gas.cli import options
 from gas.cli.app import command
 from gas.cli.checks import GUIDANCE, NFE, option
+from gas.cli.pairs import guidance_of
 from gas.cli.screen import note, print_json, print_table
 
 # Budgets of the table, in shares of the full training.
@@ -24,7 +25,9 @@ def plan(
     ] = ("1280"),
     teacher_nfe: Annotated[int, option("Network evaluations a pair of the teacher.", **NFE)] = 20,
     validation: options.Validation = None,
-    guidance: Annotated[float, option("Guidance scale.", **GUIDANCE)] = 1.0,
+    guidance: Annotated[
+        float | None, option("Guidance scale; default: as for gas pairs.", **GUIDANCE)
+    ] = None,
     *,
     network: options.NetworkOptions,
     json: options.Json = False,
@@ -35,6 +38,7 @@ def plan(
     train keeps to a number of them with --budget.
     """
     model, nfes = network.load(), options.parse_nfes(nfe)
+    guidance = guidance_of(network.model, model, guidance)
     passes = gas.models.protocol.passes_of(model, guidance)
     count = len(options.parse_seeds(seeds))
     chosen = options.validation_count(count, validation)

@@ -68,6 +68,11 @@ def feature_space(
     else:
         features, statistics, fingerprint = images.of(model), None, images.fingerprint()
     if reference is not None:
+        if features is None:
+            raise UserError(
+                f"--reference {reference}: {model.name} has no features of its own: name a published network with "
+                "--features and --weights"
+            )
         statistics = read_statistics(reference, fingerprint)
         fingerprint["reference_sha256"] = sha256(reference)
     real_features = None

@@ -19,7 +19,7 @@ from gas.pairs.fingerprint import model_fingerprint
 from gas.registry import named
 from gas.table import Table, table_of
 from gas.training.adversarial.setup import fit_adversarial
-from gas.training.initialization import check_start
+from gas.training.initialization import check_start, named_start
 from gas.training.loop import FitRecord, default_keep, fit
 from gas.training.trajectory_grid import gits
 
@@ -145,7 +145,14 @@ class LearnedMethod:
     category = "learned"
 
     def unavailable(self, experiment: Experiment, nfe: int) -> str:
-        return ""
+        """Starts at Heun are of an even NFE, and not every kind has one."""
+        if self.start == "best":
+            return ""
+        try:
+            start = named_start(self.start, nfe, experiment.model.t_end)
+        except ValueError as error:
+            return str(error)
+        return "" if kind_by_name(self.kind).starts_at(start) else f"{self.kind} takes one step for each call"
 
     def fingerprint(self, experiment: Experiment, nfe: int) -> dict[str, Any]:
         keep = default_keep(experiment.budget.config)
@@ -251,14 +258,14 @@ def method_by_name(spec: str, start: str = "best") -> Method:
     Raises:
         UserError: for an unknown name, with the nearest known one.
     """
-    name, _, named_start = spec.partition("@")
+    name, _, own_start = spec.partition("@")
     if name == "gas" or name in KINDS:
-        check_start(named_start or start)
-        kind, suffix = "gs" if name == "gas" else name, f", {named_start} start" if named_start else ""
+        check_start(own_start or start)
+        kind, suffix = "gs" if name == "gas" else name, f", {own_start} start" if own_start else ""
         kind_spec = spec if name == kind else spec.replace("gas", "gs", 1)
-        learned = LearnedMethod(kind_spec, _LABELS[kind] + suffix, kind, named_start or start)
+        learned = LearnedMethod(kind_spec, _LABELS[kind] + suffix, kind, own_start or start)
         return AdversarialMethod(spec, f"GAS{suffix}", learned) if name == "gas" else learned
-    if named_start:
+    if own_start:
         raise UserError(f"only learned solvers have a start (NAME@START), got {spec!r}")
     solver, slash, grid = spec.partition("/")
     if slash:
