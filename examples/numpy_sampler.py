@@ -2,7 +2,8 @@
 
 Run ``python numpy_sampler.py digits.json`` on any file of ``gas.save``. A solver with "branches" calls
 ``denoise(x, t, branch)``, one forward pass. One with "residuals" calls ``correct(row, history)``: the residual of the
-row, as ``gas export --residual`` writes it, of the arrays in ``history``.
+row, as ``gas export --residual`` writes it, of the arrays in ``history``. A file of a range of guidance scales runs its
+own "guidance" here: "terms" are not read (``gas.load(path).at(scale).write(...)`` makes the file of another scale).
 """
 
 import json
@@ -18,6 +19,8 @@ def sample(denoise, x, solver, correct=None):
     def lifted(x, row, xs, ds):
         if row not in residuals:
             return x
+        if correct is None:
+            raise ValueError("this solver has residuals: pass correct(row, history)")
         reads = residuals[row]
         return x + correct(row, xs[: reads["states"]] + ds[len(ds) - reads["outputs"] :])
 
@@ -26,7 +29,9 @@ def sample(denoise, x, solver, correct=None):
         # Copies: the denoiser may overwrite its input, and its next prediction this one.
         ds.append(np.array(denoise(xs[-1].copy(), t, *branches[n : n + 1])))
         terms = zip(solver["states"][n] + solver["outputs"][n], xs + ds, strict=True)
-        xs.append(lifted(sum(weight * past for weight, past in terms), n, xs, ds))
+        # Terms of weight zero are skipped: 0 times inf is NaN.
+        x = sum((weight * past for weight, past in terms if weight), np.zeros_like(x))
+        xs.append(lifted(x, n, xs, ds))
     return xs[-1]
 
 
@@ -41,4 +46,7 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except ValueError as error:
+        sys.exit(str(error))

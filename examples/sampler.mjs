@@ -3,14 +3,17 @@
 // `node sampler.mjs digits.json` runs every solver of a file of gas.save. To use it elsewhere, import `entry` and
 // `sample` and hand over your network: `denoise(x, t)` takes and returns a Float32Array or Float64Array of any length. A
 // solver with branches calls `denoise(x, t, branch)`, one forward pass. One with residuals calls `correct(row, history)`,
-// which returns the residual of the row, as `gas export --residual` writes it, of the arrays in `history`.
+// which returns the residual of the row, as `gas export --residual` writes it, of the arrays in `history`. A file of a range
+// of guidance scales runs its own `guidance` here: `terms` are not read (`gas.load(path).at(scale)` has another scale's).
 
 /** Return the entry of one NFE of a parsed solver file, or of as many forward passes if `branched`: its times, and its
  * weights of past states and predictions. */
 export function entry(file, nfe, branched = false) {
   if (file?.format !== "gas-solver" || file.version !== 1) throw new Error("not a solver file of version 1");
   const table = file.solvers.find((solver) => solver.nfe === nfe && "branches" in solver === branched);
-  if (!table) throw new Error(`the solver file has no table for NFE ${nfe}; it has ${file.solvers.map((s) => s.nfe)}`);
+  const name = (count, branches) => (branches ? `${count} forward passes` : `NFE ${count}`);
+  const has = file.solvers.map((solver) => name(solver.nfe, solver.branches)).join(", ");
+  if (!table) throw new Error(`the solver file has no table for ${name(nfe, branched)}; it has ${has}`);
   return table;
 }
 
@@ -36,7 +39,9 @@ export async function sample(denoise, x, solver, correct) {
   await lift(states[0], -1, solver, correct, [x], []);
   for (let n = 0; n < solver.nfe; n++) {
     // Copies: the network may overwrite its input, and its next prediction this one.
-    outputs.push(Float64Array.from(await denoise(states[n].slice(), solver.times[n], solver.branches?.[n])));
+    const output = Float64Array.from(await denoise(states[n].slice(), solver.times[n], solver.branches?.[n]));
+    if (output.length !== x.length) throw new Error(`denoise must return ${x.length} numbers, got ${output.length}`);
+    outputs.push(output);
     const next = new Float64Array(x.length);
     accumulate(next, solver.states[n], states);
     accumulate(next, solver.outputs[n], outputs);

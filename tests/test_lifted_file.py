@@ -337,7 +337,7 @@ def test_the_numpy_reader_runs_residuals_from_onnx(path, tmp_path):
     torch.testing.assert_close(
         torch.from_numpy(samples), gas.sample(network, start(), table), rtol=0, atol=1e-4
     )
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="has residuals: pass correct"):
         reader.sample(denoise, start().numpy(), entry)
 
 

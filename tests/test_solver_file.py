@@ -10,6 +10,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,8 +45,6 @@ METADATA = {
     "teacher": {"solver": "unipc-3-bh2", "grid": "log_snr", "nfe": 40, "guidance": 1.5, "seed": None},
     "loss": "pseudo_huber",
     "training": {"iterations": 1000, "learning_rate": 2e-3, "ema": 0.99, "pairs": [512, 64]},
-    "starts": dict.fromkeys(range(1, 11), "unipc-2-bh2/log_snr"),
-    "measured": {nfe: {"validation": 0.1 + 0.2, "mse": 1e-9 / nfe} for nfe in range(1, 11)},
 }
 
 
@@ -72,13 +72,26 @@ def bits(table):
     return [getattr(table, name).detach().numpy().tobytes() for name in FIELDS]
 
 
+def by_nfe(*nfes):
+    return {
+        "starts": dict.fromkeys(nfes, "unipc-2-bh2/log_snr"),
+        "measured": {nfe: {"validation": 0.1 + 0.2, "mse": 1e-9 / nfe} for nfe in nfes},
+    }
+
+
 @functools.cache
 def text():
     """A small file with something in every field."""
     schedule = EDMasVP(1e-3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.json"
-        save(path, [learned(schedule, 1), learned(schedule, 2)], model=Mixture(schedule), **METADATA)
+        save(
+            path,
+            [learned(schedule, 1), learned(schedule, 2)],
+            model=Mixture(schedule),
+            **METADATA,
+            **by_nfe(1, 2),
+        )
         return path.read_text()
 
 
@@ -194,7 +207,8 @@ def test_a_file_without_branches_has_the_bytes_of_a_library_without_them():
 def test_a_family_with_all_it_can_say_is_small(tmp_path, schedule):
     path, model = tmp_path / "family.json", Mixture(schedule, name="Gemälde")
     family = {nfe: learned(schedule, nfe) for nfe in range(3, 11)}
-    written = save(path, family, model=model, **METADATA)
+    told = by_nfe(*family)
+    written = save(path, family, model=model, **METADATA, **told)
     assert path.stat().st_size < 40_000
     artefact = load(path)
     assert artefact.document == written.document
@@ -202,7 +216,7 @@ def test_a_family_with_all_it_can_say_is_small(tmp_path, schedule):
     for nfe, solver in family.items():
         assert bits(artefact.table(nfe)) == bits(solver())
         entry = artefact.entry(nfe)
-        assert (entry.start, entry.measured) == (METADATA["starts"][nfe], METADATA["measured"][nfe])
+        assert (entry.start, entry.measured) == (told["starts"][nfe], told["measured"][nfe])
         assert entry.nominal == solver.t.tolist()
     fields = artefact.document
     assert fields.model == model.fingerprint()
@@ -328,13 +342,33 @@ def test_numpy_lines_with_denoisers_that_write_in_place(numpy_sampler):
         assert np.array_equal(numpy_sampler.sample(written_to(memory), start.copy(), solver), expected)
 
 
+def test_numpy_lines_leave_out_what_is_weighed_by_zero(numpy_sampler):
+    solver = {"times": [1.0, 0.5], "states": [[1.0], [0.0, 0.5]], "outputs": [[1.0], [0.0, 0.0]]}
+    solver["states"][0] = [0.0]
+    predictions = iter([np.ones(3), np.full(3, np.inf)])
+    x = numpy_sampler.sample(lambda x, t: next(predictions), np.full(3, np.inf), solver)
+    assert np.array_equal(x, np.full(3, 0.5))
+
+
+def test_numpy_lines_name_the_residuals_that_they_lack(tmp_path, numpy_sampler):
+    solver = {"times": [1.0], "states": [[1.0]], "outputs": [[1.0]], "nfe": 1}
+    solver["residuals"] = [{"row": 0, "config": {"states": 1, "outputs": 1}}]
+    with pytest.raises(ValueError, match=r"has residuals: pass correct\(row, history\)"):
+        numpy_sampler.sample(lambda x, t: x, np.zeros(3), solver)
+    (tmp_path / "f.json").write_text(json.dumps({"solvers": [solver]}))
+    result = subprocess.run([sys.executable, EXAMPLE, tmp_path / "f.json"], capture_output=True, text=True)
+    assert (
+        result.returncode == 1 and result.stderr == "this solver has residuals: pass correct(row, history)\n"
+    )
+
+
 def test_the_numpy_sampler_stands_alone(tmp_path, numpy_sampler, capsys):
     tree = ast.parse(EXAMPLE.read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert imported == {"json", "sys", "numpy"}
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "sample")
-    assert function.end_lineno - function.lineno < 18
+    assert function.end_lineno - function.lineno < 21
     save(tmp_path / "f.json", [learned(VPLinear(), 3), learned(VPLinear(), 5)])
     numpy_sampler.main(tmp_path / "f.json")
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["NFE 3", "NFE 5"]
@@ -462,6 +496,18 @@ def test_a_solver_of_a_range_of_guidance_comes_back_at_every_scale(tmp_path, deg
     artefact.at(3.7).write(tmp_path / "single.json")
     assert load(tmp_path / "single.json").document.guidance_range is None
     assert bits(load(tmp_path / "single.json").table(3)) == bits(table_of(solvers[0], 3.7))
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), Flow()], ids=["vp", "flow"])
+def test_a_range_whose_reference_lies_beyond_the_times_comes_back_at_every_scale(schedule):
+    table = SOLVERS["ddim"](schedule, GRIDS["time_uniform"](schedule, 3, 1e-3))
+    solver = GuidanceBNS.from_table(schedule, table, 1e-3, scales=(1.0, 8.0), reference=2.0)
+    with torch.no_grad():
+        solver.times[0, 0], solver.times[1, 0] = 1.03, -0.1
+        solver.times[0, 2], solver.times[1, 2] = -0.2, 0.3
+    artefact = save(None, solver)
+    for scale in (1.0, 2.0, 3.7, 8.0):
+        assert bits(artefact.at(scale).table(3)) == bits(table_of(solver, scale))
 
 
 def test_a_scale_that_a_file_does_not_serve_is_refused(tmp_path):
@@ -748,16 +794,38 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, owner, 
     [
         ([learned(VPLinear(), 2), learned(Flow(), 2)], {}, r"one table for each NFE, got NFE \[2, 2\]"),
         ([], {}, r"one table for each NFE, got NFE \[\]"),
-        (learned(VPLinear(), 2), {"measured": {2: {"mse": math.nan}}}, "finite number"),
+        (learned(VPLinear(), 2), {"measured": {2: {"mse": math.nan}}}, "measured mse of NFE 2 must lie in"),
         (learned(VPLinear(), 2), {"training": {"rates": [1.0, math.inf]}}, "not JSON compliant"),
         (learned(VPLinear(), 2), {"teacher": {"guidance": math.nan}}, "not JSON compliant"),
-        (learned(VPLinear(), 2), {"guidance": math.inf}, "finite number"),
+        (learned(VPLinear(), 2), {"guidance": math.inf}, "guidance must lie in"),
+        (learned(VPLinear(), 2), {"guidance": "2"}, "guidance must be a number in .*, got '2'"),
+        (learned(VPLinear(), 2), {"teacher": {"nfe": "x"}}, "teacher.nfe must be an integer, got 'x'"),
+        (learned(VPLinear(), 2), {"teacher": [1]}, "teacher must be an object of plain JSON, got a list"),
+        (
+            learned(VPLinear(), 2),
+            {"training": {"x": object()}},
+            "training must be plain JSON: Unable to serialize",
+        ),
+        (learned(VPLinear(), 2), {"loss": 5}, "this solver file: loss: Input should be a valid string"),
+        (learned(VPLinear(), 2), {"starts": {2: 5}}, "a start must be the name of a solver, got 5"),
+        (
+            learned(VPLinear(), 2),
+            {"starts": {4: "ddim/edm"}},
+            r"starts must be by NFE of the tables, \[2\], got 4",
+        ),
+        (
+            learned(VPLinear(), 2),
+            {"measured": {"2": {}}},
+            r"measured must be by NFE of the tables, \[2\], got '2'",
+        ),
+        (learned(VPLinear(), 2), {"measured": {2: 5}}, "what was measured must be numbers by name, got 5"),
+        (torch.nn.ModuleList([learned(VPLinear(), 2)]), {}, "a ModuleList has no forward"),
     ],
 )
 def test_what_cannot_be_read_back_is_not_written(tmp_path, solvers, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(gas.UserError, match=message) as refusal:
         save(tmp_path / "f.json", solvers, **settings)
-    assert not list(tmp_path.iterdir())
+    assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
 
 
 def test_the_file_is_readable_in_a_diff():

@@ -36,6 +36,13 @@ def requires(extra: str, purpose: str) -> Iterator[None]:
 _OF_CONTENTS = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 
 
+def is_of_machine(error: BaseException) -> bool:
+    """Return whether an error is a lack of memory or permission, which says nothing of what a file holds."""
+    import torch  # here, so that a wrong command line is refused without it
+
+    return isinstance(error, (MemoryError, PermissionError, torch.OutOfMemoryError))
+
+
 @contextmanager
 def explained(subject: str, *, foreign: bool = False, advice: str = "") -> Iterator[None]:
     """Turn an error of what a file holds into one line, ``subject: its text``, and perhaps advice.
@@ -46,11 +53,13 @@ def explained(subject: str, *, foreign: bool = False, advice: str = "") -> Itera
         advice: after the text.
 
     Raises:
-        UserError: for errors of values, types, lookups and arithmetic; if ``foreign``, for any.
+        UserError: for errors of values, types, lookups and arithmetic; if ``foreign``, for any but a lack of memory or
+            permission.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) if foreign else not isinstance(error, _OF_CONTENTS):
+        passes = isinstance(error, UserError) if foreign else not isinstance(error, _OF_CONTENTS)
+        if passes or is_of_machine(error):
             raise
         raise UserError(f"{subject}: {error_text(error)}{advice}") from error

@@ -326,6 +326,13 @@ def earliest_time(schedule: Schedule, t_end: float) -> float:
 
 # Tolerance for the rounding of computed times, which pipelines compute in float32.
 _ROUNDING = 1e-6
+# Tolerance for times of levels in float32: a network's time of atan(sigma) loses most, 5e-6 at sigma = 500.
+_ROUNDING_OF_LEVELS = 1e-5
+
+
+def without_rounding(t: Tensor) -> Tensor:
+    """Return times with those that rounding alone puts beyond 1, as that of levels in float32 does, set to 1."""
+    return torch.where((t > 1) & (t <= 1 + _ROUNDING_OF_LEVELS), 1.0, t)
 
 
 def _within(schedule: Schedule, t: Time) -> Tensor:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
 import gas
+from gas.arguments import number, of_type
 from gas.compatibility import model_differences
-from gas.display import brief
+from gas.display import brief, error_text
 from gas.errors import UserError, explained
 from gas.io import (
     add_checksum,
@@ -41,6 +43,7 @@ from gas.solver_schema import (
     WeightsFile,
     parse_document,
     table_of_entry,
+    validated,
 )
 from gas.table import Table, TableMaker, table_of, table_on
 
@@ -308,32 +311,57 @@ def save(
         measured: by NFE, of tables without branches, named measurements.
 
     Raises:
-        UserError: when two have the same NFE, a key is not its solver's NFE, solvers and model disagree on schedule or
-            t_end, learned solvers were made in different ways, or a value is not finite.
+        UserError: when two have the same NFE, a key is not its solver's NFE or no solver's, solvers and model disagree
+            on schedule or t_end, learned solvers were made in different ways, or a value is not finite or not JSON.
     """
+    if guidance is not None:
+        guidance = number("guidance", guidance, "(-inf, inf)")
     family = _family(solvers, model)
+    nfes = [table.nfe for _, table, _ in family if table.branches is None]
+    starts, measured = _by_nfe("starts", starts, nfes), _by_nfe("measured", measured, nfes)
     scales, guidance = _common_scales([solver for solver, _, _ in family], guidance)
     provenance = _common_provenance([report.provenance for _, _, report in family if report is not None])
     schedule, t_end = _common_process([solver for solver, _, _ in family], model)
-    entries = [_entry(*member, starts or {}, measured or {}) for member in family]
-    weights = _weights([table for _, table, _ in family], entries, model)
-    document = Document(
-        schedule=schedule.config() if schedule else None,
-        t_end=t_end,
-        model=dict(model.fingerprint()) if model else None,
-        guidance=provenance.get("guidance", 1.0) if guidance is None else guidance,
-        guidance_range=scales,
-        teacher=dict(teacher or provenance.get("teacher") or {}) or None,
-        loss=provenance.get("loss") if loss is None else loss,
-        training=dict(provenance.get("training", {}) if training is None else training),
-        versions={"gas-solver": gas.__version__, "torch": torch.__version__},
-        solvers=entries,
-        weights=_weights_file(safetensors_bytes(weights, {}), "solver") if weights else None,
-    )
+    training = provenance.get("training", {}) if training is None else training
+    with validated("this solver file"):
+        entries = [_entry(*member, starts, measured) for member in family]
+        weights = _weights([table for _, table, _ in family], entries, model)
+        document = Document(
+            schedule=schedule.config() if schedule else None,
+            t_end=t_end,
+            model=_plain("the fingerprint of model", model.fingerprint()) if model else None,
+            guidance=provenance.get("guidance", 1.0) if guidance is None else guidance,
+            guidance_range=scales,
+            teacher=_plain("teacher", teacher or provenance.get("teacher") or {}) or None,
+            loss=provenance.get("loss") if loss is None else loss,
+            training=_plain("training", training),
+            versions={"gas-solver": gas.__version__, "torch": torch.__version__},
+            solvers=entries,
+            weights=_weights_file(safetensors_bytes(weights, {}), "solver") if weights else None,
+        )
     artefact = Artefact(document, "this solver" if path is None else str(path), weights)
     if path is not None:
         artefact.write(path)
     return artefact
+
+
+def _by_nfe(name: str, given: Mapping[int, Any] | None, nfes: Sequence[int]) -> Mapping[int, Any]:
+    """Return what was given for each NFE, nothing by default; refuse an NFE that is not saved."""
+    of_type(name, given or {}, Mapping, "an object by NFE")
+    if unknown := [nfe for nfe in given or {} if nfe not in nfes]:
+        raise UserError(f"{name} must be by NFE of the tables, {brief(nfes)}, got {brief(unknown[0])}")
+    return given or {}
+
+
+def _plain(name: str, description: Any) -> dict[str, Any]:
+    """Return a description as its file has it; refuse what JSON does not hold."""
+    of_type(name, description, Mapping, "an object of plain JSON")
+    try:
+        plain: dict[str, Any] = to_jsonable_python(dict(description))
+        json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be plain JSON: {error_text(error)}") from error
+    return plain
 
 
 def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Table, Learned | None]]:
@@ -420,6 +448,10 @@ def _entry(
 ) -> Entry:
     if table.branches is not None:  # NFE are of the others
         starts, measured = {}, {}
+    start = starts.get(table.nfe, report.start if report else None)
+    of_type("a start", start, str | None, "the name of a solver")
+    numbers = measured.get(table.nfe, report.measured() if report else {})
+    of_type("what was measured", numbers, Mapping, "numbers by name")
     coefficients = solver.coefficients()[1:] if isinstance(solver, GuidanceBNS) else ()
     return Entry(
         nfe=table.nfe,
@@ -431,8 +463,11 @@ def _entry(
         or None,
         theory=getattr(solver, "theory", True),
         nominal=solver.t.tolist() if isinstance(solver, GeneralizedSolver) else None,
-        start=starts.get(table.nfe, report.start if report else None),
-        measured=dict(measured.get(table.nfe, report.measured() if report else {})),
+        start=start,
+        measured={
+            name: number(f"the measured {name} of NFE {table.nfe}", value, "(-inf, inf)")
+            for name, value in numbers.items()
+        },
     )
 
 

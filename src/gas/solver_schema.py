@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
@@ -230,8 +231,15 @@ def _check_descriptions(model: Mapping[str, Any], teacher: Mapping[str, Any]) ->
 
 def parse_document(content: Mapping[str, Any], name: str) -> Document:
     """Validate the content of a solver file, with or without its checksum, which is not verified."""
-    try:
+    with validated(name):
         return Document.model_validate({key: value for key, value in content.items() if key != CHECKSUM})
+
+
+@contextmanager
+def validated(name: str) -> Iterator[None]:
+    """Turn the errors of a model of this module into one line that names the first field."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part)[:60] for part in first["loc"][:6]) or "file"

@@ -291,6 +291,10 @@ def table_on(solver: Table | nn.Module | TableMaker, schedule: Any) -> Table:
 
 def table_of(solver: Table | nn.Module, *arguments: float) -> Table:
     """Return the table of a solver, without gradient: a table itself, or the result of a module's ``forward``."""
+    if isinstance(solver, nn.Module) and type(solver).forward is nn.Module.forward:
+        raise UserError(
+            f"a solver's forward() returns its gas.Table, a {type(solver).__name__} has no forward()"
+        )
     with torch.no_grad():
         table: Table = solver if isinstance(solver, Table) else solver(*arguments)
     return table.detach()

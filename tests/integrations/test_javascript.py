@@ -185,15 +185,36 @@ def test_javascript_refuses_what_is_not_there(path, tmp_path):
         'const { entry } = await import(process.argv[1]); const { readFileSync } = await import("node:fs");'
         "entry(JSON.parse(readFileSync(process.argv[2])), +process.argv[3])"
     )
-    for file, message in [(path, "has no table for NFE 9; it has 2,4,6"), (other, "not a solver file")]:
+    for file, message in [
+        (path, "has no table for NFE 9; it has NFE 2, NFE 4, NFE 6"),
+        (other, "not a solver file"),
+    ]:
         result = node("--input-type=module", "-e", code, SAMPLER.as_uri(), file, 9)
         assert result.returncode == 1
         assert message in result.stderr
 
 
+@needs_node
+def test_javascript_tells_forward_passes_from_nfe_and_refuses_short_predictions(tmp_path):
+    table = SOLVERS["ddim"](VPLinear(), log_snr(VPLinear(), 2, 1e-3))
+    save(tmp_path / "solver.json", [table, table.guided(3.0)])
+    code = (
+        'const { entry, sample } = await import(process.argv[1]); const { readFileSync } = await import("node:fs");'
+        "const file = JSON.parse(readFileSync(process.argv[2]));"
+        "try { entry(file, 2, true); } catch (error) { console.log(error.message); }"
+        "const short = sample(() => [1, 2], Float64Array.of(1, 2, 3), entry(file, 2));"
+        "console.log(await short.catch((error) => error.message));"
+    )
+    result = node("--input-type=module", "-e", code, SAMPLER.as_uri(), tmp_path / "solver.json")
+    assert result.stdout.splitlines() == [
+        "the solver file has no table for 2 forward passes; it has NFE 2, 4 forward passes",
+        "denoise must return 3 numbers, got 2",
+    ]
+
+
 def test_it_is_short_and_needs_no_package():
     lines = SAMPLER.read_text().splitlines()
-    assert len(lines) < 60
+    assert len(lines) < 66
     # Node's own modules are imported by the program alone: browsers have none.
     assert not [line for line in lines if line.startswith("import ")]
     assert {name for line in lines for name in re.findall(r'import\("(.*?)"\)', line)} == {

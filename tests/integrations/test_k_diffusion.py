@@ -8,6 +8,7 @@ import torch
 
 import gas
 from gas.integrations.k_diffusion import sample_gas, sigmas_of
+from gas.learned.guidance import GuidanceBNS
 from gas.pipelines.process import process_of
 from support.schedulers import learned, network as raw, noise
 
@@ -106,6 +107,56 @@ def test_other_sigmas_run_the_base_solver():
         sample_gas(denoised, x, torch.tensor([1.0, 0.5]), solver=artefact)
 
 
+def test_a_ladder_may_begin_at_the_noise_of_time_1_in_float32():
+    """Stable Diffusion's, as k-diffusion computes it, and VPLinear's."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    for schedule in (gas.VPDiscrete((1 - betas).cumprod(0)), *SCHEDULES.values()):
+        t = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+        levels = t if schedule == gas.Flow() else (-schedule.half_log_snr(t)).exp()
+        solver = gas.classical.ddim(schedule, gas.grids.time_uniform(schedule, 4, 1e-3))
+        for digits in (torch.float32, torch.float64):
+            sigmas = torch.cat([levels.to(digits), torch.zeros(1)])
+            with pytest.warns(UserWarning, match="these 3 sigmas"):
+                x = sample_gas(denoised, noise(2, 4), sigmas, solver=solver, schedule=schedule, disable=True)
+            assert bool(x.isfinite().all())
+
+
+def ranged():
+    """A file of a range of scales, at each of which its times and weights are others."""
+    schedule = gas.VPLinear()
+    table = gas.classical.ddim(schedule, gas.grids.time_uniform(schedule, 4, 1e-3))
+    solver = GuidanceBNS.from_table(schedule, table, 1e-3, scales=(1.0, 8.0), reference=2.0)
+    with torch.no_grad():
+        solver.times[1] -= 0.1
+        solver.beta[1] += 0.05
+    return gas.save(None, solver)
+
+
+def test_a_file_of_a_range_runs_the_scale_that_is_named():
+    artefact, x = ranged(), noise(2, 4)
+    one = artefact.at(6.5)
+    sigmas = sigmas_of(artefact, guidance=6.5)
+    assert torch.equal(sigmas, sigmas_of(one)) and not torch.equal(sigmas, sigmas_of(artefact.at(2.0)))
+    got = sample_gas(denoised, x, sigmas, solver=artefact, guidance=6.5, disable=True)
+    assert torch.equal(got, sample_gas(denoised, x, sigmas, solver=one, disable=True))
+    with pytest.raises(gas.UserError, match="serves guidance 1 to 8, got 9"):
+        sigmas_of(artefact, guidance=9.0)
+    with pytest.raises(gas.UserError, match=r"guidance must be a number in .*, got '7'"):
+        sigmas_of(artefact, guidance="7")
+
+
+def test_a_file_of_a_range_without_a_scale_warns_and_runs_its_own():
+    artefact, x = ranged(), noise(2, 4)
+    with pytest.warns(
+        UserWarning, match="serves guidance 1 to 8: running the solver of 2; guidance="
+    ) as warned:
+        sigmas = sigmas_of(artefact)
+    assert warned[0].filename == __file__ and torch.equal(sigmas, sigmas_of(artefact.at(2.0)))
+    with pytest.warns(UserWarning, match="running the solver of 2"):
+        got = sample_gas(denoised, x, sigmas, solver=artefact, disable=True)
+    assert torch.equal(got, sample_gas(denoised, x, sigmas, solver=artefact.at(2.0), disable=True))
+
+
 def test_narrow_states_stay_narrow():
     artefact, _ = solver_of("edm")
     x = noise(2, 4).bfloat16()
@@ -136,6 +187,13 @@ def test_comfyui_node(monkeypatch, tmp_path):
     }
     got = sampler.run(denoised, noise(2, 4), sigmas, extra_args={}, callback=None, disable=True)
     want = sample_gas(denoised, noise(2, 4), sigmas, solver=tmp_path / "s.json", disable=True)
+    assert torch.equal(got, want)
+    ranged().write(tmp_path / "range.json")
+    sampler, sigmas = node().load(str(tmp_path / "range.json"), 4, guidance=6.5)
+    assert list(node.INPUT_TYPES()["optional"]) == ["guidance"]
+    assert torch.equal(sigmas, sigmas_of(tmp_path / "range.json", guidance=6.5))
+    got = sampler.run(denoised, noise(2, 4), sigmas, extra_args={}, callback=None, disable=True)
+    want = sample_gas(denoised, noise(2, 4), sigmas, solver=ranged().at(6.5), disable=True)
     assert torch.equal(got, want)
     with pytest.raises(ValueError, match="no table for NFE 9"):
         node().load(str(tmp_path / "s.json"), 9)

@@ -3,12 +3,14 @@
 import inspect
 import json
 import warnings
+from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
 
 import gas
+from gas.integrations.diffusers.planning import Run
 from gas.pipelines.process import process_of
 from support.covering import thinned
 from support.forks import run_fresh
@@ -262,6 +264,31 @@ def test_a_start_in_the_middle_is_a_fresh_base_solver(name):
     assert agree(got, x, 1e-10)
 
 
+@pytest.mark.parametrize(("name", "repeats"), [("vp", True), ("edm", True), ("vp", False), ("flow", False)])
+def test_a_start_in_the_middle_skips_times_that_do_not_decrease(name, repeats):
+    """Heun evaluates twice at a time, and a learned table may go back."""
+    keys, process, x = {"base": "heun/log_snr"}, process_of(CONFIGS[name]), noise(2, 5)
+    if not repeats:
+        keys = {"solver": replace(scheduler(name, 4)[1], times=torch.tensor([1, 0.6, 0.65, 0.2]).double())}
+    gas_scheduler = gas.GASScheduler.from_config(CONFIGS[name], **keys)
+    with pytest.warns(UserWarning, match=r"starts at step 1 of 4, .*: unipc-2-bh2 does the rest"):
+        got = pipeline(gas_scheduler, x, 4, begin=1)
+    plan = gas_scheduler._plan
+    assert plan.t[2] >= plan.t[1]
+    plan = gas_scheduler._planner._on_grid("unipc-2-bh2", plan.t[[1, 3]], plan.t_end)
+    run = Run(plan, process)
+    for t in plan.t:
+        time = process.network_time(t).float()
+        x = run.step(network(x * process.input_scale(t), time.expand(len(x))), x)[0]
+    assert agree(got, x)
+
+
+def test_the_warning_names_the_solver_that_runs_in_place_of_heun():
+    gas_scheduler, _ = scheduler("flow", base="heun/shifted")
+    with pytest.warns(UserWarning, match="no table for NFE 4; .* running unipc-2-bh2/shifted instead"):
+        gas_scheduler.set_timesteps(4)
+
+
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
 @pytest.mark.parametrize("changed", [(1,), (2, 3), (4,)])
 def test_states_that_the_pipeline_changes_count(name, changed):
@@ -358,6 +385,19 @@ def test_vp_levels_and_times_handed_over():
     assert torch.allclose(gas_scheduler.sigmas[:-1], other.sigmas[:-1], rtol=1e-5)
     gas_scheduler.set_timesteps(timesteps=[999, 850, 24])
     assert gas_scheduler.timesteps.tolist() == pytest.approx([999, 850, 24])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
+@pytest.mark.parametrize("name", ["vp", "x0", "edm", "edm-v", "cosine", "flow", "zero-snr"])
+def test_a_schedulers_own_levels_and_times_may_be_handed_over(name):
+    """In float32 the first of them lies beyond the highest level, by rounding."""
+    gas_scheduler = gas.GASScheduler.from_config(CONFIGS[name], schedule="pipeline")
+    gas_scheduler.set_timesteps(5)
+    times, levels = gas_scheduler.timesteps.clone(), gas_scheduler.sigmas.clone()
+    for passed in ({"timesteps": times}, {"sigmas": levels}):
+        gas_scheduler = gas.GASScheduler.from_config(gas_scheduler.config, shift=1.0)
+        gas_scheduler.set_timesteps(**passed)
+        assert torch.allclose(gas_scheduler.timesteps, times, rtol=1e-4, atol=1e-4)
 
 
 def test_narrow_times_are_snapped_and_said():
@@ -460,6 +500,27 @@ def test_unsupported_schedulers_and_arguments():
         ({"prediction_type": "epsylon"}, "prediction_type must be one of epsilon"),
         ({"schedule": "mine"}, "schedule must be one of learned, pipeline, got 'mine'"),
         ({"missing_nfe": "no"}, "missing_nfe must be one of base, error"),
+        ({"base": 5}, "base must be 'SOLVER/GRID', got 5"),
+        ({"sigma_data": 0.5}, r"sigma_min must be a number in \(0, inf\), got None"),
+        (
+            {"sigma_data": 0.5, "sigma_min": 2.0, "sigma_max": 1.0},
+            r"sigma_max must lie in \(2.0, inf\), got 1.0",
+        ),
+        (
+            {"sigma_data": 0.5, "sigma_min": 1.0, "sigma_max": 2.0, "level_embedding": "x"},
+            "level_embedding must be",
+        ),
+        ({"trained_betas": "abc"}, "trained_betas must be a list of numbers, got 'abc'"),
+        ({"trained_betas": []}, r"trained_betas must be a list of numbers, got \[\]"),
+        ({"beta_start": "x"}, r"beta_start must be a number in \[0, inf\), got 'x'"),
+        ({"num_train_timesteps": -5}, "num_train_timesteps must be from 1 to 1,000,000, got -5"),
+        (
+            {"num_train_timesteps": 0, "prediction_type": "flow_prediction"},
+            "num_train_timesteps must be from 1 to",
+        ),
+        ({"shift": 0.0, "prediction_type": "flow_prediction"}, r"shift must lie in \(0, inf\), got 0.0"),
+        ({"shift_terminal": "x"}, r"shift_terminal must be a number in \[0, 1\), got 'x'"),
+        ({"guidance_scale": "7"}, r"guidance_scale must be a number in \(-inf, inf\), got '7'"),
         ({"base": "ddim"}, "base must be .SOLVER/GRID., got .ddim.: grids are .*log_snr"),
         ({"base": "unipc-9/log_snr"}, "unknown solver 'unipc-9'"),
         (
@@ -471,13 +532,22 @@ def test_unsupported_schedulers_and_arguments():
             gas.GASScheduler(**keys)
     gas_scheduler = gas.GASScheduler()
     for arguments, words in [
-        ({}, "num_inference_steps must be at least 1, got None"),
-        ({"num_inference_steps": 0}, "must be at least 1, got 0"),
+        ({}, "num_inference_steps must be an integer, got None"),
+        ({"num_inference_steps": 0}, "must be from 1 to 1,000, got 0"),
+        ({"sigmas": []}, r"sigmas must be a list of numbers, got \[\]"),
+        ({"timesteps": "abc"}, "timesteps must be a list of numbers, got 'abc'"),
         ({"num_inference_steps": 3, "timesteps": [9, 1]}, "is 3 but 2 timesteps or sigmas were passed"),
         ({"timesteps": [9, 1], "sigmas": [9.0, 1.0]}, "pass one of them"),
     ]:
         with pytest.raises(ValueError, match=words):
             gas_scheduler.set_timesteps(**arguments)
+    gas_scheduler.set_timesteps(3)
+    gas_scheduler.set_begin_index(3)
+    with pytest.raises(gas.UserError, match="begin_index must be from 0 to 2, got 3"):
+        gas_scheduler.step(noise(1, 2), gas_scheduler.timesteps[0], noise(1, 2))
+    gas_scheduler.set_timesteps(3)
+    with pytest.raises(gas.UserError, match=r"must be of the shape of x, \(5,\), got \(5, 3\)"):
+        gas_scheduler.step(noise(5, 3), gas_scheduler.timesteps[0], noise(5))
     gas_scheduler.set_timesteps(3)
     with pytest.warns(UserWarning, match="eta=1 has no effect"):
         gas_scheduler.step(noise(1, 2), gas_scheduler.timesteps[0], noise(1, 2), eta=1.0)

@@ -32,6 +32,7 @@ from gas.io import add_checksum, sha256
 from gas.models.seeds import noise_of_seeds
 from gas.pairs.dataset import Pairs, join_pairs, read_pairs
 from gas.pairs.fingerprint import PairsSpec
+from gas.pairs.shards import check_shard, read_manifest
 from gas.pairs.teacher import PairsProgress, teach, write_pairs
 from gas.sampling import sample
 from gas.schedule import VPLinear
@@ -622,6 +623,18 @@ def test_a_forged_shard_is_refused(folder, change, text, hold):
         (lambda m: m["recipe"].pop("batch"), "is damaged .*'batch'"),
         (lambda m: m.pop("version"), "is damaged .*'version'"),
         (lambda m: m["recipe"].update(seeds="3 to 13"), "is damaged"),
+        (
+            lambda m: m["recipe"].update(stored=["x"]),
+            r"is damaged \(stored \['x'\] is no list of noise and labels",
+        ),
+        (lambda m: m["recipe"].update(stored=None), "is damaged .stored None is no list"),
+        (lambda m: m["recipe"].update(stored=[[]]), "is damaged .stored .* is no list"),
+        (lambda m: m["recipe"].update(model=0), "is damaged .model must be an object, got 0"),
+        (lambda m: m["recipe"].update(model=None), "is damaged .model must be an object, got None"),
+        (lambda m: m["recipe"].update(schedule=0), "is damaged .schedule must be an object, got 0"),
+        (lambda m: m["recipe"].update(teacher=None), "is damaged .teacher must be an object, got None"),
+        (lambda m: m["recipe"].update(conditions=0), "is damaged .conditions must be an object, got 0"),
+        (lambda m: m["recipe"].update(conditions={"prompts": [1]}), r"is damaged .prompts \[1\] are no list"),
     ],
 )
 @pytest.mark.parametrize("act", [read_pairs, write])
@@ -629,6 +642,18 @@ def test_a_manifest_of_another_make_is_refused(folder, act, change, text):
     edit(folder, change)
     with pytest.raises(ValueError, match=f"manifest.json .*{text}"):
         act(folder)
+
+
+@pytest.mark.parametrize("label", [1, -1])
+def test_a_label_without_a_prompt_is_refused(folder, label):
+    manifest = read_manifest(folder)
+    recipe = {**manifest["recipe"], "conditions": {"prompts": ["a"]}, "stored": ["labels"]}
+    tensors, entry = load_file(folder / SHARDS[1]), manifest["shards"][1]
+    tensors["labels"] = tensors["labels"] * 0
+    check_shard("it", tensors, recipe, entry)
+    tensors["labels"][2] = label
+    with pytest.raises(gas.UserError, match=r"it has labels .* but there are 1 prompts"):
+        check_shard("it", tensors, recipe, entry)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"version": 1}'])

@@ -363,6 +363,10 @@ def test_prompt_files(tmp_path):
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(ValueError, match=r"is not UTF-8 \(byte 3\)"):
         read_prompts(path)
+    with open(path, "wb") as file:
+        file.truncate(30 << 20)
+    with pytest.raises(ValueError, match=r"prompt file .*prompts.txt: it has 31,457,280 bytes, more than"):
+        read_prompts(path)
 
 
 # --- the command line -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+import gas.unpickle.loading
+from gas.errors import explained
 from gas.unpickle.allowed import Persistent
 from gas.unpickle.loading import read_pickle, state_dict_of
 from support.covering import thinned
@@ -106,6 +109,28 @@ def test_a_file_cut_anywhere_is_an_error(protocol: int, tmp_path: Path) -> None:
         file.write_bytes(whole_file[:length])
         with pytest.raises(ValueError, match=r"cut short|refused"):
             read_pickle(file)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "denied"), MemoryError(), torch.OutOfMemoryError("full")]
+)
+def test_an_error_of_the_machine_is_no_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([1], 2))
+    monkeypatch.setattr(gas.unpickle.loading, "read_open", fail)
+    for read in (lambda: read_pickle(tmp_path / "a.pkl"), lambda: foreign(fail)):
+        with pytest.raises(type(error)) as raised:
+            read()
+        assert raised.value is error
+
+
+def foreign(fail: Callable[[], None]) -> None:
+    with explained("model folder is damaged", foreign=True):
+        fail()
 
 
 def test_no_such_file(tmp_path: Path) -> None:

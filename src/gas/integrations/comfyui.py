@@ -30,17 +30,20 @@ class GASSolver:
             "required": {
                 "solver_file": ("STRING", {"default": "solver.json"}),
                 "steps": ("INT", {"default": 4, "min": 1, "max": 100}),
-            }
+            },
+            # A socket without a number of its own: a file of one scale needs none.
+            "optional": {"guidance": ("FLOAT", {"forceInput": True})},
         }
 
-    def load(self, solver_file: str, steps: int) -> tuple[Any, Tensor]:
-        """Return SAMPLER and SIGMAS of the table of this many steps."""
+    def load(self, solver_file: str, steps: int, guidance: float | None = None) -> tuple[Any, Tensor]:
+        """Return SAMPLER and SIGMAS of the table of this many steps, of a range at the guidance scale (``cfg``)."""
         try:
             from comfy.samplers import KSAMPLER  # type: ignore[import-not-found]
         except Exception as error:
             raise ImportError("this node runs inside ComfyUI, which brings comfy.samplers") from error
         artefact = load(solver_file)
-        return KSAMPLER(partial(sample_gas, solver=artefact)), sigmas_of(artefact, steps)
+        sampler = KSAMPLER(partial(sample_gas, solver=artefact, guidance=guidance))
+        return sampler, sigmas_of(artefact, steps, guidance=guidance)
 
 
 NODE_CLASS_MAPPINGS = {"GASSolver": GASSolver}

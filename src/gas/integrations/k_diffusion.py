@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.arguments import number
 from gas.classical.registry import SOLVERS
 from gas.errors import UserError
 from gas.integrations.table_transforms import ending_in_data, sigma_form
 from gas.registry import named
 from gas.sampling import Stepper
-from gas.schedule import Flow, Schedule
+from gas.schedule import Flow, Schedule, without_rounding
 from gas.solver_file import Artefact, load
 from gas.table import Table
 
@@ -38,6 +39,7 @@ def sample_gas(
     solver: Solver,
     schedule: Schedule | None = None,
     base: str = "dpmpp-2m",
+    guidance: float | None = None,
 ) -> Tensor:
     """Sample with a table where a program expects ``sample_*(model, x, sigmas, ...)``.
 
@@ -55,11 +57,14 @@ def sample_gas(
         solver: an artefact, a solver file, or a table.
         schedule: of a bare table's times; an artefact has its own.
         base: classical solver for other levels, a name of :data:`gas.classical.SOLVERS` with one evaluation a step.
+        guidance: the scale of ``model``; needed by a file of a range of scales, which otherwise runs its own, with a
+            warning.
 
     Raises:
-        ValueError: when the schedule is unknown, or ``sigmas`` do not decrease to 0.
+        ValueError: when the schedule is unknown, ``sigmas`` do not decrease to 0, or the solver does not serve the
+            scale.
     """
-    opened, schedule = _open(solver, schedule)
+    opened, schedule = _open(solver, schedule, guidance)
     table = _table_at(opened, schedule, torch.as_tensor(sigmas).detach().to("cpu", torch.float64), base)
     levels = _levels(schedule, table.times)
     if not isinstance(schedule, Flow):
@@ -77,12 +82,14 @@ def sample_gas(
     return x
 
 
-def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None = None) -> Tensor:
+def sigmas_of(
+    solver: Solver, nfe: int | None = None, schedule: Schedule | None = None, guidance: float | None = None
+) -> Tensor:
     """Return the N + 1 levels of a solver, ending in 0, float32: the ``sigmas`` of :func:`sample_gas`.
 
-    A family needs ``nfe``, a bare table ``schedule``.
+    A family needs ``nfe``, a bare table ``schedule``, a file of a range of scales ``guidance``.
     """
-    table, schedule = _open(solver, schedule)
+    table, schedule = _open(solver, schedule, guidance)
     if isinstance(table, Artefact):
         if nfe is None and len(table.nfes) > 1:
             raise UserError(f"nfe must be one of {', '.join(map(str, table.nfes))}, got None")
@@ -90,10 +97,22 @@ def sigmas_of(solver: Solver, nfe: int | None = None, schedule: Schedule | None 
     return torch.cat([_levels(schedule, table.times), torch.zeros(1, dtype=torch.float64)]).to(torch.float32)
 
 
-def _open(solver: Solver, schedule: Schedule | None) -> tuple[Artefact | Table, Schedule]:
+def _open(
+    solver: Solver, schedule: Schedule | None, guidance: float | None
+) -> tuple[Artefact | Table, Schedule]:
     opened = load(Path(solver)) if isinstance(solver, (str, PathLike)) else solver
     if isinstance(opened, Artefact):
         opened.check_nfes("k-diffusion")
+        document = opened.document
+        if guidance is None and document.guidance_range is not None:
+            warnings.warn(
+                f"{opened.source} serves guidance {document.served}: running the solver of {document.guidance:g}; "
+                "guidance=... names another",
+                stacklevel=3,
+            )
+        opened = opened.at(
+            document.guidance if guidance is None else number("guidance", guidance, "(-inf, inf)")
+        )
         schedule = schedule if opened.schedule is None else opened.schedule
     if schedule is None:
         raise UserError("schedule must be given: this solver does not say which schedule its times are of")
@@ -122,7 +141,7 @@ def _table_at(solver: Artefact | Table, schedule: Schedule, sigmas: Tensor, base
         stacklevel=3,
     )
     t = levels if isinstance(schedule, Flow) else schedule.inverse_half_log_snr(-levels.log())
-    return ending_in_data(named("solver", base, _SINGLE_EVALUATION), schedule, t)
+    return ending_in_data(named("solver", base, _SINGLE_EVALUATION), schedule, without_rounding(t))
 
 
 def _progress(nfe: int, disable: bool | None) -> Any:

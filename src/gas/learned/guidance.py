@@ -39,7 +39,7 @@ class GuidanceBNS(nn.Module):
         reference: the scale at which ``u = 0``, in the range: that of a call without a scale.
 
     Attributes:
-        times: ``(K + 1, N)`` given to the network, clamped as those of :class:`gas.BNS`.
+        times: ``(K + 1, N)`` given to the network; ``q_0`` and those of a scale are clamped as in :class:`gas.BNS`.
         alpha: ``(K + 1, N)`` weights of ``x_T``.
         beta: ``(K + 1, N, N)`` weights of predictions, of no effect above the diagonal.
 
@@ -109,8 +109,10 @@ class GuidanceBNS(nn.Module):
             raise UserError(f"guidance must lie in {self.first:g} to {self.last:g}, got {scale:g}")
         u = (scale - self.reference) / (self.last - self.first)
         powers = u ** torch.arange(len(self.times), dtype=torch.float64)
-        times, alpha, beta = (torch.tensordot(powers, q, 1) for q in (self.times, self.alpha, self.beta))
         low, high = earliest_time(self.schedule, self.t_end), self.schedule.t_max
+        # The reference's times are clamped before others follow from them: a file has them so.
+        nodes = torch.cat([self.times[:1].clamp(min=low, max=high), self.times[1:]])
+        times, alpha, beta = (torch.tensordot(powers, q, 1) for q in (nodes, self.alpha, self.beta))
         return self._table(times.clamp(min=low, max=high), alpha, beta)
 
     def _table(self, times: Tensor, alpha: Tensor, beta: Tensor) -> Table:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from gas.arguments import of_type
 from gas.display import brief, error_text
 from gas.errors import UserError
 from gas.io import (
@@ -52,6 +53,7 @@ _REQUIRED = (
 )
 # Names of the tensors that an imported set stores because they do not follow from the seeds: noise, labels.
 STORED = "stored"
+_STORABLE = ("noise", "labels")
 # Meaning of the labels; shape of a decoded sample; stored tensors.
 _OPTIONAL = ("conditions", "decoded", STORED)
 AGAIN = "run `gas pairs` again with the same settings"
@@ -233,7 +235,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_recipe(recipe: Json, shards: Any) -> None:
-    """Refuse implausible sizes before anything is allocated by them."""
+    """Refuse implausible sizes before anything is allocated by them, and parts of another type."""
+    for name in ("model", "schedule", "teacher", "conditions"):
+        of_type(name, recipe.get(name, {}), dict, "an object")
+    prompts = recipe.get("conditions", {}).get("prompts", [])
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f"prompts {brief(prompts)} are no list of texts")
+    stored = recipe.get(STORED, [])
+    if not isinstance(stored, list) or any(name not in _STORABLE for name in stored):
+        raise UserError(f"{STORED} {brief(stored)} is no list of {' and '.join(_STORABLE)}")
     shape, seeds, decoded = recipe["shape"], recipe["seeds"], recipe.get("decoded", [])
     if not is_integer_list(shape, 8) or not is_integer_list(decoded, 8) or math.prod(shape) > _MAX_SAMPLE:
         raise UserError(f"shape {brief(shape)} is not that of a sample")
@@ -335,6 +345,11 @@ def check_shard(name: str, tensors: dict[str, Tensor], recipe: Json, entry: Json
             f"{name} must hold {str(wanted)[:90]} from seed {entry['first_seed']} on, got {str(got)[:90]}"
         )
     check_finite(name, tensors["target"], index["seeds"])
+    prompts = recipe.get("conditions", {}).get("prompts")
+    if prompts is not None and "labels" in tensors:
+        first, last = (int(label) for label in tensors["labels"].aminmax())
+        if not 0 <= first <= last < len(prompts):
+            raise UserError(f"{name} has labels {first} to {last}, but there are {len(prompts)} prompts")
     return tensors
 
 

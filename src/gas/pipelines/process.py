@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch._C import _disabled_torch_function_impl
 
+from gas.arguments import MAX_ITERATIONS, choice, integer, number
 from gas.denoise import Denoiser, call_preserving
+from gas.display import brief
 from gas.errors import UserError
 from gas.pipelines.scheduler_config import diffusers, translate
 from gas.sampling import is_learned
@@ -171,25 +173,42 @@ def process_of(config: Mapping[str, Any]) -> Process:
         ImportError: without diffusers.
     """
     config = translate(config)
-    steps = int(config.get("num_train_timesteps") or 1000)
+    steps = config.get("num_train_timesteps")
+    steps = 1000 if steps is None else integer("num_train_timesteps", steps, 1, MAX_ITERATIONS)
+    if config.get("trained_betas") is not None:
+        config = {**config, "trained_betas": numbers("trained_betas", config["trained_betas"]).tolist()}
     prediction = config.get("prediction_type") or "epsilon"
     if prediction not in PREDICTIONS:
         raise UserError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if prediction == "flow_prediction":
+        _shift(config)  # refused here, not in the first call
         inverted = bool(config.get("invert_sigmas"))
         return Process(kind="flow", schedule=Flow(), prediction=prediction, steps=steps, inverted=inverted)
     if config.get("sigma_data") is not None:
+        sigma_min = number("sigma_min", config.get("sigma_min"), "(0, inf)")
+        sigma_max = number("sigma_max", config.get("sigma_max"), f"({sigma_min}, inf)")
         return Process(
             kind="edm",
-            schedule=_karras(steps, config["sigma_min"], config["sigma_max"]),
+            schedule=_karras(steps, sigma_min, sigma_max),
             prediction=prediction,
             steps=steps,
-            sigma_data=config["sigma_data"],
-            level=config.get("level_embedding") or "log",
+            sigma_data=number("sigma_data", config["sigma_data"], "(0, inf)"),
+            level=choice("level_embedding", config.get("level_embedding") or "log", ("log", "atan")),
         )
     schedule = VPDiscrete(_alphas_cumprod(config))
     # The number of trained betas may differ from num_train_timesteps.
     return Process(kind="vp", schedule=schedule, prediction=prediction, steps=schedule.steps)
+
+
+def numbers(name: str, values: Any) -> Tensor:
+    """Return a list of numbers, one or more, as float64."""
+    try:
+        listed = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        listed = torch.empty(0)
+    if listed.ndim != 1 or not len(listed):
+        raise UserError(f"{name} must be a list of numbers, got {brief(values)}")
+    return listed
 
 
 def _karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> VPDiscrete:
@@ -205,6 +224,8 @@ _BETA = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     """``alpha^2`` of the training steps, from the betas that diffusers computes for this config."""
     kwargs = {key: config[key] for key in _BETA if config.get(key) is not None}
+    for key in {"beta_start", "beta_end", "snr_shift_scale"} & kwargs.keys():
+        number(key, kwargs[key], "[0, inf)")
     zero_snr = bool(config.get("rescale_betas_zero_snr"))
     if "trained_betas" in kwargs and "snr_shift_scale" not in kwargs:
         exact = (1 - torch.tensor(kwargs["trained_betas"], dtype=torch.float64)).cumprod(0)
@@ -244,10 +265,15 @@ def _above_zero(alphas_cumprod: Tensor) -> Tensor:
     return torch.cat([alphas_cumprod[:-1], alphas_cumprod.new_tensor([least])])
 
 
+def _shift(config: Mapping[str, Any]) -> float:
+    shift = config.get("shift")
+    return 1.0 if shift is None else number("shift", shift, "(0, inf)")
+
+
 def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
     """Return the shift of a flow's times: the config's, or that of ``mu`` for the resolution, which is then needed."""
     if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift") or 1.0)
+        return _shift(config)
     if mu is None:
         raise UserError("mu must be passed where use_dynamic_shifting=True: it gives the shift")
     is_exponential = config.get("time_shift_type", "exponential") == "exponential"

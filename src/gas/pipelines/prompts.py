@@ -143,12 +143,14 @@ def read_prompts(path: str | Path) -> list[str]:
     """Read a UTF-8 text file of one prompt a line, without blank lines.
 
     Raises:
-        ValueError: when it is not UTF-8, or has no prompt.
+        ValueError: when it is too large, not UTF-8, or has no prompt.
     """
     try:
         text = read_bytes(path, JSON_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"prompt file {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except UserError as error:
+        raise UserError(f"prompt file {path}: {error}") from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"prompt file {path} is empty: write one prompt a line")

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from gas.display import error_text
-from gas.errors import UserError
+from gas.errors import UserError, is_of_machine
 from gas.io import open_regular, read_safetensors
 from gas.unpickle.allowed import Persistent, Refused
 from gas.unpickle.restricted import TORCH_MAGIC, Budget, Reader, bounded, read_torch
@@ -36,9 +36,9 @@ def read_pickle(path: str | Path, *, lazy: bool = False) -> Any:
             return read_open(file, path=path if lazy else None)
     except Refused as error:
         raise UserError(f"{path}: refused {error}; {_ADVICE}") from None
-    except FileNotFoundError:
-        raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+        if isinstance(error, FileNotFoundError) or is_of_machine(error):
+            raise
         reason = f"{type(error).__name__}: {error_text(error)}" if str(error) else type(error).__name__
         raise UserError(f"{path} is cut short, damaged or no pickle ({reason}); download it again") from error
 

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gas.arguments import MAX_NFE, integer, number, of_type
 from gas.classical.registry import SOLVERS, Classical
 from gas.errors import UserError
 from gas.grids.analytic import GRIDS, as_grid
 from gas.integrations.diffusers.caller import times_were_passed
 from gas.integrations.table_transforms import ending_in_data, sigma_form
-from gas.pipelines.process import Process, data_prediction, shift_of
+from gas.pipelines.process import Process, data_prediction, numbers, shift_of
 from gas.registry import named
 from gas.sampling import Stepper
-from gas.schedule import Flow, Schedule, same_schedule
+from gas.schedule import Flow, Schedule, same_schedule, without_rounding
 from gas.solver_file import Artefact
 from gas.table import Table
 
@@ -42,7 +43,11 @@ def check_policy(config: Mapping[str, Any]) -> None:
     for key, values in _CHOICES.items():
         if config[key] not in values:
             raise UserError(f"{key} must be one of {', '.join(values)}, got {config[key]!r}")
+    for key, interval in (("guidance_scale", "(-inf, inf)"), ("shift_terminal", "[0, 1)")):
+        if config[key] is not None:
+            number(key, config[key], interval)
     if config["base"] is not None:
+        of_type("base", config["base"], str, "'SOLVER/GRID'")
         solver, _, grid = config["base"].partition("/")
         named("solver", solver, SOLVERS)
         grids = {**GRIDS, "shifted": None}
@@ -99,12 +104,12 @@ class Planner:
             timesteps = None  # they belong to the network alone: see UnshiftedTimes
         given = timesteps if timesteps is not None else sigmas
         if given is not None:
+            given = numbers("sigmas" if timesteps is None else "timesteps", given)
             count = len(given) - (sigmas is not None and float(given[-1]) == 0)
             if nfe not in (None, count):
                 raise UserError(f"num_inference_steps is {nfe} but {count} timesteps or sigmas were passed")
-            nfe, given = count, torch.as_tensor(given[:count], dtype=torch.float64)
-        if nfe is None or nfe < 1:
-            raise UserError(f"num_inference_steps must be at least 1, got {nfe}")
+            nfe, given = count, given[:count]
+        nfe = integer("num_inference_steps", nfe, 1, MAX_NFE)
         if self.branched:
             return self._branched(nfe)
         shift, terminal = shift_of(self.config, mu), self.config.get("shift_terminal") or 0.0
@@ -120,12 +125,16 @@ class Planner:
         """Return the base solver, started afresh at the n-th time of a plan."""
         if plan.table.branches is not None:
             raise UserError(f"a table with branches runs from its first row, got a start at step {n}")
-        solver = self._base(len(plan.t)).partition("/")[0]
+        solver, t = _at_each_time(self._base(len(plan.t))), plan.t[n:]
         self.warn(
             f"this run starts at step {n} of {len(plan.t)}, where {plan.label} lacks its history: "
             f"{solver} does the rest, at the same times"
         )
-        return self._on_grid(solver, plan.t[n:], plan.t_end)
+        # Heun's table and learned ones may repeat a time, or go back: such a row leaves the state as it is.
+        reached = t.cummin(0).values
+        is_new = torch.cat([torch.ones(1, dtype=torch.bool), reached.diff() < 0])
+        run = self._on_grid(solver, reached[is_new], plan.t_end)
+        return replace(run, table=_with_idle_rows(run.table, is_new), t=reached)
 
     def _base(self, nfe: int) -> str:
         """``SOLVER/GRID`` of the config, or where the training of the nearest table started, or a default."""
@@ -168,22 +177,24 @@ class Planner:
 
     def _classical(self, nfe: int, shift: float, terminal: float) -> Plan:
         """The base solver, for an NFE without a table."""
-        artefact, spec, t_end = self.artefact, self._base(nfe), self.process.t_end
+        artefact, t_end = self.artefact, self.process.t_end
+        solver, _, grid = self._base(nfe).partition("/")
+        is_shifted = grid in ("shifted", "flow_shifted")  # that of diffusers' flows
+        spec = f"{_at_each_time(solver) if is_shifted else solver}/{grid}"
         if artefact is not None:
             reason = f"{artefact.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, artefact.nfes))}"
             if self.config["missing_nfe"] == "error":
                 raise UserError(reason)
             self.warn(f"{reason}: running {spec} instead (missing_nfe='base')")
             t_end = t_end if artefact.document.t_end is None else artefact.document.t_end
-        solver, _, grid = spec.partition("/")
-        if grid in ("shifted", "flow_shifted"):  # that of diffusers' flows
-            return self._on_grid(solver, _even_times(nfe, shift, terminal), 0.0)
+        if is_shifted:
+            return self._on_grid(_at_each_time(spec), _even_times(nfe, shift, terminal), 0.0)
         table = Classical(solver, grid, nfe, t_end).table(self.process.schedule)
         return self._plan(table, self.process.schedule, t_end, spec)
 
     def _at_given_times(self, given: Tensor, are_timesteps: bool, shift: float, terminal: float) -> Plan:
         """The base solver at the times or levels that the pipeline passed, ending as in diffusers, at level 0."""
-        solver = self._base(len(given)).partition("/")[0]
+        solver = _at_each_time(self._base(len(given)))
         is_flow = self.process.kind == "flow"
         if are_timesteps:
             t = self.process.time(given)
@@ -196,11 +207,9 @@ class Planner:
     def _on_grid(self, solver: str, t: Tensor, t_end: float | None) -> Plan:
         """A classical solver with one evaluation at each of the decreasing times ``t`` ``(N,)``.
 
-        It ends at ``t_end``; with ``None``, or when the times reach it, with the last prediction. Heun, which evaluates
-        twice a step, is replaced by the default solver.
+        It ends at ``t_end``; with ``None``, or when the times reach it, with the last prediction.
         """
-        build = named("solver", _DEFAULT_SOLVER if solver == "heun" else solver, SOLVERS)
-        schedule = self.process.schedule
+        build, schedule, t = SOLVERS[solver], self.process.schedule, without_rounding(t)
         if t_end is None or float(t[-1]) <= t_end:
             t_end, table = None, ending_in_data(build, schedule, t if len(t) == 1 else as_grid(t))
         else:
@@ -222,6 +231,21 @@ class Planner:
             alpha = schedule(table.times)[0]
             table, scale = sigma_form(table, alpha), float(1 / alpha[0])
         return Plan(table=table, t=t, t_end=t_end, scale=scale, label=label)
+
+
+def _at_each_time(spec: str) -> str:
+    """The solver of ``SOLVER/GRID`` if it evaluates once a step, otherwise (Heun) the default one."""
+    solver = spec.partition("/")[0]
+    return _DEFAULT_SOLVER if solver == "heun" else solver
+
+
+def _with_idle_rows(table: Table, is_run: Tensor) -> Table:
+    """The table with rows between its own, where ``is_run`` ``(M,)`` is false, that leave the state as it is."""
+    rows, size = is_run.nonzero()[:, 0], len(is_run)
+    states, outputs = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    states[rows] = 0.0
+    states[rows[:, None], rows], outputs[rows[:, None], rows] = table.states, table.outputs
+    return Table(table.times[is_run.cumsum(0) - 1], states, outputs)
 
 
 def _table_end(artefact: Artefact, table: Table, schedule: Schedule) -> float | None:

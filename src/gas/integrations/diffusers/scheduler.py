@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gas.arguments import integer
 from gas.compatibility import differences
 from gas.errors import UserError
 from gas.integrations.diffusers.caller import guidance_of_call
@@ -116,9 +117,9 @@ class GASScheduler(SavedScheduler):
         if solver is not None:
             self.register_to_config(solver=solver_file(solver))
             self.artefact = self.config["solver"].artefact
+        self.process = process_of(self.config)
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
-        self.process = process_of(self.config)
         if isinstance(self.process.schedule, VPDiscrete):
             alphas_cumprod = torch.tensor(self.process.schedule.alphas_cumprod, dtype=torch.float32)
             self.alphas_cumprod = alphas_cumprod.as_subclass(StepValues)
@@ -246,7 +247,7 @@ class GASScheduler(SavedScheduler):
                 f"step {n} evaluates the branch {self.branches[n]!r} alone: run this scheduler in a modular pipeline "
                 "with its BranchGuider, or make one without a guider"
             )
-        if model_output.shape != sample.shape and model_output.shape[1] == 2 * sample.shape[1]:
+        if model_output.ndim == sample.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half is a learned variance
         run: Run = self._run  # type: ignore[assignment]
         sample = sample if n else run.start(sample)
@@ -291,7 +292,7 @@ class GASScheduler(SavedScheduler):
         if self._plan is None:
             raise UserError("call set_timesteps(num_inference_steps) before step")
         begin, plan = self._begin_index if self._step_index is None else None, self._plan
-        n = self._index(timestep) if begin is None else begin
+        n = self._index(timestep) if begin is None else integer("begin_index", begin, 0, len(self._times) - 1)
         if n:
             plan = self._planner.from_the_middle(plan, n)
         elif -1 in (plan.table.residuals or ()) and not self._start_is_corrected:
