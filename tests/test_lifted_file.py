@@ -298,6 +298,8 @@ def test_a_write_that_fails_leaves_the_solver_before_it(path, monkeypatch):
 
 
 def test_inspect_prints_residuals_with_size_and_cost(path):
+    warning = run("inspect", path, "--nfe", NFE).stderr
+    assert "a residual network corrects x_0, x_2, x_3: these numbers alone" in " ".join(warning.split())
     text = run("inspect", path).stdout
     assert "Residuals (family-" in text
     for row, residual in lifted().residuals.items():

@@ -189,6 +189,7 @@ LINES = {
         --out {text}; --out {text}/x; --device x; --device meta; more; --nosuch; --share
     """,
     "inspect {solver}": """
+        --json --nfe 2; --json --forwards 99
         more; --nfe 0; --nfe 7; --nfe x; --nfe 99999999; --picture x; --picture /proc/x.png; --picture {folder}
         --picture {folder}/x.pdf; --json=1; --nosuch; --picture {text}/x.png
         --forwards x; --forwards 7; --forwards 0; --nfe 2 --forwards 2

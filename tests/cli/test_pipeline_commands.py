@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 from gas.cli.app import app  # noqa: E402
+from gas.cli.loading import parse_call  # noqa: E402
 from gas.pairs.shards import read_manifest  # noqa: E402
 from support import commands, pipelines  # noqa: E402 (after the library it needs)
 
@@ -48,6 +49,13 @@ def test_pairs_are_guided_as_the_pipelines_call_is(folder, tmp_path):
     assert "guidance" not in printed and read_manifest(tmp_path / "two")["recipe"]["guidance"] == 2
     printed = pairs(folder, tmp_path / "ddpm", model="ddpm")
     assert "guidance" not in printed and read_manifest(tmp_path / "ddpm")["recipe"]["guidance"] == 1
+
+
+def test_what_is_no_argument_of_a_call_is_refused():
+    for name in ("t_end", "process", "features", "prompts"):
+        with pytest.raises(ValueError, match=rf"^--call {name} is no argument of a pipeline's call"):
+            parse_call(f"height=32,{name}=1")
+    assert parse_call("height=32,negative_prompt=blurry") == {"height": 32, "negative_prompt": "blurry"}
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ def inspect(
     around = None if nfe is None else artefact.neighbours(nfe)
     if nfe is not None and forwards is not None:
         raise gas.UserError("--nfe and --forwards name two tables: say one of them")
+    if json and (nfe is not None or forwards is not None):
+        raise gas.UserError("--json prints the whole file: leave out --nfe and --forwards")
     if picture is not None and schedule is None:
         raise gas.UserError(f"{file} does not say its schedule, which the axis of --picture needs")
     if json:
@@ -36,7 +38,14 @@ def inspect(
     elif nfe is not None or forwards is not None:
         if around is not None:
             note(f"{file} has no table for NFE {nfe}: this one is {interpolation(around)}")
-        _print_rows(artefact.table(nfe, forwards=forwards, interpolate=True))
+        table = artefact.table(nfe, forwards=forwards, interpolate=True)
+        _print_rows(table)
+        if table.residuals:
+            rows = ", ".join(f"x_{row + 1}" for row in table.residuals)
+            note(
+                f"a residual network corrects {rows}: these numbers alone make other samples",
+                label="warning: ",
+            )
     else:
         _print_summary(artefact, file)
     if picture is not None and schedule is not None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # Endings of files that an argument of a pipeline's call may name.
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
+# Arguments of gas.pipelines.from_pipeline that are none of a pipeline's call.
+_NOT_OF_CALLS = {"pipe", "prompts", "name", "process", "t_end", "features", "reference"}
+
 # Prefixes of --model beside diffusers: -> the loader of a name onto a device, some with prompts; the paper's commands
 # add theirs, and the FID that a paper reports of a name, by solver and NFE.
 SOURCES: dict[str, Callable[..., gas.models.Model]] = {}
@@ -112,6 +115,8 @@ def parse_call(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
             raise gas.UserError(f"--call must be like height=512,width=512, got {text!r}")
+        if name.strip() in _NOT_OF_CALLS:
+            raise gas.UserError(f"--call {name.strip()} is no argument of a pipeline's call: leave it out")
         try:
             arguments[name.strip()] = json.loads(value)
         except ValueError:
