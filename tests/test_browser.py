@@ -169,7 +169,7 @@ def test_a_solver_file_of_a_visitor(page, tmp_path):
         ("list.json", b"[]", "not a solver file of version 1"),
         ("digits.json", content(6, digits), "of model digits, not mnist"),
         ("guided.json", content(6, guidance=2.0), "for guidance 2; the page samples at 1"),
-        ("nine.json", content(9), "no table for NFE 6; it has 9"),
+        ("nine.json", content(9), "no table for NFE 6; it has NFE 9"),
     ]:
         upload(page, name, refused)
         says(page, message)
@@ -183,7 +183,7 @@ def test_a_solver_file_of_a_visitor(page, tmp_path):
     page.fill("#sampler input[name=nfe]", "5")
     page.click("#sampler button[name=run]")
     finished(page)
-    assert "no table for NFE 5; it has 6" in page.inner_text("#sampler tr[data-solver='your GS'] small")
+    assert "no table for NFE 5; it has NFE 6" in page.inner_text("#sampler tr[data-solver='your GS'] small")
     assert {"GS", "Teacher"} <= samples(page).keys()
 
 

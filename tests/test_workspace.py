@@ -353,8 +353,9 @@ def test_two_commands_at_once_make_one_set_of_pairs(tmp_path):
     first = ForkedCommand(*words)
     try:
         waited = time.monotonic() + 120
-        while not (tmp_path / "p" / LOCK).exists() and time.monotonic() < waited:
-            time.sleep(0.01)
+        lock = tmp_path / "p" / LOCK
+        while not (lock.exists() and lock.read_bytes()) and time.monotonic() < waited:
+            time.sleep(0.01)  # until it is held, and names its holder
         assert f"gas pairs (process {first.pid}, since" in refused(*words)
     finally:
         code, stderr = first.ended(300)
