@@ -139,7 +139,8 @@ def main() -> None:
     }
     out = options.results / f"{options.model}-{benchmark.guidance:g}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(each) for each in content.pop("figures"))
+    out.write_text(json.dumps(content)[:-1] + ', "figures": [\n' + lines + "\n]}\n")
     scales = forwards_report.read(options.results)[options.model]
     scales = {benchmark.guidance: scales[benchmark.guidance]}
     lines = [forwards_report.table(scales), forwards_report.ratios(scales), forwards_report.remarks(scales)]
