@@ -45,7 +45,7 @@ def read(folder: Path) -> dict[str, dict[float, Cells]]:
         for each in document["figures"]:
             cells.setdefault((each["forward_passes"], each["method"]), []).append(each)
     if not models:
-        raise SystemExit(f"{folder} holds no measurements: run benchmarks/forwards.py --out")
+        raise SystemExit(f"{folder} holds no measurements: run benchmarks/forwards.py --results {folder}")
     return {model: dict(sorted(models[model].items())) for model in models}
 
 

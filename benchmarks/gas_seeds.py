@@ -228,7 +228,7 @@ class DistilledGS:
 def teacher(options: argparse.Namespace, model: gas.models.Model, evaluator: Evaluator) -> None:
     """Measure the teacher's own samples."""
     pairs = evaluator.pairs
-    solver = gas.Classical(**{"t_end": model.t_end, **pairs.teacher})
+    solver = gas.Classical.from_config({"t_end": model.t_end, **pairs.teacher})
     write(options.out / f"{options.model}-teacher.json", evaluator, solver.label, pairs.target, solver.nfe)
 
 

@@ -272,6 +272,8 @@ def _noise() -> str:
         some = [row for file in files for row in file if (row["model"], row["nfe"]) == (model, nfe)]
         for name in ("mean", "median"):
             at = {(r["dtype"], r["seed"]): r["value"] for r in some if r["name"] == name}
+            if {dtype for dtype, _ in at} != {"float32", "fp16", "bf16"}:
+                continue  # measured with other --dtypes or --quantize
             base = [1000 * value for (dtype, _), value in at.items() if dtype == "float32"]
             ratios = [
                 [at[dtype, seed] / at["float32", seed] for seed in range(len(base))]
