@@ -152,7 +152,7 @@ class NetworkOptions:
     device: Device = "cpu"
     max_batch: Annotated[
         int | None,
-        option("Samples a network call, at most: larger batches are split.", min=1, max=MAX_BATCH),
+        option("Samples a network evaluation, at most: larger batches are split.", min=1, max=MAX_BATCH),
     ] = None
     precision: Precision = "float32"
     compiled: Compile = False

@@ -62,8 +62,8 @@ class WrappedModel:
 class SmallBatches(WrappedModel):
     """A model that sends at most ``size`` samples through its network at once: memory does not grow with batches.
 
-    Predictions are those of the model, up to the rounding of kernels for other shapes. With guidance a call of the
-    network has twice the samples.
+    Predictions are those of the model, up to the rounding of kernels for other shapes. With guidance each
+    sample of an evaluation passes the network twice.
 
     Raises:
         UserError: for a size below 1.
@@ -134,7 +134,7 @@ class _InParts:
         samples = len(x) // len(self.names)
         if self.count not in (None, samples):
             raise UserError(f"{self.count} labels are bound, and x has {samples} samples")
-        predictions = [x[:0]]
+        predictions = [] if samples else [self.whole(x, t)]
         for place, name in enumerate(self.names):
             for first in range(0, samples, self.size):
                 part = slice(place * samples + first, place * samples + min(first + self.size, samples))

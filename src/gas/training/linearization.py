@@ -335,7 +335,7 @@ def _predict(
 
 
 def _row_denoiser(denoise: Denoiser, table: Table, row: int) -> Denoiser:
-    """Return what a row evaluates in the dtype of x, its input safe from it, and every prediction from the next."""
+    """Return the row's denoiser: its input is preserved, its prediction copied in the dtype of x."""
     evaluated = denoise if table.branches is None else select_branches(denoise, table.branches[row])
     return lambda x, t: call_preserving(evaluated, x, t).to(x.dtype, copy=True)
 
