@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import forwards_report
+import rows
 import torch
 from torch import Tensor
 
@@ -135,16 +136,13 @@ def main() -> None:
         "model": options.model,
         "guidance": benchmark.guidance,
         "samples": len(benchmark.unseen),
-        "figures": figures,
     }
     out = options.results / f"{options.model}-{benchmark.guidance:g}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(each) for each in content.pop("figures"))
-    out.write_text(json.dumps(content)[:-1] + ', "figures": [\n' + lines + "\n]}\n")
+    out.write_text(f'{json.dumps(content)[:-1]}, "figures": {rows.as_lines(figures)}}}\n')
     scales = forwards_report.read(options.results)[options.model]
     scales = {benchmark.guidance: scales[benchmark.guidance]}
-    lines = [forwards_report.table(scales), forwards_report.ratios(scales), forwards_report.remarks(scales)]
-    print("\n\n".join("\n".join(each) for each in lines))
+    print("\n".join(forwards_report.text(scales)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     models = read(options.results)
     for model, scales in models.items():
-        print("\n".join([f"`{model}`:\n", *table(scales), "", *ratios(scales), "", *remarks(scales), ""]))
+        print("\n".join([f"`{model}`:\n", *text(scales), ""]))
     if options.picture is not None:
         draw(options.picture, models)
 
@@ -47,6 +47,11 @@ def read(folder: Path) -> dict[str, dict[float, Cells]]:
     if not models:
         raise SystemExit(f"{folder} holds no measurements: run benchmarks/forwards.py --results {folder}")
     return {model: dict(sorted(models[model].items())) for model in models}
+
+
+def text(scales: dict[float, Cells]) -> list[str]:
+    """The lines of one model."""
+    return [*table(scales), "", *ratios(scales), "", *remarks(scales)]
 
 
 def table(scales: dict[float, Cells]) -> list[str]:

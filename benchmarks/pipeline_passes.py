@@ -9,7 +9,7 @@ calls, prompts and decoding included. Needs diffusers.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ GUIDANCE, T_END = 4.0, 1e-3
 
 def tables(passes: list[int]) -> list[gas.Table]:
     """Guided tables of so many forward passes, and those of every even number, for guided predictions."""
-    found = []
+    branched = []
     for count in passes:
         table = classical(guided_calls(count)).guided(GUIDANCE)
         while table.nfe > count:
             table = without_row(table, 0)
-        found.append(table)
-    return found + [classical(count // 2) for count in passes if count % 2 == 0]
+        branched.append(table)
+    return branched + [classical(count // 2) for count in passes if count % 2 == 0]
 
 
 def classical(nfe: int) -> gas.Table:
@@ -42,20 +42,9 @@ def classical(nfe: int) -> gas.Table:
 
 def modular(pipe: Any) -> Any:
     """The modular pipeline of an ordinary one's components."""
-    made = diffusers.modular_pipelines.StableDiffusion3AutoBlocks().init_pipeline()
-    made.update_components(**{name: each for name, each in pipe.components.items() if each is not None})
-    return made
-
-
-def least(call: Callable[[], Any], repeats: int) -> float:
-    """Milliseconds of process time of the fastest call."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        seconds.append(time.process_time() - start)
-    return 1000 * min(seconds)
+    pipeline = diffusers.modular_pipelines.StableDiffusion3AutoBlocks().init_pipeline()
+    pipeline.update_components(**{name: each for name, each in pipe.components.items() if each is not None})
+    return pipeline
 
 
 def main() -> None:
@@ -73,17 +62,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "solver.json"
         gas.save(file, tables(options.passes))
-        measured = [row for batch in options.batches for row in measure(ordinary, file, batch, options)]
+        config = ordinary.scheduler.config
+        ordinary.scheduler = gas.GASScheduler.from_config(config, solver=file)
+        scheduler = gas.GASScheduler.from_config(config, solver=file)
+        branched = modular(ordinary)
+        branched.update_components(scheduler=scheduler, guider=BranchGuider(scheduler))
+        measured = [row for batch in options.batches for row in measure(ordinary, branched, batch, options)]
     rows.write("pipeline-passes", measured)
 
 
-def measure(ordinary: Any, file: Path, batch: int, options: argparse.Namespace) -> list[dict[str, object]]:
+def measure(ordinary: Any, branched: Any, batch: int, options: argparse.Namespace) -> list[dict[str, object]]:
     """The rows of one batch size."""
-    config = ordinary.scheduler.config
-    ordinary.scheduler = gas.GASScheduler.from_config(config, solver=file)
-    branched = modular(ordinary)
-    scheduler = gas.GASScheduler.from_config(config, solver=file)
-    branched.update_components(scheduler=scheduler, guider=BranchGuider(scheduler))
     prompts = {"prompt": ["seven"] * batch, "negative_prompt": [""] * batch}
     measured = []
     for passes in options.passes:
@@ -93,7 +82,9 @@ def measure(ordinary: Any, file: Path, batch: int, options: argparse.Namespace) 
                 **prompts, num_inference_steps=n, guidance_scale=GUIDANCE
             )
         for name, call in ways.items():
-            value = least(call, options.repeats)
+            call()
+            repeats = timeit.repeat(call, timer=time.process_time, number=1, repeat=options.repeats)
+            value = 1000 * min(repeats)
             measured.append(rows.row(name, value, "ms", forward_passes=passes, batch=batch))
             print(f"batch {batch:2d}, {passes:2d} forward passes, {name:24s} {value:8.1f} ms")
     return measured

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["RESULTS", "command", "machine", "row", "write"]
+__all__ = ["RESULTS", "as_lines", "command", "machine", "row", "write"]
 
 RESULTS = Path("docs/results/bench")
 
@@ -37,9 +37,14 @@ def write(name: str, rows: list[dict[str, object]], device: str = "cpu") -> Path
     """Write the rows of one benchmark, one a line, a CUDA device's beside a processor's; say where they are."""
     path = RESULTS / (f"{name}-cuda.json" if device.startswith("cuda") else f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    path.write_text(as_lines(rows) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def as_lines(rows: list[dict[str, object]]) -> str:
+    """Return rows as a JSON list, one a line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
 
 
 def _processor() -> str:

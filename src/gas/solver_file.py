@@ -21,6 +21,7 @@ from gas.display import brief, error_text
 from gas.errors import UserError, explained
 from gas.io import (
     add_checksum,
+    plain_json,
     read_json,
     read_safetensors,
     safetensors_bytes,
@@ -357,11 +358,9 @@ def _plain(name: str, description: Any) -> dict[str, Any]:
     """Return a description as its file has it; refuse what JSON does not hold."""
     of_type(name, description, Mapping, "an object of plain JSON")
     try:
-        plain: dict[str, Any] = to_jsonable_python(dict(description))
-        json.dumps(plain, allow_nan=False)
+        return dict(plain_json(to_jsonable_python(dict(description))))
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} must be plain JSON: {error_text(error)}") from error
-    return plain
 
 
 def _family(solvers: Any, model: Model | None) -> list[tuple[Solver, Table, Learned | None]]:

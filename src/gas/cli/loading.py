@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import gas
+from gas.cli.screen import note
 
 if TYPE_CHECKING:
     from gas.cli.options import NetworkOptions
 
 # Endings of files that an argument of a pipeline's call may name.
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-
-# Arguments of gas.pipelines.from_pipeline that are none of a pipeline's call.
-_NOT_OF_CALLS = {"pipe", "prompts", "name", "process", "t_end", "features", "reference"}
 
 # Prefixes of --model beside diffusers: -> the loader of a name onto a device, some with prompts; the paper's commands
 # add theirs, and the FID that a paper reports of a name, by solver and NFE.
@@ -93,6 +92,30 @@ def _call_arguments(prompts: Path | None, call: str, pairs: Path | None) -> dict
     return arguments
 
 
+def guidance_of(name: str, model: gas.models.Model, given: float | None) -> float:
+    """Return the guidance scale of the pairs: as given, or of the zoo's card, or of a pipeline's own call, or 1."""
+    pipeline = gas.models.runtime.unwrapped(model)
+    if not isinstance(pipeline, gas.pipelines.PipelineModel):
+        return 1.0 if given is None else given
+    if pipeline.takes_prompts and not pipeline.prompts:
+        if given is None:
+            raise gas.UserError(
+                f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "
+                "(with --guidance 1 pairs of the empty prompt are made)"
+            )
+        note("no --prompts: every pair is of the empty prompt")
+    if given is not None:
+        return given
+    usual, why = 1.0, "none"
+    if name.startswith("diffusers:"):
+        usual, why = pipeline.default_guidance, f"the default of {pipeline.name}'s call"
+    elif ":" not in name:
+        usual, why = gas.zoo.guidance(name), "that of its card"
+    if pipeline.default_guidance != 1:
+        note(f"guidance {usual:g}: {why}; --guidance changes it")
+    return usual
+
+
 def free_text_encoders(name: str, model: gas.models.Model, *scales: float) -> None:
     """Encode the prompts of a ``diffusers:`` model and let go of its text encoders."""
     if name.startswith("diffusers:"):
@@ -111,11 +134,13 @@ def _picture(path: Path) -> Any:
 def parse_call(text: str) -> dict[str, Any]:
     """Read ``height=512,width=512`` as arguments of a pipeline's call; values are JSON, or else text."""
     arguments: dict[str, Any] = {}
+    # What from_pipeline takes for itself is no argument of a call; the negative prompt is both.
+    reserved = inspect.signature(gas.pipelines.from_pipeline).parameters.keys() - {"negative_prompt"}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
             raise gas.UserError(f"--call must be like height=512,width=512, got {text!r}")
-        if name.strip() in _NOT_OF_CALLS:
+        if name.strip() in reserved:
             raise gas.UserError(f"--call {name.strip()} is no argument of a pipeline's call: leave it out")
         try:
             arguments[name.strip()] = json.loads(value)

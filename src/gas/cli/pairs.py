@@ -8,7 +8,7 @@ from typing import Annotated
 import gas
 from gas.cli.app import command, holding, resumable
 from gas.cli.checks import GUIDANCE, NFE, option
-from gas.cli.loading import free_text_encoders
+from gas.cli.loading import free_text_encoders, guidance_of
 from gas.cli.options import ArrayOptions, Json, NetworkOptions, SamplesBatch, parse_seeds
 from gas.cli.screen import bar, note, print_json
 
@@ -45,30 +45,6 @@ def pairs(
     if json:
         report = {"out": str(out), "model": model.name, "seeds": [chosen.start, chosen.stop]}
         print_json({**report, "guidance": guidance, **solver.config()})
-
-
-def guidance_of(name: str, model: gas.models.Model, given: float | None) -> float:
-    """Return the guidance scale of the pairs: as given, or of the zoo's card, or of a pipeline's own call, or 1."""
-    pipeline = gas.models.runtime.unwrapped(model)
-    if not isinstance(pipeline, gas.pipelines.PipelineModel):
-        return 1.0 if given is None else given
-    if pipeline.takes_prompts and not pipeline.prompts:
-        if given is None:
-            raise gas.UserError(
-                f"--prompts is needed: {pipeline.name[-80:]} makes what a prompt says "
-                "(with --guidance 1 pairs of the empty prompt are made)"
-            )
-        note("no --prompts: every pair is of the empty prompt")
-    if given is not None:
-        return given
-    usual, why = 1.0, "none"
-    if name.startswith("diffusers:"):
-        usual, why = pipeline.default_guidance, f"the default of {pipeline.name}'s call"
-    elif ":" not in name:
-        usual, why = gas.zoo.guidance(name), "that of its card"
-    if pipeline.default_guidance != 1:
-        note(f"guidance {usual:g}: {why}; --guidance changes it")
-    return usual
 
 
 def run_teacher(

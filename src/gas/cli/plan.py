@@ -10,7 +10,7 @@ import gas
 from gas.cli import options
 from gas.cli.app import command
 from gas.cli.checks import GUIDANCE, NFE, option
-from gas.cli.pairs import guidance_of
+from gas.cli.loading import guidance_of
 from gas.cli.screen import note, print_json, print_table
 
 # Budgets of the table, in shares of the full training.

@@ -39,6 +39,11 @@ def take_rows(conditions: Any, rows: Tensor, device: torch.device) -> Any:
     return _mapped(lambda tensor: tensor[rows.to(tensor.device)].to(device), conditions)
 
 
+def slice_rows(conditions: Any, rows: slice) -> Any:
+    """Return consecutive rows of every tensor, where they are, in the structure of ``conditions``."""
+    return _mapped(lambda tensor: tensor[rows], conditions)
+
+
 def append_row(conditions: Any, row: Any) -> Any:
     """Return conditions with one more row, whose tensors may have a leading dimension of 1 or none."""
 

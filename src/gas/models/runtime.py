@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from gas.arguments import MAX_BATCH, integer
 from gas.denoise import Denoiser, branches_of, select_branches
 from gas.errors import UserError
-from gas.models.conditions import row_count, take_rows
+from gas.models.conditions import row_count, slice_rows
 from gas.models.protocol import Model, network_of
 from gas.registry import named
 from gas.schedule import Schedule
@@ -75,23 +76,12 @@ class SmallBatches(WrappedModel):
         integer("size", self.size, 1, MAX_BATCH)
 
     def bind(self, labels: Tensor | None, guidance: float = 1.0) -> Denoiser:
-        if labels is None:
-            return _InParts(self.model.bind(None, guidance), self.size)
-        return _InParts(
-            self.model.bind(labels, guidance),
-            self.size,
-            len(labels),
-            lambda part: self.model.bind(labels[part], guidance),
-        )
+        count = None if labels is None else len(labels)
+        return _InParts(partial(self.model.bind, guidance=guidance), labels, count, self.size)
 
     def bind_conditions(self, conditions: Any, guidance: float = 1.0) -> Denoiser:
-        def part_of(part: slice) -> Denoiser:
-            rows = take_rows(conditions, torch.arange(count)[part], self.device)
-            bound: Denoiser = bind(rows, guidance)
-            return bound
-
-        bind, count = self.model.bind_conditions, row_count(conditions)  # type: ignore[attr-defined]
-        return _InParts(bind(conditions, guidance), self.size, count, part_of)
+        bind = partial(self.model.bind_conditions, guidance=guidance)  # type: ignore[attr-defined]
+        return _InParts(bind, conditions, row_count(conditions), self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,19 +89,28 @@ class _InParts:
     """A denoiser that evaluates ``size`` samples at a time, one branch after the other.
 
     Args:
-        whole: of all samples.
+        bind: labels or conditions to their denoiser.
+        rows: of all samples, labels or conditions; ``None`` for a denoiser of any samples.
+        count: of the rows.
         size: of a part.
-        count: samples that ``whole`` is bound to; ``None`` for any, which it evaluates itself, part by part.
-        bind: to the samples of a part.
         names: of the branches; ``None`` for the prediction itself.
     """
 
-    whole: Denoiser
+    bind: Callable[[Any], Denoiser]
+    rows: Any
+    count: int | None
     size: int
-    count: int | None = None
-    bind: Callable[[slice], Denoiser] | None = None
     names: tuple[str | None, ...] = (None,)
-    _bound: dict[int, Denoiser] = field(default_factory=dict, repr=False)
+    _bound: dict[int | None, Denoiser] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if None not in self._bound:  # of all rows, which refuses wrong ones
+            self._bound[None] = self.bind(self.rows)
+
+    @property
+    def whole(self) -> Denoiser:
+        """The denoiser of all samples."""
+        return self._bound[None]
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -123,10 +122,10 @@ class _InParts:
 
     def _part(self, first: int) -> Denoiser:
         """Return the denoiser of the samples from ``first`` on."""
-        if self.bind is None:
+        if self.rows is None:
             return self.whole
         if first not in self._bound:
-            self._bound[first] = self.bind(slice(first, first + self.size))
+            self._bound[first] = self.bind(slice_rows(self.rows, slice(first, first + self.size)))
         return self._bound[first]
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:

@@ -180,7 +180,8 @@ class Planner:
         artefact, t_end = self.artefact, self.process.t_end
         solver, _, grid = self._base(nfe).partition("/")
         is_shifted = grid in ("shifted", "flow_shifted")  # that of diffusers' flows
-        spec = f"{_at_each_time(solver) if is_shifted else solver}/{grid}"
+        solver = _at_each_time(solver) if is_shifted else solver
+        spec = f"{solver}/{grid}"
         if artefact is not None:
             reason = f"{artefact.source} has no table for NFE {nfe}; it has NFE {', '.join(map(str, artefact.nfes))}"
             if self.config["missing_nfe"] == "error":
@@ -188,7 +189,7 @@ class Planner:
             self.warn(f"{reason}: running {spec} instead (missing_nfe='base')")
             t_end = t_end if artefact.document.t_end is None else artefact.document.t_end
         if is_shifted:
-            return self._on_grid(_at_each_time(spec), _even_times(nfe, shift, terminal), 0.0)
+            return self._on_grid(solver, _even_times(nfe, shift, terminal), 0.0)
         table = Classical(solver, grid, nfe, t_end).table(self.process.schedule)
         return self._plan(table, self.process.schedule, t_end, spec)
 
